@@ -1,0 +1,19 @@
+# Flags that every target of this project is built with, through the interface target graft_compile.
+
+add_library(graft_compile INTERFACE)
+target_compile_options(graft_compile INTERFACE -Wall -Wextra -Wshadow -Wnon-virtual-dtor)
+if(GRAFT_WERROR)
+  target_compile_options(graft_compile INTERFACE -Werror)
+endif()
+
+if(GRAFT_SANITIZE STREQUAL "address")
+  set(sanitizers -fsanitize=address,undefined -fno-sanitize-recover=all -fno-omit-frame-pointer)
+elseif(GRAFT_SANITIZE STREQUAL "thread")
+  set(sanitizers -fsanitize=thread -fno-omit-frame-pointer)
+elseif(GRAFT_SANITIZE)
+  message(FATAL_ERROR "GRAFT_SANITIZE: expected address or thread, got '${GRAFT_SANITIZE}'")
+endif()
+if(sanitizers)
+  target_compile_options(graft_compile INTERFACE ${sanitizers} -g)
+  target_link_options(graft_compile INTERFACE ${sanitizers})
+endif()

@@ -1,0 +1,39 @@
+#pragma once
+
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "graft/tensor_view.h"
+
+namespace graft {
+
+/// Whether a call can run, and if not, why. Each operation's header declares
+/// `Support supports(const <Params>&)` for its own parameters; a call that is not supported throws
+/// Error (kUnsupported) with the same reason.
+struct Support {
+  bool yes = true;
+  std::string reason;  ///< Empty when `yes`.
+
+  explicit operator bool() const { return yes; }
+
+  static Support no(std::string reason) { return {false, std::move(reason)}; }
+};
+
+/// Whether this build and this machine have kernels for `type` at all.
+Support backend_available(DeviceType type);
+
+/// The instruction set that CPU kernels run on here, the best first that both the build and the
+/// CPU have: "avx512_bf16", "avx512", "avx2" or "portable". The environment variable GRAFT_CPU_ISA
+/// may name a lesser one.
+const char* cpu_isa();
+
+/// Every instruction set that this machine can run, best first.
+std::vector<std::string> cpu_isas();
+
+/// Makes CPU kernels use `name`, one of `cpu_isas()`. Weights that are packed already keep their
+/// layout and must be packed again. For tests and measurements: not while a call is running.
+/// Throws Error if this machine cannot run it.
+void set_cpu_isa(const std::string& name);
+
+}  // namespace graft

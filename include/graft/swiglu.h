@@ -1,0 +1,34 @@
+#pragma once
+
+#include "graft/context.h"
+#include "graft/supports.h"
+#include "graft/tensor_view.h"
+
+namespace graft {
+
+/// y = silu(gate) ∘ up, with silu(t) = t / (1 + e^−t) (Shazeer, GLU Variants Improve Transformer,
+/// arXiv:2002.05202). All matrices are (M, features), float32 or bfloat16, all of one dtype, rows
+/// dense, computed in float32.
+struct SwigluForward {
+  ConstTensorView gate;
+  ConstTensorView up;
+  TensorView y;  ///< Overwritten.
+};
+
+/// dgate = dy ∘ up ∘ silu'(gate), dup = dy ∘ silu(gate); each output is optional and overwritten.
+struct SwigluBackward {
+  ConstTensorView dy;
+  ConstTensorView gate;
+  ConstTensorView up;
+  TensorView dgate;
+  TensorView dup;
+};
+
+Support supports(const SwigluForward& params);
+Support supports(const SwigluBackward& params);
+
+/// Each throws Error; on an error no output is touched.
+void swiglu_forward(Context& context, const SwigluForward& params);
+void swiglu_backward(Context& context, const SwigluBackward& params);
+
+}  // namespace graft
