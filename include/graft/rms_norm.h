@@ -1,0 +1,47 @@
+#pragma once
+
+#include "graft/context.h"
+#include "graft/supports.h"
+#include "graft/tensor_view.h"
+
+namespace graft {
+
+/// y = s · rstd ∘ weight with rstd = 1 / √(mean(s²) + eps) a row, and s = x, or x + residual
+/// (Zhang and Sennrich, arXiv:1910.07467).
+///
+/// All matrices are (M, features), float32 or bfloat16, all of one dtype, rows dense, computed in
+/// float32. y and sum may each be x or residual themselves; no other overlap.
+struct RmsNormForward {
+  ConstTensorView x;
+  ConstTensorView residual;  ///< Optional.
+  ConstTensorView weight;    ///< (features), float32 or bfloat16, dense.
+  float eps = 1e-5f;
+  TensorView y;     ///< Overwritten.
+  TensorView sum;   ///< s, rounded to its dtype; with residual and only then. Overwritten.
+  TensorView rstd;  ///< (M) float32, dense, optional, overwritten.
+};
+
+/// ds = rstd · (dy ∘ weight − s · rstd² · mean(dy ∘ weight ∘ s)) + dsum, and
+/// dweight = Σ_rows dy ∘ s · rstd. Each output is optional and overwritten.
+///
+/// ds is the gradient of x and of residual alike.
+struct RmsNormBackward {
+  ConstTensorView dy;
+  ConstTensorView s;       ///< x, or `sum` as forward wrote it.
+  ConstTensorView weight;  ///< As given to forward.
+  float eps = 1e-5f;
+  ConstTensorView rstd;  ///< (M) float32 as forward wrote it; computed again from s if absent.
+  ConstTensorView dsum;  ///< Optional: what reaches s past the norm, along the residual stream.
+  TensorView ds;         ///< May be dy, s or dsum themselves; no other overlap.
+  TensorView dweight;    ///< (features) float32, dense.
+};
+
+Support supports(const RmsNormForward& params);
+Support supports(const RmsNormBackward& params);
+
+/// Each throws Error; on an error no output is touched. Results do not depend on the number of
+/// threads.
+void rms_norm_forward(Context& context, const RmsNormForward& params);
+void rms_norm_backward(Context& context, const RmsNormBackward& params);
+
+}  // namespace graft

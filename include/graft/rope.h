@@ -1,0 +1,35 @@
+#pragma once
+
+#include <cstdint>
+
+#include "graft/context.h"
+#include "graft/supports.h"
+#include "graft/tensor_view.h"
+
+namespace graft {
+
+/// Rotary position embedding (Su et al., RoFormer, arXiv:2104.09864): pair i of a head, i < d / 2,
+/// is turned by the angle position · theta^(−2i / d).
+struct Rotary {
+  bool enabled = false;
+  float theta = 10000.0f;
+  /// Which elements make pair i: (i, i + d/2), as Hugging Face's Llama does, or (2i, 2i + 1), the
+  /// order of the original paper and of Llama weights in GGUF files.
+  bool interleaved = false;
+  std::int64_t position = 0;  ///< Of the first token, at least 0.
+};
+
+/// y = x turned; token t of every sequence is at `rotary.position + t`.
+struct Rope {
+  ConstTensorView x;     ///< (B, T, heads, d), d even, any strides but 1 for the last axis.
+  Rotary rotary;         ///< `enabled` is not looked at.
+  bool inverse = false;  ///< Turn back instead. The gradient of a turn is the turn back.
+  TensorView y;  ///< Shape and dtype of x, overwritten; may be x itself, must not overlap it else.
+};
+
+Support supports(const Rope& params);
+
+/// Throws Error; on an error no output is touched.
+void rope(Context& context, const Rope& params);
+
+}  // namespace graft
