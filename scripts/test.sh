@@ -1,0 +1,70 @@
+#!/usr/bin/env bash
+# Sets up, then runs every check and every test, a stage at a time, with the minutes each takes.
+#
+#   scripts/test.sh                 everything
+#   scripts/test.sh STAGE...        only these stages; the names are in the list at the end
+#
+# A failed stage does not stop the later ones. The full output of a stage is in build/logs.
+set -uo pipefail
+cd "$(dirname "$0")/.."
+
+jobs="$(getconf _NPROCESSORS_ONLN)"
+logs="$PWD/build/logs"
+mkdir -p "$logs"
+export CTEST_OUTPUT_ON_FAILURE=1
+
+stages=()  # "name<TAB>result<TAB>minutes"
+passed=0 failed=0 skipped=0
+wanted=("$@")
+
+# run_stage NAME COMMAND...: runs the command, shows and keeps its output, and counts its tests: the
+# cases that CTest reports, or one for a stage that is itself one check.
+run_stage() {
+  local name="$1" begin="$SECONDS" log="$logs/$1.log"
+  shift
+  if ((${#wanted[@]})) && [[ " ${wanted[*]} " != *" $name "* ]]; then return; fi
+  printf '\n== %s\n' "$name"
+  "$@" 2>&1 | tee "$log"
+  local status="${PIPESTATUS[0]}"
+  local seconds=$((SECONDS - begin)) result=passed
+  if ((status != 0)); then result=FAILED; fi
+
+  local summary
+  summary="$(grep -E '[0-9]+% tests passed, [0-9]+ tests? failed out of [0-9]+' "$log" | tail -1)"
+  if [[ "$summary" =~ ,\ ([0-9]+)\ tests?\ failed\ out\ of\ ([0-9]+) ]]; then
+    local bad="${BASH_REMATCH[1]}" all="${BASH_REMATCH[2]}" not_run
+    not_run="$(grep -cE '^ *[0-9]+/[0-9]+ Test +#[0-9]+: .*\*\*\*(Skipped|Not Run)' "$log")"
+    passed=$((passed + all - bad - not_run)) failed=$((failed + bad)) skipped=$((skipped + not_run))
+    if ((status != 0 && bad == 0)); then failed=$((failed + 1)); fi
+  elif ((status != 0)); then
+    failed=$((failed + 1))
+  else
+    passed=$((passed + 1))
+  fi
+  stages+=("$(printf '%-14s %-7s %3d:%02d' "$name" "$result" $((seconds / 60)) $((seconds % 60)))")
+}
+
+# build_and_test FOLDER [CMAKE OPTION...]
+build_and_test() {
+  local folder="$1"
+  shift
+  local launcher=()
+  if command -v ccache > /dev/null; then launcher=(-DCMAKE_CXX_COMPILER_LAUNCHER=ccache); fi
+  cmake -S . -B "$folder" -G Ninja -DGRAFT_WERROR=ON "${launcher[@]}" "$@" &&
+    cmake --build "$folder" -j "$jobs" &&
+    ctest --test-dir "$folder" --no-tests=error -j "$jobs"
+}
+
+run_stage setup scripts/setup.sh tests
+run_stage format tools/check_format.sh
+run_stage includes tools/check_includes.py
+run_stage release build_and_test build
+run_stage core-alone build_and_test build-core -DGRAFT_MLX=OFF
+run_stage asan build_and_test build-asan -DGRAFT_MLX=OFF -DGRAFT_SANITIZE=address
+run_stage tsan build_and_test build-tsan -DGRAFT_MLX=OFF -DGRAFT_SANITIZE=thread
+
+printf '\n== summary (minutes)\n'
+printf '%s\n' "${stages[@]}"
+printf '%-22s %3d:%02d\n' total $((SECONDS / 60)) $((SECONDS % 60))
+printf '%d passed, %d failed, %d skipped\n' "$passed" "$failed" "$skipped"
+((failed == 0))

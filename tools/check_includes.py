@@ -1,0 +1,64 @@
+#!/usr/bin/env python3
+"""Checks that includes point one way: apps -> hosts -> include <- src.
+
+Every quoted include of a file in one of these folders is looked up the way the compiler would, and
+must land in a folder that the arrows allow. The core (include, src) takes no framework's header.
+Prints one line a fault and exits with 1.
+
+usage: check_includes.py [REPOSITORY]
+"""
+
+import re
+import sys
+from pathlib import Path
+
+# Folder -> the folders its files may include.
+ARROWS = {
+    "include": {"include"},
+    "src": {"include", "src"},
+    "hosts": {"include", "hosts"},
+    "apps": {"include", "hosts", "apps"},
+    "examples": {"include", "hosts"},
+}
+FRAMEWORKS = re.compile(r"^(mlx|torch|ATen|c10|pybind11|nanobind|Python\.h)(/|$)")
+INCLUDE = re.compile(r'^\s*#\s*include\s*([<"])([^>"]+)[>"]')
+SOURCES = {".h", ".hpp", ".inc", ".cc", ".cpp", ".cu", ".cuh", ".metal", ".mm"}
+
+
+def landing_folder(root, file, name):
+    """The first top-level folder that `name`, included from `file`, is found in, or None."""
+    places = [file.parent, root, *(root / folder for folder in ARROWS)]
+    for place in places:
+        target = (place / name).resolve()
+        if target.is_file() and target.is_relative_to(root):
+            return target.relative_to(root).parts[0]
+    return None
+
+
+def faults(root):
+    for folder, allowed in ARROWS.items():
+        for file in sorted((root / folder).rglob("*")):
+            if file.suffix not in SOURCES or not file.is_file():
+                continue
+            for number, line in enumerate(file.read_text(encoding="utf-8").splitlines(), start=1):
+                if not (match := INCLUDE.match(line)):
+                    continue
+                name = match.group(2)
+                where = f"{file.relative_to(root)}:{number}"
+                if folder in ("include", "src") and FRAMEWORKS.match(name):
+                    yield f"{where}: the core includes a framework's header, {name}"
+                    continue
+                landing = landing_folder(root, file, name)
+                if landing in ARROWS and landing not in allowed:
+                    yield f"{where}: {folder}/ may not include {landing}/ ({name})"
+
+
+def main():
+    root = Path(sys.argv[1] if len(sys.argv) > 1 else Path(__file__).parent.parent).resolve()
+    found = list(faults(root))
+    print("\n".join(found) if found else "check_includes: the arrows hold")
+    return 1 if found else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
