@@ -1,0 +1,124 @@
+#include "checks.h"
+
+#include <algorithm>
+#include <cstdlib>
+#include <utility>
+#include <vector>
+
+#include "graft/error.h"
+
+namespace graft {
+
+namespace {
+
+std::string to_string(std::initializer_list<std::int64_t> shape) {
+  return ConstTensorView(nullptr, DType::kFloat32, shape).shape_string();
+}
+
+std::string to_string(Device device) {
+  return std::string(name_of(device.type)) + ":" + std::to_string(device.index);
+}
+
+std::string strides_string(const ConstTensorView& view) {
+  std::string text = "(";
+  for (int axis = 0; axis < view.rank(); ++axis) {
+    if (axis > 0) text += ", ";
+    text += std::to_string(view.stride(axis));
+  }
+  return text + ")";
+}
+
+}  // namespace
+
+void Check::fail(const std::string& message) const {
+  throw Error(ErrorCode::kInvalidArgument, "[" + std::string(op_) + "] " + message);
+}
+
+void Check::rank(const char* tensor, const ConstTensorView& view, int rank) const {
+  if (!view.present()) {
+    fail(std::string(tensor) + ": expected " + std::to_string(rank) + " dimensions, got no tensor");
+  }
+  if (view.rank() != rank) {
+    fail(std::string(tensor) + ": expected " + std::to_string(rank) + " dimensions, got " +
+         view.shape_string());
+  }
+  if (view.data() == nullptr && view.size() > 0) {
+    fail(std::string(tensor) + ": expected memory for " + view.shape_string() +
+         ", got a null pointer");
+  }
+}
+
+void Check::shape(const char* tensor, const ConstTensorView& view,
+                  std::initializer_list<std::int64_t> shape) const {
+  if (!view.present()) {
+    fail(std::string(tensor) + ": expected " + to_string(shape) + ", got no tensor");
+  }
+  bool same = view.rank() == static_cast<int>(shape.size());
+  int axis = 0;
+  for (const std::int64_t dim : shape) same = same && view.dim(axis++) == dim;
+  if (!same) {
+    fail(std::string(tensor) + ": expected " + to_string(shape) + ", got " + view.shape_string());
+  }
+  rank(tensor, view, view.rank());
+}
+
+void Check::dtype(const char* tensor, const ConstTensorView& view,
+                  std::initializer_list<DType> allowed) const {
+  if (std::find(allowed.begin(), allowed.end(), view.dtype()) != allowed.end()) return;
+  std::string expected;
+  for (const DType dtype : allowed) {
+    if (!expected.empty()) expected += " or ";
+    expected += name_of(dtype);
+  }
+  fail(std::string(tensor) + ": expected " + expected + ", got " + name_of(view.dtype()));
+}
+
+void Check::device(const char* tensor, const ConstTensorView& view, Device device) const {
+  if (view.device() == device) return;
+  fail(std::string(tensor) + ": expected device " + to_string(device) + ", got " +
+       to_string(view.device()));
+}
+
+void Check::last_axis_dense(const char* tensor, const ConstTensorView& view) const {
+  const int last = view.rank() - 1;
+  if (view.size() == 0 || view.dim(last) == 1 || view.stride(last) == 1) return;
+  fail(std::string(tensor) + ": expected stride 1 along the last axis, got strides " +
+       strides_string(view));
+}
+
+void Check::dense(const char* tensor, const ConstTensorView& view) const {
+  if (view.size() == 0) return;
+  std::int64_t stride = 1;
+  for (int axis = view.rank() - 1; axis >= 0; --axis) {
+    if (view.dim(axis) != 1 && view.stride(axis) != stride) {
+      fail(std::string(tensor) + ": expected a dense tensor, got strides " + strides_string(view));
+    }
+    stride *= view.dim(axis);
+  }
+}
+
+void Check::writable(const char* tensor, const ConstTensorView& view) const {
+  if (view.size() == 0) return;
+  // From the smallest stride up, each step must clear all that the smaller ones can reach.
+  std::vector<std::pair<std::int64_t, std::int64_t>> axes;  // (|stride|, dim)
+  for (int axis = 0; axis < view.rank(); ++axis) {
+    if (view.dim(axis) > 1) axes.emplace_back(std::abs(view.stride(axis)), view.dim(axis));
+  }
+  std::sort(axes.begin(), axes.end());
+  std::int64_t reach = 0;
+  for (const auto& [stride, dim] : axes) {
+    if (stride <= reach) {
+      fail(std::string(tensor) + ": expected elements apart from each other, got strides " +
+           strides_string(view));
+    }
+    reach += stride * (dim - 1);
+  }
+}
+
+void require(const char* op, const Support& support) {
+  if (!support) {
+    throw Error(ErrorCode::kUnsupported, "[" + std::string(op) + "] " + support.reason);
+  }
+}
+
+}  // namespace graft

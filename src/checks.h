@@ -1,0 +1,53 @@
+#pragma once
+
+#include <cstdint>
+#include <initializer_list>
+#include <string>
+
+#include "graft/supports.h"
+#include "graft/tensor_view.h"
+
+namespace graft {
+
+/// What an operation asks of its tensors, once, at the edge, before it touches any of them. Every
+/// failure throws Error (kInvalidArgument): `[op] tensor: expected ..., got ...`.
+class Check {
+ public:
+  explicit Check(const char* op) : op_(op) {}
+
+  [[noreturn]] void fail(const std::string& message) const;
+
+  /// Throws `message` as kInvalidArgument unless `condition` holds.
+  void that(bool condition, const std::string& message) const {
+    if (!condition) fail(message);
+  }
+
+  /// Given, of this rank, and with memory behind it unless it has no elements.
+  void rank(const char* tensor, const ConstTensorView& view, int rank) const;
+
+  /// Given and of this shape, and with memory behind it unless it has no elements.
+  void shape(const char* tensor, const ConstTensorView& view,
+             std::initializer_list<std::int64_t> shape) const;
+
+  void dtype(const char* tensor, const ConstTensorView& view,
+             std::initializer_list<DType> allowed) const;
+
+  void device(const char* tensor, const ConstTensorView& view, Device device) const;
+
+  /// The last axis has stride 1, where that can matter.
+  void last_axis_dense(const char* tensor, const ConstTensorView& view) const;
+
+  /// Row-major without gaps.
+  void dense(const char* tensor, const ConstTensorView& view) const;
+
+  /// No two elements share an address, so an output can be written in any order.
+  void writable(const char* tensor, const ConstTensorView& view) const;
+
+ private:
+  const char* op_;
+};
+
+/// Throws Error (kUnsupported) with the reason, unless `support` says yes.
+void require(const char* op, const Support& support);
+
+}  // namespace graft
