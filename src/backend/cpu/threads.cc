@@ -1,0 +1,221 @@
+#include "backend/cpu/threads.h"
+
+#include <algorithm>
+#include <atomic>
+#include <cstdlib>
+#include <memory>
+#include <mutex>
+#include <string>
+#include <thread>
+#include <vector>
+
+#include "graft/context.h"
+#include "graft/error.h"
+
+#if defined(__linux__)
+#include <pthread.h>
+#include <sched.h>
+#endif
+#if defined(__x86_64__)
+#include <immintrin.h>
+#endif
+
+namespace graft::cpu {
+namespace {
+
+void pause_briefly() {
+#if defined(__x86_64__)
+  _mm_pause();
+#elif defined(__aarch64__)
+  asm volatile("yield");
+#endif
+}
+
+// Cores this process may run on.
+std::vector<int> allowed_cores() {
+  std::vector<int> cores;
+#if defined(__linux__)
+  cpu_set_t set;
+  if (sched_getaffinity(0, sizeof(set), &set) == 0) {
+    for (int core = 0; core < CPU_SETSIZE; ++core) {
+      if (CPU_ISSET(core, &set)) cores.push_back(core);
+    }
+  }
+#endif
+  if (cores.empty()) {
+    const int count = std::max(1, static_cast<int>(std::thread::hardware_concurrency()));
+    for (int core = 0; core < count; ++core) cores.push_back(core);
+  }
+  return cores;
+}
+
+void pin_to(std::thread& thread, int core) {
+#if defined(__linux__)
+  cpu_set_t set;
+  CPU_ZERO(&set);
+  CPU_SET(core, &set);
+  pthread_setaffinity_np(thread.native_handle(), sizeof(set), &set);
+#else
+  (void)thread, (void)core;
+#endif
+}
+
+int current_core() {
+#if defined(__linux__)
+  return sched_getcpu();
+#else
+  return -1;
+#endif
+}
+
+int default_threads() {
+  const int cores = static_cast<int>(allowed_cores().size());
+  if (const char* text = std::getenv("GRAFT_NUM_THREADS")) {
+    const int wanted = std::atoi(text);
+    if (wanted > 0) return wanted;
+  }
+  return cores;
+}
+
+// A worker that finds no work spins for about this many pauses (some 200 µs), so that the next call
+// of a training step finds it awake (0.1 µs), and then sleeps (25–70 µs to wake).
+constexpr int kSpins = 6000;
+
+// Workers and callers meet in `ticket_`: the number of tasks of the current job in the upper half,
+// the next task to hand out in the lower one. Whoever adds one and gets a task below the count owns
+// that task; a worker that comes late gets none and touches nothing, so a caller never waits for
+// it. A job's function is written only while no task is owned.
+class Pool {
+ public:
+  explicit Pool(int threads) : threads_(threads) {
+    std::vector<int> cores = allowed_cores();
+    const bool one_core_each = threads <= static_cast<int>(cores.size());
+    spins_ = one_core_each ? kSpins : 0;
+    // An unpinned worker may be woken on its caller's core and spin against it, so each gets a core
+    // of its own; the caller, free to move, is on none of them now.
+    std::erase(cores, current_core());
+    for (int i = 1; i < threads; ++i) {
+      workers_.emplace_back([this, i] { work(i); });
+      if (one_core_each && i <= static_cast<int>(cores.size())) {
+        pin_to(workers_.back(), cores[static_cast<std::size_t>(i - 1)]);
+      }
+    }
+  }
+
+  ~Pool() {
+    stop_.store(true);
+    wake_.fetch_add(1);
+    wake_.notify_all();
+    for (std::thread& worker : workers_) worker.join();
+  }
+
+  int threads() const { return threads_; }
+
+  void run(std::int64_t count, internal::TaskFn fn, void* state) {
+    fn_ = fn;
+    state_ = state;
+    finished_.store(0, std::memory_order_relaxed);
+    ticket_.store(static_cast<std::uint64_t>(count) << 32, std::memory_order_release);
+    wake_.fetch_add(1);
+    wake_.notify_all();
+
+    take_tasks(0);
+    for (int spin = 0; finished_.load(std::memory_order_acquire) != count; ++spin) {
+      pause_briefly();
+      if (spin > spins_) std::this_thread::yield();
+    }
+  }
+
+ private:
+  static bool has_task(std::uint64_t ticket) { return (ticket & 0xffffffffu) < (ticket >> 32); }
+
+  void take_tasks(int worker) {
+    while (has_task(ticket_.load(std::memory_order_relaxed))) {
+      const std::uint64_t ticket = ticket_.fetch_add(1, std::memory_order_acq_rel);
+      if (!has_task(ticket)) return;
+      fn_(state_, static_cast<std::int64_t>(ticket & 0xffffffffu), worker);
+      finished_.fetch_add(1, std::memory_order_release);
+    }
+  }
+
+  void work(int worker);
+
+  const int threads_;
+  int spins_ = 0;
+  internal::TaskFn fn_ = nullptr;
+  void* state_ = nullptr;
+  alignas(64) std::atomic<std::uint64_t> ticket_{0};
+  alignas(64) std::atomic<std::int64_t> finished_{0};
+  alignas(64) std::atomic<std::uint32_t> wake_{0};
+  std::atomic<bool> stop_{false};
+  std::vector<std::thread> workers_;
+};
+
+thread_local bool inside_task = false;
+
+void Pool::work(int worker) {
+  inside_task = true;
+  while (!stop_.load(std::memory_order_relaxed)) {
+    const std::uint32_t seen = wake_.load();
+    take_tasks(worker);
+    int spin = 0;
+    while (spin < spins_ && wake_.load(std::memory_order_relaxed) == seen) {
+      pause_briefly();
+      ++spin;
+    }
+    if (spin == spins_ && !has_task(ticket_.load())) wake_.wait(seen);
+  }
+}
+
+// The one pool, and the turn that callers take on it.
+struct Shared {
+  std::mutex turn;
+  std::atomic<int> threads{default_threads()};
+  std::unique_ptr<Pool> pool;
+};
+
+// Never destroyed: workers may outlive static destructors of other libraries that still call us.
+Shared& shared() {
+  static Shared* instance = new Shared;
+  return *instance;
+}
+
+}  // namespace
+
+void internal::run_tasks(std::int64_t count, TaskFn fn, void* state) {
+  if (count <= 0) return;
+  const bool alone = inside_task || count == 1;
+  if (alone) {
+    for (std::int64_t i = 0; i < count; ++i) fn(state, i, 0);
+    return;
+  }
+  Shared& s = shared();
+  const std::lock_guard<std::mutex> lock(s.turn);
+  const int threads = s.threads.load();
+  inside_task = true;
+  if (threads == 1) {
+    for (std::int64_t i = 0; i < count; ++i) fn(state, i, 0);
+  } else {
+    if (s.pool == nullptr || s.pool->threads() != threads) s.pool = std::make_unique<Pool>(threads);
+    s.pool->run(count, fn, state);
+  }
+  inside_task = false;
+}
+
+}  // namespace graft::cpu
+
+namespace graft {
+
+int num_threads() { return cpu::shared().threads.load(); }
+
+void set_num_threads(int threads) {
+  if (threads < 0 || threads > 1024) {
+    throw Error(ErrorCode::kInvalidArgument,
+                "[set_num_threads] threads: expected 0 to 1024, got " + std::to_string(threads));
+  }
+  cpu::Shared& s = cpu::shared();
+  const std::lock_guard<std::mutex> lock(s.turn);
+  s.threads.store(threads == 0 ? cpu::default_threads() : threads);
+}
+
+}  // namespace graft
