@@ -58,6 +58,7 @@ build_and_test() {
 run_stage setup scripts/setup.sh tests
 run_stage format tools/check_format.sh
 run_stage includes tools/check_includes.py
+run_stage docs doxygen tools/Doxyfile
 run_stage release build_and_test build
 run_stage core-alone build_and_test build-core -DGRAFT_MLX=OFF
 run_stage asan build_and_test build-asan -DGRAFT_MLX=OFF -DGRAFT_SANITIZE=address

@@ -33,9 +33,9 @@ struct AttentionForward {
   ConstTensorView q;  ///< (B, T_q, heads, d).
   ConstTensorView
       k;  ///< (B, T_kv, kv_heads, d), heads a multiple of kv_heads; T_kv ≥ T_q if causal.
-  ConstTensorView v;  ///< (B, T_kv, kv_heads, d).
-  AttentionOptions options;
-  TensorView y;  ///< (B, T_q, heads, d), overwritten.
+  ConstTensorView v;         ///< (B, T_kv, kv_heads, d).
+  AttentionOptions options;  ///< Scale, mask and rotary embedding.
+  TensorView y;              ///< (B, T_q, heads, d), overwritten.
   /// (B, heads, T_q) float32, dense, optional, overwritten: log Σ_j exp(score_ij), which backward
   /// needs. −∞ for a query that sees no key.
   TensorView logsumexp;
@@ -56,12 +56,17 @@ struct AttentionBackward {
   TensorView dv;              ///< (B, T_kv, kv_heads, d), likewise.
 };
 
+/// @{
+/// Whether such a call can run here, and if not, why.
 Support supports(const AttentionForward& params);
 Support supports(const AttentionBackward& params);
+/// @}
 
+/// @{
 /// Each throws Error; on an error no output is touched. Results do not depend on the number of
 /// threads.
 void attention_forward(Context& context, const AttentionForward& params);
 void attention_backward(Context& context, const AttentionBackward& params);
+/// @}
 
 }  // namespace graft

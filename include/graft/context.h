@@ -11,9 +11,9 @@ namespace graft {
 /// it may be destroyed as soon as a call has returned.
 class Context {
  public:
-  Context() = default;
-  Context(Context&&) noexcept = default;
-  Context& operator=(Context&&) noexcept = default;
+  Context() = default;                               ///< Holds no memory yet.
+  Context(Context&&) noexcept = default;             ///< Takes the other one's memory.
+  Context& operator=(Context&&) noexcept = default;  ///< Takes the other one's memory.
   ~Context() = default;
 
   /// At least `bytes` bytes, aligned to 4096, with undefined contents. The block stays valid until

@@ -16,8 +16,10 @@ enum class ErrorCode {
 /// for example `[lora_linear] b: expected (8, 512), got (16, 512)`.
 class Error : public std::runtime_error {
  public:
+  /// An error of kind `code`; `message` is what `what()` returns.
   Error(ErrorCode code, const std::string& message) : std::runtime_error(message), code_(code) {}
 
+  /// What kind of thing went wrong.
   ErrorCode code() const noexcept { return code_; }
 
  private:

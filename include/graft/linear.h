@@ -26,11 +26,16 @@ struct LinearBackward {
   TensorView dx;       ///< (M, in_features), rows dense, overwritten.
 };
 
+/// @{
+/// Whether such a call can run here, and if not, why.
 Support supports(const LinearForward& params);
 Support supports(const LinearBackward& params);
+/// @}
 
+/// @{
 /// Throws Error; on an error no output is touched.
 void linear_forward(Context& context, const LinearForward& params);
 void linear_backward(Context& context, const LinearBackward& params);
+/// @}
 
 }  // namespace graft

@@ -20,11 +20,12 @@ struct LinearCrossEntropy {
   ConstTensorView x;        ///< (M, in_features), rows dense, float32 or bfloat16.
   BaseWeight weight;        ///< (vocabulary, in_features); for dx, packed kForwardAndBackward.
   ConstTensorView targets;  ///< (M) int32 in [0, vocabulary) or `ignore_index`.
-  std::int32_t ignore_index = -100;
-  TensorView losses;  ///< (M) float32, overwritten.
-  TensorView dx;      ///< (M, in_features), dtype of x, optional, overwritten.
+  std::int32_t ignore_index = -100;  ///< Target of the rows to leave out.
+  TensorView losses;                 ///< (M) float32, overwritten.
+  TensorView dx;                     ///< (M, in_features), dtype of x, optional, overwritten.
 };
 
+/// Whether such a call can run here, and if not, why.
 Support supports(const LinearCrossEntropy& params);
 
 /// Throws Error, also for a target outside the vocabulary; on an error no output is touched.

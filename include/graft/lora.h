@@ -15,9 +15,9 @@ namespace graft {
 /// Any strides: MLX keeps A (in, rank) and B (rank, out); PEFT's lora_A.weight (rank, in) and
 /// lora_B.weight (out, rank) are the transposed() views of their tensors.
 struct Adapter {
-  ConstTensorView a;  ///< (in_features, rank), float32 or bfloat16.
-  ConstTensorView b;  ///< (rank, out_features), float32 or bfloat16.
-  float scaling = 1.0f;
+  ConstTensorView a;     ///< (in_features, rank), float32 or bfloat16.
+  ConstTensorView b;     ///< (rank, out_features), float32 or bfloat16.
+  float scaling = 1.0f;  ///< Multiplies A·B: alpha / rank.
 };
 
 /// Inverted dropout on the adapter's input, drop(x) = mask·x / (1 − p); the base product sees x.
@@ -28,9 +28,9 @@ struct Adapter {
 /// again in backward from the same seed and offset, never stored. Two calls whose counters
 /// [offset, offset + ⌈M·in_features / 4⌉) overlap share masks.
 struct Dropout {
-  float p = 0.0f;  ///< Chance that an element is dropped, in [0, 1); 0 is no dropout.
-  std::uint64_t seed = 0;
-  std::uint64_t offset = 0;
+  float p = 0.0f;            ///< Chance that an element is dropped, in [0, 1); 0 is no dropout.
+  std::uint64_t seed = 0;    ///< Philox key.
+  std::uint64_t offset = 0;  ///< Philox counter of the first four elements.
 };
 
 /// Ranks that the kernels take.
@@ -38,9 +38,9 @@ inline constexpr std::int64_t kMaxLoraRank = 256;
 
 /// y = scaling·(drop(x)·A)·B, or y += with `accumulate`.
 struct LoraDeltaForward {
-  ConstTensorView x;  ///< (M, in_features), any strides, float32 or bfloat16.
-  Adapter adapter;
-  Dropout dropout;
+  ConstTensorView x;        ///< (M, in_features), any strides, float32 or bfloat16.
+  Adapter adapter;          ///< A and B for the features of x and y.
+  Dropout dropout;          ///< On x on its way to A; none by default.
   bool accumulate = false;  ///< Add to y instead of overwriting it.
   TensorView y;             ///< (M, out_features), rows dense, float32 or bfloat16.
   TensorView h;  ///< (M, rank) float32, dense, optional: drop(x)·A, unscaled, overwritten.
@@ -51,11 +51,11 @@ struct LoraDeltaBackward {
   ConstTensorView dy;  ///< (M, out_features), any strides.
   ConstTensorView x;   ///< (M, in_features), as given to forward; needed for da.
   ConstTensorView h;   ///< (M, rank) float32, as forward wrote it; needed for db.
-  Adapter adapter;
-  Dropout dropout;  ///< As given to forward.
-  TensorView dx;    ///< (M, in_features) = drop'(scaling·dy·Bᵀ·Aᵀ), rows dense.
-  TensorView da;    ///< (in_features, rank) float32, any strides.
-  TensorView db;    ///< (rank, out_features) float32, any strides.
+  Adapter adapter;     ///< A and B for the features of x and y.
+  Dropout dropout;     ///< As given to forward.
+  TensorView dx;       ///< (M, in_features) = drop'(scaling·dy·Bᵀ·Aᵀ), rows dense.
+  TensorView da;       ///< (in_features, rank) float32, any strides.
+  TensorView db;       ///< (rank, out_features) float32, any strides.
 };
 
 /// y = x·Wᵀ + bias + scaling·(drop(x)·A)·B in one pass: the tile that holds x·Wᵀ in registers goes
@@ -64,10 +64,10 @@ struct LoraLinearForward {
   ConstTensorView x;     ///< (M, in_features), any strides, float32 or bfloat16.
   BaseWeight weight;     ///< (out_features, in_features).
   ConstTensorView bias;  ///< (out_features), optional.
-  Adapter adapter;
-  Dropout dropout;
-  TensorView y;  ///< (M, out_features), rows dense, overwritten.
-  TensorView h;  ///< (M, rank) float32, dense, optional: drop(x)·A, unscaled, overwritten.
+  Adapter adapter;       ///< A and B for the features of x and y.
+  Dropout dropout;       ///< On x on its way to A; none by default.
+  TensorView y;          ///< (M, out_features), rows dense, overwritten.
+  TensorView h;          ///< (M, rank) float32, dense, optional: drop(x)·A, unscaled, overwritten.
 };
 
 /// Gradients of lora_linear; W is frozen. Each output is optional and overwritten.
@@ -76,22 +76,27 @@ struct LoraLinearBackward {
   ConstTensorView x;   ///< (M, in_features), as given to forward; needed for da.
   ConstTensorView h;   ///< (M, rank) float32, as forward wrote it; needed for db.
   BaseWeight weight;   ///< Needed for dx; if packed, for kForwardAndBackward.
-  Adapter adapter;
-  Dropout dropout;  ///< As given to forward.
-  TensorView dx;    ///< (M, in_features) = dy·W + drop'(scaling·dy·Bᵀ·Aᵀ), rows dense.
-  TensorView da;    ///< (in_features, rank) float32, any strides.
-  TensorView db;    ///< (rank, out_features) float32, any strides.
+  Adapter adapter;     ///< A and B for the features of x and y.
+  Dropout dropout;     ///< As given to forward.
+  TensorView dx;       ///< (M, in_features) = dy·W + drop'(scaling·dy·Bᵀ·Aᵀ), rows dense.
+  TensorView da;       ///< (in_features, rank) float32, any strides.
+  TensorView db;       ///< (rank, out_features) float32, any strides.
 };
 
+/// @{
+/// Whether such a call can run here, and if not, why.
 Support supports(const LoraDeltaForward& params);
 Support supports(const LoraDeltaBackward& params);
 Support supports(const LoraLinearForward& params);
 Support supports(const LoraLinearBackward& params);
+/// @}
 
+/// @{
 /// Each throws Error; on an error no output is touched.
 void lora_delta_forward(Context& context, const LoraDeltaForward& params);
 void lora_delta_backward(Context& context, const LoraDeltaBackward& params);
 void lora_linear_forward(Context& context, const LoraLinearForward& params);
 void lora_linear_backward(Context& context, const LoraLinearBackward& params);
+/// @}
 
 }  // namespace graft

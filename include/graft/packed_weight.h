@@ -27,15 +27,15 @@ class PackedWeight {
   /// kFloat32 or kBFloat16. Throws Error.
   explicit PackedWeight(const ConstTensorView& w, DType dtype = DType::kFloat32,
                         Packing packing = Packing::kForwardAndBackward);
-  PackedWeight(PackedWeight&&) noexcept;
-  PackedWeight& operator=(PackedWeight&&) noexcept;
+  PackedWeight(PackedWeight&&) noexcept;             ///< Leaves the other one empty.
+  PackedWeight& operator=(PackedWeight&&) noexcept;  ///< Leaves the other one empty.
   ~PackedWeight();
 
-  std::int64_t out_features() const;
-  std::int64_t in_features() const;
-  DType dtype() const;
-  bool serves_backward() const;
-  std::size_t nbytes() const;  ///< Bytes held.
+  std::int64_t out_features() const;  ///< Rows of W.
+  std::int64_t in_features() const;   ///< Columns of W.
+  DType dtype() const;                ///< What it was packed as: kFloat32 or kBFloat16.
+  bool serves_backward() const;       ///< Packed for kForwardAndBackward.
+  std::size_t nbytes() const;         ///< Bytes held.
 
   /// Writes W back, (out_features, in_features) in any strides, float32 or bfloat16: what was
   /// packed, rounded to `dtype()`. Throws Error.
@@ -52,15 +52,23 @@ class PackedWeight {
 /// each call packs into its scratch.
 class BaseWeight {
  public:
-  BaseWeight() = default;
+  BaseWeight() = default;  ///< No weight.
+  /// Refers to `packed`, which must outlive every call that is given this.
   BaseWeight(const PackedWeight& packed) : packed_(&packed) {}  // NOLINT: implicit by design
-  BaseWeight(const ConstTensorView& plain) : plain_(plain) {}   // NOLINT: implicit by design
+  /// Refers to the memory of `plain`, likewise.
+  BaseWeight(const ConstTensorView& plain) : plain_(plain) {}  // NOLINT: implicit by design
 
-  const PackedWeight* packed() const { return packed_; }  ///< Null if the weight is plain.
-  const ConstTensorView& plain() const { return plain_; }
+  const PackedWeight* packed() const { return packed_; }   ///< Null if the weight is plain.
+  const ConstTensorView& plain() const { return plain_; }  ///< Absent if packed.
+
+  /// A weight was given, packed or plain.
   bool present() const { return packed_ != nullptr || plain_.present(); }
+
+  /// Rows of W; of a present weight only, as the two below.
   std::int64_t out_features() const { return packed_ ? packed_->out_features() : plain_.dim(0); }
+  /// Columns of W.
   std::int64_t in_features() const { return packed_ ? packed_->in_features() : plain_.dim(1); }
+  /// Element type, which decides how products multiply.
   DType dtype() const { return packed_ ? packed_->dtype() : plain_.dtype(); }
 
  private:

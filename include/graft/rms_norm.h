@@ -12,13 +12,13 @@ namespace graft {
 /// All matrices are (M, features), float32 or bfloat16, all of one dtype, rows dense, computed in
 /// float32. y and sum may each be x or residual themselves; no other overlap.
 struct RmsNormForward {
-  ConstTensorView x;
+  ConstTensorView x;         ///< (M, features).
   ConstTensorView residual;  ///< Optional.
   ConstTensorView weight;    ///< (features), float32 or bfloat16, dense.
-  float eps = 1e-5f;
-  TensorView y;     ///< Overwritten.
-  TensorView sum;   ///< s, rounded to its dtype; with residual and only then. Overwritten.
-  TensorView rstd;  ///< (M) float32, dense, optional, overwritten.
+  float eps = 1e-5f;         ///< Keeps rstd finite on a row of zeros.
+  TensorView y;              ///< Overwritten.
+  TensorView sum;            ///< s, rounded to its dtype; with residual and only then. Overwritten.
+  TensorView rstd;           ///< (M) float32, dense, optional, overwritten.
 };
 
 /// ds = rstd · (dy ∘ weight − s · rstd² · mean(dy ∘ weight ∘ s)) + dsum, and
@@ -26,22 +26,27 @@ struct RmsNormForward {
 ///
 /// ds is the gradient of x and of residual alike.
 struct RmsNormBackward {
-  ConstTensorView dy;
+  ConstTensorView dy;      ///< (M, features).
   ConstTensorView s;       ///< x, or `sum` as forward wrote it.
   ConstTensorView weight;  ///< As given to forward.
-  float eps = 1e-5f;
-  ConstTensorView rstd;  ///< (M) float32 as forward wrote it; computed again from s if absent.
-  ConstTensorView dsum;  ///< Optional: what reaches s past the norm, along the residual stream.
-  TensorView ds;         ///< May be dy, s or dsum themselves; no other overlap.
-  TensorView dweight;    ///< (features) float32, dense.
+  float eps = 1e-5f;       ///< As given to forward.
+  ConstTensorView rstd;    ///< (M) float32 as forward wrote it; computed again from s if absent.
+  ConstTensorView dsum;    ///< Optional: what reaches s past the norm, along the residual stream.
+  TensorView ds;           ///< May be dy, s or dsum themselves; no other overlap.
+  TensorView dweight;      ///< (features) float32, dense.
 };
 
+/// @{
+/// Whether such a call can run here, and if not, why.
 Support supports(const RmsNormForward& params);
 Support supports(const RmsNormBackward& params);
+/// @}
 
+/// @{
 /// Each throws Error; on an error no output is touched. Results do not depend on the number of
 /// threads.
 void rms_norm_forward(Context& context, const RmsNormForward& params);
 void rms_norm_backward(Context& context, const RmsNormBackward& params);
+/// @}
 
 }  // namespace graft

@@ -11,8 +11,8 @@ namespace graft {
 /// Rotary position embedding (Su et al., RoFormer, arXiv:2104.09864): pair i of a head, i < d / 2,
 /// is turned by the angle position · theta^(−2i / d).
 struct Rotary {
-  bool enabled = false;
-  float theta = 10000.0f;
+  bool enabled = false;    ///< If not, operations that take a Rotary turn nothing.
+  float theta = 10000.0f;  ///< Base of the angles' geometric series.
   /// Which elements make pair i: (i, i + d/2), as Hugging Face's Llama does, or (2i, 2i + 1), the
   /// order of the original paper and of Llama weights in GGUF files.
   bool interleaved = false;
@@ -27,6 +27,7 @@ struct Rope {
   TensorView y;  ///< Shape and dtype of x, overwritten; may be x itself, must not overlap it else.
 };
 
+/// Whether such a call can run here, and if not, why.
 Support supports(const Rope& params);
 
 /// Throws Error; on an error no output is touched.

@@ -12,11 +12,13 @@ namespace graft {
 /// `Support supports(const <Params>&)` for its own parameters; a call that is not supported throws
 /// Error (kUnsupported) with the same reason.
 struct Support {
-  bool yes = true;
+  bool yes = true;     ///< The call can run.
   std::string reason;  ///< Empty when `yes`.
 
+  /// `if (supports(params)) ...`.
   explicit operator bool() const { return yes; }
 
+  /// "No", with the reason.
   static Support no(std::string reason) { return {false, std::move(reason)}; }
 };
 

@@ -10,25 +10,30 @@ namespace graft {
 /// arXiv:2002.05202). All matrices are (M, features), float32 or bfloat16, all of one dtype, rows
 /// dense, computed in float32.
 struct SwigluForward {
-  ConstTensorView gate;
-  ConstTensorView up;
-  TensorView y;  ///< Overwritten.
+  ConstTensorView gate;  ///< (M, features).
+  ConstTensorView up;    ///< (M, features).
+  TensorView y;          ///< (M, features), overwritten.
 };
 
 /// dgate = dy ∘ up ∘ silu'(gate), dup = dy ∘ silu(gate); each output is optional and overwritten.
 struct SwigluBackward {
-  ConstTensorView dy;
-  ConstTensorView gate;
-  ConstTensorView up;
-  TensorView dgate;
-  TensorView dup;
+  ConstTensorView dy;    ///< (M, features).
+  ConstTensorView gate;  ///< As given to forward.
+  ConstTensorView up;    ///< As given to forward.
+  TensorView dgate;      ///< (M, features).
+  TensorView dup;        ///< (M, features).
 };
 
+/// @{
+/// Whether such a call can run here, and if not, why.
 Support supports(const SwigluForward& params);
 Support supports(const SwigluBackward& params);
+/// @}
 
+/// @{
 /// Each throws Error; on an error no output is touched.
 void swiglu_forward(Context& context, const SwigluForward& params);
 void swiglu_backward(Context& context, const SwigluBackward& params);
+/// @}
 
 }  // namespace graft
