@@ -27,6 +27,10 @@ SOURCES = {".h", ".hpp", ".inc", ".cc", ".cpp", ".cu", ".cuh", ".metal", ".mm"}
 
 def landing_folder(root, file, name):
     """The first top-level folder that `name`, included from `file`, is found in, or None."""
+    # A host's headers are named as they are installed: graft/mlx/lora.h is hosts/mlx/lora.h.
+    parts = Path(name).parts
+    if len(parts) > 2 and parts[0] == "graft" and (root / "hosts" / parts[1]).is_dir():
+        return "hosts"
     places = [file.parent, root, *(root / folder for folder in ARROWS)]
     for place in places:
         target = (place / name).resolve()

@@ -1,0 +1,32 @@
+# cmake --install: headers, libraries, the program, and a package for find_package(graft).
+
+include(CMakePackageConfigHelpers)
+set(package_dir ${CMAKE_INSTALL_LIBDIR}/cmake/graft)
+
+install(DIRECTORY include/graft DESTINATION ${CMAKE_INSTALL_INCLUDEDIR})
+install(TARGETS graft_core EXPORT graft-core ARCHIVE DESTINATION ${CMAKE_INSTALL_LIBDIR}
+  INCLUDES DESTINATION ${CMAKE_INSTALL_INCLUDEDIR})
+install(EXPORT graft-core NAMESPACE graft:: FILE graft-core-targets.cmake
+  DESTINATION ${package_dir})
+
+if(TARGET graft_mlx)
+  install(TARGETS graft_mlx EXPORT graft-mlx ARCHIVE DESTINATION ${CMAKE_INSTALL_LIBDIR}
+    PUBLIC_HEADER DESTINATION ${CMAKE_INSTALL_INCLUDEDIR}/graft/mlx
+    INCLUDES DESTINATION ${CMAKE_INSTALL_INCLUDEDIR})
+  install(EXPORT graft-mlx NAMESPACE graft:: FILE graft-mlx-targets.cmake
+    DESTINATION ${package_dir})
+  install(FILES cmake/GraftMlx.cmake DESTINATION ${package_dir})
+endif()
+if(TARGET graft)
+  # MLX stays where it was found.
+  set_target_properties(graft PROPERTIES INSTALL_RPATH_USE_LINK_PATH ON)
+  install(TARGETS graft RUNTIME DESTINATION ${CMAKE_INSTALL_BINDIR})
+endif()
+
+configure_package_config_file(cmake/graft-config.cmake.in
+  ${CMAKE_CURRENT_BINARY_DIR}/graft-config.cmake INSTALL_DESTINATION ${package_dir})
+# Before 1.0 any minor version may change the interface.
+write_basic_package_version_file(${CMAKE_CURRENT_BINARY_DIR}/graft-config-version.cmake
+  COMPATIBILITY SameMinorVersion)
+install(FILES ${CMAKE_CURRENT_BINARY_DIR}/graft-config.cmake
+  ${CMAKE_CURRENT_BINARY_DIR}/graft-config-version.cmake DESTINATION ${package_dir})
