@@ -24,13 +24,13 @@ setup_apt() {
   local packages=(
     g++ cmake ninja-build pkg-config python3
     libhwy-dev libopenblas-dev libcli11-dev nlohmann-json3-dev libspdlog-dev)
-  if $want_tests; then packages+=(libgtest-dev libbenchmark-dev doxygen); fi
+  if $want_tests; then packages+=(git libgtest-dev libbenchmark-dev doxygen); fi
 
   local missing=() package
   for package in "${packages[@]}"; do
     # A tool may also come from elsewhere than apt.
     case "$package" in
-      g++ | cmake | python3) command -v "$package" > /dev/null && continue ;;
+      g++ | cmake | python3 | git) command -v "$package" > /dev/null && continue ;;
       ninja-build) command -v ninja > /dev/null && continue ;;
     esac
     [[ "$(dpkg-query -W -f '${db:Status-Status}' "$package" 2> /dev/null)" == installed ]] ||
