@@ -1,0 +1,177 @@
+#include "graft/mlx/detail/linear_primitive.h"
+
+#include <algorithm>
+
+#include "graft/mlx/detail/composed.h"
+#include "graft/mlx/detail/views.h"
+
+namespace graft::mlx::detail {
+namespace {
+
+BaseWeight base_only(const LinearCall& call, const Arrays& inputs) {
+  if (!call.plain()) return BaseWeight(*call.weight);
+  return BaseWeight(shape_only(inputs[1].dtype(), {inputs[1].shape(0), inputs[1].shape(1)}));
+}
+
+// dx = dy·W. Inputs: those of the forward call, dy; of x, only the shape is looked at.
+class LinearBackwardNode : public FusedPrimitive {
+ public:
+  LinearBackwardNode(mx::Stream stream, const Caller& caller, LinearCall call)
+      : FusedPrimitive(stream, caller, Direction::kBackward), call_(std::move(call)) {}
+
+  void eval_cpu(const Arrays& inputs, Arrays& outputs) override {
+    const ConstTensorView dy = rows_view(inputs[call_.count()], stream());
+    const ConstTensorView w = call_.plain() ? matrix_view(inputs[1]) : ConstTensorView();
+    const TensorView dx = allocate_rows(outputs[0]);
+    dispatch(outputs, [dy, w, dx, weight = call_.weight](Context& context) {
+      linear_backward(context, {dy, weight ? BaseWeight(*weight) : BaseWeight(w), dx});
+    });
+  }
+
+  std::pair<Arrays, std::vector<int>> vmap(const Arrays& inputs,
+                                           const std::vector<int>& axes) override {
+    for (std::size_t i = 0; i < inputs.size(); ++i) {
+      const bool rows = i == 0 || i == call_.count();
+      if (rows != (axes[i] >= 0)) return FusedPrimitive::vmap(inputs, axes);
+    }
+    const Arrays moved = batch_first(inputs, axes);
+    return {{mx::array(moved[0].shape(), moved[0].dtype(),
+                       std::make_shared<LinearBackwardNode>(stream(), caller(), call_), moved)},
+            {0}};
+  }
+
+  const char* name() const override { return "GraftLinearBackward"; }
+  bool is_equivalent(const mx::Primitive& other) const override {
+    return static_cast<const LinearBackwardNode&>(other).call_ == call_;
+  }
+  std::vector<mx::Shape> output_shapes(const Arrays& inputs) override {
+    return {inputs[0].shape()};
+  }
+
+ protected:
+  Arrays composed(const Arrays& inputs) const override {
+    const mx::Stream s = const_cast<LinearBackwardNode*>(this)->stream();
+    const Arrays primals(inputs.begin(), inputs.begin() + static_cast<int>(call_.count()));
+    const auto y = [&](const Arrays& values) { return Arrays{composed_linear(call_, values, s)}; };
+    return vjp_in(y, primals, {inputs[call_.count()]}, {0});
+  }
+
+ private:
+  LinearCall call_;
+};
+
+class LinearForwardNode : public FusedPrimitive {
+ public:
+  LinearForwardNode(mx::Stream stream, const Caller& caller, LinearCall call)
+      : FusedPrimitive(stream, caller, Direction::kForward), call_(std::move(call)) {}
+
+  static mx::array make(const LinearCall& call, const Arrays& inputs, const Caller& caller,
+                        mx::Stream s) {
+    return mx::array(with_last(inputs[0].shape(), call.out_features(inputs)), inputs[0].dtype(),
+                     std::make_shared<LinearForwardNode>(s, caller, call), inputs);
+  }
+
+  void eval_cpu(const Arrays& inputs, Arrays& outputs) override {
+    const ConstTensorView x = rows_view(inputs[0], stream());
+    const ConstTensorView w = call_.plain() ? matrix_view(inputs[1]) : ConstTensorView();
+    const ConstTensorView bias =
+        call_.bias ? vector_view(inputs[call_.bias_index()]) : ConstTensorView();
+    const TensorView y = allocate_rows(outputs[0]);
+    dispatch(outputs, [x, w, bias, y, weight = call_.weight](Context& context) {
+      linear_forward(context, {x, weight ? BaseWeight(*weight) : BaseWeight(w), bias, y});
+    });
+  }
+
+  Arrays vjp(const Arrays& primals, const Arrays& cotangents, const std::vector<int>& argnums,
+             const Arrays&) override {
+    Arrays gradients;
+    for (const int argnum : argnums) {
+      gradients.push_back(gradient(primals, cotangents[0], static_cast<std::size_t>(argnum)));
+    }
+    return gradients;
+  }
+
+  std::pair<Arrays, std::vector<int>> vmap(const Arrays& inputs,
+                                           const std::vector<int>& axes) override {
+    if (std::any_of(axes.begin() + 1, axes.end(), [](int axis) { return axis >= 0; })) {
+      return FusedPrimitive::vmap(inputs, axes);
+    }
+    return {{make(call_, batch_first(inputs, axes), caller(), stream())}, {0}};
+  }
+
+  const char* name() const override { return "GraftLinear"; }
+  bool is_equivalent(const mx::Primitive& other) const override {
+    return static_cast<const LinearForwardNode&>(other).call_ == call_;
+  }
+  std::vector<mx::Shape> output_shapes(const Arrays& inputs) override {
+    return {with_last(inputs[0].shape(), call_.out_features(inputs))};
+  }
+
+ protected:
+  Arrays composed(const Arrays& inputs) const override {
+    return {composed_linear(call_, inputs, const_cast<LinearForwardNode*>(this)->stream())};
+  }
+
+ private:
+  mx::array gradient(const Arrays& primals, const mx::array& dy, std::size_t index) {
+    const mx::Stream s = stream();
+    const auto flat = [&](const mx::array& x) {
+      return mx::reshape(x, {static_cast<int>(rows_of(x.shape())), x.shape(-1)}, s);
+    };
+    if (index == 0) return dx(primals, dy);
+    if (call_.plain() && index == 1) {
+      const auto dw = mx::matmul(mx::transpose(flat(dy), s), flat(primals[0]), s);
+      return mx::astype(dw, primals[1].dtype(), s);
+    }
+    const auto dbias = mx::sum(mx::astype(flat(dy), mx::float32, s), 0, false, s);
+    return mx::astype(dbias, primals[index].dtype(), s);
+  }
+
+  mx::array dx(const Arrays& primals, const mx::array& dy) {
+    const mx::array& x = primals[0];
+    auto support = allowed(stream());
+    if (support) {
+      support = graft::supports(LinearBackward{rows_only(dy.shape(), dy.dtype()),
+                                               base_only(call_, primals),
+                                               rows_only(x.shape(), x.dtype())});
+    }
+    if (!support) return composed_vjp(primals, {dy}, {0}, support.reason)[0];
+    Arrays inputs = primals;
+    inputs.push_back(dy);
+    return mx::array(x.shape(), x.dtype(),
+                     std::make_shared<LinearBackwardNode>(stream(), caller(), call_), inputs);
+  }
+
+  LinearCall call_;
+};
+
+}  // namespace
+
+Support supports_forward(const LinearCall& call, const Arrays& inputs, mx::Stream s) {
+  if (auto support = allowed(s); !support) return support;
+  if (auto support = dtypes_known(inputs, inputs.size()); !support) return support;
+  const auto& x = inputs[0];
+  ConstTensorView bias;
+  if (call.bias) {
+    const auto& given = inputs[call.bias_index()];
+    bias = shape_only(given.dtype(), {given.shape(0)});
+  }
+  return graft::supports(
+      LinearForward{rows_only(x.shape(), x.dtype()), base_only(call, inputs), bias,
+                    shape_only(x.dtype(), {rows_of(x.shape()), call.out_features(inputs)})});
+}
+
+mx::array fused_linear(const LinearCall& call, const Arrays& inputs, const Caller& caller,
+                       mx::Stream s) {
+  return LinearForwardNode::make(call, inputs, caller, s);
+}
+
+mx::array composed_linear(const LinearCall& call, const Arrays& inputs, mx::Stream s) {
+  const mx::array& x = inputs[0];
+  const auto w = call.plain() ? inputs[1] : unpacked(call.weight, s);
+  const auto y = composed_product(x, w, s);
+  if (!call.bias) return y;
+  return mx::astype(mx::add(y, inputs[call.bias_index()], s), x.dtype(), s);
+}
+
+}  // namespace graft::mlx::detail

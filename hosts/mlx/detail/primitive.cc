@@ -1,0 +1,106 @@
+#include "graft/mlx/detail/primitive.h"
+
+#include <sstream>
+#include <stdexcept>
+
+#include "graft/mlx/detail/views.h"
+
+namespace graft::mlx::detail {
+
+Support allowed(mx::Stream stream) {
+  if (!fused_enabled()) return Support::no("fusion is turned off");
+  if (stream.device != mx::Device::cpu) {
+    const Support metal = backend_available(DeviceType::kMetal);
+    return Support::no("the stream is on a GPU: " + metal.reason);
+  }
+  return {};
+}
+
+Support dtypes_known(const Arrays& inputs, std::size_t count) {
+  for (std::size_t i = 0; i < count; ++i) {
+    if (!dtype_of(inputs[i].dtype())) {
+      std::ostringstream reason;
+      reason << "no kernel takes dtype " << inputs[i].dtype();
+      return Support::no(reason.str());
+    }
+  }
+  return {};
+}
+
+Context& FusedPrimitive::thread_context() {
+  thread_local Context context;
+  return context;
+}
+
+void FusedPrimitive::eval_gpu(const Arrays&, Arrays&) {
+  throw std::runtime_error(std::string("[") + caller_.op +
+                           "] this build of Graft has kernels for the CPU only: evaluate on a CPU "
+                           "stream, or call the op on a GPU stream to compose it from MLX ops");
+}
+
+Arrays vjp_in(const ArraysFunction& function, const Arrays& primals, const Arrays& cotangents,
+              const std::vector<int>& argnums) {
+  Arrays variables;
+  for (const int i : argnums) variables.push_back(primals[static_cast<std::size_t>(i)]);
+  const auto of_variables = [&](const Arrays& values) {
+    Arrays all = primals;
+    for (std::size_t j = 0; j < argnums.size(); ++j) {
+      all[static_cast<std::size_t>(argnums[j])] = values[j];
+    }
+    return function(all);
+  };
+  return mx::vjp(of_variables, variables, cotangents).second;
+}
+
+Arrays FusedPrimitive::composed_vjp(const Arrays& primals, const Arrays& cotangents,
+                                    const std::vector<int>& argnums, const std::string& reason) {
+  const auto outputs = [&](const Arrays& inputs) {
+    Arrays all = composed(inputs);
+    all.erase(all.begin() + static_cast<int>(cotangents.size()), all.end());
+    return all;
+  };
+  Arrays gradients = vjp_in(outputs, primals, cotangents, argnums);
+  gradients[0] = counted(gradients[0], caller_, Direction::kBackward, reason, stream());
+  return gradients;
+}
+
+Arrays FusedPrimitive::vjp(const Arrays& primals, const Arrays& cotangents,
+                           const std::vector<int>& argnums, const Arrays&) {
+  return composed_vjp(primals, cotangents, argnums, "a gradient of a gradient has no kernel");
+}
+
+Arrays FusedPrimitive::jvp(const Arrays& primals, const Arrays& tangents,
+                           const std::vector<int>& argnums) {
+  Arrays variables;
+  for (const int i : argnums) variables.push_back(primals[static_cast<std::size_t>(i)]);
+  const auto of_variables = [&](const Arrays& values) {
+    Arrays all = primals;
+    for (std::size_t j = 0; j < argnums.size(); ++j) {
+      all[static_cast<std::size_t>(argnums[j])] = values[j];
+    }
+    return composed(all);
+  };
+  Arrays derivatives = mx::jvp(of_variables, variables, tangents).second;
+  derivatives[0] = counted(derivatives[0], caller_, Direction::kTangent,
+                           "forward-mode derivatives have no kernel", stream());
+  return derivatives;
+}
+
+std::pair<Arrays, std::vector<int>> FusedPrimitive::vmap(const Arrays& inputs,
+                                                         const std::vector<int>& axes) {
+  const auto function = [this](const Arrays& values) { return composed(values); };
+  Arrays outputs = mx::vmap(function, axes)(inputs);
+  outputs[0] = counted(outputs[0], caller_, Direction::kForward,
+                       "vmap over this combination of operands has no kernel", stream());
+  return {outputs, std::vector<int>(outputs.size(), 0)};
+}
+
+Arrays batch_first(const Arrays& inputs, const std::vector<int>& axes) {
+  Arrays moved = inputs;
+  for (std::size_t i = 0; i < inputs.size(); ++i) {
+    if (axes[i] > 0) moved[i] = mx::moveaxis(inputs[i], axes[i], 0);
+  }
+  return moved;
+}
+
+}  // namespace graft::mlx::detail

@@ -1,0 +1,176 @@
+#include "graft/mlx/detail/views.h"
+
+#include <mlx/allocator.h>
+#include <mlx/backend/cpu/encoder.h>
+
+#include <array>
+#include <cstring>
+#include <memory>
+#include <stdexcept>
+#include <utility>
+#include <vector>
+
+namespace graft::mlx::detail {
+namespace {
+
+DType known_dtype(mx::Dtype dtype) {
+  const auto known = dtype_of(dtype);
+  if (!known) throw std::logic_error("graft::mlx: no view of this dtype");
+  return *known;
+}
+
+// The stride between rows if all dimensions but the last collapse into one.
+std::optional<std::int64_t> row_stride(const mx::array& x) {
+  std::int64_t stride = 0;   // of the innermost dimension so far
+  std::int64_t covered = 0;  // what the next outer stride must be
+  bool first = true;
+  for (int axis = static_cast<int>(x.ndim()) - 2; axis >= 0; --axis) {
+    if (x.shape(axis) == 1) continue;
+    const std::int64_t here = x.strides(axis);
+    if (first) {
+      stride = here;
+      first = false;
+    } else if (here != covered) {
+      return std::nullopt;
+    }
+    covered = here * x.shape(axis);
+  }
+  return first ? std::int64_t{x.shape(-1)} : stride;
+}
+
+// Copies a strided array into row-major order. Plain, since it is off the usual path.
+void gather(const std::byte* from, std::byte* to, std::size_t itemsize, const mx::Shape& shape,
+            const mx::Strides& strides) {
+  std::size_t count = 1;
+  for (const auto dim : shape) count *= static_cast<std::size_t>(dim);
+  std::vector<mx::ShapeElem> index(shape.size(), 0);
+  for (std::size_t i = 0; i < count; ++i) {
+    std::int64_t offset = 0;
+    for (std::size_t axis = 0; axis < shape.size(); ++axis) {
+      offset += index[axis] * strides[axis];
+    }
+    std::memcpy(to + i * itemsize, from + offset * static_cast<std::int64_t>(itemsize), itemsize);
+    for (int axis = static_cast<int>(shape.size()) - 1; axis >= 0; --axis) {
+      auto& at = index[static_cast<std::size_t>(axis)];
+      if (++at < shape[static_cast<std::size_t>(axis)]) break;
+      at = 0;
+    }
+  }
+}
+
+mx::array scheduled_copy(const mx::array& x, mx::Stream stream) {
+  mx::array copy(x.shape(), x.dtype(), nullptr, {});
+  copy.set_data(mx::allocator::malloc(copy.nbytes()));
+  auto& encoder = mx::cpu::get_command_encoder(stream);
+  encoder.dispatch([from = x.data<std::byte>(), keep = x.data_shared_ptr(),
+                    to = copy.data<std::byte>(), itemsize = x.itemsize(), shape = x.shape(),
+                    strides = x.strides()] { gather(from, to, itemsize, shape, strides); });
+  encoder.add_temporary(copy);
+  return copy;
+}
+
+}  // namespace
+
+std::optional<DType> dtype_of(mx::Dtype dtype) {
+  if (dtype == mx::float32) return DType::kFloat32;
+  if (dtype == mx::float16) return DType::kFloat16;
+  if (dtype == mx::bfloat16) return DType::kBFloat16;
+  if (dtype == mx::int32) return DType::kInt32;
+  return std::nullopt;
+}
+
+std::int64_t rows_of(const mx::Shape& shape) {
+  std::int64_t rows = 1;
+  for (std::size_t axis = 0; axis + 1 < shape.size(); ++axis) {
+    rows *= shape[axis];
+  }
+  return rows;
+}
+
+std::string shape_string(const mx::Shape& shape) {
+  std::string text = "(";
+  for (const auto dim : shape) {
+    if (text.size() > 1) text += ", ";
+    text += std::to_string(dim);
+  }
+  return text + ")";
+}
+
+mx::Shape with_last(mx::Shape shape, mx::ShapeElem last) {
+  shape.back() = last;
+  return shape;
+}
+
+void reject(const char* op, const char* tensor, const std::string& expected,
+            const std::string& got) {
+  throw std::invalid_argument("[" + std::string(op) + "] " + tensor + ": expected " + expected +
+                              ", got " + got);
+}
+
+void expect_shape(const char* op, const char* tensor, const mx::array& array,
+                  const mx::Shape& expected) {
+  if (array.shape() != expected) {
+    reject(op, tensor, shape_string(expected), shape_string(array.shape()));
+  }
+}
+
+void expect_matrix(const char* op, const char* tensor, const mx::array& array) {
+  if (array.ndim() != 2) reject(op, tensor, "a matrix", shape_string(array.shape()));
+}
+
+TensorView shape_only(mx::Dtype dtype, std::initializer_list<std::int64_t> shape) {
+  alignas(64) static std::array<std::byte, 64> nothing;
+  return {nothing.data(), known_dtype(dtype), shape};
+}
+
+TensorView rows_only(const mx::Shape& shape, mx::Dtype dtype) {
+  return shape_only(dtype, {rows_of(shape), shape.back()});
+}
+
+ConstTensorView matrix_view(const mx::array& matrix) {
+  const std::array<std::int64_t, 2> shape{matrix.shape(0), matrix.shape(1)};
+  const std::array<std::int64_t, 2> strides{matrix.strides(0), matrix.strides(1)};
+  return {matrix.data<std::byte>(), known_dtype(matrix.dtype()), shape, strides};
+}
+
+ConstTensorView vector_view(const mx::array& vector) {
+  const std::array<std::int64_t, 1> shape{vector.shape(0)};
+  const std::array<std::int64_t, 1> strides{vector.strides(0)};
+  return {vector.data<std::byte>(), known_dtype(vector.dtype()), shape, strides};
+}
+
+ConstTensorView rows_view(const mx::array& x, mx::Stream stream, bool dense) {
+  const std::array<std::int64_t, 2> shape{rows_of(x.shape()), x.shape(-1)};
+  auto stride = row_stride(x);
+  if (stride && dense && shape[1] > 1 && x.strides(-1) != 1) stride.reset();
+  if (stride) {
+    const std::array<std::int64_t, 2> strides{*stride, x.strides(-1)};
+    return {x.data<std::byte>(), known_dtype(x.dtype()), shape, strides};
+  }
+  const mx::array copy = scheduled_copy(x, stream);
+  return {copy.data<std::byte>(), known_dtype(x.dtype()), shape};
+}
+
+ConstTensorView flat_view(const mx::array& x, mx::Stream stream) {
+  const mx::array source = x.flags().row_contiguous ? x : scheduled_copy(x, stream);
+  return {source.data<std::byte>(), known_dtype(x.dtype()), {static_cast<std::int64_t>(x.size())}};
+}
+
+TensorView allocate_flat(mx::array& out) {
+  out.set_data(mx::allocator::malloc(out.nbytes()));
+  return {out.data<std::byte>(), known_dtype(out.dtype()), {static_cast<std::int64_t>(out.size())}};
+}
+
+TensorView allocate_rows(mx::array& out) {
+  out.set_data(mx::allocator::malloc(out.nbytes()));
+  const std::array<std::int64_t, 2> shape{rows_of(out.shape()), out.shape(-1)};
+  return {out.data<std::byte>(), known_dtype(out.dtype()), shape};
+}
+
+TensorView allocate(mx::array& out) {
+  out.set_data(mx::allocator::malloc(out.nbytes()));
+  const std::vector<std::int64_t> shape(out.shape().begin(), out.shape().end());
+  return {out.data<std::byte>(), known_dtype(out.dtype()), shape};
+}
+
+}  // namespace graft::mlx::detail

@@ -1,0 +1,57 @@
+#include "graft/mlx/fusion.h"
+
+#include <algorithm>
+#include <atomic>
+#include <cstdlib>
+#include <string_view>
+#include <utility>
+
+#include "graft/mlx/detail/tally.h"
+
+namespace graft::mlx {
+namespace {
+
+std::atomic<bool>& fused_flag() {
+  static std::atomic<bool> enabled = [] {
+    const char* value = std::getenv("GRAFT_FUSED");
+    return value == nullptr || std::string_view(value) != "0";
+  }();
+  return enabled;
+}
+
+thread_local const ModuleScope* innermost = nullptr;
+
+}  // namespace
+
+const char* name_of(Direction direction) {
+  switch (direction) {
+    case Direction::kForward:
+      return "forward";
+    case Direction::kBackward:
+      return "backward";
+    case Direction::kTangent:
+      return "tangent";
+  }
+  return "";
+}
+
+std::vector<FusionRecord> fusion_report() { return detail::Tallies::instance().report(); }
+
+void reset_fusion_report() { detail::Tallies::instance().reset(); }
+
+bool fused_enabled() { return fused_flag().load(std::memory_order_relaxed); }
+
+void set_fused_enabled(bool enabled) { fused_flag().store(enabled, std::memory_order_relaxed); }
+
+ModuleScope::ModuleScope(std::string name) : name_(std::move(name)), outer_(innermost) {
+  innermost = this;
+}
+
+ModuleScope::~ModuleScope() { innermost = outer_; }
+
+const std::string& ModuleScope::current() {
+  static const std::string none;
+  return innermost == nullptr ? none : innermost->name_;
+}
+
+}  // namespace graft::mlx

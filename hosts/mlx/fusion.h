@@ -1,0 +1,60 @@
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <vector>
+
+namespace graft::mlx {
+
+/// Which derivative of an operation a record is about.
+enum class Direction : std::uint8_t {
+  kForward,   ///< The value.
+  kBackward,  ///< Reverse mode: `mx::vjp`, `mx::grad`.
+  kTangent,   ///< Forward mode: `mx::jvp`.
+};
+
+/// "forward", "backward" or "tangent".
+const char* name_of(Direction direction);
+
+/// How often one operation of one module ran, one way and for one reason.
+struct FusionRecord {
+  std::string op;      ///< "lora_linear", "lora_delta", "linear", "swiglu", ...
+  std::string module;  ///< The innermost ModuleScope when the op was called; may be empty.
+  Direction direction = Direction::kForward;
+  bool fused = true;       ///< If false, composed from MLX's own ops.
+  std::string reason;      ///< Why not fused; empty if it was.
+  std::uint64_t runs = 0;  ///< Evaluations, not calls: a compiled graph counts each time it runs.
+};
+
+/// What has been evaluated since the start or the last reset, by any thread; records with no runs
+/// are left out. Sorted by op, module, direction.
+std::vector<FusionRecord> fusion_report();
+
+/// Sets every count to zero.
+void reset_fusion_report();
+
+/// Whether operations use the fused kernels where they can. At first true, unless the environment
+/// says GRAFT_FUSED=0.
+bool fused_enabled();
+
+/// Turns fusion on or off for graphs built from now on, in all threads.
+void set_fused_enabled(bool enabled);
+
+/// While it lives, operations called on this thread are recorded under `name`, for example
+/// "model.layers.0.self_attn.q_proj"; their backward passes too. Scopes nest; the innermost counts.
+class ModuleScope {
+ public:
+  explicit ModuleScope(std::string name);
+  ~ModuleScope();
+  ModuleScope(const ModuleScope&) = delete;
+  ModuleScope& operator=(const ModuleScope&) = delete;
+
+  /// The innermost scope's name on this thread, or "".
+  static const std::string& current();
+
+ private:
+  std::string name_;
+  const ModuleScope* outer_;
+};
+
+}  // namespace graft::mlx

@@ -1,0 +1,110 @@
+#include "graft/mlx/lora.h"
+
+#include <cmath>
+#include <string>
+#include <utility>
+
+#include "graft/mlx/detail/lora_primitive.h"
+#include "graft/mlx/detail/views.h"
+
+namespace graft::mlx {
+namespace {
+
+using detail::Arrays;
+using detail::LoraCall;
+
+constexpr const char* kDelta = "lora_delta";
+constexpr const char* kLinear = "lora_linear";
+
+void check_adapter(const char* op, const mx::array& x, const mx::array& a, const mx::array& b,
+                   float scaling) {
+  if (x.ndim() == 0) detail::reject(op, "x", "at least one dimension", "a scalar");
+  if (!mx::issubdtype(x.dtype(), mx::floating)) {
+    detail::reject(op, "x", "a floating-point dtype", "integers");
+  }
+  detail::expect_matrix(op, "a", a);
+  detail::expect_matrix(op, "b", b);
+  detail::expect_shape(op, "a", a, {x.shape(-1), a.shape(1)});
+  detail::expect_shape(op, "b", b, {a.shape(1), b.shape(1)});
+  if (!std::isfinite(scaling)) {
+    detail::reject(op, "scaling", "a finite number", std::to_string(scaling));
+  }
+}
+
+// Seed or offset as one uint64.
+mx::array counter(const mx::array& value, const char* name, mx::Stream s) {
+  if (value.size() != 1 || !mx::issubdtype(value.dtype(), mx::integer)) {
+    detail::reject(kLinear, name, "one integer", "shape " + detail::shape_string(value.shape()));
+  }
+  return mx::astype(value, mx::uint64, s);
+}
+
+mx::array run(const char* op, const LoraCall& call, const Arrays& inputs, mx::Stream s) {
+  const detail::Caller caller{op};
+  const auto support = detail::supports_forward(call, inputs, s);
+  if (support) return detail::fused_lora(call, inputs, caller, s);
+  return detail::counted(detail::composed_lora(call, inputs, s)[0], caller, Direction::kForward,
+                         support.reason, s);
+}
+
+mx::array run_linear(LoraCall call, const mx::array& x, const std::optional<mx::array>& w,
+                     const std::optional<mx::array>& bias, const mx::array& a, const mx::array& b,
+                     const Dropout& dropout, mx::Stream s) {
+  if (!(dropout.p >= 0.0f && dropout.p < 1.0f)) {
+    detail::reject(kLinear, "dropout", "a chance in [0, 1)", std::to_string(dropout.p));
+  }
+  Arrays inputs{x, a, b};
+  if (w) inputs.push_back(*w);
+  call.plain = w.has_value();
+  if (bias) {
+    detail::expect_shape(kLinear, "bias", *bias, {b.shape(1)});
+    inputs.push_back(*bias);
+    call.bias = true;
+  }
+  if (dropout.p > 0.0f) {
+    inputs.push_back(counter(dropout.seed, "seed", s));
+    inputs.push_back(counter(dropout.offset, "offset", s));
+    call.dropout = dropout.p;
+  }
+  return run(kLinear, call, inputs, s);
+}
+
+}  // namespace
+
+std::uint64_t dropout_counters(const mx::array& x) { return (x.size() + 3) / 4; }
+
+mx::array lora_forward_fused(const mx::array& x, const mx::array& a, const mx::array& b,
+                             float scaling, mx::StreamOrDevice s) {
+  check_adapter(kDelta, x, a, b, scaling);
+  LoraCall call;
+  call.scaling = scaling;
+  return run(kDelta, call, {x, a, b}, mx::to_stream(s));
+}
+
+mx::array lora_linear(const mx::array& x, const Weight& w, const std::optional<mx::array>& bias,
+                      const mx::array& a, const mx::array& b, float scaling, const Dropout& dropout,
+                      mx::StreamOrDevice s) {
+  check_adapter(kLinear, x, a, b, scaling);
+  if (w == nullptr) detail::reject(kLinear, "w", "a packed weight", "null");
+  if (w->in_features() != x.shape(-1) || w->out_features() != b.shape(1)) {
+    detail::reject(kLinear, "w", detail::shape_string({b.shape(1), x.shape(-1)}),
+                   detail::shape_string(
+                       {static_cast<int>(w->out_features()), static_cast<int>(w->in_features())}));
+  }
+  LoraCall call;
+  call.weight = w;
+  call.scaling = scaling;
+  return run_linear(std::move(call), x, std::nullopt, bias, a, b, dropout, mx::to_stream(s));
+}
+
+mx::array lora_linear(const mx::array& x, const mx::array& w, const std::optional<mx::array>& bias,
+                      const mx::array& a, const mx::array& b, float scaling, const Dropout& dropout,
+                      mx::StreamOrDevice s) {
+  check_adapter(kLinear, x, a, b, scaling);
+  detail::expect_shape(kLinear, "w", w, {b.shape(1), x.shape(-1)});
+  LoraCall call;
+  call.scaling = scaling;
+  return run_linear(std::move(call), x, w, bias, a, b, dropout, mx::to_stream(s));
+}
+
+}  // namespace graft::mlx
