@@ -16,10 +16,10 @@ class FusedLoRAOp {
   /// x (..., in_features); the result is (..., out_features).
   mx::array operator()(const mx::array& x, mx::StreamOrDevice s = {}) const;
 
-  const mx::array& a() const { return a_; }
-  const mx::array& b() const { return b_; }
-  float scaling() const { return scaling_; }
-  int rank() const { return a_.shape(1); }
+  const mx::array& a() const { return a_; }   ///< (in_features, rank).
+  const mx::array& b() const { return b_; }   ///< (rank, out_features).
+  float scaling() const { return scaling_; }  ///< Multiplies A·B.
+  int rank() const { return a_.shape(1); }    ///< Columns of A.
 
  private:
   mx::array a_;

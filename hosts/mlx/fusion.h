@@ -20,9 +20,9 @@ const char* name_of(Direction direction);
 struct FusionRecord {
   std::string op;      ///< "lora_linear", "lora_delta", "linear", "swiglu", ...
   std::string module;  ///< The innermost ModuleScope when the op was called; may be empty.
-  Direction direction = Direction::kForward;
-  bool fused = true;       ///< If false, composed from MLX's own ops.
-  std::string reason;      ///< Why not fused; empty if it was.
+  Direction direction = Direction::kForward;  ///< Which derivative ran.
+  bool fused = true;                          ///< If false, composed from MLX's own ops.
+  std::string reason;                         ///< Why not fused; empty if it was.
   std::uint64_t runs = 0;  ///< Evaluations, not calls: a compiled graph counts each time it runs.
 };
 
@@ -44,8 +44,8 @@ void set_fused_enabled(bool enabled);
 /// "model.layers.0.self_attn.q_proj"; their backward passes too. Scopes nest; the innermost counts.
 class ModuleScope {
  public:
-  explicit ModuleScope(std::string name);
-  ~ModuleScope();
+  explicit ModuleScope(std::string name);  ///< Enters the scope.
+  ~ModuleScope();                          ///< Leaves it.
   ModuleScope(const ModuleScope&) = delete;
   ModuleScope& operator=(const ModuleScope&) = delete;
 

@@ -52,8 +52,8 @@ class LoRALayer {
 
   /// Training applies dropout, evaluating does not. A new layer trains.
   void train(bool training = true) { training_ = training; }
-  void eval() { train(false); }  ///< train(false).
-  bool training() const { return training_; }
+  void eval() { train(false); }                ///< train(false).
+  bool training() const { return training_; }  ///< Dropout is on.
 
   /// Trainable parameters: rank·(in + out).
   std::int64_t num_parameters() const;
@@ -63,14 +63,17 @@ class LoRALayer {
   void merge();
   /// Goes back to the very weight the layer was made with, bit for bit. Nothing if not merged.
   void unmerge() { merged_.reset(); }
+  /// The adapter is folded into the weight.
   bool merged() const { return merged_ != nullptr; }
 
   const mx::array& a() const { return a_; }  ///< (in_features, rank).
   const mx::array& b() const { return b_; }  ///< (rank, out_features).
+  /// @{
   /// Replaces an adapter matrix; same shape, a floating dtype. Not while merged: throws
   /// std::logic_error.
   void set_a(mx::array a);
   void set_b(mx::array b);
+  /// @}
 
   /// Dropout as the next training forward will use it. Seed and offset are arrays: to compile a
   /// function around forward(x), pass the offset in, set it, and return it afterwards.
@@ -79,12 +82,15 @@ class LoRALayer {
   void set_dropout_state(mx::array seed, mx::array offset);
 
   const Weight& weight() const { return base_; }  ///< The base, merged or not.
+  /// (out_features), if the layer has one.
   const std::optional<mx::array>& bias() const { return bias_; }
+  /// Features that come in: the last axis of x.
   int in_features() const { return static_cast<int>(base_->in_features()); }
+  /// Features that go out: the last axis of y.
   int out_features() const { return static_cast<int>(base_->out_features()); }
-  int rank() const { return a_.shape(1); }
-  float scaling() const { return scaling_; }
-  const std::string& name() const { return name_; }
+  int rank() const { return a_.shape(1); }           ///< Columns of A.
+  float scaling() const { return scaling_; }         ///< alpha / rank.
+  const std::string& name() const { return name_; }  ///< Module name in `fusion_report`.
 
  private:
   Weight base_;
