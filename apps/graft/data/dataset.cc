@@ -1,0 +1,187 @@
+#include "apps/graft/data/dataset.h"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <filesystem>
+#include <fstream>
+#include <nlohmann/json.hpp>
+#include <string_view>
+#include <utility>
+
+#include "apps/graft/tokenizer/chat_template.h"
+#include "apps/graft/user_error.h"
+
+namespace graft::app {
+namespace {
+
+using Json = nlohmann::json;
+
+enum class Format { kCompletion, kChat, kText };
+
+class DatasetReader {
+ public:
+  DatasetReader(std::string path, const GgufFile& model, const Tokenizer& tokenizer,
+                const DataOptions& options)
+      : model_(model), tokenizer_(tokenizer), options_(options) {
+    dataset_.path = std::move(path);
+  }
+
+  Dataset read() {
+    std::ifstream in(dataset_.path, std::ios::binary);
+    if (!in || std::filesystem::is_directory(dataset_.path)) {
+      throw UserError(dataset_.path + ": cannot be read");
+    }
+    for (std::string line; std::getline(in, line);) {
+      ++line_;
+      std::string_view text = line;
+      constexpr std::string_view kByteOrderMark = "\xEF\xBB\xBF";
+      if (line_ == 1 && text.starts_with(kByteOrderMark)) text.remove_prefix(kByteOrderMark.size());
+      if (text.find_first_not_of(" \t\r") == std::string_view::npos) continue;
+      add(sample(parse(text)));
+    }
+    if (in.bad()) throw UserError(dataset_.path + ": reading failed");
+    if (dataset_.samples.empty()) {
+      throw UserError(dataset_.left_out == 0
+                          ? dataset_.path + ": no samples"
+                          : dataset_.path + ": no sample has a token to train on");
+    }
+    return std::move(dataset_);
+  }
+
+ private:
+  [[noreturn]] void fail(const std::string& what) const {
+    throw UserError(fmt::format("{}:{}: {}", dataset_.path, line_, what));
+  }
+
+  Json parse(std::string_view text) const {
+    Json object;
+    try {
+      object = Json::parse(text);
+    } catch (const Json::parse_error& error) {
+      fail(fmt::format("not valid JSON at byte {} of the line", error.byte));
+    }
+    if (!object.is_object()) fail("expected a JSON object");
+    return object;
+  }
+
+  const std::string& text_of(const Json& object, const char* key) const {
+    const auto found = object.find(key);
+    if (found == object.end()) fail(fmt::format("\"{}\" is missing", key));
+    if (!found->is_string()) fail(fmt::format("\"{}\" is not a string", key));
+    return found->get_ref<const std::string&>();
+  }
+
+  // The first line decides for the file.
+  Format format_of(const Json& object) {
+    if (format_) return *format_;
+    if (object.contains("prompt") && object.contains("completion")) {
+      format_ = Format::kCompletion;
+    } else if (object.contains("messages")) {
+      format_ = Format::kChat;
+    } else if (object.contains("text")) {
+      format_ = Format::kText;
+      if (options_.mask_prompt) fail("\"text\" has no prompt to mask: leave out --mask-prompt");
+    } else {
+      fail("expected \"prompt\" and \"completion\", or \"messages\", or \"text\"");
+    }
+    return *format_;
+  }
+
+  std::vector<Message> messages_of(const Json& object) const {
+    const auto found = object.find("messages");
+    if (found == object.end()) fail("\"messages\" is missing");
+    if (!found->is_array() || found->empty()) fail("\"messages\" is not a list of messages");
+    std::vector<Message> messages;
+    for (const Json& message : *found) {
+      if (!message.is_object()) fail("a message is not a JSON object");
+      messages.push_back({text_of(message, "role"), text_of(message, "content")});
+    }
+    return messages;
+  }
+
+  Sample sample(const Json& object) {
+    switch (format_of(object)) {
+      case Format::kCompletion:
+        return chat(
+            {{"user", text_of(object, "prompt")}, {"assistant", text_of(object, "completion")}});
+      case Format::kChat:
+        return chat(messages_of(object));
+      case Format::kText:
+        break;
+    }
+    Sample sample;
+    sample.tokens = tokenizer_.encode(text_of(object, "text"));
+    if (sample.tokens.empty() || sample.tokens.back() != tokenizer_.eos()) {
+      sample.tokens.push_back(tokenizer_.eos());
+    }
+    sample.is_target.assign(sample.tokens.size(), true);
+    return sample;
+  }
+
+  Sample chat(const std::vector<Message>& messages) {
+    if (!template_) template_.emplace(model_, tokenizer_);
+    ChatTokens chat = template_->encode(tokenizer_, messages);
+    if (!options_.mask_prompt) chat.is_target.assign(chat.tokens.size(), true);
+    return {std::move(chat.tokens), std::move(chat.is_target)};
+  }
+
+  void add(Sample sample) {
+    const auto length = static_cast<std::int64_t>(sample.tokens.size());
+    dataset_.longest = std::max(dataset_.longest, length);
+    if (length > options_.max_seq_length) {
+      ++dataset_.truncated;
+      sample.tokens.resize(static_cast<std::size_t>(options_.max_seq_length));
+      sample.is_target.resize(static_cast<std::size_t>(options_.max_seq_length));
+    }
+    if (std::find(sample.is_target.begin() + 1, sample.is_target.end(), true) ==
+        sample.is_target.end()) {
+      ++dataset_.left_out;
+      return;
+    }
+    dataset_.samples.push_back(std::move(sample));
+  }
+
+  const GgufFile& model_;
+  const Tokenizer& tokenizer_;
+  const DataOptions options_;
+  Dataset dataset_;
+  std::int64_t line_ = 0;
+  std::optional<Format> format_;
+  std::optional<ChatTemplate> template_;  // Made for the first chat: "text" needs none.
+};
+
+}  // namespace
+
+std::int64_t Dataset::num_targets() const {
+  std::int64_t count = 0;
+  for (const Sample& sample : samples) {
+    count += std::count(sample.is_target.begin() + 1, sample.is_target.end(), true);
+  }
+  return count;
+}
+
+Dataset read_dataset(const std::string& path, const GgufFile& model, const Tokenizer& tokenizer,
+                     const DataOptions& options) {
+  if (options.max_seq_length < 2) {
+    throw UserError(
+        fmt::format("--max-seq-length is {}, expected at least 2", options.max_seq_length));
+  }
+  return DatasetReader(path, model, tokenizer, options).read();
+}
+
+DataSplits read_data(const std::string& folder, const GgufFile& model, const Tokenizer& tokenizer,
+                     const DataOptions& options) {
+  namespace fs = std::filesystem;
+  if (!fs::is_directory(folder)) throw UserError(folder + ": no such folder");
+  const auto path = [&](const char* name) { return (fs::path(folder) / name).string(); };
+  const auto read_if_there = [&](const char* name) -> std::optional<Dataset> {
+    if (!fs::exists(path(name))) return std::nullopt;
+    return read_dataset(path(name), model, tokenizer, options);
+  };
+  std::optional<Dataset> train = read_if_there("train.jsonl");
+  if (!train) throw UserError(folder + ": no train.jsonl in this folder");
+  return {std::move(*train), read_if_there("valid.jsonl"), read_if_there("test.jsonl")};
+}
+
+}  // namespace graft::app
