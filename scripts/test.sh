@@ -18,7 +18,7 @@ passed=0 failed=0 skipped=0
 wanted=("$@")
 
 # run_stage NAME COMMAND...: runs the command, shows and keeps its output, and counts its tests: the
-# cases that CTest reports, or one for a stage that is itself one check.
+# cases that CTest or Python's unittest reports, or one for a stage that is itself one check.
 run_stage() {
   local name="$1" begin="$SECONDS" log="$logs/$1.log"
   shift
@@ -38,19 +38,26 @@ run_stage() {
     if ((status != 0 && bad == 0)); then failed=$((failed + 1)); fi
   elif ((status != 0)); then
     failed=$((failed + 1))
+  elif [[ "$(grep -E '^Ran [0-9]+ tests? in ' "$log" | tail -1)" =~ ^Ran\ ([0-9]+) ]]; then
+    passed=$((passed + BASH_REMATCH[1]))
   else
     passed=$((passed + 1))
   fi
   stages+=("$(printf '%-14s %-7s %3d:%02d' "$name" "$result" $((seconds / 60)) $((seconds % 60)))")
 }
 
+# Where ccache is, what one stage compiled serves another that compiles the same.
+launcher=()
+if command -v ccache > /dev/null; then
+  launcher=(-DCMAKE_CXX_COMPILER_LAUNCHER=ccache)
+  export CCACHE_BASEDIR="${CCACHE_BASEDIR:-$PWD}" CCACHE_NOHASHDIR=1
+fi
+
 # build_and_test FOLDER [CMAKE OPTION...]
 build_and_test() {
   local folder="$1"
   shift
-  local launcher=()
-  if command -v ccache > /dev/null; then launcher=(-DCMAKE_CXX_COMPILER_LAUNCHER=ccache); fi
-  cmake -S . -B "$folder" -G Ninja -DGRAFT_WERROR=ON "${launcher[@]}" "$@" &&
+  cmake -S . -B "$folder" -G Ninja -DGRAFT_TESTS=ON -DGRAFT_WERROR=ON "${launcher[@]}" "$@" &&
     cmake --build "$folder" -j "$jobs" &&
     ctest --test-dir "$folder" --no-tests=error -j "$jobs"
 }
@@ -58,11 +65,13 @@ build_and_test() {
 run_stage setup scripts/setup.sh tests
 run_stage format tools/check_format.sh
 run_stage includes tools/check_includes.py
+run_stage quotes tools/check_quotes.py README.md
 run_stage docs doxygen tools/Doxyfile
+run_stage tools python3 -m unittest discover -s tests/tools -p '*_test.py'
 run_stage release build_and_test build
 run_stage core-alone build_and_test build-core -DGRAFT_MLX=OFF
-run_stage asan build_and_test build-asan -DGRAFT_MLX=OFF -DGRAFT_SANITIZE=address
-run_stage tsan build_and_test build-tsan -DGRAFT_MLX=OFF -DGRAFT_SANITIZE=thread
+run_stage asan build_and_test build-asan -DGRAFT_SANITIZE=address
+run_stage tsan build_and_test build-tsan -DGRAFT_SANITIZE=thread
 
 printf '\n== summary (minutes)\n'
 printf '%s\n' "${stages[@]}"

@@ -1,0 +1,51 @@
+#!/usr/bin/env bash
+# Installs a build, then builds and runs the examples against the installed copy, outside the tree.
+#
+#   tools/check_install.sh BUILD_FOLDER
+set -euo pipefail
+source_dir="$(cd "$(dirname "$0")/.." && pwd)"
+build_dir="$(cd "$1" && pwd)"
+
+outside="$(mktemp -d)"
+trap 'rm -rf "$outside"' EXIT
+prefix="$outside/prefix"
+cmake --install "$build_dir" --prefix "$prefix" > "$outside/install.log"
+cp -r "$source_dir/examples/core" "$source_dir/examples/mlx" "$outside"
+cd "$outside"
+
+# build_example NAME [CMAKE OPTION...]
+build_example() {
+  local name="$1"
+  shift
+  cmake -S "$name" -B "$name/build" -G Ninja -DCMAKE_PREFIX_PATH="$prefix;$source_dir/.deps/mlx" \
+    -DCMAKE_BUILD_TYPE=Release -DCMAKE_CXX_FLAGS="-Wall -Werror" "$@" > "$name.log" 2>&1 &&
+    cmake --build "$name/build" >> "$name.log" 2>&1
+}
+
+# expect_output NAME TEXT: the example prints exactly this, after the name of the instruction set.
+expect_output() {
+  local name="$1" expected="$2" got
+  got="$("$name/build/${name}_example")"
+  [[ "$got" == *"$expected" ]] ||
+    { printf 'check_install: %s: expected "...%s", got "%s"\n' "$name" "$expected" "$got"; exit 1; }
+  echo "check_install: $name: $got"
+}
+
+build_example core || { cat core.log; exit 1; }
+expect_output core ": y 5.0176, dx 5.0176, dA 30.7200, dB 40.9600"
+
+if [[ -e "$prefix/include/graft/mlx" ]]; then
+  build_example mlx || { cat mlx.log; exit 1; }
+  expect_output mlx "TODO"
+  # OpenBLAS must come before libmlx, or MLX's own products run on a reference BLAS.
+  if [[ "$(uname -s)" == Linux ]]; then
+    needed="$(readelf -d mlx/build/mlx_example | sed -n 's/.*(NEEDED).*\[\(.*\)\]/\1/p')"
+    [[ "$(grep -m1 -E 'openblas|libmlx' <<< "$needed")" == *openblas* ]] ||
+      { echo "check_install: libmlx comes before OpenBLAS in: $needed"; exit 1; }
+  fi
+else
+  # Built without MLX: asking for that part must say so, not fail in the linker.
+  if build_example mlx; then echo "check_install: found graft::mlx in a copy without it"; exit 1; fi
+  grep -q "built without MLX" mlx.log || { cat mlx.log; exit 1; }
+  echo "check_install: mlx: refused, as this copy was built without MLX"
+fi
