@@ -121,4 +121,19 @@ void require(const char* op, const Support& support) {
   }
 }
 
+Support float_on_cpu(const char* tensor, const ConstTensorView& view) {
+  if (!view.present() || view.dtype() == DType::kFloat32 || view.dtype() == DType::kBFloat16) {
+    return {};
+  }
+  return Support::no(std::string(tensor) + ": " + name_of(view.dtype()) +
+                     " has no CPU kernel, float32 and bfloat16 do");
+}
+
+Support all_of(std::initializer_list<Support> parts) {
+  for (const Support& part : parts) {
+    if (!part) return part;
+  }
+  return {};
+}
+
 }  // namespace graft

@@ -50,4 +50,10 @@ class Check {
 /// Throws Error (kUnsupported) with the reason, unless `support` says yes.
 void require(const char* op, const Support& support);
 
+/// Yes if `view` is absent, float32 or bfloat16: what CPU kernels take. "No" names the tensor.
+Support float_on_cpu(const char* tensor, const ConstTensorView& view);
+
+/// The first "no" among `parts`, or yes.
+Support all_of(std::initializer_list<Support> parts);
+
 }  // namespace graft

@@ -1,0 +1,139 @@
+// How a product multiplies: its packed types, one step over K, and the table of kernels made of it.
+#if defined(GRAFT_CPU_MULTIPLY_INL_H_) == defined(HWY_TARGET_TOGGLE)
+#ifdef GRAFT_CPU_MULTIPLY_INL_H_
+#undef GRAFT_CPU_MULTIPLY_INL_H_
+#else
+#define GRAFT_CPU_MULTIPLY_INL_H_
+#endif
+
+#include <cstdint>
+
+#include "backend/cpu/dropout-inl.h"
+#include "backend/cpu/kernels.h"
+#include "backend/cpu/outer-inl.h"
+#include "backend/cpu/pack-inl.h"
+#include "backend/cpu/shrink-inl.h"
+#include "backend/cpu/tile-inl.h"
+#include "backend/cpu/vectors-inl.h"
+
+HWY_BEFORE_NAMESPACE();
+namespace graft::cpu {
+namespace HWY_NAMESPACE {
+
+struct MultiplyF32 {
+  static constexpr int kPerStep = 1;
+  static constexpr int kXPerStep = 1;
+  using X = float;
+  using W = float;
+
+  template <int Rows>
+  static HWY_INLINE void Step(const float* HWY_RESTRICT x, const float* HWY_RESTRICT w,
+                              V (&acc)[Rows][2]) {
+    const D d;
+    const V w0 = hn::LoadU(d, w);
+    const V w1 = hn::LoadU(d, w + kLanes);
+#pragma GCC unroll 16
+    for (int i = 0; i < Rows; ++i) {
+      const V xi = hn::Set(d, x[i]);
+      acc[i][0] = hn::MulAdd(xi, w0, acc[i][0]);
+      acc[i][1] = hn::MulAdd(xi, w1, acc[i][1]);
+    }
+  }
+
+  template <int Cols, int Vectors>
+  static HWY_INLINE void ShrinkStep(const float* HWY_RESTRICT x, const float* HWY_RESTRICT a,
+                                    V (&acc)[Cols][Vectors]) {
+    ShrinkStepF32(x, a, acc);
+  }
+
+  static void PackX(const Source& x, int rows, std::int64_t k, int stride, void* panel) {
+    PackFloats<false>(x, rows, k, stride, panel);
+  }
+  static void PackW(const Source& w, int cols, std::int64_t k, int stride, void* panel) {
+    PackFloats<false>(w, cols, k, stride, panel);
+  }
+};
+
+// bfloat16 where the CPU has no dot product for it: pairs of W widen exactly to two float32 steps.
+struct MultiplyWidened {
+  static constexpr int kPerStep = 2;
+  static constexpr int kXPerStep = 2;
+  using X = float;
+  using W = std::uint32_t;
+
+  template <int Rows>
+  static HWY_INLINE void Step(const float* HWY_RESTRICT x, const std::uint32_t* HWY_RESTRICT w,
+                              V (&acc)[Rows][2]) {
+    const D d;
+    const DU du;
+    const VU pair0 = hn::LoadU(du, w);
+    const VU pair1 = hn::LoadU(du, w + kLanes);
+    const V even0 = hn::BitCast(d, hn::ShiftLeft<16>(pair0));
+    const V even1 = hn::BitCast(d, hn::ShiftLeft<16>(pair1));
+#pragma GCC unroll 16
+    for (int i = 0; i < Rows; ++i) {
+      const V xi = hn::Set(d, x[i]);
+      acc[i][0] = hn::MulAdd(xi, even0, acc[i][0]);
+      acc[i][1] = hn::MulAdd(xi, even1, acc[i][1]);
+    }
+    const V odd0 = hn::BitCast(d, hn::And(pair0, hn::Set(du, 0xffff0000u)));
+    const V odd1 = hn::BitCast(d, hn::And(pair1, hn::Set(du, 0xffff0000u)));
+#pragma GCC unroll 16
+    for (int i = 0; i < Rows; ++i) {
+      const V xi = hn::Set(d, x[kStride + i]);
+      acc[i][0] = hn::MulAdd(xi, odd0, acc[i][0]);
+      acc[i][1] = hn::MulAdd(xi, odd1, acc[i][1]);
+    }
+  }
+
+  template <int Cols, int Vectors>
+  static HWY_INLINE void ShrinkStep(const float* HWY_RESTRICT x, const float* HWY_RESTRICT a,
+                                    V (&acc)[Cols][Vectors]) {
+    ShrinkStepF32(x, a, acc);
+  }
+
+  static void PackX(const Source& x, int rows, std::int64_t k, int stride, void* panel) {
+    PackFloats<true>(x, rows, k, stride, panel);
+  }
+  static void PackW(const Source& w, int cols, std::int64_t k, int stride, void* panel) {
+    PackPairs<PairByRounding>(w, cols, k, stride, panel);
+  }
+};
+
+template <class Multiply>
+void PackColumns(const Source& w, int cols, std::int64_t k, void* panel) {
+  Multiply::PackW(w, cols, k, kWidth, panel);
+}
+
+template <class Multiply>
+void PackRows(const Source& x, int rows, std::int64_t k, void* panel) {
+  Multiply::PackX(x, rows, k, kStride, panel);
+}
+
+template <class Multiply>
+const Kernels* MakeKernels() {
+  static const Kernels kernels = {
+      kRows,
+      kStride,
+      kWidth,
+      Multiply::kPerStep,
+      Multiply::kXPerStep,
+      Multiply::kPerStep == 2,
+      &PackRows<Multiply>,
+      &PackColumns<Multiply>,
+      &PackA<Multiply>,
+      &PackedASizeFor<Multiply>,
+      &Shrink<Multiply>,
+      &LowRankPanel<Multiply>,
+      &RunTile<Multiply>,
+      &Outer,
+      &DropoutMask,
+  };
+  return &kernels;
+}
+
+}  // namespace HWY_NAMESPACE
+}  // namespace graft::cpu
+HWY_AFTER_NAMESPACE();
+
+#endif  // Highway's toggle

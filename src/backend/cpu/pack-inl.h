@@ -1,0 +1,189 @@
+// Packing of rows and columns into panels (formats: kernels.h).
+#if defined(GRAFT_CPU_PACK_INL_H_) == defined(HWY_TARGET_TOGGLE)
+#ifdef GRAFT_CPU_PACK_INL_H_
+#undef GRAFT_CPU_PACK_INL_H_
+#else
+#define GRAFT_CPU_PACK_INL_H_
+#endif
+
+#include <algorithm>
+#include <cstdint>
+
+#include "backend/bfloat16.h"
+#include "backend/cpu/kernels.h"
+#include "backend/cpu/vectors-inl.h"
+
+HWY_BEFORE_NAMESPACE();
+namespace graft::cpu {
+namespace HWY_NAMESPACE {
+
+// Four steps of kLanes rows, lanes along rows: out[t] lane i = row i at k + t.
+template <class Load4>
+HWY_INLINE void LoadTransposed(const Load4& load, V (&out)[4]) {
+#if HWY_TARGET == HWY_SCALAR
+  for (int t = 0; t < 4; ++t) out[t] = hn::Set(D(), load.At(0, t));
+#else
+  // Vector j holds rows j, j + 4, j + 8, ... in its 128-bit blocks, four steps each; transposing
+  // 4 × 4 inside the blocks then leaves the rows in order.
+  V v[4];
+  for (int j = 0; j < 4; ++j) v[j] = load.Blocks(j);
+  const D d;
+  const hn::Repartition<double, D> d64;
+  const V t0 = hn::InterleaveLower(d, v[0], v[1]);
+  const V t1 = hn::InterleaveUpper(d, v[0], v[1]);
+  const V t2 = hn::InterleaveLower(d, v[2], v[3]);
+  const V t3 = hn::InterleaveUpper(d, v[2], v[3]);
+  const auto b0 = hn::BitCast(d64, t0), b1 = hn::BitCast(d64, t1);
+  const auto b2 = hn::BitCast(d64, t2), b3 = hn::BitCast(d64, t3);
+  out[0] = hn::BitCast(d, hn::InterleaveLower(d64, b0, b2));
+  out[1] = hn::BitCast(d, hn::InterleaveUpper(d64, b0, b2));
+  out[2] = hn::BitCast(d, hn::InterleaveLower(d64, b1, b3));
+  out[3] = hn::BitCast(d, hn::InterleaveUpper(d64, b1, b3));
+#endif
+}
+
+// Rows of float32 or of 32-bit units, read through one pointer a row.
+struct LoadRows32 {
+  const float* const* rows;
+  std::int64_t k;
+
+  HWY_INLINE float At(int row, int t) const { return rows[row][k + t]; }
+#if HWY_TARGET != HWY_SCALAR
+  HWY_INLINE V Blocks(int j) const {
+    const hn::FixedTag<float, 4> d4;
+#if HWY_TARGET == HWY_AVX3
+    const hn::FixedTag<float, 8> d8;
+    return hn::Combine(
+        D(), hn::Combine(d8, hn::LoadU(d4, rows[j + 12] + k), hn::LoadU(d4, rows[j + 8] + k)),
+        hn::Combine(d8, hn::LoadU(d4, rows[j + 4] + k), hn::LoadU(d4, rows[j] + k)));
+#elif HWY_TARGET == HWY_AVX2
+    return hn::Combine(D(), hn::LoadU(d4, rows[j + 4] + k), hn::LoadU(d4, rows[j] + k));
+#else
+    return hn::LoadU(d4, rows[j] + k);
+#endif
+  }
+#endif
+};
+
+HWY_INLINE float LoadOne(const Source& s, std::int64_t row, std::int64_t col) {
+  const std::int64_t offset = row * s.row_stride + col * s.col_stride;
+  return s.dtype == DType::kBFloat16
+             ? from_bfloat16(static_cast<const std::uint16_t*>(s.data)[offset])
+             : static_cast<const float*>(s.data)[offset];
+}
+
+// float panel [k][stride]; `Round` rounds to bfloat16 and pads k to even with zeros.
+template <bool Round>
+void PackFloats(const Source& x, int rows, std::int64_t k, int stride, void* panel) {
+  const D d;
+  float* HWY_RESTRICT out = static_cast<float*>(panel);
+  std::int64_t done = 0;
+  if (rows > 0 && x.dtype == DType::kFloat32 && x.col_stride == 1 && stride % kLanes == 0) {
+    const float* base = static_cast<const float*>(x.data);
+    const std::int64_t whole = k / 4 * 4;
+    for (int r0 = 0; r0 < stride; r0 += kLanes) {
+      const float* pointers[kLanes < 4 ? 4 : kLanes];
+      for (int i = 0; i < kLanes; ++i) {
+        pointers[i] = base + std::min(r0 + i, rows - 1) * x.row_stride;
+      }
+      for (std::int64_t s = 0; s < whole; s += 4) {
+        V v[4];
+        LoadTransposed(LoadRows32{pointers, s}, v);
+        for (int t = 0; t < 4; ++t) {
+          if (Round) v[t] = hn::BitCast(d, RoundToUpperHalf(v[t]));
+          hn::StoreU(v[t], d, out + (s + t) * stride + r0);
+        }
+      }
+    }
+    done = whole;
+  } else if (x.dtype == DType::kFloat32 && x.row_stride == 1) {
+    const bool vectors = rows == stride && stride % kLanes == 0;
+    for (std::int64_t s = 0; s < k; ++s) {
+      const float* HWY_RESTRICT from = static_cast<const float*>(x.data) + s * x.col_stride;
+      float* HWY_RESTRICT to = out + s * stride;
+      for (int i = 0; vectors && i < stride; i += kLanes) {
+        V v = hn::LoadU(d, from + i);
+        if (Round) v = hn::BitCast(d, RoundToUpperHalf(v));
+        hn::StoreU(v, d, to + i);
+      }
+      for (int i = 0; !vectors && i < stride; ++i) {
+        const float value = i < rows ? from[i] : 0.0f;
+        to[i] = Round ? from_bfloat16(to_bfloat16(value)) : value;
+      }
+    }
+    done = k;
+  }
+  for (std::int64_t s = done; s < k; ++s) {
+    for (int i = 0; i < stride; ++i) {
+      const float value = i < rows ? LoadOne(x, i, s) : 0.0f;
+      out[s * stride + i] = Round ? from_bfloat16(to_bfloat16(value)) : value;
+    }
+  }
+  if (Round && k % 2 == 1) std::fill_n(out + k * stride, stride, 0.0f);
+}
+
+struct PairByRounding {
+  static HWY_INLINE VU Pair(V even, V odd) {
+    return hn::Or(hn::ShiftRight<16>(RoundToUpperHalf(even)), RoundToUpperHalf(odd));
+  }
+};
+
+// Pairs panel [⌈k/2⌉][stride] of (bf16 at k, bf16 at k + 1), zero past the end.
+template <class Convert>
+void PackPairs(const Source& x, int rows, std::int64_t k, int stride, void* panel) {
+  const DU du;
+  std::uint32_t* HWY_RESTRICT out = static_cast<std::uint32_t*>(panel);
+  std::int64_t done = 0;  // steps of k that are packed, even
+  if (rows > 0 && x.col_stride == 1 && stride % kLanes == 0) {
+    const bool wide = x.dtype == DType::kFloat32;
+    const std::int64_t unit = wide ? 4 : 8;  // steps of k a block
+    const std::int64_t whole = k / unit * unit;
+    const char* base = static_cast<const char*>(x.data);
+    for (int r0 = 0; r0 < stride; r0 += kLanes) {
+      const float* pointers[kLanes < 4 ? 4 : kLanes];
+      for (int i = 0; i < kLanes; ++i) {
+        const std::int64_t offset = std::min(r0 + i, rows - 1) * x.row_stride;
+        pointers[i] = reinterpret_cast<const float*>(base + offset * (wide ? 4 : 2));
+      }
+      for (std::int64_t s = 0; s < whole; s += unit) {
+        V v[4];
+        if (wide) {
+          LoadTransposed(LoadRows32{pointers, s}, v);
+          std::uint32_t* to = out + s / 2 * stride + r0;
+          hn::StoreU(Convert::Pair(v[0], v[1]), du, to);
+          hn::StoreU(Convert::Pair(v[2], v[3]), du, to + stride);
+        } else {
+          LoadTransposed(LoadRows32{pointers, s / 2}, v);
+          for (int t = 0; t < 4; ++t) {
+            hn::StoreU(hn::BitCast(du, v[t]), du, out + (s / 2 + t) * stride + r0);
+          }
+        }
+      }
+    }
+    done = whole;
+  } else if (x.row_stride == 1 && rows == stride && stride % kLanes == 0 &&
+             x.dtype == DType::kFloat32) {
+    const D d;
+    for (std::int64_t s = 0; s + 1 < k; s += 2) {
+      const float* HWY_RESTRICT from = static_cast<const float*>(x.data) + s * x.col_stride;
+      for (int i = 0; i < stride; i += kLanes) {
+        const V even = hn::LoadU(d, from + i), odd = hn::LoadU(d, from + x.col_stride + i);
+        hn::StoreU(Convert::Pair(even, odd), du, out + s / 2 * stride + i);
+      }
+    }
+    done = k / 2 * 2;
+  }
+  for (std::int64_t s = done; s < k; s += 2) {
+    for (int i = 0; i < stride; ++i) {
+      const std::uint32_t even = i < rows ? to_bfloat16(LoadOne(x, i, s)) : 0;
+      const std::uint32_t odd = i < rows && s + 1 < k ? to_bfloat16(LoadOne(x, i, s + 1)) : 0;
+      out[s / 2 * stride + i] = even | odd << 16;
+    }
+  }
+}
+
+}  // namespace HWY_NAMESPACE
+}  // namespace graft::cpu
+HWY_AFTER_NAMESPACE();
+
+#endif  // Highway's toggle

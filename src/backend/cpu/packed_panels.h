@@ -1,0 +1,17 @@
+#pragma once
+
+#include <cstdint>
+
+#include "backend/cpu/kernels.h"
+
+namespace graft::cpu {
+
+/// Packs all columns of a product into column panels, [⌈n / width⌉][steps][width], on the pool.
+/// Row j of `w` (n × k) is column j of the product.
+void pack_panels(const Kernels& kernels, const Source& w, std::int64_t n, std::int64_t k,
+                 std::uint32_t* panels);
+
+/// 32-bit elements that pack_panels writes.
+std::int64_t packed_panels_size(const Kernels& kernels, std::int64_t n, std::int64_t k);
+
+}  // namespace graft::cpu

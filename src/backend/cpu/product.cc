@@ -1,0 +1,383 @@
+#include "backend/cpu/product.h"
+
+#include <algorithm>
+#include <cstring>
+
+#include "backend/cpu/packed_panels.h"
+#include "backend/cpu/threads.h"
+#include "backend/element.h"
+#include "linear/packed_weight_impl.h"
+
+namespace graft::cpu {
+
+std::int64_t packed_panels_size(const Kernels& kernels, std::int64_t n, std::int64_t k) {
+  return (n + kernels.width - 1) / kernels.width * kernels.column_panel_size(k);
+}
+
+namespace {
+
+std::int64_t ceil_div(std::int64_t a, std::int64_t b) { return (a + b - 1) / b; }
+
+void pack_panel(const Kernels& kernels, const Source& w, std::int64_t n, std::int64_t k,
+                std::int64_t panel, std::uint32_t* panels) {
+  const std::int64_t col = panel * kernels.width;
+  kernels.pack_columns(w.at(col, 0),
+                       static_cast<int>(std::min<std::int64_t>(kernels.width, n - col)), k,
+                       panels + panel * kernels.column_panel_size(k));
+}
+
+// Where the parts of the call's one scratch block lie.
+class Layout {
+ public:
+  template <class T>
+  std::size_t add(std::int64_t count) {
+    const std::size_t at = bytes_;
+    bytes_ += (static_cast<std::size_t>(count) * sizeof(T) + 63) / 64 * 64;
+    return at;
+  }
+  std::size_t bytes() const { return bytes_; }
+
+ private:
+  std::size_t bytes_ = 0;
+};
+
+// How the rows and columns of y are dealt out: row panels of near-equal height (so that no edge
+// tile is small), chunks of consecutive panels whose packed x stays in a core's cache, and where
+// rows are few, ranges of columns too.
+struct Partition {
+  std::int64_t m, n_panels;
+  std::int64_t panels;  // of rows
+  std::int64_t chunks;
+  std::int64_t splits;  // of the columns
+
+  Partition(const Kernels& kernels, std::int64_t rows_of_y, std::int64_t k, std::int64_t n,
+            int threads)
+      : m(rows_of_y),
+        n_panels(ceil_div(n, kernels.width)),
+        panels(ceil_div(rows_of_y, kernels.rows)) {
+    // About 128 rows a chunk; fewer where K is so large that they would leave a 1 MiB cache.
+    constexpr std::int64_t kChunkRows = 140, kChunkBytes = 5 << 18;
+    const std::int64_t panel_bytes = std::max<std::int64_t>(1, kernels.row_panel_size(k) * 4);
+    const std::int64_t most = std::clamp<std::int64_t>(
+        kChunkBytes / panel_bytes, 2, std::max(2, static_cast<int>(kChunkRows / kernels.rows)));
+    chunks = ceil_div(panels, most);
+    splits = 1;
+    if (panels >= 4 * threads) {
+      chunks = std::min(panels, ceil_div(chunks, threads) * threads);
+    } else if (threads > 1) {
+      // Few rows: every thread packs them, and multiplies its share of the columns.
+      splits = std::clamp<std::int64_t>(n_panels, 1, threads);
+    }
+  }
+
+  std::int64_t panel_row(std::int64_t panel) const {
+    return m * panel / std::max<std::int64_t>(1, panels);
+  }
+  std::int64_t chunk_panel(std::int64_t chunk) const {
+    return panels * chunk / std::max<std::int64_t>(1, chunks);
+  }
+  std::int64_t split_panel(std::int64_t split) const { return n_panels * split / splits; }
+  std::int64_t most_chunk_panels() const { return chunks == 0 ? 0 : ceil_div(panels, chunks); }
+  std::int64_t most_split_panels() const { return ceil_div(n_panels, splits); }
+};
+
+// One call: what is packed for all tasks, and each worker's own scratch.
+class Run {
+ public:
+  Run(Context& context, const Product& product);
+  void operator()();
+
+ private:
+  struct Worker {
+    std::uint32_t* x;        // row panels of a chunk
+    std::uint32_t* low;      // their low-rank panels
+    std::uint32_t* dropped;  // one row panel of drop(x)
+    float* h;                // one panel, [rank][stride]
+    float* rows;             // dense float rows of a chunk, where a matrix has to be rewritten
+    float* mask;             // output dropout of a chunk
+  };
+
+  void prepare();
+  void task(std::int64_t chunk, std::int64_t split, const Worker& worker);
+  void pack_chunk(std::int64_t first, std::int64_t last, bool write_h, const Worker& worker);
+  const void* dropped_panel(std::int64_t row, int rows, const Worker& worker);
+  void add_outer_products(std::int64_t chunk, const Worker& worker);
+  void multiply(std::int64_t first, std::int64_t last, std::int64_t split, const Worker& worker);
+  void sum_outer_products();
+
+  const Product& p_;
+  const Kernels& kernels_;
+  const Partition partition_;
+  const std::int64_t rank_;
+  const std::uint32_t* w_ = nullptr;  // column panels
+  std::uint32_t* plain_ = nullptr;    // the same, if the weight came plain
+  std::uint32_t* a_ = nullptr;        // packed S
+  std::uint32_t* b_ = nullptr;        // column panels of E
+  float* bias_ = nullptr;             // padded to whole panels
+  float* h_ = nullptr;                // (M, rank), if the caller or an outer product wants it
+  std::vector<float*> partials_;      // an outer product: [chunk][rank][cols]
+  std::vector<Worker> workers_;
+};
+
+DType multiply_type(const Product& p) { return p.weight ? p.weight->dtype() : p.multiply; }
+
+bool needs_dense_copy(const OuterProduct& outer) {
+  return outer.dropout != nullptr || outer.matrix.col_stride != 1;
+}
+
+Run::Run(Context& context, const Product& product)
+    : p_(product),
+      kernels_(kernels_for(multiply_type(product))),
+      partition_(kernels_, product.m, product.k, product.n, num_threads()),
+      rank_(product.low_rank ? product.low_rank->rank : 0) {
+  const LowRank* low = p_.low_rank;
+  const std::int64_t n_padded = partition_.n_panels * kernels_.width;
+  const std::int64_t chunk_panels = partition_.most_chunk_panels();
+  const std::int64_t chunk_rows = chunk_panels * kernels_.rows;
+
+  Layout layout;
+  const bool plain = p_.weight != nullptr && p_.weight->packed() == nullptr && p_.y.present();
+  const std::size_t plain_at =
+      layout.add<float>(plain ? packed_panels_size(kernels_, p_.n, p_.k) : 0);
+  const std::size_t a_at = layout.add<float>(low ? kernels_.packed_a_size(p_.k, rank_) : 0);
+  const std::size_t b_at = layout.add<float>(low ? packed_panels_size(kernels_, p_.n, rank_) : 0);
+  const std::size_t bias_at = layout.add<float>(p_.bias.present() ? n_padded : 0);
+  const bool own_h =
+      low && low->h == nullptr &&
+      std::any_of(p_.outer_products.begin(), p_.outer_products.end(),
+                  [](const OuterProduct& outer) { return outer.coefficients == nullptr; });
+  const std::size_t h_at = layout.add<float>(own_h ? p_.m * rank_ : 0);
+  std::vector<std::size_t> partials_at;
+  std::int64_t dense_cols = 0;
+  for (const OuterProduct& outer : p_.outer_products) {
+    partials_at.push_back(layout.add<float>(partition_.chunks * rank_ * outer.cols));
+    if (needs_dense_copy(outer)) dense_cols = std::max(dense_cols, outer.cols);
+  }
+  const bool input_dropout = low && low->input_dropout;
+  const bool output_dropout = low && low->output_dropout && p_.y.present();
+  const std::int64_t low_size = kernels_.row_panel_size(rank_);
+  struct Offsets {
+    std::size_t x, low, dropped, h, rows, mask;
+  };
+  std::vector<Offsets> offsets;
+  for (int i = 0; i < num_threads(); ++i) {
+    Offsets o;
+    o.x = layout.add<float>(chunk_panels * kernels_.row_panel_size(p_.k));
+    o.low = layout.add<float>(chunk_panels * low_size);
+    o.dropped = layout.add<float>(input_dropout ? kernels_.row_panel_size(p_.k) : 0);
+    o.h = layout.add<float>(rank_ * kernels_.stride);
+    o.rows = layout.add<float>(
+        std::max(chunk_rows * dense_cols, input_dropout ? kernels_.rows * p_.k : 0));
+    o.mask = layout.add<float>(
+        output_dropout ? chunk_rows * partition_.most_split_panels() * kernels_.width : 0);
+    offsets.push_back(o);
+  }
+
+  std::byte* base = context.scratch(layout.bytes());
+  const auto words = [base](std::size_t at) { return reinterpret_cast<std::uint32_t*>(base + at); };
+  const auto floats = [base](std::size_t at) { return reinterpret_cast<float*>(base + at); };
+  if (plain) w_ = plain_ = words(plain_at);
+  if (p_.weight != nullptr && p_.weight->packed() != nullptr) {
+    const PackedWeight::Impl& packed = p_.weight->packed()->impl();
+    w_ = p_.direction == Direction::kForward ? packed.forward.get() : packed.backward.get();
+  }
+  if (low) a_ = words(a_at);
+  if (low) b_ = words(b_at);
+  if (p_.bias.present()) bias_ = floats(bias_at);
+  if (low) h_ = own_h ? floats(h_at) : low->h;
+  for (const std::size_t at : partials_at) partials_.push_back(floats(at));
+  for (const Offsets& o : offsets) {
+    workers_.push_back(
+        {words(o.x), words(o.low), words(o.dropped), floats(o.h), floats(o.rows), floats(o.mask)});
+  }
+}
+
+void Run::operator()() {
+  prepare();
+  parallel_for(partition_.chunks * partition_.splits, [this](std::int64_t i, int worker) {
+    task(i / partition_.splits, i % partition_.splits, workers_[static_cast<std::size_t>(worker)]);
+  });
+  sum_outer_products();
+}
+
+// Packs S, E, the bias, and W if it came plain: on the pool where that is worth waking it.
+void Run::prepare() {
+  if (bias_ != nullptr) {
+    const std::int64_t padded = partition_.n_panels * kernels_.width;
+    for (std::int64_t j = 0; j < padded; ++j) {
+      bias_[j] = j < p_.n ? load_element(p_.bias, j * p_.bias.stride(0)) : 0.0f;
+    }
+  }
+  if (plain_ != nullptr) {
+    const Source w = Source::of(p_.weight->plain());
+    pack_panels(kernels_, p_.direction == Direction::kForward ? w : w.transposed(), p_.n, p_.k,
+                plain_);
+  }
+  if (p_.low_rank == nullptr) return;
+  const Source expand = p_.low_rank->expand.transposed();
+  const std::int64_t b_panels = p_.y.present() ? partition_.n_panels : 0;
+  const auto pack = [&](std::int64_t i, int) {
+    if (i == 0) return kernels_.pack_a(p_.low_rank->shrink, p_.k, rank_, a_);
+    pack_panel(kernels_, expand, p_.n, rank_, i - 1, b_);
+  };
+  constexpr std::int64_t kWorthWaking = 1 << 16;
+  if (rank_ * (p_.k + p_.n) >= kWorthWaking) {
+    parallel_for(b_panels + 1, pack);
+  } else {
+    for (std::int64_t i = 0; i <= b_panels; ++i) pack(i, 0);
+  }
+}
+
+void Run::task(std::int64_t chunk, std::int64_t split, const Worker& worker) {
+  const std::int64_t first = partition_.chunk_panel(chunk);
+  const std::int64_t last = partition_.chunk_panel(chunk + 1);
+  pack_chunk(first, last, split == 0, worker);
+  if (split == 0) add_outer_products(chunk, worker);
+  if (p_.y.present()) multiply(first, last, split, worker);
+}
+
+// Packs the rows of a chunk, and while each panel is hot, its h.
+void Run::pack_chunk(std::int64_t first, std::int64_t last, bool write_h, const Worker& worker) {
+  const LowRank* low = p_.low_rank;
+  for (std::int64_t panel = first; panel < last; ++panel) {
+    const std::int64_t row = partition_.panel_row(panel);
+    const int rows = static_cast<int>(partition_.panel_row(panel + 1) - row);
+    std::uint32_t* x = worker.x + (panel - first) * kernels_.row_panel_size(p_.k);
+    kernels_.pack_rows(p_.x.at(row, 0), rows, p_.k, x);
+    if (low == nullptr) continue;
+
+    const void* shrunk = low->input_dropout ? dropped_panel(row, rows, worker) : x;
+    kernels_.shrink(shrunk, p_.k, a_, rank_, worker.h);
+    kernels_.low_rank_panel(worker.h, rank_, low->scaling,
+                            worker.low + (panel - first) * kernels_.row_panel_size(rank_));
+    if (h_ == nullptr || !write_h) continue;
+    for (int i = 0; i < rows; ++i) {
+      float* to = h_ + (row + i) * rank_;
+      for (std::int64_t j = 0; j < rank_; ++j) to[j] = worker.h[j * kernels_.stride + i];
+    }
+  }
+}
+
+// Writes drop(matrix) of some rows as dense floats.
+void copy_rows(const Kernels& kernels, const Source& matrix, const Dropout* dropout,
+               std::int64_t row, std::int64_t rows, std::int64_t cols, float* out) {
+  for (std::int64_t i = 0; i < rows; ++i, out += cols) {
+    if (dropout) {
+      kernels.dropout_mask(*dropout, static_cast<std::uint64_t>((row + i) * cols), cols, out);
+    } else {
+      std::fill_n(out, cols, 1.0f);
+    }
+    const Source from = matrix.at(row + i, 0);
+    if (from.dtype == DType::kFloat32) {
+      const float* x = static_cast<const float*>(from.data);
+      for (std::int64_t j = 0; j < cols; ++j) {
+        out[j] = out[j] == 0.0f ? 0.0f : out[j] * x[j * from.col_stride];
+      }
+    } else {
+      const std::uint16_t* x = static_cast<const std::uint16_t*>(from.data);
+      for (std::int64_t j = 0; j < cols; ++j) {
+        out[j] = out[j] == 0.0f ? 0.0f : out[j] * from_bfloat16(x[j * from.col_stride]);
+      }
+    }
+  }
+}
+
+const void* Run::dropped_panel(std::int64_t row, int rows, const Worker& worker) {
+  copy_rows(kernels_, p_.x, p_.low_rank->input_dropout, row, rows, p_.k, worker.rows);
+  kernels_.pack_rows({worker.rows, DType::kFloat32, p_.k, 1}, rows, p_.k, worker.dropped);
+  return worker.dropped;
+}
+
+// This chunk's part of each outer product: its rows have just been read.
+void Run::add_outer_products(std::int64_t chunk, const Worker& worker) {
+  const std::int64_t row = partition_.panel_row(partition_.chunk_panel(chunk));
+  const std::int64_t rows = partition_.panel_row(partition_.chunk_panel(chunk + 1)) - row;
+  for (std::size_t i = 0; i < p_.outer_products.size(); ++i) {
+    const OuterProduct& outer = p_.outer_products[i];
+    Source matrix = outer.matrix.at(row, 0);
+    if (needs_dense_copy(outer)) {
+      copy_rows(kernels_, outer.matrix, outer.dropout, row, rows, outer.cols, worker.rows);
+      matrix = {worker.rows, DType::kFloat32, outer.cols, 1};
+    }
+    const float* coefficients = outer.coefficients != nullptr ? outer.coefficients : h_;
+    kernels_.outer(coefficients + row * rank_, rank_, matrix, rows, outer.cols,
+                   partials_[i] + chunk * rank_ * outer.cols, outer.cols);
+  }
+}
+
+// The tiles of a chunk: column panels outside, so that each is read from memory once a chunk.
+void Run::multiply(std::int64_t first, std::int64_t last, std::int64_t split,
+                   const Worker& worker) {
+  const std::int64_t first_column = partition_.split_panel(split);
+  const std::int64_t last_column = partition_.split_panel(split + 1);
+  const std::int64_t mask_stride = (last_column - first_column) * kernels_.width;
+  const std::int64_t first_row = partition_.panel_row(first);
+  const bool masked = p_.low_rank && p_.low_rank->output_dropout;
+  if (masked) {
+    const std::int64_t col = first_column * kernels_.width;
+    const std::int64_t cols = std::min(p_.n, last_column * kernels_.width) - col;
+    for (std::int64_t row = first_row; row < partition_.panel_row(last); ++row) {
+      float* mask = worker.mask + (row - first_row) * mask_stride;
+      kernels_.dropout_mask(*p_.low_rank->output_dropout,
+                            static_cast<std::uint64_t>(row * p_.n + col), cols, mask);
+      std::fill(mask + cols, mask + mask_stride, 0.0f);
+    }
+  }
+
+  TileArgs tile;
+  tile.steps = w_ != nullptr ? kernels_.steps(p_.k) : 0;
+  tile.low_steps = rank_ > 0 ? kernels_.steps(rank_) : 0;
+  tile.b_stride = kernels_.width;
+  tile.mask_stride = mask_stride;
+  tile.y_stride = p_.y.dim(0) > 1 ? p_.y.stride(0) : p_.n;
+  tile.y_bfloat16 = p_.y.dtype() == DType::kBFloat16;
+  tile.accumulate = p_.accumulate;
+  const std::int64_t y_size = static_cast<std::int64_t>(size_of(p_.y.dtype()));
+  for (std::int64_t column = first_column; column < last_column; ++column) {
+    const std::int64_t col = column * kernels_.width;
+    tile.cols = static_cast<int>(std::min<std::int64_t>(kernels_.width, p_.n - col));
+    tile.w = w_ + column * kernels_.column_panel_size(p_.k);
+    tile.b = b_ + column * kernels_.column_panel_size(rank_);
+    tile.bias = bias_ != nullptr ? bias_ + col : nullptr;
+    for (std::int64_t panel = first; panel < last; ++panel) {
+      const std::int64_t row = partition_.panel_row(panel);
+      tile.rows = static_cast<int>(partition_.panel_row(panel + 1) - row);
+      tile.x = worker.x + (panel - first) * kernels_.row_panel_size(p_.k);
+      tile.h = worker.low + (panel - first) * kernels_.row_panel_size(rank_);
+      tile.mask = masked ? worker.mask + (row - first_row) * mask_stride +
+                               (column - first_column) * kernels_.width
+                         : nullptr;
+      tile.y = static_cast<char*>(p_.y.mutable_data()) + (row * tile.y_stride + col) * y_size;
+      kernels_.tile(tile);
+    }
+  }
+}
+
+// Chunks are summed in their order, whatever thread made them: the same bits every time.
+void Run::sum_outer_products() {
+  for (std::size_t i = 0; i < p_.outer_products.size(); ++i) {
+    const OuterProduct& outer = p_.outer_products[i];
+    for (std::int64_t j = 0; j < rank_; ++j) {
+      for (std::int64_t c = 0; c < outer.cols; ++c) {
+        float sum = 0.0f;
+        const float* partial = partials_[i] + j * outer.cols + c;
+        for (std::int64_t chunk = 0; chunk < partition_.chunks; ++chunk) {
+          sum += partial[chunk * rank_ * outer.cols];
+        }
+        store_element(outer.out, j, c, outer.scaling * sum);
+      }
+    }
+  }
+}
+
+}  // namespace
+
+void pack_panels(const Kernels& kernels, const Source& w, std::int64_t n, std::int64_t k,
+                 std::uint32_t* panels) {
+  parallel_for(ceil_div(n, kernels.width),
+               [&](std::int64_t panel, int) { pack_panel(kernels, w, n, k, panel, panels); });
+}
+
+void run(Context& context, const Product& product) { Run(context, product)(); }
+
+}  // namespace graft::cpu

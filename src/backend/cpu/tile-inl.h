@@ -1,0 +1,133 @@
+// The register tile: [h | x] · [B ; W] in one accumulator.
+#if defined(GRAFT_CPU_TILE_INL_H_) == defined(HWY_TARGET_TOGGLE)
+#ifdef GRAFT_CPU_TILE_INL_H_
+#undef GRAFT_CPU_TILE_INL_H_
+#else
+#define GRAFT_CPU_TILE_INL_H_
+#endif
+
+#include <cstdint>
+#include <utility>
+
+#include "backend/bfloat16.h"
+#include "backend/cpu/kernels.h"
+#include "backend/cpu/vectors-inl.h"
+
+HWY_BEFORE_NAMESPACE();
+namespace graft::cpu {
+namespace HWY_NAMESPACE {
+
+template <class Multiply, int Rows>
+HWY_INLINE void AddProducts(const typename Multiply::X* HWY_RESTRICT x,
+                            const typename Multiply::W* HWY_RESTRICT w, std::int64_t w_stride,
+                            std::int64_t steps, V (&acc)[Rows][2]) {
+  for (std::int64_t s = 0; s < steps; ++s) {
+    Multiply::template Step<Rows>(x, w, acc);
+    x += kStride * Multiply::kXPerStep;
+    w += w_stride;
+  }
+}
+
+// Rounds to bfloat16 and stores a vector's lanes.
+HWY_INLINE void StoreBFloat16(V value, std::uint16_t* HWY_RESTRICT to) {
+  const hn::Rebind<std::int32_t, D> di;
+  const hn::Rebind<std::uint16_t, D> du16;
+  const auto half = hn::ShiftRight<16>(RoundToUpperHalf(value));
+  hn::StoreU(hn::DemoteTo(du16, hn::BitCast(di, half)), du16, to);
+}
+
+template <int Rows>
+HWY_INLINE void StoreTile(const TileArgs& args, V (&acc)[Rows][2]) {
+  const D d;
+  const bool whole = args.cols == kWidth;
+  if (whole && !args.y_bfloat16) {
+#pragma GCC unroll 16
+    for (int i = 0; i < Rows; ++i) {
+      float* HWY_RESTRICT y = static_cast<float*>(args.y) + i * args.y_stride;
+      if (args.accumulate) {
+        acc[i][0] = hn::Add(acc[i][0], hn::LoadU(d, y));
+        acc[i][1] = hn::Add(acc[i][1], hn::LoadU(d, y + kLanes));
+      }
+      hn::StoreU(acc[i][0], d, y);
+      hn::StoreU(acc[i][1], d, y + kLanes);
+    }
+    return;
+  }
+  if (whole && !args.accumulate) {
+#pragma GCC unroll 16
+    for (int i = 0; i < Rows; ++i) {
+      std::uint16_t* HWY_RESTRICT y = static_cast<std::uint16_t*>(args.y) + i * args.y_stride;
+      StoreBFloat16(acc[i][0], y);
+      StoreBFloat16(acc[i][1], y + kLanes);
+    }
+    return;
+  }
+  // Ragged right edge, or adding to bfloat16.
+  HWY_ALIGN float row[kWidth];
+#pragma GCC unroll 16
+  for (int i = 0; i < Rows; ++i) {
+    hn::Store(acc[i][0], d, row);
+    hn::Store(acc[i][1], d, row + kLanes);
+    if (args.y_bfloat16) {
+      std::uint16_t* y = static_cast<std::uint16_t*>(args.y) + i * args.y_stride;
+      for (int j = 0; j < args.cols; ++j) {
+        y[j] = to_bfloat16(args.accumulate ? from_bfloat16(y[j]) + row[j] : row[j]);
+      }
+    } else {
+      float* y = static_cast<float*>(args.y) + i * args.y_stride;
+      for (int j = 0; j < args.cols; ++j) y[j] = args.accumulate ? y[j] + row[j] : row[j];
+    }
+  }
+}
+
+// acc = mask ∘ (h · B) + bias + x · W: the low-rank steps come first, so that dropout can mask them
+// alone. Cost: Rows · 2 multiply-adds of a vector a step; y is written once.
+template <class Multiply, int Rows>
+void TileRows(const TileArgs& args) {
+  using X = typename Multiply::X;
+  using W = typename Multiply::W;
+  const D d;
+  V acc[Rows][2];
+#pragma GCC unroll 16
+  for (int i = 0; i < Rows; ++i) acc[i][0] = acc[i][1] = hn::Zero(d);
+
+  AddProducts<Multiply, Rows>(static_cast<const X*>(args.h), static_cast<const W*>(args.b),
+                              args.b_stride, args.low_steps, acc);
+  if (args.mask != nullptr) {
+#pragma GCC unroll 16
+    for (int i = 0; i < Rows; ++i) {
+      const float* mask = args.mask + i * args.mask_stride;
+      acc[i][0] = hn::Mul(acc[i][0], hn::LoadU(d, mask));
+      acc[i][1] = hn::Mul(acc[i][1], hn::LoadU(d, mask + kLanes));
+    }
+  }
+  if (args.bias != nullptr) {
+    const V bias0 = hn::LoadU(d, args.bias), bias1 = hn::LoadU(d, args.bias + kLanes);
+#pragma GCC unroll 16
+    for (int i = 0; i < Rows; ++i) {
+      acc[i][0] = hn::Add(acc[i][0], bias0);
+      acc[i][1] = hn::Add(acc[i][1], bias1);
+    }
+  }
+  AddProducts<Multiply, Rows>(static_cast<const X*>(args.x), static_cast<const W*>(args.w), kWidth,
+                              args.steps, acc);
+  StoreTile<Rows>(args, acc);
+}
+
+template <class Multiply, int... RowsMinus1>
+void TileByRows(const TileArgs& args, std::integer_sequence<int, RowsMinus1...>) {
+  using Tile = void (*)(const TileArgs&);
+  static constexpr Tile kTiles[] = {&TileRows<Multiply, RowsMinus1 + 1>...};
+  kTiles[args.rows - 1](args);
+}
+
+template <class Multiply>
+void RunTile(const TileArgs& args) {
+  TileByRows<Multiply>(args, std::make_integer_sequence<int, kRows>());
+}
+
+}  // namespace HWY_NAMESPACE
+}  // namespace graft::cpu
+HWY_AFTER_NAMESPACE();
+
+#endif  // Highway's toggle

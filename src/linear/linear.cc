@@ -1,0 +1,56 @@
+#include "graft/linear.h"
+
+#include "checks.h"
+#include "linear/cpu.h"
+#include "linear/weight_checks.h"
+
+namespace graft {
+namespace {
+
+void check(const LinearForward& p) {
+  const Check check("linear");
+  check_weight(check, p.weight, p.x.device(), cpu::Direction::kForward);
+  check.rank("x", p.x, 2);
+  check.shape("x", p.x, {p.x.dim(0), p.weight.in_features()});
+  check.shape("y", p.y, {p.x.dim(0), p.weight.out_features()});
+  check_rows_output(check, "y", p.y, p.x.device());
+  if (p.bias.present()) {
+    check.shape("bias", p.bias, {p.weight.out_features()});
+    check.device("bias", p.bias, p.x.device());
+  }
+}
+
+void check(const LinearBackward& p) {
+  const Check check("linear_backward");
+  check_weight(check, p.weight, p.dy.device(), cpu::Direction::kBackward);
+  check.rank("dy", p.dy, 2);
+  check.shape("dy", p.dy, {p.dy.dim(0), p.weight.out_features()});
+  check.shape("dx", p.dx, {p.dy.dim(0), p.weight.in_features()});
+  check_rows_output(check, "dx", p.dx, p.dy.device());
+}
+
+}  // namespace
+
+Support supports(const LinearForward& p) {
+  return all_of({on_cpu(p.x.device()), float_on_cpu("x", p.x), weight_on_cpu(p.weight),
+                 float_on_cpu("bias", p.bias), float_on_cpu("y", p.y)});
+}
+
+Support supports(const LinearBackward& p) {
+  return all_of({on_cpu(p.dy.device()), float_on_cpu("dy", p.dy), weight_on_cpu(p.weight),
+                 float_on_cpu("dx", p.dx)});
+}
+
+void linear_forward(Context& context, const LinearForward& params) {
+  check(params);
+  require("linear", supports(params));
+  cpu::linear_forward(context, params);
+}
+
+void linear_backward(Context& context, const LinearBackward& params) {
+  check(params);
+  require("linear_backward", supports(params));
+  cpu::linear_backward(context, params);
+}
+
+}  // namespace graft
