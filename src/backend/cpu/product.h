@@ -44,8 +44,8 @@ enum class Direction { kForward, kBackward };
 
 struct Product {
   std::int64_t m = 0, k = 0, n = 0;
-  Source x;                  // (M, K)
-  const BaseWeight* weight;  // null: no base product
+  Source x;                            // (M, K)
+  const BaseWeight* weight = nullptr;  // null: no base product
   Direction direction = Direction::kForward;
   DType multiply = DType::kFloat32;  // without a weight; with one, its dtype decides
   ConstTensorView bias;              // (N) or absent
