@@ -121,6 +121,13 @@ void require(const char* op, const Support& support) {
   }
 }
 
+Support on_cpu(Device device) {
+  if (device.type == DeviceType::kCpu) return {};
+  const Support available = backend_available(device.type);
+  if (!available) return available;
+  return Support::no(std::string(name_of(device.type)) + " has no kernel for this operation");
+}
+
 Support float_on_cpu(const char* tensor, const ConstTensorView& view) {
   if (!view.present() || view.dtype() == DType::kFloat32 || view.dtype() == DType::kBFloat16) {
     return {};

@@ -50,6 +50,9 @@ class Check {
 /// Throws Error (kUnsupported) with the reason, unless `support` says yes.
 void require(const char* op, const Support& support);
 
+/// Yes on the CPU; elsewhere why not. For operations that have CPU kernels alone.
+Support on_cpu(Device device);
+
 /// Yes if `view` is absent, float32 or bfloat16: what CPU kernels take. "No" names the tensor.
 Support float_on_cpu(const char* tensor, const ConstTensorView& view);
 

@@ -29,13 +29,6 @@ void check_rows_output(const Check& check, const char* tensor, const TensorView&
   check.writable(tensor, view);
 }
 
-Support on_cpu(Device device) {
-  if (device.type == DeviceType::kCpu) return {};
-  const Support available = backend_available(device.type);
-  if (!available) return available;
-  return Support::no(std::string(name_of(device.type)) + " has no kernel for this operation");
-}
-
 Support weight_on_cpu(const BaseWeight& weight) {
   return weight.packed() != nullptr ? Support{} : float_on_cpu("weight", weight.plain());
 }

@@ -17,7 +17,6 @@ void check_weight(const Check& check, const BaseWeight& weight, Device device,
 void check_rows_output(const Check& check, const char* tensor, const TensorView& view,
                        Device device);
 
-Support on_cpu(Device device);
 Support weight_on_cpu(const BaseWeight& weight);
 
 }  // namespace graft

@@ -1,43 +1,42 @@
-// Vectors of float32 over memory of float32 or bfloat16, for kernels that compute in float32.
-//
-// Included once for each instruction set, inside Highway's foreach_target.
-
-#if defined(GRAFT_BACKEND_CPU_VECTOR_INL_H_) == defined(HWY_TARGET_TOGGLE)
-#ifdef GRAFT_BACKEND_CPU_VECTOR_INL_H_
-#undef GRAFT_BACKEND_CPU_VECTOR_INL_H_
+// Loads and stores for kernels that compute in float32 over float32 or bfloat16 memory, and e^x.
+#if defined(GRAFT_CPU_MEMORY_INL_H_) == defined(HWY_TARGET_TOGGLE)
+#ifdef GRAFT_CPU_MEMORY_INL_H_
+#undef GRAFT_CPU_MEMORY_INL_H_
 #else
-#define GRAFT_BACKEND_CPU_VECTOR_INL_H_
+#define GRAFT_CPU_MEMORY_INL_H_
 #endif
-
-#include <hwy/highway.h>
 
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
 
 #include "hwy/contrib/math/math-inl.h"
+#include "hwy/highway.h"
 
 HWY_BEFORE_NAMESPACE();
-namespace graft::HWY_NAMESPACE {
+namespace graft::cpu {
+namespace HWY_NAMESPACE {
 
 namespace hn = hwy::HWY_NAMESPACE;
 
 using Lanes = hn::ScalableTag<float>;
 using Vector = hn::Vec<Lanes>;
 
-HWY_INLINE Vector load(const float* from) { return hn::LoadU(Lanes(), from); }
+constexpr std::int64_t kVectorSize = static_cast<std::int64_t>(HWY_LANES(float));
 
-HWY_INLINE Vector load(const hwy::bfloat16_t* from) {
+HWY_INLINE Vector Load(const float* from) { return hn::LoadU(Lanes(), from); }
+
+HWY_INLINE Vector Load(const hwy::bfloat16_t* from) {
   const hn::Rebind<std::uint16_t, Lanes> half;
   const hn::Rebind<std::uint32_t, Lanes> whole;
   const auto bits = hn::LoadU(half, reinterpret_cast<const std::uint16_t*>(from));
   return hn::BitCast(Lanes(), hn::ShiftLeft<16>(hn::PromoteTo(whole, bits)));
 }
 
-HWY_INLINE void store(Vector value, float* to) { hn::StoreU(value, Lanes(), to); }
+HWY_INLINE void Store(Vector value, float* to) { hn::StoreU(value, Lanes(), to); }
 
 // Rounds to nearest, ties to even; Highway 1.0's own conversion truncates.
-HWY_INLINE void store(Vector value, hwy::bfloat16_t* to) {
+HWY_INLINE void Store(Vector value, hwy::bfloat16_t* to) {
   const hn::Rebind<std::uint16_t, Lanes> half;
   const hn::Rebind<std::int32_t, Lanes> signed_whole;
   const hn::Rebind<std::uint32_t, Lanes> whole;
@@ -52,30 +51,32 @@ HWY_INLINE void store(Vector value, hwy::bfloat16_t* to) {
              reinterpret_cast<std::uint16_t*>(to));
 }
 
-// The first `count` lanes only, count below a vector's; the rest reads as zero.
+// The first `count` lanes only, count at most a vector's; the rest reads as zero.
 template <class T>
-HWY_INLINE Vector load_part(const T* from, std::size_t count) {
-  T lanes[HWY_MAX_BYTES / sizeof(float)] = {};
-  std::memcpy(lanes, from, count * sizeof(T));
-  return load(lanes);
+HWY_INLINE Vector LoadPart(const T* from, std::int64_t count) {
+  T lanes[kVectorSize];
+  std::memset(lanes, 0, sizeof(lanes));
+  std::memcpy(lanes, from, static_cast<std::size_t>(count) * sizeof(T));
+  return Load(lanes);
 }
 
 template <class T>
-HWY_INLINE void store_part(Vector value, T* to, std::size_t count) {
-  T lanes[HWY_MAX_BYTES / sizeof(float)];
-  store(value, lanes);
-  std::memcpy(to, lanes, count * sizeof(T));
+HWY_INLINE void StorePart(Vector value, T* to, std::int64_t count) {
+  T lanes[kVectorSize];
+  Store(value, lanes);
+  std::memcpy(to, lanes, static_cast<std::size_t>(count) * sizeof(T));
 }
 
-// e^x, NaN for NaN. Results below the least normal float32 may be zero.
-HWY_INLINE Vector exp(Vector x) {
+// e^x, infinity above 88.7 and NaN for NaN; a result below float32's least normal number may be 0.
+HWY_INLINE Vector Exp(Vector x) {
   const Lanes d;
-  // Highway's Exp takes up to 104, where it is infinite already, and gives 0 for NaN.
+  // Highway's own takes at most 104, which is infinite already, and gives 0 for NaN.
   const Vector value = hn::Exp(d, hn::Min(x, hn::Set(d, 104.0f)));
   return hn::IfThenElse(hn::IsNaN(x), x, value);
 }
 
-}  // namespace graft::HWY_NAMESPACE
+}  // namespace HWY_NAMESPACE
+}  // namespace graft::cpu
 HWY_AFTER_NAMESPACE();
 
-#endif  // GRAFT_BACKEND_CPU_VECTOR_INL_H_
+#endif  // Highway's toggle

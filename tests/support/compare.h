@@ -1,0 +1,28 @@
+#pragma once
+
+#include <gtest/gtest.h>
+
+#include <vector>
+
+#include "graft/tensor_view.h"
+
+namespace graft::test {
+
+/// The relative rounding error of one operation in `dtype`.
+double epsilon(DType dtype);
+
+/// Largest |actual − truth|; NaN if any of either is NaN where the other is not. Infinities must be
+/// the same.
+double max_error(const std::vector<double>& actual, const std::vector<double>& truth);
+
+/// Every element is within `bound` of the truth. NaN and infinity are close to themselves alone.
+testing::AssertionResult close(const std::vector<double>& actual, const std::vector<double>& truth,
+                               double bound);
+
+/// The earned tolerance: `actual` is at most twice as far from `truth` as `plain`, the same
+/// computation from plain operations in `dtype`, plus the rounding of the largest value.
+testing::AssertionResult as_good_as(const std::vector<double>& actual,
+                                    const std::vector<double>& plain,
+                                    const std::vector<double>& truth, DType dtype);
+
+}  // namespace graft::test

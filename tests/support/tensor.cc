@@ -1,0 +1,108 @@
+#include "support/tensor.h"
+
+#include <numeric>
+#include <random>
+
+#include "backend/bfloat16.h"
+
+namespace graft::test {
+
+namespace {
+constexpr std::byte kSentinel{0xA5};
+constexpr std::int64_t kMargin = 64;  // elements guarded at each end
+}  // namespace
+
+Tensor::Tensor(DType dtype, std::vector<std::int64_t> shape, Layout layout)
+    : dtype_(dtype), shape_(std::move(shape)), strides_(shape_.size()) {
+  std::vector<int> order = layout.order;
+  if (order.empty()) {
+    order.resize(shape_.size());
+    std::iota(order.begin(), order.end(), 0);
+  }
+  std::int64_t stride = 1;
+  for (std::size_t i = order.size(); i-- > 0;) {
+    const auto axis = static_cast<std::size_t>(order[i]);
+    strides_[axis] = stride;
+    stride *= shape_[axis];
+    if (i + 1 == order.size()) stride += layout.gap;
+  }
+  offset_ = kMargin + layout.offset;
+  memory_.assign(static_cast<std::size_t>(offset_ + stride + kMargin) * size_of(dtype), kSentinel);
+}
+
+TensorView Tensor::view() const {
+  if (shape_.empty()) return {};
+  return TensorView(memory_.data() + static_cast<std::size_t>(offset_) * size_of(dtype_), dtype_,
+                    shape_, strides_);
+}
+
+std::int64_t Tensor::offset_of(std::int64_t index) const {
+  std::int64_t offset = 0;
+  for (std::size_t axis = shape_.size(); axis-- > 0;) {
+    offset += index % shape_[axis] * strides_[axis];
+    index /= shape_[axis];
+  }
+  return offset;
+}
+
+double Tensor::get(std::int64_t index) const {
+  const TensorView v = view();
+  const std::int64_t offset = offset_of(index);
+  if (dtype_ == DType::kInt32) return v.data_as<std::int32_t>()[offset];
+  if (dtype_ == DType::kBFloat16) return from_bfloat16(v.data_as<std::uint16_t>()[offset]);
+  return v.data_as<float>()[offset];
+}
+
+void Tensor::set(std::int64_t index, double value) {
+  const TensorView v = view();
+  const std::int64_t offset = offset_of(index);
+  if (dtype_ == DType::kInt32) {
+    v.mutable_data_as<std::int32_t>()[offset] = static_cast<std::int32_t>(value);
+  } else if (dtype_ == DType::kBFloat16) {
+    v.mutable_data_as<std::uint16_t>()[offset] = to_bfloat16(static_cast<float>(value));
+  } else {
+    v.mutable_data_as<float>()[offset] = static_cast<float>(value);
+  }
+}
+
+Tensor& Tensor::fill_random(std::uint32_t seed, double scale) {
+  std::mt19937 generator(seed);
+  std::normal_distribution<double> normal(0, scale);
+  for (std::int64_t i = 0; i < size(); ++i) set(i, normal(generator));
+  return *this;
+}
+
+Tensor& Tensor::fill(double value) {
+  for (std::int64_t i = 0; i < size(); ++i) set(i, value);
+  return *this;
+}
+
+std::vector<double> Tensor::values() const {
+  std::vector<double> all(static_cast<std::size_t>(size()));
+  for (std::int64_t i = 0; i < size(); ++i) all[static_cast<std::size_t>(i)] = get(i);
+  return all;
+}
+
+Tensor Tensor::as(DType dtype) const {
+  Tensor copy(dtype, shape_);
+  for (std::int64_t i = 0; i < size(); ++i) copy.set(i, get(i));
+  return copy;
+}
+
+testing::AssertionResult Tensor::guarded() const {
+  const std::size_t width = size_of(dtype_);
+  std::vector<bool> ours(memory_.size() / width);
+  for (std::int64_t i = 0; i < size(); ++i) {
+    ours[static_cast<std::size_t>(offset_ + offset_of(i))] = true;
+  }
+  for (std::size_t i = 0; i < memory_.size(); ++i) {
+    if (!ours[i / width] && memory_[i] != kSentinel) {
+      return testing::AssertionFailure()
+             << "written outside the tensor, at element "
+             << static_cast<std::int64_t>(i / width) - offset_ << " from its first";
+    }
+  }
+  return testing::AssertionSuccess();
+}
+
+}  // namespace graft::test
