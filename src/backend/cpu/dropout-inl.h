@@ -8,6 +8,8 @@
 
 #include <cstdint>
 
+#include "backend/cpu/kernels.h"
+#include "backend/cpu/pack-inl.h"
 #include "backend/cpu/vectors-inl.h"
 #include "backend/philox.h"
 #include "graft/lora.h"
@@ -78,6 +80,28 @@ inline void DropoutMask(const Dropout& dropout, std::uint64_t first, std::int64_
         philox(dropout.offset + (first + static_cast<std::uint64_t>(i)) / 4, dropout.seed);
     for (std::int64_t t = 0; t < 4 && i + t < count; ++t) {
       mask[i + t] = words[static_cast<std::size_t>(t)] >= threshold ? keep : 0.0f;
+    }
+  }
+}
+
+inline void DropRows(const Source& x, std::int64_t rows, std::int64_t cols, const float* mask,
+                     std::int64_t mask_stride, float* out) {
+  const D d;
+  for (std::int64_t i = 0; i < rows; ++i, out += cols) {
+    const Source row = x.at(i, 0);
+    const float* m = mask != nullptr ? mask + i * mask_stride : nullptr;
+    std::int64_t j = 0;
+    if (row.dtype == DType::kFloat32 && row.col_stride == 1 && m != nullptr) {
+      const float* from = static_cast<const float*>(row.data);
+      for (; j + kLanes <= cols; j += kLanes) {
+        const V mj = hn::LoadU(d, m + j);
+        const V product = hn::Mul(mj, hn::LoadU(d, from + j));
+        hn::StoreU(hn::IfThenZeroElse(hn::Eq(mj, hn::Zero(d)), product), d, out + j);
+      }
+    }
+    for (; j < cols; ++j) {
+      const float mj = m != nullptr ? m[j] : 1.0f;
+      out[j] = mj == 0.0f ? 0.0f : mj * LoadOne(row, 0, j);
     }
   }
 }

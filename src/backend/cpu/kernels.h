@@ -34,6 +34,9 @@ struct Source {
   }
 };
 
+/// Rows that one call of `outer` sums over at most.
+inline constexpr std::int64_t kMostOuterRows = 256;
+
 /// One register tile of y: up to `rows` × `width`.
 struct TileArgs {
   int rows = 0;
@@ -76,12 +79,17 @@ struct Kernels {
   void (*low_rank_panel)(const float* h, std::int64_t rank, float scaling, void* panel);
   void (*tile)(const TileArgs& args);
   /// out [rank][ld] (columns [0, cols)) = coefficientsᵀ (rank × m) · x (m × cols), overwritten.
-  /// Coefficients are (m, rank) with row stride `rank`; rows of x are dense.
+  /// Coefficients are (m, rank) with row stride `rank`; rows of x are dense; m is at most
+  /// kMostOuterRows.
   void (*outer)(const float* coefficients, std::int64_t rank, const Source& x, std::int64_t m,
                 std::int64_t cols, float* out, std::int64_t ld);
   /// `count` mask values from row-major element `first` on: 1 / (1 − p) where kept, else 0.
   void (*dropout_mask)(const Dropout& dropout, std::uint64_t first, std::int64_t count,
                        float* mask);
+  /// out [rows][cols] = mask ∘ x (rows × cols) as floats; a masked element is 0 whatever x holds.
+  /// `mask` has row stride `mask_stride`, and may be `out`; null copies.
+  void (*drop_rows)(const Source& x, std::int64_t rows, std::int64_t cols, const float* mask,
+                    std::int64_t mask_stride, float* out);
 
   std::int64_t steps(std::int64_t k) const { return (k + k_per_step - 1) / k_per_step; }
   /// 32-bit elements of a row panel and of a column panel.

@@ -76,6 +76,30 @@ struct MultiplyDot {
     }
   }
 
+  // Outer products take two rows at a time, as pairs.
+  static constexpr int kRowsPerOuterStep = 2;
+  using C = std::uint32_t;
+  static HWY_INLINE std::uint32_t PackCoefficient(float c, float next) {
+    return to_bfloat16(c) | static_cast<std::uint32_t>(to_bfloat16(next)) << 16;
+  }
+
+  template <int Coefficients, int Vectors, class T>
+  static HWY_INLINE void OuterStep(const T* HWY_RESTRICT row, const T* HWY_RESTRICT next,
+                                   const std::uint32_t* HWY_RESTRICT coefficients,
+                                   V (&acc)[Coefficients][Vectors]) {
+    __m512i x[Vectors];
+#pragma GCC unroll 16
+    for (int v = 0; v < Vectors; ++v) {
+      x[v] = PairByConvert::Pair(LoadFloats(row + v * kLanes), LoadFloats(next + v * kLanes)).raw;
+    }
+#pragma GCC unroll 16
+    for (int j = 0; j < Coefficients; ++j) {
+      const __m512i cj = _mm512_set1_epi32(static_cast<int>(coefficients[j]));
+#pragma GCC unroll 16
+      for (int v = 0; v < Vectors; ++v) acc[j][v] = DotAdd(cj, x[v], acc[j][v]);
+    }
+  }
+
   static void PackX(const Source& x, int rows, std::int64_t k, int stride, void* panel) {
     PackPairs<PairByConvert>(x, rows, k, stride, panel);
   }

@@ -46,6 +46,18 @@ struct MultiplyF32 {
     ShrinkStepF32(x, a, acc);
   }
 
+  // Outer products take one row at a time.
+  static constexpr int kRowsPerOuterStep = 1;
+  using C = float;
+  static HWY_INLINE float PackCoefficient(float c, float) { return c; }
+
+  template <int Coefficients, int Vectors, class T>
+  static HWY_INLINE void OuterStep(const T* HWY_RESTRICT row, const T*,
+                                   const float* HWY_RESTRICT coefficients,
+                                   V (&acc)[Coefficients][Vectors]) {
+    OuterStepF32(row, coefficients, acc);
+  }
+
   static void PackX(const Source& x, int rows, std::int64_t k, int stride, void* panel) {
     PackFloats<false>(x, rows, k, stride, panel);
   }
@@ -92,6 +104,18 @@ struct MultiplyWidened {
     ShrinkStepF32(x, a, acc);
   }
 
+  // Outer products take one row at a time.
+  static constexpr int kRowsPerOuterStep = 1;
+  using C = float;
+  static HWY_INLINE float PackCoefficient(float c, float) { return c; }
+
+  template <int Coefficients, int Vectors, class T>
+  static HWY_INLINE void OuterStep(const T* HWY_RESTRICT row, const T*,
+                                   const float* HWY_RESTRICT coefficients,
+                                   V (&acc)[Coefficients][Vectors]) {
+    OuterStepF32(row, coefficients, acc);
+  }
+
   static void PackX(const Source& x, int rows, std::int64_t k, int stride, void* panel) {
     PackFloats<true>(x, rows, k, stride, panel);
   }
@@ -126,8 +150,9 @@ const Kernels* MakeKernels() {
       &Shrink<Multiply>,
       &LowRankPanel<Multiply>,
       &RunTile<Multiply>,
-      &Outer,
+      &Outer<Multiply>,
       &DropoutMask,
+      &DropRows,
   };
   return &kernels;
 }

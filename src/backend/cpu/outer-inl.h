@@ -16,11 +16,13 @@ HWY_BEFORE_NAMESPACE();
 namespace graft::cpu {
 namespace HWY_NAMESPACE {
 
-// kShrink-many coefficients × Vectors vectors of columns, over all m rows.
-template <int Coefficients, int Vectors>
-HWY_INLINE void OuterBlock(const float* HWY_RESTRICT coefficients, std::int64_t rank,
-                           const Source& x, std::int64_t m, std::int64_t col,
-                           float* HWY_RESTRICT out, std::int64_t ld) {
+// A block of `Coefficients` × Vectors vectors of columns over all m rows; `coefficients` is packed
+// [step][Coefficients], a step being Multiply::kRowsPerOuterStep rows.
+template <class Multiply, int Coefficients, int Vectors>
+HWY_INLINE void OuterBlock(const typename Multiply::C* HWY_RESTRICT coefficients, const Source& x,
+                           std::int64_t m, std::int64_t col, float* HWY_RESTRICT out,
+                           std::int64_t ld) {
+  constexpr int kStep = Multiply::kRowsPerOuterStep;
   const D d;
   V acc[Coefficients][Vectors];
 #pragma GCC unroll 16
@@ -28,28 +30,23 @@ HWY_INLINE void OuterBlock(const float* HWY_RESTRICT coefficients, std::int64_t 
 #pragma GCC unroll 16
     for (int v = 0; v < Vectors; ++v) acc[j][v] = hn::Zero(d);
   }
-  for (std::int64_t i = 0; i < m; ++i) {
-    V row[Vectors];
-    if (x.dtype == DType::kFloat32) {
-      const float* from = static_cast<const float*>(x.data) + i * x.row_stride + col;
-#pragma GCC unroll 16
-      for (int v = 0; v < Vectors; ++v) row[v] = hn::LoadU(d, from + v * kLanes);
-    } else {
-      const hn::Rebind<std::uint16_t, D> du16;
-      const std::uint16_t* from =
-          static_cast<const std::uint16_t*>(x.data) + i * x.row_stride + col;
-#pragma GCC unroll 16
-      for (int v = 0; v < Vectors; ++v) {
-        const VU wide = hn::PromoteTo(DU(), hn::LoadU(du16, from + v * kLanes));
-        row[v] = hn::BitCast(d, hn::ShiftLeft<16>(wide));
-      }
+  const std::int64_t steps = (m + kStep - 1) / kStep;
+  if (x.dtype == DType::kFloat32) {
+    const float* HWY_RESTRICT row = static_cast<const float*>(x.data) + col;
+    for (std::int64_t s = 0; s < steps; ++s) {
+      // An odd last row is paired with itself: its partner's coefficients are zero.
+      const float* next = s * kStep + 1 < m ? row + x.row_stride : row;
+      Multiply::template OuterStep<Coefficients, Vectors>(row, next,
+                                                          coefficients + s * Coefficients, acc);
+      row += kStep * x.row_stride;
     }
-    const float* c = coefficients + i * rank;
-#pragma GCC unroll 16
-    for (int j = 0; j < Coefficients; ++j) {
-      const V cj = hn::Set(d, c[j]);
-#pragma GCC unroll 16
-      for (int v = 0; v < Vectors; ++v) acc[j][v] = hn::MulAdd(cj, row[v], acc[j][v]);
+  } else {
+    const std::uint16_t* HWY_RESTRICT row = static_cast<const std::uint16_t*>(x.data) + col;
+    for (std::int64_t s = 0; s < steps; ++s) {
+      const std::uint16_t* next = s * kStep + 1 < m ? row + x.row_stride : row;
+      Multiply::template OuterStep<Coefficients, Vectors>(row, next,
+                                                          coefficients + s * Coefficients, acc);
+      row += kStep * x.row_stride;
     }
   }
 #pragma GCC unroll 16
@@ -61,21 +58,54 @@ HWY_INLINE void OuterBlock(const float* HWY_RESTRICT coefficients, std::int64_t 
   }
 }
 
-// All columns for `Coefficients` rows of the result. The last block may overlap the one before and
-// then writes the same values again.
-template <int Coefficients>
+HWY_INLINE V LoadFloats(const float* from) { return hn::LoadU(D(), from); }
+
+HWY_INLINE V LoadFloats(const std::uint16_t* from) {
+  const hn::Rebind<std::uint16_t, D> du16;
+  const VU wide = hn::PromoteTo(DU(), hn::LoadU(du16, from));
+  return hn::BitCast(D(), hn::ShiftLeft<16>(wide));
+}
+
+// One row in float32.
+template <int Coefficients, int Vectors, class T>
+HWY_INLINE void OuterStepF32(const T* HWY_RESTRICT row, const float* HWY_RESTRICT coefficients,
+                             V (&acc)[Coefficients][Vectors]) {
+  V x[Vectors];
+#pragma GCC unroll 16
+  for (int v = 0; v < Vectors; ++v) x[v] = LoadFloats(row + v * kLanes);
+#pragma GCC unroll 16
+  for (int j = 0; j < Coefficients; ++j) {
+    const V cj = hn::Set(D(), coefficients[j]);
+#pragma GCC unroll 16
+    for (int v = 0; v < Vectors; ++v) acc[j][v] = hn::MulAdd(cj, x[v], acc[j][v]);
+  }
+}
+
+// All columns for `Coefficients` rows of the result.
+template <class Multiply, int Coefficients>
 void OuterRows(const float* coefficients, std::int64_t rank, const Source& x, std::int64_t m,
                std::int64_t cols, float* out, std::int64_t ld) {
   constexpr int kVectors = kRows >= 14 ? 3 : (Coefficients >= 4 ? 2 : 3);
+  constexpr int kStep = Multiply::kRowsPerOuterStep;
+  HWY_ALIGN typename Multiply::C packed[kMostOuterRows / kStep * Coefficients];
+  for (std::int64_t i = 0; i < m; i += kStep) {
+    const float* c = coefficients + i * rank;
+    for (int j = 0; j < Coefficients; ++j) {
+      packed[i / kStep * Coefficients + j] =
+          Multiply::PackCoefficient(c[j], i + 1 < m ? c[rank + j] : 0.0f);
+    }
+  }
+
   std::int64_t col = 0;
   for (; col + kVectors * kLanes <= cols; col += kVectors * kLanes) {
-    OuterBlock<Coefficients, kVectors>(coefficients, rank, x, m, col, out, ld);
+    OuterBlock<Multiply, Coefficients, kVectors>(packed, x, m, col, out, ld);
   }
   for (; col + kLanes <= cols; col += kLanes) {
-    OuterBlock<Coefficients, 1>(coefficients, rank, x, m, col, out, ld);
+    OuterBlock<Multiply, Coefficients, 1>(packed, x, m, col, out, ld);
   }
   if (col < cols && cols >= kLanes) {
-    OuterBlock<Coefficients, 1>(coefficients, rank, x, m, cols - kLanes, out, ld);
+    // Overlaps the block before, and writes the same values there again.
+    OuterBlock<Multiply, Coefficients, 1>(packed, x, m, cols - kLanes, out, ld);
     return;
   }
   for (; col < cols; ++col) {
@@ -87,17 +117,18 @@ void OuterRows(const float* coefficients, std::int64_t rank, const Source& x, st
   }
 }
 
-inline void Outer(const float* coefficients, std::int64_t rank, const Source& x, std::int64_t m,
-                  std::int64_t cols, float* out, std::int64_t ld) {
+template <class Multiply>
+void Outer(const float* coefficients, std::int64_t rank, const Source& x, std::int64_t m,
+           std::int64_t cols, float* out, std::int64_t ld) {
   constexpr int kMost = kRows >= 14 ? 8 : 4;
   std::int64_t j = 0;
   for (; j + kMost <= rank; j += kMost) {
-    OuterRows<kMost>(coefficients + j, rank, x, m, cols, out + j * ld, ld);
+    OuterRows<Multiply, kMost>(coefficients + j, rank, x, m, cols, out + j * ld, ld);
   }
   for (; j + 2 <= rank; j += 2) {
-    OuterRows<2>(coefficients + j, rank, x, m, cols, out + j * ld, ld);
+    OuterRows<Multiply, 2>(coefficients + j, rank, x, m, cols, out + j * ld, ld);
   }
-  if (j < rank) OuterRows<1>(coefficients + j, rank, x, m, cols, out + j * ld, ld);
+  if (j < rank) OuterRows<Multiply, 1>(coefficients + j, rank, x, m, cols, out + j * ld, ld);
 }
 
 }  // namespace HWY_NAMESPACE

@@ -161,14 +161,20 @@ void PackPairs(const Source& x, int rows, std::int64_t k, int stride, void* pane
       }
     }
     done = whole;
-  } else if (x.row_stride == 1 && rows == stride && stride % kLanes == 0 &&
-             x.dtype == DType::kFloat32) {
+  } else if (x.row_stride == 1 && x.dtype == DType::kFloat32) {
     const D d;
+    const bool vectors = rows == stride && stride % kLanes == 0;
     for (std::int64_t s = 0; s + 1 < k; s += 2) {
-      const float* HWY_RESTRICT from = static_cast<const float*>(x.data) + s * x.col_stride;
-      for (int i = 0; i < stride; i += kLanes) {
-        const V even = hn::LoadU(d, from + i), odd = hn::LoadU(d, from + x.col_stride + i);
-        hn::StoreU(Convert::Pair(even, odd), du, out + s / 2 * stride + i);
+      const float* HWY_RESTRICT even = static_cast<const float*>(x.data) + s * x.col_stride;
+      const float* HWY_RESTRICT odd = even + x.col_stride;
+      std::uint32_t* HWY_RESTRICT to = out + s / 2 * stride;
+      for (int i = 0; vectors && i < stride; i += kLanes) {
+        hn::StoreU(Convert::Pair(hn::LoadU(d, even + i), hn::LoadU(d, odd + i)), du, to + i);
+      }
+      for (int i = 0; !vectors && i < stride; ++i) {
+        to[i] = i < rows
+                    ? to_bfloat16(even[i]) | static_cast<std::uint32_t>(to_bfloat16(odd[i])) << 16
+                    : 0;
       }
     }
     done = k / 2 * 2;

@@ -102,6 +102,7 @@ class Run {
   void pack_chunk(std::int64_t first, std::int64_t last, bool write_h, const Worker& worker);
   const void* dropped_panel(std::int64_t row, int rows, const Worker& worker);
   void add_outer_products(std::int64_t chunk, const Worker& worker);
+  void fill_mask(std::int64_t first, std::int64_t last, std::int64_t split, const Worker& worker);
   void multiply(std::int64_t first, std::int64_t last, std::int64_t split, const Worker& worker);
   void sum_outer_products();
 
@@ -109,6 +110,9 @@ class Run {
   const Kernels& kernels_;
   const Partition partition_;
   const std::int64_t rank_;
+  const Dropout* const output_dropout_;  // null also where no y is wanted
+  const std::int64_t
+      x_panel_size_;  // from a row panel to the next; 0 if no base product keeps them
   const std::uint32_t* w_ = nullptr;  // column panels
   std::uint32_t* plain_ = nullptr;    // the same, if the weight came plain
   std::uint32_t* a_ = nullptr;        // packed S
@@ -129,7 +133,11 @@ Run::Run(Context& context, const Product& product)
     : p_(product),
       kernels_(kernels_for(multiply_type(product))),
       partition_(kernels_, product.m, product.k, product.n, num_threads()),
-      rank_(product.low_rank ? product.low_rank->rank : 0) {
+      rank_(product.low_rank ? product.low_rank->rank : 0),
+      output_dropout_(product.low_rank && product.y.present() ? product.low_rank->output_dropout
+                                                              : nullptr),
+      x_panel_size_(product.weight && product.y.present() ? kernels_.row_panel_size(product.k)
+                                                          : 0) {
   const LowRank* low = p_.low_rank;
   const std::int64_t n_padded = partition_.n_panels * kernels_.width;
   const std::int64_t chunk_panels = partition_.most_chunk_panels();
@@ -150,11 +158,11 @@ Run::Run(Context& context, const Product& product)
   std::vector<std::size_t> partials_at;
   std::int64_t dense_cols = 0;
   for (const OuterProduct& outer : p_.outer_products) {
-    partials_at.push_back(layout.add<float>(partition_.chunks * rank_ * outer.cols));
+    partials_at.push_back(
+        layout.add<float>(std::max<std::int64_t>(1, partition_.chunks) * rank_ * outer.cols));
     if (needs_dense_copy(outer)) dense_cols = std::max(dense_cols, outer.cols);
   }
   const bool input_dropout = low && low->input_dropout;
-  const bool output_dropout = low && low->output_dropout && p_.y.present();
   const std::int64_t low_size = kernels_.row_panel_size(rank_);
   struct Offsets {
     std::size_t x, low, dropped, h, rows, mask;
@@ -162,14 +170,14 @@ Run::Run(Context& context, const Product& product)
   std::vector<Offsets> offsets;
   for (int i = 0; i < num_threads(); ++i) {
     Offsets o;
-    o.x = layout.add<float>(chunk_panels * kernels_.row_panel_size(p_.k));
+    o.x = layout.add<float>(std::max(chunk_panels * x_panel_size_, kernels_.row_panel_size(p_.k)));
     o.low = layout.add<float>(chunk_panels * low_size);
     o.dropped = layout.add<float>(input_dropout ? kernels_.row_panel_size(p_.k) : 0);
     o.h = layout.add<float>(rank_ * kernels_.stride);
     o.rows = layout.add<float>(
         std::max(chunk_rows * dense_cols, input_dropout ? kernels_.rows * p_.k : 0));
     o.mask = layout.add<float>(
-        output_dropout ? chunk_rows * partition_.most_split_panels() * kernels_.width : 0);
+        output_dropout_ ? chunk_rows * partition_.most_split_panels() * kernels_.width : 0);
     offsets.push_back(o);
   }
 
@@ -232,6 +240,7 @@ void Run::task(std::int64_t chunk, std::int64_t split, const Worker& worker) {
   const std::int64_t first = partition_.chunk_panel(chunk);
   const std::int64_t last = partition_.chunk_panel(chunk + 1);
   pack_chunk(first, last, split == 0, worker);
+  if (output_dropout_ != nullptr) fill_mask(first, last, split, worker);
   if (split == 0) add_outer_products(chunk, worker);
   if (p_.y.present()) multiply(first, last, split, worker);
 }
@@ -242,7 +251,7 @@ void Run::pack_chunk(std::int64_t first, std::int64_t last, bool write_h, const 
   for (std::int64_t panel = first; panel < last; ++panel) {
     const std::int64_t row = partition_.panel_row(panel);
     const int rows = static_cast<int>(partition_.panel_row(panel + 1) - row);
-    std::uint32_t* x = worker.x + (panel - first) * kernels_.row_panel_size(p_.k);
+    std::uint32_t* x = worker.x + (panel - first) * x_panel_size_;
     kernels_.pack_rows(p_.x.at(row, 0), rows, p_.k, x);
     if (low == nullptr) continue;
 
@@ -258,32 +267,10 @@ void Run::pack_chunk(std::int64_t first, std::int64_t last, bool write_h, const 
   }
 }
 
-// Writes drop(matrix) of some rows as dense floats.
-void copy_rows(const Kernels& kernels, const Source& matrix, const Dropout* dropout,
-               std::int64_t row, std::int64_t rows, std::int64_t cols, float* out) {
-  for (std::int64_t i = 0; i < rows; ++i, out += cols) {
-    if (dropout) {
-      kernels.dropout_mask(*dropout, static_cast<std::uint64_t>((row + i) * cols), cols, out);
-    } else {
-      std::fill_n(out, cols, 1.0f);
-    }
-    const Source from = matrix.at(row + i, 0);
-    if (from.dtype == DType::kFloat32) {
-      const float* x = static_cast<const float*>(from.data);
-      for (std::int64_t j = 0; j < cols; ++j) {
-        out[j] = out[j] == 0.0f ? 0.0f : out[j] * x[j * from.col_stride];
-      }
-    } else {
-      const std::uint16_t* x = static_cast<const std::uint16_t*>(from.data);
-      for (std::int64_t j = 0; j < cols; ++j) {
-        out[j] = out[j] == 0.0f ? 0.0f : out[j] * from_bfloat16(x[j * from.col_stride]);
-      }
-    }
-  }
-}
-
 const void* Run::dropped_panel(std::int64_t row, int rows, const Worker& worker) {
-  copy_rows(kernels_, p_.x, p_.low_rank->input_dropout, row, rows, p_.k, worker.rows);
+  kernels_.dropout_mask(*p_.low_rank->input_dropout, static_cast<std::uint64_t>(row * p_.k),
+                        rows * p_.k, worker.rows);
+  kernels_.drop_rows(p_.x.at(row, 0), rows, p_.k, worker.rows, p_.k, worker.rows);
   kernels_.pack_rows({worker.rows, DType::kFloat32, p_.k, 1}, rows, p_.k, worker.dropped);
   return worker.dropped;
 }
@@ -296,12 +283,37 @@ void Run::add_outer_products(std::int64_t chunk, const Worker& worker) {
     const OuterProduct& outer = p_.outer_products[i];
     Source matrix = outer.matrix.at(row, 0);
     if (needs_dense_copy(outer)) {
-      copy_rows(kernels_, outer.matrix, outer.dropout, row, rows, outer.cols, worker.rows);
+      const float* mask = nullptr;
+      std::int64_t mask_stride = outer.cols;
+      if (outer.dropout != nullptr && outer.dropout == output_dropout_ && partition_.splits == 1) {
+        mask = worker.mask;  // the same elements as dx
+        mask_stride = partition_.n_panels * kernels_.width;
+      } else if (outer.dropout != nullptr) {
+        kernels_.dropout_mask(*outer.dropout, static_cast<std::uint64_t>(row * outer.cols),
+                              rows * outer.cols, worker.rows);
+        mask = worker.rows;
+      }
+      kernels_.drop_rows(matrix, rows, outer.cols, mask, mask_stride, worker.rows);
       matrix = {worker.rows, DType::kFloat32, outer.cols, 1};
     }
     const float* coefficients = outer.coefficients != nullptr ? outer.coefficients : h_;
     kernels_.outer(coefficients + row * rank_, rank_, matrix, rows, outer.cols,
                    partials_[i] + chunk * rank_ * outer.cols, outer.cols);
+  }
+}
+
+// The output dropout of a chunk's share of columns, [row][share], zero past the last column.
+void Run::fill_mask(std::int64_t first, std::int64_t last, std::int64_t split,
+                    const Worker& worker) {
+  const std::int64_t col = partition_.split_panel(split) * kernels_.width;
+  const std::int64_t end = partition_.split_panel(split + 1) * kernels_.width;
+  const std::int64_t cols = std::min(p_.n, end) - col;
+  float* mask = worker.mask;
+  for (std::int64_t row = partition_.panel_row(first); row < partition_.panel_row(last); ++row) {
+    kernels_.dropout_mask(*output_dropout_, static_cast<std::uint64_t>(row * p_.n + col), cols,
+                          mask);
+    std::fill(mask + cols, mask + (end - col), 0.0f);
+    mask += end - col;
   }
 }
 
@@ -312,18 +324,6 @@ void Run::multiply(std::int64_t first, std::int64_t last, std::int64_t split,
   const std::int64_t last_column = partition_.split_panel(split + 1);
   const std::int64_t mask_stride = (last_column - first_column) * kernels_.width;
   const std::int64_t first_row = partition_.panel_row(first);
-  const bool masked = p_.low_rank && p_.low_rank->output_dropout;
-  if (masked) {
-    const std::int64_t col = first_column * kernels_.width;
-    const std::int64_t cols = std::min(p_.n, last_column * kernels_.width) - col;
-    for (std::int64_t row = first_row; row < partition_.panel_row(last); ++row) {
-      float* mask = worker.mask + (row - first_row) * mask_stride;
-      kernels_.dropout_mask(*p_.low_rank->output_dropout,
-                            static_cast<std::uint64_t>(row * p_.n + col), cols, mask);
-      std::fill(mask + cols, mask + mask_stride, 0.0f);
-    }
-  }
-
   TileArgs tile;
   tile.steps = w_ != nullptr ? kernels_.steps(p_.k) : 0;
   tile.low_steps = rank_ > 0 ? kernels_.steps(rank_) : 0;
@@ -342,11 +342,11 @@ void Run::multiply(std::int64_t first, std::int64_t last, std::int64_t split,
     for (std::int64_t panel = first; panel < last; ++panel) {
       const std::int64_t row = partition_.panel_row(panel);
       tile.rows = static_cast<int>(partition_.panel_row(panel + 1) - row);
-      tile.x = worker.x + (panel - first) * kernels_.row_panel_size(p_.k);
+      tile.x = worker.x + (panel - first) * x_panel_size_;
       tile.h = worker.low + (panel - first) * kernels_.row_panel_size(rank_);
-      tile.mask = masked ? worker.mask + (row - first_row) * mask_stride +
-                               (column - first_column) * kernels_.width
-                         : nullptr;
+      tile.mask = output_dropout_ ? worker.mask + (row - first_row) * mask_stride +
+                                        (column - first_column) * kernels_.width
+                                  : nullptr;
       tile.y = static_cast<char*>(p_.y.mutable_data()) + (row * tile.y_stride + col) * y_size;
       kernels_.tile(tile);
     }
@@ -355,19 +355,21 @@ void Run::multiply(std::int64_t first, std::int64_t last, std::int64_t split,
 
 // Chunks are summed in their order, whatever thread made them: the same bits every time.
 void Run::sum_outer_products() {
-  for (std::size_t i = 0; i < p_.outer_products.size(); ++i) {
-    const OuterProduct& outer = p_.outer_products[i];
-    for (std::int64_t j = 0; j < rank_; ++j) {
-      for (std::int64_t c = 0; c < outer.cols; ++c) {
-        float sum = 0.0f;
-        const float* partial = partials_[i] + j * outer.cols + c;
-        for (std::int64_t chunk = 0; chunk < partition_.chunks; ++chunk) {
-          sum += partial[chunk * rank_ * outer.cols];
-        }
-        store_element(outer.out, j, c, outer.scaling * sum);
-      }
+  const std::int64_t products = static_cast<std::int64_t>(p_.outer_products.size());
+  parallel_for(products * rank_, [this](std::int64_t i, int) {
+    const OuterProduct& outer = p_.outer_products[static_cast<std::size_t>(i / rank_)];
+    const std::int64_t j = i % rank_;
+    float* sum = partials_[static_cast<std::size_t>(i / rank_)] + j * outer.cols;
+    if (partition_.chunks == 0) std::fill_n(sum, outer.cols, 0.0f);
+    for (std::int64_t chunk = 1; chunk < partition_.chunks; ++chunk) {
+      const float* partial = sum + chunk * rank_ * outer.cols;
+      for (std::int64_t c = 0; c < outer.cols; ++c) sum[c] += partial[c];
     }
-  }
+    float* out = outer.out.mutable_data_as<float>() + j * outer.out.stride(0);
+    for (std::int64_t c = 0; c < outer.cols; ++c) {
+      out[c * outer.out.stride(1)] = outer.scaling * sum[c];
+    }
+  });
 }
 
 }  // namespace

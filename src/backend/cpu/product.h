@@ -36,7 +36,7 @@ struct OuterProduct {
   std::int64_t cols = 0;
   const Dropout* dropout = nullptr;
   float scaling = 1.0f;
-  TensorView out;  // (rank, cols), any strides
+  TensorView out;  // (rank, cols) float32, any strides
 };
 
 /// Which way a weight is multiplied.

@@ -7,6 +7,7 @@
 #include <mutex>
 #include <string>
 #include <thread>
+#include <utility>
 #include <vector>
 
 #include "graft/context.h"
@@ -88,17 +89,15 @@ constexpr int kSpins = 6000;
 class Pool {
  public:
   explicit Pool(int threads) : threads_(threads) {
-    std::vector<int> cores = allowed_cores();
+    const std::vector<int> cores = allowed_cores();
     const bool one_core_each = threads <= static_cast<int>(cores.size());
     spins_ = one_core_each ? kSpins : 0;
-    // An unpinned worker may be woken on its caller's core and spin against it, so each gets a core
-    // of its own; the caller, free to move, is on none of them now.
-    std::erase(cores, current_core());
-    for (int i = 1; i < threads; ++i) {
-      workers_.emplace_back([this, i] { work(i); });
-      if (one_core_each && i <= static_cast<int>(cores.size())) {
-        pin_to(workers_.back(), cores[static_cast<std::size_t>(i - 1)]);
-      }
+    for (int i = 1; i < threads; ++i) workers_.emplace_back([this, i] { work(i); });
+    if (!one_core_each) return;
+    free_core_ = cores.front();
+    for (std::size_t i = 0; i < workers_.size(); ++i) {
+      cores_.push_back(cores[i + 1]);
+      pin_to(workers_[i], cores_[i]);
     }
   }
 
@@ -112,6 +111,7 @@ class Pool {
   int threads() const { return threads_; }
 
   void run(std::int64_t count, internal::TaskFn fn, void* state) {
+    make_room_for_caller();
     fn_ = fn;
     state_ = state;
     finished_.store(0, std::memory_order_relaxed);
@@ -140,6 +140,17 @@ class Pool {
 
   void work(int worker);
 
+  // An unpinned worker may be woken on its caller's core and spin against it, so each worker has a
+  // core of its own; the caller, which is not ours to pin, is given way to.
+  void make_room_for_caller() {
+    const int here = cores_.empty() ? -1 : current_core();
+    for (std::size_t i = 0; i < cores_.size(); ++i) {
+      if (cores_[i] != here) continue;
+      std::swap(cores_[i], free_core_);
+      pin_to(workers_[i], cores_[i]);
+    }
+  }
+
   const int threads_;
   int spins_ = 0;
   internal::TaskFn fn_ = nullptr;
@@ -149,6 +160,8 @@ class Pool {
   alignas(64) std::atomic<std::uint32_t> wake_{0};
   std::atomic<bool> stop_{false};
   std::vector<std::thread> workers_;
+  std::vector<int> cores_;  // that workers are pinned to; empty if they share
+  int free_core_ = -1;
 };
 
 thread_local bool inside_task = false;
