@@ -12,6 +12,7 @@
 
 #include "apps/graft/tokenizer/chat_template.h"
 #include "apps/graft/user_error.h"
+#include "tests/app/tiny_tokenizer.h"
 
 namespace graft::app {
 namespace {
@@ -125,6 +126,93 @@ TEST_F(GoldenTest, RendersChatsAsTransformers) {
     EXPECT_EQ(chat.encode(*tokenizer_, messages).tokens, expected.at("ids").get<Ids>());
     EXPECT_EQ(chat.encode_prompt(*tokenizer_, messages), expected.at("prompt_ids").get<Ids>());
   }
+}
+
+using testing::TinyTokenizer;
+
+std::string refusal(const TinyTokenizer& tiny) {
+  try {
+    const Tokenizer tokenizer(tiny.file());
+  } catch (const UserError& error) {
+    return error.what();
+  }
+  return {};
+}
+
+TEST(Tokenizer, MergesByRank) {
+  const Tokenizer tokenizer(TinyTokenizer().file());
+  EXPECT_EQ(tokenizer.encode("hello"), (Ids{262}));
+  EXPECT_EQ(tokenizer.encode("hell"), (Ids{261}));
+  // "l l" comes before "he ll", so the first two of three stand together.
+  EXPECT_EQ(tokenizer.encode("lll"), (Ids{260, 3 + 'l'}));
+  EXPECT_EQ(tokenizer.encode("helll"), (Ids{261, 3 + 'l'}));
+  EXPECT_EQ(tokenizer.encode(""), Ids{});
+  // Words are merged apart, whatever lies between them.
+  EXPECT_EQ(tokenizer.encode("he1llo"), (Ids{259, 3 + '1', 260, 3 + 'o'}));
+  EXPECT_EQ(tokenizer.encode("he<|im_end|>llo"), (Ids{259, 2, 260, 3 + 'o'}));
+}
+
+TEST(Tokenizer, LongestSpecialTokenWins) {
+  TinyTokenizer tiny;
+  tiny.tokens.insert(tiny.tokens.end(), {"<|im_end|>>", "<a b>"});
+  tiny.types.insert(tiny.types.end(), {3, 4});
+  const Tokenizer tokenizer(tiny.file());
+  EXPECT_EQ(tokenizer.encode("<|im_end|>>"), (Ids{263}));
+  EXPECT_EQ(tokenizer.encode("<<|im_end|>"), (Ids{3 + '<', 2}));
+  // A token that the user defined is split out too, but is part of the decoded text.
+  EXPECT_EQ(tokenizer.encode("he<a b>"), (Ids{259, 264}));
+  EXPECT_EQ(tokenizer.decode(Ids{259, 264, 263}), "he<a b>");
+  EXPECT_EQ(tokenizer.decode(Ids{259, 264, 263}, false), "he<a b><|im_end|>>");
+}
+
+TEST(Tokenizer, AgreesWithItselfFromTheCache) {
+  const Tokenizer tokenizer(TinyTokenizer().file());
+  const std::string text = "hello hello, hell 11 \n\n hello";
+  const Ids first = tokenizer.encode(text);
+  EXPECT_EQ(tokenizer.encode(text), first);
+  EXPECT_EQ(tokenizer.decode(first), text);
+}
+
+TEST(Tokenizer, RefusesOtherKindsByName) {
+  TinyTokenizer model;
+  model.model = "llama";
+  EXPECT_NE(refusal(model).find("tokenizer 'llama' is not supported"), std::string::npos);
+  TinyTokenizer pre;
+  pre.pre = "llama-bpe";
+  EXPECT_NE(refusal(pre).find("pre-tokenizer 'llama-bpe' is not supported"), std::string::npos);
+  TinyTokenizer bos;
+  bos.add_bos = true;
+  EXPECT_NE(refusal(bos).find("add_bos_token"), std::string::npos);
+}
+
+TEST(Tokenizer, RefusesMalformedVocabularies) {
+  const auto expect = [](const TinyTokenizer& tiny, const char* part) {
+    EXPECT_NE(refusal(tiny).find(part), std::string::npos) << refusal(tiny);
+  };
+  TinyTokenizer tiny;
+  EXPECT_EQ(refusal(tiny), "");
+  tiny.types.pop_back();
+  expect(tiny, "token_type': 262 entries for 263 tokens");
+  tiny = TinyTokenizer();
+  tiny.tokens.back() = "h";
+  expect(tiny, "are the same");
+  tiny = TinyTokenizer();
+  tiny.tokens.back() = "\xFF";
+  expect(tiny, "token 262 is not valid UTF-8");
+  tiny = TinyTokenizer();
+  tiny.tokens[1] = "";
+  expect(tiny, "special token 1 has no text");
+  for (const char* merge : {"", "h", "h e l", "h  e", " he"}) {
+    tiny = TinyTokenizer();
+    tiny.merges[0] = merge;
+    expect(tiny, "merge 0 is");
+  }
+  tiny = TinyTokenizer();
+  tiny.merges[1] = "o o";
+  expect(tiny, "merge 1 is of tokens that do not exist");
+  tiny = TinyTokenizer();
+  tiny.eos = 263;
+  expect(tiny, "is 263, outside the vocabulary of 263");
 }
 
 }  // namespace

@@ -90,12 +90,12 @@ std::optional<std::string> read_string(std::string_view inside, std::size_t& at)
 }
 
 // Appends an expression; `+` between two literals joins them.
-void append(std::string& out, const std::string& literal) {
-  if (out.ends_with("'+")) {
+void append(std::string& out, const std::string& expression) {
+  if (out.ends_with("'+") && expression.starts_with('\'')) {
     out.resize(out.size() - 2);
-    out.append(literal, 1);
+    out.append(expression, 1);
   } else {
-    out += literal;
+    out += expression;
   }
 }
 
