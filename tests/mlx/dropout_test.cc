@@ -63,8 +63,15 @@ mx::array u64(std::uint64_t v) { return mx::array(v, mx::uint64); }
 
 class DropoutEitherWay : public ::testing::TestWithParam<bool> {
  protected:
-  void SetUp() override { set_fused_enabled(GetParam()); }
-  void TearDown() override { set_fused_enabled(true); }
+  void SetUp() override {
+    set_fused_enabled(GetParam());
+    // Without fusing MLX's elementwise ops, which takes it seconds of compiling for nothing here.
+    mx::set_compile_mode(mx::CompileMode::no_fuse);
+  }
+  void TearDown() override {
+    set_fused_enabled(true);
+    mx::set_compile_mode(mx::CompileMode::enabled);
+  }
 };
 
 // Value and gradients, fused and composed, against the mask made here: backward uses forward's.
