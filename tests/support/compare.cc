@@ -58,12 +58,12 @@ testing::AssertionResult close(const std::vector<double>& actual, const std::vec
 
 testing::AssertionResult as_good_as(const std::vector<double>& actual,
                                     const std::vector<double>& plain,
-                                    const std::vector<double>& truth, DType dtype) {
+                                    const std::vector<double>& truth, DType dtype, int roundings) {
   double largest = 0;
   for (const double t : truth) {
     if (std::isfinite(t)) largest = std::max(largest, std::abs(t));
   }
-  return close(actual, truth, 2 * max_error(plain, truth) + epsilon(dtype) * largest);
+  return close(actual, truth, 2 * max_error(plain, truth) + roundings * epsilon(dtype) * largest);
 }
 
 }  // namespace graft::test
