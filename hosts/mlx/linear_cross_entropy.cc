@@ -43,6 +43,9 @@ mx::array composed_gradient(const Call& call, const Arrays& inputs, mx::Stream s
 Support supported(const Call& call, const Arrays& inputs, bool with_gradient, mx::Stream s) {
   if (auto support = detail::allowed(s); !support) return support;
   if (auto support = detail::dtypes_known(inputs, inputs.size()); !support) return support;
+  if (with_gradient) {
+    if (auto support = detail::serves_dx(call.weight); !support) return support;
+  }
   const auto rows = detail::rows_of(inputs[0].shape());
   const TensorView x = detail::rows_only(inputs[0].shape(), inputs[0].dtype());
   LinearCrossEntropy params;

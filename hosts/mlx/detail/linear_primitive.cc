@@ -130,6 +130,7 @@ class LinearForwardNode : public FusedPrimitive {
   mx::array dx(const Arrays& primals, const mx::array& dy) {
     const mx::array& x = primals[0];
     auto support = allowed(stream());
+    if (support) support = serves_dx(call_.weight);
     if (support) {
       support = graft::supports(LinearBackward{rows_only(dy.shape(), dy.dtype()),
                                                base_only(call_, primals),

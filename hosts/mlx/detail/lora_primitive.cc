@@ -56,6 +56,9 @@ BaseWeight base_of(const LoraCall& call, const Operands& operands) {
 
 Support supports_backward(const LoraCall& call, const Arrays& inputs, Wanted wanted, mx::Stream s) {
   if (auto support = allowed(s); !support) return support;
+  if (wanted.dx) {
+    if (auto support = serves_dx(call.weight); !support) return support;
+  }
   const Operands operands = shapes_of(call, inputs);
   const auto rows = rows_of(inputs[0].shape());
   const int rank = inputs[1].shape(1);

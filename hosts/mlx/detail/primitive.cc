@@ -16,6 +16,11 @@ Support allowed(mx::Stream stream) {
   return {};
 }
 
+Support serves_dx(const Weight& weight) {
+  if (weight == nullptr || weight->serves_backward()) return {};
+  return Support::no("the weight is packed for forward only");
+}
+
 Support dtypes_known(const Arrays& inputs, std::size_t count) {
   for (std::size_t i = 0; i < count; ++i) {
     if (!dtype_of(inputs[i].dtype())) {

@@ -12,6 +12,7 @@
 
 #include "graft/context.h"
 #include "graft/mlx/detail/tally.h"
+#include "graft/mlx/linear.h"
 #include "graft/supports.h"
 
 namespace graft::mlx::detail {
@@ -22,6 +23,9 @@ using ArraysFunction = std::function<Arrays(const Arrays&)>;
 // Why a call may not run fused whatever its operands: fusion is off, or the stream is on a device
 // without kernels.
 Support allowed(mx::Stream stream);
+
+// No if `weight` is packed for forward only. A plain weight, null here, serves any product.
+Support serves_dx(const Weight& weight);
 
 // No if one of the first `count` arrays has a dtype the library cannot even view.
 Support dtypes_known(const Arrays& inputs, std::size_t count);
