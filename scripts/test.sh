@@ -69,7 +69,9 @@ run_stage quotes tools/check_quotes.py README.md
 run_stage docs doxygen tools/Doxyfile
 run_stage tools python3 -m unittest discover -s tests/tools -p '*_test.py'
 run_stage release build_and_test build -DGRAFT_MLX=ON
+run_stage install tools/check_install.sh build
 run_stage core-alone build_and_test build-core -DGRAFT_MLX=OFF
+run_stage core-install tools/check_install.sh build-core
 run_stage asan build_and_test build-asan -DGRAFT_MLX=ON -DGRAFT_SANITIZE=address
 run_stage tsan build_and_test build-tsan -DGRAFT_MLX=ON -DGRAFT_SANITIZE=thread
 

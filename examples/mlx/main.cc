@@ -10,12 +10,12 @@
 namespace mx = mlx::core;
 
 int main() {
-  auto x = mx::full({2, 64, 512}, 0.5f);  // (batch, tokens, features)
-  auto w = mx::full({256, 512}, 0.01f);   // the frozen base
+  auto x = mx::full({2, 64, 512}, 0.5f);      // (batch, tokens, features)
+  auto w = mx::full({256, 512}, 1.0f / 128);  // the frozen base
 
   graft::mlx::LoRALayer layer(w, std::nullopt, {.rank = 8, .alpha = 16});
-  layer.set_a(mx::full({512, 8}, 0.02f));  // A starts random and B zero; set here to have a
-  layer.set_b(mx::full({8, 256}, 0.03f));  // result that can be checked by hand
+  layer.set_a(mx::full({512, 8}, 1.0f / 64));  // A starts random and B zero; set here to have a
+  layer.set_b(mx::full({8, 256}, 1.0f / 32));  // result that can be checked by hand
 
   auto loss = [&](const std::vector<mx::array>& adapter) {
     return mx::mean(layer.forward(x, adapter[0], adapter[1]));
@@ -25,7 +25,7 @@ int main() {
   // The adapter's contribution alone, 2·(x·A)·B, as an op to make once and apply often.
   graft::mlx::FusedLoRAOp delta(layer.a(), layer.b(), layer.scaling());
 
-  std::printf("loss %.4f, dA %.4f, dB %.4f, delta %.4f\n", value.item<float>(),
+  std::printf("loss %g, dA %g, dB %g, delta %g\n", value.item<float>(),
               mx::mean(gradients[0]).item<float>(), mx::mean(gradients[1]).item<float>(),
               mx::mean(delta(x)).item<float>());
   for (const auto& record : graft::mlx::fusion_report()) {
