@@ -5,10 +5,12 @@
 
 #include <gtest/gtest.h>
 
+#include <array>
 #include <filesystem>
 #include <fstream>
 #include <memory>
 #include <nlohmann/json.hpp>
+#include <thread>
 
 #include "apps/graft/tokenizer/chat_template.h"
 #include "apps/graft/user_error.h"
@@ -171,6 +173,25 @@ TEST(Tokenizer, AgreesWithItselfFromTheCache) {
   const Ids first = tokenizer.encode(text);
   EXPECT_EQ(tokenizer.encode(text), first);
   EXPECT_EQ(tokenizer.decode(first), text);
+}
+
+TEST(Tokenizer, ServesManyThreads) {
+  const Tokenizer tokenizer(TinyTokenizer().file());
+  const std::string text = "hello hell he 12 llo";
+  const Ids expected = Tokenizer(TinyTokenizer().file()).encode(text);
+  std::vector<std::thread> threads;
+  std::array<bool, 4> right{};
+  for (bool& mine : right) {
+    threads.emplace_back([&] {
+      mine = true;
+      for (int i = 0; i < 100; ++i) {
+        mine = mine && tokenizer.encode(text + " " + std::to_string(i)).size() > expected.size();
+        mine = mine && tokenizer.encode(text) == expected;
+      }
+    });
+  }
+  for (std::thread& thread : threads) thread.join();
+  EXPECT_EQ(right, (std::array<bool, 4>{true, true, true, true}));
 }
 
 TEST(Tokenizer, RefusesOtherKindsByName) {
