@@ -12,7 +12,7 @@ inline constexpr std::int64_t kMaxHeadDim = 256;
 
 /// What attention does besides its tensors; the same for forward and backward.
 struct AttentionOptions {
-  float scale = 1.0f;  ///< Usually 1 / √d.
+  float scale = 1.0f;  ///< Positive, usually 1 / √d.
   /// Query i sees keys j ≤ i + (T_kv − T_q), so the last query sees all: T_kv = T_q in training,
   /// T_kv > T_q when keys are cached. If false, every query sees every key.
   bool causal = true;
@@ -22,9 +22,10 @@ struct AttentionOptions {
   Rotary rotary;
 };
 
-/// y = softmax(scale · q·kᵀ) · v for each sequence and head, in tiles: scores exist for a block of
-/// queries and keys at a time (Dao, FlashAttention-2, arXiv:2307.08691). Query head h reads key and
-/// value head h / (heads / kv_heads) (Ainslie et al., GQA, arXiv:2305.13245).
+/// y = softmax(scale · q·kᵀ) · v for each sequence and head. Scores exist for a few queries of a
+/// head at a time and are computed again in backward (Dao, FlashAttention-2, arXiv:2307.08691).
+/// Query head h reads key and value head h / (heads / kv_heads) (Ainslie et al., GQA,
+/// arXiv:2305.13245).
 ///
 /// All tensors but logsumexp are float32 or bfloat16, all of one dtype, and computed in float32.
 /// Strides are free except that the last axis has stride 1, so that the (B·T, heads·d) output of a

@@ -1,0 +1,11 @@
+#pragma once
+
+#include "checks.h"
+#include "graft/rope.h"
+
+namespace graft {
+
+/// theta and position make sense.
+void check_rotary(const Check& check, const Rotary& rotary);
+
+}  // namespace graft
