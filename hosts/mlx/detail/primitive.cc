@@ -6,6 +6,27 @@
 #include "graft/mlx/detail/views.h"
 
 namespace graft::mlx::detail {
+namespace {
+
+Arrays picked(const Arrays& arrays, const std::vector<int>& indices) {
+  Arrays some;
+  for (const int i : indices) some.push_back(arrays[static_cast<std::size_t>(i)]);
+  return some;
+}
+
+// `function` of the inputs that `argnums` names; the others are those of `primals`.
+ArraysFunction of_variables(const ArraysFunction& function, const Arrays& primals,
+                            const std::vector<int>& argnums) {
+  return [function, primals, argnums](const Arrays& values) {
+    Arrays all = primals;
+    for (std::size_t j = 0; j < argnums.size(); ++j) {
+      all[static_cast<std::size_t>(argnums[j])] = values[j];
+    }
+    return function(all);
+  };
+}
+
+}  // namespace
 
 Support allowed(mx::Stream stream) {
   if (!fused_enabled()) return Support::no("fusion is turned off");
@@ -45,16 +66,8 @@ void FusedPrimitive::eval_gpu(const Arrays&, Arrays&) {
 
 Arrays vjp_in(const ArraysFunction& function, const Arrays& primals, const Arrays& cotangents,
               const std::vector<int>& argnums) {
-  Arrays variables;
-  for (const int i : argnums) variables.push_back(primals[static_cast<std::size_t>(i)]);
-  const auto of_variables = [&](const Arrays& values) {
-    Arrays all = primals;
-    for (std::size_t j = 0; j < argnums.size(); ++j) {
-      all[static_cast<std::size_t>(argnums[j])] = values[j];
-    }
-    return function(all);
-  };
-  return mx::vjp(of_variables, variables, cotangents).second;
+  return mx::vjp(of_variables(function, primals, argnums), picked(primals, argnums), cotangents)
+      .second;
 }
 
 Arrays FusedPrimitive::composed_vjp(const Arrays& primals, const Arrays& cotangents,
@@ -64,9 +77,10 @@ Arrays FusedPrimitive::composed_vjp(const Arrays& primals, const Arrays& cotange
     all.erase(all.begin() + static_cast<int>(cotangents.size()), all.end());
     return all;
   };
-  Arrays gradients = vjp_in(outputs, primals, cotangents, argnums);
-  gradients[0] = counted(gradients[0], caller_, Direction::kBackward, reason, stream());
-  return gradients;
+  // Counted on the way in, since a caller may evaluate any one of the gradients.
+  Arrays marked = cotangents;
+  marked[0] = counted(marked[0], caller_, Direction::kBackward, reason, stream());
+  return vjp_in(outputs, primals, marked, argnums);
 }
 
 Arrays FusedPrimitive::vjp(const Arrays& primals, const Arrays& cotangents,
@@ -76,16 +90,9 @@ Arrays FusedPrimitive::vjp(const Arrays& primals, const Arrays& cotangents,
 
 Arrays FusedPrimitive::jvp(const Arrays& primals, const Arrays& tangents,
                            const std::vector<int>& argnums) {
-  Arrays variables;
-  for (const int i : argnums) variables.push_back(primals[static_cast<std::size_t>(i)]);
-  const auto of_variables = [&](const Arrays& values) {
-    Arrays all = primals;
-    for (std::size_t j = 0; j < argnums.size(); ++j) {
-      all[static_cast<std::size_t>(argnums[j])] = values[j];
-    }
-    return composed(all);
-  };
-  Arrays derivatives = mx::jvp(of_variables, variables, tangents).second;
+  const auto function = [this](const Arrays& inputs) { return composed(inputs); };
+  Arrays derivatives =
+      mx::jvp(of_variables(function, primals, argnums), picked(primals, argnums), tangents).second;
   derivatives[0] = counted(derivatives[0], caller_, Direction::kTangent,
                            "forward-mode derivatives have no kernel", stream());
   return derivatives;

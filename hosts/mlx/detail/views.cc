@@ -123,6 +123,12 @@ TensorView shape_only(mx::Dtype dtype, std::initializer_list<std::int64_t> shape
   return {nothing.data(), known_dtype(dtype), shape};
 }
 
+TensorView shape_only(const mx::Shape& shape, mx::Dtype dtype) {
+  const TensorView nothing = shape_only(dtype, {0});
+  return {nothing.mutable_data(), nothing.dtype(),
+          std::vector<std::int64_t>(shape.begin(), shape.end())};
+}
+
 TensorView rows_only(const mx::Shape& shape, mx::Dtype dtype) {
   return shape_only(dtype, {rows_of(shape), shape.back()});
 }
@@ -154,6 +160,19 @@ ConstTensorView rows_view(const mx::array& x, mx::Stream stream, bool dense) {
 ConstTensorView flat_view(const mx::array& x, mx::Stream stream) {
   const mx::array source = x.flags().row_contiguous ? x : scheduled_copy(x, stream);
   return {source.data<std::byte>(), known_dtype(x.dtype()), {static_cast<std::int64_t>(x.size())}};
+}
+
+ConstTensorView strided_view(const mx::array& x, mx::Stream stream) {
+  const mx::array source = x.shape(-1) <= 1 || x.strides(-1) == 1 ? x : scheduled_copy(x, stream);
+  const std::vector<std::int64_t> shape(x.shape().begin(), x.shape().end());
+  const std::vector<std::int64_t> strides(source.strides().begin(), source.strides().end());
+  return {source.data<std::byte>(), known_dtype(x.dtype()), shape, strides};
+}
+
+ConstTensorView dense_view(const mx::array& x, mx::Stream stream) {
+  const mx::array source = x.flags().row_contiguous ? x : scheduled_copy(x, stream);
+  const std::vector<std::int64_t> shape(x.shape().begin(), x.shape().end());
+  return {source.data<std::byte>(), known_dtype(x.dtype()), shape};
 }
 
 TensorView allocate_flat(mx::array& out) {

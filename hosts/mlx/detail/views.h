@@ -33,6 +33,7 @@ void expect_matrix(const char* op, const char* tensor, const mx::array& array);
 // A view of the right shape and element type over nothing, for asking `graft::supports` about
 // arrays that are not evaluated yet. The dtype must be one the library knows.
 TensorView shape_only(mx::Dtype dtype, std::initializer_list<std::int64_t> shape);
+TensorView shape_only(const mx::Shape& shape, mx::Dtype dtype);
 // x flattened to rows, likewise.
 TensorView rows_only(const mx::Shape& shape, mx::Dtype dtype);
 
@@ -46,6 +47,10 @@ ConstTensorView rows_view(const mx::array& x, mx::Stream stream, bool dense = fa
 
 // All elements of x in one row-major line; copied first if strides cannot say that.
 ConstTensorView flat_view(const mx::array& x, mx::Stream stream);
+
+// x in its own shape, copied first if the last axis has gaps; and dense, copied first if it is not.
+ConstTensorView strided_view(const mx::array& x, mx::Stream stream);
+ConstTensorView dense_view(const mx::array& x, mx::Stream stream);
 
 // Allocates an output and views it: as rows, as one line, and in its own shape.
 TensorView allocate_rows(mx::array& out);
