@@ -1,0 +1,186 @@
+// RMS norm reads each row twice, the second time from the first-level cache: bound by memory
+// (float32: 8 bytes an element forward, 16 with a residual, 12 to 16 backward).
+
+#include "rms_norm/cpu.h"
+
+#include <algorithm>
+#include <cmath>
+
+#include "backend/cpu/isa.h"
+#include "backend/cpu/rows.h"
+#include "backend/cpu/scratch_layout.h"
+#include "backend/cpu/spans.h"
+#include "backend/cpu/targets.h"
+#include "backend/cpu/threads.h"
+
+#undef HWY_TARGET_INCLUDE
+#define HWY_TARGET_INCLUDE "rms_norm/cpu.cc"
+#include "hwy/foreach_target.h"
+//
+#include "backend/cpu/memory-inl.h"
+
+HWY_BEFORE_NAMESPACE();
+namespace graft::cpu {
+namespace HWY_NAMESPACE {
+
+// Calls `body(i, load, store)` for each vector of a row; only the last may be partial, and
+// its missing lanes read as zero.
+template <class Body>
+HWY_INLINE void ForEachVector(std::int64_t count, const Body& body) {
+  std::int64_t i = 0;
+  for (; i + kVectorSize <= count; i += kVectorSize) {
+    body(
+        i, [](const auto* from) HWY_ATTR { return Load(from); },
+        [](Vector value, auto* to) HWY_ATTR { Store(value, to); });
+  }
+  if (i < count) {
+    const std::int64_t rest = count - i;
+    body(
+        i, [rest](const auto* from) HWY_ATTR { return LoadPart(from, rest); },
+        [rest](Vector value, auto* to) HWY_ATTR { StorePart(value, to, rest); });
+  }
+}
+
+float InverseRms(float sum_of_squares, std::int64_t count, float eps) {
+  const float mean = sum_of_squares / static_cast<float>(std::max<std::int64_t>(1, count));
+  return 1.0f / std::sqrt(mean + eps);
+}
+
+template <class T>
+float RowRstd(const T* s, std::int64_t count, float eps) {
+  Vector squares = hn::Zero(Lanes());
+  ForEachVector(count, [&](std::int64_t i, const auto& load, const auto&) HWY_ATTR {
+    const Vector value = load(s + i);
+    squares = hn::MulAdd(value, value, squares);
+  });
+  return InverseRms(hn::GetLane(hn::SumOfLanes(Lanes(), squares)), count, eps);
+}
+
+template <class T>
+void Add(const T* x, const T* residual, std::int64_t count, T* sum) {
+  ForEachVector(count, [&](std::int64_t i, const auto& load, const auto& store)
+                           HWY_ATTR { store(hn::Add(load(x + i), load(residual + i)), sum + i); });
+}
+
+template <class T>
+void RunForward(const RmsNormForward& p, const float* weight) {
+  const std::int64_t rows = p.x.dim(0), count = p.x.dim(1);
+  const std::int64_t each =
+      std::max<std::int64_t>(1, kSpanElements / std::max<std::int64_t>(1, count));
+  parallel_for((rows + each - 1) / each, [&](std::int64_t task, int) HWY_ATTR {
+    for (std::int64_t row = task * each; row < std::min(rows, (task + 1) * each); ++row) {
+      const T* s = element<T>(p.x, row, 0);
+      if (p.residual.present()) {
+        T* const sum = element<T>(p.sum, row, 0);
+        Add(s, element<T>(p.residual, row, 0), count, sum);
+        s = sum;
+      }
+      const float rstd = RowRstd(s, count, p.eps);
+      if (p.rstd.present()) p.rstd.mutable_data_as<float>()[row] = rstd;
+      T* const y = element<T>(p.y, row, 0);
+      const Vector scale = hn::Set(Lanes(), rstd);
+      ForEachVector(count, [&](std::int64_t i, const auto& load, const auto& store) HWY_ATTR {
+        store(hn::Mul(hn::Mul(load(s + i), scale), load(weight + i)), y + i);
+      });
+    }
+  });
+}
+
+// One row; `dweight` (float32, added to) and ds may be null.
+template <class T>
+void BackwardRow(const RmsNormBackward& p, std::int64_t row, const float* weight, float* dweight) {
+  const Lanes d;
+  const std::int64_t count = p.dy.dim(1);
+  const T* const dy = element<T>(p.dy, row, 0);
+  const T* const s = element<T>(p.s, row, 0);
+  const T* const dsum = element<T>(p.dsum, row, 0);
+  T* const ds = element<T>(p.ds, row, 0);
+  const float rstd = p.rstd.present() ? p.rstd.data_as<float>()[row] : RowRstd(s, count, p.eps);
+  Vector dots = hn::Zero(d);
+  ForEachVector(count, [&](std::int64_t i, const auto& load, const auto&) HWY_ATTR {
+    dots = hn::MulAdd(hn::Mul(load(dy + i), load(weight + i)), load(s + i), dots);
+  });
+  const float mean = hn::GetLane(hn::SumOfLanes(d, dots)) / static_cast<float>(count);
+  const Vector scale = hn::Set(d, rstd), pull = hn::Set(d, mean * rstd * rstd * rstd);
+  ForEachVector(count, [&](std::int64_t i, const auto& load, const auto& store) HWY_ATTR {
+    const Vector gradient = load(dy + i), at = load(s + i);
+    if (dweight != nullptr) {
+      store(hn::MulAdd(gradient, hn::Mul(at, scale), load(dweight + i)), dweight + i);
+    }
+    if (ds == nullptr) return;
+    const Vector straight = hn::Mul(hn::Mul(gradient, load(weight + i)), scale);
+    const Vector norm = hn::NegMulAdd(at, pull, straight);
+    store(dsum == nullptr ? norm : hn::Add(norm, load(dsum + i)), ds + i);
+  });
+}
+
+// Groups of rows depend on the shape alone, and their parts of dweight are added in order.
+template <class T>
+void RunBackward(const RmsNormBackward& p, const float* weight, float* partials,
+                 std::int64_t rows_a_group) {
+  const std::int64_t rows = p.dy.dim(0), count = p.dy.dim(1);
+  parallel_for((rows + rows_a_group - 1) / rows_a_group, [&](std::int64_t group, int) HWY_ATTR {
+    float* const dweight = partials == nullptr ? nullptr : partials + group * count;
+    if (dweight != nullptr) std::fill_n(dweight, count, 0.0f);
+    const std::int64_t last = std::min(rows, (group + 1) * rows_a_group);
+    for (std::int64_t row = group * rows_a_group; row < last; ++row) {
+      BackwardRow<T>(p, row, weight, dweight);
+    }
+  });
+}
+
+void RmsNormForwardHere(const RmsNormForward& p, const float* weight) {
+  p.x.dtype() == DType::kFloat32 ? RunForward<float>(p, weight)
+                                 : RunForward<hwy::bfloat16_t>(p, weight);
+}
+
+void RmsNormBackwardHere(const RmsNormBackward& p, const float* weight, float* partials,
+                         std::int64_t rows_a_group) {
+  p.dy.dtype() == DType::kFloat32 ? RunBackward<float>(p, weight, partials, rows_a_group)
+                                  : RunBackward<hwy::bfloat16_t>(p, weight, partials, rows_a_group);
+}
+
+}  // namespace HWY_NAMESPACE
+}  // namespace graft::cpu
+HWY_AFTER_NAMESPACE();
+
+#if HWY_ONCE
+namespace graft::cpu {
+
+HWY_EXPORT(RmsNormForwardHere);
+HWY_EXPORT(RmsNormBackwardHere);
+
+void rms_norm_forward(Context& context, const RmsNormForward& params) {
+  const RowKernels& rows = row_kernels();
+  ScratchLayout layout;
+  const auto weight = layout.reserve<float>(params.x.dim(1));
+  layout.allocate(context);
+  rows.load(params.weight.data(), params.weight.dtype(), params.x.dim(1), layout.at<float>(weight));
+  HWY_DYNAMIC_DISPATCH(RmsNormForwardHere)(params, layout.at<float>(weight));
+}
+
+void rms_norm_backward(Context& context, const RmsNormBackward& params) {
+  // Enough rows to be worth a partial sum, few enough groups that adding them costs nothing.
+  constexpr std::int64_t kLeastRows = 16, kMostGroups = 64;
+  const std::int64_t count = params.dy.dim(1), m = params.dy.dim(0);
+  const std::int64_t rows_a_group = std::max(kLeastRows, (m + kMostGroups - 1) / kMostGroups);
+  const std::int64_t groups = (m + rows_a_group - 1) / rows_a_group;
+  const bool sums = params.dweight.present();
+  const RowKernels& rows = row_kernels();
+  ScratchLayout layout;
+  const auto weight = layout.reserve<float>(count);
+  const auto partials = layout.reserve<float>(sums ? groups * count : 0);
+  layout.allocate(context);
+  rows.load(params.weight.data(), params.weight.dtype(), count, layout.at<float>(weight));
+  HWY_DYNAMIC_DISPATCH(RmsNormBackwardHere)
+  (params, layout.at<float>(weight), sums ? layout.at<float>(partials) : nullptr, rows_a_group);
+  if (!sums) return;
+  float* const dweight = params.dweight.mutable_data_as<float>();
+  std::fill_n(dweight, count, 0.0f);
+  for (std::int64_t group = 0; group < groups; ++group) {
+    rows.add(layout.at<float>(partials) + group * count, 1.0f, count, dweight);
+  }
+}
+
+}  // namespace graft::cpu
+#endif
