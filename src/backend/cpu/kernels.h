@@ -58,23 +58,28 @@ struct TileArgs {
 };
 
 struct Kernels {
-  int rows;        // most rows of a tile
-  int stride;      // rows that a row panel has room for
-  int width;       // columns of a tile and of a column panel
-  int k_per_step;  // 1, or 2 for pairs
-  int x_per_step;  // 32-bit x-type elements a row and step: 2 where pairs are kept as two floats
-  bool bfloat16;   // multiplies bfloat16
+  int rows;         // most rows of a tile
+  int stride;       // rows that a row panel has room for
+  int width;        // columns of a tile and of a column panel
+  int k_per_step;   // 1, or 2 for pairs
+  int x_per_step;   // 32-bit x-type elements a row and step: 2 where pairs are kept as two floats
+  int shrink_cols;  // columns of A that one pass of the shrink takes
+  bool bfloat16;    // multiplies bfloat16
 
   /// Packs rows [0, rows) × [0, k) of `x` into a row panel of `stride` rows.
   void (*pack_rows)(const Source& x, int rows, std::int64_t k, void* panel);
   /// Packs rows [0, cols) × [0, k) of `w` (a row of it is a column of the product).
   void (*pack_columns)(const Source& w, int cols, std::int64_t k, void* panel);
-  /// Packs A (k × rank) for `shrink`: `packed_a_size` 32-bit elements.
+  /// Packs A (k × rank) for `shrink`, [group of shrink_cols columns][step][shrink_cols], the last
+  /// group padded with zeros: `packed_a_size` 32-bit elements.
   void (*pack_a)(const Source& a, std::int64_t k, std::int64_t rank, void* packed);
   std::int64_t (*packed_a_size)(std::int64_t k, std::int64_t rank);
   /// h [rank][stride] = (row panel)ᵀ · A in float32, unscaled.
   void (*shrink)(const void* x_panel, std::int64_t k, const void* packed_a, std::int64_t rank,
                  float* h);
+  /// The same h straight from up to `rows` rows of float32 x with dense rows; float32 kernels only.
+  void (*row_shrink)(const Source& x, int rows, std::int64_t k, const void* packed_a,
+                     std::int64_t rank, float* h);
   /// Turns `scaling`·h into the x-type panel that enters a tile's low-rank steps.
   void (*low_rank_panel)(const float* h, std::int64_t rank, float scaling, void* panel);
   void (*tile)(const TileArgs& args);

@@ -12,6 +12,7 @@
 #include "backend/cpu/kernels.h"
 #include "backend/cpu/outer-inl.h"
 #include "backend/cpu/pack-inl.h"
+#include "backend/cpu/row_shrink-inl.h"
 #include "backend/cpu/shrink-inl.h"
 #include "backend/cpu/tile-inl.h"
 #include "backend/cpu/vectors-inl.h"
@@ -142,12 +143,14 @@ const Kernels* MakeKernels() {
       kWidth,
       Multiply::kPerStep,
       Multiply::kXPerStep,
+      kShrink,
       Multiply::kPerStep == 2,
       &PackRows<Multiply>,
       &PackColumns<Multiply>,
       &PackA<Multiply>,
-      &PackedASizeFor<Multiply>,
+      &PackedASize<Multiply>,
       &Shrink<Multiply>,
+      &RowShrink,
       &LowRankPanel<Multiply>,
       &RunTile<Multiply>,
       &Outer<Multiply>,

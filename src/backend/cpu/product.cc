@@ -81,6 +81,21 @@ struct Partition {
   std::int64_t most_split_panels() const { return ceil_div(n_panels, splits); }
 };
 
+bool is_row_major_float(const Kernels& kernels, const Source& matrix) {
+  return !kernels.bfloat16 && matrix.dtype == DType::kFloat32 && matrix.col_stride == 1;
+}
+
+// A dense float32 S of exactly one group of columns is its own packed form.
+bool a_is_packed(const Kernels& kernels, const LowRank& low) {
+  return is_row_major_float(kernels, low.shrink) && low.rank == kernels.shrink_cols &&
+         low.shrink.row_stride == low.rank;
+}
+
+// Rows of a row-major float32 E serve as column panels where no panel is ragged.
+bool b_serves_as_it_is(const Kernels& kernels, const LowRank& low, std::int64_t n) {
+  return is_row_major_float(kernels, low.expand) && n % kernels.width == 0;
+}
+
 // One call: what is packed for all tasks, and each worker's own scratch.
 class Run {
  public:
@@ -110,20 +125,32 @@ class Run {
   const Kernels& kernels_;
   const Partition partition_;
   const std::int64_t rank_;
+  const bool row_shrink_;                // h straight from rows of x
   const Dropout* const output_dropout_;  // null also where no y is wanted
   const std::int64_t
       x_panel_size_;  // from a row panel to the next; 0 if no base product keeps them
   const std::uint32_t* w_ = nullptr;  // column panels
   std::uint32_t* plain_ = nullptr;    // the same, if the weight came plain
-  std::uint32_t* a_ = nullptr;        // packed S
-  std::uint32_t* b_ = nullptr;        // column panels of E
-  float* bias_ = nullptr;             // padded to whole panels
-  float* h_ = nullptr;                // (M, rank), if the caller or an outer product wants it
-  std::vector<float*> partials_;      // an outer product: [chunk][rank][cols]
+  const std::uint32_t* a_ = nullptr;  // packed S
+  std::uint32_t* a_to_pack_ = nullptr;
+  const std::uint32_t* b_ = nullptr;  // column panels of E
+  std::uint32_t* b_to_pack_ = nullptr;
+  std::int64_t b_step_ = 0;       // 32-bit elements from a step of a column panel to the next
+  std::int64_t b_panel_ = 0;      // and from a panel to the next
+  float* bias_ = nullptr;         // padded to whole panels
+  float* h_ = nullptr;            // (M, rank), if the caller or an outer product wants it
+  std::vector<float*> partials_;  // an outer product: [chunk][rank][cols]
   std::vector<Worker> workers_;
 };
 
 DType multiply_type(const Product& p) { return p.weight ? p.weight->dtype() : p.multiply; }
+
+// Nothing but the shrink reads x, and it lies as the kernel wants it.
+bool shrinks_from_rows(const Product& p, const Kernels& kernels) {
+  return p.low_rank != nullptr && p.weight == nullptr && !kernels.bfloat16 &&
+         p.x.dtype == DType::kFloat32 && p.x.col_stride == 1 &&
+         p.low_rank->input_dropout == nullptr;
+}
 
 bool needs_dense_copy(const OuterProduct& outer) {
   return outer.dropout != nullptr || outer.matrix.col_stride != 1;
@@ -134,6 +161,7 @@ Run::Run(Context& context, const Product& product)
       kernels_(kernels_for(multiply_type(product))),
       partition_(kernels_, product.m, product.k, product.n, num_threads()),
       rank_(product.low_rank ? product.low_rank->rank : 0),
+      row_shrink_(shrinks_from_rows(product, kernels_)),
       output_dropout_(product.low_rank && product.y.present() ? product.low_rank->output_dropout
                                                               : nullptr),
       x_panel_size_(product.weight && product.y.present() ? kernels_.row_panel_size(product.k)
@@ -147,8 +175,11 @@ Run::Run(Context& context, const Product& product)
   const bool plain = p_.weight != nullptr && p_.weight->packed() == nullptr && p_.y.present();
   const std::size_t plain_at =
       layout.add<float>(plain ? packed_panels_size(kernels_, p_.n, p_.k) : 0);
-  const std::size_t a_at = layout.add<float>(low ? kernels_.packed_a_size(p_.k, rank_) : 0);
-  const std::size_t b_at = layout.add<float>(low ? packed_panels_size(kernels_, p_.n, rank_) : 0);
+  const bool pack_a = low && !a_is_packed(kernels_, *low);
+  const bool pack_b = low && p_.y.present() && !b_serves_as_it_is(kernels_, *low, p_.n);
+  const std::size_t a_at = layout.add<float>(pack_a ? kernels_.packed_a_size(p_.k, rank_) : 0);
+  const std::size_t b_at =
+      layout.add<float>(pack_b ? packed_panels_size(kernels_, p_.n, rank_) : 0);
   const std::size_t bias_at = layout.add<float>(p_.bias.present() ? n_padded : 0);
   const bool own_h =
       low && low->h == nullptr &&
@@ -189,8 +220,14 @@ Run::Run(Context& context, const Product& product)
     const PackedWeight::Impl& packed = p_.weight->packed()->impl();
     w_ = p_.direction == Direction::kForward ? packed.forward.get() : packed.backward.get();
   }
-  if (low) a_ = words(a_at);
-  if (low) b_ = words(b_at);
+  if (low) {
+    a_ = static_cast<const std::uint32_t*>(low->shrink.data);
+    b_ = static_cast<const std::uint32_t*>(low->expand.data);
+    b_step_ = pack_b ? kernels_.width : low->expand.row_stride;
+    b_panel_ = pack_b ? kernels_.column_panel_size(rank_) : kernels_.width;
+  }
+  if (pack_a) a_ = a_to_pack_ = words(a_at);
+  if (pack_b) b_ = b_to_pack_ = words(b_at);
   if (p_.bias.present()) bias_ = floats(bias_at);
   if (low) h_ = own_h ? floats(h_at) : low->h;
   for (const std::size_t at : partials_at) partials_.push_back(floats(at));
@@ -223,10 +260,10 @@ void Run::prepare() {
   }
   if (p_.low_rank == nullptr) return;
   const Source expand = p_.low_rank->expand.transposed();
-  const std::int64_t b_panels = p_.y.present() ? partition_.n_panels : 0;
+  const std::int64_t b_panels = b_to_pack_ != nullptr ? partition_.n_panels : 0;
   const auto pack = [&](std::int64_t i, int) {
-    if (i == 0) return kernels_.pack_a(p_.low_rank->shrink, p_.k, rank_, a_);
-    pack_panel(kernels_, expand, p_.n, rank_, i - 1, b_);
+    if (i < b_panels) return pack_panel(kernels_, expand, p_.n, rank_, i, b_to_pack_);
+    if (a_to_pack_ != nullptr) kernels_.pack_a(p_.low_rank->shrink, p_.k, rank_, a_to_pack_);
   };
   constexpr std::int64_t kWorthWaking = 1 << 16;
   if (rank_ * (p_.k + p_.n) >= kWorthWaking) {
@@ -252,11 +289,15 @@ void Run::pack_chunk(std::int64_t first, std::int64_t last, bool write_h, const 
     const std::int64_t row = partition_.panel_row(panel);
     const int rows = static_cast<int>(partition_.panel_row(panel + 1) - row);
     std::uint32_t* x = worker.x + (panel - first) * x_panel_size_;
-    kernels_.pack_rows(p_.x.at(row, 0), rows, p_.k, x);
+    if (!row_shrink_) kernels_.pack_rows(p_.x.at(row, 0), rows, p_.k, x);
     if (low == nullptr) continue;
 
-    const void* shrunk = low->input_dropout ? dropped_panel(row, rows, worker) : x;
-    kernels_.shrink(shrunk, p_.k, a_, rank_, worker.h);
+    if (row_shrink_) {
+      kernels_.row_shrink(p_.x.at(row, 0), rows, p_.k, a_, rank_, worker.h);
+    } else {
+      const void* shrunk = low->input_dropout ? dropped_panel(row, rows, worker) : x;
+      kernels_.shrink(shrunk, p_.k, a_, rank_, worker.h);
+    }
     kernels_.low_rank_panel(worker.h, rank_, low->scaling,
                             worker.low + (panel - first) * kernels_.row_panel_size(rank_));
     if (h_ == nullptr || !write_h) continue;
@@ -327,7 +368,7 @@ void Run::multiply(std::int64_t first, std::int64_t last, std::int64_t split,
   TileArgs tile;
   tile.steps = w_ != nullptr ? kernels_.steps(p_.k) : 0;
   tile.low_steps = rank_ > 0 ? kernels_.steps(rank_) : 0;
-  tile.b_stride = kernels_.width;
+  tile.b_stride = b_step_;
   tile.mask_stride = mask_stride;
   tile.y_stride = p_.y.dim(0) > 1 ? p_.y.stride(0) : p_.n;
   tile.y_bfloat16 = p_.y.dtype() == DType::kBFloat16;
@@ -337,7 +378,7 @@ void Run::multiply(std::int64_t first, std::int64_t last, std::int64_t split,
     const std::int64_t col = column * kernels_.width;
     tile.cols = static_cast<int>(std::min<std::int64_t>(kernels_.width, p_.n - col));
     tile.w = w_ + column * kernels_.column_panel_size(p_.k);
-    tile.b = b_ + column * kernels_.column_panel_size(rank_);
+    tile.b = b_ + column * b_panel_;
     tile.bias = bias_ != nullptr ? bias_ + col : nullptr;
     for (std::int64_t panel = first; panel < last; ++panel) {
       const std::int64_t row = partition_.panel_row(panel);

@@ -17,20 +17,15 @@ HWY_BEFORE_NAMESPACE();
 namespace graft::cpu {
 namespace HWY_NAMESPACE {
 
-// A is packed in groups of kShrink columns, the last one padded with zeros: [group][k][kShrink].
-inline std::int64_t PackedASize(std::int64_t k_padded, std::int64_t rank) {
-  return (rank + kShrink - 1) / kShrink * kShrink * k_padded;
-}
-
 template <class Multiply>
-std::int64_t PackedASizeFor(std::int64_t k, std::int64_t rank) {
+std::int64_t PackedASize(std::int64_t k, std::int64_t rank) {
   const std::int64_t steps = (k + Multiply::kPerStep - 1) / Multiply::kPerStep;
-  return PackedASize(steps * Multiply::kXPerStep, rank);
+  return (rank + kShrink - 1) / kShrink * kShrink * steps * Multiply::kXPerStep;
 }
 
 template <class Multiply>
 void PackA(const Source& a, std::int64_t k, std::int64_t rank, void* packed) {
-  const std::int64_t group_size = PackedASizeFor<Multiply>(k, 1);
+  const std::int64_t group_size = PackedASize<Multiply>(k, 1);
   for (std::int64_t j = 0; j < rank; j += kShrink) {
     const int cols = static_cast<int>(std::min<std::int64_t>(kShrink, rank - j));
     Multiply::PackX(a.transposed().at(j, 0), cols, k, kShrink,

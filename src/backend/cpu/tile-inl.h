@@ -114,6 +114,57 @@ void TileRows(const TileArgs& args) {
   StoreTile<Rows>(args, acc);
 }
 
+// The tile without a base product, for a small rank: all of B's panel stays in registers and rows
+// stream by, each multiply-add taking its broadcast of h from memory and stores spread between them
+// (the general tile pays a register broadcast for every two, and stores in one burst).
+constexpr int kExpandRank = 8;
+
+template <int Rows>
+HWY_INLINE void ExpandRows(const TileArgs& args, const V (&b)[kExpandRank][2], int first) {
+  const D d;
+  const float* HWY_RESTRICT h = static_cast<const float*>(args.h) + first;
+  float* HWY_RESTRICT y = static_cast<float*>(args.y) + first * args.y_stride;
+  V acc[Rows][2];
+#pragma GCC unroll 16
+  for (int i = 0; i < Rows; ++i) {
+    acc[i][0] = args.accumulate ? hn::LoadU(d, y + i * args.y_stride) : hn::Zero(d);
+    acc[i][1] = args.accumulate ? hn::LoadU(d, y + i * args.y_stride + kLanes) : hn::Zero(d);
+  }
+#pragma GCC unroll 16
+  for (int j = 0; j < kExpandRank; ++j) {
+#pragma GCC unroll 16
+    for (int i = 0; i < Rows; ++i) {
+      const V hij = hn::Set(d, h[j * kStride + i]);
+      acc[i][0] = hn::MulAdd(hij, b[j][0], acc[i][0]);
+      acc[i][1] = hn::MulAdd(hij, b[j][1], acc[i][1]);
+    }
+  }
+#pragma GCC unroll 16
+  for (int i = 0; i < Rows; ++i) {
+    hn::StoreU(acc[i][0], d, y + i * args.y_stride);
+    hn::StoreU(acc[i][1], d, y + i * args.y_stride + kLanes);
+  }
+}
+
+inline void ExpandTile(const TileArgs& args) {
+  const D d;
+  const float* HWY_RESTRICT from = static_cast<const float*>(args.b);
+  V b[kExpandRank][2];
+#pragma GCC unroll 16
+  for (int j = 0; j < kExpandRank; ++j) {
+    b[j][0] = hn::LoadU(d, from + j * args.b_stride);
+    b[j][1] = hn::LoadU(d, from + j * args.b_stride + kLanes);
+  }
+  int i = 0;
+  for (; i + 4 <= args.rows; i += 4) ExpandRows<4>(args, b, i);
+  for (; i < args.rows; ++i) ExpandRows<1>(args, b, i);
+}
+
+inline bool IsExpandTile(const TileArgs& args) {
+  return args.steps == 0 && args.low_steps == kExpandRank && args.mask == nullptr &&
+         args.bias == nullptr && args.cols == kWidth && !args.y_bfloat16;
+}
+
 template <class Multiply, int... RowsMinus1>
 void TileByRows(const TileArgs& args, std::integer_sequence<int, RowsMinus1...>) {
   using Tile = void (*)(const TileArgs&);
@@ -123,6 +174,10 @@ void TileByRows(const TileArgs& args, std::integer_sequence<int, RowsMinus1...>)
 
 template <class Multiply>
 void RunTile(const TileArgs& args) {
+  constexpr bool kFitsRegisters = kRows >= 14;
+  if constexpr (kFitsRegisters && Multiply::kPerStep == 1) {
+    if (IsExpandTile(args)) return ExpandTile(args);
+  }
   TileByRows<Multiply>(args, std::make_integer_sequence<int, kRows>());
 }
 
