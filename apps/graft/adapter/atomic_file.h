@@ -1,0 +1,15 @@
+#pragma once
+
+#include <string>
+#include <string_view>
+
+namespace graft::app {
+
+/// Replaces the file at `path`, or makes it, in one step: whoever reads it sees the old contents or
+/// the new, also after a crash. Throws UserError.
+void write_file_atomically(const std::string& path, std::string_view bytes);
+
+/// Makes a folder and those above it. Throws UserError.
+void make_folder(const std::string& path);
+
+}  // namespace graft::app

@@ -1,0 +1,70 @@
+#pragma once
+
+#include <array>
+#include <optional>
+#include <vector>
+
+#include "apps/graft/model/adapter_layout.h"
+#include "apps/graft/model/kv_cache.h"
+#include "apps/graft/model/llama_config.h"
+#include "apps/graft/model/llama_weights.h"
+#include "apps/graft/model/ops.h"
+#include "mlx/array.h"
+
+namespace graft::app {
+
+/// An adapter as a forward pass takes it. All of it is input: the model holds no adapter, so that
+/// gradients are those of a plain function of the pairs.
+struct Adapter {
+  const AdapterLayout* layout = nullptr;
+  std::vector<LoraPair> pairs;  ///< In the layout's order.
+  /// In training with dropout: the seed, and one counter offset a module. Empty otherwise.
+  std::optional<mx::array> dropout_seed;
+  std::vector<mx::array> dropout_offsets;
+};
+
+struct LlamaOptions {
+  mx::Dtype dtype = mx::float32;  ///< How base weights are packed: float32 or bfloat16.
+  bool training = false;          ///< Pack for gradients too.
+};
+
+/// A Llama decoder (Touvron et al., arXiv:2302.13971) with frozen, packed weights. Activations are
+/// float32. Const calls may come from several threads.
+class Llama {
+ public:
+  Llama(const LlamaWeights& weights, const LlamaOptions& options);
+
+  const LlamaConfig& config() const { return config_; }
+
+  /// Sum of the losses of all targets that are not -100; tokens and targets are (B, T) int32.
+  /// Rows are padded on the right: a causal model never looks there.
+  mx::array loss_sum(const mx::array& tokens, const mx::array& targets,
+                     const Adapter* adapter) const;
+
+  /// Logits (B, T, vocab) of a whole sequence at once, as training computes them.
+  mx::array logits(const mx::array& tokens, const Adapter* adapter) const;
+
+  /// Feeds tokens (B, T) after those in the cache and gives the logits (B, vocab) of the last one.
+  mx::array next_logits(const mx::array& tokens, KvCache& cache, const Adapter* adapter) const;
+
+ private:
+  struct Layer {
+    mx::array attention_norm;
+    mx::array mlp_norm;
+    std::array<ops::Weight, kNumProjections> weights;
+  };
+
+  mx::array hidden(const mx::array& tokens, KvCache* cache, const Adapter* adapter) const;
+  mx::array project(const mx::array& x, int layer, Projection projection,
+                    const Adapter* adapter) const;
+  mx::array attend(const mx::array& x, int layer, KvCache* cache,
+                   const std::optional<mx::array>& mask, const Adapter* adapter) const;
+
+  LlamaConfig config_;
+  Embedding embedding_;
+  std::vector<Layer> layers_;
+  mx::array final_norm_;
+  ops::Weight head_;
+};
+
+}  // namespace graft::app

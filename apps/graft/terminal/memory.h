@@ -1,0 +1,10 @@
+#pragma once
+
+#include <cstdint>
+
+namespace graft::app {
+
+/// The most memory this process has had resident so far, in bytes.
+std::int64_t peak_memory_bytes();
+
+}  // namespace graft::app

@@ -1,0 +1,63 @@
+#include "apps/graft/train/run_record.h"
+
+#include <fmt/format.h>
+
+#include <cerrno>
+#include <cstring>
+#include <filesystem>
+#include <nlohmann/json.hpp>
+#include <utility>
+
+#include "apps/graft/adapter/atomic_file.h"
+#include "apps/graft/terminal/memory.h"
+#include "apps/graft/user_error.h"
+
+namespace graft::app {
+
+using nlohmann::ordered_json;
+
+RunRecord::RunRecord(const std::string& folder, std::string title)
+    : metrics_path_((std::filesystem::path(folder) / "metrics.jsonl").string()),
+      plot_path_((std::filesystem::path(folder) / "loss.svg").string()),
+      title_(std::move(title)),
+      metrics_(std::fopen(metrics_path_.c_str(), "w")) {
+  if (!metrics_) {
+    throw UserError(
+        fmt::format("{}: cannot create the file: {}", metrics_path_, std::strerror(errno)));
+  }
+}
+
+void RunRecord::report(const TrainReport& report) {
+  train_.push_back({report.iteration, report.loss});
+  write_line(ordered_json{{"iter", report.iteration},
+                          {"train_loss", report.loss},
+                          {"learning_rate", report.learning_rate},
+                          {"tokens_per_second", report.tokens_per_second},
+                          {"trained_tokens", report.trained_targets},
+                          {"peak_memory_bytes", peak_memory_bytes()}}
+                 .dump());
+}
+
+void RunRecord::validation(int iteration, double loss, double learning_rate) {
+  valid_.push_back({iteration, loss});
+  write_line(ordered_json{{"iter", iteration},
+                          {"val_loss", loss},
+                          {"learning_rate", learning_rate},
+                          {"peak_memory_bytes", peak_memory_bytes()}}
+                 .dump());
+}
+
+void RunRecord::write_plot() const {
+  write_file_atomically(plot_path_, loss_plot_svg(train_, valid_, title_));
+}
+
+void RunRecord::write_line(const std::string& text) {
+  const std::string line = text + "\n";
+  if (std::fwrite(line.data(), 1, line.size(), metrics_.get()) != line.size() ||
+      std::fflush(metrics_.get()) != 0) {
+    throw UserError(
+        fmt::format("{}: cannot write the file: {}", metrics_path_, std::strerror(errno)));
+  }
+}
+
+}  // namespace graft::app

@@ -1,0 +1,139 @@
+#include "apps/graft/train/trainer.h"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <cmath>
+#include <numeric>
+#include <utility>
+
+#include "apps/graft/user_error.h"
+#include "mlx/ops.h"
+#include "mlx/transforms.h"
+
+namespace graft::app {
+namespace {
+
+std::size_t size_of(const mx::Shape& shape) {
+  return static_cast<std::size_t>(shape[0]) * static_cast<std::size_t>(shape[1]);
+}
+
+std::vector<LoraPair> pairs_from(const std::vector<mx::array>& parameters) {
+  std::vector<LoraPair> pairs;
+  pairs.reserve(parameters.size() / 2);
+  for (std::size_t i = 0; i + 1 < parameters.size(); i += 2) {
+    pairs.push_back({parameters[i], parameters[i + 1]});
+  }
+  return pairs;
+}
+
+mx::array array_of(const std::vector<std::int32_t>& values, const Batch& batch) {
+  return mx::array(values.data(),
+                   {static_cast<int>(batch.batch_size), static_cast<int>(batch.length)}, mx::int32);
+}
+
+// Where each module's dropout counters begin. One call takes at most M·in_features / 4 of them,
+// far below 2³², so that no two modules and no two iterations share a mask.
+std::vector<mx::array> dropout_offsets(std::size_t num_modules, int iteration) {
+  std::vector<mx::array> offsets;
+  offsets.reserve(num_modules);
+  for (std::size_t module = 0; module < num_modules; ++module) {
+    const std::uint64_t call = static_cast<std::uint64_t>(iteration) * num_modules + module;
+    offsets.push_back(mx::array(call << 32, mx::uint64));
+  }
+  return offsets;
+}
+
+}  // namespace
+
+Trainer::Trainer(const Llama& model, const AdapterLayout& layout,
+                 const std::vector<LoraPair>& initial, const TrainOptions& options)
+    : model_(model),
+      layout_(layout),
+      options_(options),
+      optimizer_(static_cast<std::size_t>(layout.num_parameters()), options.adamw) {
+  parameters_.reserve(static_cast<std::size_t>(layout.num_parameters()));
+  for (const LoraPair& pair : initial) {
+    for (const mx::array& matrix : {pair.a, pair.b}) {
+      const mx::array dense = mx::contiguous(mx::astype(matrix, mx::float32));
+      shapes_.push_back(dense.shape());
+      mx::eval(dense);
+      parameters_.insert(parameters_.end(), dense.data<float>(),
+                         dense.data<float>() + dense.size());
+    }
+  }
+  gradients_.resize(parameters_.size());
+}
+
+std::vector<mx::array> Trainer::parameter_arrays() const {
+  std::vector<mx::array> arrays;
+  arrays.reserve(shapes_.size());
+  const float* next = parameters_.data();
+  for (const mx::Shape& shape : shapes_) {
+    arrays.push_back(mx::array(next, shape, mx::float32));
+    next += size_of(shape);
+  }
+  return arrays;
+}
+
+std::vector<LoraPair> Trainer::pairs() const { return pairs_from(parameter_arrays()); }
+
+StepResult Trainer::step(const Batch& batch) {
+  const int iteration = iteration_ + 1;
+  const mx::array tokens = array_of(batch.tokens, batch);
+  const mx::array targets = array_of(batch.targets, batch);
+  const auto loss_of = [&](const std::vector<mx::array>& parameters) {
+    Adapter adapter{&layout_, pairs_from(parameters), std::nullopt, {}};
+    if (layout_.options().dropout > 0) {
+      adapter.dropout_seed = mx::array(options_.seed, mx::uint64);
+      adapter.dropout_offsets = dropout_offsets(layout_.modules().size(), iteration);
+    }
+    const auto count = static_cast<float>(std::max<std::int64_t>(1, batch.num_targets));
+    return std::vector<mx::array>{
+        mx::multiply(model_.loss_sum(tokens, targets, &adapter), mx::array(1.0f / count))};
+  };
+
+  std::vector<int> all(shapes_.size());
+  std::iota(all.begin(), all.end(), 0);
+  std::vector<mx::array> results;  // the loss, then the gradients
+  {
+    auto [values, gradients] = mx::value_and_grad(loss_of, all)(parameter_arrays());
+    results = std::move(values);
+    for (const mx::array& gradient : gradients) results.push_back(mx::contiguous(gradient));
+  }
+  mx::eval(results);
+
+  float* next = gradients_.data();
+  for (std::size_t i = 1; i < results.size(); ++i) {
+    next = std::copy_n(results[i].data<float>(), results[i].size(), next);
+  }
+  StepResult result;
+  result.loss = static_cast<double>(results[0].item<float>());
+  result.grad_norm = l2_norm(gradients_);
+  result.learning_rate = options_.schedule.rate(iteration);
+  if (!std::isfinite(result.loss) || !std::isfinite(result.grad_norm)) {
+    throw UserError(fmt::format(
+        "iteration {}: the loss or a gradient is not finite; try a lower --learning-rate",
+        iteration));
+  }
+  const bool shorten = options_.max_grad_norm > 0 && result.grad_norm > options_.max_grad_norm;
+  optimizer_.step(parameters_, gradients_, result.learning_rate,
+                  shorten ? options_.max_grad_norm / result.grad_norm : 1.0);
+  iteration_ = iteration;
+  return result;
+}
+
+double Trainer::evaluate(std::span<const Batch> batches) const {
+  const Adapter adapter{&layout_, pairs(), std::nullopt, {}};
+  double sum = 0.0;
+  std::int64_t count = 0;
+  for (const Batch& batch : batches) {
+    mx::array loss =
+        model_.loss_sum(array_of(batch.tokens, batch), array_of(batch.targets, batch), &adapter);
+    sum += static_cast<double>(loss.item<float>());
+    count += batch.num_targets;
+  }
+  return count > 0 ? sum / static_cast<double>(count) : 0.0;
+}
+
+}  // namespace graft::app
