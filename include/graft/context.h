@@ -38,7 +38,8 @@ class Context {
 int num_threads();
 
 /// Sets `num_threads()`; `threads` of 0 asks for the default again. Waits for a running call.
-/// Results depend on the inputs alone, not on this number. Throws Error if `threads` is negative.
+/// The same inputs on the same number of threads give the same bits; on another number, sums over
+/// rows (gradients of A and B) may round differently. Throws Error if `threads` is negative.
 void set_num_threads(int threads);
 
 }  // namespace graft

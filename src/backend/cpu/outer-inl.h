@@ -11,10 +11,23 @@
 #include "backend/cpu/kernels.h"
 #include "backend/cpu/pack-inl.h"
 #include "backend/cpu/vectors-inl.h"
+#include "hwy/cache_control.h"
 
 HWY_BEFORE_NAMESPACE();
 namespace graft::cpu {
 namespace HWY_NAMESPACE {
+
+// A block walks down its columns, a row's width apart: no hardware prefetcher follows. While it is
+// at it, ask for what the next block will read.
+template <int Vectors, class T>
+HWY_INLINE void PrefetchNextBlock(const T* row, const T* next) {
+  constexpr int kPerLine = 64 / static_cast<int>(sizeof(T));
+#pragma GCC unroll 16
+  for (int i = 0; i < Vectors * kLanes; i += kPerLine) {
+    hwy::Prefetch(row + Vectors * kLanes + i);
+    if (next != row) hwy::Prefetch(next + Vectors * kLanes + i);
+  }
+}
 
 // A block of `Coefficients` × Vectors vectors of columns over all m rows; `coefficients` is packed
 // [step][Coefficients], a step being Multiply::kRowsPerOuterStep rows.
@@ -36,6 +49,7 @@ HWY_INLINE void OuterBlock(const typename Multiply::C* HWY_RESTRICT coefficients
     for (std::int64_t s = 0; s < steps; ++s) {
       // An odd last row is paired with itself: its partner's coefficients are zero.
       const float* next = s * kStep + 1 < m ? row + x.row_stride : row;
+      PrefetchNextBlock<Vectors>(row, kStep == 2 ? next : row);
       Multiply::template OuterStep<Coefficients, Vectors>(row, next,
                                                           coefficients + s * Coefficients, acc);
       row += kStep * x.row_stride;
@@ -44,6 +58,7 @@ HWY_INLINE void OuterBlock(const typename Multiply::C* HWY_RESTRICT coefficients
     const std::uint16_t* HWY_RESTRICT row = static_cast<const std::uint16_t*>(x.data) + col;
     for (std::int64_t s = 0; s < steps; ++s) {
       const std::uint16_t* next = s * kStep + 1 < m ? row + x.row_stride : row;
+      PrefetchNextBlock<Vectors>(row, kStep == 2 ? next : row);
       Multiply::template OuterStep<Coefficients, Vectors>(row, next,
                                                           coefficients + s * Coefficients, acc);
       row += kStep * x.row_stride;

@@ -123,9 +123,11 @@ void PackFloats(const Source& x, int rows, std::int64_t k, int stride, void* pan
 }
 
 struct PairByRounding {
-  static HWY_INLINE VU Pair(V even, V odd) {
-    return hn::Or(hn::ShiftRight<16>(RoundToUpperHalf(even)), RoundToUpperHalf(odd));
+  template <class Floats>
+  static HWY_INLINE auto PairOf(Floats d, hn::Vec<Floats> even, hn::Vec<Floats> odd) {
+    return hn::Or(hn::ShiftRight<16>(RoundToUpperHalf(d, even)), RoundToUpperHalf(d, odd));
   }
+  static HWY_INLINE VU Pair(V even, V odd) { return PairOf(D(), even, odd); }
 };
 
 // Pairs panel [⌈k/2⌉][stride] of (bf16 at k, bf16 at k + 1), zero past the end.
@@ -171,7 +173,17 @@ void PackPairs(const Source& x, int rows, std::int64_t k, int stride, void* pane
       for (int i = 0; vectors && i < stride; i += kLanes) {
         hn::StoreU(Convert::Pair(hn::LoadU(d, even + i), hn::LoadU(d, odd + i)), du, to + i);
       }
-      for (int i = 0; !vectors && i < stride; ++i) {
+      if (vectors) continue;
+      int i = 0;
+#if HWY_TARGET == HWY_AVX3
+      // Columns of A come in groups of eight, half a vector.
+      const hn::FixedTag<float, 8> d8;
+      for (; i + 8 <= rows; i += 8) {
+        hn::StoreU(PairByRounding::PairOf(d8, hn::LoadU(d8, even + i), hn::LoadU(d8, odd + i)),
+                   hn::RebindToUnsigned<decltype(d8)>(), to + i);
+      }
+#endif
+      for (; i < stride; ++i) {
         to[i] = i < rows
                     ? to_bfloat16(even[i]) | static_cast<std::uint32_t>(to_bfloat16(odd[i])) << 16
                     : 0;

@@ -38,15 +38,19 @@ constexpr int kWidth = 2 * kLanes;
 constexpr int kShrink = kStride / kLanes <= 1 ? 8 : 4;
 
 // Rounds float32 to bfloat16 in the upper half of each lane (ties to even; NaN stays NaN).
-HWY_INLINE VU RoundToUpperHalf(V value) {
-  const DU du;
-  const VU bits = hn::BitCast(du, value);
-  const VU odd = hn::And(hn::ShiftRight<16>(bits), hn::Set(du, 1));
-  const VU rounded = hn::Add(bits, hn::Add(odd, hn::Set(du, 0x7fff)));
-  const VU quiet = hn::Or(bits, hn::Set(du, 0x400000));
-  const VU result = hn::IfThenElse(hn::RebindMask(du, hn::IsNaN(value)), quiet, rounded);
+template <class Floats>
+HWY_INLINE hn::Vec<hn::RebindToUnsigned<Floats>> RoundToUpperHalf(Floats d, hn::Vec<Floats> value) {
+  const hn::RebindToUnsigned<Floats> du;
+  const auto bits = hn::BitCast(du, value);
+  const auto odd = hn::And(hn::ShiftRight<16>(bits), hn::Set(du, 1));
+  const auto rounded = hn::Add(bits, hn::Add(odd, hn::Set(du, 0x7fff)));
+  const auto quiet = hn::Or(bits, hn::Set(du, 0x400000));
+  (void)d;
+  const auto result = hn::IfThenElse(hn::RebindMask(du, hn::IsNaN(value)), quiet, rounded);
   return hn::And(result, hn::Set(du, 0xffff0000u));
 }
+
+HWY_INLINE VU RoundToUpperHalf(V value) { return RoundToUpperHalf(D(), value); }
 
 }  // namespace HWY_NAMESPACE
 }  // namespace graft::cpu
