@@ -53,12 +53,12 @@ if command -v ccache > /dev/null; then
   export CCACHE_BASEDIR="${CCACHE_BASEDIR:-$PWD}" CCACHE_NOHASHDIR=1
 fi
 
-# build_and_test FOLDER [CMAKE OPTION...]
+# build_and_test FOLDER TARGET [CMAKE OPTION...]
 build_and_test() {
-  local folder="$1"
-  shift
+  local folder="$1" target="$2"
+  shift 2
   cmake -S . -B "$folder" -G Ninja -DGRAFT_TESTS=ON -DGRAFT_WERROR=ON "${launcher[@]}" "$@" &&
-    cmake --build "$folder" -j "$jobs" &&
+    cmake --build "$folder" -j "$jobs" --target "$target" &&
     ctest --test-dir "$folder" --no-tests=error -j "$jobs"
 }
 
@@ -68,12 +68,12 @@ run_stage includes tools/check_includes.py
 run_stage quotes tools/check_quotes.py README.md
 run_stage docs doxygen tools/Doxyfile
 run_stage tools python3 -m unittest discover -s tests/tools -p '*_test.py'
-run_stage release build_and_test build -DGRAFT_MLX=ON
+run_stage release build_and_test build all -DGRAFT_MLX=ON
 run_stage install tools/check_install.sh build
-run_stage core-alone build_and_test build-core -DGRAFT_MLX=OFF
+run_stage core-alone build_and_test build-core all -DGRAFT_MLX=OFF
 run_stage core-install tools/check_install.sh build-core
-run_stage asan build_and_test build-asan -DGRAFT_MLX=ON -DGRAFT_SANITIZE=address
-run_stage tsan build_and_test build-tsan -DGRAFT_MLX=ON -DGRAFT_SANITIZE=thread
+run_stage asan build_and_test build-asan all -DGRAFT_MLX=ON -DGRAFT_SANITIZE=address
+run_stage tsan build_and_test build-tsan graft_tests -DGRAFT_MLX=ON -DGRAFT_SANITIZE=thread
 
 printf '\n== summary (minutes)\n'
 printf '%s\n' "${stages[@]}"
