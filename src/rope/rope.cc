@@ -3,8 +3,8 @@
 #include <cmath>
 #include <string>
 
-#include "rope/rotary_checks.h"
 #include "rope/cpu.h"
+#include "rope/rotary_checks.h"
 
 namespace graft {
 
