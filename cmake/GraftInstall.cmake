@@ -17,10 +17,10 @@ if(TARGET graft_mlx)
     DESTINATION ${package_dir})
   install(FILES cmake/GraftMlx.cmake DESTINATION ${package_dir})
 endif()
-if(TARGET graft)
+if(TARGET graft_cli)
   # MLX stays where it was found.
-  set_target_properties(graft PROPERTIES INSTALL_RPATH_USE_LINK_PATH ON)
-  install(TARGETS graft RUNTIME DESTINATION ${CMAKE_INSTALL_BINDIR})
+  set_target_properties(graft_cli PROPERTIES INSTALL_RPATH_USE_LINK_PATH ON)
+  install(TARGETS graft_cli RUNTIME DESTINATION ${CMAKE_INSTALL_BINDIR})
 endif()
 
 configure_package_config_file(cmake/graft-config.cmake.in

@@ -44,7 +44,7 @@ phase "set-up"
 phase "build"
 # A build folder that is there already keeps its settings; a new one leaves the tests out.
 [[ -f build/build.ninja ]] || cmake -S . -B build -G Ninja -DGRAFT_TESTS=OFF
-cmake --build build --target graft
+cmake --build build --target graft_cli
 "$graft" info
 
 mkdir -p "$out"
