@@ -56,8 +56,8 @@ phase "fine-tune"
 echo "One pass over $data/train.jsonl, fewer than 40,000 tokens:"
 rm -rf "$out/adapter"
 "$graft" finetune --model "$model" --data "$data" --adapter-path "$out/adapter" \
-  --batch-size 2 --iters "$(($(wc -l < "$data/train.jsonl") / 2))" --mask-prompt \
-  --learning-rate 2e-3 --lr-schedule cosine --warmup 10 --max-grad-norm 1 \
+  --batch-size 3 --iters "$(($(wc -l < "$data/train.jsonl") / 3))" --mask-prompt \
+  --learning-rate 2.5e-3 --lr-schedule cosine --warmup 10 --max-grad-norm 1 \
   --steps-per-report 20 --steps-per-eval 200 --require-fused
 
 phase "tuned model"
