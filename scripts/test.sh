@@ -33,7 +33,7 @@ run_stage() {
   summary="$(grep -E '[0-9]+% tests passed, [0-9]+ tests? failed out of [0-9]+' "$log" | tail -1)"
   if [[ "$summary" =~ ,\ ([0-9]+)\ tests?\ failed\ out\ of\ ([0-9]+) ]]; then
     local bad="${BASH_REMATCH[1]}" all="${BASH_REMATCH[2]}" not_run
-    not_run="$(grep -cE '^ *[0-9]+/[0-9]+ Test +#[0-9]+: .*\*\*\*(Skipped|Not Run)' "$log")"
+    not_run="$(grep -cE '^ *[0-9]+/[0-9]+ Test +#[0-9]+: .*\*\*\*Skipped' "$log")"
     passed=$((passed + all - bad - not_run)) failed=$((failed + bad)) skipped=$((skipped + not_run))
     if ((status != 0 && bad == 0)); then failed=$((failed + 1)); fi
   elif ((status != 0)); then
