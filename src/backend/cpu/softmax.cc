@@ -17,24 +17,30 @@ namespace HWY_NAMESPACE {
 
 constexpr float kLowest = -std::numeric_limits<float>::infinity();
 
-// The first `count` lanes of `value`, `other` in the rest.
-HWY_INLINE Vector KeepLanes(Vector value, std::int64_t count, float other) {
-  const Lanes d;
-  return hn::IfThenElse(hn::FirstN(d, static_cast<std::size_t>(count)), value, hn::Set(d, other));
-}
-
 HWY_INLINE Vector ScaledExp(Vector z, Vector scale, Vector shift) {
   return Exp(hn::MulSub(z, scale, shift));
+}
+
+// Calls `body(i, keep)` for each vector of a row. The last may be partial: `keep(value, other)`
+// puts `other` into the lanes past the row.
+template <class Body>
+HWY_INLINE void ForEachVector(std::int64_t count, const Body& body) {
+  std::int64_t i = 0;
+  for (; i + kVectorSize <= count; i += kVectorSize) {
+    body(i, [](Vector value, float) HWY_ATTR { return value; });
+  }
+  if (i < count) {
+    const auto mask = hn::FirstN(Lanes(), static_cast<std::size_t>(count - i));
+    body(i, [&](Vector value, float other)
+                HWY_ATTR { return hn::IfThenElse(mask, value, hn::Set(Lanes(), other)); });
+  }
 }
 
 float Max(const float* z, std::int64_t count) {
   const Lanes d;
   Vector largest = hn::Set(d, kLowest);
-  std::int64_t i = 0;
-  for (; i + kVectorSize <= count; i += kVectorSize) largest = hn::Max(largest, Load(z + i));
-  if (i < count) {
-    largest = hn::Max(largest, KeepLanes(LoadPart(z + i, count - i), count - i, kLowest));
-  }
+  ForEachVector(count, [&](std::int64_t i, const auto& keep)
+                           HWY_ATTR { largest = hn::Max(largest, keep(Load(z + i), kLowest)); });
   return hn::GetLane(hn::MaxOfLanes(d, largest));
 }
 
@@ -42,14 +48,9 @@ float ExpSum(const float* z, std::int64_t count, float scale, float shift) {
   const Lanes d;
   const Vector scales = hn::Set(d, scale), shifts = hn::Set(d, shift);
   Vector sum = hn::Zero(d);
-  std::int64_t i = 0;
-  for (; i + kVectorSize <= count; i += kVectorSize) {
-    sum = hn::Add(sum, ScaledExp(Load(z + i), scales, shifts));
-  }
-  if (i < count) {
-    const Vector e = ScaledExp(LoadPart(z + i, count - i), scales, shifts);
-    sum = hn::Add(sum, KeepLanes(e, count - i, 0.0f));
-  }
+  ForEachVector(count, [&](std::int64_t i, const auto& keep) HWY_ATTR {
+    sum = hn::Add(sum, keep(ScaledExp(Load(z + i), scales, shifts), 0.0f));
+  });
   return hn::GetLane(hn::SumOfLanes(d, sum));
 }
 
@@ -57,35 +58,23 @@ float ExpInPlace(float* z, std::int64_t count, float scale, float shift) {
   const Lanes d;
   const Vector scales = hn::Set(d, scale), shifts = hn::Set(d, shift);
   Vector sum = hn::Zero(d);
-  std::int64_t i = 0;
-  for (; i + kVectorSize <= count; i += kVectorSize) {
-    const Vector e = ScaledExp(Load(z + i), scales, shifts);
+  ForEachVector(count, [&](std::int64_t i, const auto& keep) HWY_ATTR {
+    const Vector e = keep(ScaledExp(Load(z + i), scales, shifts), 0.0f);
     Store(e, z + i);
     sum = hn::Add(sum, e);
-  }
-  if (i < count) {
-    const Vector e = ScaledExp(LoadPart(z + i, count - i), scales, shifts);
-    StorePart(e, z + i, count - i);
-    sum = hn::Add(sum, KeepLanes(e, count - i, 0.0f));
-  }
+  });
   return hn::GetLane(hn::SumOfLanes(d, sum));
 }
 
 void Backward(float* z, float* dp, std::int64_t count, float scale, float shift, float delta) {
   const Lanes d;
   const Vector scales = hn::Set(d, scale), shifts = hn::Set(d, shift), deltas = hn::Set(d, delta);
-  std::int64_t i = 0;
-  for (; i + kVectorSize <= count; i += kVectorSize) {
-    const Vector p = ScaledExp(Load(z + i), scales, shifts);
+  ForEachVector(count, [&](std::int64_t i, const auto& keep) HWY_ATTR {
+    const Vector p = keep(ScaledExp(Load(z + i), scales, shifts), 0.0f);
     Store(p, z + i);
-    Store(hn::Mul(hn::Mul(scales, p), hn::Sub(Load(dp + i), deltas)), dp + i);
-  }
-  if (i < count) {
-    const std::int64_t rest = count - i;
-    const Vector p = ScaledExp(LoadPart(z + i, rest), scales, shifts);
-    StorePart(p, z + i, rest);
-    StorePart(hn::Mul(hn::Mul(scales, p), hn::Sub(LoadPart(dp + i, rest), deltas)), dp + i, rest);
-  }
+    const Vector ds = hn::Mul(hn::Mul(scales, p), hn::Sub(Load(dp + i), deltas));
+    Store(keep(ds, 0.0f), dp + i);
+  });
 }
 
 const SoftmaxKernels* SoftmaxKernelsHere() {

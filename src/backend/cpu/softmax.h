@@ -5,6 +5,9 @@
 namespace graft::cpu {
 
 /// Pieces of softmax over one row of scores z, once for each instruction set. NaN stays NaN.
+///
+/// Rows lie in scratch with room up to the next multiple of a vector: elements past the row may be
+/// read, and become zero where the row itself is written.
 struct SoftmaxKernels {
   /// The largest element; −∞ if there is none.
   float (*max)(const float* z, std::int64_t count);
