@@ -5,6 +5,7 @@
 #include <exception>
 #include <new>
 
+#include "apps/graft/allocator.h"
 #include "apps/graft/commands/commands.h"
 #include "apps/graft/user_error.h"
 #include "graft/version.h"
@@ -21,6 +22,7 @@ int fail(const char* message) {
 }  // namespace
 
 int main(int argc, char** argv) {
+  graft::app::keep_freed_memory();
   CLI::App program("Fine-tunes language models with LoRA, and runs them.", "graft");
   program.set_version_flag("--version", graft::kVersion);
   program.set_help_flag("--help,-h", "Print this help and exit");

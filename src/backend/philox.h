@@ -36,9 +36,9 @@ inline std::array<std::uint32_t, 4> philox(std::uint64_t counter, std::uint64_t 
       {static_cast<std::uint32_t>(seed), static_cast<std::uint32_t>(seed >> 32)});
 }
 
-/// Words below this are dropped: p as a fraction of 2³², rounded down.
+/// Words below this are dropped: p as a fraction of 2³², rounded up.
 inline std::uint32_t dropout_threshold(float p) {
-  return static_cast<std::uint32_t>(std::floor(static_cast<double>(p) * 4294967296.0));
+  return static_cast<std::uint32_t>(std::ceil(static_cast<double>(p) * 4294967296.0));
 }
 
 /// Whether dropout keeps the element with row-major index `element`.
