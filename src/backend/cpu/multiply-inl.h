@@ -21,25 +21,9 @@ HWY_BEFORE_NAMESPACE();
 namespace graft::cpu {
 namespace HWY_NAMESPACE {
 
-struct MultiplyF32 {
-  static constexpr int kPerStep = 1;
-  static constexpr int kXPerStep = 1;
+// What the two kinds below share: x is kept as floats, so shrink and outer products are float32.
+struct FloatOperands {
   using X = float;
-  using W = float;
-
-  template <int Rows>
-  static HWY_INLINE void Step(const float* HWY_RESTRICT x, const float* HWY_RESTRICT w,
-                              V (&acc)[Rows][2]) {
-    const D d;
-    const V w0 = hn::LoadU(d, w);
-    const V w1 = hn::LoadU(d, w + kLanes);
-#pragma GCC unroll 16
-    for (int i = 0; i < Rows; ++i) {
-      const V xi = hn::Set(d, x[i]);
-      acc[i][0] = hn::MulAdd(xi, w0, acc[i][0]);
-      acc[i][1] = hn::MulAdd(xi, w1, acc[i][1]);
-    }
-  }
 
   template <int Cols, int Vectors>
   static HWY_INLINE void ShrinkStep(const float* HWY_RESTRICT x, const float* HWY_RESTRICT a,
@@ -58,6 +42,26 @@ struct MultiplyF32 {
                                    V (&acc)[Coefficients][Vectors]) {
     OuterStepF32(row, coefficients, acc);
   }
+};
+
+struct MultiplyF32 : FloatOperands {
+  static constexpr int kPerStep = 1;
+  static constexpr int kXPerStep = 1;
+  using W = float;
+
+  template <int Rows>
+  static HWY_INLINE void Step(const float* HWY_RESTRICT x, const float* HWY_RESTRICT w,
+                              V (&acc)[Rows][2]) {
+    const D d;
+    const V w0 = hn::LoadU(d, w);
+    const V w1 = hn::LoadU(d, w + kLanes);
+#pragma GCC unroll 16
+    for (int i = 0; i < Rows; ++i) {
+      const V xi = hn::Set(d, x[i]);
+      acc[i][0] = hn::MulAdd(xi, w0, acc[i][0]);
+      acc[i][1] = hn::MulAdd(xi, w1, acc[i][1]);
+    }
+  }
 
   static void PackX(const Source& x, int rows, std::int64_t k, int stride, void* panel) {
     PackFloats<false>(x, rows, k, stride, panel);
@@ -68,10 +72,9 @@ struct MultiplyF32 {
 };
 
 // bfloat16 where the CPU has no dot product for it: pairs of W widen exactly to two float32 steps.
-struct MultiplyWidened {
+struct MultiplyWidened : FloatOperands {
   static constexpr int kPerStep = 2;
   static constexpr int kXPerStep = 2;
-  using X = float;
   using W = std::uint32_t;
 
   template <int Rows>
@@ -97,24 +100,6 @@ struct MultiplyWidened {
       acc[i][0] = hn::MulAdd(xi, odd0, acc[i][0]);
       acc[i][1] = hn::MulAdd(xi, odd1, acc[i][1]);
     }
-  }
-
-  template <int Cols, int Vectors>
-  static HWY_INLINE void ShrinkStep(const float* HWY_RESTRICT x, const float* HWY_RESTRICT a,
-                                    V (&acc)[Cols][Vectors]) {
-    ShrinkStepF32(x, a, acc);
-  }
-
-  // Outer products take one row at a time.
-  static constexpr int kRowsPerOuterStep = 1;
-  using C = float;
-  static HWY_INLINE float PackCoefficient(float c, float) { return c; }
-
-  template <int Coefficients, int Vectors, class T>
-  static HWY_INLINE void OuterStep(const T* HWY_RESTRICT row, const T*,
-                                   const float* HWY_RESTRICT coefficients,
-                                   V (&acc)[Coefficients][Vectors]) {
-    OuterStepF32(row, coefficients, acc);
   }
 
   static void PackX(const Source& x, int rows, std::int64_t k, int stride, void* panel) {
