@@ -28,16 +28,16 @@ namespace HWY_NAMESPACE {
 template <class Body>
 HWY_INLINE void ForEachVector(std::int64_t count, const Body& body) {
   std::int64_t i = 0;
-  for (; i + kVectorSize <= count; i += kVectorSize) {
+  for (; i + kLanes <= count; i += kLanes) {
     body(
         i, [](const auto* from) HWY_ATTR { return Load(from); },
-        [](Vector value, auto* to) HWY_ATTR { Store(value, to); });
+        [](V value, auto* to) HWY_ATTR { Store(value, to); });
   }
   if (i < count) {
     const std::int64_t rest = count - i;
     body(
         i, [rest](const auto* from) HWY_ATTR { return LoadPart(from, rest); },
-        [rest](Vector value, auto* to) HWY_ATTR { StorePart(value, to, rest); });
+        [rest](V value, auto* to) HWY_ATTR { StorePart(value, to, rest); });
   }
 }
 
@@ -48,12 +48,12 @@ float InverseRms(float sum_of_squares, std::int64_t count, float eps) {
 
 template <class T>
 float RowRstd(const T* s, std::int64_t count, float eps) {
-  Vector squares = hn::Zero(Lanes());
+  V squares = hn::Zero(D());
   ForEachVector(count, [&](std::int64_t i, const auto& load, const auto&) HWY_ATTR {
-    const Vector value = load(s + i);
+    const V value = load(s + i);
     squares = hn::MulAdd(value, value, squares);
   });
-  return InverseRms(hn::GetLane(hn::SumOfLanes(Lanes(), squares)), count, eps);
+  return InverseRms(hn::GetLane(hn::SumOfLanes(D(), squares)), count, eps);
 }
 
 template <class T>
@@ -78,7 +78,7 @@ void RunForward(const RmsNormForward& p, const float* weight) {
       const float rstd = RowRstd(s, count, p.eps);
       if (p.rstd.present()) p.rstd.mutable_data_as<float>()[row] = rstd;
       T* const y = element<T>(p.y, row, 0);
-      const Vector scale = hn::Set(Lanes(), rstd);
+      const V scale = hn::Set(D(), rstd);
       ForEachVector(count, [&](std::int64_t i, const auto& load, const auto& store) HWY_ATTR {
         store(hn::Mul(hn::Mul(load(s + i), scale), load(weight + i)), y + i);
       });
@@ -89,27 +89,27 @@ void RunForward(const RmsNormForward& p, const float* weight) {
 // One row; `dweight` (float32, added to) and ds may be null.
 template <class T>
 void BackwardRow(const RmsNormBackward& p, std::int64_t row, const float* weight, float* dweight) {
-  const Lanes d;
+  const D d;
   const std::int64_t count = p.dy.dim(1);
   const T* const dy = element<T>(p.dy, row, 0);
   const T* const s = element<T>(p.s, row, 0);
   const T* const dsum = element<T>(p.dsum, row, 0);
   T* const ds = element<T>(p.ds, row, 0);
   const float rstd = p.rstd.present() ? p.rstd.data_as<float>()[row] : RowRstd(s, count, p.eps);
-  Vector dots = hn::Zero(d);
+  V dots = hn::Zero(d);
   ForEachVector(count, [&](std::int64_t i, const auto& load, const auto&) HWY_ATTR {
     dots = hn::MulAdd(hn::Mul(load(dy + i), load(weight + i)), load(s + i), dots);
   });
   const float mean = hn::GetLane(hn::SumOfLanes(d, dots)) / static_cast<float>(count);
-  const Vector scale = hn::Set(d, rstd), pull = hn::Set(d, mean * rstd * rstd * rstd);
+  const V scale = hn::Set(d, rstd), pull = hn::Set(d, mean * rstd * rstd * rstd);
   ForEachVector(count, [&](std::int64_t i, const auto& load, const auto& store) HWY_ATTR {
-    const Vector gradient = load(dy + i), at = load(s + i);
+    const V gradient = load(dy + i), at = load(s + i);
     if (dweight != nullptr) {
       store(hn::MulAdd(gradient, hn::Mul(at, scale), load(dweight + i)), dweight + i);
     }
     if (ds == nullptr) return;
-    const Vector straight = hn::Mul(hn::Mul(gradient, load(weight + i)), scale);
-    const Vector norm = hn::NegMulAdd(at, pull, straight);
+    const V straight = hn::Mul(hn::Mul(gradient, load(weight + i)), scale);
+    const V norm = hn::NegMulAdd(at, pull, straight);
     store(dsum == nullptr ? norm : hn::Add(norm, load(dsum + i)), ds + i);
   });
 }

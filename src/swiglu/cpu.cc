@@ -11,37 +11,36 @@
 #define HWY_TARGET_INCLUDE "swiglu/cpu.cc"
 #include "hwy/foreach_target.h"
 //
+#include "backend/cpu/exp-inl.h"
 #include "backend/cpu/memory-inl.h"
 
 HWY_BEFORE_NAMESPACE();
 namespace graft::cpu {
 namespace HWY_NAMESPACE {
 
-HWY_INLINE Vector Sigmoid(Vector t) {
-  const Vector one = hn::Set(Lanes(), 1.0f);
+HWY_INLINE V Sigmoid(V t) {
+  const V one = hn::Set(D(), 1.0f);
   return hn::Div(one, hn::Add(one, Exp(hn::Neg(t))));
 }
 
 struct Gradient {
-  Vector gate, up;
+  V gate, up;
 };
 
-HWY_INLINE Vector Forward(Vector gate, Vector up) {
-  return hn::Mul(hn::Mul(gate, Sigmoid(gate)), up);
-}
+HWY_INLINE V Forward(V gate, V up) { return hn::Mul(hn::Mul(gate, Sigmoid(gate)), up); }
 
-HWY_INLINE Gradient Backward(Vector dy, Vector gate, Vector up) {
+HWY_INLINE Gradient Backward(V dy, V gate, V up) {
   // silu'(t) = σ(t)·(1 + t·(1 − σ(t)))
-  const Vector one = hn::Set(Lanes(), 1.0f);
-  const Vector sigmoid = Sigmoid(gate);
-  const Vector slope = hn::Mul(sigmoid, hn::MulAdd(gate, hn::Sub(one, sigmoid), one));
+  const V one = hn::Set(D(), 1.0f);
+  const V sigmoid = Sigmoid(gate);
+  const V slope = hn::Mul(sigmoid, hn::MulAdd(gate, hn::Sub(one, sigmoid), one));
   return {hn::Mul(hn::Mul(dy, up), slope), hn::Mul(dy, hn::Mul(gate, sigmoid))};
 }
 
 template <class T>
 void ForwardSpan(const T* gate, const T* up, T* y, std::int64_t count) {
   std::int64_t i = 0;
-  for (; i + kVectorSize <= count; i += kVectorSize) {
+  for (; i + kLanes <= count; i += kLanes) {
     Store(Forward(Load(gate + i), Load(up + i)), y + i);
   }
   if (i < count) {
@@ -54,7 +53,7 @@ void ForwardSpan(const T* gate, const T* up, T* y, std::int64_t count) {
 template <class T>
 void BackwardSpan(const T* dy, const T* gate, const T* up, T* dgate, T* dup, std::int64_t count) {
   std::int64_t i = 0;
-  for (; i + kVectorSize <= count; i += kVectorSize) {
+  for (; i + kLanes <= count; i += kLanes) {
     const Gradient d = Backward(Load(dy + i), Load(gate + i), Load(up + i));
     if (dgate != nullptr) Store(d.gate, dgate + i);
     if (dup != nullptr) Store(d.up, dup + i);

@@ -90,7 +90,7 @@ struct MultiplyDot {
     __m512i x[Vectors];
 #pragma GCC unroll 16
     for (int v = 0; v < Vectors; ++v) {
-      x[v] = PairByConvert::Pair(LoadFloats(row + v * kLanes), LoadFloats(next + v * kLanes)).raw;
+      x[v] = PairByConvert::Pair(Load(row + v * kLanes), Load(next + v * kLanes)).raw;
     }
 #pragma GCC unroll 16
     for (int j = 0; j < Coefficients; ++j) {

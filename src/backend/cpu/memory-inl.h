@@ -1,4 +1,4 @@
-// Loads and stores for kernels that compute in float32 over float32 or bfloat16 memory, and e^x.
+// Loads and stores for kernels that compute in float32 over float32 or bfloat16 memory.
 #if defined(GRAFT_CPU_MEMORY_INL_H_) == defined(HWY_TARGET_TOGGLE)
 #ifdef GRAFT_CPU_MEMORY_INL_H_
 #undef GRAFT_CPU_MEMORY_INL_H_
@@ -10,69 +10,46 @@
 #include <cstdint>
 #include <cstring>
 
-#include "hwy/contrib/math/math-inl.h"
+#include "backend/cpu/vectors-inl.h"
 #include "hwy/highway.h"
 
 HWY_BEFORE_NAMESPACE();
 namespace graft::cpu {
 namespace HWY_NAMESPACE {
 
-namespace hn = hwy::HWY_NAMESPACE;
+HWY_INLINE V Load(const float* from) { return hn::LoadU(D(), from); }
 
-using Lanes = hn::ScalableTag<float>;
-using Vector = hn::Vec<Lanes>;
-
-constexpr std::int64_t kVectorSize = static_cast<std::int64_t>(HWY_LANES(float));
-
-HWY_INLINE Vector Load(const float* from) { return hn::LoadU(Lanes(), from); }
-
-HWY_INLINE Vector Load(const hwy::bfloat16_t* from) {
-  const hn::Rebind<std::uint16_t, Lanes> half;
-  const hn::Rebind<std::uint32_t, Lanes> whole;
+HWY_INLINE V Load(const hwy::bfloat16_t* from) {
+  const hn::Rebind<std::uint16_t, D> half;
   const auto bits = hn::LoadU(half, reinterpret_cast<const std::uint16_t*>(from));
-  return hn::BitCast(Lanes(), hn::ShiftLeft<16>(hn::PromoteTo(whole, bits)));
+  return hn::BitCast(D(), hn::ShiftLeft<16>(hn::PromoteTo(DU(), bits)));
 }
 
-HWY_INLINE void Store(Vector value, float* to) { hn::StoreU(value, Lanes(), to); }
+HWY_INLINE void Store(V value, float* to) { hn::StoreU(value, D(), to); }
 
 // Rounds to nearest, ties to even; Highway 1.0's own conversion truncates.
-HWY_INLINE void Store(Vector value, hwy::bfloat16_t* to) {
-  const hn::Rebind<std::uint16_t, Lanes> half;
-  const hn::Rebind<std::int32_t, Lanes> signed_whole;
-  const hn::Rebind<std::uint32_t, Lanes> whole;
-  const auto bits = hn::BitCast(whole, value);
-  const auto odd = hn::And(hn::ShiftRight<16>(bits), hn::Set(whole, 1));
-  const auto rounded = hn::Add(bits, hn::Add(odd, hn::Set(whole, 0x7FFF)));
-  // The carry must not turn a NaN into infinity: keep its upper half and make it quiet.
-  const auto quiet = hn::Or(bits, hn::Set(whole, 0x00400000));
-  const auto is_nan = hn::RebindMask(whole, hn::IsNaN(value));
-  const auto upper = hn::ShiftRight<16>(hn::IfThenElse(is_nan, quiet, rounded));
-  hn::StoreU(hn::DemoteTo(half, hn::BitCast(signed_whole, upper)), half,
+HWY_INLINE void Store(V value, hwy::bfloat16_t* to) {
+  const hn::Rebind<std::uint16_t, D> half;
+  const hn::Rebind<std::int32_t, D> whole;
+  const VU upper = hn::ShiftRight<16>(RoundToUpperHalf(value));
+  hn::StoreU(hn::DemoteTo(half, hn::BitCast(whole, upper)), half,
              reinterpret_cast<std::uint16_t*>(to));
 }
 
 // The first `count` lanes only, count at most a vector's; the rest reads as zero.
 template <class T>
-HWY_INLINE Vector LoadPart(const T* from, std::int64_t count) {
-  T lanes[kVectorSize];
+HWY_INLINE V LoadPart(const T* from, std::int64_t count) {
+  T lanes[kLanes];
   std::memset(lanes, 0, sizeof(lanes));
   std::memcpy(lanes, from, static_cast<std::size_t>(count) * sizeof(T));
   return Load(lanes);
 }
 
 template <class T>
-HWY_INLINE void StorePart(Vector value, T* to, std::int64_t count) {
-  T lanes[kVectorSize];
+HWY_INLINE void StorePart(V value, T* to, std::int64_t count) {
+  T lanes[kLanes];
   Store(value, lanes);
   std::memcpy(to, lanes, static_cast<std::size_t>(count) * sizeof(T));
-}
-
-// e^x, infinity above 88.7 and NaN for NaN; a result below float32's least normal number may be 0.
-HWY_INLINE Vector Exp(Vector x) {
-  const Lanes d;
-  // Highway's own takes at most 104, which is infinite already, and gives 0 for NaN.
-  const Vector value = hn::Exp(d, hn::Min(x, hn::Set(d, 104.0f)));
-  return hn::IfThenElse(hn::IsNaN(x), x, value);
 }
 
 }  // namespace HWY_NAMESPACE

@@ -9,6 +9,7 @@
 #include <cstdint>
 
 #include "backend/cpu/kernels.h"
+#include "backend/cpu/memory-inl.h"
 #include "backend/cpu/pack-inl.h"
 #include "backend/cpu/vectors-inl.h"
 #include "hwy/cache_control.h"
@@ -55,9 +56,9 @@ HWY_INLINE void OuterBlock(const typename Multiply::C* HWY_RESTRICT coefficients
       row += kStep * x.row_stride;
     }
   } else {
-    const std::uint16_t* HWY_RESTRICT row = static_cast<const std::uint16_t*>(x.data) + col;
+    const hwy::bfloat16_t* HWY_RESTRICT row = static_cast<const hwy::bfloat16_t*>(x.data) + col;
     for (std::int64_t s = 0; s < steps; ++s) {
-      const std::uint16_t* next = s * kStep + 1 < m ? row + x.row_stride : row;
+      const hwy::bfloat16_t* next = s * kStep + 1 < m ? row + x.row_stride : row;
       PrefetchNextBlock<Vectors>(row, kStep == 2 ? next : row);
       Multiply::template OuterStep<Coefficients, Vectors>(row, next,
                                                           coefficients + s * Coefficients, acc);
@@ -73,21 +74,13 @@ HWY_INLINE void OuterBlock(const typename Multiply::C* HWY_RESTRICT coefficients
   }
 }
 
-HWY_INLINE V LoadFloats(const float* from) { return hn::LoadU(D(), from); }
-
-HWY_INLINE V LoadFloats(const std::uint16_t* from) {
-  const hn::Rebind<std::uint16_t, D> du16;
-  const VU wide = hn::PromoteTo(DU(), hn::LoadU(du16, from));
-  return hn::BitCast(D(), hn::ShiftLeft<16>(wide));
-}
-
 // One row in float32.
 template <int Coefficients, int Vectors, class T>
 HWY_INLINE void OuterStepF32(const T* HWY_RESTRICT row, const float* HWY_RESTRICT coefficients,
                              V (&acc)[Coefficients][Vectors]) {
   V x[Vectors];
 #pragma GCC unroll 16
-  for (int v = 0; v < Vectors; ++v) x[v] = LoadFloats(row + v * kLanes);
+  for (int v = 0; v < Vectors; ++v) x[v] = Load(row + v * kLanes);
 #pragma GCC unroll 16
   for (int j = 0; j < Coefficients; ++j) {
     const V cj = hn::Set(D(), coefficients[j]);

@@ -16,7 +16,7 @@ namespace HWY_NAMESPACE {
 template <class T>
 HWY_INLINE void LoadAll(const T* from, std::int64_t count, float* to) {
   std::int64_t i = 0;
-  for (; i + kVectorSize <= count; i += kVectorSize) Store(Load(from + i), to + i);
+  for (; i + kLanes <= count; i += kLanes) Store(Load(from + i), to + i);
   if (i < count) StorePart(LoadPart(from + i, count - i), to + i, count - i);
 }
 
@@ -30,9 +30,9 @@ void LoadRow(const void* from, DType dtype, std::int64_t count, float* to) {
 
 template <class T>
 HWY_INLINE void StoreAll(const float* from, float factor, std::int64_t count, T* to) {
-  const Vector factors = hn::Set(Lanes(), factor);
+  const V factors = hn::Set(D(), factor);
   std::int64_t i = 0;
-  for (; i + kVectorSize <= count; i += kVectorSize) {
+  for (; i + kLanes <= count; i += kLanes) {
     Store(hn::Mul(Load(from + i), factors), to + i);
   }
   if (i < count) {
@@ -49,9 +49,9 @@ void StoreRow(const float* from, float factor, std::int64_t count, void* to, DTy
 }
 
 void AddRow(const float* from, float factor, std::int64_t count, float* to) {
-  const Vector factors = hn::Set(Lanes(), factor);
+  const V factors = hn::Set(D(), factor);
   std::int64_t i = 0;
-  for (; i + kVectorSize <= count; i += kVectorSize) {
+  for (; i + kLanes <= count; i += kLanes) {
     Store(hn::MulAdd(factors, Load(from + i), Load(to + i)), to + i);
   }
   if (i < count) {
@@ -61,10 +61,10 @@ void AddRow(const float* from, float factor, std::int64_t count, float* to) {
 }
 
 float Dot(const float* a, const float* b, std::int64_t count) {
-  const Lanes d;
-  Vector sum = hn::Zero(d);
+  const D d;
+  V sum = hn::Zero(d);
   std::int64_t i = 0;
-  for (; i + kVectorSize <= count; i += kVectorSize) {
+  for (; i + kLanes <= count; i += kLanes) {
     sum = hn::MulAdd(Load(a + i), Load(b + i), sum);
   }
   if (i < count) sum = hn::MulAdd(LoadPart(a + i, count - i), LoadPart(b + i, count - i), sum);
@@ -72,20 +72,20 @@ float Dot(const float* a, const float* b, std::int64_t count) {
 }
 
 struct Pair {
-  Vector first, second;
+  V first, second;
 };
 
 // (a, b) → (a·cos − b·sin, b·cos + a·sin)
-HWY_INLINE Pair Turned(Vector a, Vector b, Vector cos, Vector sin) {
+HWY_INLINE Pair Turned(V a, V b, V cos, V sin) {
   return {hn::NegMulAdd(b, sin, hn::Mul(a, cos)), hn::MulAdd(a, sin, hn::Mul(b, cos))};
 }
 
 void TurnHalves(float* row, std::int64_t pairs, const float* cos, const float* sin, float sign) {
-  const Vector signs = hn::Set(Lanes(), sign);
+  const V signs = hn::Set(D(), sign);
   float* const low = row;
   float* const high = row + pairs;
   std::int64_t i = 0;
-  for (; i + kVectorSize <= pairs; i += kVectorSize) {
+  for (; i + kLanes <= pairs; i += kLanes) {
     const Pair p =
         Turned(Load(low + i), Load(high + i), Load(cos + i), hn::Mul(signs, Load(sin + i)));
     Store(p.first, low + i);
@@ -102,11 +102,11 @@ void TurnHalves(float* row, std::int64_t pairs, const float* cos, const float* s
 
 void TurnInterleaved(float* row, std::int64_t pairs, const float* cos, const float* sin,
                      float sign) {
-  const Lanes d;
-  const Vector signs = hn::Set(d, sign);
+  const D d;
+  const V signs = hn::Set(d, sign);
   std::int64_t i = 0;
-  for (; i + kVectorSize <= pairs; i += kVectorSize) {
-    Vector even, odd;
+  for (; i + kLanes <= pairs; i += kLanes) {
+    V even, odd;
     hn::LoadInterleaved2(d, row + 2 * i, even, odd);
     const Pair p = Turned(even, odd, Load(cos + i), hn::Mul(signs, Load(sin + i)));
     hn::StoreInterleaved2(p.first, p.second, d, row + 2 * i);

@@ -9,6 +9,7 @@
 #define HWY_TARGET_INCLUDE "backend/cpu/softmax.cc"
 #include "hwy/foreach_target.h"
 //
+#include "backend/cpu/exp-inl.h"
 #include "backend/cpu/memory-inl.h"
 
 HWY_BEFORE_NAMESPACE();
@@ -17,37 +18,35 @@ namespace HWY_NAMESPACE {
 
 constexpr float kLowest = -std::numeric_limits<float>::infinity();
 
-HWY_INLINE Vector ScaledExp(Vector z, Vector scale, Vector shift) {
-  return Exp(hn::MulSub(z, scale, shift));
-}
+HWY_INLINE V ScaledExp(V z, V scale, V shift) { return Exp(hn::MulSub(z, scale, shift)); }
 
 // Calls `body(i, keep)` for each vector of a row. The last may be partial: `keep(value, other)`
 // puts `other` into the lanes past the row.
 template <class Body>
 HWY_INLINE void ForEachVector(std::int64_t count, const Body& body) {
   std::int64_t i = 0;
-  for (; i + kVectorSize <= count; i += kVectorSize) {
-    body(i, [](Vector value, float) HWY_ATTR { return value; });
+  for (; i + kLanes <= count; i += kLanes) {
+    body(i, [](V value, float) HWY_ATTR { return value; });
   }
   if (i < count) {
-    const auto mask = hn::FirstN(Lanes(), static_cast<std::size_t>(count - i));
-    body(i, [&](Vector value, float other)
-                HWY_ATTR { return hn::IfThenElse(mask, value, hn::Set(Lanes(), other)); });
+    const auto mask = hn::FirstN(D(), static_cast<std::size_t>(count - i));
+    body(i, [&](V value, float other)
+                HWY_ATTR { return hn::IfThenElse(mask, value, hn::Set(D(), other)); });
   }
 }
 
 float Max(const float* z, std::int64_t count) {
-  const Lanes d;
-  Vector largest = hn::Set(d, kLowest);
+  const D d;
+  V largest = hn::Set(d, kLowest);
   ForEachVector(count, [&](std::int64_t i, const auto& keep)
                            HWY_ATTR { largest = hn::Max(largest, keep(Load(z + i), kLowest)); });
   return hn::GetLane(hn::MaxOfLanes(d, largest));
 }
 
 float ExpSum(const float* z, std::int64_t count, float scale, float shift) {
-  const Lanes d;
-  const Vector scales = hn::Set(d, scale), shifts = hn::Set(d, shift);
-  Vector sum = hn::Zero(d);
+  const D d;
+  const V scales = hn::Set(d, scale), shifts = hn::Set(d, shift);
+  V sum = hn::Zero(d);
   ForEachVector(count, [&](std::int64_t i, const auto& keep) HWY_ATTR {
     sum = hn::Add(sum, keep(ScaledExp(Load(z + i), scales, shifts), 0.0f));
   });
@@ -55,11 +54,11 @@ float ExpSum(const float* z, std::int64_t count, float scale, float shift) {
 }
 
 float ExpInPlace(float* z, std::int64_t count, float scale, float shift) {
-  const Lanes d;
-  const Vector scales = hn::Set(d, scale), shifts = hn::Set(d, shift);
-  Vector sum = hn::Zero(d);
+  const D d;
+  const V scales = hn::Set(d, scale), shifts = hn::Set(d, shift);
+  V sum = hn::Zero(d);
   ForEachVector(count, [&](std::int64_t i, const auto& keep) HWY_ATTR {
-    const Vector e = keep(ScaledExp(Load(z + i), scales, shifts), 0.0f);
+    const V e = keep(ScaledExp(Load(z + i), scales, shifts), 0.0f);
     Store(e, z + i);
     sum = hn::Add(sum, e);
   });
@@ -67,12 +66,12 @@ float ExpInPlace(float* z, std::int64_t count, float scale, float shift) {
 }
 
 void Backward(float* z, float* dp, std::int64_t count, float scale, float shift, float delta) {
-  const Lanes d;
-  const Vector scales = hn::Set(d, scale), shifts = hn::Set(d, shift), deltas = hn::Set(d, delta);
+  const D d;
+  const V scales = hn::Set(d, scale), shifts = hn::Set(d, shift), deltas = hn::Set(d, delta);
   ForEachVector(count, [&](std::int64_t i, const auto& keep) HWY_ATTR {
-    const Vector p = keep(ScaledExp(Load(z + i), scales, shifts), 0.0f);
+    const V p = keep(ScaledExp(Load(z + i), scales, shifts), 0.0f);
     Store(p, z + i);
-    const Vector ds = hn::Mul(hn::Mul(scales, p), hn::Sub(Load(dp + i), deltas));
+    const V ds = hn::Mul(hn::Mul(scales, p), hn::Sub(Load(dp + i), deltas));
     Store(keep(ds, 0.0f), dp + i);
   });
 }

@@ -11,6 +11,7 @@
 
 #include "backend/bfloat16.h"
 #include "backend/cpu/kernels.h"
+#include "backend/cpu/memory-inl.h"
 #include "backend/cpu/vectors-inl.h"
 
 HWY_BEFORE_NAMESPACE();
@@ -26,14 +27,6 @@ HWY_INLINE void AddProducts(const typename Multiply::X* HWY_RESTRICT x,
     x += kStride * Multiply::kXPerStep;
     w += w_stride;
   }
-}
-
-// Rounds to bfloat16 and stores a vector's lanes.
-HWY_INLINE void StoreBFloat16(V value, std::uint16_t* HWY_RESTRICT to) {
-  const hn::Rebind<std::int32_t, D> di;
-  const hn::Rebind<std::uint16_t, D> du16;
-  const auto half = hn::ShiftRight<16>(RoundToUpperHalf(value));
-  hn::StoreU(hn::DemoteTo(du16, hn::BitCast(di, half)), du16, to);
 }
 
 template <int Rows>
@@ -56,9 +49,9 @@ HWY_INLINE void StoreTile(const TileArgs& args, V (&acc)[Rows][2]) {
   if (whole && !args.accumulate) {
 #pragma GCC unroll 16
     for (int i = 0; i < Rows; ++i) {
-      std::uint16_t* HWY_RESTRICT y = static_cast<std::uint16_t*>(args.y) + i * args.y_stride;
-      StoreBFloat16(acc[i][0], y);
-      StoreBFloat16(acc[i][1], y + kLanes);
+      hwy::bfloat16_t* y = static_cast<hwy::bfloat16_t*>(args.y) + i * args.y_stride;
+      Store(acc[i][0], y);
+      Store(acc[i][1], y + kLanes);
     }
     return;
   }
