@@ -38,17 +38,18 @@ int generate(const Llama& model, const Adapter* adapter, const std::vector<int>&
   check_fits(model, prompt);
   KvCache cache(model.config().num_layers);
   std::vector<int> fed = prompt;
-  for (int count = 0; count < max_tokens && cache.length() < model.config().context_length;
-       ++count) {
+  int count = 0;
+  while (count < max_tokens && cache.length() < model.config().context_length) {
     const mx::array tokens = mx::array(fed.data(), {1, static_cast<int>(fed.size())}, mx::int32);
     const mx::array logits =
         evaluated(mx::contiguous(model.next_logits(tokens, cache, adapter)), cache);
     const int token = sampler(std::span<const float>(logits.data<float>(), logits.size()));
-    if (stops(token)) return count;
-    if (!on_token(token)) return count + 1;
+    if (stops(token)) break;
+    ++count;
+    if (!on_token(token)) break;
     fed = {token};
   }
-  return std::min(max_tokens, cache.length());
+  return count;
 }
 
 std::vector<std::vector<int>> generate_greedy(const Llama& model, const Adapter* adapter,

@@ -12,28 +12,28 @@ namespace {
 constexpr int kBlockTokens = 128;
 
 void store(std::optional<mx::array>& held, const mx::array& fresh, int length) {
-  const int needed = length + fresh.shape(2);
-  if (!held || held->shape(2) < needed) {
+  const int needed = length + fresh.shape(1);
+  if (!held || held->shape(1) < needed) {
     const int capacity = (needed + kBlockTokens - 1) / kBlockTokens * kBlockTokens;
     mx::Shape shape = fresh.shape();
-    shape[2] = capacity - length;
+    shape[1] = capacity - length;
     const mx::array room = mx::zeros(shape, fresh.dtype());
     held =
         held
             ? mx::concatenate(
-                  {mx::slice(*held, {0, 0, 0, 0}, {shape[0], shape[1], length, shape[3]}), room}, 2)
+                  {mx::slice(*held, {0, 0, 0, 0}, {shape[0], length, shape[2], shape[3]}), room}, 1)
             : room;
   }
-  mx::Shape start = {0, 0, length, 0};
+  mx::Shape start = {0, length, 0, 0};
   mx::Shape stop = fresh.shape();
-  stop[2] = needed;
+  stop[1] = needed;
   // Moved from, so that the update may happen in place.
   held = mx::slice_update(std::exchange(held, std::nullopt).value(), fresh, start, stop);
 }
 
 mx::array upto(const mx::array& held, int length) {
   mx::Shape stop = held.shape();
-  stop[2] = length;
+  stop[1] = length;
   return mx::slice(held, {0, 0, 0, 0}, stop);
 }
 
@@ -49,17 +49,16 @@ std::pair<mx::array, mx::array> KvCache::append(int layer, const mx::array& keys
   Layer& held = layers_[static_cast<std::size_t>(layer)];
   store(held.keys, keys, length_);
   store(held.values, values, length_);
-  const int total = length_ + keys.shape(2);
+  const int total = length_ + keys.shape(1);
   return {upto(*held.keys, total), upto(*held.values, total)};
 }
 
 std::optional<mx::array> KvCache::mask(int tokens) const {
-  if (tokens == 1 && padding_.empty()) return std::nullopt;
+  if (padding_.empty()) return std::nullopt;
   const int total = length_ + tokens;
   const mx::array key = mx::reshape(mx::arange(total), {1, 1, 1, total});
   const mx::array query = mx::reshape(mx::arange(length_, total), {1, 1, tokens, 1});
   const mx::array causal = mx::less_equal(key, query);
-  if (padding_.empty()) return causal;
   const int rows = static_cast<int>(padding_.size());
   const mx::array first = mx::array(padding_.data(), {rows, 1, 1, 1}, mx::int32);
   return mx::logical_and(causal, mx::greater_equal(key, first));

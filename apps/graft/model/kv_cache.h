@@ -22,12 +22,12 @@ class KvCache {
   int length() const { return length_; }
   void advance(int tokens) { length_ += tokens; }
 
-  /// Appends keys and values (B, kv_heads, T, d) of one layer at `length()` and gives all of them
+  /// Appends keys and values (B, T, kv_heads, d) of one layer at `length()` and gives all of them
   /// back, up to and with the new ones.
   std::pair<mx::array, mx::array> append(int layer, const mx::array& keys, const mx::array& values);
 
-  /// Which keys each of the next `tokens` queries may see, (B or 1, 1, tokens, length + tokens)
-  /// bool; nothing if they may see all.
+  /// Which keys each of the next `tokens` queries may see, (B, 1, tokens, length + tokens) bool;
+  /// nothing without padding, where all that counts is what came before.
   std::optional<mx::array> mask(int tokens) const;
 
   /// Keeps only the given rows of the batch, in that order.

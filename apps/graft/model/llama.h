@@ -8,7 +8,7 @@
 #include "apps/graft/model/kv_cache.h"
 #include "apps/graft/model/llama_config.h"
 #include "apps/graft/model/llama_weights.h"
-#include "apps/graft/model/ops.h"
+#include "graft/mlx/linear.h"
 #include "mlx/array.h"
 
 namespace graft::app {
@@ -51,7 +51,7 @@ class Llama {
   struct Layer {
     mx::array attention_norm;
     mx::array mlp_norm;
-    std::array<ops::Weight, kNumProjections> weights;
+    std::array<graft::mlx::Weight, kNumProjections> weights;
   };
 
   mx::array hidden(const mx::array& tokens, KvCache* cache, const Adapter* adapter) const;
@@ -59,12 +59,15 @@ class Llama {
                     const Adapter* adapter) const;
   mx::array attend(const mx::array& x, int layer, KvCache* cache,
                    const std::optional<mx::array>& mask, const Adapter* adapter) const;
+  mx::array attend_cached(const mx::array& q, const mx::array& k, const mx::array& v, int layer,
+                          KvCache& cache, const std::optional<mx::array>& mask) const;
+  mx::array feed_forward(const mx::array& x, int layer, const Adapter* adapter) const;
 
   LlamaConfig config_;
   Embedding embedding_;
   std::vector<Layer> layers_;
   mx::array final_norm_;
-  ops::Weight head_;
+  graft::mlx::Weight head_;
 };
 
 }  // namespace graft::app
