@@ -32,6 +32,7 @@ int main(int argc, char** argv) {
   graft::app::add_generate(program);
   graft::app::add_evaluate(program);
   graft::app::add_info(program);
+  graft::app::add_bench(program);
 
   try {
     program.parse(argc, argv);

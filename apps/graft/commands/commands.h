@@ -10,5 +10,6 @@ void add_finetune(CLI::App& program);
 void add_generate(CLI::App& program);
 void add_evaluate(CLI::App& program);
 void add_info(CLI::App& program);
+void add_bench(CLI::App& program);
 
 }  // namespace graft::app

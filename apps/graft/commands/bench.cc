@@ -1,0 +1,213 @@
+#include <fmt/format.h>
+#include <mlx/version.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <chrono>
+#include <cstdio>
+#include <ctime>
+#include <fstream>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "apps/graft/adapter/atomic_file.h"
+#include "apps/graft/bench/blas.h"
+#include "apps/graft/bench/candidates.h"
+#include "apps/graft/bench/overhead_plot.h"
+#include "apps/graft/bench/peak.h"
+#include "apps/graft/bench/table.h"
+#include "apps/graft/commands/commands.h"
+#include "apps/graft/commands/common.h"
+#include "apps/graft/terminal/format.h"
+#include "apps/graft/user_error.h"
+#include "graft/context.h"
+#include "graft/mlx/fusion.h"
+#include "graft/supports.h"
+#include "graft/version.h"
+
+namespace graft::app {
+namespace {
+
+using namespace bench;  // NOLINT: this file is its command
+
+struct Flags {
+  std::string dtype = "f32";
+  float dropout = 0.1f;
+  int threads = 0;
+  int rounds = 7;
+  double block_ms = 8.0;
+  double rotate_mb = -1.0;  // below zero: usual_rotate_bytes()
+  bool quick = false;
+  std::vector<std::string> filter;
+  std::string csv;
+  std::string svg;
+};
+
+constexpr double kFallbackCacheBytes = 8e6;
+
+double last_cache_bytes() {
+#ifdef _SC_LEVEL3_CACHE_SIZE
+  const long bytes = ::sysconf(_SC_LEVEL3_CACHE_SIZE);
+  if (bytes > 0) return static_cast<double>(bytes);
+#endif
+  return kFallbackCacheBytes;
+}
+
+// A call of the core on tensors of one tile.
+double measure_launch(Stopwatch& stopwatch, const Blas& blas) {
+  const Case tiny{"", Op::kLoraDelta, Pass::kForward, 1, 16, 16, 16, 1};
+  const std::vector<Tensors> sets = make_sets(tiny, 0.0);
+  std::vector<Candidate> candidates = candidates_for(tiny, sets, blas);
+  candidates.resize(1);
+  return stopwatch.measure(candidates, 1).front().median;
+}
+
+Machine measure_machine(const Flags& flags, Stopwatch& stopwatch, const Blas& blas) {
+  const int threads = num_threads();
+  Machine machine;
+  machine.cache_bytes = last_cache_bytes();
+  machine.gflops_f32 = peak_gflops_f32(threads);
+  machine.gflops_bf16 = flags.dtype == "bf16" ? peak_gflops_bf16(threads) : 0.0;
+  if (machine.gflops_bf16 == 0.0) machine.gflops_bf16 = machine.gflops_f32;
+  machine.cache_gbs = read_gbs(threads, machine.cache_bytes / 4);
+  machine.memory_gbs = read_gbs(threads, std::clamp(4 * machine.cache_bytes, 64e6, 512e6));
+  machine.launch_us = measure_launch(stopwatch, blas);
+  return machine;
+}
+
+std::string processor() {
+  std::ifstream file("/proc/cpuinfo");
+  for (std::string line; std::getline(file, line);) {
+    const std::size_t colon = line.find(": ");
+    if (line.rfind("model name", 0) == 0 && colon != std::string::npos) {
+      return line.substr(colon + 2);
+    }
+  }
+  return "unknown";
+}
+
+std::string date() {
+  const std::time_t now = std::chrono::system_clock::to_time_t(std::chrono::system_clock::now());
+  char text[32];
+  std::strftime(text, sizeof(text), "%Y-%m-%d %H:%M UTC", std::gmtime(&now));
+  return text;
+}
+
+std::string command_line(const Flags& flags) {
+  const Flags usual;
+  std::string text = "graft bench lora --dtype " + flags.dtype;
+  if (flags.dropout != usual.dropout) text += fmt::format(" --dropout {}", flags.dropout);
+  if (flags.threads != usual.threads) text += fmt::format(" --threads {}", flags.threads);
+  if (flags.rounds != usual.rounds) text += fmt::format(" --rounds {}", flags.rounds);
+  if (flags.block_ms != usual.block_ms) text += fmt::format(" --block-ms {}", flags.block_ms);
+  if (flags.rotate_mb >= 0.0) text += fmt::format(" --rotate-mb {}", flags.rotate_mb);
+  if (flags.quick) text += " --quick";
+  for (const std::string& word : flags.filter) text += " --filter '" + word + "'";
+  return text;
+}
+
+Facts facts_of(const Flags& flags, const Machine& machine, const Blas& blas) {
+  return {
+      {"device", fmt::format("{}, {} threads", processor(), num_threads())},
+      {"isa", cpu_isa()},
+      {"versions",
+       fmt::format("graft {}, MLX {}, BLAS {}", kVersion, mx::version(), blas.version())},
+      {"date", date()},
+      {"command", command_line(flags)},
+      {"limits",
+       fmt::format("{:.0f} GFLOP/s {}, {:.0f} GB/s from cache, {:.0f} GB/s from memory, {:.1f} us "
+                   "a call",
+                   flags.dtype == "bf16" ? machine.gflops_bf16 : machine.gflops_f32, flags.dtype,
+                   machine.cache_gbs, machine.memory_gbs, machine.launch_us)},
+  };
+}
+
+// A figure named fused must not be of composed ops.
+void refuse_composed() {
+  for (const mlx::FusionRecord& record : mlx::fusion_report()) {
+    if (record.fused) continue;
+    throw UserError(fmt::format("{} {} did not run fused: {}", record.op, name_of(record.direction),
+                                record.reason));
+  }
+}
+
+void run(const Flags& flags) {
+  if (!mlx::fused_enabled()) throw UserError("GRAFT_FUSED=0 leaves nothing to measure; unset it");
+  const std::vector<Case> cases =
+      all_cases({flags.dtype == "bf16", flags.dropout, flags.quick, flags.filter});
+  if (cases.empty()) {
+    throw UserError("--filter: no case has all of these words; a case reads like '" +
+                    label_of(all_cases({}).front()) + "'");
+  }
+  use_threads(flags.threads);
+  const Blas blas;
+  Stopwatch stopwatch(flags.rounds, flags.block_ms);
+  const Machine machine = measure_machine(flags, stopwatch, blas);
+  const Facts facts = facts_of(flags, machine, blas);
+  for (const auto& [name, value] : facts) fmt::print("{:<9} {}\n", name, value);
+
+  const Table table(stdout_is_terminal() ? terminal_width() : 120);
+  fmt::print("\n{}\n", table.head());
+  mlx::reset_fusion_report();
+  const double rotate_bytes = flags.rotate_mb < 0.0 ? usual_rotate_bytes() : flags.rotate_mb * 1e6;
+  std::vector<Result> results;
+  for (const Case& item : cases) {
+    const std::vector<Tensors> sets = make_sets(item, rotate_bytes);
+    const std::vector<Candidate> candidates = candidates_for(item, sets, blas);
+    const std::vector<Spread> spreads = stopwatch.measure(candidates, sets.size());
+    refuse_composed();
+    results.push_back(result_of(item, sets.size(), machine, candidates, spreads));
+    fmt::print("{}\n", table.line(results.back(), machine));
+    std::fflush(stdout);
+  }
+  if (!flags.csv.empty()) write_file_atomically(flags.csv, csv_of(facts, machine, results));
+  if (flags.svg.empty()) return;
+  const std::string svg = overhead_plot_svg(
+      results,
+      fmt::format("What LoRA adds to a layer, {}, {} threads", flags.dtype, num_threads()));
+  if (svg.empty()) throw UserError("--svg: no lora_linear among the cases, so there is no plot");
+  write_file_atomically(flags.svg, svg);
+}
+
+}  // namespace
+
+void add_bench(CLI::App& program) {
+  const auto flags = std::make_shared<Flags>();
+  CLI::App* bench = program.add_subcommand("bench", "Measure this machine's speed");
+  bench->require_subcommand(1);
+  CLI::App* command = bench->add_subcommand(
+      "lora", "Fused LoRA against OpenBLAS calls and against MLX's own ops, in one run");
+  command->add_option("--dtype", flags->dtype, "Element type of all tensors")
+      ->check(CLI::IsMember({"f32", "bf16"}))
+      ->capture_default_str();
+  command->add_option("--dropout", flags->dropout, "Of the rows with dropout; 0 leaves them out")
+      ->check(CLI::Range(0.0, 0.99))
+      ->capture_default_str();
+  command->add_option("--threads", flags->threads, "Threads to use; 0 is every core")
+      ->check(CLI::NonNegativeNumber)
+      ->capture_default_str();
+  command->add_option("--rounds", flags->rounds, "Times that each way of computing takes its turn")
+      ->check(CLI::PositiveNumber)
+      ->capture_default_str();
+  command
+      ->add_option("--block-ms", flags->block_ms, "Milliseconds of a turn, or one call if longer")
+      ->check(CLI::PositiveNumber)
+      ->capture_default_str();
+  command
+      ->add_option("--rotate-mb", flags->rotate_mb,
+                   "Megabytes of inputs to go round; usually twice the cores' own caches, and 0 "
+                   "measures one set that stays in them")
+      ->check(CLI::Range(0.0, 4096.0));
+  command->add_flag("--quick", flags->quick, "A few small shapes only");
+  command
+      ->add_option("--filter", flags->filter,
+                   "Only cases with this word (or words, all of them): plan, grid, model, wide, "
+                   "linear, lora_delta, lora_linear, forward, r8, dropout0, 4x128x576>1536, ...")
+      ->take_all();
+  command->add_option("--csv", flags->csv, "Write the results to this file");
+  command->add_option("--svg", flags->svg, "Write a plot of the overheads to this file");
+  command->callback([flags] { run(*flags); });
+}
+
+}  // namespace graft::app

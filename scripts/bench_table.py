@@ -1,0 +1,171 @@
+#!/usr/bin/env python3
+"""Writes the results of `graft bench lora` as tables into documents.
+
+The text between a line `<!-- table: KIND CSV... -->` and the next `<!-- end of table -->` is made
+from those files alone. KIND is one of
+    facts     the machine, versions and command
+    linear    the base product against its peers; a file of scripts/bench_torch.py may stand among them
+    delta     the adapter's contribution alone, unfused and fused
+    lora      a layer with its adapter: unfused, fused, what it adds to the layer, and the floor
+    dropout   the same, with dropout
+
+Without --fix, exits with 1 if a document does not agree with its files.
+
+usage: bench_table.py [--fix] DOCUMENT...
+"""
+
+import csv
+import re
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+BLOCK = re.compile(r"(<!-- table: ([^\n]+?) -->\n)(.*?)(<!-- end of table -->\n)", re.DOTALL)
+TORCH_DTYPES = {"float32": "f32", "bfloat16": "bf16"}
+
+
+def read_results(path):
+    """(facts, rows) of a file of results."""
+    lines = path.read_text(encoding="utf-8").splitlines()
+    facts = [line[2:].split(": ", 1) for line in lines if line.startswith("# ")]
+    return facts, list(csv.DictReader(line for line in lines if not line.startswith("#")))
+
+
+def torch_times(rows):
+    """{(what, pass, rows, in, out, rank, dtype): µs}; forward+backward is the sum of both."""
+    times = {}
+    for row in rows:
+        rank = "0" if row["op"] == "linear" else row["rank"]
+        key = (row["op"], row["m"], row["k"], row["n"], rank, TORCH_DTYPES[row["dtype"]])
+        times.setdefault(key, {})[row["direction"]] = float(row["median_us"])
+    found = {}
+    for (what, *rest), both in times.items():
+        if "forward" in both:
+            found[(what, "forward", *rest)] = both["forward"]
+        if len(both) == 2:
+            found[(what, "forward+backward", *rest)] = sum(both.values())
+    return found
+
+
+def torch_key(row):
+    rows = str(int(row["batch"]) * int(row["sequence"]))
+    return (row["what"], row["pass"], rows, row["in"], row["out"], row["rank"], row["dtype"])
+
+
+def shape(row):
+    return f"({row['batch']}, {row['sequence']}, {row['in']}) → {row['out']}"
+
+
+def time_text(us):
+    if us == "":
+        return ""
+    us = float(us)
+    if us < 999.5:
+        return f"{us:.1f} µs" if us < 99.95 else f"{us:.0f} µs"
+    return f"{us / 1e3:.2f} ms" if us < 9995 else f"{us / 1e3:.1f} ms"
+
+
+def percent(share):
+    return f"{100 * float(share):+.1f} %" if share != "" else ""
+
+
+def times(ratio):
+    return f"{ratio:.2f}×"
+
+
+def bound(row):
+    share = float(row["bound_us"]) / float(row["fused_us"])
+    return f"{time_text(row['bound_us'])} {row['bound']}, {100 * share:.0f} %"
+
+
+def table(titles, rows):
+    lines = ["| " + " | ".join(titles) + " |", "|" + "---|" * len(titles)]
+    return "".join(line + "\n" for line in lines + ["| " + " | ".join(row) + " |" for row in rows])
+
+
+def facts_table(files):
+    lines = []
+    for facts, _ in files:
+        lines += [f"- {name}: `{value}`\n" for name, value in facts]
+        lines.append("\n")
+    return "".join(lines).rstrip("\n") + "\n"
+
+
+def linear_table(rows, torch):
+    # A shape may be in several lists; its first row is enough.
+    unique = {torch_key(row): row for row in reversed(rows) if row["what"] == "linear"}
+    lines = []
+    for key, row in reversed(unique.items()):
+        fused = float(row["fused_us"])
+        blas = float(row["blas_us"]) if row["blas_us"] else None
+        peer = torch.get(key)
+        lines.append([shape(row), row["dtype"], row["pass"], time_text(row["fused_us"]),
+                      f"{float(row['gflops']):.0f}", f"{100 * float(row['peak_share']):.0f} %",
+                      times(blas / fused) if blas else "", times(peer / fused) if peer else ""])
+    return table(["x → out", "dtype", "pass", "Graft", "GFLOP/s", "of the peak", "against OpenBLAS",
+                  "against PyTorch"], lines)
+
+
+def delta_table(rows):
+    return table(
+        ["x → out", "rank", "pass", "unfused", "fused", "speed-up", "MLX", "Graft in MLX",
+         "speed-up in MLX", "bound"],
+        [[shape(row), row["rank"], row["pass"], time_text(row["unfused_us"]),
+          time_text(row["fused_us"]), times(float(row["speed_up"])), time_text(row["mlx_us"]),
+          time_text(row["eval_us"]), times(float(row["eval_speed_up"])), bound(row)]
+         for row in rows if row["what"] == "lora_delta"])
+
+
+def lora_table(rows, with_dropout):
+    return table(
+        ["x → out", "rank", "pass", "unfused", "fused", "speed-up", "MLX", "Graft in MLX",
+         "speed-up in MLX", "adds", "floor", "bound"],
+        [[shape(row), row["rank"], row["pass"], time_text(row["unfused_us"]),
+          time_text(row["fused_us"]), times(float(row["speed_up"])), time_text(row["mlx_us"]),
+          time_text(row["eval_us"]), times(float(row["eval_speed_up"])), percent(row["overhead"]),
+          percent(row["floor"]), bound(row)]
+         for row in rows
+         if row["what"] == "lora_linear" and (float(row["dropout"]) > 0) == with_dropout])
+
+
+def make(kind, paths):
+    files = [read_results(ROOT / path) for path in paths]
+    ours = [file for file in files if "peer" not in file[1][0]]
+    rows = [row for _, file_rows in ours for row in file_rows]
+    if kind == "facts":
+        return facts_table(files)
+    if kind == "linear":
+        peers = [row for _, file_rows in files for row in file_rows if "peer" in row]
+        return linear_table(rows, torch_times(peers))
+    if kind == "delta":
+        return delta_table(rows)
+    if kind in ("lora", "dropout"):
+        return lora_table(rows, kind == "dropout")
+    raise ValueError(f"unknown kind of table: {kind}")
+
+
+def main():
+    fix = "--fix" in sys.argv
+    wrong = False
+    for document in (Path(argument) for argument in sys.argv[1:] if argument != "--fix"):
+        text = document.read_text(encoding="utf-8")
+        if text.count("<!-- table:") != len(BLOCK.findall(text)):
+            print(f"{document}: a table has no end")
+            wrong = True
+
+        def current(match):
+            kind, *paths = match.group(2).split()
+            return match.group(1) + make(kind, paths) + match.group(4)
+
+        expected = BLOCK.sub(current, text)
+        if expected != text:
+            if fix:
+                document.write_text(expected, encoding="utf-8")
+            else:
+                print(f"{document}: a table differs from its file; run scripts/bench_table.py --fix")
+                wrong = True
+    return 1 if wrong else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
