@@ -73,20 +73,13 @@ SavedAdapter initial_adapter(const Flags& flags, const LlamaConfig& config) {
   return {std::move(layout), std::move(pairs)};
 }
 
-void check_limits(const Flags& flags, const LlamaConfig& config) {
-  if (flags.max_seq_length > config.context_length) {
-    throw UserError(fmt::format("--max-seq-length: the model's context holds {} tokens, not {}",
-                                config.context_length, flags.max_seq_length));
-  }
-}
-
-void print_data(const char* name, const Dataset& data, const Flags& flags) {
+void print_data(const char* name, const Dataset& data, std::int64_t max_seq_length) {
   fmt::print("{:<12}{} samples, {} tokens to train on\n", name,
              format_count(static_cast<std::int64_t>(data.samples.size())),
              format_count(data.num_targets()));
   if (data.truncated > 0) {
     fmt::print("{:<12}{} samples cut off at {} tokens, the longest had {} (--max-seq-length)\n", "",
-               format_count(data.truncated), flags.max_seq_length, format_count(data.longest));
+               format_count(data.truncated), max_seq_length, format_count(data.longest));
   }
 }
 
@@ -130,19 +123,20 @@ void print_fusion(const AdapterLayout& layout, bool require_fused) {
 
 void run(const Flags& flags) {
   const LoadedModel model(flags.model, /*training=*/true);
-  check_limits(flags, model.llama.config());
   const SavedAdapter initial = initial_adapter(flags, model.llama.config());
+  const std::int64_t max_seq_length =
+      std::min<std::int64_t>(flags.max_seq_length, model.llama.config().context_length);
   const DataSplits data =
       read_data(flags.data, model.file, model.tokenizer,
-                {.max_seq_length = flags.max_seq_length, .mask_prompt = flags.mask_prompt});
+                {.max_seq_length = max_seq_length, .mask_prompt = flags.mask_prompt});
   const BatchOptions batch_options{
       .batch_size = flags.batch_size, .seed = flags.seed, .pad_token = model.tokenizer.pad()};
   Batches batches(data.train.samples, batch_options);
   const std::vector<Batch> valid = validation_batches(data, batch_options, flags.val_batches);
 
   print_header(flags, model, initial.layout);
-  print_data("train", data.train, flags);
-  if (data.valid) print_data("valid", *data.valid, flags);
+  print_data("train", data.train, max_seq_length);
+  if (data.valid) print_data("valid", *data.valid, max_seq_length);
 
   const LrSchedule schedule{lr_shape_named(flags.lr_schedule), flags.learning_rate, flags.warmup,
                             flags.loop.iters};
@@ -244,7 +238,9 @@ void add_data_flags(CLI::App& command, Flags& flags) {
           "Folder with train.jsonl and perhaps valid.jsonl: a line each with text, or prompt "
           "and completion, or messages")
       ->required();
-  command.add_option("--max-seq-length", flags.max_seq_length, "Cut longer samples off, in tokens")
+  command
+      .add_option("--max-seq-length", flags.max_seq_length,
+                  "Cut longer samples off, in tokens; the model's context is the limit")
       ->check(CLI::Range(2, 1 << 20))
       ->capture_default_str();
   command.add_flag("--mask-prompt", flags.mask_prompt,

@@ -68,11 +68,11 @@ FusionSummary summarize_fusion(const std::vector<FusionRecord>& records,
   }
 
   const auto out = std::back_inserter(summary.table);
-  fmt::format_to(out, "{:<12}{:<22}{:>8}  {:<22}{}\n", "module", "operation", "modules", "forward",
+  fmt::format_to(out, "{:<26}{:<22}{:>8}  {:<22}{}\n", "module", "operation", "modules", "forward",
                  "backward");
   const auto add_row = [&](const auto& entry) {
     const auto& [key, row] = entry;
-    fmt::format_to(out, "{:<12}{:<22}{:>8}  {:<22}{}\n", key.first, key.second, row.modules.size(),
+    fmt::format_to(out, "{:<26}{:<22}{:>8}  {:<22}{}\n", key.first, key.second, row.modules.size(),
                    row.forward.text(), row.backward.text());
   };
   // Projections in the order of a layer, then the rest.
