@@ -8,6 +8,7 @@
 
 #include <algorithm>
 #include <cstdint>
+#include <cstring>
 
 #include "backend/bfloat16.h"
 #include "backend/cpu/kernels.h"
@@ -42,24 +43,32 @@ HWY_INLINE void LoadTransposed(const Load4& load, V (&out)[4]) {
 #endif
 }
 
-// Rows of float32 or of 32-bit units, read through one pointer a row.
+// Rows of 32-bit units, floats or pairs of bfloat16, read through one pointer a row. Pairs may be
+// aligned to two bytes only, so everything is loaded as bytes.
 struct LoadRows32 {
-  const float* const* rows;
-  std::int64_t k;
+  const std::uint8_t* const* rows;
+  std::int64_t k;  // in units
 
-  HWY_INLINE float At(int row, int t) const { return rows[row][k + t]; }
+  HWY_INLINE float At(int row, int t) const {
+    float unit;
+    std::memcpy(&unit, rows[row] + (k + t) * 4, sizeof(unit));
+    return unit;
+  }
 #if HWY_TARGET != HWY_SCALAR
-  HWY_INLINE V Blocks(int j) const {
+  HWY_INLINE hn::Vec<hn::FixedTag<float, 4>> Four(int row) const {
     const hn::FixedTag<float, 4> d4;
+    const hn::Repartition<std::uint8_t, decltype(d4)> bytes;
+    return hn::BitCast(d4, hn::LoadU(bytes, rows[row] + k * 4));
+  }
+  HWY_INLINE V Blocks(int j) const {
 #if HWY_TARGET == HWY_AVX3
     const hn::FixedTag<float, 8> d8;
-    return hn::Combine(
-        D(), hn::Combine(d8, hn::LoadU(d4, rows[j + 12] + k), hn::LoadU(d4, rows[j + 8] + k)),
-        hn::Combine(d8, hn::LoadU(d4, rows[j + 4] + k), hn::LoadU(d4, rows[j] + k)));
+    return hn::Combine(D(), hn::Combine(d8, Four(j + 12), Four(j + 8)),
+                       hn::Combine(d8, Four(j + 4), Four(j)));
 #elif HWY_TARGET == HWY_AVX2
-    return hn::Combine(D(), hn::LoadU(d4, rows[j + 4] + k), hn::LoadU(d4, rows[j] + k));
+    return hn::Combine(D(), Four(j + 4), Four(j));
 #else
-    return hn::LoadU(d4, rows[j] + k);
+    return Four(j);
 #endif
   }
 #endif
@@ -79,12 +88,12 @@ void PackFloats(const Source& x, int rows, std::int64_t k, int stride, void* pan
   float* HWY_RESTRICT out = static_cast<float*>(panel);
   std::int64_t done = 0;
   if (rows > 0 && x.dtype == DType::kFloat32 && x.col_stride == 1 && stride % kLanes == 0) {
-    const float* base = static_cast<const float*>(x.data);
+    const std::uint8_t* base = static_cast<const std::uint8_t*>(x.data);
     const std::int64_t whole = k / 4 * 4;
     for (int r0 = 0; r0 < stride; r0 += kLanes) {
-      const float* pointers[kLanes < 4 ? 4 : kLanes];
+      const std::uint8_t* pointers[kLanes < 4 ? 4 : kLanes];
       for (int i = 0; i < kLanes; ++i) {
-        pointers[i] = base + std::min(r0 + i, rows - 1) * x.row_stride;
+        pointers[i] = base + std::min(r0 + i, rows - 1) * x.row_stride * 4;
       }
       for (std::int64_t s = 0; s < whole; s += 4) {
         V v[4];
@@ -140,12 +149,12 @@ void PackPairs(const Source& x, int rows, std::int64_t k, int stride, void* pane
     const bool wide = x.dtype == DType::kFloat32;
     const std::int64_t unit = wide ? 4 : 8;  // steps of k a block
     const std::int64_t whole = k / unit * unit;
-    const char* base = static_cast<const char*>(x.data);
+    const std::uint8_t* base = static_cast<const std::uint8_t*>(x.data);
     for (int r0 = 0; r0 < stride; r0 += kLanes) {
-      const float* pointers[kLanes < 4 ? 4 : kLanes];
+      const std::uint8_t* pointers[kLanes < 4 ? 4 : kLanes];
       for (int i = 0; i < kLanes; ++i) {
         const std::int64_t offset = std::min(r0 + i, rows - 1) * x.row_stride;
-        pointers[i] = reinterpret_cast<const float*>(base + offset * (wide ? 4 : 2));
+        pointers[i] = base + offset * (wide ? 4 : 2);
       }
       for (std::int64_t s = 0; s < whole; s += unit) {
         V v[4];
