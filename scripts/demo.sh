@@ -58,7 +58,7 @@ rm -rf "$out/adapter"
 "$graft" finetune --model "$model" --data "$data" --adapter-path "$out/adapter" \
   --batch-size 3 --iters "$(($(wc -l < "$data/train.jsonl") / 3))" --mask-prompt \
   --learning-rate 2.5e-3 --lr-schedule cosine --warmup 10 --max-grad-norm 1 \
-  --steps-per-report 20 --steps-per-eval 200 --require-fused
+  --steps-per-report 20 --steps-per-eval 100 --require-fused
 
 phase "tuned model"
 echo "The same sentences, none of whose phrasings or cron lines it was trained on:"
@@ -80,7 +80,8 @@ awk -v wanted=12 '
   }' "$out/base.txt" "$out/tuned.txt"
 
 printf '\nbase   %s\ntuned  %s\n' "$(tail -1 "$out/base.txt")" "$(tail -1 "$out/tuned.txt")"
-printf '\n%s\n' "${phases[@]}"
+printf '\n'
+printf '%s\n' "${phases[@]}"
 printf '%-12s %d:%02d\n' total $((SECONDS / 60)) $((SECONDS % 60))
 printf '\nThe adapter, in the form PEFT reads, the metrics and loss.svg are in %s/adapter. Ask it more:\n' "$out"
 printf '  %s generate --model %s --adapter-path %s/adapter \\\n    --system-prompt cron --prompt "weekdays at 7 pm"\n' \
