@@ -87,7 +87,8 @@ class Backward {
 };
 
 void Backward::operator()(Context& context) {
-  const std::int64_t d = shape_.d, width = kernels_.width, workers = num_threads();
+  const int workers = num_threads();
+  const std::int64_t d = shape_.d, width = kernels_.width;
   const std::int64_t d_panels = ceil_div(d, width);
   const std::int64_t gradient_size =
       keys_wanted() ? shape_.batch * shape_.heads * shape_.keys * d : 0;
@@ -118,10 +119,10 @@ void Backward::operator()(Context& context) {
   dk_ = layout.at<float>(dk);
   dv_ = layout.at<float>(dv);
 
-  parallel_for(packed_.tasks(), [&](std::int64_t task, int worker) {
+  parallel_for(packed_.tasks(), workers, [&](std::int64_t task, int worker) {
     pack(task, layout.at<float>(q) + worker * row_size);
   });
-  parallel_for(shape_.batch * shape_.heads, [&](std::int64_t task, int w) {
+  parallel_for(shape_.batch * shape_.heads, workers, [&](std::int64_t task, int w) {
     head(task / shape_.heads, task % shape_.heads,
          Worker{layout.at<float>(q) + w * row_size, layout.at<float>(dy) + w * row_size,
                 layout.at<float>(q_columns) + w * columns_size,
@@ -130,7 +131,7 @@ void Backward::operator()(Context& context) {
                 layout.at<float>(x_panel) + w * panel_size, layout.at<float>(dq) + w * dq_size});
   });
   if (!keys_wanted()) return;
-  parallel_for(packed_.tasks(), [&](std::int64_t task, int) {
+  parallel_for(packed_.tasks(), [&](std::int64_t task) {
     const std::int64_t kv_head = task / packed_.key_panels() % shape_.kv_heads;
     const std::int64_t first = task % packed_.key_panels() * width;
     sum_heads(task / packed_.key_panels() / shape_.kv_heads, kv_head, first,

@@ -105,6 +105,7 @@ class Run {
   std::uint32_t* p_panels_ = nullptr;  // [worker][panel]: a block of softmax(z) − onehot
   std::int64_t p_panel_size_ = 0;
   float* sums_ = nullptr;  // [slice][row][K] of dx
+  int workers_ = 0;  // threads, read once
   std::int64_t most_rows_ = 0;
 };
 
@@ -128,7 +129,7 @@ Run::Run(Context& context, const LinearCrossEntropy& params)
   const std::int64_t panels = std::min(all_panels_, kChunkPanels);
   const std::int64_t rows = panels * kernels_.rows;
   most_rows_ = rows;
-  const std::int64_t workers = num_threads();
+  workers_ = num_threads();
   const std::int64_t block = std::min(n_panels_, kBlockPanels) * kernels_.width;
   ld_ = gradient ? n_panels_ * kernels_.width : block;
   p_panel_size_ = kernels_.row_panel_size(block);
@@ -142,12 +143,12 @@ Run::Run(Context& context, const LinearCrossEntropy& params)
   const auto gathered =
       layout.reserve<std::byte>(rows * k_ * static_cast<std::int64_t>(size_of(p_.x.dtype())));
   const auto x_panels = layout.reserve<std::uint32_t>(panels * kernels_.row_panel_size(k_));
-  const auto logits = layout.reserve<float>(rows * ld_ * (gradient ? 1 : workers));
+  const auto logits = layout.reserve<float>(rows * ld_ * (gradient ? 1 : workers_));
   const auto partials = layout.reserve<Partial>(slices_ * rows);
   const auto target_logits = layout.reserve<float>(rows);
   const auto logsumexp = layout.reserve<float>(rows);
   const auto p_panels =
-      layout.reserve<std::uint32_t>(gradient ? workers * panels * p_panel_size_ : 0);
+      layout.reserve<std::uint32_t>(gradient ? workers_ * panels * p_panel_size_ : 0);
   const auto sums = layout.reserve<float>(gradient ? slices_ * rows * k_ : 0);
   layout.allocate(context);
 
@@ -203,12 +204,14 @@ void Run::chunk(std::int64_t first_panel, std::int64_t panels) {
   first_row_ = row_of_panel(first_panel);
   chunk_rows_ = row_of_panel(first_panel + panels) - first_row_;
 
-  parallel_for(panels_, [this](std::int64_t panel, int) { gather(panel); });
-  parallel_for(slices_, [this](std::int64_t slice, int worker) { logits(slice, worker); });
+  parallel_for(panels_, [this](std::int64_t panel) { gather(panel); });
+  parallel_for(slices_, workers_,
+               [this](std::int64_t slice, int worker) { logits(slice, worker); });
   finish_losses();
   if (p_.dx.present() && k_ > 0) {
-    parallel_for(slices_, [this](std::int64_t slice, int worker) { gradient(slice, worker); });
-    parallel_for(chunk_rows_, [this](std::int64_t row, int) { sum_gradient(row); });
+    parallel_for(slices_, workers_,
+                 [this](std::int64_t slice, int worker) { gradient(slice, worker); });
+    parallel_for(chunk_rows_, [this](std::int64_t row) { sum_gradient(row); });
   }
 }
 

@@ -67,7 +67,7 @@ void RunForward(const RmsNormForward& p, const float* weight) {
   const std::int64_t rows = p.x.dim(0), count = p.x.dim(1);
   const std::int64_t each =
       std::max<std::int64_t>(1, kSpanElements / std::max<std::int64_t>(1, count));
-  parallel_for((rows + each - 1) / each, [&](std::int64_t task, int) HWY_ATTR {
+  parallel_for((rows + each - 1) / each, [&](std::int64_t task) HWY_ATTR {
     for (std::int64_t row = task * each; row < std::min(rows, (task + 1) * each); ++row) {
       const T* s = element<T>(p.x, row, 0);
       if (p.residual.present()) {
@@ -119,7 +119,7 @@ template <class T>
 void RunBackward(const RmsNormBackward& p, const float* weight, float* partials,
                  std::int64_t rows_a_group) {
   const std::int64_t rows = p.dy.dim(0), count = p.dy.dim(1);
-  parallel_for((rows + rows_a_group - 1) / rows_a_group, [&](std::int64_t group, int) HWY_ATTR {
+  parallel_for((rows + rows_a_group - 1) / rows_a_group, [&](std::int64_t group) HWY_ATTR {
     float* const dweight = partials == nullptr ? nullptr : partials + group * count;
     if (dweight != nullptr) std::fill_n(dweight, count, 0.0f);
     const std::int64_t last = std::min(rows, (group + 1) * rows_a_group);

@@ -123,6 +123,7 @@ class Run {
 
   const Product& p_;
   const Kernels& kernels_;
+  const int threads_;  // read once: workers_ has one each
   const Partition partition_;
   const std::int64_t rank_;
   const bool row_shrink_;                // h straight from rows of x
@@ -159,7 +160,8 @@ bool needs_dense_copy(const OuterProduct& outer) {
 Run::Run(Context& context, const Product& product)
     : p_(product),
       kernels_(kernels_for(multiply_type(product))),
-      partition_(kernels_, product.m, product.k, product.n, num_threads()),
+      threads_(num_threads()),
+      partition_(kernels_, product.m, product.k, product.n, threads_),
       rank_(product.low_rank ? product.low_rank->rank : 0),
       row_shrink_(shrinks_from_rows(product, kernels_)),
       output_dropout_(product.low_rank && product.y.present() ? product.low_rank->output_dropout
@@ -199,7 +201,7 @@ Run::Run(Context& context, const Product& product)
     std::size_t x, low, dropped, h, rows, mask;
   };
   std::vector<Offsets> offsets;
-  for (int i = 0; i < num_threads(); ++i) {
+  for (int i = 0; i < threads_; ++i) {
     Offsets o;
     o.x = layout.add<float>(std::max(chunk_panels * x_panel_size_, kernels_.row_panel_size(p_.k)));
     o.low = layout.add<float>(chunk_panels * low_size);
@@ -239,7 +241,7 @@ Run::Run(Context& context, const Product& product)
 
 void Run::operator()() {
   prepare();
-  parallel_for(partition_.chunks * partition_.splits, [this](std::int64_t i, int worker) {
+  parallel_for(partition_.chunks * partition_.splits, threads_, [this](std::int64_t i, int worker) {
     task(i / partition_.splits, i % partition_.splits, workers_[static_cast<std::size_t>(worker)]);
   });
   sum_outer_products();
@@ -261,7 +263,7 @@ void Run::prepare() {
   if (p_.low_rank == nullptr) return;
   const Source expand = p_.low_rank->expand.transposed();
   const std::int64_t b_panels = b_to_pack_ != nullptr ? partition_.n_panels : 0;
-  const auto pack = [&](std::int64_t i, int) {
+  const auto pack = [&](std::int64_t i) {
     if (i < b_panels) return pack_panel(kernels_, expand, p_.n, rank_, i, b_to_pack_);
     if (a_to_pack_ != nullptr) kernels_.pack_a(p_.low_rank->shrink, p_.k, rank_, a_to_pack_);
   };
@@ -269,7 +271,7 @@ void Run::prepare() {
   if (rank_ * (p_.k + p_.n) >= kWorthWaking) {
     parallel_for(b_panels + 1, pack);
   } else {
-    for (std::int64_t i = 0; i <= b_panels; ++i) pack(i, 0);
+    for (std::int64_t i = 0; i <= b_panels; ++i) pack(i);
   }
 }
 
@@ -397,7 +399,7 @@ void Run::multiply(std::int64_t first, std::int64_t last, std::int64_t split,
 // Chunks are summed in their order, whatever thread made them: the same bits every time.
 void Run::sum_outer_products() {
   const std::int64_t products = static_cast<std::int64_t>(p_.outer_products.size());
-  parallel_for(products * rank_, [this](std::int64_t i, int) {
+  parallel_for(products * rank_, [this](std::int64_t i) {
     const OuterProduct& outer = p_.outer_products[static_cast<std::size_t>(i / rank_)];
     const std::int64_t j = i % rank_;
     float* sum = partials_[static_cast<std::size_t>(i / rank_)] + j * outer.cols;
@@ -418,7 +420,7 @@ void Run::sum_outer_products() {
 void pack_panels(const Kernels& kernels, const Source& w, std::int64_t n, std::int64_t k,
                  std::uint32_t* panels) {
   parallel_for(ceil_div(n, kernels.width),
-               [&](std::int64_t panel, int) { pack_panel(kernels, w, n, k, panel, panels); });
+               [&](std::int64_t panel) { pack_panel(kernels, w, n, k, panel, panels); });
 }
 
 void run(Context& context, const Product& product) { Run(context, product)(); }

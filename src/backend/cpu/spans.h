@@ -44,7 +44,7 @@ void for_each_span(std::int64_t rows, std::int64_t cols, bool one_row, Span&& sp
   const std::int64_t pieces = (cols + kSpanElements - 1) / kSpanElements;  // of a row
   const std::int64_t rows_a_task = std::max<std::int64_t>(1, kSpanElements / cols);
   const std::int64_t groups = (rows + rows_a_task - 1) / rows_a_task;
-  parallel_for(groups * pieces, [&](std::int64_t task, int) {
+  parallel_for(groups * pieces, [&](std::int64_t task) {
     const std::int64_t first = task / pieces * rows_a_task;
     const std::int64_t col = task % pieces * kSpanElements;
     const std::int64_t count = std::min(kSpanElements, cols - col);

@@ -195,23 +195,18 @@ Shared& shared() {
 
 }  // namespace
 
-void internal::run_tasks(std::int64_t count, TaskFn fn, void* state) {
+void internal::run_tasks(std::int64_t count, int threads, TaskFn fn, void* state) {
   if (count <= 0) return;
-  const bool alone = inside_task || count == 1;
+  const bool alone = inside_task || count == 1 || threads == 1;
   if (alone) {
     for (std::int64_t i = 0; i < count; ++i) fn(state, i, 0);
     return;
   }
   Shared& s = shared();
   const std::lock_guard<std::mutex> lock(s.turn);
-  const int threads = s.threads.load();
   inside_task = true;
-  if (threads == 1) {
-    for (std::int64_t i = 0; i < count; ++i) fn(state, i, 0);
-  } else {
-    if (s.pool == nullptr || s.pool->threads() != threads) s.pool = std::make_unique<Pool>(threads);
-    s.pool->run(count, fn, state);
-  }
+  if (s.pool == nullptr || s.pool->threads() != threads) s.pool = std::make_unique<Pool>(threads);
+  s.pool->run(count, fn, state);
   inside_task = false;
 }
 
