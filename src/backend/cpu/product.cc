@@ -4,6 +4,7 @@
 #include <cstring>
 
 #include "backend/cpu/packed_panels.h"
+#include "backend/cpu/scratch_layout.h"
 #include "backend/cpu/threads.h"
 #include "backend/element.h"
 #include "linear/packed_weight_impl.h"
@@ -25,21 +26,6 @@ void pack_panel(const Kernels& kernels, const Source& w, std::int64_t n, std::in
                        static_cast<int>(std::min<std::int64_t>(kernels.width, n - col)), k,
                        panels + panel * kernels.column_panel_size(k));
 }
-
-// Where the parts of the call's one scratch block lie.
-class Layout {
- public:
-  template <class T>
-  std::size_t add(std::int64_t count) {
-    const std::size_t at = bytes_;
-    bytes_ += (static_cast<std::size_t>(count) * sizeof(T) + 63) / 64 * 64;
-    return at;
-  }
-  std::size_t bytes() const { return bytes_; }
-
- private:
-  std::size_t bytes_ = 0;
-};
 
 // How the rows and columns of y are dealt out: row panels of near-equal height (so that no edge
 // tile is small), chunks of consecutive panels whose packed x stays in a core's cache, and where
@@ -173,26 +159,26 @@ Run::Run(Context& context, const Product& product)
   const std::int64_t chunk_panels = partition_.most_chunk_panels();
   const std::int64_t chunk_rows = chunk_panels * kernels_.rows;
 
-  Layout layout;
+  ScratchLayout layout;
   const bool plain = p_.weight != nullptr && p_.weight->packed() == nullptr && p_.y.present();
   const std::size_t plain_at =
-      layout.add<float>(plain ? packed_panels_size(kernels_, p_.n, p_.k) : 0);
+      layout.reserve<float>(plain ? packed_panels_size(kernels_, p_.n, p_.k) : 0);
   const bool pack_a = low && !a_is_packed(kernels_, *low);
   const bool pack_b = low && p_.y.present() && !b_serves_as_it_is(kernels_, *low, p_.n);
-  const std::size_t a_at = layout.add<float>(pack_a ? kernels_.packed_a_size(p_.k, rank_) : 0);
+  const std::size_t a_at = layout.reserve<float>(pack_a ? kernels_.packed_a_size(p_.k, rank_) : 0);
   const std::size_t b_at =
-      layout.add<float>(pack_b ? packed_panels_size(kernels_, p_.n, rank_) : 0);
-  const std::size_t bias_at = layout.add<float>(p_.bias.present() ? n_padded : 0);
+      layout.reserve<float>(pack_b ? packed_panels_size(kernels_, p_.n, rank_) : 0);
+  const std::size_t bias_at = layout.reserve<float>(p_.bias.present() ? n_padded : 0);
   const bool own_h =
       low && low->h == nullptr &&
       std::any_of(p_.outer_products.begin(), p_.outer_products.end(),
                   [](const OuterProduct& outer) { return outer.coefficients == nullptr; });
-  const std::size_t h_at = layout.add<float>(own_h ? p_.m * rank_ : 0);
+  const std::size_t h_at = layout.reserve<float>(own_h ? p_.m * rank_ : 0);
   std::vector<std::size_t> partials_at;
   std::int64_t dense_cols = 0;
   for (const OuterProduct& outer : p_.outer_products) {
     partials_at.push_back(
-        layout.add<float>(std::max<std::int64_t>(1, partition_.chunks) * rank_ * outer.cols));
+        layout.reserve<float>(std::max<std::int64_t>(1, partition_.chunks) * rank_ * outer.cols));
     if (needs_dense_copy(outer)) dense_cols = std::max(dense_cols, outer.cols);
   }
   const bool input_dropout = low && low->input_dropout;
@@ -203,20 +189,21 @@ Run::Run(Context& context, const Product& product)
   std::vector<Offsets> offsets;
   for (int i = 0; i < threads_; ++i) {
     Offsets o;
-    o.x = layout.add<float>(std::max(chunk_panels * x_panel_size_, kernels_.row_panel_size(p_.k)));
-    o.low = layout.add<float>(chunk_panels * low_size);
-    o.dropped = layout.add<float>(input_dropout ? kernels_.row_panel_size(p_.k) : 0);
-    o.h = layout.add<float>(rank_ * kernels_.stride);
-    o.rows = layout.add<float>(
+    o.x = layout.reserve<float>(
+        std::max(chunk_panels * x_panel_size_, kernels_.row_panel_size(p_.k)));
+    o.low = layout.reserve<float>(chunk_panels * low_size);
+    o.dropped = layout.reserve<float>(input_dropout ? kernels_.row_panel_size(p_.k) : 0);
+    o.h = layout.reserve<float>(rank_ * kernels_.stride);
+    o.rows = layout.reserve<float>(
         std::max(chunk_rows * dense_cols, input_dropout ? kernels_.rows * p_.k : 0));
-    o.mask = layout.add<float>(
+    o.mask = layout.reserve<float>(
         output_dropout_ ? chunk_rows * partition_.most_split_panels() * kernels_.width : 0);
     offsets.push_back(o);
   }
 
-  std::byte* base = context.scratch(layout.bytes());
-  const auto words = [base](std::size_t at) { return reinterpret_cast<std::uint32_t*>(base + at); };
-  const auto floats = [base](std::size_t at) { return reinterpret_cast<float*>(base + at); };
+  layout.allocate(context);
+  const auto words = [&layout](std::size_t at) { return layout.at<std::uint32_t>(at); };
+  const auto floats = [&layout](std::size_t at) { return layout.at<float>(at); };
   if (plain) w_ = plain_ = words(plain_at);
   if (p_.weight != nullptr && p_.weight->packed() != nullptr) {
     const PackedWeight::Impl& packed = p_.weight->packed()->impl();
