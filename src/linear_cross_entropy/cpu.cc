@@ -105,7 +105,7 @@ class Run {
   std::uint32_t* p_panels_ = nullptr;  // [worker][panel]: a block of softmax(z) − onehot
   std::int64_t p_panel_size_ = 0;
   float* sums_ = nullptr;  // [slice][row][K] of dx
-  int workers_ = 0;  // threads, read once
+  int workers_ = 0;        // threads, read once
   std::int64_t most_rows_ = 0;
 };
 
