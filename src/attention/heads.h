@@ -5,6 +5,7 @@
 #include <memory>
 
 #include "backend/cpu/kernels.h"
+#include "backend/cpu/packed_panels.h"
 #include "backend/cpu/rows.h"
 #include "graft/attention.h"
 #include "rope/angles.h"
@@ -13,8 +14,6 @@
 // written through strides, in float32 and turned.
 
 namespace graft::cpu {
-
-inline std::int64_t ceil_div(std::int64_t a, std::int64_t b) { return (a + b - 1) / b; }
 
 struct AttentionShape {
   std::int64_t batch, queries, keys, heads, kv_heads, d;

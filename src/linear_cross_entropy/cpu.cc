@@ -34,8 +34,6 @@ constexpr std::int64_t kChunkPanels = 10;
 constexpr std::int64_t kBlockPanels = 16;
 constexpr std::int64_t kMostSlices = 16;
 
-std::int64_t ceil_div(std::int64_t a, std::int64_t b) { return (a + b - 1) / b; }
-
 // Of one row over one slice of columns: max and Σ exp(z − max).
 struct Partial {
   float max;

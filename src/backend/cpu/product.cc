@@ -17,8 +17,6 @@ std::int64_t packed_panels_size(const Kernels& kernels, std::int64_t n, std::int
 
 namespace {
 
-std::int64_t ceil_div(std::int64_t a, std::int64_t b) { return (a + b - 1) / b; }
-
 void pack_panel(const Kernels& kernels, const Source& w, std::int64_t n, std::int64_t k,
                 std::int64_t panel, std::uint32_t* panels) {
   const std::int64_t col = panel * kernels.width;
