@@ -27,10 +27,10 @@
 namespace graft::cpu {
 namespace {
 
-// Row panels of a chunk: enough rows to be worth another read of W, few enough that the logits of
-// a vocabulary of 50,000 stay below 32 MiB.
-constexpr std::int64_t kChunkPanels = 10;
-// Column panels of a block: a block of logits (140 × 512 float32) stays in a core's cache.
+// Rows of a chunk: enough to be worth another read of W, few enough that the logits of a vocabulary
+// of 50,000 stay below 32 MiB.
+constexpr std::int64_t kChunkRows = 140;
+// Column panels of a block: a block of logits (140 × 512 float32 at most) stays in a core's cache.
 constexpr std::int64_t kBlockPanels = 16;
 constexpr std::int64_t kMostSlices = 16;
 
@@ -86,6 +86,7 @@ class Run {
   const std::int64_t k_, v_, n_panels_, slices_;
   std::vector<std::int64_t> rows_;  // not ignored
   std::int64_t all_panels_ = 0;     // of rows_
+  std::int64_t most_panels_ = 0;    // of a chunk
 
   // The chunk at hand.
   std::int64_t first_panel_ = 0, panels_ = 0, first_row_ = 0, chunk_rows_ = 0;
@@ -124,7 +125,8 @@ Run::Run(Context& context, const LinearCrossEntropy& params)
   if (all_panels_ == 0) return;
 
   const bool gradient = p_.dx.present();
-  const std::int64_t panels = std::min(all_panels_, kChunkPanels);
+  most_panels_ = std::min(all_panels_, kChunkRows / kernels_.rows);
+  const std::int64_t panels = most_panels_;
   const std::int64_t rows = panels * kernels_.rows;
   most_rows_ = rows;
   workers_ = num_threads();
@@ -174,8 +176,8 @@ Run::Run(Context& context, const LinearCrossEntropy& params)
 
 void Run::operator()() {
   clear_ignored_rows();
-  for (std::int64_t panel = 0; panel < all_panels_; panel += kChunkPanels) {
-    chunk(panel, std::min(kChunkPanels, all_panels_ - panel));
+  for (std::int64_t panel = 0; panel < all_panels_; panel += most_panels_) {
+    chunk(panel, std::min(most_panels_, all_panels_ - panel));
   }
 }
 
@@ -248,6 +250,7 @@ void Run::logits(std::int64_t slice, int worker) {
         const std::int64_t row = panel_row(panel);
         tile.rows = static_cast<int>(panel_row(panel + 1) - row);
         tile.x = x_panels_ + panel * kernels_.row_panel_size(k_);
+        read_ahead(tile, n + 1 == last, kernels_.column_panel_size(k_) * 4, panel, panels_);
         tile.y = block + row * ld_ + (n - begin) * kernels_.width;
         kernels_.tile(tile);
       }
@@ -297,7 +300,8 @@ void Run::gradient(std::int64_t slice, int worker) {
                          static_cast<int>(panel_row(panel + 1) - row), cols,
                          p_panels + panel * p_panel_size_);
     }
-    for (std::int64_t j = 0; j < ceil_div(k_, kernels_.width); ++j) {
+    const std::int64_t column_panels = ceil_div(k_, kernels_.width);
+    for (std::int64_t j = 0; j < column_panels; ++j) {
       TileArgs tile;
       tile.cols = static_cast<int>(std::min<std::int64_t>(kernels_.width, k_ - j * kernels_.width));
       tile.w =
@@ -309,6 +313,8 @@ void Run::gradient(std::int64_t slice, int worker) {
         const std::int64_t row = panel_row(panel);
         tile.rows = static_cast<int>(panel_row(panel + 1) - row);
         tile.x = p_panels + panel * p_panel_size_;
+        read_ahead(tile, j + 1 == column_panels, kernels_.column_panel_size(v_) * 4, panel,
+                   panels_);
         tile.y = sum + row * k_ + j * kernels_.width;
         kernels_.tile(tile);
       }

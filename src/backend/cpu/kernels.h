@@ -40,15 +40,17 @@ inline constexpr std::int64_t kMostOuterRows = 256;
 /// One register tile of y: up to `rows` × `width`.
 struct TileArgs {
   int rows = 0;
-  int cols = 0;                 // valid columns, at most `width`
-  const void* x = nullptr;      // row panel
-  const void* w = nullptr;      // column panel
-  std::int64_t steps = 0;       // of x and w
-  const void* h = nullptr;      // low-rank row panel, scaling inside
-  const void* b = nullptr;      // low-rank column panel
-  std::int64_t b_stride = 0;    // elements (32-bit) from a step of b to the next
-  std::int64_t low_steps = 0;   // of h and b
-  const float* mask = nullptr;  // multiplies the low-rank part, null for none: [row][mask_stride]
+  int cols = 0;                   // valid columns, at most `width`
+  const void* x = nullptr;        // row panel
+  const void* w = nullptr;        // column panel
+  std::int64_t steps = 0;         // of x and w
+  std::int64_t ahead = 0;         // bytes from w to what is fetched into the cache meanwhile,
+  std::int64_t ahead_stride = 0;  // and from step to step: see read_ahead
+  const void* h = nullptr;        // low-rank row panel, scaling inside
+  const void* b = nullptr;        // low-rank column panel
+  std::int64_t b_stride = 0;      // elements (32-bit) from a step of b to the next
+  std::int64_t low_steps = 0;     // of h and b
+  const float* mask = nullptr;    // multiplies the low-rank part, null for none: [row][mask_stride]
   std::int64_t mask_stride = 0;
   const float* bias = nullptr;  // `width` floats, or null
   void* y = nullptr;            // first element of the tile
@@ -56,6 +58,14 @@ struct TileArgs {
   bool y_bfloat16 = false;
   bool accumulate = false;  // y += instead of y =
 };
+
+/// Has tile number `index` of the `count` that share a column panel fetch its part of the next one,
+/// `panel_bytes` on; else the first tile of every panel waits for memory. None after the last.
+inline void read_ahead(TileArgs& tile, bool last, std::int64_t panel_bytes, std::int64_t index,
+                       std::int64_t count) {
+  tile.ahead_stride = last ? 0 : (64 + count - 1) / count;
+  tile.ahead = last ? 0 : panel_bytes + index * tile.ahead_stride * tile.steps;
+}
 
 struct Kernels {
   int rows;         // most rows of a tile

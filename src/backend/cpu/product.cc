@@ -30,38 +30,41 @@ void pack_panel(const Kernels& kernels, const Source& w, std::int64_t n, std::in
 // rows are few, ranges of columns too.
 struct Partition {
   std::int64_t m, n_panels;
-  std::int64_t panels;  // of rows
-  std::int64_t chunks;
-  std::int64_t splits;  // of the columns
+  std::int64_t panels;                    // of rows
+  std::vector<std::int64_t> chunk_panel;  // the first panel of each chunk, and the end
+  std::int64_t splits = 1;                // of the columns
 
   Partition(const Kernels& kernels, std::int64_t rows_of_y, std::int64_t k, std::int64_t n,
             int threads)
       : m(rows_of_y),
         n_panels(ceil_div(n, kernels.width)),
-        panels(ceil_div(rows_of_y, kernels.rows)) {
+        panels(ceil_div(rows_of_y, kernels.rows)),
+        chunk_panel{0} {
     // About 128 rows a chunk; fewer where K is so large that they would leave a 1 MiB cache.
-    constexpr std::int64_t kChunkRows = 140, kChunkBytes = 5 << 18;
+    constexpr std::int64_t kChunkRows = 140, kLeastRows = 28, kChunkBytes = 5 << 18;
     const std::int64_t panel_bytes = std::max<std::int64_t>(1, kernels.row_panel_size(k) * 4);
     const std::int64_t most = std::clamp<std::int64_t>(
         kChunkBytes / panel_bytes, 2, std::max(2, static_cast<int>(kChunkRows / kernels.rows)));
-    chunks = ceil_div(panels, most);
-    splits = 1;
-    if (panels >= 4 * threads) {
-      chunks = std::min(panels, ceil_div(chunks, threads) * threads);
-    } else if (threads > 1) {
-      // Few rows: every thread packs them, and multiplies its share of the columns.
-      splits = std::clamp<std::int64_t>(n_panels, 1, threads);
+    const bool by_rows = panels >= 4 * threads;
+    // Few rows: every thread packs them, and multiplies its share of the columns.
+    if (!by_rows && threads > 1) splits = std::clamp<std::int64_t>(n_panels, 1, threads);
+    // Many: chunks grow smaller to the end, so that threads of unequal speed end together.
+    const std::int64_t least = std::min(most, ceil_div(kLeastRows, kernels.rows));
+    for (std::int64_t left = panels; left > 0; left = panels - chunk_panel.back()) {
+      const std::int64_t fair = threads > 1 && by_rows ? ceil_div(left, 2 * threads) : left;
+      chunk_panel.push_back(chunk_panel.back() + std::min(left, std::clamp(fair, least, most)));
     }
   }
 
+  std::int64_t chunks() const { return static_cast<std::int64_t>(chunk_panel.size()) - 1; }
+  std::int64_t first_panel(std::int64_t chunk) const {
+    return chunk_panel[static_cast<std::size_t>(chunk)];
+  }
   std::int64_t panel_row(std::int64_t panel) const {
     return m * panel / std::max<std::int64_t>(1, panels);
   }
-  std::int64_t chunk_panel(std::int64_t chunk) const {
-    return panels * chunk / std::max<std::int64_t>(1, chunks);
-  }
   std::int64_t split_panel(std::int64_t split) const { return n_panels * split / splits; }
-  std::int64_t most_chunk_panels() const { return chunks == 0 ? 0 : ceil_div(panels, chunks); }
+  std::int64_t most_chunk_panels() const { return chunks() == 0 ? 0 : chunk_panel[1]; }
   std::int64_t most_split_panels() const { return ceil_div(n_panels, splits); }
 };
 
@@ -176,7 +179,7 @@ Run::Run(Context& context, const Product& product)
   std::int64_t dense_cols = 0;
   for (const OuterProduct& outer : p_.outer_products) {
     partials_at.push_back(
-        layout.reserve<float>(std::max<std::int64_t>(1, partition_.chunks) * rank_ * outer.cols));
+        layout.reserve<float>(std::max<std::int64_t>(1, partition_.chunks()) * rank_ * outer.cols));
     if (needs_dense_copy(outer)) dense_cols = std::max(dense_cols, outer.cols);
   }
   const bool input_dropout = low && low->input_dropout;
@@ -226,9 +229,11 @@ Run::Run(Context& context, const Product& product)
 
 void Run::operator()() {
   prepare();
-  parallel_for(partition_.chunks * partition_.splits, threads_, [this](std::int64_t i, int worker) {
-    task(i / partition_.splits, i % partition_.splits, workers_[static_cast<std::size_t>(worker)]);
-  });
+  parallel_for(partition_.chunks() * partition_.splits, threads_,
+               [this](std::int64_t i, int worker) {
+                 task(i / partition_.splits, i % partition_.splits,
+                      workers_[static_cast<std::size_t>(worker)]);
+               });
   sum_outer_products();
 }
 
@@ -261,8 +266,8 @@ void Run::prepare() {
 }
 
 void Run::task(std::int64_t chunk, std::int64_t split, const Worker& worker) {
-  const std::int64_t first = partition_.chunk_panel(chunk);
-  const std::int64_t last = partition_.chunk_panel(chunk + 1);
+  const std::int64_t first = partition_.first_panel(chunk);
+  const std::int64_t last = partition_.first_panel(chunk + 1);
   pack_chunk(first, last, split == 0, worker);
   if (output_dropout_ != nullptr) fill_mask(first, last, split, worker);
   if (split == 0) add_outer_products(chunk, worker);
@@ -305,8 +310,8 @@ const void* Run::dropped_panel(std::int64_t row, int rows, const Worker& worker)
 
 // This chunk's part of each outer product: its rows have just been read.
 void Run::add_outer_products(std::int64_t chunk, const Worker& worker) {
-  const std::int64_t row = partition_.panel_row(partition_.chunk_panel(chunk));
-  const std::int64_t rows = partition_.panel_row(partition_.chunk_panel(chunk + 1)) - row;
+  const std::int64_t row = partition_.panel_row(partition_.first_panel(chunk));
+  const std::int64_t rows = partition_.panel_row(partition_.first_panel(chunk + 1)) - row;
   for (std::size_t i = 0; i < p_.outer_products.size(); ++i) {
     const OuterProduct& outer = p_.outer_products[i];
     Source matrix = outer.matrix.at(row, 0);
@@ -361,6 +366,7 @@ void Run::multiply(std::int64_t first, std::int64_t last, std::int64_t split,
   tile.y_bfloat16 = p_.y.dtype() == DType::kBFloat16;
   tile.accumulate = p_.accumulate;
   const std::int64_t y_size = static_cast<std::int64_t>(size_of(p_.y.dtype()));
+  const std::int64_t w_bytes = kernels_.column_panel_size(p_.k) * 4;
   for (std::int64_t column = first_column; column < last_column; ++column) {
     const std::int64_t col = column * kernels_.width;
     tile.cols = static_cast<int>(std::min<std::int64_t>(kernels_.width, p_.n - col));
@@ -370,6 +376,7 @@ void Run::multiply(std::int64_t first, std::int64_t last, std::int64_t split,
     for (std::int64_t panel = first; panel < last; ++panel) {
       const std::int64_t row = partition_.panel_row(panel);
       tile.rows = static_cast<int>(partition_.panel_row(panel + 1) - row);
+      read_ahead(tile, column + 1 == last_column, w_bytes, panel - first, last - first);
       tile.x = worker.x + (panel - first) * x_panel_size_;
       tile.h = worker.low + (panel - first) * kernels_.row_panel_size(rank_);
       tile.mask = output_dropout_ ? worker.mask + (row - first_row) * mask_stride +
@@ -388,8 +395,8 @@ void Run::sum_outer_products() {
     const OuterProduct& outer = p_.outer_products[static_cast<std::size_t>(i / rank_)];
     const std::int64_t j = i % rank_;
     float* sum = partials_[static_cast<std::size_t>(i / rank_)] + j * outer.cols;
-    if (partition_.chunks == 0) std::fill_n(sum, outer.cols, 0.0f);
-    for (std::int64_t chunk = 1; chunk < partition_.chunks; ++chunk) {
+    if (partition_.chunks() == 0) std::fill_n(sum, outer.cols, 0.0f);
+    for (std::int64_t chunk = 1; chunk < partition_.chunks(); ++chunk) {
       const float* partial = sum + chunk * rank_ * outer.cols;
       for (std::int64_t c = 0; c < outer.cols; ++c) sum[c] += partial[c];
     }

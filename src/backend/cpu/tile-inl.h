@@ -18,11 +18,16 @@ HWY_BEFORE_NAMESPACE();
 namespace graft::cpu {
 namespace HWY_NAMESPACE {
 
+// acc += x · w, and asks for a line of `ahead` a step.
 template <class Multiply, int Rows>
 HWY_INLINE void AddProducts(const typename Multiply::X* HWY_RESTRICT x,
                             const typename Multiply::W* HWY_RESTRICT w, std::int64_t w_stride,
-                            std::int64_t steps, V (&acc)[Rows][2]) {
+                            std::int64_t steps, const char* ahead, std::int64_t ahead_stride,
+                            V (&acc)[Rows][2]) {
+  constexpr int kRead = 0, kSecondLevel = 2;
   for (std::int64_t s = 0; s < steps; ++s) {
+    __builtin_prefetch(ahead, kRead, kSecondLevel);
+    ahead += ahead_stride;
     Multiply::template Step<Rows>(x, w, acc);
     x += kStride * Multiply::kXPerStep;
     w += w_stride;
@@ -84,8 +89,9 @@ void TileRows(const TileArgs& args) {
 #pragma GCC unroll 16
   for (int i = 0; i < Rows; ++i) acc[i][0] = acc[i][1] = hn::Zero(d);
 
+  const char* const w = static_cast<const char*>(args.w);
   AddProducts<Multiply, Rows>(static_cast<const X*>(args.h), static_cast<const W*>(args.b),
-                              args.b_stride, args.low_steps, acc);
+                              args.b_stride, args.low_steps, w, 0, acc);
   if (args.mask != nullptr) {
 #pragma GCC unroll 16
     for (int i = 0; i < Rows; ++i) {
@@ -103,7 +109,7 @@ void TileRows(const TileArgs& args) {
     }
   }
   AddProducts<Multiply, Rows>(static_cast<const X*>(args.x), static_cast<const W*>(args.w), kWidth,
-                              args.steps, acc);
+                              args.steps, w + args.ahead, args.ahead_stride, acc);
   StoreTile<Rows>(args, acc);
 }
 
