@@ -1,3 +1,5 @@
+#include "apps/graft/commands/bench.h"
+
 #include <fmt/format.h>
 #include <mlx/version.h>
 #include <unistd.h>
@@ -7,7 +9,6 @@
 #include <cstdio>
 #include <ctime>
 #include <fstream>
-#include <memory>
 #include <string>
 #include <vector>
 
@@ -17,7 +18,6 @@
 #include "apps/graft/bench/overhead_plot.h"
 #include "apps/graft/bench/peak.h"
 #include "apps/graft/bench/table.h"
-#include "apps/graft/commands/commands.h"
 #include "apps/graft/commands/common.h"
 #include "apps/graft/terminal/format.h"
 #include "apps/graft/user_error.h"
@@ -30,19 +30,6 @@ namespace graft::app {
 namespace {
 
 using namespace bench;  // NOLINT: this file is its command
-
-struct Flags {
-  std::string dtype = "f32";
-  float dropout = 0.1f;
-  int threads = 0;
-  int rounds = 7;
-  double block_ms = 8.0;
-  double rotate_mb = -1.0;  // below zero: usual_rotate_bytes()
-  bool quick = false;
-  std::vector<std::string> filter;
-  std::string csv;
-  std::string svg;
-};
 
 constexpr double kFallbackCacheBytes = 8e6;
 
@@ -63,7 +50,7 @@ double measure_launch(Stopwatch& stopwatch, const Blas& blas) {
   return stopwatch.measure(candidates, 1).front().median;
 }
 
-Machine measure_machine(const Flags& flags, Stopwatch& stopwatch, const Blas& blas) {
+Machine measure_machine(const BenchFlags& flags, Stopwatch& stopwatch, const Blas& blas) {
   const int threads = num_threads();
   Machine machine;
   machine.cache_bytes = last_cache_bytes();
@@ -94,8 +81,8 @@ std::string date() {
   return text;
 }
 
-std::string command_line(const Flags& flags) {
-  const Flags usual;
+std::string command_line(const BenchFlags& flags) {
+  const BenchFlags usual;
   std::string text = "graft bench lora --dtype " + flags.dtype;
   if (flags.dropout != usual.dropout) text += fmt::format(" --dropout {}", flags.dropout);
   if (flags.threads != usual.threads) text += fmt::format(" --threads {}", flags.threads);
@@ -107,7 +94,7 @@ std::string command_line(const Flags& flags) {
   return text;
 }
 
-Facts facts_of(const Flags& flags, const Machine& machine, const Blas& blas) {
+Facts facts_of(const BenchFlags& flags, const Machine& machine, const Blas& blas) {
   return {
       {"device", fmt::format("{}, {} threads", processor(), num_threads())},
       {"isa", cpu_isa()},
@@ -132,7 +119,9 @@ void refuse_composed() {
   }
 }
 
-void run(const Flags& flags) {
+}  // namespace
+
+void run_bench_lora(const BenchFlags& flags) {
   if (!mlx::fused_enabled()) throw UserError("GRAFT_FUSED=0 leaves nothing to measure; unset it");
   const std::vector<Case> cases =
       all_cases({flags.dtype == "bf16", flags.dropout, flags.quick, flags.filter});
@@ -168,46 +157,6 @@ void run(const Flags& flags) {
       fmt::format("What LoRA adds to a layer, {}, {} threads", flags.dtype, num_threads()));
   if (svg.empty()) throw UserError("--svg: no lora_linear among the cases, so there is no plot");
   write_file_atomically(flags.svg, svg);
-}
-
-}  // namespace
-
-void add_bench(CLI::App& program) {
-  const auto flags = std::make_shared<Flags>();
-  CLI::App* bench = program.add_subcommand("bench", "Measure this machine's speed");
-  bench->require_subcommand(1);
-  CLI::App* command = bench->add_subcommand(
-      "lora", "Fused LoRA against OpenBLAS calls and against MLX's own ops, in one run");
-  command->add_option("--dtype", flags->dtype, "Element type of all tensors")
-      ->check(CLI::IsMember({"f32", "bf16"}))
-      ->capture_default_str();
-  command->add_option("--dropout", flags->dropout, "Of the rows with dropout; 0 leaves them out")
-      ->check(CLI::Range(0.0, 0.99))
-      ->capture_default_str();
-  command->add_option("--threads", flags->threads, "Threads to use; 0 is every core")
-      ->check(CLI::NonNegativeNumber)
-      ->capture_default_str();
-  command->add_option("--rounds", flags->rounds, "Times that each way of computing takes its turn")
-      ->check(CLI::PositiveNumber)
-      ->capture_default_str();
-  command
-      ->add_option("--block-ms", flags->block_ms, "Milliseconds of a turn, or one call if longer")
-      ->check(CLI::PositiveNumber)
-      ->capture_default_str();
-  command
-      ->add_option("--rotate-mb", flags->rotate_mb,
-                   "Megabytes of inputs to go round; usually twice the cores' own caches, and 0 "
-                   "measures one set that stays in them")
-      ->check(CLI::Range(0.0, 4096.0));
-  command->add_flag("--quick", flags->quick, "A few small shapes only");
-  command
-      ->add_option("--filter", flags->filter,
-                   "Only cases with this word (or words, all of them): plan, grid, model, wide, "
-                   "linear, lora_delta, lora_linear, forward, r8, dropout0, 4x128x576>1536, ...")
-      ->take_all();
-  command->add_option("--csv", flags->csv, "Write the results to this file");
-  command->add_option("--svg", flags->svg, "Write a plot of the overheads to this file");
-  command->callback([flags] { run(*flags); });
 }
 
 }  // namespace graft::app

@@ -7,19 +7,6 @@
 
 namespace graft::app {
 
-void ModelFlags::add_to(CLI::App& command) {
-  command.add_option("--model", model, "The model, a GGUF file")->required();
-  command
-      .add_option("--dtype", dtype,
-                  "How base weights are kept and multiplied: f32, or bf16 for half the memory and, "
-                  "on CPUs with bf16 instructions, twice the speed")
-      ->check(CLI::IsMember({"f32", "bf16"}))
-      ->capture_default_str();
-  command.add_option("--threads", threads, "Threads to use; 0 is every core")
-      ->check(CLI::NonNegativeNumber)
-      ->capture_default_str();
-}
-
 void use_threads(int threads) {
   set_num_threads(threads);
   // The BLAS is found at run time, as MLX finds it: builds differ in which one they link.

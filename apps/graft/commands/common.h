@@ -1,6 +1,5 @@
 #pragma once
 
-#include <CLI/CLI.hpp>
 #include <optional>
 #include <string>
 
@@ -16,8 +15,6 @@ struct ModelFlags {
   std::string model;
   std::string dtype = "f32";
   int threads = 0;
-
-  void add_to(CLI::App& command);
 };
 
 /// A model ready to run, from one GGUF file.

@@ -1,29 +1,19 @@
+#include "apps/graft/commands/evaluate.h"
+
 #include <fmt/format.h>
 
 #include <algorithm>
 #include <cstdint>
-#include <memory>
 #include <numeric>
 #include <string>
 #include <vector>
 
-#include "apps/graft/commands/commands.h"
-#include "apps/graft/commands/common.h"
 #include "apps/graft/data/dataset.h"
 #include "apps/graft/generate/generator.h"
 #include "apps/graft/user_error.h"
 
 namespace graft::app {
 namespace {
-
-struct Flags {
-  ModelFlags model;
-  std::string adapter_path;
-  std::string data;
-  int max_tokens = 64;
-  int batch_size = 64;
-  int show = 5;
-};
 
 /// A prompt, the answer the file gives, and the model's.
 struct Question {
@@ -77,7 +67,7 @@ std::vector<Question> read_questions(const std::string& path, const LoadedModel&
 }
 
 void answer_all(std::vector<Question>& questions, const LoadedModel& model, const Adapter* adapter,
-                const Flags& flags) {
+                const EvaluateFlags& flags) {
   // Prompts of like length together, so that little is padding.
   std::vector<std::size_t> order(questions.size());
   std::iota(order.begin(), order.end(), std::size_t{0});
@@ -107,7 +97,9 @@ std::string one_line(const std::string& text, std::size_t longest) {
   return line.substr(0, cut) + "...";
 }
 
-void run(const Flags& flags) {
+}  // namespace
+
+void run_evaluate(const EvaluateFlags& flags) {
   const LoadedModel model(flags.model, /*training=*/false);
   const AttachedAdapter adapter(flags.adapter_path, model.llama.config());
   std::vector<Question> questions = read_questions(flags.data, model);
@@ -125,29 +117,6 @@ void run(const Flags& flags) {
   fmt::print("exact match: {:.1f} % ({} of {})\n",
              100.0 * static_cast<double>(right) / static_cast<double>(questions.size()), right,
              questions.size());
-}
-
-}  // namespace
-
-void add_evaluate(CLI::App& program) {
-  const auto flags = std::make_shared<Flags>();
-  CLI::App* command = program.add_subcommand(
-      "evaluate", "Count how often a model's likeliest answer is exactly the expected one");
-  flags->model.add_to(*command);
-  command->add_option("--adapter-path", flags->adapter_path,
-                      "Folder of an adapter to put on the model");
-  command->add_option("--data", flags->data, "JSON lines with prompt and completion, or messages")
-      ->required();
-  command->add_option("--max-tokens", flags->max_tokens, "Longest answer")
-      ->check(CLI::PositiveNumber)
-      ->capture_default_str();
-  command->add_option("--batch-size", flags->batch_size, "Prompts answered at a time")
-      ->check(CLI::PositiveNumber)
-      ->capture_default_str();
-  command->add_option("--show", flags->show, "Print the first so many answers")
-      ->check(CLI::NonNegativeNumber)
-      ->capture_default_str();
-  command->callback([flags] { run(*flags); });
 }
 
 }  // namespace graft::app

@@ -1,15 +1,14 @@
+#include "apps/graft/commands/finetune.h"
+
 #include <fmt/format.h>
 
 #include <algorithm>
 #include <cstdint>
-#include <memory>
 #include <string>
 #include <vector>
 
 #include "apps/graft/adapter/adapter_file.h"
 #include "apps/graft/adapter/atomic_file.h"
-#include "apps/graft/commands/commands.h"
-#include "apps/graft/commands/common.h"
 #include "apps/graft/data/batches.h"
 #include "apps/graft/data/dataset.h"
 #include "apps/graft/terminal/format.h"
@@ -28,31 +27,8 @@
 namespace graft::app {
 namespace {
 
-struct Flags {
-  ModelFlags model;
-  std::string data;
-  std::string adapter_path = "adapters";
-  std::string init_adapter;
-  std::string record_batches;
-  std::vector<std::string> target_modules;
-  std::string lr_schedule = "constant";
-  int num_layers = -1;
-  AdapterOptions adapter;
-  AdamWOptions adamw;
-  LoopOptions loop;
-  double learning_rate = 2e-4;
-  double max_grad_norm = 1.0;
-  int warmup = 0;
-  int batch_size = 4;
-  int val_batches = 25;
-  std::int64_t max_seq_length = 2048;
-  std::uint64_t seed = 0;
-  bool mask_prompt = false;
-  bool require_fused = false;
-};
-
 /// The adapter to start from: fresh, or another one's.
-SavedAdapter initial_adapter(const Flags& flags, const LlamaConfig& config) {
+SavedAdapter initial_adapter(const FinetuneFlags& flags, const LlamaConfig& config) {
   if (!flags.init_adapter.empty()) {
     SavedAdapter found = load_adapter(flags.init_adapter, config);
     AdapterOptions options = found.layout.options();
@@ -94,7 +70,8 @@ std::vector<Batch> validation_batches(const DataSplits& data, const BatchOptions
   return batches;
 }
 
-void print_header(const Flags& flags, const LoadedModel& model, const AdapterLayout& layout) {
+void print_header(const FinetuneFlags& flags, const LoadedModel& model,
+                  const AdapterLayout& layout) {
   const LlamaConfig& config = model.llama.config();
   fmt::print("{:<12}{}, weights in {}, on {} threads ({})\n", "model",
              config.name.empty() ? flags.model.model : config.name, flags.model.dtype,
@@ -121,7 +98,9 @@ void print_fusion(const AdapterLayout& layout, bool require_fused) {
   }
 }
 
-void run(const Flags& flags) {
+}  // namespace
+
+void run_finetune(const FinetuneFlags& flags) {
   const LoadedModel model(flags.model, /*training=*/true);
   const SavedAdapter initial = initial_adapter(flags, model.llama.config());
   const std::int64_t max_seq_length =
@@ -178,111 +157,6 @@ void run(const Flags& flags) {
   fmt::print("saved to {}, peak memory {}\n", flags.adapter_path,
              format_bytes(peak_memory_bytes()));
   if (flags.loop.iters > 0) print_fusion(initial.layout, flags.require_fused);
-}
-
-void add_adapter_flags(CLI::App& command, Flags& flags) {
-  command.add_option("--rank", flags.adapter.rank, "Rank of A and B")
-      ->check(CLI::Range(std::int64_t{1}, kMaxLoraRank))
-      ->capture_default_str();
-  command.add_option("--alpha", flags.adapter.alpha, "The adapter counts alpha / rank times")
-      ->check(CLI::PositiveNumber)
-      ->capture_default_str();
-  command.add_option("--dropout", flags.adapter.dropout, "Dropout on the adapter's input")
-      ->check(CLI::Range(0.0, 0.999))
-      ->capture_default_str();
-  command.add_option("--num-layers", flags.num_layers, "Adapt the last so many layers; -1 is all")
-      ->capture_default_str();
-  std::vector<std::string> names;
-  for (const Projection projection : kAllProjections) names.emplace_back(name_of(projection));
-  flags.target_modules = names;
-  command.add_option("--target-modules", flags.target_modules, "Projections to adapt")
-      ->check(CLI::IsMember(names))
-      ->delimiter(',')
-      ->capture_default_str();
-  command.add_option("--init-adapter", flags.init_adapter,
-                     "Folder of an adapter to start from; its rank, alpha and modules count");
-}
-
-void add_training_flags(CLI::App& command, Flags& flags) {
-  command.add_option("--batch-size", flags.batch_size, "Samples an iteration")
-      ->check(CLI::PositiveNumber)
-      ->capture_default_str();
-  command.add_option("--iters", flags.loop.iters, "Iterations")
-      ->check(CLI::NonNegativeNumber)
-      ->capture_default_str();
-  command.add_option("--learning-rate", flags.learning_rate, "AdamW's learning rate, at its peak")
-      ->check(CLI::NonNegativeNumber)
-      ->capture_default_str();
-  command.add_option("--lr-schedule", flags.lr_schedule, "Course of the rate after the warm-up")
-      ->check(CLI::IsMember({"constant", "linear", "cosine"}))
-      ->capture_default_str();
-  command.add_option("--warmup", flags.warmup, "Iterations in which the rate climbs to its peak")
-      ->check(CLI::NonNegativeNumber)
-      ->capture_default_str();
-  command.add_option("--weight-decay", flags.adamw.weight_decay, "AdamW's weight decay")
-      ->check(CLI::NonNegativeNumber)
-      ->capture_default_str();
-  command
-      .add_option("--max-grad-norm", flags.max_grad_norm,
-                  "Shorten longer gradients to this norm; 0 is off")
-      ->check(CLI::NonNegativeNumber)
-      ->capture_default_str();
-  command.add_option("--seed", flags.seed, "Seed of the adapter, the batches and dropout")
-      ->capture_default_str();
-}
-
-void add_data_flags(CLI::App& command, Flags& flags) {
-  command
-      .add_option(
-          "--data", flags.data,
-          "Folder with train.jsonl and perhaps valid.jsonl: a line each with text, or prompt "
-          "and completion, or messages")
-      ->required();
-  command
-      .add_option("--max-seq-length", flags.max_seq_length,
-                  "Cut longer samples off, in tokens; the model's context is the limit")
-      ->check(CLI::Range(2, 1 << 20))
-      ->capture_default_str();
-  command.add_flag("--mask-prompt", flags.mask_prompt,
-                   "Train on answers alone, not on what they answer");
-}
-
-void add_report_flags(CLI::App& command, Flags& flags) {
-  command
-      .add_option("--adapter-path", flags.adapter_path,
-                  "Folder for the adapter, metrics.jsonl and loss.svg")
-      ->capture_default_str();
-  command.add_option("--steps-per-report", flags.loop.steps_per_report, "Iterations a report")
-      ->check(CLI::PositiveNumber)
-      ->capture_default_str();
-  command.add_option("--steps-per-eval", flags.loop.steps_per_eval, "Iterations a validation")
-      ->check(CLI::PositiveNumber)
-      ->capture_default_str();
-  command
-      .add_option("--val-batches", flags.val_batches, "Batches to validate on; -1 is all, 0 none")
-      ->check(CLI::Range(-1, 1 << 30))
-      ->capture_default_str();
-  command.add_option("--save-every", flags.loop.save_every, "Iterations a save")
-      ->check(CLI::PositiveNumber)
-      ->capture_default_str();
-  command.add_option("--record-batches", flags.record_batches,
-                     "File for the tokens and targets of every batch, a JSON line each, so that "
-                     "another program can train on the same");
-  command.add_flag("--require-fused", flags.require_fused,
-                   "Fail if an adapted projection ran unfused, forward or backward");
-}
-
-}  // namespace
-
-void add_finetune(CLI::App& program) {
-  const auto flags = std::make_shared<Flags>();
-  CLI::App* command = program.add_subcommand("finetune", "Train a LoRA adapter for a model");
-  flags->model.add_to(*command);
-  add_data_flags(*command, *flags);
-  add_adapter_flags(*command, *flags);
-  add_training_flags(*command, *flags);
-  add_report_flags(*command, *flags);
-  command->callback([flags] { run(*flags); });
 }
 
 }  // namespace graft::app

@@ -1,10 +1,9 @@
+#include "apps/graft/commands/info.h"
+
 #include <fmt/format.h>
 
-#include <memory>
 #include <string>
 
-#include "apps/graft/commands/commands.h"
-#include "apps/graft/commands/common.h"
 #include "apps/graft/model/llama_config.h"
 #include "apps/graft/terminal/format.h"
 #include "graft/context.h"
@@ -17,12 +16,6 @@
 
 namespace graft::app {
 namespace {
-
-struct Flags {
-  std::string model;
-  std::string dtype = "f32";
-  int rank = 8;
-};
 
 // Tokens of a batch, for asking whether a shape is supported; any number would do.
 constexpr std::int64_t kRows = 512;
@@ -49,7 +42,7 @@ TensorView output_of(std::int64_t rows, std::int64_t columns) {
   return {nullptr, DType::kFloat32, {rows, columns}};
 }
 
-void print_projection(const LlamaConfig& config, Projection projection, const Flags& flags) {
+void print_projection(const LlamaConfig& config, Projection projection, const InfoFlags& flags) {
   const std::int64_t in = config.in_features(projection);
   const std::int64_t out = config.out_features(projection);
   const DType dtype = flags.dtype == "bf16" ? DType::kBFloat16 : DType::kFloat32;
@@ -72,7 +65,7 @@ void print_projection(const LlamaConfig& config, Projection projection, const Fl
                 fmt::format("({}, {})", out, in), supports(forward), supports(backward));
 }
 
-void print_model(const Flags& flags) {
+void print_model(const InfoFlags& flags) {
   const GgufFile file = GgufFile::open(flags.model);
   const LlamaConfig config = read_llama_config(file);
   std::int64_t parameters = 0;
@@ -113,9 +106,11 @@ void print_model(const Flags& flags) {
                 supports(loss_back));
 }
 
-void run(const Flags& flags) {
+}  // namespace
+
+void run_info(const InfoFlags& flags) {
   print_fact("graft", kVersion);
-  print_fact("mlx", mx::version());
+  print_fact("mlx", mlx::core::version());
   print_fact("threads", std::to_string(num_threads()));
   print_fact("cpu",
              fmt::format("{} (this machine runs: {})", cpu_isa(), fmt::join(cpu_isas(), ", ")));
@@ -125,22 +120,6 @@ void run(const Flags& flags) {
                support ? "yes" : "no: " + support.reason);
   }
   if (!flags.model.empty()) print_model(flags);
-}
-
-}  // namespace
-
-void add_info(CLI::App& program) {
-  const auto flags = std::make_shared<Flags>();
-  CLI::App* command =
-      program.add_subcommand("info", "Say what this build, this machine and a model can do");
-  command->add_option("--model", flags->model, "A GGUF file: what of it runs fused, and why not");
-  command->add_option("--dtype", flags->dtype, "How base weights would be kept")
-      ->check(CLI::IsMember({"f32", "bf16"}))
-      ->capture_default_str();
-  command->add_option("--rank", flags->rank, "Rank of the adapter")
-      ->check(CLI::PositiveNumber)
-      ->capture_default_str();
-  command->callback([flags] { run(*flags); });
 }
 
 }  // namespace graft::app

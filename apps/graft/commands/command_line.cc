@@ -1,0 +1,272 @@
+#include "apps/graft/commands/command_line.h"
+
+#include <fmt/format.h>
+
+#include <CLI/CLI.hpp>
+#include <cstdint>
+#include <cstdio>
+#include <exception>
+#include <memory>
+#include <new>
+#include <string>
+#include <vector>
+
+#include "apps/graft/commands/bench.h"
+#include "apps/graft/commands/evaluate.h"
+#include "apps/graft/commands/finetune.h"
+#include "apps/graft/commands/generate.h"
+#include "apps/graft/commands/info.h"
+#include "graft/lora.h"
+#include "graft/version.h"
+
+namespace graft::app {
+namespace {
+
+constexpr int kUsage = 2;
+
+int fail(const char* message) {
+  fmt::print(stderr, "graft: {}\n", message);
+  return 1;
+}
+
+void add_model_flags(CLI::App& command, ModelFlags& flags) {
+  command.add_option("--model", flags.model, "The model, a GGUF file")->required();
+  command
+      .add_option("--dtype", flags.dtype,
+                  "How base weights are kept and multiplied: f32, or bf16 for half the memory and, "
+                  "on CPUs with bf16 instructions, twice the speed")
+      ->check(CLI::IsMember({"f32", "bf16"}))
+      ->capture_default_str();
+  command.add_option("--threads", flags.threads, "Threads to use; 0 is every core")
+      ->check(CLI::NonNegativeNumber)
+      ->capture_default_str();
+}
+
+void add_adapter_flags(CLI::App& command, FinetuneFlags& flags) {
+  command.add_option("--rank", flags.adapter.rank, "Rank of A and B")
+      ->check(CLI::Range(std::int64_t{1}, kMaxLoraRank))
+      ->capture_default_str();
+  command.add_option("--alpha", flags.adapter.alpha, "The adapter counts alpha / rank times")
+      ->check(CLI::PositiveNumber)
+      ->capture_default_str();
+  command.add_option("--dropout", flags.adapter.dropout, "Dropout on the adapter's input")
+      ->check(CLI::Range(0.0, 0.999))
+      ->capture_default_str();
+  command.add_option("--num-layers", flags.num_layers, "Adapt the last so many layers; -1 is all")
+      ->capture_default_str();
+  std::vector<std::string> names;
+  for (const Projection projection : kAllProjections) names.emplace_back(name_of(projection));
+  flags.target_modules = names;
+  command.add_option("--target-modules", flags.target_modules, "Projections to adapt")
+      ->check(CLI::IsMember(names))
+      ->delimiter(',')
+      ->capture_default_str();
+  command.add_option("--init-adapter", flags.init_adapter,
+                     "Folder of an adapter to start from; its rank, alpha and modules count");
+}
+
+void add_training_flags(CLI::App& command, FinetuneFlags& flags) {
+  command.add_option("--batch-size", flags.batch_size, "Samples an iteration")
+      ->check(CLI::PositiveNumber)
+      ->capture_default_str();
+  command.add_option("--iters", flags.loop.iters, "Iterations")
+      ->check(CLI::NonNegativeNumber)
+      ->capture_default_str();
+  command.add_option("--learning-rate", flags.learning_rate, "AdamW's learning rate, at its peak")
+      ->check(CLI::NonNegativeNumber)
+      ->capture_default_str();
+  command.add_option("--lr-schedule", flags.lr_schedule, "Course of the rate after the warm-up")
+      ->check(CLI::IsMember({"constant", "linear", "cosine"}))
+      ->capture_default_str();
+  command.add_option("--warmup", flags.warmup, "Iterations in which the rate climbs to its peak")
+      ->check(CLI::NonNegativeNumber)
+      ->capture_default_str();
+  command.add_option("--weight-decay", flags.adamw.weight_decay, "AdamW's weight decay")
+      ->check(CLI::NonNegativeNumber)
+      ->capture_default_str();
+  command
+      .add_option("--max-grad-norm", flags.max_grad_norm,
+                  "Shorten longer gradients to this norm; 0 is off")
+      ->check(CLI::NonNegativeNumber)
+      ->capture_default_str();
+  command.add_option("--seed", flags.seed, "Seed of the adapter, the batches and dropout")
+      ->capture_default_str();
+}
+
+void add_data_flags(CLI::App& command, FinetuneFlags& flags) {
+  command
+      .add_option(
+          "--data", flags.data,
+          "Folder with train.jsonl and perhaps valid.jsonl: a line each with text, or prompt "
+          "and completion, or messages")
+      ->required();
+  command
+      .add_option("--max-seq-length", flags.max_seq_length,
+                  "Cut longer samples off, in tokens; the model's context is the limit")
+      ->check(CLI::Range(2, 1 << 20))
+      ->capture_default_str();
+  command.add_flag("--mask-prompt", flags.mask_prompt,
+                   "Train on answers alone, not on what they answer");
+}
+
+void add_report_flags(CLI::App& command, FinetuneFlags& flags) {
+  command
+      .add_option("--adapter-path", flags.adapter_path,
+                  "Folder for the adapter, metrics.jsonl and loss.svg")
+      ->capture_default_str();
+  command.add_option("--steps-per-report", flags.loop.steps_per_report, "Iterations a report")
+      ->check(CLI::PositiveNumber)
+      ->capture_default_str();
+  command.add_option("--steps-per-eval", flags.loop.steps_per_eval, "Iterations a validation")
+      ->check(CLI::PositiveNumber)
+      ->capture_default_str();
+  command
+      .add_option("--val-batches", flags.val_batches, "Batches to validate on; -1 is all, 0 none")
+      ->check(CLI::Range(-1, 1 << 30))
+      ->capture_default_str();
+  command.add_option("--save-every", flags.loop.save_every, "Iterations a save")
+      ->check(CLI::PositiveNumber)
+      ->capture_default_str();
+  command.add_option("--record-batches", flags.record_batches,
+                     "File for the tokens and targets of every batch, a JSON line each, so that "
+                     "another program can train on the same");
+  command.add_flag("--require-fused", flags.require_fused,
+                   "Fail if an adapted projection ran unfused, forward or backward");
+}
+
+void add_finetune(CLI::App& program) {
+  const auto flags = std::make_shared<FinetuneFlags>();
+  CLI::App* command = program.add_subcommand("finetune", "Train a LoRA adapter for a model");
+  add_model_flags(*command, flags->model);
+  add_data_flags(*command, *flags);
+  add_adapter_flags(*command, *flags);
+  add_training_flags(*command, *flags);
+  add_report_flags(*command, *flags);
+  command->callback([flags] { run_finetune(*flags); });
+}
+
+void add_generate(CLI::App& program) {
+  const auto flags = std::make_shared<GenerateFlags>();
+  CLI::App* command = program.add_subcommand("generate", "Answer a prompt with a model");
+  add_model_flags(*command, flags->model);
+  command->add_option("--adapter-path", flags->adapter_path,
+                      "Folder of an adapter to put on the model");
+  command->add_option("--prompt", flags->prompt, "What to say to the model")->required();
+  command->add_option("--system-prompt", flags->system_prompt,
+                      "System message, instead of the model's own");
+  command->add_flag("--ignore-chat-template", flags->raw,
+                    "Let the model continue the prompt as it stands, not answer it");
+  command->add_option("--max-tokens", flags->max_tokens, "Stop after so many tokens")
+      ->check(CLI::NonNegativeNumber)
+      ->capture_default_str();
+  command->add_option("--temp", flags->temperature, "Temperature; 0 takes the likeliest token")
+      ->check(CLI::NonNegativeNumber)
+      ->capture_default_str();
+  command->add_option("--top-p", flags->top_p, "Sample from the likeliest tokens of this much mass")
+      ->check(CLI::Range(0.0, 1.0))
+      ->capture_default_str();
+  command->add_option("--seed", flags->seed,
+                      "Seed of sampling; another one each time if not given");
+  command->callback([flags] { run_generate(*flags); });
+}
+
+void add_evaluate(CLI::App& program) {
+  const auto flags = std::make_shared<EvaluateFlags>();
+  CLI::App* command = program.add_subcommand(
+      "evaluate", "Count how often a model's likeliest answer is exactly the expected one");
+  add_model_flags(*command, flags->model);
+  command->add_option("--adapter-path", flags->adapter_path,
+                      "Folder of an adapter to put on the model");
+  command->add_option("--data", flags->data, "JSON lines with prompt and completion, or messages")
+      ->required();
+  command->add_option("--max-tokens", flags->max_tokens, "Longest answer")
+      ->check(CLI::PositiveNumber)
+      ->capture_default_str();
+  command->add_option("--batch-size", flags->batch_size, "Prompts answered at a time")
+      ->check(CLI::PositiveNumber)
+      ->capture_default_str();
+  command->add_option("--show", flags->show, "Print the first so many answers")
+      ->check(CLI::NonNegativeNumber)
+      ->capture_default_str();
+  command->callback([flags] { run_evaluate(*flags); });
+}
+
+void add_info(CLI::App& program) {
+  const auto flags = std::make_shared<InfoFlags>();
+  CLI::App* command =
+      program.add_subcommand("info", "Say what this build, this machine and a model can do");
+  command->add_option("--model", flags->model, "A GGUF file: what of it runs fused, and why not");
+  command->add_option("--dtype", flags->dtype, "How base weights would be kept")
+      ->check(CLI::IsMember({"f32", "bf16"}))
+      ->capture_default_str();
+  command->add_option("--rank", flags->rank, "Rank of the adapter")
+      ->check(CLI::PositiveNumber)
+      ->capture_default_str();
+  command->callback([flags] { run_info(*flags); });
+}
+
+void add_bench(CLI::App& program) {
+  const auto flags = std::make_shared<BenchFlags>();
+  CLI::App* bench = program.add_subcommand("bench", "Measure this machine's speed");
+  bench->require_subcommand(1);
+  CLI::App* command = bench->add_subcommand(
+      "lora", "Fused LoRA against OpenBLAS calls and against MLX's own ops, in one run");
+  command->add_option("--dtype", flags->dtype, "Element type of all tensors")
+      ->check(CLI::IsMember({"f32", "bf16"}))
+      ->capture_default_str();
+  command->add_option("--dropout", flags->dropout, "Of the rows with dropout; 0 leaves them out")
+      ->check(CLI::Range(0.0, 0.99))
+      ->capture_default_str();
+  command->add_option("--threads", flags->threads, "Threads to use; 0 is every core")
+      ->check(CLI::NonNegativeNumber)
+      ->capture_default_str();
+  command->add_option("--rounds", flags->rounds, "Times that each way of computing takes its turn")
+      ->check(CLI::PositiveNumber)
+      ->capture_default_str();
+  command
+      ->add_option("--block-ms", flags->block_ms, "Milliseconds of a turn, or one call if longer")
+      ->check(CLI::PositiveNumber)
+      ->capture_default_str();
+  command
+      ->add_option("--rotate-mb", flags->rotate_mb,
+                   "Megabytes of inputs to go round; usually twice the cores' own caches, and 0 "
+                   "measures one set that stays in them")
+      ->check(CLI::Range(0.0, 4096.0));
+  command->add_flag("--quick", flags->quick, "A few small shapes only");
+  command
+      ->add_option("--filter", flags->filter,
+                   "Only cases with this word (or words, all of them): plan, grid, model, wide, "
+                   "linear, lora_delta, lora_linear, forward, r8, dropout0, 4x128x576>1536, ...")
+      ->take_all();
+  command->add_option("--csv", flags->csv, "Write the results to this file");
+  command->add_option("--svg", flags->svg, "Write a plot of the overheads to this file");
+  command->callback([flags] { run_bench_lora(*flags); });
+}
+
+}  // namespace
+
+int run_command_line(int argc, char** argv) {
+  CLI::App program("Fine-tunes language models with LoRA, and runs them.", "graft");
+  program.set_version_flag("--version", graft::kVersion);
+  program.set_help_flag("--help,-h", "Print this help and exit");
+  program.require_subcommand(1);
+  program.footer("`graft <command> --help` lists a command's flags.");
+  add_finetune(program);
+  add_generate(program);
+  add_evaluate(program);
+  add_info(program);
+  add_bench(program);
+
+  try {
+    program.parse(argc, argv);
+  } catch (const CLI::ParseError& error) {
+    return program.exit(error) == 0 ? 0 : kUsage;
+  } catch (const std::bad_alloc&) {
+    return fail("out of memory; try a smaller --batch-size or --dtype bf16");
+  } catch (const std::exception& error) {
+    return fail(error.what());
+  }
+  return 0;
+}
+
+}  // namespace graft::app
