@@ -14,13 +14,17 @@ elseif(GRAFT_SANITIZE)
   message(FATAL_ERROR "GRAFT_SANITIZE: expected address or thread, got '${GRAFT_SANITIZE}'")
 endif()
 if(sanitizers)
-  # Line tables and light optimization: enough for reports, and half the time to compile.
-  target_compile_options(graft_compile INTERFACE ${sanitizers} -O1 -g1)
+  target_compile_options(graft_compile INTERFACE ${sanitizers})
   target_link_options(graft_compile INTERFACE ${sanitizers})
+  # Line tables are enough for reports, and what is not optimized compiles in half the time.
+  set(CMAKE_CXX_FLAGS_RELEASE "-O1 -g1 -DNDEBUG")
+  set(fast_level -O0)
+else()
+  set(fast_level -O1)
 endif()
 
 # graft_compile_fast(<target>): for code that only hands work to the kernels. -O3 of the large headers
 # it includes takes half as long again as -O1, and buys nothing.
 function(graft_compile_fast target)
-  target_compile_options(${target} PRIVATE $<$<CONFIG:Release>:-O1>)
+  target_compile_options(${target} PRIVATE $<$<CONFIG:Release>:${fast_level}>)
 endfunction()
