@@ -6,7 +6,11 @@ same batches and settings for all. The programs take turns, a few steps at a tim
 another runs; the first steps of a program (or of each of Graft's runs, which are processes of their
 own) are left out. mlx-lm is compiled, as its trainer does it, and has OpenBLAS under it.
 
-Prints medians, spread and ratios; writes each step's time as CSV.
+Each round also measures the machine's peak of multiply-adds, for the bound: what a step would take
+if it were its products alone, at that peak. Machines shared with others are slower at times, for
+everybody.
+
+Prints medians, spread, ratios and the bound; writes each step's time as CSV.
 
 usage: .venv/bin/python scripts/bench_finetune.py --model M.gguf [--graft build/bin/graft]
            [--threads 2] [--rounds 5] [--steps 4] [--csv benchmarks/results/finetune-....csv]
@@ -21,6 +25,7 @@ import os
 import pathlib
 import platform
 import random
+import re
 import shlex
 import statistics
 import subprocess
@@ -76,6 +81,24 @@ class Graft:
         return [BATCH_SIZE * LENGTH / rate for rate in rates[-count:]]
 
 
+def peak_flops(program):
+    """Floating-point operations a second that all cores can do, measured now."""
+    command = [program, "bench", "lora", "--rounds", "1"]
+    for word in ("plan", "linear", "forward"):
+        command += ["--filter", word]
+    run = subprocess.run(command, check=True, capture_output=True, text=True)
+    return 1e9 * float(re.search(r"^limits +([0-9.]+) GFLOP/s f32", run.stdout, re.MULTILINE)[1])
+
+
+def flops_per_token(model):
+    """Of the products of a training step: y and dx of each frozen weight, and of an adapter's A and
+    B those two and its own gradient. Attention is left out."""
+    head = model.get_output_embeddings().weight.numel()
+    frozen = head + sum(p.numel() for name, p in model.named_parameters() if "base_layer" in name)
+    adapters = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    return 4 * frozen + 6 * adapters
+
+
 class Peer:
     """Goes on training where it stopped."""
 
@@ -104,7 +127,7 @@ def peft_steps(model, batches):
 
 
 def measure(arguments, scratch):
-    """{program: [[seconds of a step] of a round]}"""
+    """{program: [[seconds of a step] of a round]}, and the tokens a second of the bound, a round"""
     write_data(scratch)
     source = GgufModel(arguments.model)
     config = LoraConfig(
@@ -139,15 +162,18 @@ def measure(arguments, scratch):
     }
     times = {name: [] for name in programs}
     names = list(programs)
+    bounds = []
     for turn in range(arguments.rounds):
+        bounds.append(peak_flops(arguments.graft) / flops_per_token(model))
         for place in range(len(names)):
             name = names[(turn + place) % len(names)]
             times[name].append(programs[name].steps(arguments.steps))
         rates = {n: BATCH_SIZE * LENGTH / statistics.median(times[n][-1]) for n in names}
         text = ", ".join(f"{name} {rate:.0f}" for name, rate in rates.items())
+        text += f", bound {bounds[-1]:.0f}"
         print(f"round {turn + 1}/{arguments.rounds}: {text} tokens/s", flush=True)
     mlx_lm.close()
-    return times
+    return times, bounds
 
 
 def cpu_name():
@@ -175,7 +201,7 @@ def describe(arguments):
     ]
 
 
-def summarize(times):
+def summarize(times, bounds):
     tokens = BATCH_SIZE * LENGTH
     lines = [f"{'program':9}{'median':>8}{'10 %':>8}{'90 %':>8}  tokens/s"]
     medians = {}
@@ -186,6 +212,10 @@ def summarize(times):
         lines.append(f"{name:9}{medians[name]:8.1f}{tenths[0]:8.1f}{tenths[-1]:8.1f}")
     for peer in ("peft", "mlx-lm"):
         lines.append(f"graft / {peer}: {medians['graft'] / medians[peer]:.2f}")
+    bound = statistics.median(bounds)
+    lines.append(f"bound: products alone at the measured peak, {bound:.0f} tokens/s")
+    for name, median in medians.items():
+        lines.append(f"{name} / bound: {median / bound:.2f}")
     return lines
 
 
@@ -217,10 +247,11 @@ def main():
     description = describe(arguments)
     print("\n".join(description), flush=True)
     with tempfile.TemporaryDirectory() as scratch:
-        times = measure(arguments, pathlib.Path(scratch))
-    print("\n".join(summarize(times)))
+        times, bounds = measure(arguments, pathlib.Path(scratch))
+    summary = summarize(times, bounds)
+    print("\n".join(summary))
     if arguments.csv:
-        write_csv(arguments.csv, description, times)
+        write_csv(arguments.csv, description + summary, times)
 
 
 if __name__ == "__main__":
