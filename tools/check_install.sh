@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Installs a build, then builds and runs the examples against the installed copy, outside the tree.
+# Installs a build, runs the program from there, and builds and runs the examples against the
+# installed copy, outside the tree.
 #
 #   tools/check_install.sh BUILD_FOLDER
 set -euo pipefail
@@ -46,6 +47,10 @@ lora_linear backward: fused"
     [[ "$(grep -m1 -E 'openblas|libmlx' <<< "$needed")" == *openblas* ]] ||
       { echo "check_install: libmlx comes before OpenBLAS in: $needed"; exit 1; }
   fi
+  # The program finds MLX where it was built with it.
+  "$prefix/bin/graft" info > program.log 2>&1 && grep -q "^back-end cpu *yes" program.log ||
+    { cat program.log; echo "check_install: the installed program does not run"; exit 1; }
+  echo "check_install: program: runs"
 else
   # Built without MLX: asking for that part must say so, not fail in the linker.
   if build_example mlx; then echo "check_install: found graft::mlx in a copy without it"; exit 1; fi
