@@ -18,8 +18,8 @@ if(TARGET graft_mlx)
   install(FILES cmake/GraftMlx.cmake DESTINATION ${package_dir})
 endif()
 if(TARGET graft_cli)
-  # MLX stays where it was found.
-  set_target_properties(graft_cli PROPERTIES INSTALL_RPATH_USE_LINK_PATH ON)
+  # MLX stays where it was found. (INSTALL_RPATH_USE_LINK_PATH leaves out folders of this tree.)
+  set_target_properties(graft_cli PROPERTIES INSTALL_RPATH $<TARGET_FILE_DIR:mlx>)
   install(TARGETS graft_cli RUNTIME DESTINATION ${CMAKE_INSTALL_BINDIR})
 endif()
 
