@@ -105,6 +105,27 @@ void PackFloats(const Source& x, int rows, std::int64_t k, int stride, void* pan
       }
     }
     done = whole;
+  } else if (rows > 0 && x.dtype == DType::kBFloat16 && x.col_stride == 1 && stride % kLanes == 0) {
+    const DU du;
+    const std::uint8_t* base = static_cast<const std::uint8_t*>(x.data);
+    const std::int64_t whole = k / 8 * 8;
+    for (int r0 = 0; r0 < stride; r0 += kLanes) {
+      const std::uint8_t* pointers[kLanes < 4 ? 4 : kLanes];
+      for (int i = 0; i < kLanes; ++i) {
+        pointers[i] = base + std::min(r0 + i, rows - 1) * x.row_stride * 2;
+      }
+      for (std::int64_t s = 0; s < whole; s += 8) {
+        V pairs[4];
+        LoadTransposed(LoadRows32{pointers, s / 2}, pairs);
+        for (int t = 0; t < 4; ++t) {
+          const VU pair = hn::BitCast(du, pairs[t]);
+          float* HWY_RESTRICT to = out + (s + 2 * t) * stride + r0;
+          hn::StoreU(hn::BitCast(d, hn::ShiftLeft<16>(pair)), d, to);
+          hn::StoreU(hn::BitCast(d, hn::And(pair, hn::Set(du, 0xffff0000u))), d, to + stride);
+        }
+      }
+    }
+    done = whole;
   } else if (x.dtype == DType::kFloat32 && x.row_stride == 1) {
     const bool vectors = rows == stride && stride % kLanes == 0;
     for (std::int64_t s = 0; s < k; ++s) {
