@@ -212,11 +212,14 @@ def summarize(times, bounds):
         lines.append(f"{name:9}{medians[name]:8.1f}{tenths[0]:8.1f}{tenths[-1]:8.1f}")
     for peer in ("peft", "mlx-lm"):
         lines.append(f"graft / {peer}: {medians['graft'] / medians[peer]:.2f}")
-    bound = statistics.median(bounds)
-    lines.append(f"bound: products alone at the measured peak, {bound:.0f} tokens/s")
     for name, median in medians.items():
-        lines.append(f"{name} / bound: {median / bound:.2f}")
+        lines.append(f"{name} / bound: {median / statistics.median(bounds):.2f}")
     return lines
+
+
+def bound_fact(bounds):
+    bound = statistics.median(bounds)
+    return f"bound: {bound:.0f} tokens/s, a step's products alone at the peak measured meanwhile"
 
 
 def write_csv(path, description, times):
@@ -248,10 +251,9 @@ def main():
     print("\n".join(description), flush=True)
     with tempfile.TemporaryDirectory() as scratch:
         times, bounds = measure(arguments, pathlib.Path(scratch))
-    summary = summarize(times, bounds)
-    print("\n".join(summary))
+    print("\n".join([*summarize(times, bounds), bound_fact(bounds)]))
     if arguments.csv:
-        write_csv(arguments.csv, description + summary, times)
+        write_csv(arguments.csv, [*description, bound_fact(bounds)], times)
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ from those files alone. KIND is one of
     delta     the adapter's contribution alone, unfused and fused
     lora      a layer with its adapter: unfused, fused, what it adds to the layer, and the floor
     dropout   the same, with dropout
+    finetune  files of scripts/bench_finetune.py: each program's speed, and Graft's against it
 
 Without --fix, exits with 1 if a document does not agree with its files.
 
@@ -16,6 +17,7 @@ usage: bench_table.py [--fix] DOCUMENT...
 
 import csv
 import re
+import statistics
 import sys
 from pathlib import Path
 
@@ -128,8 +130,28 @@ def lora_table(rows, with_dropout):
          if row["what"] == "lora_linear" and (float(row["dropout"]) > 0) == with_dropout])
 
 
+def finetune_table(paths, files):
+    lines = []
+    for path, (facts, rows) in zip(paths, files):
+        rates = {}
+        for row in rows:
+            rates.setdefault(row["program"], []).append(float(row["tokens_per_second"]))
+        bound = dict(facts).get("bound")
+        ours = statistics.median(rates["graft"])
+        for program, all_rates in rates.items():
+            median = statistics.median(all_rates)
+            tenths = statistics.quantiles(all_rates, n=10, method="inclusive")
+            lines.append([Path(path).stem, program, f"{median:.0f}",
+                          f"{tenths[0]:.0f} to {tenths[-1]:.0f}", times(ours / median),
+                          f"{100 * median / float(bound.split()[0]):.0f} %" if bound else ""])
+    return table(["file", "program", "tokens/s", "10 to 90 %", "Graft against it", "of the bound"],
+                 lines)
+
+
 def make(kind, paths):
     files = [read_results(ROOT / path) for path in paths]
+    if kind == "finetune":
+        return finetune_table(paths, files)
     ours = [file for file in files if "peer" not in file[1][0]]
     rows = [row for _, file_rows in ours for row in file_rows]
     if kind == "facts":

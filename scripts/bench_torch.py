@@ -124,12 +124,17 @@ def main():
     if arguments.shapes:
         shapes = [tuple(map(int, shape.split(","))) for shape in arguments.shapes]
 
+    dtypes = dict(DTYPES)
+    if not torch.ops.mkldnn._is_mkldnn_bf16_supported():
+        del dtypes["bfloat16"]
+        print("bench_torch: bfloat16 left out: oneDNN has no kernels for it on this CPU",
+              file=sys.stderr)
     writer = csv.writer(sys.stdout, lineterminator="\n")
     writer.writerow(
         "peer op direction dtype m k n rank threads median_us p10_us p90_us gflops".split()
     )
     for shape in shapes:
-        for name, dtype in DTYPES.items():
+        for name, dtype in dtypes.items():
             for (op, direction), times in measure(shape, dtype, arguments.seconds).items():
                 median = statistics.median(times)
                 tenths = statistics.quantiles(times, n=10)
