@@ -58,7 +58,7 @@ rm -rf "$out/adapter"
 "$graft" finetune --model "$model" --data "$data" --adapter-path "$out/adapter" \
   --batch-size 3 --iters "$(($(wc -l < "$data/train.jsonl") / 3))" --mask-prompt \
   --learning-rate 2.5e-3 --lr-schedule cosine --warmup 10 --max-grad-norm 1 \
-  --steps-per-report 20 --steps-per-eval 100 --require-fused
+  --steps-per-report 20 --steps-per-eval 179 --require-fused
 
 phase "tuned model"
 echo "The same sentences, none of whose phrasings or cron lines it was trained on:"
