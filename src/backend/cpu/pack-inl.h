@@ -74,6 +74,16 @@ struct LoadRows32 {
 #endif
 };
 
+// Where kLanes rows of x from row r0 on begin; past the last of `rows`, that row again.
+struct RowPointers {
+  RowPointers(const Source& x, int rows, int r0) {
+    const auto* const base = static_cast<const std::uint8_t*>(x.data);
+    const std::int64_t row_bytes = x.row_stride * (x.dtype == DType::kFloat32 ? 4 : 2);
+    for (int i = 0; i < kLanes; ++i) row[i] = base + std::min(r0 + i, rows - 1) * row_bytes;
+  }
+  const std::uint8_t* row[kLanes < 4 ? 4 : kLanes];
+};
+
 HWY_INLINE float LoadOne(const Source& s, std::int64_t row, std::int64_t col) {
   const std::int64_t offset = row * s.row_stride + col * s.col_stride;
   return s.dtype == DType::kBFloat16
@@ -87,38 +97,22 @@ void PackFloats(const Source& x, int rows, std::int64_t k, int stride, void* pan
   const D d;
   float* HWY_RESTRICT out = static_cast<float*>(panel);
   std::int64_t done = 0;
-  if (rows > 0 && x.dtype == DType::kFloat32 && x.col_stride == 1 && stride % kLanes == 0) {
-    const std::uint8_t* base = static_cast<const std::uint8_t*>(x.data);
-    const std::int64_t whole = k / 4 * 4;
+  if (rows > 0 && x.col_stride == 1 && stride % kLanes == 0) {
+    const DU du;
+    const bool wide = x.dtype == DType::kFloat32;
+    const std::int64_t unit = wide ? 4 : 8;  // steps of k a block
+    const std::int64_t whole = k / unit * unit;
     for (int r0 = 0; r0 < stride; r0 += kLanes) {
-      const std::uint8_t* pointers[kLanes < 4 ? 4 : kLanes];
-      for (int i = 0; i < kLanes; ++i) {
-        pointers[i] = base + std::min(r0 + i, rows - 1) * x.row_stride * 4;
-      }
-      for (std::int64_t s = 0; s < whole; s += 4) {
+      const RowPointers pointers(x, rows, r0);
+      for (std::int64_t s = 0; s < whole; s += unit) {
         V v[4];
-        LoadTransposed(LoadRows32{pointers, s}, v);
-        for (int t = 0; t < 4; ++t) {
+        LoadTransposed(LoadRows32{pointers.row, wide ? s : s / 2}, v);
+        for (int t = 0; wide && t < 4; ++t) {
           if (Round) v[t] = hn::BitCast(d, RoundToUpperHalf(v[t]));
           hn::StoreU(v[t], d, out + (s + t) * stride + r0);
         }
-      }
-    }
-    done = whole;
-  } else if (rows > 0 && x.dtype == DType::kBFloat16 && x.col_stride == 1 && stride % kLanes == 0) {
-    const DU du;
-    const std::uint8_t* base = static_cast<const std::uint8_t*>(x.data);
-    const std::int64_t whole = k / 8 * 8;
-    for (int r0 = 0; r0 < stride; r0 += kLanes) {
-      const std::uint8_t* pointers[kLanes < 4 ? 4 : kLanes];
-      for (int i = 0; i < kLanes; ++i) {
-        pointers[i] = base + std::min(r0 + i, rows - 1) * x.row_stride * 2;
-      }
-      for (std::int64_t s = 0; s < whole; s += 8) {
-        V pairs[4];
-        LoadTransposed(LoadRows32{pointers, s / 2}, pairs);
-        for (int t = 0; t < 4; ++t) {
-          const VU pair = hn::BitCast(du, pairs[t]);
+        for (int t = 0; !wide && t < 4; ++t) {
+          const VU pair = hn::BitCast(du, v[t]);
           float* HWY_RESTRICT to = out + (s + 2 * t) * stride + r0;
           hn::StoreU(hn::BitCast(d, hn::ShiftLeft<16>(pair)), d, to);
           hn::StoreU(hn::BitCast(d, hn::And(pair, hn::Set(du, 0xffff0000u))), d, to + stride);
@@ -170,22 +164,16 @@ void PackPairs(const Source& x, int rows, std::int64_t k, int stride, void* pane
     const bool wide = x.dtype == DType::kFloat32;
     const std::int64_t unit = wide ? 4 : 8;  // steps of k a block
     const std::int64_t whole = k / unit * unit;
-    const std::uint8_t* base = static_cast<const std::uint8_t*>(x.data);
     for (int r0 = 0; r0 < stride; r0 += kLanes) {
-      const std::uint8_t* pointers[kLanes < 4 ? 4 : kLanes];
-      for (int i = 0; i < kLanes; ++i) {
-        const std::int64_t offset = std::min(r0 + i, rows - 1) * x.row_stride;
-        pointers[i] = base + offset * (wide ? 4 : 2);
-      }
+      const RowPointers pointers(x, rows, r0);
       for (std::int64_t s = 0; s < whole; s += unit) {
         V v[4];
+        LoadTransposed(LoadRows32{pointers.row, wide ? s : s / 2}, v);
         if (wide) {
-          LoadTransposed(LoadRows32{pointers, s}, v);
           std::uint32_t* to = out + s / 2 * stride + r0;
           hn::StoreU(Convert::Pair(v[0], v[1]), du, to);
           hn::StoreU(Convert::Pair(v[2], v[3]), du, to + stride);
         } else {
-          LoadTransposed(LoadRows32{pointers, s / 2}, v);
           for (int t = 0; t < 4; ++t) {
             hn::StoreU(hn::BitCast(du, v[t]), du, out + (s / 2 + t) * stride + r0);
           }
