@@ -44,16 +44,17 @@ void linear_core(Context& context, const Case& item, const Tensors& set) {
   linear_backward(context, {.dy = v.dy, .weight = *set.packed, .dx = v.dx});
 }
 
-void delta_core(Context& context, const Case& item, const Tensors& set) {
-  const Views v(item, set);
-  LoraDeltaForward forward;
+// What the adapter alone and a layer with it have in common.
+template <class Forward>
+void fill_forward(const Case& item, const Views& v, Forward& forward) {
   forward.x = v.x;
   forward.adapter = v.adapter;
   forward.y = v.y;
   if (item.pass == Pass::kForwardBackward) forward.h = v.h;
-  lora_delta_forward(context, forward);
-  if (item.pass == Pass::kForward) return;
-  LoraDeltaBackward backward;
+}
+
+template <class Backward>
+void fill_backward(const Views& v, Backward& backward) {
   backward.dy = v.dy;
   backward.x = v.x;
   backward.h = v.h;
@@ -61,30 +62,31 @@ void delta_core(Context& context, const Case& item, const Tensors& set) {
   backward.dx = v.dx;
   backward.da = v.da;
   backward.db = v.db;
+}
+
+void delta_core(Context& context, const Case& item, const Tensors& set) {
+  const Views v(item, set);
+  LoraDeltaForward forward;
+  fill_forward(item, v, forward);
+  lora_delta_forward(context, forward);
+  if (item.pass == Pass::kForward) return;
+  LoraDeltaBackward backward;
+  fill_backward(v, backward);
   lora_delta_backward(context, backward);
 }
 
 void lora_linear_core(Context& context, const Case& item, const Tensors& set) {
   const Views v(item, set);
   LoraLinearForward forward;
-  forward.x = v.x;
+  fill_forward(item, v, forward);
   forward.weight = *set.packed;
-  forward.adapter = v.adapter;
   forward.dropout = {.p = item.dropout, .seed = 1, .offset = 0};
-  forward.y = v.y;
-  if (item.pass == Pass::kForwardBackward) forward.h = v.h;
   lora_linear_forward(context, forward);
   if (item.pass == Pass::kForward) return;
   LoraLinearBackward backward;
-  backward.dy = v.dy;
-  backward.x = v.x;
-  backward.h = v.h;
+  fill_backward(v, backward);
   backward.weight = *set.packed;
-  backward.adapter = v.adapter;
   backward.dropout = forward.dropout;
-  backward.dx = v.dx;
-  backward.da = v.da;
-  backward.db = v.db;
   lora_linear_backward(context, backward);
 }
 

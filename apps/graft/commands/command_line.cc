@@ -29,17 +29,29 @@ int fail(const char* message) {
   return 1;
 }
 
-void add_model_flags(CLI::App& command, ModelFlags& flags) {
-  command.add_option("--model", flags.model, "The model, a GGUF file")->required();
-  command
-      .add_option("--dtype", flags.dtype,
-                  "How base weights are kept and multiplied: f32, or bf16 for half the memory and, "
-                  "on CPUs with bf16 instructions, twice the speed")
+void add_dtype_flag(CLI::App& command, std::string& dtype, const std::string& help) {
+  command.add_option("--dtype", dtype, help)
       ->check(CLI::IsMember({"f32", "bf16"}))
       ->capture_default_str();
-  command.add_option("--threads", flags.threads, "Threads to use; 0 is every core")
+}
+
+void add_threads_flag(CLI::App& command, int& threads) {
+  command.add_option("--threads", threads, "Threads to use; 0 is every core")
       ->check(CLI::NonNegativeNumber)
       ->capture_default_str();
+}
+
+// Of the commands that run an adapter.
+void add_adapter_path_flag(CLI::App& command, std::string& adapter_path) {
+  command.add_option("--adapter-path", adapter_path, "Folder of an adapter to put on the model");
+}
+
+void add_model_flags(CLI::App& command, ModelFlags& flags) {
+  command.add_option("--model", flags.model, "The model, a GGUF file")->required();
+  add_dtype_flag(command, flags.dtype,
+                 "How base weights are kept and multiplied: f32, or bf16 for half the memory and, "
+                 "on CPUs with bf16 instructions, twice the speed");
+  add_threads_flag(command, flags.threads);
 }
 
 void add_adapter_flags(CLI::App& command, FinetuneFlags& flags) {
@@ -149,8 +161,7 @@ void add_generate(CLI::App& program) {
   const auto flags = std::make_shared<GenerateFlags>();
   CLI::App* command = program.add_subcommand("generate", "Answer a prompt with a model");
   add_model_flags(*command, flags->model);
-  command->add_option("--adapter-path", flags->adapter_path,
-                      "Folder of an adapter to put on the model");
+  add_adapter_path_flag(*command, flags->adapter_path);
   command->add_option("--prompt", flags->prompt, "What to say to the model")->required();
   command->add_option("--system-prompt", flags->system_prompt,
                       "System message, instead of the model's own");
@@ -175,8 +186,7 @@ void add_evaluate(CLI::App& program) {
   CLI::App* command = program.add_subcommand(
       "evaluate", "Count how often a model's likeliest answer is exactly the expected one");
   add_model_flags(*command, flags->model);
-  command->add_option("--adapter-path", flags->adapter_path,
-                      "Folder of an adapter to put on the model");
+  add_adapter_path_flag(*command, flags->adapter_path);
   command->add_option("--data", flags->data, "JSON lines with prompt and completion, or messages")
       ->required();
   command->add_option("--max-tokens", flags->max_tokens, "Longest answer")
@@ -196,9 +206,7 @@ void add_info(CLI::App& program) {
   CLI::App* command =
       program.add_subcommand("info", "Say what this build, this machine and a model can do");
   command->add_option("--model", flags->model, "A GGUF file: what of it runs fused, and why not");
-  command->add_option("--dtype", flags->dtype, "How base weights would be kept")
-      ->check(CLI::IsMember({"f32", "bf16"}))
-      ->capture_default_str();
+  add_dtype_flag(*command, flags->dtype, "How base weights would be kept");
   command->add_option("--rank", flags->rank, "Rank of the adapter")
       ->check(CLI::PositiveNumber)
       ->capture_default_str();
@@ -211,15 +219,11 @@ void add_bench(CLI::App& program) {
   bench->require_subcommand(1);
   CLI::App* command = bench->add_subcommand(
       "lora", "Fused LoRA against OpenBLAS calls and against MLX's own ops, in one run");
-  command->add_option("--dtype", flags->dtype, "Element type of all tensors")
-      ->check(CLI::IsMember({"f32", "bf16"}))
-      ->capture_default_str();
+  add_dtype_flag(*command, flags->dtype, "Element type of all tensors");
   command->add_option("--dropout", flags->dropout, "Of the rows with dropout; 0 leaves them out")
       ->check(CLI::Range(0.0, 0.99))
       ->capture_default_str();
-  command->add_option("--threads", flags->threads, "Threads to use; 0 is every core")
-      ->check(CLI::NonNegativeNumber)
-      ->capture_default_str();
+  add_threads_flag(*command, flags->threads);
   command->add_option("--rounds", flags->rounds, "Times that each way of computing takes its turn")
       ->check(CLI::PositiveNumber)
       ->capture_default_str();
