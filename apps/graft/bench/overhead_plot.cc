@@ -4,8 +4,8 @@
 
 #include <algorithm>
 #include <cmath>
-#include <iterator>
-#include <utility>
+
+#include "apps/graft/terminal/svg.h"
 
 namespace graft::app::bench {
 namespace {
@@ -23,26 +23,14 @@ constexpr double kWidth = kNames + 2 * kPanel + kGap + kRight;
 // Overheads beyond this are drawn at the edge, with their number.
 constexpr double kMost = 0.60;
 
-constexpr const char* kStyle = R"(<style>
-  .paper { fill: #ffffff } .grid { stroke: #e4e7eb } .axis { stroke: #9aa5b1 }
-  text { fill: #3e4c59; font: 12px system-ui, -apple-system, "Segoe UI", sans-serif }
-  .title { font-size: 15px; font-weight: 600; fill: #1f2933 } .panel { font-weight: 600 }
+constexpr const char* kStyle = R"(  .panel { font-weight: 600 }
   .floor { stroke: #3e4c59; stroke-width: 2.5 } .graft { fill: #2680c2 }
   .unfused { fill: none; stroke: #de911d; stroke-width: 2 } .span { stroke: #cbd2d9 }
   @media (prefers-color-scheme: dark) {
-    .paper { fill: #161b22 } .grid { stroke: #2b333d } .axis { stroke: #616e7c }
-    text { fill: #cbd2d9 } .title { fill: #f5f7fa }
     .floor { stroke: #e4e7eb } .graft { fill: #62b0e8 } .unfused { stroke: #f0b429 }
     .span { stroke: #3e4c59 }
   }
-</style>
 )";
-
-template <class... Args>
-void add(std::string& out, fmt::format_string<Args...> text, Args&&... args) {
-  fmt::format_to(std::back_inserter(out), text, std::forward<Args>(args)...);
-  out += '\n';
-}
 
 std::string name_of_shape(const Case& item) {
   return fmt::format("{}×{}×{} → {}, rank {}", item.batch, item.sequence, item.in, item.out,
@@ -69,30 +57,30 @@ void draw_marks(std::string& svg, const Result& result, double left, double y) {
   const double graft = overhead(result.fused.median, result.base->median);
   const double unfused = overhead(result.unfused(), result.base->median);
   const double floor = x(floor_overhead(result.item));
-  add(svg, R"(<line class="span" x1="{:.1f}" y1="{:.1f}" x2="{:.1f}" y2="{:.1f}"/>)", floor, y,
-      x(unfused), y);
-  add(svg, R"(<line class="floor" x1="{0:.1f}" y1="{1:.1f}" x2="{0:.1f}" y2="{2:.1f}"/>)", floor,
-      y - 7, y + 7);
-  add(svg, R"(<circle class="unfused" cx="{:.1f}" cy="{:.1f}" r="4.5"/>)", x(unfused), y);
-  add(svg, R"(<circle class="graft" cx="{:.1f}" cy="{:.1f}" r="4.5"/>)", x(graft), y);
+  add_line(svg, R"(<line class="span" x1="{:.1f}" y1="{:.1f}" x2="{:.1f}" y2="{:.1f}"/>)", floor, y,
+           x(unfused), y);
+  add_line(svg, R"(<line class="floor" x1="{0:.1f}" y1="{1:.1f}" x2="{0:.1f}" y2="{2:.1f}"/>)",
+           floor, y - 7, y + 7);
+  add_line(svg, R"(<circle class="unfused" cx="{:.1f}" cy="{:.1f}" r="4.5"/>)", x(unfused), y);
+  add_line(svg, R"(<circle class="graft" cx="{:.1f}" cy="{:.1f}" r="4.5"/>)", x(graft), y);
   for (const double share : {graft, unfused}) {
     if (share <= kMost) continue;
-    add(svg, R"(<text x="{:.1f}" y="{:.1f}" text-anchor="end">+{:.0f} %</text>)", x(share) - 9,
-        y + 4, share * 100.0);
+    add_line(svg, R"(<text x="{:.1f}" y="{:.1f}" text-anchor="end">+{:.0f} %</text>)", x(share) - 9,
+             y + 4, share * 100.0);
   }
 }
 
 void draw_legend(std::string& svg) {
   double x = kNames;
   const double y = 52;
-  add(svg, R"(<line class="floor" x1="{0}" y1="{1}" x2="{0}" y2="{2}"/>)", x, y - 7, y + 7);
-  add(svg, R"(<text x="{}" y="{}">arithmetic floor</text>)", x + 9, y + 4);
+  add_line(svg, R"(<line class="floor" x1="{0}" y1="{1}" x2="{0}" y2="{2}"/>)", x, y - 7, y + 7);
+  add_line(svg, R"(<text x="{}" y="{}">arithmetic floor</text>)", x + 9, y + 4);
   x += 130;
-  add(svg, R"(<circle class="graft" cx="{}" cy="{}" r="4.5"/>)", x, y);
-  add(svg, R"(<text x="{}" y="{}">Graft</text>)", x + 11, y + 4);
+  add_line(svg, R"(<circle class="graft" cx="{}" cy="{}" r="4.5"/>)", x, y);
+  add_line(svg, R"(<text x="{}" y="{}">Graft</text>)", x + 11, y + 4);
   x += 74;
-  add(svg, R"(<circle class="unfused" cx="{}" cy="{}" r="4.5"/>)", x, y);
-  add(svg, R"(<text x="{}" y="{}">best of OpenBLAS calls and MLX ops</text>)", x + 11, y + 4);
+  add_line(svg, R"(<circle class="unfused" cx="{}" cy="{}" r="4.5"/>)", x, y);
+  add_line(svg, R"(<text x="{}" y="{}">best of OpenBLAS calls and MLX ops</text>)", x + 11, y + 4);
 }
 
 }  // namespace
@@ -108,29 +96,23 @@ std::string overhead_plot_svg(const std::vector<Result>& results, const std::str
 
   const double bottom = kTop + kLine * static_cast<double>(names.size());
   const double height = bottom + kBottom;
-  std::string svg;
-  add(svg,
-      R"(<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {0} {1}" width="{0}" )"
-      R"(height="{1}" role="img">)",
-      kWidth, height);
-  svg += kStyle;
-  add(svg, R"(<rect class="paper" width="{}" height="{}" rx="8"/>)", kWidth, height);
-  add(svg, R"(<text class="title" x="20" y="28">{}</text>)", title);
+  std::string svg = open_svg(kWidth, height, kStyle);
+  add_line(svg, R"(<text class="title" x="20" y="28">{}</text>)", title);
   draw_legend(svg);
 
   for (std::size_t i = 0; i < names.size(); ++i) {
-    add(svg, R"(<text x="{}" y="{:.1f}" text-anchor="end">{}</text>)", kNames - 14,
-        kTop + kLine * (static_cast<double>(i) + 0.5) + 4, names[i]);
+    add_line(svg, R"(<text x="{}" y="{:.1f}" text-anchor="end">{}</text>)", kNames - 14,
+             kTop + kLine * (static_cast<double>(i) + 0.5) + 4, names[i]);
   }
   for (const Pass pass : {Pass::kForward, Pass::kForwardBackward}) {
     const double left = pass == Pass::kForward ? kNames : kNames + kPanel + kGap;
-    add(svg, R"(<text class="panel" x="{}" y="{}">{}</text>)", left, kTop - 14, name_of(pass));
+    add_line(svg, R"(<text class="panel" x="{}" y="{}">{}</text>)", left, kTop - 14, name_of(pass));
     for (int percent = 0; percent <= 60; percent += 10) {
       const double x = left + percent / 100.0 / kMost * kPanel;
-      add(svg, R"(<line class="{}" x1="{:.1f}" y1="{}" x2="{:.1f}" y2="{}"/>)",
-          percent == 0 ? "axis" : "grid", x, kTop, x, bottom);
-      add(svg, R"(<text x="{:.1f}" y="{}" text-anchor="middle">{}{}</text>)", x, bottom + 17,
-          percent, percent == 60 ? " %" : "");
+      add_line(svg, R"(<line class="{}" x1="{:.1f}" y1="{}" x2="{:.1f}" y2="{}"/>)",
+               percent == 0 ? "axis" : "grid", x, kTop, x, bottom);
+      add_line(svg, R"(<text x="{:.1f}" y="{}" text-anchor="middle">{}{}</text>)", x, bottom + 17,
+               percent, percent == 60 ? " %" : "");
     }
     for (const Result& result : chosen) {
       if (result.item.pass != pass) continue;
@@ -139,8 +121,8 @@ std::string overhead_plot_svg(const std::vector<Result>& results, const std::str
       draw_marks(svg, result, left, kTop + kLine * (static_cast<double>(place) + 0.5));
     }
   }
-  add(svg, R"(<text x="{}" y="{}" text-anchor="middle">time added to the base product</text>)",
-      kNames + kPanel + kGap / 2, bottom + 38);
+  add_line(svg, R"(<text x="{}" y="{}" text-anchor="middle">time added to the base product</text>)",
+           kNames + kPanel + kGap / 2, bottom + 38);
   svg += "</svg>\n";
   return svg;
 }

@@ -6,6 +6,8 @@
 #include <cmath>
 #include <iterator>
 
+#include "apps/graft/terminal/svg.h"
+
 namespace graft::app {
 namespace {
 
@@ -17,20 +19,14 @@ constexpr double kRight = 24;
 constexpr double kTop = 52;
 constexpr double kBottom = 52;
 
-constexpr const char* kStyle = R"(<style>
-  .paper { fill: #ffffff } .grid { stroke: #e4e7eb } .axis { stroke: #9aa5b1 }
-  text { fill: #3e4c59; font: 12px system-ui, -apple-system, "Segoe UI", sans-serif }
-  .title { font-size: 15px; font-weight: 600; fill: #1f2933 }
-  .line { fill: none; stroke-width: 2; stroke-linejoin: round; stroke-linecap: round }
+constexpr const char* kStyle =
+    R"(  .line { fill: none; stroke-width: 2; stroke-linejoin: round; stroke-linecap: round }
   .train { stroke: #2680c2 } .valid { stroke: #de911d } .dot { fill: #de911d }
   .train-name { fill: #2680c2; font-weight: 600 } .valid-name { fill: #b8760f; font-weight: 600 }
   @media (prefers-color-scheme: dark) {
-    .paper { fill: #161b22 } .grid { stroke: #2b333d } .axis { stroke: #616e7c }
-    text { fill: #cbd2d9 } .title { fill: #f5f7fa }
     .train { stroke: #62b0e8 } .valid { stroke: #f0b429 } .dot { fill: #f0b429 }
     .train-name { fill: #62b0e8 } .valid-name { fill: #f0b429 }
   }
-</style>
 )";
 
 // 1, 2 or 5 times a power of ten, so that about `count` steps span `range`.
@@ -90,21 +86,22 @@ class Plot {
     std::string out;
     for (int i = 0; i * y_.step <= y_.high * 1.0001; ++i) {
       const double y = y_.pixel(i * y_.step);
-      add(out, R"(<line class="{}" x1="{:.1f}" y1="{:.1f}" x2="{:.1f}" y2="{:.1f}"/>)",
-          i == 0 ? "axis" : "grid", kLeft, y, kWidth - kRight, y);
-      add(out, R"(<text x="{:.1f}" y="{:.1f}" text-anchor="end">{:.3g}</text>)", kLeft - 8, y + 4,
-          i * y_.step);
+      add_line(out, R"(<line class="{}" x1="{:.1f}" y1="{:.1f}" x2="{:.1f}" y2="{:.1f}"/>)",
+               i == 0 ? "axis" : "grid", kLeft, y, kWidth - kRight, y);
+      add_line(out, R"(<text x="{:.1f}" y="{:.1f}" text-anchor="end">{:.3g}</text>)", kLeft - 8,
+               y + 4, i * y_.step);
     }
     for (int i = 0; i * x_.step <= x_.high * 1.0001; ++i) {
       const double x = x_.pixel(i * x_.step);
-      add(out, R"(<line class="axis" x1="{0:.1f}" y1="{1:.1f}" x2="{0:.1f}" y2="{2:.1f}"/>)", x,
-          y_.from, y_.from + 4);
-      add(out, R"(<text x="{:.1f}" y="{:.1f}" text-anchor="middle">{:.6g}</text>)", x, y_.from + 19,
-          i * x_.step);
+      add_line(out, R"(<line class="axis" x1="{0:.1f}" y1="{1:.1f}" x2="{0:.1f}" y2="{2:.1f}"/>)",
+               x, y_.from, y_.from + 4);
+      add_line(out, R"(<text x="{:.1f}" y="{:.1f}" text-anchor="middle">{:.6g}</text>)", x,
+               y_.from + 19, i * x_.step);
     }
-    add(out, R"(<text x="{:.1f}" y="{:.1f}" text-anchor="middle">iteration</text>)",
-        (kLeft + kWidth - kRight) / 2, kHeight - 12);
-    add(out,
+    add_line(out, R"(<text x="{:.1f}" y="{:.1f}" text-anchor="middle">iteration</text>)",
+             (kLeft + kWidth - kRight) / 2, kHeight - 12);
+    add_line(
+        out,
         R"svg(<text transform="translate(18 {:.1f}) rotate(-90)" text-anchor="middle">loss</text>)svg",
         (kTop + kHeight - kBottom) / 2);
     return out;
@@ -118,7 +115,7 @@ class Plot {
                      x_.pixel(point.iteration), y_.pixel(point.loss));
     }
     std::string out;
-    if (!path.empty()) add(out, R"(<path class="line {}" d="{}"/>)", name, path);
+    if (!path.empty()) add_line(out, R"(<path class="line {}" d="{}"/>)", name, path);
     return out;
   }
 
@@ -126,16 +123,10 @@ class Plot {
     std::string out;
     for (const LossPoint& point : points) {
       if (!std::isfinite(point.loss)) continue;
-      add(out, R"(<circle class="dot" cx="{:.1f}" cy="{:.1f}" r="3"/>)", x_.pixel(point.iteration),
-          y_.pixel(point.loss));
+      add_line(out, R"(<circle class="dot" cx="{:.1f}" cy="{:.1f}" r="3"/>)",
+               x_.pixel(point.iteration), y_.pixel(point.loss));
     }
     return out;
-  }
-
-  template <class... Args>
-  static void add(std::string& out, fmt::format_string<Args...> text, Args&&... args) {
-    fmt::format_to(std::back_inserter(out), text, std::forward<Args>(args)...);
-    out += '\n';
   }
 
  private:
@@ -148,24 +139,18 @@ class Plot {
 std::string loss_plot_svg(const std::vector<LossPoint>& train, const std::vector<LossPoint>& valid,
                           const std::string& title) {
   const Plot plot(train, valid);
-  std::string svg;
-  Plot::add(svg,
-            R"(<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {0} {1}" width="{0}" )"
-            R"(height="{1}" role="img">)",
-            kWidth, kHeight);
-  svg += kStyle;
-  Plot::add(svg, R"(<rect class="paper" width="{}" height="{}" rx="8"/>)", kWidth, kHeight);
-  Plot::add(svg, R"(<text class="title" x="{}" y="28">{}</text>)", kLeft, escaped(title));
+  std::string svg = open_svg(kWidth, kHeight, kStyle);
+  add_line(svg, R"(<text class="title" x="{}" y="28">{}</text>)", kLeft, escaped(title));
   svg += plot.grid();
   svg += plot.line(train, "train");
   svg += plot.line(valid, "valid");
   svg += plot.dots(valid);
   const double right = kWidth - kRight;
-  Plot::add(svg, R"(<text class="train-name" x="{}" y="28" text-anchor="end">train</text>)",
-            valid.empty() ? right : right - 74);
+  add_line(svg, R"(<text class="train-name" x="{}" y="28" text-anchor="end">train</text>)",
+           valid.empty() ? right : right - 74);
   if (!valid.empty()) {
-    Plot::add(svg, R"(<text class="valid-name" x="{}" y="28" text-anchor="end">validation</text>)",
-              right);
+    add_line(svg, R"(<text class="valid-name" x="{}" y="28" text-anchor="end">validation</text>)",
+             right);
   }
   svg += "</svg>\n";
   return svg;
