@@ -21,7 +21,9 @@ import statistics
 import sys
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tools"))
+from document_parts import ROOT, check_or_fix  # noqa: E402
+
 BLOCK = re.compile(r"(<!-- table: ([^\n]+?) -->\n)(.*?)(<!-- end of table -->\n)", re.DOTALL)
 TORCH_DTYPES = {"float32": "f32", "bfloat16": "bf16"}
 
@@ -167,26 +169,12 @@ def make(kind, paths):
 
 
 def main():
-    fix = "--fix" in sys.argv
-    wrong = False
-    for document in (Path(argument) for argument in sys.argv[1:] if argument != "--fix"):
-        text = document.read_text(encoding="utf-8")
-        if text.count("<!-- table:") != len(BLOCK.findall(text)):
-            print(f"{document}: a table has no end")
-            wrong = True
+    def made_from(words):
+        kind, *paths = words.split()
+        return make(kind, paths)
 
-        def current(match):
-            kind, *paths = match.group(2).split()
-            return match.group(1) + make(kind, paths) + match.group(4)
-
-        expected = BLOCK.sub(current, text)
-        if expected != text:
-            if fix:
-                document.write_text(expected, encoding="utf-8")
-            else:
-                print(f"{document}: a table differs from its file; run scripts/bench_table.py --fix")
-                wrong = True
-    return 1 if wrong else 0
+    return check_or_fix("<!-- table:", BLOCK, made_from, broken="a table has no end",
+                        stale="a table differs from its file; run scripts/bench_table.py --fix")
 
 
 if __name__ == "__main__":

@@ -9,32 +9,16 @@ usage: check_quotes.py [--fix] DOCUMENT...
 
 import re
 import sys
-from pathlib import Path
 
-ROOT = Path(__file__).resolve().parent.parent
+from document_parts import ROOT, check_or_fix
+
 QUOTE = re.compile(r"(<!-- quote: (\S+) -->\n```\w*\n)(.*?)(```\n)", re.DOTALL)
 
 
 def main():
-    fix = "--fix" in sys.argv
-    wrong = False
-    for document in (Path(argument) for argument in sys.argv[1:] if argument != "--fix"):
-        text = document.read_text(encoding="utf-8")
-        if text.count("<!-- quote:") != len(QUOTE.findall(text)):
-            print(f"{document}: a quote is not followed by a fenced block")
-            wrong = True
-
-        def current(match):
-            return match.group(1) + (ROOT / match.group(2)).read_text("utf-8") + match.group(4)
-
-        expected = QUOTE.sub(current, text)
-        if expected != text:
-            if fix:
-                document.write_text(expected, encoding="utf-8")
-            else:
-                print(f"{document}: a quote differs from its file; run tools/check_quotes.py --fix")
-                wrong = True
-    return 1 if wrong else 0
+    return check_or_fix("<!-- quote:", QUOTE, lambda path: (ROOT / path).read_text("utf-8"),
+                        broken="a quote is not followed by a fenced block",
+                        stale="a quote differs from its file; run tools/check_quotes.py --fix")
 
 
 if __name__ == "__main__":
