@@ -56,8 +56,17 @@ TEST(BenchArithmetic, FloorIsTheAdaptersShareOfTheBase) {
 }
 
 TEST(BenchArithmetic, OverheadOfTwiceTheTimeIsOne) {
-  EXPECT_DOUBLE_EQ(overhead(20.0, 10.0), 1.0);
-  EXPECT_DOUBLE_EQ(overhead(9.0, 10.0), -0.1);
+  EXPECT_DOUBLE_EQ(overhead(timing_of({{20}}), timing_of({{10}})), 1.0);
+  EXPECT_DOUBLE_EQ(overhead(timing_of({{9}}), timing_of({{10}})), -0.1);
+}
+
+TEST(BenchArithmetic, OverheadComparesWithinRounds) {
+  // The machine is half as fast in the last two rounds; the adapter costs a tenth in each.
+  const Timing base = timing_of({{10, 10}, {20, 20}, {20, 20}});
+  const Timing fused = timing_of({{11, 11, 11}, {22}, {22}});
+  EXPECT_DOUBLE_EQ(base.median, 20.0);
+  EXPECT_DOUBLE_EQ(fused.median, 11.0);
+  EXPECT_NEAR(overhead(fused, base), 0.1, 1e-12);
 }
 
 TEST(BenchArithmetic, BytesOfALinear) {
@@ -132,9 +141,10 @@ std::vector<Result> some_results(const Machine& machine) {
     const std::vector<Candidate> candidates = {{"core", false, {}},   {"base", false, {}},
                                                {"eval", false, {}},   {"blas", true, {}},
                                                {"mlx add", true, {}}, {"mlx addmm", true, {}}};
-    const std::vector<Spread> spreads = {{110, 105, 120}, {100, 99, 101},  {130, 120, 140},
-                                         {220, 210, 230}, {300, 290, 310}, {275, 270, 280}};
-    results.push_back(result_of(lora(pass), 3, machine, candidates, spreads));
+    const std::vector<Timing> timings = {
+        timing_of({{105, 110, 120}}), timing_of({{99, 100, 101}}),  timing_of({{120, 130, 140}}),
+        timing_of({{210, 220, 230}}), timing_of({{290, 300, 310}}), timing_of({{270, 275, 280}})};
+    results.push_back(result_of(lora(pass), 3, machine, candidates, timings));
   }
   return results;
 }

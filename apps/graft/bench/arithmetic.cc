@@ -61,8 +61,6 @@ double floor_overhead(const Case& item) {
   return item.op == Op::kLoraLinear ? adapter_flops(item) / base_flops(item) : 0.0;
 }
 
-double overhead(double fused, double base) { return fused / base - 1.0; }
-
 Spread spread_of(std::vector<double> samples) {
   if (samples.empty()) return {};
   std::sort(samples.begin(), samples.end());
@@ -74,6 +72,25 @@ Spread spread_of(std::vector<double> samples) {
     return samples[below] + weight * (samples[above] - samples[below]);
   };
   return {at(0.5), at(0.1), at(0.9)};
+}
+
+Timing timing_of(const std::vector<std::vector<double>>& rounds) {
+  Timing timing;
+  std::vector<double> all;
+  for (const std::vector<double>& round : rounds) {
+    timing.rounds.push_back(spread_of(round).median);
+    all.insert(all.end(), round.begin(), round.end());
+  }
+  static_cast<Spread&>(timing) = spread_of(std::move(all));
+  return timing;
+}
+
+double overhead(const Timing& fused, const Timing& base) {
+  std::vector<double> ratios;
+  for (std::size_t i = 0; i < std::min(fused.rounds.size(), base.rounds.size()); ++i) {
+    ratios.push_back(fused.rounds[i] / base.rounds[i]);
+  }
+  return spread_of(std::move(ratios)).median - 1.0;
 }
 
 const char* name_of(Limit limit) {

@@ -21,9 +21,6 @@ double bytes(const Case& item);
 /// that multiplies as fast as its base product and does nothing else has this overhead.
 double floor_overhead(const Case& item);
 
-/// The adapter's cost as measured, fused / base − 1.
-double overhead(double fused, double base);
-
 /// Median and spread of some measurements, linear between neighbours.
 struct Spread {
   double median = 0.0;
@@ -31,6 +28,17 @@ struct Spread {
   double p90 = 0.0;  ///< A tenth of them is higher.
 };
 Spread spread_of(std::vector<double> samples);
+
+/// How long something took, in rounds of calls.
+struct Timing : Spread {
+  std::vector<double> rounds;  ///< Medians of the rounds, in order; `Spread` is of all calls.
+};
+Timing timing_of(const std::vector<std::vector<double>>& rounds);
+
+/// The adapter's cost as measured, fused / base − 1: the median over rounds, in each of which both
+/// were measured within milliseconds. A machine that others slow down for seconds at a time then
+/// slows down both.
+double overhead(const Timing& fused, const Timing& base);
 
 /// What the machine can do at most, as measured in the same run.
 struct Machine {

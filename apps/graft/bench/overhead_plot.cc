@@ -54,8 +54,8 @@ void draw_marks(std::string& svg, const Result& result, double left, double y) {
   const auto x = [&](double share) {
     return left + std::clamp(share, 0.0, kMost) / kMost * kPanel;
   };
-  const double graft = overhead(result.fused.median, result.base->median);
-  const double unfused = overhead(result.unfused(), result.base->median);
+  const double graft = overhead(result.fused, *result.base);
+  const double unfused = result.unfused() / result.base->median - 1.0;
   const double floor = x(floor_overhead(result.item));
   add_line(svg, R"(<line class="span" x1="{:.1f}" y1="{:.1f}" x2="{:.1f}" y2="{:.1f}"/>)", floor, y,
            x(unfused), y);

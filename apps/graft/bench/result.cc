@@ -17,7 +17,7 @@ using Field = std::pair<const char*, std::string>;
 std::string number(double value, int decimals) { return fmt::format("{:.{}f}", value, decimals); }
 
 void add_times(std::vector<Field>& fields, const char* median, const char* p10, const char* p90,
-               const std::optional<Spread>& spread) {
+               const std::optional<Timing>& spread) {
   fields.emplace_back(median, spread ? number(spread->median, 2) : "");
   fields.emplace_back(p10, spread ? number(spread->p10, 2) : "");
   fields.emplace_back(p90, spread ? number(spread->p90, 2) : "");
@@ -47,7 +47,7 @@ std::vector<Field> fields_of(const Result& result, const Machine& machine) {
   fields.emplace_back("eval_speed_up", number(result.eval_speed_up(), 4));
   const bool has_base = result.base.has_value();
   fields.emplace_back(
-      "overhead", has_base ? number(overhead(result.fused.median, result.base->median), 5) : "");
+      "overhead", has_base ? number(overhead(result.fused, *result.base), 5) : "");
   fields.emplace_back("floor", has_base ? number(floor_overhead(item), 5) : "");
   fields.emplace_back("gflops", number(result.gflops(), 2));
   fields.emplace_back("peak_share", number(result.gflops() / machine.gflops(item), 4));
@@ -64,21 +64,21 @@ double Result::unfused() const {
 }
 
 Result result_of(const Case& item, std::size_t sets, const Machine& machine,
-                 const std::vector<Candidate>& candidates, const std::vector<Spread>& spreads) {
+                 const std::vector<Candidate>& candidates, const std::vector<Timing>& timings) {
   Result result;
   result.item = item;
   result.sets = sets;
   const std::string composed = kComposed;
   for (std::size_t i = 0; i < candidates.size(); ++i) {
     const std::string& name = candidates[i].name;
-    const Spread& spread = spreads[i];
-    if (name == kCore) result.fused = spread;
-    if (name == kBase) result.base = spread;
-    if (name == kEval) result.eval = spread;
-    if (name == kBlas) result.blas = spread;
+    const Timing& timing = timings[i];
+    if (name == kCore) result.fused = timing;
+    if (name == kBase) result.base = timing;
+    if (name == kEval) result.eval = timing;
+    if (name == kBlas) result.blas = timing;
     if (name.rfind(composed, 0) != 0) continue;
-    if (!result.composed || spread.median < result.composed->median) {
-      result.composed = spread;
+    if (!result.composed || timing.median < result.composed->median) {
+      result.composed = timing;
       result.composed_order = name.substr(composed.size());
     }
   }

@@ -15,11 +15,11 @@ namespace graft::app::bench {
 struct Result {
   Case item;
   std::size_t sets = 0;            ///< Sets of inputs gone round in.
-  Spread fused;                    ///< Graft's core, called directly.
-  Spread eval;                     ///< Graft through MLX's eval.
-  std::optional<Spread> base;      ///< The core's linear, for a lora_linear.
-  std::optional<Spread> blas;      ///< Products through the BLAS.
-  std::optional<Spread> composed;  ///< MLX's own ops, in their best order.
+  Timing fused;                    ///< Graft's core, called directly.
+  Timing eval;                     ///< Graft through MLX's eval.
+  std::optional<Timing> base;      ///< The core's linear, for a lora_linear.
+  std::optional<Timing> blas;      ///< Products through the BLAS.
+  std::optional<Timing> composed;  ///< MLX's own ops, in their best order.
   std::string composed_order;      ///< Which that was.
   Bound bound;
 
@@ -31,9 +31,9 @@ struct Result {
   double gflops() const { return flops(item) / fused.median / 1e3; }
 };
 
-/// `spreads` belong to `candidates`, by index.
+/// `timings` belong to `candidates`, by index.
 Result result_of(const Case& item, std::size_t sets, const Machine& machine,
-                 const std::vector<Candidate>& candidates, const std::vector<Spread>& spreads);
+                 const std::vector<Candidate>& candidates, const std::vector<Timing>& timings);
 
 /// Names and values that a file of results begins with: device, versions, date, limits.
 using Facts = std::vector<std::pair<std::string, std::string>>;

@@ -71,7 +71,7 @@ std::string Table::line(const Result& result, const Machine& machine) const {
   return row({shape_of(item), item.rank == 0 ? "" : std::to_string(item.rank), op,
               item.pass == Pass::kForward ? "fwd" : "f+b", time_text(result.unfused()),
               time_text(result.fused.median), fmt::format("{:.2f}x", result.speed_up()),
-              has_base ? percent(overhead(result.fused.median, result.base->median)) : "",
+              has_base ? percent(overhead(result.fused, *result.base)) : "",
               has_base ? percent(floor_overhead(item)) : "",
               fmt::format("{:.0f}%", 100.0 * result.gflops() / machine.gflops(item)),
               name_of(result.bound.limit), time_text(result.composed->median),

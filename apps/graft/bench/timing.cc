@@ -24,24 +24,25 @@ constexpr double kLongCallUs = 5e3;
 
 }  // namespace
 
-std::vector<Spread> Stopwatch::measure(const std::vector<Candidate>& candidates, std::size_t sets) {
+std::vector<Timing> Stopwatch::measure(const std::vector<Candidate>& candidates, std::size_t sets) {
   std::vector<std::size_t> order(candidates.size());
   std::iota(order.begin(), order.end(), std::size_t{0});
   std::stable_partition(order.begin(), order.end(),
                         [&](std::size_t i) { return !candidates[i].uses_blas; });
 
-  std::vector<std::vector<double>> samples(candidates.size());
+  std::vector<std::vector<std::vector<double>>> samples(candidates.size());
   for (int round = 0; round < rounds_; ++round) {
     for (const std::size_t i : order) {
       rest_before(candidates[i]);
-      run_block(candidates[i], sets, samples[i]);
+      const bool is_long = round > 0 && samples[i].back().back() > kLongCallUs;
+      samples[i].push_back(run_block(candidates[i], sets, is_long));
     }
     std::reverse(order.begin(), order.end());
   }
 
-  std::vector<Spread> spreads;
-  for (std::vector<double>& times : samples) spreads.push_back(spread_of(std::move(times)));
-  return spreads;
+  std::vector<Timing> timings;
+  for (const auto& rounds : samples) timings.push_back(timing_of(rounds));
+  return timings;
 }
 
 void Stopwatch::rest_before(const Candidate& next) {
@@ -56,16 +57,17 @@ void Stopwatch::rest_before(const Candidate& next) {
   last_used_blas_ = next.uses_blas;
 }
 
-void Stopwatch::run_block(const Candidate& candidate, std::size_t sets,
-                          std::vector<double>& samples) {
-  const bool long_call = !samples.empty() && samples.back() > kLongCallUs;
-  if (!long_call) candidate.run(calls_++ % sets);
+std::vector<double> Stopwatch::run_block(const Candidate& candidate, std::size_t sets,
+                                         bool is_long) {
+  std::vector<double> samples;
+  if (!is_long) candidate.run(calls_++ % sets);
   const Clock::time_point block = Clock::now();
   do {
     const Clock::time_point begin = Clock::now();
     candidate.run(calls_++ % sets);
     samples.push_back(since_us(begin));
   } while (since_us(block) < block_ms_ * 1e3);
+  return samples;
 }
 
 }  // namespace graft::app::bench

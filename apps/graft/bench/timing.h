@@ -31,12 +31,12 @@ class Stopwatch {
  public:
   Stopwatch(int rounds, double block_ms) : rounds_(rounds), block_ms_(block_ms) {}
 
-  /// One spread for each candidate, over all calls of all rounds; `sets` are gone round.
-  std::vector<Spread> measure(const std::vector<Candidate>& candidates, std::size_t sets);
+  /// One timing for each candidate; `sets` are gone round.
+  std::vector<Timing> measure(const std::vector<Candidate>& candidates, std::size_t sets);
 
  private:
   void rest_before(const Candidate& next);
-  void run_block(const Candidate& candidate, std::size_t sets, std::vector<double>& samples);
+  std::vector<double> run_block(const Candidate& candidate, std::size_t sets, bool is_long);
 
   int rounds_;
   double block_ms_;

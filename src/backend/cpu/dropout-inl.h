@@ -9,6 +9,7 @@
 #include <cstdint>
 
 #include "backend/cpu/kernels.h"
+#include "backend/cpu/memory-inl.h"
 #include "backend/cpu/pack-inl.h"
 #include "backend/cpu/vectors-inl.h"
 #include "backend/philox.h"
@@ -84,20 +85,30 @@ inline void DropoutMask(const Dropout& dropout, std::uint64_t first, std::int64_
   }
 }
 
+// The whole vectors of out = mask ∘ row; returns the columns done.
+template <class T>
+HWY_INLINE std::int64_t DropVectors(const T* HWY_RESTRICT row, const float* mask,
+                                    std::int64_t cols, float* out) {
+  const D d;
+  std::int64_t j = 0;
+  for (; j + kLanes <= cols; j += kLanes) {
+    const V mj = hn::LoadU(d, mask + j);
+    const V product = hn::Mul(mj, Load(row + j));
+    hn::StoreU(hn::IfThenZeroElse(hn::Eq(mj, hn::Zero(d)), product), d, out + j);
+  }
+  return j;
+}
+
 inline void DropRows(const Source& x, std::int64_t rows, std::int64_t cols, const float* mask,
                      std::int64_t mask_stride, float* out) {
-  const D d;
   for (std::int64_t i = 0; i < rows; ++i, out += cols) {
     const Source row = x.at(i, 0);
     const float* m = mask != nullptr ? mask + i * mask_stride : nullptr;
     std::int64_t j = 0;
-    if (row.dtype == DType::kFloat32 && row.col_stride == 1 && m != nullptr) {
-      const float* from = static_cast<const float*>(row.data);
-      for (; j + kLanes <= cols; j += kLanes) {
-        const V mj = hn::LoadU(d, m + j);
-        const V product = hn::Mul(mj, hn::LoadU(d, from + j));
-        hn::StoreU(hn::IfThenZeroElse(hn::Eq(mj, hn::Zero(d)), product), d, out + j);
-      }
+    if (row.col_stride == 1 && m != nullptr) {
+      j = row.dtype == DType::kFloat32
+              ? DropVectors(static_cast<const float*>(row.data), m, cols, out)
+              : DropVectors(static_cast<const hwy::bfloat16_t*>(row.data), m, cols, out);
     }
     for (; j < cols; ++j) {
       const float mj = m != nullptr ? m[j] : 1.0f;

@@ -22,15 +22,19 @@ struct Source {
   DType dtype = DType::kFloat32;  // kFloat32 or kBFloat16
   std::int64_t row_stride = 0;    // in elements
   std::int64_t col_stride = 0;
+  std::int64_t ahead = 0;  // bytes from a row to what packing it fetches into the cache meanwhile
 
   static Source of(const ConstTensorView& matrix) {
-    return {matrix.data(), matrix.dtype(), matrix.stride(0), matrix.stride(1)};
+    return {matrix.data(), matrix.dtype(), matrix.stride(0), matrix.stride(1), 0};
   }
-  Source transposed() const { return {data, dtype, col_stride, row_stride}; }
+  std::int64_t row_bytes() const {
+    return row_stride * static_cast<std::int64_t>(size_of(dtype));
+  }
+  Source transposed() const { return {data, dtype, col_stride, row_stride, 0}; }
   Source at(std::int64_t row, std::int64_t col) const {
     const std::int64_t offset = row * row_stride + col * col_stride;
     return {static_cast<const char*>(data) + offset * static_cast<std::int64_t>(size_of(dtype)),
-            dtype, row_stride, col_stride};
+            dtype, row_stride, col_stride, 0};
   }
 };
 
@@ -73,18 +77,20 @@ struct Kernels {
   int width;        // columns of a tile and of a column panel
   int k_per_step;   // 1, or 2 for pairs
   int x_per_step;   // 32-bit x-type elements a row and step: 2 where pairs are kept as two floats
-  int shrink_cols;  // columns of A that one pass of the shrink takes
+  int shrink_cols;  // columns of A that one pass of the shrink takes,
+  int wide_shrink_cols;  // and that one takes where more than shrink_cols are left
   bool bfloat16;    // multiplies bfloat16
 
   /// Packs rows [0, rows) × [0, k) of `x` into a row panel of `stride` rows.
   void (*pack_rows)(const Source& x, int rows, std::int64_t k, void* panel);
   /// Packs rows [0, cols) × [0, k) of `w` (a row of it is a column of the product).
   void (*pack_columns)(const Source& w, int cols, std::int64_t k, void* panel);
-  /// Packs A (k × rank) for `shrink`, [group of shrink_cols columns][step][shrink_cols], the last
-  /// group padded with zeros: `packed_a_size` 32-bit elements.
+  /// Packs A (k × rank) for `shrink`, [group of columns][step][column of the group], a group being
+  /// what one pass takes, the last one padded: `packed_a_size` 32-bit elements. Groups of
+  /// wide_shrink_cols can be packed one by one.
   void (*pack_a)(const Source& a, std::int64_t k, std::int64_t rank, void* packed);
   std::int64_t (*packed_a_size)(std::int64_t k, std::int64_t rank);
-  /// h [rank][stride] = (row panel)ᵀ · A in float32, unscaled.
+  /// h [rank][stride] = (row panel)ᵀ · A in float32, unscaled; whole groups are written.
   void (*shrink)(const void* x_panel, std::int64_t k, const void* packed_a, std::int64_t rank,
                  float* h);
   /// The same h straight from up to `rows` rows of float32 x with dense rows; float32 kernels only.
@@ -92,6 +98,8 @@ struct Kernels {
                      std::int64_t rank, float* h);
   /// Turns `scaling`·h into the x-type panel that enters a tile's low-rank steps.
   void (*low_rank_panel)(const float* h, std::int64_t rank, float scaling, void* panel);
+  /// out [rows][rank] dense = h transposed.
+  void (*unpack_h)(const float* h, std::int64_t rank, int rows, float* out);
   void (*tile)(const TileArgs& args);
   /// out [rank][ld] (columns [0, cols)) = coefficientsᵀ (rank × m) · x (m × cols), overwritten.
   /// Coefficients are (m, rank) with row stride `rank`; rows of x are dense; m is at most

@@ -37,7 +37,29 @@ struct PairByConvert {
     const __m512i both = (__m512i)_mm512_cvtne2ps_pbh(odd.raw, even.raw);
     return VU{_mm512_permutexvar_epi16(_mm512_load_si512(kInterleave), both)};
   }
+
+  static HWY_INLINE VU8 Pair(V8 even, V8 odd) {
+    HWY_ALIGN static constexpr std::uint16_t kInterleave[16] = {0, 8,  1, 9,  2, 10, 3, 11,
+                                                                4, 12, 5, 13, 6, 14, 7, 15};
+    const __m256i both = (__m256i)_mm256_cvtne2ps_pbh(odd.raw, even.raw);
+    return VU8{_mm256_permutexvar_epi16(
+        _mm256_load_si256(reinterpret_cast<const __m256i*>(kInterleave)), both)};
+  }
 };
+
+// Pairs of two rows, rounded where they are float32.
+HWY_INLINE __m512i PairRows(const float* row, const float* next) {
+  return PairByConvert::Pair(Load(row), Load(next)).raw;
+}
+HWY_INLINE __m512i PairRows(const hwy::bfloat16_t* row, const hwy::bfloat16_t* next) {
+  HWY_ALIGN static constexpr std::uint16_t kInterleave[32] = {
+      0, 32, 1, 33, 2,  34, 3,  35, 4,  36, 5,  37, 6,  38, 7,  39,
+      8, 40, 9, 41, 10, 42, 11, 43, 12, 44, 13, 45, 14, 46, 15, 47};
+  const __m256i even = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(row));
+  const __m256i odd = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(next));
+  return _mm512_permutex2var_epi16(_mm512_castsi256_si512(even), _mm512_load_si512(kInterleave),
+                                   _mm512_castsi256_si512(odd));
+}
 
 struct MultiplyDot {
   static constexpr int kPerStep = 2;
@@ -63,6 +85,7 @@ struct MultiplyDot {
     }
   }
 
+  static constexpr int kShrinkChains = 2;
   template <int Cols, int Vectors>
   static HWY_INLINE void ShrinkStep(const std::uint32_t* HWY_RESTRICT x,
                                     const std::uint32_t* HWY_RESTRICT a, V (&acc)[Cols][Vectors]) {
@@ -76,11 +99,22 @@ struct MultiplyDot {
     }
   }
 
+  static HWY_INLINE void ShrinkWideStep(const std::uint32_t* HWY_RESTRICT x,
+                                        const std::uint32_t* HWY_RESTRICT a, V (&acc)[kRows]) {
+    const __m512i columns = _mm512_loadu_si512(a);
+#pragma GCC unroll 16
+    for (int i = 0; i < kRows; ++i) {
+      acc[i] = DotAdd(_mm512_set1_epi32(static_cast<int>(x[i])), columns, acc[i]);
+    }
+  }
+
   // Outer products take two rows at a time, as pairs.
   static constexpr int kRowsPerOuterStep = 2;
   using C = std::uint32_t;
-  static HWY_INLINE std::uint32_t PackCoefficient(float c, float next) {
-    return to_bfloat16(c) | static_cast<std::uint32_t>(to_bfloat16(next)) << 16;
+  template <int Coefficients>
+  static HWY_INLINE void PackCoefficients(const float* c, const float* next,
+                                          std::uint32_t* packed) {
+    PackPairStep<PairByConvert>(c, next, Coefficients, Coefficients, packed);
   }
 
   template <int Coefficients, int Vectors, class T>
@@ -89,9 +123,7 @@ struct MultiplyDot {
                                    V (&acc)[Coefficients][Vectors]) {
     __m512i x[Vectors];
 #pragma GCC unroll 16
-    for (int v = 0; v < Vectors; ++v) {
-      x[v] = PairByConvert::Pair(Load(row + v * kLanes), Load(next + v * kLanes)).raw;
-    }
+    for (int v = 0; v < Vectors; ++v) x[v] = PairRows(row + v * kLanes, next + v * kLanes);
 #pragma GCC unroll 16
     for (int j = 0; j < Coefficients; ++j) {
       const __m512i cj = _mm512_set1_epi32(static_cast<int>(coefficients[j]));

@@ -25,16 +25,24 @@ namespace HWY_NAMESPACE {
 struct FloatOperands {
   using X = float;
 
+  static constexpr int kShrinkChains = 1;
   template <int Cols, int Vectors>
   static HWY_INLINE void ShrinkStep(const float* HWY_RESTRICT x, const float* HWY_RESTRICT a,
                                     V (&acc)[Cols][Vectors]) {
     ShrinkStepF32(x, a, acc);
   }
+  static HWY_INLINE void ShrinkWideStep(const float* HWY_RESTRICT x, const float* HWY_RESTRICT a,
+                                        V (&acc)[kRows]) {
+    ShrinkWideStepF32(x, a, acc);
+  }
 
   // Outer products take one row at a time.
   static constexpr int kRowsPerOuterStep = 1;
   using C = float;
-  static HWY_INLINE float PackCoefficient(float c, float) { return c; }
+  template <int Coefficients>
+  static HWY_INLINE void PackCoefficients(const float* c, const float*, float* packed) {
+    for (int j = 0; j < Coefficients; ++j) packed[j] = c[j];
+  }
 
   template <int Coefficients, int Vectors, class T>
   static HWY_INLINE void OuterStep(const T* HWY_RESTRICT row, const T*,
@@ -129,6 +137,7 @@ const Kernels* MakeKernels() {
       Multiply::kPerStep,
       Multiply::kXPerStep,
       kShrink,
+      kWideShrink,
       Multiply::kPerStep == 2,
       &PackRows<Multiply>,
       &PackColumns<Multiply>,
@@ -137,6 +146,7 @@ const Kernels* MakeKernels() {
       &Shrink<Multiply>,
       &RowShrink,
       &LowRankPanel<Multiply>,
+      &UnpackH,
       &RunTile<Multiply>,
       &Outer<Multiply>,
       &DropoutMask,

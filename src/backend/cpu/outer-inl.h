@@ -97,11 +97,10 @@ void OuterRows(const float* coefficients, std::int64_t rank, const Source& x, st
   constexpr int kStep = Multiply::kRowsPerOuterStep;
   HWY_ALIGN typename Multiply::C packed[kMostOuterRows / kStep * Coefficients];
   for (std::int64_t i = 0; i < m; i += kStep) {
+    static constexpr float kNone[Coefficients] = {};
     const float* c = coefficients + i * rank;
-    for (int j = 0; j < Coefficients; ++j) {
-      packed[i / kStep * Coefficients + j] =
-          Multiply::PackCoefficient(c[j], i + 1 < m ? c[rank + j] : 0.0f);
-    }
+    Multiply::template PackCoefficients<Coefficients>(c, i + 1 < m ? c + rank : kNone,
+                                                      packed + i / kStep * Coefficients);
   }
 
   std::int64_t col = 0;

@@ -74,14 +74,27 @@ bool is_row_major_float(const Kernels& kernels, const Source& matrix) {
 
 // A dense float32 S of exactly one group of columns is its own packed form.
 bool a_is_packed(const Kernels& kernels, const LowRank& low) {
-  return is_row_major_float(kernels, low.shrink) && low.rank == kernels.shrink_cols &&
-         low.shrink.row_stride == low.rank;
+  const bool one_group = low.rank == kernels.shrink_cols || low.rank == kernels.wide_shrink_cols;
+  return one_group && is_row_major_float(kernels, low.shrink) && low.shrink.row_stride == low.rank;
 }
 
 // Rows of a row-major float32 E serve as column panels where no panel is ragged.
 bool b_serves_as_it_is(const Kernels& kernels, const LowRank& low, std::int64_t n) {
   return is_row_major_float(kernels, low.expand) && n % kernels.width == 0;
 }
+
+// Columns of outer products that a task finishes, of `cols` in all: whole register blocks on every
+// instruction set, some tasks a thread, and not so narrow that the rows' coefficients, packed anew
+// in each, cost much.
+std::int64_t outer_task_cols(std::int64_t cols, int threads) {
+  constexpr std::int64_t kRegisterBlock = 48, kMost = 192, kTasksPerThread = 3;
+  const std::int64_t even = ceil_div(cols, kTasksPerThread * threads);
+  return std::min(kMost, ceil_div(even, kRegisterBlock) * kRegisterBlock);
+}
+
+// Rows whose outer products are made late, when all of y is there: so few that they are still in
+// some cache, and that partial sums of their small chunks would be more to move than they are.
+constexpr std::int64_t kLateRows = 256;
 
 // One call: what is packed for all tasks, and each worker's own scratch.
 class Run {
@@ -97,16 +110,21 @@ class Run {
     float* h;                // one panel, [rank][stride]
     float* rows;             // dense float rows of a chunk, where a matrix has to be rewritten
     float* mask;             // output dropout of a chunk
+    float* sums;             // a block of columns of an outer product
+    float* late;             // what the late rows add to it
   };
 
   void prepare();
+  void pack_pair(std::int64_t i);
   void task(std::int64_t chunk, std::int64_t split, const Worker& worker);
   void pack_chunk(std::int64_t first, std::int64_t last, bool write_h, const Worker& worker);
   const void* dropped_panel(std::int64_t row, int rows, const Worker& worker);
   void add_outer_products(std::int64_t chunk, const Worker& worker);
   void fill_mask(std::int64_t first, std::int64_t last, std::int64_t split, const Worker& worker);
   void multiply(std::int64_t first, std::int64_t last, std::int64_t split, const Worker& worker);
-  void sum_outer_products();
+  std::int64_t chunks_with_partials(const OuterProduct& outer) const;
+  void finish_outer_products();
+  void finish_outer_product(std::size_t index, std::int64_t first, const Worker& worker);
 
   const Product& p_;
   const Kernels& kernels_;
@@ -115,6 +133,7 @@ class Run {
   const std::int64_t rank_;
   const bool row_shrink_;                // h straight from rows of x
   const Dropout* const output_dropout_;  // null also where no y is wanted
+  std::int64_t outer_cols_ = 0;
   const std::int64_t
       x_panel_size_;  // from a row panel to the next; 0 if no base product keeps them
   const std::uint32_t* w_ = nullptr;  // column panels
@@ -123,6 +142,9 @@ class Run {
   std::uint32_t* a_to_pack_ = nullptr;
   const std::uint32_t* b_ = nullptr;  // column panels of E
   std::uint32_t* b_to_pack_ = nullptr;
+  std::int64_t a_groups_ = 0;  // tasks that pack S, and E
+  std::int64_t b_ranges_ = 0;
+  Countdown pair_packed_;
   std::int64_t b_step_ = 0;       // 32-bit elements from a step of a column panel to the next
   std::int64_t b_panel_ = 0;      // and from a panel to the next
   float* bias_ = nullptr;         // padded to whole panels
@@ -176,16 +198,17 @@ Run::Run(Context& context, const Product& product)
                   [](const OuterProduct& outer) { return outer.coefficients == nullptr; });
   const std::size_t h_at = layout.reserve<float>(own_h ? p_.m * rank_ : 0);
   std::vector<std::size_t> partials_at;
-  std::int64_t dense_cols = 0;
+  std::int64_t dense_cols = 0, all_outer_cols = 0;
+  for (const OuterProduct& outer : p_.outer_products) all_outer_cols += outer.cols;
+  outer_cols_ = outer_task_cols(all_outer_cols, threads_);
   for (const OuterProduct& outer : p_.outer_products) {
-    partials_at.push_back(
-        layout.reserve<float>(std::max<std::int64_t>(1, partition_.chunks()) * rank_ * outer.cols));
+    partials_at.push_back(layout.reserve<float>(chunks_with_partials(outer) * rank_ * outer.cols));
     if (needs_dense_copy(outer)) dense_cols = std::max(dense_cols, outer.cols);
   }
   const bool input_dropout = low && low->input_dropout;
   const std::int64_t low_size = kernels_.row_panel_size(rank_);
   struct Offsets {
-    std::size_t x, low, dropped, h, rows, mask;
+    std::size_t x, low, dropped, h, rows, mask, sums, late;
   };
   std::vector<Offsets> offsets;
   for (int i = 0; i < threads_; ++i) {
@@ -194,11 +217,15 @@ Run::Run(Context& context, const Product& product)
         std::max(chunk_panels * x_panel_size_, kernels_.row_panel_size(p_.k)));
     o.low = layout.reserve<float>(chunk_panels * low_size);
     o.dropped = layout.reserve<float>(input_dropout ? kernels_.row_panel_size(p_.k) : 0);
-    o.h = layout.reserve<float>(rank_ * kernels_.stride);
+    o.h = layout.reserve<float>(ceil_div(rank_, kernels_.wide_shrink_cols) *
+                                kernels_.wide_shrink_cols * kernels_.stride);
     o.rows = layout.reserve<float>(
         std::max(chunk_rows * dense_cols, input_dropout ? kernels_.rows * p_.k : 0));
     o.mask = layout.reserve<float>(
         output_dropout_ ? chunk_rows * partition_.most_split_panels() * kernels_.width : 0);
+    const std::int64_t outer_size = p_.outer_products.empty() ? 0 : rank_ * outer_cols_;
+    o.sums = layout.reserve<float>(outer_size);
+    o.late = layout.reserve<float>(outer_size);
     offsets.push_back(o);
   }
 
@@ -216,28 +243,38 @@ Run::Run(Context& context, const Product& product)
     b_step_ = pack_b ? kernels_.width : low->expand.row_stride;
     b_panel_ = pack_b ? kernels_.column_panel_size(rank_) : kernels_.width;
   }
-  if (pack_a) a_ = a_to_pack_ = words(a_at);
-  if (pack_b) b_ = b_to_pack_ = words(b_at);
+  if (pack_a) {
+    a_ = a_to_pack_ = words(a_at);
+    a_groups_ = ceil_div(rank_, kernels_.wide_shrink_cols);
+  }
+  if (pack_b) {
+    b_ = b_to_pack_ = words(b_at);
+    b_ranges_ = std::min<std::int64_t>(threads_, partition_.n_panels);
+  }
   if (p_.bias.present()) bias_ = floats(bias_at);
   if (low) h_ = own_h ? floats(h_at) : low->h;
   for (const std::size_t at : partials_at) partials_.push_back(floats(at));
   for (const Offsets& o : offsets) {
     workers_.push_back(
-        {words(o.x), words(o.low), words(o.dropped), floats(o.h), floats(o.rows), floats(o.mask)});
+        {words(o.x), words(o.low), words(o.dropped), floats(o.h), floats(o.rows), floats(o.mask),
+         floats(o.sums), floats(o.late)});
   }
 }
 
 void Run::operator()() {
   prepare();
-  parallel_for(partition_.chunks() * partition_.splits, threads_,
-               [this](std::int64_t i, int worker) {
-                 task(i / partition_.splits, i % partition_.splits,
+  const std::int64_t first = a_groups_ + b_ranges_;
+  pair_packed_.start(first);
+  parallel_for(first + partition_.chunks() * partition_.splits, threads_,
+               [&](std::int64_t i, int worker) {
+                 if (i < first) return pack_pair(i);
+                 task((i - first) / partition_.splits, (i - first) % partition_.splits,
                       workers_[static_cast<std::size_t>(worker)]);
                });
-  sum_outer_products();
+  finish_outer_products();
 }
 
-// Packs S, E, the bias, and W if it came plain: on the pool where that is worth waking it.
+// Packs the bias, and W if it came plain.
 void Run::prepare() {
   if (bias_ != nullptr) {
     const std::int64_t padded = partition_.n_panels * kernels_.width;
@@ -250,19 +287,24 @@ void Run::prepare() {
     pack_panels(kernels_, p_.direction == Direction::kForward ? w : w.transposed(), p_.n, p_.k,
                 plain_);
   }
-  if (p_.low_rank == nullptr) return;
-  const Source expand = p_.low_rank->expand.transposed();
-  const std::int64_t b_panels = b_to_pack_ != nullptr ? partition_.n_panels : 0;
-  const auto pack = [&](std::int64_t i) {
-    if (i < b_panels) return pack_panel(kernels_, expand, p_.n, rank_, i, b_to_pack_);
-    if (a_to_pack_ != nullptr) kernels_.pack_a(p_.low_rank->shrink, p_.k, rank_, a_to_pack_);
-  };
-  constexpr std::int64_t kWorthWaking = 1 << 16;
-  if (rank_ * (p_.k + p_.n) >= kWorthWaking) {
-    parallel_for(b_panels + 1, pack);
+}
+
+// The first tasks pack S, a group of columns each, and E, a range of panels each; the others pack
+// rows of x until they need them.
+void Run::pack_pair(std::int64_t i) {
+  if (i < a_groups_) {
+    const std::int64_t col = i * kernels_.wide_shrink_cols;
+    const std::int64_t cols = std::min<std::int64_t>(kernels_.wide_shrink_cols, rank_ - col);
+    kernels_.pack_a(p_.low_rank->shrink.at(0, col), p_.k, cols,
+                    a_to_pack_ + kernels_.packed_a_size(p_.k, col));
   } else {
-    for (std::int64_t i = 0; i <= b_panels; ++i) pack(i);
+    const std::int64_t range = i - a_groups_;
+    const std::int64_t last = partition_.n_panels * (range + 1) / b_ranges_;
+    for (std::int64_t j = partition_.n_panels * range / b_ranges_; j < last; ++j) {
+      pack_panel(kernels_, p_.low_rank->expand.transposed(), p_.n, rank_, j, b_to_pack_);
+    }
   }
+  pair_packed_.done();
 }
 
 void Run::task(std::int64_t chunk, std::int64_t split, const Worker& worker) {
@@ -281,9 +323,13 @@ void Run::pack_chunk(std::int64_t first, std::int64_t last, bool write_h, const 
     const std::int64_t row = partition_.panel_row(panel);
     const int rows = static_cast<int>(partition_.panel_row(panel + 1) - row);
     std::uint32_t* x = worker.x + (panel - first) * x_panel_size_;
-    if (!row_shrink_) kernels_.pack_rows(p_.x.at(row, 0), rows, p_.k, x);
+    Source here = p_.x.at(row, 0);
+    // The next panel's rows begin `rows` on: too few bytes a row for a prefetcher to find them.
+    if (panel + 1 < last) here.ahead = rows * here.row_bytes();
+    if (!row_shrink_) kernels_.pack_rows(here, rows, p_.k, x);
     if (low == nullptr) continue;
 
+    pair_packed_.wait();
     if (row_shrink_) {
       kernels_.row_shrink(p_.x.at(row, 0), rows, p_.k, a_, rank_, worker.h);
     } else {
@@ -292,11 +338,7 @@ void Run::pack_chunk(std::int64_t first, std::int64_t last, bool write_h, const 
     }
     kernels_.low_rank_panel(worker.h, rank_, low->scaling,
                             worker.low + (panel - first) * kernels_.row_panel_size(rank_));
-    if (h_ == nullptr || !write_h) continue;
-    for (int i = 0; i < rows; ++i) {
-      float* to = h_ + (row + i) * rank_;
-      for (std::int64_t j = 0; j < rank_; ++j) to[j] = worker.h[j * kernels_.stride + i];
-    }
+    if (h_ != nullptr && write_h) kernels_.unpack_h(worker.h, rank_, rows, h_ + row * rank_);
   }
 }
 
@@ -308,12 +350,23 @@ const void* Run::dropped_panel(std::int64_t row, int rows, const Worker& worker)
   return worker.dropped;
 }
 
+// The chunks before the late rows; all of them where a row has to be rewritten before it is read.
+std::int64_t Run::chunks_with_partials(const OuterProduct& outer) const {
+  std::int64_t chunk = partition_.chunks();
+  if (needs_dense_copy(outer)) return chunk;
+  while (chunk > 0 && p_.m - partition_.panel_row(partition_.first_panel(chunk - 1)) <= kLateRows) {
+    --chunk;
+  }
+  return chunk;
+}
+
 // This chunk's part of each outer product: its rows have just been read.
 void Run::add_outer_products(std::int64_t chunk, const Worker& worker) {
   const std::int64_t row = partition_.panel_row(partition_.first_panel(chunk));
   const std::int64_t rows = partition_.panel_row(partition_.first_panel(chunk + 1)) - row;
   for (std::size_t i = 0; i < p_.outer_products.size(); ++i) {
     const OuterProduct& outer = p_.outer_products[i];
+    if (chunk >= chunks_with_partials(outer)) continue;
     Source matrix = outer.matrix.at(row, 0);
     if (needs_dense_copy(outer)) {
       const float* mask = nullptr;
@@ -388,23 +441,57 @@ void Run::multiply(std::int64_t first, std::int64_t last, std::int64_t split,
   }
 }
 
-// Chunks are summed in their order, whatever thread made them: the same bits every time.
-void Run::sum_outer_products() {
-  const std::int64_t products = static_cast<std::int64_t>(p_.outer_products.size());
-  parallel_for(products * rank_, [this](std::int64_t i) {
-    const OuterProduct& outer = p_.outer_products[static_cast<std::size_t>(i / rank_)];
-    const std::int64_t j = i % rank_;
-    float* sum = partials_[static_cast<std::size_t>(i / rank_)] + j * outer.cols;
-    if (partition_.chunks() == 0) std::fill_n(sum, outer.cols, 0.0f);
-    for (std::int64_t chunk = 1; chunk < partition_.chunks(); ++chunk) {
-      const float* partial = sum + chunk * rank_ * outer.cols;
-      for (std::int64_t c = 0; c < outer.cols; ++c) sum[c] += partial[c];
+// Chunks are summed in their order, whatever thread made them, and then what the late rows add: the
+// same bits every time. A task has a block of columns and all of the rank: of a gradient of A, which
+// lies transposed, that is a stretch of memory no other task writes to.
+void Run::finish_outer_products() {
+  struct Block {
+    std::size_t product;
+    std::int64_t first;
+  };
+  std::vector<Block> blocks;
+  for (std::size_t i = 0; i < p_.outer_products.size(); ++i) {
+    for (std::int64_t c = 0; c < p_.outer_products[i].cols; c += outer_cols_) {
+      blocks.push_back({i, c});
     }
+  }
+  parallel_for(static_cast<std::int64_t>(blocks.size()), threads_,
+               [&](std::int64_t i, int worker) {
+                 const Block& block = blocks[static_cast<std::size_t>(i)];
+                 finish_outer_product(block.product, block.first,
+                                      workers_[static_cast<std::size_t>(worker)]);
+               });
+}
+
+void Run::finish_outer_product(std::size_t index, std::int64_t first, const Worker& worker) {
+  const OuterProduct& outer = p_.outer_products[index];
+  const std::int64_t cols = std::min(outer_cols_, outer.cols - first);
+  const std::int64_t chunks = chunks_with_partials(outer);
+  float* const sums = worker.sums;  // [rank][outer_cols_]
+  std::fill_n(sums, rank_ * outer_cols_, 0.0f);
+  for (std::int64_t j = 0; j < rank_; ++j) {
+    float* const sum = sums + j * outer_cols_;
+    const float* partial = partials_[index] + j * outer.cols + first;
+    for (std::int64_t chunk = 0; chunk < chunks; ++chunk, partial += rank_ * outer.cols) {
+      for (std::int64_t c = 0; c < cols; ++c) sum[c] += partial[c];
+    }
+  }
+  const float* coefficients = outer.coefficients != nullptr ? outer.coefficients : h_;
+  float* const late = worker.late;  // the same shape
+  std::int64_t row = partition_.panel_row(partition_.first_panel(chunks));
+  while (row < p_.m) {
+    const std::int64_t rows = std::min(kMostOuterRows, p_.m - row);
+    kernels_.outer(coefficients + row * rank_, rank_, outer.matrix.at(row, first), rows, cols, late,
+                   outer_cols_);
+    for (std::int64_t i = 0; i < rank_ * outer_cols_; ++i) sums[i] += late[i];
+    row += rows;
+  }
+  for (std::int64_t j = 0; j < rank_; ++j) {
     float* out = outer.out.mutable_data_as<float>() + j * outer.out.stride(0);
-    for (std::int64_t c = 0; c < outer.cols; ++c) {
-      out[c * outer.out.stride(1)] = outer.scaling * sum[c];
+    for (std::int64_t c = 0; c < cols; ++c) {
+      out[(first + c) * outer.out.stride(1)] = outer.scaling * sums[j * outer_cols_ + c];
     }
-  });
+  }
 }
 
 }  // namespace

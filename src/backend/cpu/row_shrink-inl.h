@@ -14,17 +14,12 @@
 #include <utility>
 
 #include "backend/cpu/kernels.h"
+#include "backend/cpu/shrink-inl.h"
 #include "backend/cpu/vectors-inl.h"
 
 HWY_BEFORE_NAMESPACE();
 namespace graft::cpu {
 namespace HWY_NAMESPACE {
-
-// kShrink columns of A fill kColumnVectors vectors, or, on AVX-512, half of one: then a vector
-// holds two steps of k, even lanes the first.
-constexpr int kColumnVectors = kShrink > kLanes ? kShrink / kLanes : 1;
-constexpr int kRowSteps = kLanes > kShrink ? 2 : 1;
-static_assert(kShrink == kLanes * kColumnVectors / kRowSteps);
 
 #if HWY_TARGET == HWY_AVX3
 // Columns of two steps, (A[k][j], A[k + 1][j]) in each pair of lanes.
@@ -42,88 +37,104 @@ HWY_INLINE V BroadcastPair(const float* x) {
   std::memcpy(&pair, x, sizeof(pair));
   return hn::BitCast(D(), hn::Set(d64, pair));
 }
-#endif
 
-// One group of columns for `Rows` rows; h [kShrink][kStride], of which `cols` are stored.
+// block [Rows][kShrink]: kShrink columns fill half a vector, so that one holds two steps of k.
 template <int Rows>
-void RowShrinkGroup(const Source& x, std::int64_t k, const float* HWY_RESTRICT a, std::int64_t cols,
-                    float* HWY_RESTRICT h) {
+HWY_INLINE void RowShrinkHalf(const float* const (&row)[Rows], std::int64_t k,
+                              const float* HWY_RESTRICT a, float* HWY_RESTRICT block) {
   const D d;
-  V acc[Rows][kColumnVectors];
+  V acc[Rows];
 #pragma GCC unroll 16
-  for (int i = 0; i < Rows; ++i) {
-#pragma GCC unroll 16
-    for (int v = 0; v < kColumnVectors; ++v) acc[i][v] = hn::Zero(d);
-  }
-  const float* HWY_RESTRICT rows = static_cast<const float*>(x.data);
-  HWY_ALIGN float out[Rows][kShrink];
-#if HWY_TARGET == HWY_AVX3
+  for (int i = 0; i < Rows; ++i) acc[i] = hn::Zero(d);
   // Pointers to the ends of rows and an index up to zero leave a register for each of 14 rows.
   const std::int64_t even = k / 2 * 2;
   const float* ends[Rows];
 #pragma GCC unroll 16
-  for (int i = 0; i < Rows; ++i) ends[i] = rows + i * x.row_stride + even;
+  for (int i = 0; i < Rows; ++i) ends[i] = row[i] + even;
   for (std::int64_t s = -even; s < 0; s += 2, a += 2 * kShrink) {
     const V pairs = LoadColumnPairs(a);
 #pragma GCC unroll 16
-    for (int i = 0; i < Rows; ++i)
-      acc[i][0] = hn::MulAdd(BroadcastPair(ends[i] + s), pairs, acc[i][0]);
+    for (int i = 0; i < Rows; ++i) acc[i] = hn::MulAdd(BroadcastPair(ends[i] + s), pairs, acc[i]);
   }
   if (even < k) {
     HWY_ALIGN float last[2 * kShrink] = {};
     std::copy_n(a, kShrink, last);
     const V pairs = LoadColumnPairs(last);
 #pragma GCC unroll 16
-    for (int i = 0; i < Rows; ++i) acc[i][0] = hn::MulAdd(hn::Set(d, *ends[i]), pairs, acc[i][0]);
+    for (int i = 0; i < Rows; ++i) acc[i] = hn::MulAdd(hn::Set(d, *ends[i]), pairs, acc[i]);
   }
-  const hn::FixedTag<float, 8> d8;
+  const D8 d8;
 #pragma GCC unroll 16
   for (int i = 0; i < Rows; ++i) {
-    const V sums =
-        hn::Add(hn::ConcatEven(d, acc[i][0], acc[i][0]), hn::ConcatOdd(d, acc[i][0], acc[i][0]));
-    hn::Store(hn::LowerHalf(d8, sums), d8, out[i]);
+    const V sums = hn::Add(hn::ConcatEven(d, acc[i], acc[i]), hn::ConcatOdd(d, acc[i], acc[i]));
+    hn::Store(hn::LowerHalf(d8, sums), d8, block + i * kShrink);
   }
-#else
-  for (std::int64_t s = 0; s < k; ++s) {
-    V columns[kColumnVectors];
+}
+#endif
+
+// block [Rows][Vectors · kLanes]: whole vectors of columns.
+template <int Rows, int Vectors>
+HWY_INLINE void RowShrinkWhole(const float* const (&row)[Rows], std::int64_t k,
+                               const float* HWY_RESTRICT a, float* HWY_RESTRICT block) {
+  const D d;
+  V acc[Rows][Vectors];
+  const float* ends[Rows];
 #pragma GCC unroll 16
-    for (int v = 0; v < kColumnVectors; ++v) {
-      columns[v] = hn::LoadU(d, a + s * kShrink + v * kLanes);
-    }
+  for (int i = 0; i < Rows; ++i) {
+    ends[i] = row[i] + k;
+#pragma GCC unroll 16
+    for (int v = 0; v < Vectors; ++v) acc[i][v] = hn::Zero(d);
+  }
+  for (std::int64_t s = -k; s < 0; ++s, a += Vectors * kLanes) {
+    V columns[Vectors];
+#pragma GCC unroll 16
+    for (int v = 0; v < Vectors; ++v) columns[v] = hn::LoadU(d, a + v * kLanes);
 #pragma GCC unroll 16
     for (int i = 0; i < Rows; ++i) {
-      const V xi = hn::Set(d, rows[i * x.row_stride + s]);
+      const V xi = hn::Set(d, ends[i][s]);
 #pragma GCC unroll 16
-      for (int v = 0; v < kColumnVectors; ++v) {
-        acc[i][v] = hn::MulAdd(xi, columns[v], acc[i][v]);
-      }
+      for (int v = 0; v < Vectors; ++v) acc[i][v] = hn::MulAdd(xi, columns[v], acc[i][v]);
     }
   }
 #pragma GCC unroll 16
   for (int i = 0; i < Rows; ++i) {
 #pragma GCC unroll 16
-    for (int v = 0; v < kColumnVectors; ++v) hn::Store(acc[i][v], d, out[i] + v * kLanes);
-  }
-#endif
-  for (int j = 0; j < cols; ++j) {
-    for (int i = 0; i < Rows; ++i) h[j * kStride + i] = out[i][j];
+    for (int v = 0; v < Vectors; ++v) {
+      hn::Store(acc[i][v], d, block + (i * Vectors + v) * kLanes);
+    }
   }
 }
 
+// h [group][kStride] for one group of columns and `Rows` rows.
+template <int Rows>
+void RowShrinkGroup(const Source& x, std::int64_t k, const float* a, int group, float* h) {
+  HWY_ALIGN float block[Rows * kWideShrink];
+  const float* row[Rows];
+#pragma GCC unroll 16
+  for (int i = 0; i < Rows; ++i) row[i] = static_cast<const float*>(x.data) + i * x.row_stride;
+#if HWY_TARGET == HWY_AVX3
+  if (group == kShrink) {
+    RowShrinkHalf<Rows>(row, k, a, block);
+    return TransposeToH(block, Rows, kShrink, h);
+  }
+#endif
+  RowShrinkWhole<Rows, kWideShrink / kLanes>(row, k, a, block);
+  TransposeToH(block, Rows, group, h);
+}
+
 template <int... RowsMinus1>
-void RowShrinkByRows(const Source& x, int rows, std::int64_t k, const float* a, std::int64_t cols,
-                     float* h, std::integer_sequence<int, RowsMinus1...>) {
-  using Group = void (*)(const Source&, std::int64_t, const float*, std::int64_t, float*);
+void RowShrinkByRows(const Source& x, int rows, std::int64_t k, const float* a, int group, float* h,
+                     std::integer_sequence<int, RowsMinus1...>) {
+  using Group = void (*)(const Source&, std::int64_t, const float*, int, float*);
   static constexpr Group kGroups[] = {&RowShrinkGroup<RowsMinus1 + 1>...};
-  kGroups[rows - 1](x, k, a, cols, h);
+  kGroups[rows - 1](x, k, a, group, h);
 }
 
 inline void RowShrink(const Source& x, int rows, std::int64_t k, const void* packed_a,
                       std::int64_t rank, float* h) {
-  const float* group = static_cast<const float*>(packed_a);
-  for (std::int64_t j = 0; j < rank; j += kShrink, group += k * kShrink) {
-    const std::int64_t cols = std::min<std::int64_t>(kShrink, rank - j);
-    RowShrinkByRows(x, rows, k, group, cols, h + j * kStride,
+  const float* const a = static_cast<const float*>(packed_a);
+  for (std::int64_t j = 0; j < rank; j += ShrinkGroup(rank - j)) {
+    RowShrinkByRows(x, rows, k, a + j * k, ShrinkGroup(rank - j), h + j * kStride,
                     std::make_integer_sequence<int, kRows>());
   }
   for (std::int64_t j = 0; j < rank; ++j) {

@@ -11,6 +11,7 @@
 #include <cstring>
 
 #include "backend/cpu/kernels.h"
+#include "backend/cpu/pack-inl.h"
 #include "backend/cpu/vectors-inl.h"
 
 HWY_BEFORE_NAMESPACE();
@@ -20,49 +21,113 @@ namespace HWY_NAMESPACE {
 template <class Multiply>
 std::int64_t PackedASize(std::int64_t k, std::int64_t rank) {
   const std::int64_t steps = (k + Multiply::kPerStep - 1) / Multiply::kPerStep;
-  return (rank + kShrink - 1) / kShrink * kShrink * steps * Multiply::kXPerStep;
+  const std::int64_t columns = (rank + kShrink - 1) / kShrink * kShrink;
+  return columns * steps * Multiply::kXPerStep;
 }
 
 template <class Multiply>
 void PackA(const Source& a, std::int64_t k, std::int64_t rank, void* packed) {
-  const std::int64_t group_size = PackedASize<Multiply>(k, 1);
-  for (std::int64_t j = 0; j < rank; j += kShrink) {
-    const int cols = static_cast<int>(std::min<std::int64_t>(kShrink, rank - j));
-    Multiply::PackX(a.transposed().at(j, 0), cols, k, kShrink,
-                    static_cast<std::uint32_t*>(packed) + j / kShrink * group_size);
+  const std::int64_t column_size = PackedASize<Multiply>(k, 1) / kShrink;
+  for (std::int64_t j = 0; j < rank; j += ShrinkGroup(rank - j)) {
+    const int group = ShrinkGroup(rank - j);
+    const int cols = static_cast<int>(std::min<std::int64_t>(group, rank - j));
+    Multiply::PackX(a.transposed().at(j, 0), cols, k, group,
+                    static_cast<std::uint32_t*>(packed) + j * column_size);
   }
+}
+
+// kShrink columns, lanes along rows.
+template <class Multiply>
+HWY_INLINE void ShrinkColumns(const typename Multiply::X* HWY_RESTRICT x,
+                              const typename Multiply::X* HWY_RESTRICT a, std::int64_t steps,
+                              float* HWY_RESTRICT h) {
+  constexpr int kVectors = kStride / kLanes;
+  // Steps go round the chains: kShrink sums alone may be too few to hide a multiply-add's latency.
+  constexpr int kChains = Multiply::kShrinkChains;
+  const D d;
+  V acc[kChains][kShrink][kVectors];
+#pragma GCC unroll 16
+  for (int c = 0; c < kChains; ++c) {
+#pragma GCC unroll 16
+    for (int j = 0; j < kShrink; ++j) {
+#pragma GCC unroll 16
+      for (int v = 0; v < kVectors; ++v) acc[c][j][v] = hn::Zero(d);
+    }
+  }
+  std::int64_t s = 0;
+  for (; s + kChains <= steps; s += kChains) {
+#pragma GCC unroll 16
+    for (int c = 0; c < kChains; ++c) {
+      Multiply::template ShrinkStep<kShrink, kVectors>(x + (s + c) * kStride, a + (s + c) * kShrink,
+                                                       acc[c]);
+    }
+  }
+  for (; s < steps; ++s) {
+    Multiply::template ShrinkStep<kShrink, kVectors>(x + s * kStride, a + s * kShrink, acc[0]);
+  }
+#pragma GCC unroll 16
+  for (int j = 0; j < kShrink; ++j) {
+#pragma GCC unroll 16
+    for (int v = 0; v < kVectors; ++v) {
+      V sum = acc[0][j][v];
+#pragma GCC unroll 16
+      for (int c = 1; c < kChains; ++c) sum = hn::Add(sum, acc[c][j][v]);
+      hn::StoreU(sum, d, h + j * kStride + v * kLanes);
+    }
+  }
+}
+
+// h [cols][kStride] = block [rows][cols] transposed, cols a multiple of 4.
+HWY_INLINE void TransposeToH(const float* block, int rows, int cols, float* h) {
+  PackFloatRows<false>(D(), {block, DType::kFloat32, cols, 1, 0}, rows, cols, kStride, h);
+}
+
+// kWideShrink columns, lanes along columns.
+template <class Multiply>
+HWY_INLINE void ShrinkWide(const typename Multiply::X* HWY_RESTRICT x,
+                           const typename Multiply::X* HWY_RESTRICT a, std::int64_t steps,
+                           float* HWY_RESTRICT h) {
+  const D d;
+  V acc[kRows];
+#pragma GCC unroll 16
+  for (int i = 0; i < kRows; ++i) acc[i] = hn::Zero(d);
+  for (std::int64_t s = 0; s < steps; ++s) {
+    Multiply::ShrinkWideStep(x + s * kStride, a + s * kWideShrink, acc);
+  }
+  HWY_ALIGN float block[kRows * kWideShrink];
+#pragma GCC unroll 16
+  for (int i = 0; i < kRows; ++i) hn::Store(acc[i], d, block + i * kWideShrink);
+  TransposeToH(block, kRows, kWideShrink, h);
 }
 
 template <class Multiply>
 void Shrink(const void* x_panel, std::int64_t k, const void* packed_a, std::int64_t rank,
             float* HWY_RESTRICT h) {
-  constexpr int kVectors = kStride / kLanes;
   using X = typename Multiply::X;
-  const D d;
   const std::int64_t steps =
       (k + Multiply::kPerStep - 1) / Multiply::kPerStep * Multiply::kXPerStep;
-  const X* HWY_RESTRICT a = static_cast<const X*>(packed_a);
-  for (std::int64_t j0 = 0; j0 < rank; j0 += kShrink, a += steps * kShrink) {
-    const X* HWY_RESTRICT x = static_cast<const X*>(x_panel);
-    V acc[kShrink][kVectors];
-#pragma GCC unroll 16
-    for (int j = 0; j < kShrink; ++j) {
-#pragma GCC unroll 16
-      for (int v = 0; v < kVectors; ++v) acc[j][v] = hn::Zero(d);
-    }
-    for (std::int64_t s = 0; s < steps; ++s) {
-      Multiply::template ShrinkStep<kShrink, kVectors>(x + s * kStride, a + s * kShrink, acc);
-    }
-    HWY_ALIGN float out[kShrink * kStride];
-#pragma GCC unroll 16
-    for (int j = 0; j < kShrink; ++j) {
-#pragma GCC unroll 16
-      for (int v = 0; v < kVectors; ++v) {
-        hn::Store(acc[j][v], d, out + j * kStride + v * kLanes);
+  const X* const x = static_cast<const X*>(x_panel);
+  const X* const a = static_cast<const X*>(packed_a);
+  for (std::int64_t j = 0; j < rank; j += ShrinkGroup(rank - j)) {
+    if constexpr (kWideShrink > kShrink) {
+      if (ShrinkGroup(rank - j) == kWideShrink) {
+        ShrinkWide<Multiply>(x, a + j * steps, steps, h + j * kStride);
+        continue;
       }
     }
-    const std::int64_t cols = std::min<std::int64_t>(kShrink, rank - j0);
-    std::memcpy(h + j0 * kStride, out, static_cast<std::size_t>(cols * kStride) * sizeof(float));
+    ShrinkColumns<Multiply>(x, a + j * steps, steps, h + j * kStride);
+  }
+}
+
+// out [rows][rank] = h, which is [rank][kStride], transposed.
+inline void UnpackH(const float* h, std::int64_t rank, int rows, float* HWY_RESTRICT out) {
+  constexpr std::int64_t kGroup = 8;
+  HWY_ALIGN float block[kStride * kGroup];
+  for (std::int64_t j = 0; j < rank; j += kGroup) {
+    const std::int64_t cols = std::min(kGroup, rank - j);
+    PackFloatRows<false>(D8(), {h + j * kStride, DType::kFloat32, kStride, 1, 0},
+                         static_cast<int>(cols), kStride, kGroup, block);
+    for (int i = 0; i < rows; ++i) std::copy_n(block + i * kGroup, cols, out + i * rank + j);
   }
 }
 
@@ -77,6 +142,15 @@ HWY_INLINE void ShrinkStepF32(const float* HWY_RESTRICT x, const float* HWY_REST
 #pragma GCC unroll 16
     for (int j = 0; j < Cols; ++j) acc[j][v] = hn::MulAdd(xv, hn::Set(d, a[j]), acc[j][v]);
   }
+}
+
+// And of the shrink of a vector's worth of columns.
+HWY_INLINE void ShrinkWideStepF32(const float* HWY_RESTRICT x, const float* HWY_RESTRICT a,
+                                  V (&acc)[kRows]) {
+  const D d;
+  const V columns = hn::LoadU(d, a);
+#pragma GCC unroll 16
+  for (int i = 0; i < kRows; ++i) acc[i] = hn::MulAdd(hn::Set(d, x[i]), columns, acc[i]);
 }
 
 // scaling·h as a row panel: h is [rank][kStride] already, so this is the packing of h's transpose.

@@ -195,6 +195,13 @@ Shared& shared() {
 
 }  // namespace
 
+void Countdown::wait_long() const {
+  for (int spin = 0; left_.load(std::memory_order_acquire) > 0; ++spin) {
+    pause_briefly();
+    if (spin > kSpins) std::this_thread::yield();
+  }
+}
+
 void internal::run_tasks(std::int64_t count, int threads, TaskFn fn, void* state) {
   if (count <= 0) return;
   const bool alone = inside_task || count == 1 || threads == 1;

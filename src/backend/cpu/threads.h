@@ -1,5 +1,6 @@
 #pragma once
 
+#include <atomic>
 #include <cstdint>
 #include <type_traits>
 
@@ -31,5 +32,23 @@ template <class Task>
 void parallel_for(std::int64_t count, Task&& task) {
   parallel_for(count, num_threads(), [&task](std::int64_t i, int) { task(i); });
 }
+
+/// Lets tasks of one parallel_for wait for earlier ones: those start first, so that whoever waits
+/// waits for threads that are at work.
+class Countdown {
+ public:
+  /// `count` calls of done() are to come.
+  void start(std::int64_t count) { left_.store(count, std::memory_order_relaxed); }
+  void done() { left_.fetch_sub(1, std::memory_order_release); }
+  /// Returns when all have come; what was written before them can then be read.
+  void wait() const {
+    if (left_.load(std::memory_order_acquire) > 0) wait_long();
+  }
+
+ private:
+  void wait_long() const;
+
+  std::atomic<std::int64_t> left_{0};
+};
 
 }  // namespace graft::cpu

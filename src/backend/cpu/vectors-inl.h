@@ -34,8 +34,14 @@ constexpr int kStride = (kRows + kLanes - 1) / kLanes * kLanes;
 constexpr int kWidth = 2 * kLanes;
 
 // Columns of A that one pass of the shrink takes: enough accumulators to hide the latency of an
-// FMA, with kStride / kLanes vectors of rows each.
+// FMA, with kStride / kLanes vectors of rows each. Where a vector has more lanes than that, it takes
+// a vector's worth at once if so many are left, lanes along columns: no lanes go to rows that a
+// panel lacks.
 constexpr int kShrink = kStride / kLanes <= 1 ? 8 : 4;
+constexpr int kWideShrink = kLanes > kShrink ? kLanes : kShrink;
+
+// How many columns the pass takes that has `left` before it.
+HWY_INLINE int ShrinkGroup(std::int64_t left) { return left > kShrink ? kWideShrink : kShrink; }
 
 // Rounds float32 to bfloat16 in the upper half of each lane (ties to even; NaN stays NaN).
 template <class Floats>
