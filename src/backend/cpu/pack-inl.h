@@ -125,9 +125,6 @@ HWY_INLINE float Rounded(std::uint16_t bits) {
   return from_bfloat16(bits);
 }
 
-HWY_INLINE std::uint32_t Bits16(float value) { return to_bfloat16(value); }
-HWY_INLINE std::uint32_t Bits16(std::uint16_t bits) { return bits; }
-
 // One step of a float panel from `rows` values side by side, zero from there to `stride`.
 template <bool Round, class T>
 HWY_INLINE void PackStep(const T* HWY_RESTRICT from, int rows, int stride,
@@ -209,15 +206,35 @@ struct PairByRounding {
 
 // One step of a panel of pairs from `rows` values side by side at k and k + 1, zero from there to
 // `stride`.
-template <class Convert, class T>
-HWY_INLINE void PackPairStep(const T* HWY_RESTRICT even, const T* HWY_RESTRICT odd, int rows,
-                             int stride, std::uint32_t* HWY_RESTRICT to) {
+template <class Convert>
+HWY_INLINE void PackPairStep(const float* HWY_RESTRICT even, const float* HWY_RESTRICT odd,
+                             int rows, int stride, std::uint32_t* HWY_RESTRICT to) {
+  const D8 d;
   const hn::RebindToUnsigned<D8> du;
   int i = 0;
   for (; i + kLanesOf<D8> <= rows; i += kLanesOf<D8>) {
-    hn::StoreU(Convert::Pair(Load8(even + i), Load8(odd + i)), du, to + i);
+    hn::StoreU(Convert::Pair(hn::LoadU(d, even + i), hn::LoadU(d, odd + i)), du, to + i);
   }
-  for (; i < rows; ++i) to[i] = Bits16(even[i]) | Bits16(odd[i]) << 16;
+  for (; i < rows; ++i) {
+    to[i] = to_bfloat16(even[i]) | static_cast<std::uint32_t>(to_bfloat16(odd[i])) << 16;
+  }
+  for (; i < stride; ++i) to[i] = 0;
+}
+template <class Convert>
+HWY_INLINE void PackPairStep(const std::uint16_t* HWY_RESTRICT even,
+                             const std::uint16_t* HWY_RESTRICT odd, int rows, int stride,
+                             std::uint32_t* HWY_RESTRICT to) {
+  int i = 0;
+#if HWY_TARGET != HWY_SCALAR
+  const hn::FixedTag<std::uint16_t, 8> d;
+  std::uint16_t* HWY_RESTRICT halves = reinterpret_cast<std::uint16_t*>(to);
+  for (; i + 8 <= rows; i += 8) {
+    const auto e = hn::LoadU(d, even + i), o = hn::LoadU(d, odd + i);
+    hn::StoreU(hn::InterleaveLower(d, e, o), d, halves + 2 * i);
+    hn::StoreU(hn::InterleaveUpper(d, e, o), d, halves + 2 * i + 8);
+  }
+#endif
+  for (; i < rows; ++i) to[i] = even[i] | static_cast<std::uint32_t>(odd[i]) << 16;
   for (; i < stride; ++i) to[i] = 0;
 }
 

@@ -41,7 +41,7 @@ struct Partition {
         panels(ceil_div(rows_of_y, kernels.rows)),
         chunk_panel{0} {
     // About 128 rows a chunk; fewer where K is so large that they would leave a 1 MiB cache.
-    constexpr std::int64_t kChunkRows = 140, kLeastRows = 28, kChunkBytes = 5 << 18;
+    constexpr std::int64_t kChunkRows = 140, kLeastRows = 14, kChunkBytes = 5 << 18;
     const std::int64_t panel_bytes = std::max<std::int64_t>(1, kernels.row_panel_size(k) * 4);
     const std::int64_t most = std::clamp<std::int64_t>(
         kChunkBytes / panel_bytes, 2, std::max(2, static_cast<int>(kChunkRows / kernels.rows)));
