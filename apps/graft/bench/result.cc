@@ -46,8 +46,7 @@ std::vector<Field> fields_of(const Result& result, const Machine& machine) {
   fields.emplace_back("speed_up", number(result.speed_up(), 4));
   fields.emplace_back("eval_speed_up", number(result.eval_speed_up(), 4));
   const bool has_base = result.base.has_value();
-  fields.emplace_back(
-      "overhead", has_base ? number(overhead(result.fused, *result.base), 5) : "");
+  fields.emplace_back("overhead", has_base ? number(overhead(result.fused, *result.base), 5) : "");
   fields.emplace_back("floor", has_base ? number(floor_overhead(item), 5) : "");
   fields.emplace_back("gflops", number(result.gflops(), 2));
   fields.emplace_back("peak_share", number(result.gflops() / machine.gflops(item), 4));

@@ -142,7 +142,8 @@ void run_bench_lora(const BenchFlags& flags) {
   const Blas blas;
   Stopwatch stopwatch(flags.rounds, flags.block_ms);
   Machine machine = measure_machine(flags, stopwatch, blas);
-  for (const auto& [name, value] : facts_of(flags, machine, blas)) fmt::print("{:<9} {}\n", name, value);
+  for (const auto& [name, value] : facts_of(flags, machine, blas))
+    fmt::print("{:<9} {}\n", name, value);
 
   const Table table(stdout_is_terminal() ? terminal_width() : 120);
   fmt::print("\n{}\n", table.head());

@@ -87,8 +87,8 @@ inline void DropoutMask(const Dropout& dropout, std::uint64_t first, std::int64_
 
 // The whole vectors of out = mask ∘ row; returns the columns done.
 template <class T>
-HWY_INLINE std::int64_t DropVectors(const T* HWY_RESTRICT row, const float* mask,
-                                    std::int64_t cols, float* out) {
+HWY_INLINE std::int64_t DropVectors(const T* HWY_RESTRICT row, const float* mask, std::int64_t cols,
+                                    float* out) {
   const D d;
   std::int64_t j = 0;
   for (; j + kLanes <= cols; j += kLanes) {

@@ -27,9 +27,7 @@ struct Source {
   static Source of(const ConstTensorView& matrix) {
     return {matrix.data(), matrix.dtype(), matrix.stride(0), matrix.stride(1), 0};
   }
-  std::int64_t row_bytes() const {
-    return row_stride * static_cast<std::int64_t>(size_of(dtype));
-  }
+  std::int64_t row_bytes() const { return row_stride * static_cast<std::int64_t>(size_of(dtype)); }
   Source transposed() const { return {data, dtype, col_stride, row_stride, 0}; }
   Source at(std::int64_t row, std::int64_t col) const {
     const std::int64_t offset = row * row_stride + col * col_stride;
@@ -79,7 +77,7 @@ struct Kernels {
   int x_per_step;   // 32-bit x-type elements a row and step: 2 where pairs are kept as two floats
   int shrink_cols;  // columns of A that one pass of the shrink takes,
   int wide_shrink_cols;  // and that one takes where more than shrink_cols are left
-  bool bfloat16;    // multiplies bfloat16
+  bool bfloat16;         // multiplies bfloat16
 
   /// Packs rows [0, rows) × [0, k) of `x` into a row panel of `stride` rows.
   void (*pack_rows)(const Source& x, int rows, std::int64_t k, void* panel);

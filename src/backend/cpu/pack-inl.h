@@ -26,7 +26,8 @@ using VU8 = hn::Vec<hn::RebindToUnsigned<D8>>;
 template <class Floats>
 constexpr int kLanesOf = static_cast<int>(hn::MaxLanes(Floats()));
 
-// Where a vector's worth of rows of x from row r0 on begin; past the last of `rows`, that row again.
+// Where a vector's worth of rows of x from row r0 on begin; past the last of `rows`, that row
+// again.
 struct RowPointers {
   RowPointers(const Source& x, int rows, int r0, int lanes) {
     const auto* const base = static_cast<const std::uint8_t*>(x.data);
@@ -67,10 +68,9 @@ HWY_INLINE hn::Vec<Floats> LoadBlocks(Floats d, const RowPointers& rows, int j, 
       return hn::Combine(d, second, low);
     } else {
       const hn::FixedTag<float, 8> d8;
-      return hn::Combine(d,
-                         hn::Combine(d8, LoadUnits(rows.row[j + 12], k),
-                                     LoadUnits(rows.row[j + 8], k)),
-                         hn::Combine(d8, second, low));
+      return hn::Combine(
+          d, hn::Combine(d8, LoadUnits(rows.row[j + 12], k), LoadUnits(rows.row[j + 8], k)),
+          hn::Combine(d8, second, low));
     }
   }
 }
@@ -127,8 +127,7 @@ HWY_INLINE float Rounded(std::uint16_t bits) {
 
 // One step of a float panel from `rows` values side by side, zero from there to `stride`.
 template <bool Round, class T>
-HWY_INLINE void PackStep(const T* HWY_RESTRICT from, int rows, int stride,
-                         float* HWY_RESTRICT to) {
+HWY_INLINE void PackStep(const T* HWY_RESTRICT from, int rows, int stride, float* HWY_RESTRICT to) {
   const D8 d;
   int i = 0;
   for (; i + kLanesOf<D8> <= rows; i += kLanesOf<D8>) {

@@ -255,9 +255,8 @@ Run::Run(Context& context, const Product& product)
   if (low) h_ = own_h ? floats(h_at) : low->h;
   for (const std::size_t at : partials_at) partials_.push_back(floats(at));
   for (const Offsets& o : offsets) {
-    workers_.push_back(
-        {words(o.x), words(o.low), words(o.dropped), floats(o.h), floats(o.rows), floats(o.mask),
-         floats(o.sums), floats(o.late)});
+    workers_.push_back({words(o.x), words(o.low), words(o.dropped), floats(o.h), floats(o.rows),
+                        floats(o.mask), floats(o.sums), floats(o.late)});
   }
 }
 
@@ -442,8 +441,8 @@ void Run::multiply(std::int64_t first, std::int64_t last, std::int64_t split,
 }
 
 // Chunks are summed in their order, whatever thread made them, and then what the late rows add: the
-// same bits every time. A task has a block of columns and all of the rank: of a gradient of A, which
-// lies transposed, that is a stretch of memory no other task writes to.
+// same bits every time. A task has a block of columns and all of the rank: of a gradient of A,
+// which lies transposed, that is a stretch of memory no other task writes to.
 void Run::finish_outer_products() {
   struct Block {
     std::size_t product;
@@ -455,12 +454,10 @@ void Run::finish_outer_products() {
       blocks.push_back({i, c});
     }
   }
-  parallel_for(static_cast<std::int64_t>(blocks.size()), threads_,
-               [&](std::int64_t i, int worker) {
-                 const Block& block = blocks[static_cast<std::size_t>(i)];
-                 finish_outer_product(block.product, block.first,
-                                      workers_[static_cast<std::size_t>(worker)]);
-               });
+  parallel_for(static_cast<std::int64_t>(blocks.size()), threads_, [&](std::int64_t i, int worker) {
+    const Block& block = blocks[static_cast<std::size_t>(i)];
+    finish_outer_product(block.product, block.first, workers_[static_cast<std::size_t>(worker)]);
+  });
 }
 
 void Run::finish_outer_product(std::size_t index, std::int64_t first, const Worker& worker) {

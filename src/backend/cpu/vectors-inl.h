@@ -34,9 +34,9 @@ constexpr int kStride = (kRows + kLanes - 1) / kLanes * kLanes;
 constexpr int kWidth = 2 * kLanes;
 
 // Columns of A that one pass of the shrink takes: enough accumulators to hide the latency of an
-// FMA, with kStride / kLanes vectors of rows each. Where a vector has more lanes than that, it takes
-// a vector's worth at once if so many are left, lanes along columns: no lanes go to rows that a
-// panel lacks.
+// FMA, with kStride / kLanes vectors of rows each. Where a vector has more lanes than that, it
+// takes a vector's worth at once if so many are left, lanes along columns: no lanes go to rows that
+// a panel lacks.
 constexpr int kShrink = kStride / kLanes <= 1 ? 8 : 4;
 constexpr int kWideShrink = kLanes > kShrink ? kLanes : kShrink;
 
