@@ -15,6 +15,7 @@ op is linear or lora_linear; direction is forward or backward; gflops counts the
 products, those of the low-rank pair included.
 
 usage: bench_torch.py [--threads 2] [--seconds 1.0] [--shapes 2048,512,512,8 ...]
+                      [--dtypes float32 bfloat16]
 """
 
 import argparse
@@ -117,6 +118,7 @@ def main():
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--seconds", type=float, default=1.0, help="for each operation")
     parser.add_argument("--shapes", nargs="*", help="M,K,N,r; those of docs/ by default")
+    parser.add_argument("--dtypes", nargs="*", choices=DTYPES, default=list(DTYPES))
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     torch.manual_seed(0)
@@ -124,8 +126,8 @@ def main():
     if arguments.shapes:
         shapes = [tuple(map(int, shape.split(","))) for shape in arguments.shapes]
 
-    dtypes = dict(DTYPES)
-    if not torch.ops.mkldnn._is_mkldnn_bf16_supported():
+    dtypes = {name: DTYPES[name] for name in arguments.dtypes}
+    if "bfloat16" in dtypes and not torch.ops.mkldnn._is_mkldnn_bf16_supported():
         del dtypes["bfloat16"]
         print("bench_torch: bfloat16 left out: oneDNN has no kernels for it on this CPU",
               file=sys.stderr)

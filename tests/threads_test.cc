@@ -2,6 +2,7 @@
 
 #include <gtest/gtest.h>
 
+#include <array>
 #include <atomic>
 #include <thread>
 #include <vector>
@@ -59,6 +60,24 @@ TEST(Threads, CallersTakeTurnsAndSeeTheirOwnTasks) {
     });
   }
   for (auto& caller : callers) caller.join();
+}
+
+TEST(Threads, TasksWaitForEarlierOnes) {
+  for (int round = 0; round < 100; ++round) {
+    cpu::Countdown ready;
+    ready.start(3);
+    std::array<int, 3> made = {};
+    std::atomic<int> sums{0};
+    cpu::parallel_for(20, [&](std::int64_t i) {
+      if (i < 3) {
+        made[static_cast<std::size_t>(i)] = 1;
+        return ready.done();
+      }
+      ready.wait();
+      sums += made[0] + made[1] + made[2];
+    });
+    EXPECT_EQ(sums, 17 * 3);
+  }
 }
 
 TEST(Threads, NestedCallsRun) {

@@ -40,11 +40,16 @@ TIME_STYLES = {"24h": 5, "h:mm am/pm": 10, "h am/pm": 10, "noon": 3}
 # Frames by what they say. The first list is for all splits; the second is for test alone.
 FRAMES = {
     "day": (
-        ["at {time}", "{time}", "daily at {time}", "every day at {time}", "{time} daily"],
+        ["at {time}", "{time}", "daily at {time}", "every day at {time}", "{time} every day"],
         ["each day at {time}", "at {time} every day"],
     ),
     "weekdays": (
-        ["every weekday at {time}", "weekdays at {time}", "at {time} on weekdays"],
+        [
+            "every weekday at {time}",
+            "each weekday at {time}",
+            "weekdays at {time}",
+            "at {time} on weekdays",
+        ],
         ["on weekdays at {time}", "at {time} each weekday"],
     ),
     "weekends": (
@@ -81,7 +86,7 @@ FRAMES = {
             "on the {nth} of every month at {time}",
             "monthly on the {nth} at {time}",
             "at {time} on the {nth} of the month",
-            "every month on the {nth} at {time}",
+            "each month on the {nth} at {time}",
         ],
         ["at {time} on the {nth} of every month", "on the {nth} of each month at {time}"],
     ),
@@ -104,6 +109,7 @@ FRAMES = {
             "every {n} minutes on weekdays",
             "every {n} minutes in {month}",
             "every {n} minutes from {hour} to {later_hour}",
+            "between {hour} and {later_hour} every {n} minutes",
         ],
         ["every {n} minutes on weekends", "every {n} minutes between {hour} and {later_hour}"],
     ),
@@ -113,6 +119,7 @@ FRAMES = {
             "hourly between {hour} and {later_hour}",
             "hourly from {hour} to {later_hour} on weekdays",
             "every {k} hours on {day}s",
+            "every {k} hours on weekends",
             "every {k} hours at minute {minute}",
             "{minute} minutes past every hour",
             "{minute} minutes past every hour on {day}s",
@@ -127,7 +134,7 @@ FRAMES = {
 # Shares. The short sentences of "day" teach the times of day for the fewest tokens.
 KINDS = {
     **{"day": 18, "weekdays": 8, "weekends": 6, "weekly": 12, "two days": 9, "day range": 8},
-    **{"monthly": 10, "yearly": 12, "in a month": 8, "minutes": 8, "hours": 9},
+    **{"monthly": 10, "yearly": 12, "in a month": 8, "minutes": 9, "hours": 9},
 }
 # The one that the program's documentation quotes; with its style it is for test alone.
 SHOWN = ("every weekday at {time}", "24h", "every weekday at 6:30", "30 6 * * 1-5")
@@ -167,8 +174,9 @@ class Grammar:
         self.kinds = Deck(rng, weighted(KINDS))
         self.styles = Deck(rng, weighted(TIME_STYLES))
         self.rng = rng
-        # Most am hours stand in the cron line as they are; those dealt more often do not.
-        twelve_hours = Deck(rng, [*range(24), *range(12, 24), 22, 23, 12, 12, 0, 0, 0, 0])
+        # Most am hours stand in the cron line as they are; those dealt more often do not, 12 am
+        # least of all.
+        twelve_hours = Deck(rng, [*range(24), *range(12, 24), 22, 23, 12, 12, *[0] * 7])
         self.hours = {
             "24h": Deck(rng, range(24)),
             "h:mm am/pm": twelve_hours,

@@ -76,7 +76,7 @@ struct Kernels {
   int k_per_step;   // 1, or 2 for pairs
   int x_per_step;   // 32-bit x-type elements a row and step: 2 where pairs are kept as two floats
   int shrink_cols;  // columns of A that one pass of the shrink takes,
-  int wide_shrink_cols;  // and that one takes where more than shrink_cols are left
+  int wide_shrink_cols;  // or takes where more than shrink_cols are left
   bool bfloat16;         // multiplies bfloat16
 
   /// Packs rows [0, rows) × [0, k) of `x` into a row panel of `stride` rows.

@@ -4,6 +4,7 @@
 #include <cstring>
 
 #include "backend/cpu/packed_panels.h"
+#include "backend/cpu/partition.h"
 #include "backend/cpu/scratch_layout.h"
 #include "backend/cpu/threads.h"
 #include "backend/element.h"
@@ -24,49 +25,6 @@ void pack_panel(const Kernels& kernels, const Source& w, std::int64_t n, std::in
                        static_cast<int>(std::min<std::int64_t>(kernels.width, n - col)), k,
                        panels + panel * kernels.column_panel_size(k));
 }
-
-// How the rows and columns of y are dealt out: row panels of near-equal height (so that no edge
-// tile is small), chunks of consecutive panels whose packed x stays in a core's cache, and where
-// rows are few, ranges of columns too.
-struct Partition {
-  std::int64_t m, n_panels;
-  std::int64_t panels;                    // of rows
-  std::vector<std::int64_t> chunk_panel;  // the first panel of each chunk, and the end
-  std::int64_t splits = 1;                // of the columns
-
-  Partition(const Kernels& kernels, std::int64_t rows_of_y, std::int64_t k, std::int64_t n,
-            int threads)
-      : m(rows_of_y),
-        n_panels(ceil_div(n, kernels.width)),
-        panels(ceil_div(rows_of_y, kernels.rows)),
-        chunk_panel{0} {
-    // About 128 rows a chunk; fewer where K is so large that they would leave a 1 MiB cache.
-    constexpr std::int64_t kChunkRows = 140, kLeastRows = 14, kChunkBytes = 5 << 18;
-    const std::int64_t panel_bytes = std::max<std::int64_t>(1, kernels.row_panel_size(k) * 4);
-    const std::int64_t most = std::clamp<std::int64_t>(
-        kChunkBytes / panel_bytes, 2, std::max(2, static_cast<int>(kChunkRows / kernels.rows)));
-    const bool by_rows = panels >= 4 * threads;
-    // Few rows: every thread packs them, and multiplies its share of the columns.
-    if (!by_rows && threads > 1) splits = std::clamp<std::int64_t>(n_panels, 1, threads);
-    // Many: chunks grow smaller to the end, so that threads of unequal speed end together.
-    const std::int64_t least = std::min(most, ceil_div(kLeastRows, kernels.rows));
-    for (std::int64_t left = panels; left > 0; left = panels - chunk_panel.back()) {
-      const std::int64_t fair = threads > 1 && by_rows ? ceil_div(left, 2 * threads) : left;
-      chunk_panel.push_back(chunk_panel.back() + std::min(left, std::clamp(fair, least, most)));
-    }
-  }
-
-  std::int64_t chunks() const { return static_cast<std::int64_t>(chunk_panel.size()) - 1; }
-  std::int64_t first_panel(std::int64_t chunk) const {
-    return chunk_panel[static_cast<std::size_t>(chunk)];
-  }
-  std::int64_t panel_row(std::int64_t panel) const {
-    return m * panel / std::max<std::int64_t>(1, panels);
-  }
-  std::int64_t split_panel(std::int64_t split) const { return n_panels * split / splits; }
-  std::int64_t most_chunk_panels() const { return chunks() == 0 ? 0 : chunk_panel[1]; }
-  std::int64_t most_split_panels() const { return ceil_div(n_panels, splits); }
-};
 
 bool is_row_major_float(const Kernels& kernels, const Source& matrix) {
   return !kernels.bfloat16 && matrix.dtype == DType::kFloat32 && matrix.col_stride == 1;
@@ -133,7 +91,7 @@ class Run {
   const std::int64_t rank_;
   const bool row_shrink_;                // h straight from rows of x
   const Dropout* const output_dropout_;  // null also where no y is wanted
-  std::int64_t outer_cols_ = 0;
+  std::int64_t outer_cols_ = 0;          // of outer products that a task finishes
   const std::int64_t
       x_panel_size_;  // from a row panel to the next; 0 if no base product keeps them
   const std::uint32_t* w_ = nullptr;  // column panels
@@ -142,8 +100,8 @@ class Run {
   std::uint32_t* a_to_pack_ = nullptr;
   const std::uint32_t* b_ = nullptr;  // column panels of E
   std::uint32_t* b_to_pack_ = nullptr;
-  std::int64_t a_groups_ = 0;  // tasks that pack S, and E
-  std::int64_t b_ranges_ = 0;
+  std::int64_t a_groups_ = 0;  // tasks that pack S,
+  std::int64_t b_ranges_ = 0;  // and E
   Countdown pair_packed_;
   std::int64_t b_step_ = 0;       // 32-bit elements from a step of a column panel to the next
   std::int64_t b_panel_ = 0;      // and from a panel to the next
@@ -465,9 +423,9 @@ void Run::finish_outer_product(std::size_t index, std::int64_t first, const Work
   const std::int64_t cols = std::min(outer_cols_, outer.cols - first);
   const std::int64_t chunks = chunks_with_partials(outer);
   float* const sums = worker.sums;  // [rank][outer_cols_]
-  std::fill_n(sums, rank_ * outer_cols_, 0.0f);
   for (std::int64_t j = 0; j < rank_; ++j) {
     float* const sum = sums + j * outer_cols_;
+    std::fill_n(sum, cols, 0.0f);
     const float* partial = partials_[index] + j * outer.cols + first;
     for (std::int64_t chunk = 0; chunk < chunks; ++chunk, partial += rank_ * outer.cols) {
       for (std::int64_t c = 0; c < cols; ++c) sum[c] += partial[c];
@@ -480,7 +438,10 @@ void Run::finish_outer_product(std::size_t index, std::int64_t first, const Work
     const std::int64_t rows = std::min(kMostOuterRows, p_.m - row);
     kernels_.outer(coefficients + row * rank_, rank_, outer.matrix.at(row, first), rows, cols, late,
                    outer_cols_);
-    for (std::int64_t i = 0; i < rank_ * outer_cols_; ++i) sums[i] += late[i];
+    for (std::int64_t j = 0; j < rank_; ++j) {
+      for (std::int64_t c = 0; c < cols; ++c)
+        sums[j * outer_cols_ + c] += late[j * outer_cols_ + c];
+    }
     row += rows;
   }
   for (std::int64_t j = 0; j < rank_; ++j) {
