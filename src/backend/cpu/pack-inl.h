@@ -208,11 +208,15 @@ struct PairByRounding {
 template <class Convert>
 HWY_INLINE void PackPairStep(const float* HWY_RESTRICT even, const float* HWY_RESTRICT odd,
                              int rows, int stride, std::uint32_t* HWY_RESTRICT to) {
-  const D8 d;
-  const hn::RebindToUnsigned<D8> du;
+  const D d;
+  const D8 d8;
   int i = 0;
+  for (; i + kLanes <= rows; i += kLanes) {
+    hn::StoreU(Convert::Pair(hn::LoadU(d, even + i), hn::LoadU(d, odd + i)), DU(), to + i);
+  }
   for (; i + kLanesOf<D8> <= rows; i += kLanesOf<D8>) {
-    hn::StoreU(Convert::Pair(hn::LoadU(d, even + i), hn::LoadU(d, odd + i)), du, to + i);
+    hn::StoreU(Convert::Pair(hn::LoadU(d8, even + i), hn::LoadU(d8, odd + i)),
+               hn::RebindToUnsigned<D8>(), to + i);
   }
   for (; i < rows; ++i) {
     to[i] = to_bfloat16(even[i]) | static_cast<std::uint32_t>(to_bfloat16(odd[i])) << 16;

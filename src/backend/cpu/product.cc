@@ -72,6 +72,12 @@ class Run {
     float* late;             // what the late rows add to it
   };
 
+  // Columns of an outer product that one task finishes.
+  struct Block {
+    std::size_t product;
+    std::int64_t first;
+  };
+
   void prepare();
   void pack_pair(std::int64_t i);
   void task(std::int64_t chunk, std::int64_t split, const Worker& worker);
@@ -81,8 +87,8 @@ class Run {
   void fill_mask(std::int64_t first, std::int64_t last, std::int64_t split, const Worker& worker);
   void multiply(std::int64_t first, std::int64_t last, std::int64_t split, const Worker& worker);
   std::int64_t chunks_with_partials(const OuterProduct& outer) const;
-  void finish_outer_products();
-  void finish_outer_product(std::size_t index, std::int64_t first, const Worker& worker);
+  bool needs_tasks(const OuterProduct& outer) const;
+  void finish_outer_product(const Block& block, const Worker& worker);
 
   const Product& p_;
   const Kernels& kernels_;
@@ -220,15 +226,27 @@ Run::Run(Context& context, const Product& product)
 
 void Run::operator()() {
   prepare();
-  const std::int64_t first = a_groups_ + b_ranges_;
-  pair_packed_.start(first);
-  parallel_for(first + partition_.chunks() * partition_.splits, threads_,
-               [&](std::int64_t i, int worker) {
-                 if (i < first) return pack_pair(i);
-                 task((i - first) / partition_.splits, (i - first) % partition_.splits,
-                      workers_[static_cast<std::size_t>(worker)]);
+  // What can be done at once fills the end of the first round of tasks; the rest is the second.
+  std::vector<Block> blocks, rest;
+  for (std::size_t i = 0; i < p_.outer_products.size(); ++i) {
+    std::vector<Block>& to = needs_tasks(p_.outer_products[i]) ? rest : blocks;
+    for (std::int64_t c = 0; c < p_.outer_products[i].cols; c += outer_cols_) to.push_back({i, c});
+  }
+  const std::int64_t packing = a_groups_ + b_ranges_;
+  const std::int64_t tasks = partition_.chunks() * partition_.splits;
+  pair_packed_.start(packing);
+  parallel_for(packing + tasks + static_cast<std::int64_t>(blocks.size()), threads_,
+               [&](std::int64_t i, int index) {
+                 const Worker& worker = workers_[static_cast<std::size_t>(index)];
+                 if (i < packing) return pack_pair(i);
+                 i -= packing;
+                 if (i < tasks) return task(i / partition_.splits, i % partition_.splits, worker);
+                 finish_outer_product(blocks[static_cast<std::size_t>(i - tasks)], worker);
                });
-  finish_outer_products();
+  parallel_for(static_cast<std::int64_t>(rest.size()), threads_, [&](std::int64_t i, int index) {
+    finish_outer_product(rest[static_cast<std::size_t>(i)],
+                         workers_[static_cast<std::size_t>(index)]);
+  });
 }
 
 // Packs the bias, and W if it came plain.
@@ -398,27 +416,16 @@ void Run::multiply(std::int64_t first, std::int64_t last, std::int64_t split,
   }
 }
 
-// Chunks are summed in their order, whatever thread made them, and then what the late rows add: the
-// same bits every time. A task has a block of columns and all of the rank: of a gradient of A,
-// which lies transposed, that is a stretch of memory no other task writes to.
-void Run::finish_outer_products() {
-  struct Block {
-    std::size_t product;
-    std::int64_t first;
-  };
-  std::vector<Block> blocks;
-  for (std::size_t i = 0; i < p_.outer_products.size(); ++i) {
-    for (std::int64_t c = 0; c < p_.outer_products[i].cols; c += outer_cols_) {
-      blocks.push_back({i, c});
-    }
-  }
-  parallel_for(static_cast<std::int64_t>(blocks.size()), threads_, [&](std::int64_t i, int worker) {
-    const Block& block = blocks[static_cast<std::size_t>(i)];
-    finish_outer_product(block.product, block.first, workers_[static_cast<std::size_t>(worker)]);
-  });
+// Whether the tasks make something that the outer product is of: h, or its chunks' parts.
+bool Run::needs_tasks(const OuterProduct& outer) const {
+  return outer.coefficients == nullptr || chunks_with_partials(outer) > 0;
 }
 
-void Run::finish_outer_product(std::size_t index, std::int64_t first, const Worker& worker) {
+// Chunks are summed in their order, whatever thread made them, and then what the late rows add: the
+// same bits every time. A block has all of the rank: of a gradient of A, which lies transposed,
+// that is a stretch of memory no other task writes to.
+void Run::finish_outer_product(const Block& block, const Worker& worker) {
+  const auto [index, first] = block;
   const OuterProduct& outer = p_.outer_products[index];
   const std::int64_t cols = std::min(outer_cols_, outer.cols - first);
   const std::int64_t chunks = chunks_with_partials(outer);
