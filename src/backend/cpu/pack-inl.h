@@ -139,11 +139,12 @@ HWY_INLINE void PackStep(const T* HWY_RESTRICT from, int rows, int stride, float
   for (; i < stride; ++i) to[i] = 0.0f;
 }
 
-// The whole blocks of steps of a float panel, from rows of dense values; returns the steps done.
-template <bool Round, class Floats>
-HWY_INLINE std::int64_t PackFloatRows(Floats d, const Source& x, int rows, std::int64_t k,
-                                      int stride, float* HWY_RESTRICT out) {
-  const hn::RebindToUnsigned<Floats> du;
+// Transposes rows of dense values, a vector's worth of rows and four units at a time, and hands
+// each block of four vectors to `store(s, r0, v)`: s its first step of k, r0 its first row. Returns
+// the steps done: whole blocks, four steps of float32 or eight of bfloat16.
+template <class Floats, class StoreBlock>
+HWY_INLINE std::int64_t TransposeRows(Floats d, const Source& x, int rows, std::int64_t k,
+                                      int stride, const StoreBlock& store) {
   const bool wide = x.dtype == DType::kFloat32;
   const std::int64_t unit = wide ? 4 : 8;  // steps a block
   const std::int64_t whole = k / unit * unit;
@@ -153,19 +154,30 @@ HWY_INLINE std::int64_t PackFloatRows(Floats d, const Source& x, int rows, std::
       FetchAhead(pointers, kLanesOf<Floats>, wide ? s * 4 : s * 2, x.ahead);
       hn::Vec<Floats> v[4];
       LoadTransposed(d, pointers, wide ? s : s / 2, v);
-      for (int t = 0; wide && t < 4; ++t) {
-        if (Round) v[t] = hn::BitCast(d, RoundToUpperHalf(d, v[t]));
-        hn::StoreU(v[t], d, out + (s + t) * stride + r0);
-      }
-      for (int t = 0; !wide && t < 4; ++t) {
-        const auto pair = hn::BitCast(du, v[t]);
-        float* HWY_RESTRICT to = out + (s + 2 * t) * stride + r0;
-        hn::StoreU(hn::BitCast(d, hn::ShiftLeft<16>(pair)), d, to);
-        hn::StoreU(hn::BitCast(d, hn::And(pair, hn::Set(du, 0xffff0000u))), d, to + stride);
-      }
+      store(s, r0, v);
     }
   }
   return whole;
+}
+
+// The whole blocks of steps of a float panel, from rows of dense values; returns the steps done.
+template <bool Round, class Floats>
+HWY_INLINE std::int64_t PackFloatRows(Floats d, const Source& x, int rows, std::int64_t k,
+                                      int stride, float* HWY_RESTRICT out) {
+  const hn::RebindToUnsigned<Floats> du;
+  const bool wide = x.dtype == DType::kFloat32;
+  return TransposeRows(d, x, rows, k, stride, [=](std::int64_t s, int r0, const auto& v) {
+    for (int t = 0; wide && t < 4; ++t) {
+      const auto value = Round ? hn::BitCast(d, RoundToUpperHalf(d, v[t])) : v[t];
+      hn::StoreU(value, d, out + (s + t) * stride + r0);
+    }
+    for (int t = 0; !wide && t < 4; ++t) {
+      const auto pair = hn::BitCast(du, v[t]);
+      float* to = out + (s + 2 * t) * stride + r0;
+      hn::StoreU(hn::BitCast(d, hn::ShiftLeft<16>(pair)), d, to);
+      hn::StoreU(hn::BitCast(d, hn::And(pair, hn::Set(du, 0xffff0000u))), d, to + stride);
+    }
+  });
 }
 
 // float panel [k][stride]; `Round` rounds to bfloat16 and pads k to even with zeros.
@@ -248,24 +260,15 @@ HWY_INLINE std::int64_t PackPairRows(Floats d, const Source& x, int rows, std::i
                                      int stride, std::uint32_t* HWY_RESTRICT out) {
   const hn::RebindToUnsigned<Floats> du;
   const bool wide = x.dtype == DType::kFloat32;
-  const std::int64_t unit = wide ? 4 : 8;  // steps of k a block
-  const std::int64_t whole = k / unit * unit;
-  for (int r0 = 0; r0 < stride; r0 += kLanesOf<Floats>) {
-    const RowPointers pointers(x, rows, r0, kLanesOf<Floats>);
-    for (std::int64_t s = 0; s < whole; s += unit) {
-      FetchAhead(pointers, kLanesOf<Floats>, wide ? s * 4 : s * 2, x.ahead);
-      hn::Vec<Floats> v[4];
-      LoadTransposed(d, pointers, wide ? s : s / 2, v);
-      std::uint32_t* to = out + s / 2 * stride + r0;
-      if (wide) {
-        hn::StoreU(Convert::Pair(v[0], v[1]), du, to);
-        hn::StoreU(Convert::Pair(v[2], v[3]), du, to + stride);
-      } else {
-        for (int t = 0; t < 4; ++t) hn::StoreU(hn::BitCast(du, v[t]), du, to + t * stride);
-      }
+  return TransposeRows(d, x, rows, k, stride, [=](std::int64_t s, int r0, const auto& v) {
+    std::uint32_t* to = out + s / 2 * stride + r0;
+    if (wide) {
+      hn::StoreU(Convert::Pair(v[0], v[1]), du, to);
+      hn::StoreU(Convert::Pair(v[2], v[3]), du, to + stride);
+    } else {
+      for (int t = 0; t < 4; ++t) hn::StoreU(hn::BitCast(du, v[t]), du, to + t * stride);
     }
-  }
-  return whole;
+  });
 }
 
 // Pairs panel [⌈k/2⌉][stride] of (bf16 at k, bf16 at k + 1), zero past the end.

@@ -306,7 +306,7 @@ void Run::pack_chunk(std::int64_t first, std::int64_t last, bool write_h, const 
 
     pair_packed_.wait();
     if (row_shrink_) {
-      kernels_.row_shrink(p_.x.at(row, 0), rows, p_.k, a_, rank_, worker.h);
+      kernels_.row_shrink(here, rows, p_.k, a_, rank_, worker.h);
     } else {
       const void* shrunk = low->input_dropout ? dropped_panel(row, rows, worker) : x;
       kernels_.shrink(shrunk, p_.k, a_, rank_, worker.h);

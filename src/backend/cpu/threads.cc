@@ -32,6 +32,15 @@ void pause_briefly() {
 #endif
 }
 
+// Returns once `done()`; gives way to other threads after `spins` tries.
+template <class Done>
+void spin_until(int spins, const Done& done) {
+  for (int spin = 0; !done(); ++spin) {
+    pause_briefly();
+    if (spin > spins) std::this_thread::yield();
+  }
+}
+
 // Cores this process may run on.
 std::vector<int> allowed_cores() {
   std::vector<int> cores;
@@ -120,10 +129,7 @@ class Pool {
     wake_.notify_all();
 
     take_tasks(0);
-    for (int spin = 0; finished_.load(std::memory_order_acquire) != count; ++spin) {
-      pause_briefly();
-      if (spin > spins_) std::this_thread::yield();
-    }
+    spin_until(spins_, [&] { return finished_.load(std::memory_order_acquire) == count; });
   }
 
  private:
@@ -196,10 +202,7 @@ Shared& shared() {
 }  // namespace
 
 void Countdown::wait_long() const {
-  for (int spin = 0; left_.load(std::memory_order_acquire) > 0; ++spin) {
-    pause_briefly();
-    if (spin > kSpins) std::this_thread::yield();
-  }
+  spin_until(kSpins, [this] { return left_.load(std::memory_order_acquire) <= 0; });
 }
 
 void internal::run_tasks(std::int64_t count, int threads, TaskFn fn, void* state) {
