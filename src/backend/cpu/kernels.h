@@ -96,8 +96,6 @@ struct Kernels {
                      std::int64_t rank, float* h);
   /// Turns `scaling`·h into the x-type panel that enters a tile's low-rank steps.
   void (*low_rank_panel)(const float* h, std::int64_t rank, float scaling, void* panel);
-  /// out [rows][rank] dense = h transposed.
-  void (*unpack_h)(const float* h, std::int64_t rank, int rows, float* out);
   void (*tile)(const TileArgs& args);
   /// out [rank][ld] (columns [0, cols)) = coefficientsᵀ (rank × m) · x (m × cols), overwritten.
   /// Coefficients are (m, rank) with row stride `rank`; rows of x are dense; m is at most
@@ -111,6 +109,11 @@ struct Kernels {
   /// `mask` has row stride `mask_stride`, and may be `out`; null copies.
   void (*drop_rows)(const Source& x, std::int64_t rows, std::int64_t cols, const float* mask,
                     std::int64_t mask_stride, float* out);
+  /// to [cols][to_stride] = scaling · (from [rows][from_stride])ᵀ.
+  void (*transpose)(const float* from, std::int64_t from_stride, std::int64_t rows,
+                    std::int64_t cols, float scaling, float* to, std::int64_t to_stride);
+  /// to += from, `count` floats each, which don't overlap.
+  void (*add)(const float* from, std::int64_t count, float* to);
 
   std::int64_t steps(std::int64_t k) const { return (k + k_per_step - 1) / k_per_step; }
   /// 32-bit elements of a row panel and of a column panel.

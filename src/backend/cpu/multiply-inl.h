@@ -15,6 +15,7 @@
 #include "backend/cpu/row_shrink-inl.h"
 #include "backend/cpu/shrink-inl.h"
 #include "backend/cpu/tile-inl.h"
+#include "backend/cpu/transpose-inl.h"
 #include "backend/cpu/vectors-inl.h"
 
 HWY_BEFORE_NAMESPACE();
@@ -146,11 +147,12 @@ const Kernels* MakeKernels() {
       &Shrink<Multiply>,
       &RowShrink,
       &LowRankPanel<Multiply>,
-      &UnpackH,
       &RunTile<Multiply>,
       &Outer<Multiply>,
       &DropoutMask,
       &DropRows,
+      &Transpose,
+      &Add,
   };
   return &kernels;
 }

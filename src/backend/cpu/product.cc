@@ -52,7 +52,7 @@ std::int64_t outer_task_cols(std::int64_t cols, int threads) {
 
 // Rows whose outer products are made late, when all of y is there: so few that they are still in
 // some cache, and that partial sums of their small chunks would be more to move than they are.
-constexpr std::int64_t kLateRows = 256;
+constexpr std::int64_t kLateRows = kMostOuterRows;
 
 // One call: what is packed for all tasks, and each worker's own scratch.
 class Run {
@@ -68,8 +68,7 @@ class Run {
     float* h;                // one panel, [rank][stride]
     float* rows;             // dense float rows of a chunk, where a matrix has to be rewritten
     float* mask;             // output dropout of a chunk
-    float* sums;             // a block of columns of an outer product
-    float* late;             // what the late rows add to it
+    float* sums;             // a block of columns of an outer product, [rank][outer_cols_]
   };
 
   // Columns of an outer product that one task finishes.
@@ -89,6 +88,8 @@ class Run {
   std::int64_t chunks_with_partials(const OuterProduct& outer) const;
   bool needs_tasks(const OuterProduct& outer) const;
   void finish_outer_product(const Block& block, const Worker& worker);
+  void write_gradient(const float* sums, std::int64_t first, std::int64_t cols,
+                      const OuterProduct& outer) const;
 
   const Product& p_;
   const Kernels& kernels_;
@@ -172,7 +173,7 @@ Run::Run(Context& context, const Product& product)
   const bool input_dropout = low && low->input_dropout;
   const std::int64_t low_size = kernels_.row_panel_size(rank_);
   struct Offsets {
-    std::size_t x, low, dropped, h, rows, mask, sums, late;
+    std::size_t x, low, dropped, h, rows, mask, sums;
   };
   std::vector<Offsets> offsets;
   for (int i = 0; i < threads_; ++i) {
@@ -187,9 +188,7 @@ Run::Run(Context& context, const Product& product)
         std::max(chunk_rows * dense_cols, input_dropout ? kernels_.rows * p_.k : 0));
     o.mask = layout.reserve<float>(
         output_dropout_ ? chunk_rows * partition_.most_split_panels() * kernels_.width : 0);
-    const std::int64_t outer_size = p_.outer_products.empty() ? 0 : rank_ * outer_cols_;
-    o.sums = layout.reserve<float>(outer_size);
-    o.late = layout.reserve<float>(outer_size);
+    o.sums = layout.reserve<float>(p_.outer_products.empty() ? 0 : rank_ * outer_cols_);
     offsets.push_back(o);
   }
 
@@ -220,7 +219,7 @@ Run::Run(Context& context, const Product& product)
   for (const std::size_t at : partials_at) partials_.push_back(floats(at));
   for (const Offsets& o : offsets) {
     workers_.push_back({words(o.x), words(o.low), words(o.dropped), floats(o.h), floats(o.rows),
-                        floats(o.mask), floats(o.sums), floats(o.late)});
+                        floats(o.mask), floats(o.sums)});
   }
 }
 
@@ -313,7 +312,9 @@ void Run::pack_chunk(std::int64_t first, std::int64_t last, bool write_h, const 
     }
     kernels_.low_rank_panel(worker.h, rank_, low->scaling,
                             worker.low + (panel - first) * kernels_.row_panel_size(rank_));
-    if (h_ != nullptr && write_h) kernels_.unpack_h(worker.h, rank_, rows, h_ + row * rank_);
+    if (h_ != nullptr && write_h) {
+      kernels_.transpose(worker.h, kernels_.stride, rank_, rows, 1.0f, h_ + row * rank_, rank_);
+    }
   }
 }
 
@@ -421,7 +422,7 @@ bool Run::needs_tasks(const OuterProduct& outer) const {
   return outer.coefficients == nullptr || chunks_with_partials(outer) > 0;
 }
 
-// Chunks are summed in their order, whatever thread made them, and then what the late rows add: the
+// The late rows first, then what chunks have summed, in their order, whatever thread made them: the
 // same bits every time. A block has all of the rank: of a gradient of A, which lies transposed,
 // that is a stretch of memory no other task writes to.
 void Run::finish_outer_product(const Block& block, const Worker& worker) {
@@ -429,32 +430,34 @@ void Run::finish_outer_product(const Block& block, const Worker& worker) {
   const OuterProduct& outer = p_.outer_products[index];
   const std::int64_t cols = std::min(outer_cols_, outer.cols - first);
   const std::int64_t chunks = chunks_with_partials(outer);
+  const std::int64_t row = partition_.panel_row(partition_.first_panel(chunks));
   float* const sums = worker.sums;  // [rank][outer_cols_]
-  for (std::int64_t j = 0; j < rank_; ++j) {
-    float* const sum = sums + j * outer_cols_;
-    std::fill_n(sum, cols, 0.0f);
-    const float* partial = partials_[index] + j * outer.cols + first;
-    for (std::int64_t chunk = 0; chunk < chunks; ++chunk, partial += rank_ * outer.cols) {
-      for (std::int64_t c = 0; c < cols; ++c) sum[c] += partial[c];
-    }
+  if (row < p_.m) {
+    const float* coefficients = outer.coefficients != nullptr ? outer.coefficients : h_;
+    kernels_.outer(coefficients + row * rank_, rank_, outer.matrix.at(row, first), p_.m - row, cols,
+                   sums, outer_cols_);
+  } else {
+    std::fill_n(sums, rank_ * outer_cols_, 0.0f);
   }
-  const float* coefficients = outer.coefficients != nullptr ? outer.coefficients : h_;
-  float* const late = worker.late;  // the same shape
-  std::int64_t row = partition_.panel_row(partition_.first_panel(chunks));
-  while (row < p_.m) {
-    const std::int64_t rows = std::min(kMostOuterRows, p_.m - row);
-    kernels_.outer(coefficients + row * rank_, rank_, outer.matrix.at(row, first), rows, cols, late,
-                   outer_cols_);
-    for (std::int64_t j = 0; j < rank_; ++j) {
-      for (std::int64_t c = 0; c < cols; ++c)
-        sums[j * outer_cols_ + c] += late[j * outer_cols_ + c];
-    }
-    row += rows;
+  const float* partial = partials_[index] + first;
+  for (std::int64_t i = 0; i < chunks * rank_; ++i, partial += outer.cols) {
+    kernels_.add(partial, cols, sums + i % rank_ * outer_cols_);
+  }
+  write_gradient(sums, first, cols, outer);
+}
+
+// out, columns [first, first + cols) = scaling · sums [rank][outer_cols_].
+void Run::write_gradient(const float* sums, std::int64_t first, std::int64_t cols,
+                         const OuterProduct& outer) const {
+  const std::int64_t row_stride = outer.out.stride(0), col_stride = outer.out.stride(1);
+  float* const out = outer.out.mutable_data_as<float>() + first * col_stride;
+  if (row_stride == 1) {
+    kernels_.transpose(sums, outer_cols_, rank_, cols, outer.scaling, out, col_stride);
+    return;
   }
   for (std::int64_t j = 0; j < rank_; ++j) {
-    float* out = outer.out.mutable_data_as<float>() + j * outer.out.stride(0);
     for (std::int64_t c = 0; c < cols; ++c) {
-      out[(first + c) * outer.out.stride(1)] = outer.scaling * sums[j * outer_cols_ + c];
+      out[j * row_stride + c * col_stride] = outer.scaling * sums[j * outer_cols_ + c];
     }
   }
 }

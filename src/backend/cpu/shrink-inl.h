@@ -119,18 +119,6 @@ void Shrink(const void* x_panel, std::int64_t k, const void* packed_a, std::int6
   }
 }
 
-// out [rows][rank] = h, which is [rank][kStride], transposed.
-inline void UnpackH(const float* h, std::int64_t rank, int rows, float* HWY_RESTRICT out) {
-  constexpr std::int64_t kGroup = 8;
-  HWY_ALIGN float block[kStride * kGroup];
-  for (std::int64_t j = 0; j < rank; j += kGroup) {
-    const std::int64_t cols = std::min(kGroup, rank - j);
-    PackFloatRows<false>(D8(), {h + j * kStride, DType::kFloat32, kStride, 1, 0},
-                         static_cast<int>(cols), kStride, kGroup, block);
-    for (int i = 0; i < rows; ++i) std::copy_n(block + i * kGroup, cols, out + i * rank + j);
-  }
-}
-
 // One float32 step of the shrink, for the two multiply types that keep x as floats.
 template <int Cols, int Vectors>
 HWY_INLINE void ShrinkStepF32(const float* HWY_RESTRICT x, const float* HWY_RESTRICT a,
@@ -158,7 +146,10 @@ template <class Multiply>
 void LowRankPanel(const float* HWY_RESTRICT h, std::int64_t rank, float scaling, void* panel) {
   constexpr std::int64_t kMost = kMaxLoraRank;
   HWY_ALIGN float scaled[kMost * kStride];
-  for (std::int64_t i = 0; i < rank * kStride; ++i) scaled[i] = scaling * h[i];
+  const D d;
+  for (std::int64_t i = 0; i < rank * kStride; i += kLanes) {
+    hn::Store(hn::Mul(hn::Set(d, scaling), hn::LoadU(d, h + i)), d, scaled + i);
+  }
   Multiply::PackX({scaled, DType::kFloat32, 1, kStride}, kStride, rank, kStride, panel);
 }
 
