@@ -17,8 +17,9 @@ class Check {
 
   [[noreturn]] void fail(const std::string& message) const;
 
-  /// Throws `message` as kInvalidArgument unless `condition` holds.
-  void that(bool condition, const std::string& message) const {
+  /// Throws `message` as kInvalidArgument unless `condition` holds. A message that has to be put
+  /// together is for `if` and fail(): a call may take less time than its text.
+  void that(bool condition, const char* message) const {
     if (!condition) fail(message);
   }
 

@@ -39,14 +39,16 @@ void check_inputs(const Check& check, const ConstTensorView& q, const ConstTenso
   const std::int64_t keys = k.dim(1), kv_heads = k.dim(2);
   check_heads(check, "k", k, {q.dim(0), keys, kv_heads, d}, q);
   check_heads(check, "v", v, {q.dim(0), keys, kv_heads, d}, q);
-  check.that(kv_heads > 0 ? heads % kv_heads == 0 : heads == 0,
-             "k: expected a number of heads that divides q's " + std::to_string(heads) + ", got " +
-                 std::to_string(kv_heads));
-  check.that(std::isfinite(options.scale) && options.scale > 0.0f,
-             "scale: expected a positive number, got " + std::to_string(options.scale));
-  if (options.causal || options.rotary.enabled) {
-    check.that(keys >= queries, "k: expected at least as many keys as queries, got " +
-                                    std::to_string(keys) + " for " + std::to_string(queries));
+  if (kv_heads > 0 ? heads % kv_heads != 0 : heads != 0) {
+    check.fail("k: expected a number of heads that divides q's " + std::to_string(heads) +
+               ", got " + std::to_string(kv_heads));
+  }
+  if (!(std::isfinite(options.scale) && options.scale > 0.0f)) {
+    check.fail("scale: expected a positive number, got " + std::to_string(options.scale));
+  }
+  if ((options.causal || options.rotary.enabled) && keys < queries) {
+    check.fail("k: expected at least as many keys as queries, got " + std::to_string(keys) +
+               " for " + std::to_string(queries));
   }
   if (options.rotary.enabled) check_rotary(check, options.rotary);
 }

@@ -42,8 +42,9 @@ PackedWeight::PackedWeight(const ConstTensorView& w, DType dtype, Packing packin
   check.rank("w", w, 2);
   check.dtype("w", w, {DType::kFloat32, DType::kBFloat16});
   check.device("w", w, Device{});
-  check.that(dtype == DType::kFloat32 || dtype == DType::kBFloat16,
-             std::string("dtype: expected float32 or bfloat16, got ") + name_of(dtype));
+  if (dtype != DType::kFloat32 && dtype != DType::kBFloat16) {
+    check.fail(std::string("dtype: expected float32 or bfloat16, got ") + name_of(dtype));
+  }
   const cpu::Kernels& kernels = cpu::kernels_for(dtype);
   impl_->out_features = w.dim(0);
   impl_->in_features = w.dim(1);

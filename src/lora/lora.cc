@@ -11,8 +11,9 @@ namespace graft {
 namespace {
 
 void check_dropout(const Check& check, const Dropout& dropout) {
-  check.that(dropout.p >= 0.0f && dropout.p < 1.0f,
-             "dropout: expected p in [0, 1), got " + std::to_string(dropout.p));
+  if (!(dropout.p >= 0.0f && dropout.p < 1.0f)) {
+    check.fail("dropout: expected p in [0, 1), got " + std::to_string(dropout.p));
+  }
 }
 
 // A (in, rank) and B (rank, out), of one rank that the kernels take.
@@ -20,8 +21,9 @@ void check_adapter(const Check& check, const Adapter& adapter, Device device) {
   check.rank("a", adapter.a, 2);
   check.rank("b", adapter.b, 2);
   const std::int64_t rank = adapter.a.dim(1);
-  check.that(rank >= 1 && rank <= kMaxLoraRank,
-             "a: expected a rank of 1 to 256 columns, got " + adapter.a.shape_string());
+  if (rank < 1 || rank > kMaxLoraRank) {
+    check.fail("a: expected a rank of 1 to 256 columns, got " + adapter.a.shape_string());
+  }
   check.shape("b", adapter.b, {rank, adapter.b.dim(1)});
   check.device("a", adapter.a, device);
   check.device("b", adapter.b, device);

@@ -42,8 +42,9 @@ void check_common(const Check& check, const ConstTensorView& weight, float eps,
   check.shape("weight", weight, {x.dim(1)});
   check.device("weight", weight, x.device());
   check.dense("weight", weight);
-  check.that(std::isfinite(eps) && eps >= 0.0f,
-             "eps: expected a number of at least 0, got " + std::to_string(eps));
+  if (!(std::isfinite(eps) && eps >= 0.0f)) {
+    check.fail("eps: expected a number of at least 0, got " + std::to_string(eps));
+  }
 }
 
 }  // namespace

@@ -9,10 +9,12 @@
 namespace graft {
 
 void check_rotary(const Check& check, const Rotary& rotary) {
-  check.that(std::isfinite(rotary.theta) && rotary.theta > 0.0f,
-             "rotary.theta: expected a positive number, got " + std::to_string(rotary.theta));
-  check.that(rotary.position >= 0,
-             "rotary.position: expected at least 0, got " + std::to_string(rotary.position));
+  if (!(std::isfinite(rotary.theta) && rotary.theta > 0.0f)) {
+    check.fail("rotary.theta: expected a positive number, got " + std::to_string(rotary.theta));
+  }
+  if (rotary.position < 0) {
+    check.fail("rotary.position: expected at least 0, got " + std::to_string(rotary.position));
+  }
 }
 
 Support supports(const Rope& params) {
@@ -23,7 +25,9 @@ void rope(Context& context, const Rope& params) {
   const Check check("rope");
   const ConstTensorView& x = params.x;
   check.rank("x", x, 4);
-  check.that(x.dim(3) % 2 == 0, "x: expected an even last dimension, got " + x.shape_string());
+  if (x.dim(3) % 2 != 0) {
+    check.fail("x: expected an even last dimension, got " + x.shape_string());
+  }
   check.last_axis_dense("x", x);
   check.shape("y", params.y, {x.dim(0), x.dim(1), x.dim(2), x.dim(3)});
   check.dtype("y", params.y, {x.dtype()});
