@@ -77,6 +77,7 @@ struct Kernels {
   int x_per_step;   // 32-bit x-type elements a row and step: 2 where pairs are kept as two floats
   int shrink_cols;  // columns of A that one pass of the shrink takes,
   int wide_shrink_cols;  // or takes where more than shrink_cols are left
+  int shrink_panels;     // most row panels that one call of `shrink` takes
   bool bfloat16;         // multiplies bfloat16
 
   /// Packs rows [0, rows) × [0, k) of `x` into a row panel of `stride` rows.
@@ -88,9 +89,10 @@ struct Kernels {
   /// wide_shrink_cols can be packed one by one.
   void (*pack_a)(const Source& a, std::int64_t k, std::int64_t rank, void* packed);
   std::int64_t (*packed_a_size)(std::int64_t k, std::int64_t rank);
-  /// h [rank][stride] = (row panel)ᵀ · A in float32, unscaled; whole groups are written.
-  void (*shrink)(const void* x_panel, std::int64_t k, const void* packed_a, std::int64_t rank,
-                 float* h);
+  /// h [rank][stride] = (row panel)ᵀ · A in float32, unscaled, of one panel or more that lie one
+  /// after the other, as each h does, `h_panel_size` apart.
+  void (*shrink)(const void* x_panels, int panels, std::int64_t k, const void* packed_a,
+                 std::int64_t rank, float* h);
   /// The same h straight from up to `rows` rows of float32 x with dense rows; float32 kernels only.
   void (*row_shrink)(const Source& x, int rows, std::int64_t k, const void* packed_a,
                      std::int64_t rank, float* h);
@@ -119,6 +121,10 @@ struct Kernels {
   /// 32-bit elements of a row panel and of a column panel.
   std::int64_t row_panel_size(std::int64_t k) const { return steps(k) * stride * x_per_step; }
   std::int64_t column_panel_size(std::int64_t k) const { return steps(k) * width; }
+  /// Floats of a panel's h: whole groups of columns.
+  std::int64_t h_panel_size(std::int64_t rank) const {
+    return (rank + wide_shrink_cols - 1) / wide_shrink_cols * wide_shrink_cols * stride;
+  }
 };
 
 /// The kernels for products in `dtype` (kFloat32 or kBFloat16) on the instruction set in use.

@@ -86,16 +86,18 @@ struct MultiplyDot {
   }
 
   static constexpr int kShrinkChains = 2;
-  template <int Cols, int Vectors>
-  static HWY_INLINE void ShrinkStep(const std::uint32_t* HWY_RESTRICT x,
-                                    const std::uint32_t* HWY_RESTRICT a, V (&acc)[Cols][Vectors]) {
+  template <int Vectors>
+  static HWY_INLINE void ShrinkStep(const std::uint32_t* HWY_RESTRICT x, std::int64_t x_stride,
+                                    const std::uint32_t* HWY_RESTRICT a,
+                                    V (&acc)[kShrink][Vectors]) {
+    __m512i xv[Vectors];
 #pragma GCC unroll 16
-    for (int v = 0; v < Vectors; ++v) {
-      const __m512i xv = _mm512_loadu_si512(x + v * kLanes);
+    for (int v = 0; v < Vectors; ++v) xv[v] = _mm512_loadu_si512(x + v * x_stride);
 #pragma GCC unroll 16
-      for (int j = 0; j < Cols; ++j) {
-        acc[j][v] = DotAdd(xv, _mm512_set1_epi32(static_cast<int>(a[j])), acc[j][v]);
-      }
+    for (int j = 0; j < kShrink; ++j) {
+      const __m512i aj = _mm512_set1_epi32(static_cast<int>(a[j]));
+#pragma GCC unroll 16
+      for (int v = 0; v < Vectors; ++v) acc[j][v] = DotAdd(xv[v], aj, acc[j][v]);
     }
   }
 

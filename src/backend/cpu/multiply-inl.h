@@ -27,10 +27,10 @@ struct FloatOperands {
   using X = float;
 
   static constexpr int kShrinkChains = 1;
-  template <int Cols, int Vectors>
-  static HWY_INLINE void ShrinkStep(const float* HWY_RESTRICT x, const float* HWY_RESTRICT a,
-                                    V (&acc)[Cols][Vectors]) {
-    ShrinkStepF32(x, a, acc);
+  template <int Vectors>
+  static HWY_INLINE void ShrinkStep(const float* HWY_RESTRICT x, std::int64_t x_stride,
+                                    const float* HWY_RESTRICT a, V (&acc)[kShrink][Vectors]) {
+    ShrinkStepF32(x, x_stride, a, acc);
   }
   static HWY_INLINE void ShrinkWideStep(const float* HWY_RESTRICT x, const float* HWY_RESTRICT a,
                                         V (&acc)[kRows]) {
@@ -139,6 +139,7 @@ const Kernels* MakeKernels() {
       Multiply::kXPerStep,
       kShrink,
       kWideShrink,
+      kShrinkPanels,
       Multiply::kPerStep == 2,
       &PackRows<Multiply>,
       &PackColumns<Multiply>,

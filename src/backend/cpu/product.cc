@@ -65,7 +65,7 @@ class Run {
     std::uint32_t* x;        // row panels of a chunk
     std::uint32_t* low;      // their low-rank panels
     std::uint32_t* dropped;  // one row panel of drop(x)
-    float* h;                // one panel, [rank][stride]
+    float* h;                // of the panels in a pass of the shrink, [rank][stride] each
     float* rows;             // dense float rows of a chunk, where a matrix has to be rewritten
     float* mask;             // output dropout of a chunk
     float* sums;             // a block of columns of an outer product, [rank][outer_cols_]
@@ -81,11 +81,15 @@ class Run {
   void pack_pair(std::int64_t i);
   void task(std::int64_t chunk, std::int64_t split, const Worker& worker);
   void pack_chunk(std::int64_t first, std::int64_t last, bool write_h, const Worker& worker);
+  void shrink(std::int64_t panel, int panels, const std::uint32_t* x, const Worker& worker);
   const void* dropped_panel(std::int64_t row, int rows, const Worker& worker);
   void add_outer_products(std::int64_t chunk, const Worker& worker);
   void fill_mask(std::int64_t first, std::int64_t last, std::int64_t split, const Worker& worker);
   void multiply(std::int64_t first, std::int64_t last, std::int64_t split, const Worker& worker);
   std::int64_t chunks_with_partials(const OuterProduct& outer) const;
+  int panel_rows(std::int64_t panel) const {
+    return static_cast<int>(partition_.panel_row(panel + 1) - partition_.panel_row(panel));
+  }
   bool needs_tasks(const OuterProduct& outer) const;
   void finish_outer_product(const Block& block, const Worker& worker);
   void write_gradient(const float* sums, std::int64_t first, std::int64_t cols,
@@ -97,6 +101,7 @@ class Run {
   const Partition partition_;
   const std::int64_t rank_;
   const bool row_shrink_;                // h straight from rows of x
+  const int shrink_panels_;              // at once
   const Dropout* const output_dropout_;  // null also where no y is wanted
   std::int64_t outer_cols_ = 0;          // of outer products that a task finishes
   const std::int64_t
@@ -127,6 +132,12 @@ bool shrinks_from_rows(const Product& p, const Kernels& kernels) {
          p.low_rank->input_dropout == nullptr;
 }
 
+// What the shrink reads is the packed x of the base product.
+bool shrinks_packed_panels(const Product& p) {
+  return p.low_rank != nullptr && p.weight != nullptr && p.y.present() &&
+         p.low_rank->input_dropout == nullptr;
+}
+
 bool needs_dense_copy(const OuterProduct& outer) {
   return outer.dropout != nullptr || outer.matrix.col_stride != 1;
 }
@@ -138,6 +149,7 @@ Run::Run(Context& context, const Product& product)
       partition_(kernels_, product.m, product.k, product.n, threads_),
       rank_(product.low_rank ? product.low_rank->rank : 0),
       row_shrink_(shrinks_from_rows(product, kernels_)),
+      shrink_panels_(shrinks_packed_panels(product) ? kernels_.shrink_panels : 1),
       output_dropout_(product.low_rank && product.y.present() ? product.low_rank->output_dropout
                                                               : nullptr),
       x_panel_size_(product.weight && product.y.present() ? kernels_.row_panel_size(product.k)
@@ -182,8 +194,7 @@ Run::Run(Context& context, const Product& product)
         std::max(chunk_panels * x_panel_size_, kernels_.row_panel_size(p_.k)));
     o.low = layout.reserve<float>(chunk_panels * low_size);
     o.dropped = layout.reserve<float>(input_dropout ? kernels_.row_panel_size(p_.k) : 0);
-    o.h = layout.reserve<float>(ceil_div(rank_, kernels_.wide_shrink_cols) *
-                                kernels_.wide_shrink_cols * kernels_.stride);
+    o.h = layout.reserve<float>(shrink_panels_ * kernels_.h_panel_size(rank_));
     o.rows = layout.reserve<float>(
         std::max(chunk_rows * dense_cols, input_dropout ? kernels_.rows * p_.k : 0));
     o.mask = layout.reserve<float>(
@@ -290,12 +301,12 @@ void Run::task(std::int64_t chunk, std::int64_t split, const Worker& worker) {
   if (p_.y.present()) multiply(first, last, split, worker);
 }
 
-// Packs the rows of a chunk, and while each panel is hot, its h.
+// Packs the rows of a chunk, and while panels are hot, their h.
 void Run::pack_chunk(std::int64_t first, std::int64_t last, bool write_h, const Worker& worker) {
   const LowRank* low = p_.low_rank;
   for (std::int64_t panel = first; panel < last; ++panel) {
     const std::int64_t row = partition_.panel_row(panel);
-    const int rows = static_cast<int>(partition_.panel_row(panel + 1) - row);
+    const int rows = panel_rows(panel);
     std::uint32_t* x = worker.x + (panel - first) * x_panel_size_;
     Source here = p_.x.at(row, 0);
     // The next panel's rows begin `rows` on: too few bytes a row for a prefetcher to find them.
@@ -303,18 +314,32 @@ void Run::pack_chunk(std::int64_t first, std::int64_t last, bool write_h, const 
     if (!row_shrink_) kernels_.pack_rows(here, rows, p_.k, x);
     if (low == nullptr) continue;
 
-    pair_packed_.wait();
-    if (row_shrink_) {
-      kernels_.row_shrink(here, rows, p_.k, a_, rank_, worker.h);
-    } else {
-      const void* shrunk = low->input_dropout ? dropped_panel(row, rows, worker) : x;
-      kernels_.shrink(shrunk, p_.k, a_, rank_, worker.h);
+    const int packed = static_cast<int>((panel - first) % shrink_panels_) + 1;
+    if (packed < shrink_panels_ && panel + 1 < last) continue;
+    const std::int64_t oldest = panel + 1 - packed;
+    shrink(oldest, packed, x - (packed - 1) * x_panel_size_, worker);
+    for (int i = 0; i < packed; ++i) {
+      const float* h = worker.h + i * kernels_.h_panel_size(rank_);
+      kernels_.low_rank_panel(h, rank_, low->scaling,
+                              worker.low + (oldest + i - first) * kernels_.row_panel_size(rank_));
+      if (h_ != nullptr && write_h) {
+        kernels_.transpose(h, kernels_.stride, rank_, panel_rows(oldest + i), 1.0f,
+                           h_ + partition_.panel_row(oldest + i) * rank_, rank_);
+      }
     }
-    kernels_.low_rank_panel(worker.h, rank_, low->scaling,
-                            worker.low + (panel - first) * kernels_.row_panel_size(rank_));
-    if (h_ != nullptr && write_h) {
-      kernels_.transpose(worker.h, kernels_.stride, rank_, rows, 1.0f, h_ + row * rank_, rank_);
-    }
+  }
+}
+
+// The h of consecutive row panels, which lie packed at x.
+void Run::shrink(std::int64_t panel, int panels, const std::uint32_t* x, const Worker& worker) {
+  pair_packed_.wait();
+  const std::int64_t row = partition_.panel_row(panel);
+  if (row_shrink_) {
+    kernels_.row_shrink(p_.x.at(row, 0), panel_rows(panel), p_.k, a_, rank_, worker.h);
+  } else if (p_.low_rank->input_dropout != nullptr) {
+    kernels_.shrink(dropped_panel(row, panel_rows(panel), worker), 1, p_.k, a_, rank_, worker.h);
+  } else {
+    kernels_.shrink(x, panels, p_.k, a_, rank_, worker.h);
   }
 }
 
@@ -404,7 +429,7 @@ void Run::multiply(std::int64_t first, std::int64_t last, std::int64_t split,
     tile.bias = bias_ != nullptr ? bias_ + col : nullptr;
     for (std::int64_t panel = first; panel < last; ++panel) {
       const std::int64_t row = partition_.panel_row(panel);
-      tile.rows = static_cast<int>(partition_.panel_row(panel + 1) - row);
+      tile.rows = panel_rows(panel);
       read_ahead(tile, column + 1 == last_column, w_bytes, panel - first, last - first);
       tile.x = worker.x + (panel - first) * x_panel_size_;
       tile.h = worker.low + (panel - first) * kernels_.row_panel_size(rank_);

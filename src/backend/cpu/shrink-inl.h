@@ -18,6 +18,11 @@ HWY_BEFORE_NAMESPACE();
 namespace graft::cpu {
 namespace HWY_NAMESPACE {
 
+// Floats of h of one panel: whole groups.
+inline std::int64_t HPanelSize(std::int64_t rank) {
+  return (rank + kWideShrink - 1) / kWideShrink * kWideShrink * kStride;
+}
+
 template <class Multiply>
 std::int64_t PackedASize(std::int64_t k, std::int64_t rank) {
   const std::int64_t steps = (k + Multiply::kPerStep - 1) / Multiply::kPerStep;
@@ -36,43 +41,42 @@ void PackA(const Source& a, std::int64_t k, std::int64_t rank, void* packed) {
   }
 }
 
-// kShrink columns, lanes along rows.
-template <class Multiply>
-HWY_INLINE void ShrinkColumns(const typename Multiply::X* HWY_RESTRICT x,
+// kShrink columns, lanes along rows. Vectors of x lie x_stride apart in a step and those of h
+// h_stride: they are the next lanes of one panel, or other panels.
+template <class Multiply, int Vectors>
+HWY_INLINE void ShrinkColumns(const typename Multiply::X* HWY_RESTRICT x, std::int64_t x_stride,
                               const typename Multiply::X* HWY_RESTRICT a, std::int64_t steps,
-                              float* HWY_RESTRICT h) {
-  constexpr int kVectors = kStride / kLanes;
+                              float* HWY_RESTRICT h, std::int64_t h_stride) {
   // Steps go round the chains: kShrink sums alone may be too few to hide a multiply-add's latency.
-  constexpr int kChains = Multiply::kShrinkChains;
+  constexpr int kChains = Vectors > 1 ? 1 : Multiply::kShrinkChains;
   const D d;
-  V acc[kChains][kShrink][kVectors];
+  V acc[kChains][kShrink][Vectors];
 #pragma GCC unroll 16
   for (int c = 0; c < kChains; ++c) {
 #pragma GCC unroll 16
     for (int j = 0; j < kShrink; ++j) {
 #pragma GCC unroll 16
-      for (int v = 0; v < kVectors; ++v) acc[c][j][v] = hn::Zero(d);
+      for (int v = 0; v < Vectors; ++v) acc[c][j][v] = hn::Zero(d);
     }
   }
   std::int64_t s = 0;
   for (; s + kChains <= steps; s += kChains) {
 #pragma GCC unroll 16
     for (int c = 0; c < kChains; ++c) {
-      Multiply::template ShrinkStep<kShrink, kVectors>(x + (s + c) * kStride, a + (s + c) * kShrink,
-                                                       acc[c]);
+      Multiply::ShrinkStep(x + (s + c) * kStride, x_stride, a + (s + c) * kShrink, acc[c]);
     }
   }
   for (; s < steps; ++s) {
-    Multiply::template ShrinkStep<kShrink, kVectors>(x + s * kStride, a + s * kShrink, acc[0]);
+    Multiply::ShrinkStep(x + s * kStride, x_stride, a + s * kShrink, acc[0]);
   }
 #pragma GCC unroll 16
   for (int j = 0; j < kShrink; ++j) {
 #pragma GCC unroll 16
-    for (int v = 0; v < kVectors; ++v) {
+    for (int v = 0; v < Vectors; ++v) {
       V sum = acc[0][j][v];
 #pragma GCC unroll 16
       for (int c = 1; c < kChains; ++c) sum = hn::Add(sum, acc[c][j][v]);
-      hn::StoreU(sum, d, h + j * kStride + v * kLanes);
+      hn::StoreU(sum, d, h + j * kStride + v * h_stride);
     }
   }
 }
@@ -101,34 +105,48 @@ HWY_INLINE void ShrinkWide(const typename Multiply::X* HWY_RESTRICT x,
 }
 
 template <class Multiply>
-void Shrink(const void* x_panel, std::int64_t k, const void* packed_a, std::int64_t rank,
-            float* HWY_RESTRICT h) {
+void Shrink(const void* x_panels, int panels, std::int64_t k, const void* packed_a,
+            std::int64_t rank, float* HWY_RESTRICT h) {
   using X = typename Multiply::X;
   const std::int64_t steps =
       (k + Multiply::kPerStep - 1) / Multiply::kPerStep * Multiply::kXPerStep;
-  const X* const x = static_cast<const X*>(x_panel);
+  const std::int64_t x_size = steps * kStride, h_size = HPanelSize(rank);
+  const X* const x = static_cast<const X*>(x_panels);
   const X* const a = static_cast<const X*>(packed_a);
   for (std::int64_t j = 0; j < rank; j += ShrinkGroup(rank - j)) {
     if constexpr (kWideShrink > kShrink) {
       if (ShrinkGroup(rank - j) == kWideShrink) {
-        ShrinkWide<Multiply>(x, a + j * steps, steps, h + j * kStride);
+        for (int p = 0; p < panels; ++p) {
+          ShrinkWide<Multiply>(x + p * x_size, a + j * steps, steps, h + p * h_size + j * kStride);
+        }
         continue;
       }
     }
-    ShrinkColumns<Multiply>(x, a + j * steps, steps, h + j * kStride);
+    if (panels == kShrinkPanels && kShrinkPanels > 1) {
+      ShrinkColumns<Multiply, kShrinkPanels>(x, x_size, a + j * steps, steps, h + j * kStride,
+                                             h_size);
+    } else {
+      for (int p = 0; p < panels; ++p) {
+        ShrinkColumns<Multiply, kStride / kLanes>(x + p * x_size, kLanes, a + j * steps, steps,
+                                                  h + p * h_size + j * kStride, kLanes);
+      }
+    }
   }
 }
 
 // One float32 step of the shrink, for the two multiply types that keep x as floats.
-template <int Cols, int Vectors>
-HWY_INLINE void ShrinkStepF32(const float* HWY_RESTRICT x, const float* HWY_RESTRICT a,
-                              V (&acc)[Cols][Vectors]) {
+template <int Vectors>
+HWY_INLINE void ShrinkStepF32(const float* HWY_RESTRICT x, std::int64_t x_stride,
+                              const float* HWY_RESTRICT a, V (&acc)[kShrink][Vectors]) {
   const D d;
+  V xv[Vectors];
 #pragma GCC unroll 16
-  for (int v = 0; v < Vectors; ++v) {
-    const V xv = hn::LoadU(d, x + v * kLanes);
+  for (int v = 0; v < Vectors; ++v) xv[v] = hn::LoadU(d, x + v * x_stride);
 #pragma GCC unroll 16
-    for (int j = 0; j < Cols; ++j) acc[j][v] = hn::MulAdd(xv, hn::Set(d, a[j]), acc[j][v]);
+  for (int j = 0; j < kShrink; ++j) {
+    const V aj = hn::Set(d, a[j]);
+#pragma GCC unroll 16
+    for (int v = 0; v < Vectors; ++v) acc[j][v] = hn::MulAdd(xv[v], aj, acc[j][v]);
   }
 }
 

@@ -40,6 +40,10 @@ constexpr int kWidth = 2 * kLanes;
 constexpr int kShrink = kStride / kLanes <= 1 ? 8 : 4;
 constexpr int kWideShrink = kLanes > kShrink ? kLanes : kShrink;
 
+// Row panels that share a pass over kShrink columns, where registers hold the sums of two: a
+// broadcast of A then serves both.
+constexpr int kShrinkPanels = kStride == kLanes && HWY_TARGET == HWY_AVX3 ? 2 : 1;
+
 // How many columns the pass takes that has `left` before it.
 HWY_INLINE int ShrinkGroup(std::int64_t left) { return left > kShrink ? kWideShrink : kShrink; }
 
