@@ -33,7 +33,7 @@ graft_switch_stack:
 )");
 extern "C" void graft_switch_stack(void** from, void* to);
 
-namespace graft::metal {
+namespace graft::standin {
 namespace {
 
 thread_local Fiber* starting = nullptr;
@@ -71,4 +71,4 @@ bool Fiber::owns(const void* address) const {
   return byte >= stack_.get() && byte < stack_.get() + kStackBytes;
 }
 
-}  // namespace graft::metal
+}  // namespace graft::standin

@@ -4,7 +4,7 @@
 #include <functional>
 #include <memory>
 
-namespace graft::metal {
+namespace graft::standin {
 
 /// A function with a stack of its own, which gives way in the middle and goes on later: what runs a
 /// GPU thread. All fibers of a system thread take turns on it.
@@ -36,4 +36,4 @@ class Fiber {
   bool done_ = true;
 };
 
-}  // namespace graft::metal
+}  // namespace graft::standin

@@ -8,8 +8,8 @@
 
 namespace {
 
-using graft::metal::Machine;
-using graft::metal::Memory;
+using graft::standin::Machine;
+using graft::standin::Memory;
 
 void note(Memory::Access access, const void* address, std::size_t bytes, const void* code) {
   Machine::running().note(access, address, bytes, code);

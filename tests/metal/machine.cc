@@ -8,7 +8,7 @@
 #include <map>
 #include <numeric>
 
-namespace graft::metal {
+namespace graft::standin {
 namespace {
 
 thread_local Machine* the_running = nullptr;
@@ -254,4 +254,4 @@ void Machine::fault(const std::string& message) {
   for (;;) current_->fiber.yield();
 }
 
-}  // namespace graft::metal
+}  // namespace graft::standin

@@ -12,7 +12,7 @@
 #include "metal/memory.h"
 #include "metal/thread.h"
 
-namespace graft::metal {
+namespace graft::standin {
 
 /// What a launch has moved, summed over its threads.
 struct Traffic {
@@ -95,4 +95,4 @@ class Machine {
   std::string fault_;
 };
 
-}  // namespace graft::metal
+}  // namespace graft::standin

@@ -6,7 +6,7 @@
 #include <cstring>
 #include <new>
 
-namespace graft::metal {
+namespace graft::standin {
 namespace {
 
 // Addresses, not memory: pages are there once touched. Threadgroup memory is the first part.
@@ -149,4 +149,4 @@ std::string Memory::note(Access access, const void* address, std::size_t bytes,
   return "";
 }
 
-}  // namespace graft::metal
+}  // namespace graft::standin

@@ -5,7 +5,7 @@
 #include <string>
 #include <vector>
 
-namespace graft::metal {
+namespace graft::standin {
 
 /// Who touches memory, and when: enough to tell whether two accesses have an order.
 struct Stamp {
@@ -64,4 +64,4 @@ class Memory {
   std::byte* next_[2];
 };
 
-}  // namespace graft::metal
+}  // namespace graft::standin

@@ -16,7 +16,7 @@
 
 #include "metal/source.h"
 
-namespace graft::metal {
+namespace graft::standin {
 namespace {
 
 namespace fs = std::filesystem;
@@ -138,4 +138,4 @@ std::string Shader::with_line(std::string fault) const {
   return fault.substr(0, at) + where;
 }
 
-}  // namespace graft::metal
+}  // namespace graft::standin

@@ -6,7 +6,7 @@
 
 #include "metal/machine.h"
 
-namespace graft::metal {
+namespace graft::standin {
 
 /// What a kernel is given for one of its [[buffer(n)]] parameters.
 struct Buffer {
@@ -43,4 +43,4 @@ class Shader {
   std::vector<bool> constant_;
 };
 
-}  // namespace graft::metal
+}  // namespace graft::standin

@@ -3,7 +3,7 @@
 #include <regex>
 #include <stdexcept>
 
-namespace graft::metal {
+namespace graft::standin {
 namespace {
 
 // The text with every match of `pattern` replaced by `make(match)`.
@@ -90,7 +90,7 @@ std::string entry(const std::string& instance, const std::vector<Parameter>& par
     }
   }
   return "\nextern \"C\" GRAFT_UNSEEN void graft_enter(void* const* buffers_, "
-         "const graft::metal::Thread& thread_) {\n  " +
+         "const graft::standin::Thread& thread_) {\n  " +
          instance + "(" + arguments + ");\n}\n";
 }
 
@@ -124,4 +124,4 @@ Source translate(const std::string& text) {
   return source;
 }
 
-}  // namespace graft::metal
+}  // namespace graft::standin

@@ -3,7 +3,7 @@
 #include <string>
 #include <vector>
 
-namespace graft::metal {
+namespace graft::standin {
 
 /// A kernel's parameter: its C++ type without address space, its name and what is in [[ ]].
 struct Parameter {
@@ -21,4 +21,4 @@ struct Source {
 /// Throws std::runtime_error if `text` has no kernel, or says something the stand-in does not know.
 Source translate(const std::string& text);
 
-}  // namespace graft::metal
+}  // namespace graft::standin

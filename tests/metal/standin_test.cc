@@ -7,7 +7,7 @@
 
 #include "metal/shader.h"
 
-namespace graft::metal {
+namespace graft::standin {
 namespace {
 
 struct Result {
@@ -235,4 +235,4 @@ TEST(MetalStandin, CompilerErrorsHaveTheTextsLines) {
 }
 
 }  // namespace
-}  // namespace graft::metal
+}  // namespace graft::standin

@@ -2,7 +2,7 @@
 
 #include <cstdint>
 
-namespace graft::metal {
+namespace graft::standin {
 
 /// Threads or threadgroups along three axes.
 struct Extent {
@@ -19,4 +19,4 @@ struct Thread {
   Extent simdgroups_per_threadgroup, threads_per_simdgroup;  // scalars: the first axis
 };
 
-}  // namespace graft::metal
+}  // namespace graft::standin
