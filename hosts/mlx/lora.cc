@@ -5,6 +5,8 @@
 #include <utility>
 
 #include "graft/mlx/detail/lora_primitive.h"
+#include "graft/mlx/detail/metal.h"
+#include "graft/mlx/detail/metal_lora.h"
 #include "graft/mlx/detail/views.h"
 
 namespace graft::mlx {
@@ -41,8 +43,13 @@ mx::array counter(const mx::array& value, const char* name, mx::Stream s) {
 
 mx::array run(const char* op, const LoraCall& call, const Arrays& inputs, mx::Stream s) {
   const detail::Caller caller{op};
-  const auto support = detail::supports_forward(call, inputs, s);
-  if (support) return detail::fused_lora(call, inputs, caller, s);
+  const bool metal = detail::on_metal(s);
+  const auto support =
+      metal ? detail::supports_metal(call, inputs) : detail::supports_forward(call, inputs, s);
+  if (support) {
+    return metal ? detail::metal_lora(call, inputs, caller, s)
+                 : detail::fused_lora(call, inputs, caller, s);
+  }
   return detail::counted(detail::composed_lora(call, inputs, s)[0], caller, Direction::kForward,
                          support.reason, s);
 }

@@ -52,13 +52,17 @@ mx::array philox(const mx::array& seed, const mx::array& offset, int count, mx::
 
 }  // namespace
 
+std::uint32_t dropout_threshold(float p) {
+  return static_cast<std::uint32_t>(std::ceil(std::ldexp(double{p}, 32)));
+}
+
 mx::array composed_dropout(const mx::array& x, float p, const mx::array& seed,
                            const mx::array& offset, mx::Stream s) {
   const auto size = static_cast<int>(x.size());
-  const auto threshold = static_cast<std::uint64_t>(std::ceil(std::ldexp(double{p}, 32)));
   const auto random = philox(seed, offset, (size + 3) / 4, s);
   const auto first = mx::slice(mx::flatten(random, s), {0}, {size}, s);
-  const auto keep = mx::reshape(mx::greater_equal(first, u64(threshold), s), x.shape(), s);
+  const auto keep =
+      mx::reshape(mx::greater_equal(first, u64(dropout_threshold(p)), s), x.shape(), s);
   const auto scale = mx::array(1.0f / (1.0f - p), x.dtype());
   return mx::where(keep, mx::multiply(x, scale, s), mx::zeros_like(x, s), s);
 }

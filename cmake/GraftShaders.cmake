@@ -1,0 +1,17 @@
+# graft_embed_shaders(<target> <name> <file> ...): compiles the files' text into <target>, as what
+# backend/metal/shaders.h declares. Comment lines are left out.
+function(graft_embed_shaders target)
+  set(source ${CMAKE_CURRENT_BINARY_DIR}/shaders.cc)
+  set(text "#include \"backend/metal/shaders.h\"\n\nnamespace graft::metal::shaders {\n")
+  set(rest ${ARGN})
+  while(rest)
+    list(POP_FRONT rest name file)
+    set_property(DIRECTORY APPEND PROPERTY CMAKE_CONFIGURE_DEPENDS ${CMAKE_CURRENT_SOURCE_DIR}/${file})
+    file(READ ${file} shader)
+    string(REGEX REPLACE "(^|\n) *//[^\n]*" "\\1" shader "${shader}")
+    string(APPEND text "\nconst char* const ${name} = R\"graft(${shader})graft\";\n")
+  endwhile()
+  string(APPEND text "\n}  // namespace graft::metal::shaders\n")
+  file(GENERATE OUTPUT ${source} CONTENT "${text}")
+  target_sources(${target} PRIVATE ${source})
+endfunction()

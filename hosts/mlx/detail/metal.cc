@@ -1,0 +1,75 @@
+#include "graft/mlx/detail/metal.h"
+
+#include <mlx/backend/metal/metal.h>
+#include <mlx/fast.h>
+
+#include <map>
+#include <mutex>
+#include <optional>
+#include <string>
+#include <tuple>
+#include <utility>
+#include <variant>
+
+namespace graft::mlx::detail {
+namespace {
+
+thread_local bool tracing = false;
+
+mx::Dtype dtype_of(DType dtype) {
+  switch (dtype) {
+    case DType::kFloat32:
+      return mx::float32;
+    case DType::kFloat16:
+      return mx::float16;
+    case DType::kBFloat16:
+      return mx::bfloat16;
+    case DType::kInt32:
+      return mx::int32;
+  }
+  return mx::float32;
+}
+
+mx::fast::TemplateArg argument_of(const std::variant<int, bool, DType>& value) {
+  if (const auto* dtype = std::get_if<DType>(&value)) return dtype_of(*dtype);
+  if (const auto* flag = std::get_if<bool>(&value)) return *flag;
+  return std::get<int>(value);
+}
+
+// Made once for a text: MLX compiles a function's pipelines when they are first launched, and keeps
+// them.
+const mx::fast::CustomKernelFunction& function_of(const metal::Call& call) {
+  static std::mutex mutex;
+  static auto* functions = new std::map<std::string, mx::fast::CustomKernelFunction>;
+  const std::lock_guard lock(mutex);
+  const auto found = functions->find(call.kernel);
+  if (found != functions->end()) return found->second;
+  return functions
+      ->emplace(call.kernel, mx::fast::metal_kernel(call.kernel, call.inputs, call.outputs,
+                                                    call.body, call.header))
+      .first->second;
+}
+
+}  // namespace
+
+bool on_metal(mx::Stream stream) {
+  return tracing || (stream.device == mx::Device::gpu && mx::metal::is_available());
+}
+
+MetalTracing::MetalTracing() : outer_(std::exchange(tracing, true)) {}
+MetalTracing::~MetalTracing() { tracing = outer_; }
+
+std::vector<mx::array> launch(const metal::Call& call, const std::vector<mx::array>& inputs,
+                              const std::vector<mx::Shape>& shapes,
+                              const std::vector<mx::Dtype>& dtypes, mx::Stream stream) {
+  std::vector<std::pair<std::string, mx::fast::TemplateArg>> arguments;
+  for (const auto& [name, value] : call.arguments) arguments.emplace_back(name, argument_of(value));
+  const auto& [x, y, z] = call.grid;
+  const auto& [width, height, depth] = call.threadgroup;
+  // A traced graph has no stream on a GPU to name.
+  const mx::StreamOrDevice where = tracing ? mx::StreamOrDevice{} : mx::StreamOrDevice(stream);
+  return function_of(call)(inputs, shapes, dtypes, {x, y, z}, {width, height, depth}, arguments,
+                           std::nullopt, false, where);
+}
+
+}  // namespace graft::mlx::detail

@@ -1,0 +1,37 @@
+// Dropout's random words: Philox 4x32-10, as src/backend/philox.h has it.
+
+// The word of one element: counter offset + element / 4, lane element mod 4.
+inline uint philox_word(ulong seed, ulong counter, uint lane) {
+  uint c0 = uint(counter), c1 = uint(counter >> 32), c2 = 0, c3 = 0;
+  uint k0 = uint(seed), k1 = uint(seed >> 32);
+  for (int round = 0; round < 10; ++round) {
+    const uint high0 = mulhi(0xD2511F53u, c0), low0 = 0xD2511F53u * c0;
+    const uint high1 = mulhi(0xCD9E8D57u, c2), low1 = 0xCD9E8D57u * c2;
+    c0 = high1 ^ c1 ^ k0;
+    c1 = low1;
+    c2 = high0 ^ c3 ^ k1;
+    c3 = low0;
+    k0 += 0x9E3779B9u;
+    k1 += 0xBB67AE85u;
+  }
+  return lane == 0 ? c0 : lane == 1 ? c1 : lane == 2 ? c2 : c3;
+}
+
+// drop(x) of the element with a row-major index, rounded to T. A dropped element is 0 whatever x is.
+struct NoDropout {
+  template <typename T>
+  T apply(T x, ulong element) const {
+    return x;
+  }
+};
+struct PhiloxDropout {
+  template <typename T>
+  T apply(T x, ulong element) const {
+    const bool kept = philox_word(seed, offset + element / 4, uint(element % 4)) >= threshold;
+    return kept ? T(float(x) * keep) : T(0.0f);
+  }
+  ulong seed;
+  ulong offset;
+  uint threshold;
+  float keep;
+};
