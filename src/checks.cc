@@ -1,6 +1,7 @@
 #include "checks.h"
 
 #include <algorithm>
+#include <cmath>
 #include <cstdlib>
 #include <utility>
 #include <vector>
@@ -73,6 +74,10 @@ void Check::dtype(const char* tensor, const ConstTensorView& view,
   fail(std::string(tensor) + ": expected " + expected + ", got " + name_of(view.dtype()));
 }
 
+void Check::floating(const char* tensor, const ConstTensorView& view) const {
+  dtype(tensor, view, {DType::kFloat32, DType::kFloat16, DType::kBFloat16});
+}
+
 void Check::device(const char* tensor, const ConstTensorView& view, Device device) const {
   if (view.device() == device) return;
   fail(std::string(tensor) + ": expected device " + to_string(device) + ", got " +
@@ -112,6 +117,34 @@ void Check::writable(const char* tensor, const ConstTensorView& view) const {
            strides_string(view));
     }
     reach += stride * (dim - 1);
+  }
+}
+
+void Check::matrix(const char* tensor, const ConstTensorView& view,
+                   const ConstTensorView& like) const {
+  shape(tensor, view, {like.dim(0), like.dim(1)});
+  dtype(tensor, view, {like.dtype()});
+  device(tensor, view, like.device());
+  last_axis_dense(tensor, view);
+}
+
+void Check::output(const char* tensor, const ConstTensorView& view,
+                   const ConstTensorView& like) const {
+  matrix(tensor, view, like);
+  writable(tensor, view);
+}
+
+void Check::floats(const char* tensor, const ConstTensorView& view, std::int64_t size,
+                   const ConstTensorView& like) const {
+  shape(tensor, view, {size});
+  dtype(tensor, view, {DType::kFloat32});
+  device(tensor, view, like.device());
+  dense(tensor, view);
+}
+
+void Check::epsilon(float eps) const {
+  if (!(std::isfinite(eps) && eps >= 0.0f)) {
+    fail("eps: expected a number of at least 0, got " + std::to_string(eps));
   }
 }
 

@@ -33,6 +33,9 @@ class Check {
   void dtype(const char* tensor, const ConstTensorView& view,
              std::initializer_list<DType> allowed) const;
 
+  /// float32, float16 or bfloat16.
+  void floating(const char* tensor, const ConstTensorView& view) const;
+
   void device(const char* tensor, const ConstTensorView& view, Device device) const;
 
   /// The last axis has stride 1, where that can matter.
@@ -43,6 +46,19 @@ class Check {
 
   /// No two elements share an address, so an output can be written in any order.
   void writable(const char* tensor, const ConstTensorView& view) const;
+
+  /// One more matrix beside `like`: of its shape, dtype and device, rows dense.
+  void matrix(const char* tensor, const ConstTensorView& view, const ConstTensorView& like) const;
+
+  /// The same, and writable.
+  void output(const char* tensor, const ConstTensorView& view, const ConstTensorView& like) const;
+
+  /// (size) of float32, dense, on the device of `like`.
+  void floats(const char* tensor, const ConstTensorView& view, std::int64_t size,
+              const ConstTensorView& like) const;
+
+  /// A finite number of at least 0.
+  void epsilon(float eps) const;
 
  private:
   const char* op_;

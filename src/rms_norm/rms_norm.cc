@@ -1,8 +1,5 @@
 #include "graft/rms_norm.h"
 
-#include <cmath>
-#include <string>
-
 #include "checks.h"
 #include "rms_norm/cpu.h"
 
@@ -13,38 +10,12 @@ namespace {
 constexpr const char* kForward = "rms_norm";
 constexpr const char* kBackward = "rms_norm_backward";
 
-// One more (M, features) matrix beside `x`.
-void check_matrix(const Check& check, const char* name, const ConstTensorView& matrix,
-                  const ConstTensorView& x) {
-  check.shape(name, matrix, {x.dim(0), x.dim(1)});
-  check.dtype(name, matrix, {x.dtype()});
-  check.device(name, matrix, x.device());
-  check.last_axis_dense(name, matrix);
-}
-
-void check_output(const Check& check, const char* name, const TensorView& matrix,
-                  const ConstTensorView& x) {
-  check_matrix(check, name, matrix, x);
-  check.writable(name, matrix);
-}
-
-// A dense vector of `size` float32 beside `x`.
-void check_vector(const Check& check, const char* name, const ConstTensorView& vector,
-                  std::int64_t size, const ConstTensorView& x) {
-  check.shape(name, vector, {size});
-  check.dtype(name, vector, {DType::kFloat32});
-  check.device(name, vector, x.device());
-  check.dense(name, vector);
-}
-
 void check_common(const Check& check, const ConstTensorView& weight, float eps,
                   const ConstTensorView& x) {
   check.shape("weight", weight, {x.dim(1)});
   check.device("weight", weight, x.device());
   check.dense("weight", weight);
-  if (!(std::isfinite(eps) && eps >= 0.0f)) {
-    check.fail("eps: expected a number of at least 0, got " + std::to_string(eps));
-  }
+  check.epsilon(eps);
 }
 
 }  // namespace
@@ -66,11 +37,11 @@ void rms_norm_forward(Context& context, const RmsNormForward& p) {
   check.that(p.residual.present() == p.sum.present(),
              "sum: expected together with residual and only then");
   if (p.residual.present()) {
-    check_matrix(check, "residual", p.residual, p.x);
-    check_output(check, "sum", p.sum, p.x);
+    check.matrix("residual", p.residual, p.x);
+    check.output("sum", p.sum, p.x);
   }
-  check_output(check, "y", p.y, p.x);
-  if (p.rstd.present()) check_vector(check, "rstd", p.rstd, p.x.dim(0), p.x);
+  check.output("y", p.y, p.x);
+  if (p.rstd.present()) check.floats("rstd", p.rstd, p.x.dim(0), p.x);
   require(kForward, supports(p));
   cpu::rms_norm_forward(context, p);
 }
@@ -80,11 +51,11 @@ void rms_norm_backward(Context& context, const RmsNormBackward& p) {
   check.rank("dy", p.dy, 2);
   check.last_axis_dense("dy", p.dy);
   check_common(check, p.weight, p.eps, p.dy);
-  check_matrix(check, "s", p.s, p.dy);
-  if (p.rstd.present()) check_vector(check, "rstd", p.rstd, p.dy.dim(0), p.dy);
-  if (p.dsum.present()) check_matrix(check, "dsum", p.dsum, p.dy);
-  if (p.ds.present()) check_output(check, "ds", p.ds, p.dy);
-  if (p.dweight.present()) check_vector(check, "dweight", p.dweight, p.dy.dim(1), p.dy);
+  check.matrix("s", p.s, p.dy);
+  if (p.rstd.present()) check.floats("rstd", p.rstd, p.dy.dim(0), p.dy);
+  if (p.dsum.present()) check.matrix("dsum", p.dsum, p.dy);
+  if (p.ds.present()) check.output("ds", p.ds, p.dy);
+  if (p.dweight.present()) check.floats("dweight", p.dweight, p.dy.dim(1), p.dy);
   require(kBackward, supports(p));
   cpu::rms_norm_backward(context, p);
 }

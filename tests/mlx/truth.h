@@ -138,6 +138,18 @@ inline void expect_as_good_as(const mx::array& fused, const mx::array& composed,
   expect_as_good_as(fused, composed, truth.data, terms);
 }
 
+// For what is computed in float32 and rounded to its dtype at the end: within `roundings` of the
+// largest value, and what a float32 sum of `terms` loses by chance, √terms roundings as above.
+inline void expect_rounded(const mx::array& actual, const std::vector<double>& truth, int terms,
+                           int roundings = 2) {
+  const auto dtype = actual.dtype();
+  const double unit = std::ldexp(1.0, dtype == mx::float16    ? -11
+                                      : dtype == mx::bfloat16 ? -8
+                                                              : -24);
+  EXPECT_LE(max_error(actual, truth),
+            (roundings * unit + (2 + std::sqrt(terms)) * std::ldexp(1.0, -24)) * largest(truth));
+}
+
 // d(f)/dx at `inputs[argnum]` by central differences of a scalar function, the sums in double.
 inline std::vector<double> finite_differences(
     const std::function<mx::array(const std::vector<mx::array>&)>& f, std::vector<mx::array> inputs,

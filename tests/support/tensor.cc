@@ -3,7 +3,7 @@
 #include <numeric>
 #include <random>
 
-#include "backend/bfloat16.h"
+#include "backend/element.h"
 
 namespace graft::test {
 
@@ -49,8 +49,7 @@ double Tensor::get(std::int64_t index) const {
   const TensorView v = view();
   const std::int64_t offset = offset_of(index);
   if (dtype_ == DType::kInt32) return v.data_as<std::int32_t>()[offset];
-  if (dtype_ == DType::kBFloat16) return from_bfloat16(v.data_as<std::uint16_t>()[offset]);
-  return v.data_as<float>()[offset];
+  return load_element(v, offset);
 }
 
 void Tensor::set(std::int64_t index, double value) {
@@ -58,10 +57,8 @@ void Tensor::set(std::int64_t index, double value) {
   const std::int64_t offset = offset_of(index);
   if (dtype_ == DType::kInt32) {
     v.mutable_data_as<std::int32_t>()[offset] = static_cast<std::int32_t>(value);
-  } else if (dtype_ == DType::kBFloat16) {
-    v.mutable_data_as<std::uint16_t>()[offset] = to_bfloat16(static_cast<float>(value));
   } else {
-    v.mutable_data_as<float>()[offset] = static_cast<float>(value);
+    store_element(v, offset, static_cast<float>(value));
   }
 }
 

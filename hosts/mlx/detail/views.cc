@@ -6,6 +6,7 @@
 #include <array>
 #include <cstring>
 #include <memory>
+#include <sstream>
 #include <stdexcept>
 #include <utility>
 #include <vector>
@@ -112,6 +113,13 @@ void expect_shape(const char* op, const char* tensor, const mx::array& array,
   if (array.shape() != expected) {
     reject(op, tensor, shape_string(expected), shape_string(array.shape()));
   }
+}
+
+void expect_floating(const char* op, const char* tensor, const mx::array& array) {
+  if (mx::issubdtype(array.dtype(), mx::floating)) return;
+  std::ostringstream got;
+  got << array.dtype();
+  reject(op, tensor, "a floating-point dtype", got.str());
 }
 
 void expect_matrix(const char* op, const char* tensor, const mx::array& array) {

@@ -28,6 +28,7 @@ mx::Shape with_last(mx::Shape shape, mx::ShapeElem last);
                          const std::string& got);
 void expect_shape(const char* op, const char* tensor, const mx::array& array,
                   const mx::Shape& expected);
+void expect_floating(const char* op, const char* tensor, const mx::array& array);
 void expect_matrix(const char* op, const char* tensor, const mx::array& array);
 
 // A view of the right shape and element type over nothing, for asking `graft::supports` about

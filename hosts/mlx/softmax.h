@@ -1,0 +1,18 @@
+#pragma once
+
+#include <mlx/mlx.h>
+
+namespace graft::mlx {
+
+namespace mx = ::mlx::core;
+
+/// y = softmax(scale · x) over the last dimension, x (..., features), in x's dtype; see
+/// graft/softmax.h.
+///
+/// MLX has a softmax of its own, which an unqualified call finds too: say graft::mlx::softmax.
+/// Composed from MLX ops, in float32, wherever `graft::supports` says no, which is everywhere
+/// today. Throws std::invalid_argument if x is a scalar or not floating-point, or scale is not
+/// positive.
+mx::array softmax(const mx::array& x, float scale = 1.0f, mx::StreamOrDevice s = {});
+
+}  // namespace graft::mlx

@@ -1,0 +1,51 @@
+#pragma once
+
+#include "graft/context.h"
+#include "graft/supports.h"
+#include "graft/tensor_view.h"
+
+namespace graft {
+
+/// y = x̂ ∘ weight + bias with x̂ = (x − mean) · rstd and rstd = 1 / √(mean((x − mean)²) + eps) a row
+/// (Ba, Kiros and Hinton, arXiv:1607.06450).
+///
+/// All matrices are (M, features), float32, float16 or bfloat16, all of one dtype, rows dense,
+/// computed in float32. No back-end has kernels for this yet.
+struct LayerNormForward {
+  ConstTensorView x;       ///< (M, features).
+  ConstTensorView weight;  ///< (features), float32, float16 or bfloat16, dense, optional: 1.
+  ConstTensorView bias;    ///< (features), float32, float16 or bfloat16, dense, optional: 0.
+  float eps = 1e-5f;       ///< Keeps rstd finite on a row of equal values.
+  TensorView y;            ///< Overwritten; may be x itself, no other overlap.
+  TensorView mean;         ///< (M) float32, dense, optional, overwritten.
+  TensorView rstd;         ///< (M) float32, dense, optional, overwritten.
+};
+
+/// dx = rstd · (g − mean(g) − x̂ · mean(g ∘ x̂)) with g = dy ∘ weight, dweight = Σ_rows dy ∘ x̂ and
+/// dbias = Σ_rows dy. Each output is optional and overwritten.
+struct LayerNormBackward {
+  ConstTensorView dy;      ///< (M, features).
+  ConstTensorView x;       ///< As given to forward.
+  ConstTensorView weight;  ///< As given to forward.
+  float eps = 1e-5f;       ///< As given to forward.
+  ConstTensorView mean;    ///< (M) float32 as forward wrote it; computed again from x if absent.
+  ConstTensorView rstd;    ///< Likewise; together with mean and only then.
+  TensorView dx;           ///< May be dy or x themselves; no other overlap.
+  TensorView dweight;      ///< (features) float32, dense.
+  TensorView dbias;        ///< (features) float32, dense.
+};
+
+/// @{
+/// Whether such a call can run here, and if not, why.
+Support supports(const LayerNormForward& params);
+Support supports(const LayerNormBackward& params);
+/// @}
+
+/// @{
+/// Each throws Error; on an error no output is touched. Results do not depend on the number of
+/// threads.
+void layer_norm_forward(Context& context, const LayerNormForward& params);
+void layer_norm_backward(Context& context, const LayerNormBackward& params);
+/// @}
+
+}  // namespace graft
