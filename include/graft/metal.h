@@ -1,12 +1,10 @@
 #pragma once
 
 #include <array>
-#include <cstdint>
 #include <string>
 #include <variant>
 #include <vector>
 
-#include "graft/supports.h"
 #include "graft/tensor_view.h"
 
 /// Kernels for Apple GPUs, as text. The core cannot run them: a host that has Metal compiles and
@@ -31,30 +29,5 @@ struct Call {
   std::array<int, 3> threadgroup = {1, 1, 1};  ///< Threads of a group.
   int threadgroup_bytes = 0;  ///< Of threadgroup memory, of which there are 32 KiB.
 };
-
-/// What y = scaling·(drop(x)·A)·B is made of.
-struct LoraDelta {
-  std::int64_t rows = 0;          ///< Of x and y.
-  std::int64_t in_features = 0;   ///< Columns of x, rows of A.
-  std::int64_t out_features = 0;  ///< Columns of B and y.
-  std::int64_t rank = 0;          ///< Columns of A, rows of B.
-  DType x = DType::kFloat32;      ///< Of x and y, and what is multiplied; sums are float32.
-  DType a = DType::kFloat32;      ///< Rounded to x's type.
-  DType b = DType::kFloat32;      ///< Rounded to x's type.
-  bool dropout = false;           ///< On x, as graft/lora.h says.
-};
-
-/// Whether a kernel takes it: ranks 1 to 256; float32, float16 or bfloat16; sizes that fit an int.
-Support supports(const LoraDelta& call);
-
-/// Inputs: x (rows, in_features), a (in_features, rank), b (rank, out_features), all row-major, and
-/// scalars (0-d): scaling float32, and with dropout seed and offset uint64, threshold uint32 (an
-/// element is dropped if its random word is below) and keep float32 (what others are multiplied
-/// by). Outputs: y (rows, out_features) in x's type, and h = drop(x)·A (rows, rank) float32, for
-/// backward.
-///
-/// One launch: h is made once for a block of rows, in threadgroup memory, and used there; of a few
-/// rows each is a simdgroup's own. Throws Error if not supported, or if there is nothing to do.
-Call lora_delta(const LoraDelta& call);
 
 }  // namespace graft::metal

@@ -1,11 +1,10 @@
-#include "graft/metal.h"
-
 #include <algorithm>
 #include <limits>
 
 #include "backend/metal/shaders.h"
 #include "checks.h"
 #include "graft/lora.h"
+#include "graft/metal_lora.h"
 
 namespace graft::metal {
 namespace {

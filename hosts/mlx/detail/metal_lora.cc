@@ -1,9 +1,8 @@
 #include "graft/mlx/detail/metal_lora.h"
 
-#include <algorithm>
-#include <cstdint>
 #include <utility>
 
+#include "graft/metal_lora.h"
 #include "graft/mlx/detail/metal.h"
 #include "graft/mlx/detail/philox.h"
 #include "graft/mlx/detail/views.h"
