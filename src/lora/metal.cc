@@ -16,8 +16,11 @@ constexpr int kFewRows = 4;  // up to so many, a simdgroup a row
 // that h stays well within threadgroup memory at every rank.
 int block_rows(const LoraDelta& call) { return call.rows >= 1024 ? 16 : 8; }
 
-std::string drop_of(const LoraDelta& call) {
-  return call.dropout ? "PhiloxDropout{seed, offset, threshold, keep}" : "NoDropout{}";
+constexpr const char* kNoDrop = "NoDropout{}";
+constexpr const char* kDrop = "PhiloxDropout{seed, offset, threshold, keep}";
+
+void add_dropout_inputs(Call& call) {
+  call.inputs.insert(call.inputs.end(), {"seed", "offset", "threshold", "keep"});
 }
 
 const char* name_part(DType dtype) {
@@ -58,13 +61,16 @@ Call lora_delta(const LoraDelta& call) {
   const bool few = call.rows <= kFewRows;
   const int rows = few ? 1 : block_rows(call), rank = static_cast<int>(call.rank);
 
+  const std::string drops = std::string(call.drops == Drops::kInput ? kDrop : kNoDrop) + ", " +
+                            (call.drops == Drops::kOutput ? kDrop : kNoDrop);
   Call result;
-  result.kernel = std::string("graft_lora_delta_") + (few ? "row" : "block") +
-                  (call.dropout ? "_dropout_" : "_") + name_part(call.x);
+  result.kernel = std::string("graft_lora_delta_") + (few ? "row_" : "block_") +
+                  (call.drops == Drops::kInput    ? "drop_x_"
+                   : call.drops == Drops::kOutput ? "drop_y_"
+                                                  : "") +
+                  name_part(call.x);
   result.inputs = {"x", "a", "b", "scaling"};
-  if (call.dropout) {
-    result.inputs.insert(result.inputs.end(), {"seed", "offset", "threshold", "keep"});
-  }
+  if (call.drops != Drops::kNothing) add_dropout_inputs(result);
   result.outputs = {"y", "h"};
   result.header = std::string(shaders::kPhilox) + shaders::kLora;
   result.arguments = {{"T", call.x}, {"RANK", rank}};
@@ -73,7 +79,7 @@ Call lora_delta(const LoraDelta& call) {
         "lora_delta_row<T, RANK>(x, a, b, scaling, y, h, threadgroup_position_in_grid.x,\n"
         "                        uint(a_shape[0]), uint(b_shape[1]), thread_index_in_simdgroup,\n"
         "                        " +
-        drop_of(call) + ");\n";
+        drops + ");\n";
     result.grid = {static_cast<int>(call.rows) * kLanes, 1, 1};
     result.threadgroup = {kLanes, 1, 1};
     return result;
@@ -88,11 +94,43 @@ Call lora_delta(const LoraDelta& call) {
       "                                simdgroup_index_in_threadgroup,\n"
       "                                simdgroups_per_threadgroup, thread_index_in_simdgroup,\n"
       "                                " +
-      drop_of(call) + ");\n";
+      drops + ");\n";
   const int blocks = static_cast<int>((call.rows + rows - 1) / rows);
   result.grid = {blocks * kBlockThreads, 1, 1};
   result.threadgroup = {kBlockThreads, 1, 1};
   result.threadgroup_bytes = rows * rank * 4;
+  return result;
+}
+
+Call lora_outer(const LoraOuter& call) {
+  constexpr int kSimdgroups = kBlockThreads / kLanes, kOuterColumns = 8;  // as in metal.metal
+  Call result;
+  result.kernel = std::string("graft_lora_outer_") + (call.by_column ? "by_column_" : "") +
+                  (call.dropout ? "dropout_" : "") + name_part(call.matrix);
+  result.inputs = {"matrix", "coefficients", "scaling"};
+  if (call.dropout) add_dropout_inputs(result);
+  result.outputs = {"gradient"};
+  result.header = std::string(shaders::kPhilox) + shaders::kLora;
+  result.arguments = {{"T", call.matrix},
+                      {"RANK", static_cast<int>(call.rank)},
+                      {"SIMDGROUPS", kSimdgroups},
+                      {"BY_COLUMN", call.by_column}};
+  result.body =
+      "threadgroup float partial[SIMDGROUPS * 8 * 32];\n"
+      "lora_outer<T, RANK, SIMDGROUPS, BY_COLUMN>(matrix, coefficients, scaling, gradient, "
+      "partial,\n"
+      "                                           uint(matrix_shape[0]), uint(matrix_shape[1]),\n"
+      "                                           uint2(threadgroup_position_in_grid.x,\n"
+      "                                                 threadgroup_position_in_grid.y),\n"
+      "                                           simdgroup_index_in_threadgroup,\n"
+      "                                           thread_index_in_simdgroup,\n"
+      "                                           " +
+      std::string(call.dropout ? kDrop : kNoDrop) + ");\n";
+  const auto blocks = static_cast<int>((call.columns + kLanes - 1) / kLanes);
+  result.grid = {blocks * kBlockThreads,
+                 static_cast<int>((call.rank + kOuterColumns - 1) / kOuterColumns), 1};
+  result.threadgroup = {kBlockThreads, 1, 1};
+  result.threadgroup_bytes = kSimdgroups * kOuterColumns * kLanes * 4;
   return result;
 }
 

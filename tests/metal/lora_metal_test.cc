@@ -63,6 +63,97 @@ TEST(LoraMetal, DeltaIsAsGoodAsMlx) {
   }
 }
 
+// x, a, b, dy -> dx, da, db of the tensor function, through its custom function.
+Arrays delta_gradients(const Arrays& arrays) {
+  const auto y = [](const Arrays& p) {
+    return Arrays{mlx::lora_forward_fused(p[0], p[1], p[2], 0.5f)};
+  };
+  return mx::vjp(y, {arrays[0], arrays[1], arrays[2]}, {arrays[3]}).second;
+}
+
+Arrays composed_gradients(const Arrays& arrays) {
+  const auto y = [](const Arrays& p) { return Arrays{composed_delta(p[0], p[1], p[2], 0.5f)}; };
+  return mx::vjp(y, {arrays[0], arrays[1], arrays[2]}, {arrays[3]}).second;
+}
+
+TEST(LoraMetal, GradientsOfTheDeltaAreAsGoodAsMlx) {
+  for (const auto& [rows, in, out, rank] : kShapes) {
+    for (const mx::Dtype dtype : {mx::float32, mx::bfloat16}) {
+      SCOPED_TRACE(testing::PrintToString(std::vector<int>{rows, in, out, rank}));
+      const auto x = normal({rows, in}, 1, 1.0f, dtype), dy = normal({rows, out}, 4, 1.0f, dtype);
+      const auto a = normal({in, rank}, 2, 0.3f, dtype), b = normal({rank, out}, 3, 0.3f, dtype);
+      mlx::reset_fusion_report();
+      const Evaluated run = evaluate_on_metal(delta_gradients, {x, a, b, dy});
+      EXPECT_EQ(run.fault, "");
+      EXPECT_EQ(run.launched.size(), 4u);  // y and h; dx and g; da; db
+      const Arrays composed = composed_gradients({x, a, b, dy});
+      const Matrix g = matrix(dy) * transpose(matrix(b)), h = matrix(x) * matrix(a);
+      const int terms = in + out + rank + rows;
+      mlx::testing::expect_as_good_as(run.outputs[0], composed[0], 0.5 * (g * transpose(matrix(a))),
+                                      terms);
+      mlx::testing::expect_as_good_as(run.outputs[1], composed[1], 0.5 * (transpose(matrix(x)) * g),
+                                      terms);
+      mlx::testing::expect_as_good_as(run.outputs[2], composed[2],
+                                      0.5 * (transpose(h) * matrix(dy)), terms);
+      bool backward = false;
+      for (const auto& record : mlx::fusion_report()) {
+        EXPECT_TRUE(record.fused) << record.reason;
+        backward |= record.direction == mlx::Direction::kBackward;
+      }
+      EXPECT_TRUE(backward);
+    }
+  }
+}
+
+// Derivatives that no kernel makes are composed, and right.
+TEST(LoraMetal, OtherDerivativesOfTheDelta) {
+  const auto x = normal({5, 7}, 1), a = normal({7, 3}, 2), b = normal({3, 4}, 3),
+             dy = normal({5, 4}, 4), t = normal({5, 7}, 5);
+  const auto directional = [&](const auto& delta, const Arrays& p) {
+    // d/dx of a gradient: of the squares of dA, so that the outer vjp runs through the inner one.
+    const auto squares = [&](const mx::array& v) {
+      const auto y = [&](const Arrays& q) { return Arrays{delta(v, q[0], p[2])}; };
+      return mx::sum(mx::square(mx::vjp(y, {p[1]}, {p[3]}).second[0]));
+    };
+    return mx::grad(squares)(p[0]);
+  };
+  const auto fused = [](const mx::array& v, const mx::array& left, const mx::array& right) {
+    return mlx::lora_forward_fused(v, left, right, 0.5f);
+  };
+  const auto composed = [](const mx::array& v, const mx::array& left, const mx::array& right) {
+    return composed_delta(v, left, right, 0.5f);
+  };
+  const Evaluated second = evaluate_on_metal(
+      [&](const Arrays& p) { return Arrays{directional(fused, p)}; }, {x, a, b, dy});
+  EXPECT_EQ(second.fault, "");
+  EXPECT_LT(mlx::testing::max_error(second.outputs[0],
+                                    mlx::testing::values(directional(composed, {x, a, b, dy}))),
+            1e-2);
+
+  const auto tangent = [&](const auto& delta, const Arrays& p) {
+    const auto y = [&](const Arrays& q) { return Arrays{delta(q[0], p[1], p[2])}; };
+    return mx::jvp(y, {p[0]}, {p[3]}).second[0];
+  };
+  const Evaluated forward =
+      evaluate_on_metal([&](const Arrays& p) { return Arrays{tangent(fused, p)}; }, {x, a, b, t});
+  EXPECT_EQ(forward.fault, "");
+  EXPECT_LT(mlx::testing::max_error(forward.outputs[0],
+                                    mlx::testing::values(tangent(composed, {x, a, b, t}))),
+            1e-4);
+
+  const auto batch = normal({6, 5, 7}, 6);
+  const auto mapped = [&](const auto& delta, const Arrays& p) {
+    return mx::vmap([&](const mx::array& v) { return delta(v, p[1], p[2]); })(p[0]);
+  };
+  const Evaluated vectorized =
+      evaluate_on_metal([&](const Arrays& p) { return Arrays{mapped(fused, p)}; }, {batch, a, b});
+  EXPECT_EQ(vectorized.fault, "");
+  EXPECT_EQ(vectorized.launched.size(), 1u);
+  EXPECT_LT(mlx::testing::max_error(vectorized.outputs[0],
+                                    mlx::testing::values(mapped(composed, {batch, a, b}))),
+            1e-4);
+}
+
 // The plan's first check, whatever order lanes run in.
 TEST(LoraMetal, FirstCheckOfThePlan) {
   const auto x = normal({2, 64, 512}, 1), a = normal({512, 8}, 2, 0.05f),

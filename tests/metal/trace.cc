@@ -32,12 +32,12 @@ class Evaluation {
     Arrays inputs;
     for (const mx::array& input : array.inputs()) inputs.push_back(value(input));
     const Arrays nodes = array.outputs();
-    // By its name: the library hides the type information that dynamic_cast wants.
-    const bool is_kernel = std::string(array.primitive().name()) == "CustomKernel";
+    // By its name: MLX hides the type information that dynamic_cast wants.
+    const mx::Primitive& node = array.primitive();
+    const bool is_metal = std::string(node.name()) == mlx::detail::MetalNode::kName;
     const Arrays outputs =
-        is_kernel
-            ? launch(static_cast<const mx::fast::CustomKernel&>(array.primitive()), inputs, nodes)
-            : evaluate(array, inputs, nodes);
+        is_metal ? launch(static_cast<const mlx::detail::MetalNode&>(node), inputs, nodes)
+                 : evaluate(array, inputs, nodes);
     for (std::size_t i = 0; i < nodes.size(); ++i) set(nodes[i], outputs[i]);
     return values_.at(array.id());
   }
@@ -57,7 +57,8 @@ class Evaluation {
 
   // As MLX's eval_gpu does it: inputs row-contiguous, shapes and scalars as the signature wants
   // them.
-  Arrays launch(const mx::fast::CustomKernel& kernel, const Arrays& inputs, const Arrays& nodes) {
+  Arrays launch(const mlx::detail::MetalNode& node, const Arrays& inputs, const Arrays& nodes) {
+    const auto& kernel = static_cast<const mx::fast::CustomKernel&>(node.kernel());
     const auto state = kernel.state();
     const auto& [x, y, z] = std::get<2>(state);
     const auto& [width, height, depth] = std::get<3>(state);
@@ -89,8 +90,8 @@ class Evaluation {
       if (with_rank) buffers.push_back({&ranks[i], 4, true});
     }
     Arrays outputs;
-    for (const mx::array& node : nodes) {
-      mx::array output = mx::zeros(node.shape(), node.dtype());
+    for (const mx::array& array : nodes) {
+      mx::array output = mx::zeros(array.shape(), array.dtype());
       output.eval();
       buffers.push_back({output.data<char>(), output.nbytes(), false});
       outputs.push_back(output);
@@ -101,6 +102,7 @@ class Evaluation {
       launched.traffic = machine_.traffic();
     }
     result_.launched.push_back(launched);
+    node.note_evaluation();
     return outputs;
   }
 

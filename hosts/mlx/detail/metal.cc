@@ -6,6 +6,7 @@
 #include <map>
 #include <mutex>
 #include <optional>
+#include <stdexcept>
 #include <string>
 #include <tuple>
 #include <utility>
@@ -59,17 +60,28 @@ bool on_metal(mx::Stream stream) {
 MetalTracing::MetalTracing() : outer_(std::exchange(tracing, true)) {}
 MetalTracing::~MetalTracing() { tracing = outer_; }
 
-std::vector<mx::array> launch(const metal::Call& call, const std::vector<mx::array>& inputs,
-                              const std::vector<mx::Shape>& shapes,
-                              const std::vector<mx::Dtype>& dtypes, mx::Stream stream) {
+void MetalNode::eval_cpu(const Arrays&, Arrays&) {
+  throw std::runtime_error(std::string("[") + caller().op +
+                           "] this graph was built for Metal and cannot be evaluated on the CPU");
+}
+
+void MetalNode::eval_gpu(const Arrays& inputs, Arrays& outputs) {
+  kernel_->eval_gpu(inputs, outputs);
+  note_evaluation();
+}
+
+std::shared_ptr<mx::Primitive> kernel_of(const metal::Call& call, const Arrays& inputs,
+                                         const Outputs& outputs, mx::Stream stream) {
   std::vector<std::pair<std::string, mx::fast::TemplateArg>> arguments;
   for (const auto& [name, value] : call.arguments) arguments.emplace_back(name, argument_of(value));
   const auto& [x, y, z] = call.grid;
   const auto& [width, height, depth] = call.threadgroup;
   // A traced graph has no stream on a GPU to name.
   const mx::StreamOrDevice where = tracing ? mx::StreamOrDevice{} : mx::StreamOrDevice(stream);
-  return function_of(call)(inputs, shapes, dtypes, {x, y, z}, {width, height, depth}, arguments,
-                           std::nullopt, false, where);
+  const Arrays made =
+      function_of(call)(inputs, outputs.shapes, outputs.dtypes, {x, y, z}, {width, height, depth},
+                        arguments, std::nullopt, false, where);
+  return made[0].primitive_ptr();
 }
 
 }  // namespace graft::mlx::detail

@@ -2,14 +2,14 @@
 
 #include <mlx/mlx.h>
 
+#include <memory>
+#include <utility>
 #include <vector>
 
 #include "graft/metal.h"
-#include "graft/supports.h"
+#include "graft/mlx/detail/primitive.h"
 
 namespace graft::mlx::detail {
-
-namespace mx = ::mlx::core;
 
 // Whether calls on `stream` go to Metal kernels: it is on a GPU, and that is Metal's.
 bool on_metal(mx::Stream stream);
@@ -28,10 +28,48 @@ class MetalTracing {
   bool outer_;
 };
 
-// A node that launches `call` on arrays in the order of its inputs. `shapes` and `dtypes` are of
-// its outputs.
-std::vector<mx::array> launch(const metal::Call& call, const std::vector<mx::array>& inputs,
-                              const std::vector<mx::Shape>& shapes,
-                              const std::vector<mx::Dtype>& dtypes, mx::Stream stream);
+// A graph node that launches one Metal kernel. The kernel is MLX's own node, made when the graph is
+// built and evaluated by this one: as a node of the graph it would have no derivatives, and no
+// mx::custom_function around it has any in forward mode or under vmap (MLX 0.32.4).
+class MetalNode : public FusedPrimitive {
+ public:
+  // `composed` computes the same outputs from MLX ops, for derivatives; a node with `counts` is one
+  // evaluation in the report.
+  MetalNode(mx::Stream stream, const Caller& caller, Direction direction, bool counts,
+            std::shared_ptr<mx::Primitive> kernel, ArraysFunction composed)
+      : FusedPrimitive(stream, caller, direction),
+        counts_(counts),
+        kernel_(std::move(kernel)),
+        composed_(std::move(composed)) {}
+
+  void eval_cpu(const Arrays& inputs, Arrays& outputs) override;
+  void eval_gpu(const Arrays& inputs, Arrays& outputs) override;
+  const char* name() const override { return kName; }
+
+  static constexpr const char* kName = "GraftMetal";
+  const mx::Primitive& kernel() const { return *kernel_; }
+  // Says that it was evaluated; eval_gpu does.
+  void note_evaluation() const {
+    if (counts_) count();
+  }
+
+ protected:
+  Arrays composed(const Arrays& inputs) const override { return composed_(inputs); }
+
+ private:
+  bool counts_;
+  std::shared_ptr<mx::Primitive> kernel_;
+  ArraysFunction composed_;
+};
+
+// The outputs of a launch, which `shapes` and `dtypes` are of.
+struct Outputs {
+  std::vector<mx::Shape> shapes;
+  std::vector<mx::Dtype> dtypes;
+};
+
+// MLX's node for `call` on arrays in the order of its inputs: they say what its text depends on.
+std::shared_ptr<mx::Primitive> kernel_of(const metal::Call& call, const Arrays& inputs,
+                                         const Outputs& outputs, mx::Stream stream);
 
 }  // namespace graft::mlx::detail
