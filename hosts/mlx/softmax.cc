@@ -3,6 +3,8 @@
 #include <cmath>
 #include <string>
 
+#include "graft/mlx/detail/metal.h"
+#include "graft/mlx/detail/metal_softmax.h"
 #include "graft/mlx/detail/primitive.h"
 #include "graft/mlx/detail/views.h"
 #include "graft/softmax.h"
@@ -35,8 +37,15 @@ mx::array softmax(const mx::array& x, float scale, mx::StreamOrDevice device) {
     detail::reject(kOp, "scale", "a positive number", std::to_string(scale));
   }
   const mx::Stream s = mx::to_stream(device);
-  // Composed whatever the answer is, until there is a kernel to answer yes.
-  const Support support = supported(x, scale, s);
+  const bool metal = detail::on_metal(s);
+  const Support support = metal ? detail::softmax_on_metal(x) : supported(x, scale, s);
+  if (metal && support) {
+    const auto composed = [scale, s](const detail::Arrays& in) {
+      return detail::Arrays{composed_softmax(in[0], scale, s)};
+    };
+    return detail::metal_softmax(x, scale, composed, {kOp}, s);
+  }
+  // Elsewhere composed whatever the answer is, until there is a kernel to answer yes.
   return detail::counted(composed_softmax(x, scale, s), {kOp}, Direction::kForward, support.reason,
                          s);
 }

@@ -1,0 +1,122 @@
+#include "graft/mlx/detail/metal_rows.h"
+
+#include <algorithm>
+#include <utility>
+
+#include "graft/mlx/detail/views.h"
+
+namespace graft::mlx::detail {
+namespace {
+
+class RowsNode : public MetalNode {
+ public:
+  RowsNode(mx::Stream stream, const Caller& caller, std::shared_ptr<const RowLaunch> row_launch,
+           std::shared_ptr<mx::Primitive> kernel)
+      : MetalNode(stream, caller, row_launch->direction, true, std::move(kernel),
+                  row_launch->composed),
+        row_launch_(std::move(row_launch)) {}
+
+  Arrays vjp(const Arrays& primals, const Arrays& cotangents, const std::vector<int>& argnums,
+             const Arrays& outputs) override {
+    if (!row_launch_->gradients) return MetalNode::vjp(primals, cotangents, argnums, outputs);
+    return row_launch_->gradients(primals, cotangents, argnums, outputs);
+  }
+
+  std::pair<Arrays, std::vector<int>> vmap(const Arrays& inputs,
+                                           const std::vector<int>& axes) override {
+    for (std::size_t i = 0; i < axes.size(); ++i) {
+      if ((axes[i] >= 0) != row_launch_->has_rows[i]) return MetalNode::vmap(inputs, axes);
+    }
+    const Arrays outputs = launch_rows(row_launch_, batch_first(inputs, axes), caller(), stream());
+    return {outputs, std::vector<int>(outputs.size(), 0)};
+  }
+
+ private:
+  std::shared_ptr<const RowLaunch> row_launch_;
+};
+
+Arrays zeros(const Outputs& outputs, mx::Stream s) {
+  Arrays arrays;
+  for (std::size_t i = 0; i < outputs.shapes.size(); ++i) {
+    arrays.push_back(mx::zeros(outputs.shapes[i], outputs.dtypes[i], s));
+  }
+  return arrays;
+}
+
+// Sums of blocks of `each` rows of a matrix, (blocks, features) float32.
+mx::array sums_of_blocks(const mx::array& matrix, int blocks, int each, mx::Stream s) {
+  const int features = matrix.shape(1), missing = blocks * each - matrix.shape(0);
+  const mx::array wide = mx::astype(matrix, mx::float32, s);
+  const mx::array whole =
+      mx::concatenate({wide, mx::zeros({missing, features}, mx::float32, s)}, 0, s);
+  return mx::sum(mx::reshape(whole, {blocks, each, features}, s), 1, false, s);
+}
+
+// {sums of blocks} to their sum.
+mx::array launch_add(const mx::array& blocks, const RowSums& sums, mx::Dtype dtype,
+                     const Caller& caller, mx::Stream s) {
+  const Outputs outputs{{{sums.features}}, {dtype}};
+  const metal::Call call = metal::add_blocks({sums.rows, sums.features, *dtype_of(dtype)});
+  const auto composed = [dtype, s](const Arrays& in) {
+    return Arrays{mx::astype(mx::sum(in[0], 0, false, s), dtype, s)};
+  };
+  auto node = std::make_shared<MetalNode>(s, caller, Direction::kBackward, false,
+                                          kernel_of(call, {blocks}, outputs, s), composed);
+  return mx::array::make_arrays(outputs.shapes, outputs.dtypes, node, {blocks})[0];
+}
+
+}  // namespace
+
+Arrays launch_rows(const std::shared_ptr<const RowLaunch>& row_launch, const Arrays& inputs,
+                   const Caller& caller, mx::Stream s) {
+  const Outputs outputs = row_launch->outputs(inputs);
+  if (inputs[0].size() == 0) return zeros(outputs, s);
+  auto node = std::make_shared<RowsNode>(s, caller, row_launch,
+                                         kernel_of(row_launch->call(inputs), inputs, outputs, s));
+  return mx::array::make_arrays(outputs.shapes, outputs.dtypes, node, inputs);
+}
+
+mx::array as_matrix(const mx::array& x, mx::Stream s) {
+  return mx::reshape(x, {static_cast<int>(rows_of(x.shape())), x.shape(-1)}, s);
+}
+
+mx::array as_column(const mx::array& x, mx::Stream s) {
+  return mx::reshape(x, {static_cast<int>(x.size())}, s);
+}
+
+Support takes_on_metal(const Arrays& inputs) {
+  if (!fused_enabled()) return Support::no("fusion is turned off");
+  return dtypes_known(inputs, inputs.size());
+}
+
+bool asks_for(const std::vector<int>& argnums, int i) {
+  return std::find(argnums.begin(), argnums.end(), i) != argnums.end();
+}
+
+Arrays launch_sums(const RowSums& sums, const Arrays& inputs, const Caller& caller, mx::Stream s) {
+  Arrays results;
+  if (sums.rows == 0 || sums.features == 0) {
+    for (const mx::Dtype dtype : sums.dtypes) {
+      results.push_back(mx::zeros({sums.features}, dtype, s));
+    }
+    return results;
+  }
+  const int blocks = static_cast<int>(metal::row_blocks(sums.rows));
+  const int each = metal::rows_of_block(sums.rows);
+  const Outputs outputs{std::vector<mx::Shape>(sums.dtypes.size(), {blocks, sums.features}),
+                        std::vector<mx::Dtype>(sums.dtypes.size(), mx::float32)};
+  const auto composed = [terms = sums.terms, blocks, each, s](const Arrays& in) {
+    Arrays matrices = terms(in);
+    for (mx::array& matrix : matrices) matrix = sums_of_blocks(matrix, blocks, each, s);
+    return matrices;
+  };
+  auto node = std::make_shared<MetalNode>(s, caller, Direction::kBackward, sums.counts,
+                                          kernel_of(sums.call, inputs, outputs, s), composed);
+  const Arrays apart = mx::array::make_arrays(outputs.shapes, outputs.dtypes, node, inputs);
+  for (std::size_t i = 0; i < apart.size(); ++i) {
+    results.push_back(launch_add(apart[i], sums, sums.dtypes[i], caller, s));
+  }
+  return results;
+}
+
+}  // namespace graft::mlx::detail

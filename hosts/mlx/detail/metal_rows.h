@@ -1,0 +1,54 @@
+#pragma once
+
+#include <functional>
+#include <memory>
+#include <vector>
+
+#include "graft/metal_rows.h"
+#include "graft/mlx/detail/metal.h"
+
+namespace graft::mlx::detail {
+
+// A launch in which every row of the outputs is made from one row of each matrix among the inputs,
+// so that a batch of matrices is more rows. Matrices may have any number of leading dimensions.
+struct RowLaunch {
+  using Gradients = std::function<Arrays(const Arrays& primals, const Arrays& cotangents,
+                                         const std::vector<int>& argnums, const Arrays& outputs)>;
+
+  Direction direction = Direction::kForward;
+  std::vector<bool> has_rows;                             // of each input
+  std::function<metal::Call(const Arrays& inputs)> call;  // if there is anything to do
+  std::function<Outputs(const Arrays& inputs)> outputs;
+  ArraysFunction composed;  // the same from MLX ops
+  Gradients gradients;      // composed, too, if not given
+};
+
+// Counted as one evaluation. The first input is a matrix; where it is empty, the outputs are zeros.
+Arrays launch_rows(const std::shared_ptr<const RowLaunch>& row_launch, const Arrays& inputs,
+                   const Caller& caller, mx::Stream s);
+
+// x as a matrix (rows, features), and a number a row as (rows).
+mx::array as_matrix(const mx::array& x, mx::Stream s);
+mx::array as_column(const mx::array& x, mx::Stream s);
+
+// Why no kernel takes these, whatever the operation.
+Support takes_on_metal(const Arrays& inputs);
+
+// Whether a gradient of input i is asked for.
+bool asks_for(const std::vector<int>& argnums, int i);
+
+// Sums over the rows of a matrix that is never there: `call` is a launch that sums blocks of rows
+// of it apart, and `terms` makes it from MLX ops, a matrix for each output.
+struct RowSums {
+  metal::Call call;
+  std::int64_t rows = 0;
+  int features = 0;
+  std::vector<mx::Dtype> dtypes;  // of the sums
+  ArraysFunction terms;           // of the inputs
+  bool counts = false;            // as an evaluation backward
+};
+
+// Its sums, (features) each: two launches, or zeros if there are no rows.
+Arrays launch_sums(const RowSums& sums, const Arrays& inputs, const Caller& caller, mx::Stream s);
+
+}  // namespace graft::mlx::detail

@@ -1,0 +1,65 @@
+// Rows of a matrix, each the work of a team: the threads of a simdgroup, or of a threadgroup. Of a
+// row's elements thread i of a team has i, i + size, i + 2 size, ... Pointers to inputs may be device
+// or constant: MLX chooses by their size.
+
+// A row is a simdgroup's: nothing is shared, nothing waits, simdgroups past the last row are not there.
+struct SimdgroupTeam {
+  uint size() const { return 32; }
+  float sum(float value) const { return simd_sum(value); }
+  float largest(float value) const { return simd_max(value); }
+  uint row;
+  uint index;
+};
+
+// A row is a threadgroup's, of whole simdgroups. Every thread has to take part in what is computed
+// together, those too that have no elements.
+struct ThreadgroupTeam {
+  uint size() const { return simdgroups * 32; }
+  float sum(float value) const {
+    share(simd_sum(value));
+    return simd_sum(lane < simdgroups ? shared[lane] : 0.0f);
+  }
+  float largest(float value) const {
+    share(simd_max(value));
+    return simd_max(shared[lane < simdgroups ? lane : 0]);
+  }
+  // The first barrier: what was shared before has been read by all.
+  void share(float value) const {
+    threadgroup_barrier(mem_flags::mem_threadgroup);
+    if (lane == 0) shared[simdgroup] = value;
+    threadgroup_barrier(mem_flags::mem_threadgroup);
+  }
+  uint row;
+  uint index;
+  uint lane;
+  uint simdgroup;
+  uint simdgroups;
+  threadgroup float* shared;
+};
+
+// How many elements a thread has at the most. A constant where they stay in registers, so that the
+// loop over them can be unrolled and none needs an address.
+template <int kKept, typename Team>
+uint turns(Team team, uint features) {
+  return kKept > 0 ? uint(kKept) : (features + team.size() - 1) / team.size();
+}
+
+// What a thread needs again of its elements: kKept values that stay in registers, or none, and then
+// the caller makes them from memory again.
+template <int kKept>
+struct Kept {
+  void keep(uint turn, float value) {
+    if (kKept > 0) values[kKept > 0 ? turn : 0] = value;
+  }
+  float kept(uint turn) const { return values[kKept > 0 ? turn : 0]; }
+  float values[kKept > 0 ? kKept : 1];
+};
+
+// Sums over rows are made in two launches: a block of rows each, then this, over blocks. Of columns
+// there are many, so each is a thread's.
+template <typename T, typename Blocks>
+void add_blocks(Blocks blocks, device T* sums, uint count, uint features, uint col) {
+  float sum = 0.0f;
+  for (uint block = 0; block < count; ++block) sum += blocks[ulong(block) * features + col];
+  sums[col] = T(sum);
+}

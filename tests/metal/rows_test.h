@@ -1,0 +1,159 @@
+#pragma once
+
+#include <gtest/gtest.h>
+#include <mlx/mlx.h>
+
+#include <cstdint>
+#include <functional>
+#include <limits>
+#include <string>
+#include <vector>
+
+#include "graft/metal.h"
+#include "graft/mlx/fusion.h"
+#include "graft/tensor_view.h"
+#include "metal/trace.h"
+#include "mlx/truth.h"
+
+// What the tests of operations over rows have in common.
+namespace graft::standin {
+
+using RowOp = std::function<mx::array(const std::vector<mx::array>&)>;
+
+// Few features and many, on both sides of every change of kernel; rows that leave a threadgroup
+// ragged.
+inline std::vector<mx::Shape> row_shapes() {
+  return {{1, 1},    {7, 1},    {13, 31},  {2, 3, 32}, {9, 33},   {3, 513},
+          {4, 1000}, {2, 1025}, {1, 4096}, {2, 4097},  {1, 8209}, {211, 3}};
+}
+
+// All dtypes where a kernel is quick to make and run; two where it is not.
+inline std::vector<mx::Dtype> dtypes_for(const mx::Shape& shape) {
+  if (shape.back() <= 33) return {mx::float32, mx::float16, mx::bfloat16};
+  if (shape.back() == 1000) return {mx::float32, mx::bfloat16, mx::float16};
+  return {mx::float32};
+}
+
+inline std::vector<float> floats(const mx::array& array) {
+  const auto v = mlx::testing::values(array);
+  return {v.begin(), v.end()};
+}
+
+// `data` as the rows that `like` has.
+inline TensorView rows_view(std::vector<float>& data, const mx::array& like) {
+  const std::int64_t features = like.shape(-1);
+  const auto rows = features == 0 ? 0 : static_cast<std::int64_t>(like.size()) / features;
+  return {data.data(), DType::kFloat32, {rows, features}};
+}
+
+inline TensorView vector_view(std::vector<float>& data) {
+  return {data.data(), DType::kFloat32, {static_cast<std::int64_t>(data.size())}};
+}
+
+// The report says that `op` ran fused, forward and backward, and nothing else.
+inline void expect_fused(const std::string& op) {
+  const auto report = mlx::fusion_report();
+  ASSERT_EQ(report.size(), 2u);
+  EXPECT_EQ(report[0].direction, mlx::Direction::kForward);
+  EXPECT_EQ(report[1].direction, mlx::Direction::kBackward);
+  for (const auto& record : report) {
+    EXPECT_EQ(record.op, op);
+    EXPECT_TRUE(record.fused) << record.reason;
+    EXPECT_EQ(record.runs, 1u);
+  }
+}
+
+// `function` gives on Metal what it gives on the CPU.
+inline void expect_same(
+    const std::function<std::vector<mx::array>(const std::vector<mx::array>&)>& function,
+    const std::vector<mx::array>& inputs) {
+  const Evaluated run = evaluate_on_metal(function, inputs, 3);
+  EXPECT_EQ(run.fault, "");
+  const auto expected = function(inputs);
+  ASSERT_EQ(run.outputs.size(), expected.size());
+  for (std::size_t i = 0; i < expected.size(); ++i) {
+    EXPECT_EQ(run.outputs[i].shape(), expected[i].shape());
+    const auto truth = mlx::testing::values(expected[i]);
+    EXPECT_LE(mlx::testing::max_error(run.outputs[i], truth),
+              2e-5 * (1 + mlx::testing::largest(truth)));
+  }
+}
+
+// Gradients of `op` in its inputs, of a loss that is not linear in it.
+inline std::vector<mx::array> slopes_of(const RowOp& op, const std::vector<mx::array>& inputs) {
+  std::vector<int> all(inputs.size());
+  for (std::size_t i = 0; i < all.size(); ++i) all[i] = static_cast<int>(i);
+  return mx::grad(
+      [&](const std::vector<mx::array>& in) { return mx::sum(mx::square(mx::sin(op(in)))); },
+      all)(inputs);
+}
+
+// Forward mode, second derivatives, and vmap along `axes` of the value and of gradients.
+inline void expect_transforms_hold(const RowOp& op, const std::vector<mx::array>& inputs,
+                                   const std::vector<int>& axes,
+                                   const std::vector<mx::array>& tangents) {
+  using Arrays = std::vector<mx::array>;
+  const auto value = [&](const Arrays& in) { return Arrays{op(in)}; };
+  const auto slopes = [&](const Arrays& in) { return slopes_of(op, in); };
+  const auto curve = [&](const Arrays& in) {
+    return slopes_of([&](const Arrays& v) { return slopes_of(op, v)[0]; }, in);
+  };
+  expect_same([&](const Arrays& in) { return mx::vmap(value, axes)(in); }, inputs);
+  expect_same([&](const Arrays& in) { return mx::vmap(slopes, axes)(in); }, inputs);
+  Arrays plain = inputs;  // without the batch
+  for (std::size_t i = 0; i < plain.size(); ++i) {
+    if (axes[i] >= 0) plain[i] = mx::take(plain[i], 0, axes[i]);
+  }
+  Arrays plain_tangents = tangents;
+  for (std::size_t i = 0; i < plain.size(); ++i) {
+    if (axes[i] >= 0) plain_tangents[i] = mx::take(tangents[i], 0, axes[i]);
+  }
+  expect_same([&](const Arrays& in) { return mx::jvp(value, in, plain_tangents).second; }, plain);
+  expect_same(curve, plain);
+}
+
+// vmap along `axes` is one launch.
+inline void expect_folded(const RowOp& op, const std::vector<mx::array>& inputs,
+                          const std::vector<int>& axes) {
+  using Arrays = std::vector<mx::array>;
+  const auto value = [&](const Arrays& in) { return Arrays{op(in)}; };
+  const Evaluated run =
+      evaluate_on_metal([&](const Arrays& in) { return mx::vmap(value, axes)(in); }, inputs);
+  EXPECT_EQ(run.launched.size(), 1u);
+}
+
+// What every launch has to keep to.
+inline void expect_within_limits(const metal::Call& call) {
+  EXPECT_LE(call.threadgroup[0] * call.threadgroup[1] * call.threadgroup[2], 1024);
+  EXPECT_LE(call.threadgroup_bytes, 32 << 10);
+  for (const int size : call.grid) EXPECT_GE(size, 1);
+  for (const char c : call.header + call.body) EXPECT_LT(static_cast<unsigned char>(c), 128);
+}
+
+// Each row has a simdgroup, or a threadgroup of whole simdgroups.
+inline void expect_rows_covered(const metal::Call& call, std::int64_t rows) {
+  expect_within_limits(call);
+  EXPECT_EQ(call.grid[1], 1);
+  EXPECT_EQ(call.grid[2], 1);
+  EXPECT_EQ(call.threadgroup[0] % 32, 0);
+  const bool narrow = call.kernel.find("simdgroup") != std::string::npos;
+  EXPECT_EQ(std::int64_t{call.grid[0]}, rows * (narrow ? 32 : call.threadgroup[0]));
+}
+
+inline void for_shapes(const std::function<void(std::int64_t, std::int64_t)>& visit) {
+  constexpr std::int64_t kMost = std::numeric_limits<int>::max();
+  for (const std::int64_t rows :
+       {std::int64_t{1}, std::int64_t{2}, std::int64_t{7}, std::int64_t{16}, std::int64_t{17},
+        std::int64_t{2048}, std::int64_t{2049}, std::int64_t{1000003}, kMost / 512, kMost / 32,
+        kMost}) {
+    for (const std::int64_t features :
+         {std::int64_t{1}, std::int64_t{31}, std::int64_t{32}, std::int64_t{33}, std::int64_t{512},
+          std::int64_t{513}, std::int64_t{1000}, std::int64_t{4096}, std::int64_t{4097},
+          std::int64_t{8192}, std::int64_t{8193}, kMost}) {
+      SCOPED_TRACE(::testing::Message() << rows << " x " << features);
+      visit(rows, features);
+    }
+  }
+}
+
+}  // namespace graft::standin
