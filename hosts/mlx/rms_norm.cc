@@ -4,6 +4,8 @@
 
 #include <algorithm>
 
+#include "graft/mlx/detail/metal.h"
+#include "graft/mlx/detail/metal_rms_norm.h"
 #include "graft/mlx/detail/primitive.h"
 #include "graft/mlx/detail/views.h"
 #include "graft/rms_norm.h"
@@ -228,7 +230,12 @@ Arrays run(const Arrays& inputs, float eps, mx::StreamOrDevice device) {
   }
   const mx::Stream s = mx::to_stream(device);
   const detail::Caller caller{kOp};
-  const Support support = supported(inputs, eps, s);
+  const bool metal = detail::on_metal(s);
+  const Support support = metal ? detail::rms_norm_on_metal(inputs) : supported(inputs, eps, s);
+  if (support && metal) {
+    const auto composed = [eps, s](const Arrays& in) { return composed_norm(in, eps, s); };
+    return detail::metal_rms_norm(inputs, eps, composed, caller, s);
+  }
   if (support) return Forward::make(inputs, caller, eps, s);
   Arrays outputs = composed_norm(inputs, eps, s);
   outputs[0] = detail::counted(outputs[0], caller, Direction::kForward, support.reason, s);

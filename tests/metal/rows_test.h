@@ -3,6 +3,7 @@
 #include <gtest/gtest.h>
 #include <mlx/mlx.h>
 
+#include <cmath>
 #include <cstdint>
 #include <functional>
 #include <limits>
@@ -10,6 +11,7 @@
 #include <vector>
 
 #include "graft/metal.h"
+#include "graft/metal_rows.h"
 #include "graft/mlx/fusion.h"
 #include "graft/tensor_view.h"
 #include "metal/trace.h"
@@ -61,6 +63,19 @@ inline void expect_fused(const std::string& op) {
     EXPECT_TRUE(record.fused) << record.reason;
     EXPECT_EQ(record.runs, 1u);
   }
+}
+
+// For a difference of terms as large as `terms`, computed in float32 and rounded at the end: a sum
+// of `count`, and what the terms themselves were rounded, may be all that is left of it.
+inline void expect_difference(const mx::array& actual, const std::vector<double>& truth,
+                              const std::vector<double>& terms, int count) {
+  using mlx::testing::largest;
+  const double unit = std::ldexp(1.0, actual.dtype() == mx::float32   ? -24
+                                      : actual.dtype() == mx::float16 ? -11
+                                                                      : -8);
+  EXPECT_LE(
+      mlx::testing::max_error(actual, truth),
+      2 * unit * largest(truth) + (4 + std::sqrt(count)) * std::ldexp(1.0, -24) * largest(terms));
 }
 
 // `function` gives on Metal what it gives on the CPU.
@@ -138,6 +153,18 @@ inline void expect_rows_covered(const metal::Call& call, std::int64_t rows) {
   EXPECT_EQ(call.threadgroup[0] % 32, 0);
   const bool narrow = call.kernel.find("simdgroup") != std::string::npos;
   EXPECT_EQ(std::int64_t{call.grid[0]}, rows * (narrow ? 32 : call.threadgroup[0]));
+}
+
+// Each column of each block of rows has a thread, and so has each sum of them.
+inline void expect_blocks_covered(const metal::Call& call, std::int64_t rows,
+                                  std::int64_t features) {
+  expect_within_limits(call);
+  EXPECT_EQ(std::int64_t{call.grid[0]}, features);
+  EXPECT_GE(std::int64_t{call.grid[1]} * metal::rows_of_block(rows), rows);
+  EXPECT_LT(std::int64_t{call.grid[1] - 1} * metal::rows_of_block(rows), rows);
+  const metal::Call add = metal::add_blocks({rows, features, DType::kFloat32});
+  expect_within_limits(add);
+  EXPECT_EQ(std::int64_t{add.grid[0]}, features);
 }
 
 inline void for_shapes(const std::function<void(std::int64_t, std::int64_t)>& visit) {

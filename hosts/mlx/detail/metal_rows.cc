@@ -76,6 +76,10 @@ Arrays launch_rows(const std::shared_ptr<const RowLaunch>& row_launch, const Arr
   return mx::array::make_arrays(outputs.shapes, outputs.dtypes, node, inputs);
 }
 
+mx::array at_least_matrix(const mx::array& x, mx::Stream s) {
+  return x.ndim() == 1 ? mx::reshape(x, {1, x.shape(0)}, s) : x;
+}
+
 mx::array as_matrix(const mx::array& x, mx::Stream s) {
   return mx::reshape(x, {static_cast<int>(rows_of(x.shape())), x.shape(-1)}, s);
 }

@@ -27,6 +27,10 @@ struct RowLaunch {
 Arrays launch_rows(const std::shared_ptr<const RowLaunch>& row_launch, const Arrays& inputs,
                    const Caller& caller, mx::Stream s);
 
+// x itself, or a vector as a row: a number a row is not 0-d then, which MLX hands to kernels as no
+// array.
+mx::array at_least_matrix(const mx::array& x, mx::Stream s);
+
 // x as a matrix (rows, features), and a number a row as (rows).
 mx::array as_matrix(const mx::array& x, mx::Stream s);
 mx::array as_column(const mx::array& x, mx::Stream s);

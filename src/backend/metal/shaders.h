@@ -6,6 +6,7 @@ namespace graft::metal::shaders {
 extern const char* const kPhilox;   // src/backend/metal/philox.metal
 extern const char* const kRows;     // src/backend/metal/rows.metal
 extern const char* const kLora;     // src/lora/metal.metal
+extern const char* const kRmsNorm;  // src/rms_norm/metal.metal
 extern const char* const kSoftmax;  // src/softmax/metal.metal
 
 }  // namespace graft::metal::shaders
