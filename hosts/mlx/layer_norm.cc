@@ -6,6 +6,8 @@
 #include <string>
 
 #include "graft/layer_norm.h"
+#include "graft/mlx/detail/metal.h"
+#include "graft/mlx/detail/metal_layer_norm.h"
 #include "graft/mlx/detail/primitive.h"
 #include "graft/mlx/detail/views.h"
 
@@ -38,6 +40,12 @@ Support supported(const mx::array& x, const Optional& weight, const Optional& bi
   return graft::supports(params);
 }
 
+// A weight of a wider dtype than x would make y as wide.
+mx::array composed_norm(const detail::LayerNormCall& call, mx::Stream s) {
+  const auto y = mx::fast::layer_norm(call.x, call.weight, call.bias, call.eps, s);
+  return mx::astype(y, call.x.dtype(), s);
+}
+
 }  // namespace
 
 mx::array layer_norm(const mx::array& x, const Optional& weight, const Optional& bias, float eps,
@@ -50,11 +58,16 @@ mx::array layer_norm(const mx::array& x, const Optional& weight, const Optional&
     detail::reject(kOp, "eps", "a number of at least 0", std::to_string(eps));
   }
   const mx::Stream s = mx::to_stream(device);
-  // Composed whatever the answer is, until there is a kernel to answer yes.
-  const Support support = supported(x, weight, bias, eps, s);
-  // A weight of a wider dtype than x would make y as wide.
-  const auto y = mx::astype(mx::fast::layer_norm(x, weight, bias, eps, s), x.dtype(), s);
-  return detail::counted(y, {kOp}, Direction::kForward, support.reason, s);
+  const detail::LayerNormCall call{x, weight, bias, eps};
+  const bool metal = detail::on_metal(s);
+  const Support support =
+      metal ? detail::layer_norm_on_metal(call) : supported(x, weight, bias, eps, s);
+  if (metal && support) {
+    const auto composed = [s](const detail::LayerNormCall& c) { return composed_norm(c, s); };
+    return detail::metal_layer_norm(call, composed, {kOp}, s);
+  }
+  // Elsewhere composed whatever the answer is, until there is a kernel to answer yes.
+  return detail::counted(composed_norm(call, s), {kOp}, Direction::kForward, support.reason, s);
 }
 
 }  // namespace graft::mlx

@@ -51,10 +51,6 @@ struct Truth {
   }
 };
 
-int rows_of(const mx::array& x) {
-  return x.size() == 0 ? 0 : static_cast<int>(x.size()) / x.shape(-1);
-}
-
 // x, weight, dy -> y, dx, dweight.
 Arrays value_and_gradients(const Arrays& arrays) {
   const auto y = [](const Arrays& in) { return Arrays{mlx::rms_norm(in[0], in[1], kEps)}; };

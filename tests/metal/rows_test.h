@@ -41,11 +41,13 @@ inline std::vector<float> floats(const mx::array& array) {
   return {v.begin(), v.end()};
 }
 
+inline int rows_of(const mx::array& x) {
+  return x.size() == 0 ? 0 : static_cast<int>(x.size()) / x.shape(-1);
+}
+
 // `data` as the rows that `like` has.
 inline TensorView rows_view(std::vector<float>& data, const mx::array& like) {
-  const std::int64_t features = like.shape(-1);
-  const auto rows = features == 0 ? 0 : static_cast<std::int64_t>(like.size()) / features;
-  return {data.data(), DType::kFloat32, {rows, features}};
+  return {data.data(), DType::kFloat32, {rows_of(like), like.shape(-1)}};
 }
 
 inline TensorView vector_view(std::vector<float>& data) {
