@@ -1,5 +1,5 @@
-// y = (x - mean) * rstd * weight + bias with rstd = 1 / sqrt(mean((x - mean)^2) + eps) a row, and its
-// gradients. The variance is taken from the deviations themselves, after the mean is known.
+// y = (x - mean) * rstd * weight + bias with rstd = 1 / sqrt(mean((x - mean)^2) + eps) a row, and
+// its gradients. The variance is taken from the deviations themselves, after the mean is known.
 
 // Without a weight or a bias, those are not read.
 template <typename T, int kKept, bool kWeight, bool kBias, typename X, typename W, typename B,
@@ -38,7 +38,8 @@ void layer_norm(X x, W weight, B bias, float eps, device T* y, device float* mea
   }
 }
 
-// dx = rstd * (g - mean(g) - normal * mean(g * normal)) with g = dy * weight, normal = (x - mean) * rstd.
+// dx = rstd * (g - mean(g) - normal * mean(g * normal)) with g = dy * weight, normal = (x - mean) *
+// rstd.
 template <typename T, int kKept, bool kWeight, typename DY, typename X, typename M, typename F,
           typename W, typename Team>
 void layer_norm_backward(DY dy, X x, M mean, F rstd, W weight, device T* dx, uint features,

@@ -1,5 +1,5 @@
-// y = s * rstd * weight with rstd = 1 / sqrt(mean(s * s) + eps) a row, s = x or x + residual, and its
-// gradients. What is normalised is s as it is stored: rounded to T.
+// y = s * rstd * weight with rstd = 1 / sqrt(mean(s * s) + eps) a row, s = x or x + residual, and
+// its gradients. What is normalised is s as it is stored: rounded to T.
 
 template <typename T, bool kResidual, typename X, typename R>
 float rms_norm_element(X x, R residual, ulong at) {
@@ -32,7 +32,8 @@ void rms_norm(X x, W weight, R residual, float eps, device T* y, device T* sum, 
   }
 }
 
-// ds = rstd * (g - s * rstd^2 * mean(g * s)) + dsum with g = dy * weight. Without dsum, it is not read.
+// ds = rstd * (g - s * rstd^2 * mean(g * s)) + dsum with g = dy * weight. Without dsum, it is not
+// read.
 template <typename T, int kKept, bool kSum, typename DY, typename S, typename W, typename F,
           typename DSum, typename Team>
 void rms_norm_backward(DY dy, S s, W weight, F rstd, DSum dsum, device T* ds, uint features,

@@ -1,6 +1,7 @@
-// y = exp(scale * (x - max(x))) / sum of those, a row, and its gradient, scale * y * (dy - sum(dy * y)).
-// The scale is applied to the difference: scale * x itself might overflow. The maximum is a finite
-// number even of a row of nothing but -inf, whose exponentials are 0 then, and their quotients NaN.
+// y = exp(scale * (x - max(x))) / sum of those, a row, and its gradient, scale * y * (dy - sum(dy *
+// y)). The scale is applied to the difference: scale * x itself might overflow. The maximum is a
+// finite number even of a row of nothing but -inf, whose exponentials are 0 then, and their
+// quotients NaN.
 
 constant constexpr float kSmallest = -3.402823466e+38f;
 

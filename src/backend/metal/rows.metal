@@ -1,8 +1,9 @@
 // Rows of a matrix, each the work of a team: the threads of a simdgroup, or of a threadgroup. Of a
-// row's elements thread i of a team has i, i + size, i + 2 size, ... Pointers to inputs may be device
-// or constant: MLX chooses by their size.
+// row's elements thread i of a team has i, i + size, i + 2 size, ... Pointers to inputs may be
+// device or constant: MLX chooses by their size.
 
-// A row is a simdgroup's: nothing is shared, nothing waits, simdgroups past the last row are not there.
+// A row is a simdgroup's: nothing is shared, nothing waits, simdgroups past the last row are not
+// there.
 struct SimdgroupTeam {
   uint size() const { return 32; }
   float sum(float value) const { return simd_sum(value); }
