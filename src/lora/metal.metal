@@ -128,3 +128,16 @@ void lora_outer(Matrix matrix, Coefficients coefficients, float scaling, device 
     out[at] = scaling * sum;
   }
 }
+
+// h = drop(x)·A alone, a simdgroup a row: for the tiles of lora_linear, none of which has all of K.
+template <typename T, int kRank, typename X, typename A, typename Dropout>
+void lora_shrink(X x, A a, device float* h, uint row, uint in_features, uint lane,
+                 Dropout dropout) {
+  for (int first = 0; first < kRank; first += kShrinkColumns) {
+    float sums[kShrinkColumns];
+    shrink_row<T, kRank>(x, a, row, in_features, first, lane, dropout, sums);
+    for (int j = 0; j < kShrinkColumns && first + j < kRank; ++j) {
+      if (uint(j) == lane) h[ulong(row) * kRank + uint(first + j)] = sums[j];
+    }
+  }
+}

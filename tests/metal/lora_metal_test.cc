@@ -154,6 +154,86 @@ TEST(LoraMetal, OtherDerivativesOfTheDelta) {
             1e-4);
 }
 
+// With tiles that are whole and tiles that are not in each direction.
+const std::vector<Shape> kLinearShapes = {{1, 1, 1, 1},    {1, 7, 8, 1},    {33, 16, 32, 8},
+                                          {32, 40, 65, 9}, {5, 100, 7, 16}, {70, 33, 31, 33}};
+
+// x, w, bias, a, b, dy -> y, dx, da, db and the gradients of w and bias.
+Arrays linear_and_gradients(const Arrays& arrays, const mlx::Dropout& dropout = {}) {
+  const auto y = [&](const Arrays& p) {
+    return Arrays{mlx::lora_linear(p[0], p[1], p[2], p[3], p[4], 0.5f, dropout)};
+  };
+  const Arrays primals(arrays.begin(), arrays.begin() + 5);
+  const auto [outputs, gradients] = mx::vjp(y, primals, {arrays[5]});
+  Arrays all{outputs[0]};
+  all.insert(all.end(), gradients.begin(), gradients.end());
+  return all;
+}
+
+Arrays linear_operands(const Shape& shape, mx::Dtype dtype) {
+  const auto [rows, in, out, rank] = shape;
+  return {normal({rows, in}, 1, 1.0f, dtype),  normal({out, in}, 2, 0.3f, dtype),
+          normal({out}, 3, 1.0f, dtype),       normal({in, rank}, 4, 0.3f, dtype),
+          normal({rank, out}, 5, 0.3f, dtype), normal({rows, out}, 6, 1.0f, dtype)};
+}
+
+TEST(LoraMetal, LinearAndItsGradientsAreAsGoodAsMlx) {
+  for (const Shape& shape : kLinearShapes) {
+    for (const mx::Dtype dtype : {mx::float32, mx::bfloat16, mx::float16}) {
+      SCOPED_TRACE(
+          testing::PrintToString(std::vector<int>{shape.rows, shape.in, shape.out, shape.rank}));
+      const Arrays p = linear_operands(shape, dtype);
+      mlx::reset_fusion_report();
+      const Evaluated run =
+          evaluate_on_metal([](const Arrays& in) { return linear_and_gradients(in); }, p);
+      EXPECT_EQ(run.fault, "");
+      EXPECT_EQ(run.launched.size(), 6u);  // h, y; g, dx; da; db
+      const auto composed = [](const Arrays& q) {
+        const auto base = mx::add(mx::matmul(q[0], mx::transpose(q[1])), q[2]);
+        return Arrays{mx::add(base, composed_delta(q[0], q[3], q[4], 0.5f))};
+      };
+      const auto [y, gradients] = mx::vjp(composed, Arrays(p.begin(), p.begin() + 5), {p[5]});
+      const Matrix x = matrix(p[0]), w = matrix(p[1]), a = matrix(p[3]), b = matrix(p[4]),
+                   dy = matrix(p[5]);
+      Matrix bias(x.rows, w.rows);
+      for (std::size_t i = 0; i < bias.data.size(); ++i) {
+        bias.data[i] = matrix(p[2]).data[i % w.rows];
+      }
+      const Matrix g = dy * transpose(b);
+      const int terms = shape.in + shape.out + shape.rank + shape.rows;
+      const auto check = [&](std::size_t i, const mx::array& plain, const Matrix& truth) {
+        mlx::testing::expect_as_good_as(run.outputs[i], plain, truth, terms);
+      };
+      check(0, y[0], x * transpose(w) + bias + 0.5 * ((x * a) * b));
+      check(1, gradients[0], dy * w + 0.5 * (g * transpose(a)));
+      check(2, gradients[1], transpose(dy) * x);
+      check(4, gradients[3], 0.5 * (transpose(x) * g));
+      check(5, gradients[4], 0.5 * (transpose(x * a) * dy));
+      for (const auto& record : mlx::fusion_report()) EXPECT_TRUE(record.fused) << record.reason;
+    }
+  }
+}
+
+// The masks are those of the CPU, forward and backward, so y and all gradients are the same.
+TEST(LoraMetal, DropoutIsTheSameAsOnTheCpu) {
+  for (const Shape& shape : {Shape{33, 37, 40, 8}, Shape{5, 7, 9, 3}}) {
+    Arrays p = linear_operands(shape, mx::float32);
+    p.push_back(mx::array(std::uint64_t{0x1234567890abcdef}, mx::uint64));
+    p.push_back(mx::array(std::uint64_t{0xfffffffff}, mx::uint64));
+    const auto function = [](const Arrays& in) {
+      return linear_and_gradients(in, mlx::Dropout{0.4f, in[6], in[7]});
+    };
+    const Evaluated run = evaluate_on_metal(function, p);
+    EXPECT_EQ(run.fault, "");
+    const Arrays cpu = function(p);
+    for (std::size_t i = 0; i < cpu.size(); ++i) {
+      EXPECT_LT(mlx::testing::max_error(run.outputs[i], mlx::testing::values(cpu[i])),
+                1e-5 * (1 + mlx::testing::largest(mlx::testing::values(cpu[i]))))
+          << i;
+    }
+  }
+}
+
 // The plan's first check, whatever order lanes run in.
 TEST(LoraMetal, FirstCheckOfThePlan) {
   const auto x = normal({2, 64, 512}, 1), a = normal({512, 8}, 2, 0.05f),

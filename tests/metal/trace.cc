@@ -57,7 +57,8 @@ class Evaluation {
 
   // As MLX's eval_gpu does it: inputs row-contiguous, shapes and scalars as the signature wants
   // them.
-  Arrays launch(const mlx::detail::MetalNode& node, const Arrays& inputs, const Arrays& nodes) {
+  Arrays launch(const mlx::detail::MetalNode& node, const Arrays& all, const Arrays& nodes) {
+    const Arrays inputs = node.kernel_inputs(all);
     const auto& kernel = static_cast<const mx::fast::CustomKernel&>(node.kernel());
     const auto state = kernel.state();
     const auto& [x, y, z] = std::get<2>(state);

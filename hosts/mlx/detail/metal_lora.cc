@@ -204,21 +204,199 @@ std::pair<Arrays, std::vector<int>> MetalForward::vmap(const Arrays& inputs,
   return {outputs, {0, 0}};
 }
 
+// What is multiplied: the weight's type, for everything.
+mx::Dtype multiply_type(const mx::array& x, const mx::array& w) {
+  return w.dtype() == mx::float16 ? x.dtype() : w.dtype();
+}
+
+metal::LoraLinear linear_shape(const mx::array& x, const mx::array& w, bool transposed) {
+  metal::LoraLinear shape;
+  shape.rows = rows_of(x.shape());
+  shape.depth = x.shape(-1);
+  shape.columns = w.shape(transposed ? 0 : 1);
+  shape.x = *dtype_of(x.dtype());
+  shape.multiply = *dtype_of(multiply_type(x, w));
+  shape.transposed = transposed;
+  return shape;
+}
+
+// h = drop(x)·A of a launch of its own, not to be differentiated: what takes it knows how it came.
+mx::array launch_shrink(const LoraCall& call, const mx::array& x, const mx::array& a,
+                        const mx::array& w, const Arrays& dropout, const Caller& caller,
+                        Direction direction, mx::Stream s) {
+  const Outputs outputs{{{x.shape(0), a.shape(1)}}, {mx::float32}};
+  if (x.size() == 0 || a.size() == 0) return zeros(outputs, s)[0];
+  metal::LoraShrink shrink;
+  shrink.rows = x.shape(0);
+  shrink.in_features = a.shape(0);
+  shrink.rank = a.shape(1);
+  shrink.x = *dtype_of(x.dtype());
+  shrink.multiply = *dtype_of(multiply_type(x, w));
+  shrink.dropout = !dropout.empty();
+  Arrays inputs{mx::stop_gradient(x, s), mx::stop_gradient(a, s)};
+  inputs.insert(inputs.end(), dropout.begin(), dropout.end());
+  const auto composed = [=](const Arrays& p) {
+    const mx::array dropped =
+        p.size() > 2 ? composed_dropout(p[0], call.dropout, p[2], p[3], s) : p[0];
+    return Arrays{
+        mx::matmul(mx::astype(dropped, mx::float32, s), mx::astype(p[1], mx::float32, s), s)};
+  };
+  auto node = std::make_shared<MetalNode>(s, caller, direction, false,
+                                          kernel_of(metal::lora_shrink(shrink), inputs, outputs, s),
+                                          composed);
+  return mx::array::make_arrays(outputs.shapes, outputs.dtypes, node, inputs)[0];
+}
+
+// Where the inputs of a MetalLinear are: those its kernel reads, and behind them what only its
+// derivatives do.
+struct LinearInputs {
+  std::size_t x = 0, w = 1, h = 2, b = 3, scaling = 4, bias = 5, dropout = 5, a = 5;
+
+  explicit LinearInputs(const LoraCall& call) {
+    dropout = bias + (call.bias ? 1u : 0u);
+    a = dropout + (call.dropout > 0 ? 4u : 0u);
+  }
+};
+
+// One launch of lora_linear, whose gradients have kernels. h is made from x and A before it, and is
+// not differentiated: the derivatives here are of all that y depends on.
+class MetalLinear : public MetalNode {
+ public:
+  MetalLinear(LoraCall call, mx::Stream stream, const Caller& caller,
+              std::shared_ptr<mx::Primitive> kernel, ArraysFunction composed, std::size_t read)
+      : MetalNode(stream, caller, Direction::kForward, true, std::move(kernel), std::move(composed),
+                  read),
+        call_(std::move(call)) {}
+
+  Arrays vjp(const Arrays& primals, const Arrays& cotangents, const std::vector<int>& argnums,
+             const Arrays& outputs) override;
+
+ private:
+  LoraCall call_;
+};
+
+// y of x, W, A, B, [bias], [dropout_inputs]: arrays of rows.
+mx::array launch_linear(const LoraCall& call, const mx::array& x, const mx::array& a,
+                        const mx::array& b, const mx::array& w,
+                        const std::optional<mx::array>& bias, const Arrays& dropout,
+                        const Caller& caller, mx::Stream s) {
+  const LinearInputs at(call);
+  Arrays inputs{x, w, launch_shrink(call, x, a, w, dropout, caller, Direction::kForward, s), b,
+                mx::array(call.scaling)};
+  if (bias) inputs.push_back(*bias);
+  // Forward, the mask is on x and so in h; the kernel itself has none.
+  metal::LoraLinear shape = linear_shape(x, w, true);
+  shape.rank = b.shape(0);
+  shape.bias = bias.has_value();
+  const Outputs outputs{{{x.shape(0), w.shape(0)}}, {x.dtype()}};
+  auto kernel = kernel_of(metal::lora_linear(shape), inputs, outputs, s);
+  const std::size_t read = inputs.size();
+  inputs.insert(inputs.end(), dropout.begin(), dropout.end());
+  inputs.push_back(a);
+  const auto composed = [=](const Arrays& p) {
+    Arrays operands{p[at.x], p[at.a], p[at.b], p[at.w]};
+    if (call.bias) operands.push_back(p[at.bias]);
+    if (call.dropout > 0) operands.insert(operands.end(), {p[at.dropout], p[at.dropout + 1]});
+    return Arrays{composed_lora(call, operands, s)[0]};
+  };
+  auto node = std::make_shared<MetalLinear>(call, s, caller, std::move(kernel), composed, read);
+  return mx::array::make_arrays(outputs.shapes, outputs.dtypes, node, inputs)[0];
+}
+
+// dx = dy·W + drop(scaling·g·Aᵀ).
+mx::array launch_linear_dx(const LoraCall& call, const mx::array& dy, const mx::array& g,
+                           const mx::array& a, const mx::array& w, const Arrays& dropout,
+                           const Caller& caller, mx::Stream s) {
+  Arrays inputs{dy, w, g, mx::transpose(a, s), mx::array(call.scaling)};
+  inputs.insert(inputs.end(), dropout.begin(), dropout.end());
+  metal::LoraLinear shape = linear_shape(dy, w, false);
+  shape.rank = a.shape(1);
+  shape.dropout = !dropout.empty();
+  const Outputs outputs{{{dy.shape(0), w.shape(1)}}, {dy.dtype()}};
+  const auto composed = [=](const Arrays& p) {
+    mx::array pair = mx::multiply(mx::matmul(p[2], mx::astype(p[3], mx::float32, s), s), p[4], s);
+    if (p.size() > 5) pair = composed_dropout(pair, call.dropout, p[5], p[6], s);
+    const auto base = composed_product(p[0], mx::transpose(p[1], s), s);
+    return Arrays{mx::astype(mx::add(base, pair, s), p[0].dtype(), s)};
+  };
+  auto node = std::make_shared<MetalNode>(s, caller, Direction::kBackward, true,
+                                          kernel_of(metal::lora_linear(shape), inputs, outputs, s),
+                                          composed);
+  return mx::array::make_arrays(outputs.shapes, outputs.dtypes, node, inputs)[0];
+}
+
+Arrays MetalLinear::vjp(const Arrays& primals, const Arrays& cotangents,
+                        const std::vector<int>& argnums, const Arrays&) {
+  const mx::Stream s = stream();
+  const LinearInputs at(call_);
+  const auto asked = [&](std::size_t i) {
+    return std::find(argnums.begin(), argnums.end(), static_cast<int>(i)) != argnums.end();
+  };
+  const mx::array &x = primals[at.x], &w = primals[at.w], &a = primals[at.a], &b = primals[at.b];
+  const mx::array& dy = cotangents[0];
+  const Arrays dropout(primals.begin() + static_cast<int>(at.dropout),
+                       primals.begin() + static_cast<int>(at.a));
+  std::optional<mx::array> g;
+  if (asked(at.x) || asked(at.a)) {
+    g = launch_shrink(call_, dy, mx::transpose(b, s), w, {}, caller(), Direction::kBackward, s);
+  }
+  Arrays gradients;
+  for (const int argnum : argnums) {
+    const auto i = static_cast<std::size_t>(argnum);
+    if (i == at.x) {
+      gradients.push_back(launch_linear_dx(call_, dy, *g, a, w, dropout, caller(), s));
+    } else if (i == at.a) {
+      Arrays inputs{x, *g, primals[at.scaling]};
+      inputs.insert(inputs.end(), dropout.begin(), dropout.end());
+      const auto da = launch_outer(call_, inputs, true, !asked(at.x), caller(), s);
+      gradients.push_back(mx::astype(da, a.dtype(), s));
+    } else if (i == at.b) {
+      const bool counts = !asked(at.x) && !asked(at.a);
+      const auto db =
+          launch_outer(call_, {dy, primals[at.h], primals[at.scaling]}, false, counts, caller(), s);
+      gradients.push_back(mx::astype(db, b.dtype(), s));
+    } else if (i == at.w) {
+      gradients.push_back(mx::astype(mx::matmul(mx::transpose(dy, s), x, s), w.dtype(), s));
+    } else if (call_.bias && i == at.bias) {
+      const auto sum = mx::sum(mx::astype(dy, mx::float32, s), 0, false, s);
+      gradients.push_back(mx::astype(sum, primals[i].dtype(), s));
+    } else {
+      gradients.push_back(mx::zeros_like(primals[i], s));
+    }
+  }
+  return gradients;
+}
+
 }  // namespace
 
 Support supports_metal(const LoraCall& call, const Arrays& inputs) {
   if (!fused_enabled()) return Support::no("fusion is turned off");
   if (auto support = dtypes_known(inputs, call.seed()); !support) return support;
-  if (call.has_weight()) return Support::no("Metal kernels for lora_linear are not there yet");
+  if (call.weight != nullptr) return Support::no("the weight is packed for the CPU");
+  if (call.plain) {
+    metal::LoraLinear shape = linear_shape(inputs[0], inputs[call.w()], true);
+    shape.rank = inputs[1].shape(1);
+    if (auto support = metal::supports(shape); !support) return support;
+  }
   return metal::supports(shape_of(inputs[0], inputs[1], inputs[2], metal::Drops::kNothing));
 }
 
 mx::array metal_lora(const LoraCall& call, const Arrays& inputs, const Caller& caller,
                      mx::Stream s) {
-  Arrays launched{as_rows(inputs[0], s), inputs[1], inputs[2], mx::array(call.scaling)};
-  for (const mx::array& input : dropout_inputs(call, inputs, s)) launched.push_back(input);
-  const mx::array y = launch_forward(call, launched, caller, s)[0];
-  return mx::reshape(y, with_last(inputs[0].shape(), inputs[2].shape(1)), s);
+  const mx::array x = as_rows(inputs[0], s);
+  const mx::Shape shape = with_last(inputs[0].shape(), inputs[2].shape(1));
+  const Arrays dropout = dropout_inputs(call, inputs, s);
+  if (call.plain && !is_empty({x, inputs[1], inputs[2]})) {
+    std::optional<mx::array> bias;
+    if (call.bias) bias = inputs[call.bias_index()];
+    return mx::reshape(
+        launch_linear(call, x, inputs[1], inputs[2], inputs[call.w()], bias, dropout, caller, s),
+        shape, s);
+  }
+  if (call.plain) return composed_lora(call, inputs, s)[0];
+  Arrays launched{x, inputs[1], inputs[2], mx::array(call.scaling)};
+  launched.insert(launched.end(), dropout.begin(), dropout.end());
+  return mx::reshape(launch_forward(call, launched, caller, s)[0], shape, s);
 }
 
 }  // namespace graft::mlx::detail

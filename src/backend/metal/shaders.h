@@ -3,7 +3,9 @@
 namespace graft::metal::shaders {
 
 // The shaders' text, put into the library when it is built (cmake/GraftShaders.cmake).
-extern const char* const kPhilox;  // src/backend/metal/philox.metal
-extern const char* const kLora;    // src/lora/metal.metal
+extern const char* const kPhilox;      // src/backend/metal/philox.metal
+extern const char* const kTile;        // src/backend/metal/tile.metal
+extern const char* const kLora;        // src/lora/metal.metal
+extern const char* const kLoraLinear;  // src/lora/metal_linear.metal
 
 }  // namespace graft::metal::shaders
