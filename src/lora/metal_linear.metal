@@ -1,6 +1,6 @@
 // A layer with its LoRA pair in one accumulator, of tiles of src/backend/metal/tile.metal.
 
-// A tile of y = drop(scaling·h·B) + bias + x·W: the low-rank steps come first, on the same
+// A tile of y = drop(scaling*h*B) + bias + x*W: the low-rank steps come first, on the same
 // accumulators, so that dropout can mask them alone.
 template <typename T, typename Y, typename H, typename B, typename X, typename W, typename BiasOf,
           typename DropY>

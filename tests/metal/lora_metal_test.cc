@@ -2,8 +2,9 @@
 #include <gtest/gtest.h>
 #include <mlx/mlx.h>
 
-#include <algorithm>
+#include <cstdlib>
 #include <string>
+#include <vector>
 
 #include "graft/mlx/fusion.h"
 #include "graft/mlx/lora.h"
@@ -27,6 +28,13 @@ mx::array composed_delta(const mx::array& x, const mx::array& a, const mx::array
   const mx::Dtype dtype = x.dtype();
   const auto y = mx::matmul(mx::matmul(x, mx::astype(a, dtype)), mx::astype(b, dtype));
   return mx::multiply(y, mx::array(scaling, dtype));
+}
+
+// Where clang is, evaluate_on_metal puts every text through it, with address spaces.
+TEST(LoraMetal, TextsPassTheSyntaxCheck) {
+  if (std::system("command -v clang > /dev/null") != 0) {
+    GTEST_SKIP() << "there is no clang here for tools/check_shaders.py --syntax";
+  }
 }
 
 struct Shape {

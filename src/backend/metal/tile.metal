@@ -1,5 +1,5 @@
 // A tile of a product in simdgroup matrices. A threadgroup of 128 threads, four simdgroups, makes
-// 32 × 32 of y, each simdgroup 16 × 16 in four accumulators. Operands are staged in threadgroup memory
+// 32 x 32 of y, each simdgroup 16 x 16 in four accumulators. Operands are staged in threadgroup memory
 // and padded with zeros there, so that every tail is a whole tile; T is what is multiplied.
 
 constant constexpr int kTile = 32;
@@ -55,7 +55,7 @@ struct TilePlace {
   uint simdgroup;  // of the four
 };
 
-// sums += left · right over `depth` columns of left.
+// sums += left * right over `depth` columns of left.
 template <typename T, typename Left, typename Right>
 void add_products(Left left, Right right, uint depth, TilePlace place, threadgroup T* left_tile,
                   threadgroup T* right_tile, thread simdgroup_matrix<float, 8, 8>* sums) {
