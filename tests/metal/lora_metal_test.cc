@@ -113,53 +113,76 @@ TEST(LoraMetal, GradientsOfTheDeltaAreAsGoodAsMlx) {
   }
 }
 
-// Derivatives that no kernel makes are composed, and right.
-TEST(LoraMetal, OtherDerivativesOfTheDelta) {
-  const auto x = normal({5, 7}, 1), a = normal({7, 3}, 2), b = normal({3, 4}, 3),
-             dy = normal({5, 4}, 4), t = normal({5, 7}, 5);
-  const auto directional = [&](const auto& delta, const Arrays& p) {
-    // d/dx of a gradient: of the squares of dA, so that the outer vjp runs through the inner one.
-    const auto squares = [&](const mx::array& v) {
-      const auto y = [&](const Arrays& q) { return Arrays{delta(v, q[0], p[2])}; };
-      return mx::sum(mx::square(mx::vjp(y, {p[1]}, {p[3]}).second[0]));
+// Derivatives that no kernel makes are composed, and right: all second ones, forward mode, vmap.
+template <class Fused, class Composed>
+void expect_other_derivatives(const Fused& fused, const Composed& composed, const Arrays& p,
+                              const mx::array& dy) {
+  // The gradient in every operand of the sum of squares of the gradient in one of them.
+  for (int inner = 0; inner < 3; ++inner) {
+    SCOPED_TRACE(inner);
+    const auto second = [&](const auto& y, const Arrays& operands) {
+      const auto squares = [&](const Arrays& q) {
+        const auto of_one = [&](const Arrays& one) {
+          Arrays all = q;
+          all[static_cast<std::size_t>(inner)] = one[0];
+          return Arrays{y(all)};
+        };
+        const auto gradient = mx::vjp(of_one, {q[static_cast<std::size_t>(inner)]}, {dy}).second[0];
+        return mx::sum(mx::square(gradient));
+      };
+      return mx::grad(squares, std::vector<int>{0, 1, 2})(operands);
     };
-    return mx::grad(squares)(p[0]);
-  };
-  const auto fused = [](const mx::array& v, const mx::array& left, const mx::array& right) {
-    return mlx::lora_forward_fused(v, left, right, 0.5f);
-  };
-  const auto composed = [](const mx::array& v, const mx::array& left, const mx::array& right) {
-    return composed_delta(v, left, right, 0.5f);
-  };
-  const Evaluated second = evaluate_on_metal(
-      [&](const Arrays& p) { return Arrays{directional(fused, p)}; }, {x, a, b, dy});
-  EXPECT_EQ(second.fault, "");
-  EXPECT_LT(mlx::testing::max_error(second.outputs[0],
-                                    mlx::testing::values(directional(composed, {x, a, b, dy}))),
-            1e-2);
-
-  const auto tangent = [&](const auto& delta, const Arrays& p) {
-    const auto y = [&](const Arrays& q) { return Arrays{delta(q[0], p[1], p[2])}; };
-    return mx::jvp(y, {p[0]}, {p[3]}).second[0];
+    const Evaluated run = evaluate_on_metal([&](const Arrays& q) { return second(fused, q); }, p);
+    EXPECT_EQ(run.fault, "");
+    const Arrays truth = second(composed, p);
+    for (std::size_t i = 0; i < 3; ++i) {
+      const auto values = mlx::testing::values(truth[i]);
+      EXPECT_LT(mlx::testing::max_error(run.outputs[i], values),
+                1e-4 * (1 + mlx::testing::largest(values)))
+          << i;
+    }
+  }
+  const auto tangent = [&](const auto& y, const Arrays& q) {
+    return mx::jvp([&](const Arrays& v) { return Arrays{y(v)}; }, q, q).second;
   };
   const Evaluated forward =
-      evaluate_on_metal([&](const Arrays& p) { return Arrays{tangent(fused, p)}; }, {x, a, b, t});
+      evaluate_on_metal([&](const Arrays& q) { return tangent(fused, q); }, p);
   EXPECT_EQ(forward.fault, "");
-  EXPECT_LT(mlx::testing::max_error(forward.outputs[0],
-                                    mlx::testing::values(tangent(composed, {x, a, b, t}))),
-            1e-4);
+  EXPECT_LT(
+      mlx::testing::max_error(forward.outputs[0], mlx::testing::values(tangent(composed, p)[0])),
+      1e-4);
 
-  const auto batch = normal({6, 5, 7}, 6);
-  const auto mapped = [&](const auto& delta, const Arrays& p) {
-    return mx::vmap([&](const mx::array& v) { return delta(v, p[1], p[2]); })(p[0]);
+  const auto mapped = [&](const auto& y, const Arrays& q) {
+    const auto of_x = [&](const mx::array& x) {
+      Arrays all = q;
+      all[0] = x;
+      return y(all);
+    };
+    return Arrays{mx::vmap(of_x)(mx::stack({q[0], mx::negative(q[0])}))};
   };
   const Evaluated vectorized =
-      evaluate_on_metal([&](const Arrays& p) { return Arrays{mapped(fused, p)}; }, {batch, a, b});
+      evaluate_on_metal([&](const Arrays& q) { return mapped(fused, q); }, p);
   EXPECT_EQ(vectorized.fault, "");
-  EXPECT_EQ(vectorized.launched.size(), 1u);
-  EXPECT_LT(mlx::testing::max_error(vectorized.outputs[0],
-                                    mlx::testing::values(mapped(composed, {batch, a, b}))),
-            1e-4);
+  EXPECT_LT(
+      mlx::testing::max_error(vectorized.outputs[0], mlx::testing::values(mapped(composed, p)[0])),
+      1e-4);
+}
+
+TEST(LoraMetal, OtherDerivativesOfTheDelta) {
+  expect_other_derivatives(
+      [](const Arrays& p) { return mlx::lora_forward_fused(p[0], p[1], p[2], 0.5f); },
+      [](const Arrays& p) { return composed_delta(p[0], p[1], p[2], 0.5f); },
+      {normal({5, 7}, 1), normal({7, 3}, 2), normal({3, 4}, 3)}, normal({5, 4}, 4));
+}
+
+TEST(LoraMetal, OtherDerivativesOfTheLinear) {
+  const auto w = normal({4, 7}, 5);
+  expect_other_derivatives(
+      [&](const Arrays& p) { return mlx::lora_linear(p[0], w, std::nullopt, p[1], p[2], 0.5f); },
+      [&](const Arrays& p) {
+        return mx::add(mx::matmul(p[0], mx::transpose(w)), composed_delta(p[0], p[1], p[2], 0.5f));
+      },
+      {normal({5, 7}, 1), normal({7, 3}, 2), normal({3, 4}, 3)}, normal({5, 4}, 4));
 }
 
 // With tiles that are whole and tiles that are not in each direction.

@@ -39,8 +39,8 @@ Arrays dropout_inputs(const LoraCall& call, const Arrays& primals, mx::Stream s)
           mx::array(dropout_threshold(call.dropout)), mx::array(1.0f / (1.0f - call.dropout))};
 }
 
-// Where those begin among a launch's inputs: after its matrices and the scaling.
-constexpr std::size_t kDeltaDropout = 4, kOuterDropout = 3;
+// Where those begin among lora_delta's inputs.
+constexpr std::size_t kDeltaDropout = 4;
 
 // lora_delta forward, whose gradients have kernels. Inputs: x, A, B, scaling, [dropout_inputs];
 // outputs: y, h.
@@ -61,19 +61,42 @@ class MetalForward : public MetalNode {
   LoraCall call_;
 };
 
-// A launch's y and h from MLX ops.
-ArraysFunction composed_launch(const LoraCall& call, metal::Drops drops, mx::Stream s) {
-  return [=](const Arrays& p) {
-    const auto drop = [&](const mx::array& x) {
-      return composed_dropout(x, call.dropout, p[kDeltaDropout], p[kDeltaDropout + 1], s);
-    };
-    const mx::array x = drops == metal::Drops::kInput ? drop(p[0]) : p[0];
-    const mx::array y = mx::astype(composed_delta(x, p[1], p[2], call.scaling, s), x.dtype(), s);
-    const mx::array h =
-        mx::matmul(mx::astype(x, mx::float32, s), mx::astype(p[1], mx::float32, s), s);
-    return Arrays{drops == metal::Drops::kOutput ? drop(y) : y, h};
-  };
+// x with dropout, whose seed and offset are at `at` if there is dropout.
+mx::array dropped(const LoraCall& call, const mx::array& x, const Arrays& arrays, std::size_t at,
+                  mx::Stream s) {
+  return call.dropout > 0 ? composed_dropout(x, call.dropout, arrays[at], arrays[at + 1], s) : x;
 }
+
+mx::array product(const mx::array& left, const mx::array& right, mx::Stream s) {
+  return mx::matmul(mx::astype(left, mx::float32, s), mx::astype(right, mx::float32, s), s);
+}
+
+// What all derivatives of a backward launch are of. Its kernel reads h or g, which were made from
+// these; the derivatives make them again, so they see all that the gradient depends on. They stand
+// behind what the kernel reads: x, A, B, dy, [seed, offset].
+struct Sources {
+  mx::array x, a, b, dy;
+  Arrays dropout;  // seed and offset first
+
+  void append_to(Arrays& inputs) const {
+    inputs.insert(inputs.end(), {x, a, b, dy});
+    if (!dropout.empty()) inputs.insert(inputs.end(), {dropout[0], dropout[1]});
+  }
+  static Sources of(const Arrays& inputs, std::size_t at) {
+    return {inputs[at], inputs[at + 1], inputs[at + 2], inputs[at + 3],
+            Arrays(inputs.begin() + static_cast<int>(at + 4), inputs.end())};
+  }
+  mx::array g(mx::Stream s) const { return product(dy, mx::transpose(b, s), s); }
+  mx::array dropped_x(const LoraCall& call, mx::Stream s) const {
+    return dropped(call, x, dropout, 0, s);
+  }
+  // What the pair adds to dx.
+  mx::array pair(const LoraCall& call, mx::Stream s) const {
+    const auto plain =
+        mx::multiply(product(g(s), mx::transpose(a, s), s), mx::array(call.scaling), s);
+    return dropped(call, plain, dropout, 0, s);
+  }
+};
 
 Outputs outputs_of(const Arrays& inputs) {
   const int rows = inputs[0].shape(0);
@@ -102,51 +125,61 @@ Arrays launch_forward(const LoraCall& call, const Arrays& inputs, const Caller& 
   const auto shape = shape_of(inputs[0], inputs[1], inputs[2], drops);
   auto node = std::make_shared<MetalForward>(
       call, s, caller, kernel_of(metal::lora_delta(shape), inputs, outputs, s),
-      composed_launch(call, drops, s));
+      [=](const Arrays& p) {
+        const mx::array x = dropped(call, p[0], p, kDeltaDropout, s);
+        const auto y = composed_delta(x, p[1], p[2], call.scaling, s);
+        return Arrays{mx::astype(y, x.dtype(), s), product(x, p[1], s)};
+      });
   return mx::array::make_arrays(outputs.shapes, outputs.dtypes, node, inputs);
 }
 
-// {dx, g} of dy.
-Arrays launch_dx(const LoraCall& call, const Arrays& inputs, const Caller& caller, mx::Stream s) {
+// {dx, g}. Inputs: dy, transposed B, transposed A, scaling, [dropout_inputs].
+Arrays launch_dx(const LoraCall& call, Arrays inputs, const Sources& sources, const Caller& caller,
+                 mx::Stream s) {
   const auto drops = call.dropout > 0 ? metal::Drops::kOutput : metal::Drops::kNothing;
   const Outputs outputs = outputs_of(inputs);
   if (is_empty(inputs)) return zeros(outputs, s);
   const auto shape = shape_of(inputs[0], inputs[1], inputs[2], drops);
-  auto node = std::make_shared<MetalNode>(s, caller, Direction::kBackward, true,
-                                          kernel_of(metal::lora_delta(shape), inputs, outputs, s),
-                                          composed_launch(call, drops, s));
+  auto kernel = kernel_of(metal::lora_delta(shape), inputs, outputs, s);
+  const std::size_t read = inputs.size();
+  sources.append_to(inputs);
+  const auto composed = [=](const Arrays& p) {
+    const Sources all = Sources::of(p, read);
+    return Arrays{mx::astype(all.pair(call, s), all.dy.dtype(), s), all.g(s)};
+  };
+  auto node = std::make_shared<MetalNode>(s, caller, Direction::kBackward, true, std::move(kernel),
+                                          composed, read);
   return mx::array::make_arrays(outputs.shapes, outputs.dtypes, node, inputs);
 }
 
-// scaling·drop(matrix)ᵀ·coefficients, or its transpose. Inputs: matrix, coefficients, scaling,
-// [dropout_inputs].
-mx::array launch_outer(const LoraCall& call, const Arrays& inputs, bool by_column, bool counts,
-                       const Caller& caller, mx::Stream s) {
+// The gradient of A, of x and g, or that of B, of dy and h: float32. Inputs: those two, scaling,
+// [dropout_inputs] with x.
+mx::array launch_outer(const LoraCall& call, Arrays inputs, const Sources& sources, bool of_a,
+                       bool counts, const Caller& caller, mx::Stream s) {
   const mx::array &matrix = inputs[0], &coefficients = inputs[1];
-  const bool dropout = inputs.size() > kOuterDropout;
   const int columns = matrix.shape(1), rank = coefficients.shape(1);
-  const mx::Shape shape = by_column ? mx::Shape{columns, rank} : mx::Shape{rank, columns};
-  const Outputs outputs{{shape}, {mx::float32}};
+  const Outputs outputs{{of_a ? mx::Shape{columns, rank} : mx::Shape{rank, columns}},
+                        {mx::float32}};
   if (matrix.size() == 0) return zeros(outputs, s)[0];
   metal::LoraOuter outer;
   outer.rows = matrix.shape(0);
   outer.columns = columns;
   outer.rank = rank;
   outer.matrix = *dtype_of(matrix.dtype());
-  outer.dropout = dropout;
-  outer.by_column = by_column;
+  outer.dropout = of_a && call.dropout > 0;
+  outer.by_column = of_a;
+  auto kernel = kernel_of(metal::lora_outer(outer), inputs, outputs, s);
+  const std::size_t read = inputs.size();
+  sources.append_to(inputs);
   const auto composed = [=](const Arrays& p) {
-    const mx::array dropped =
-        dropout ? composed_dropout(p[0], call.dropout, p[kOuterDropout], p[kOuterDropout + 1], s)
-                : p[0];
-    const mx::array wide = mx::astype(dropped, mx::float32, s);
-    const mx::array gradient = by_column ? mx::matmul(mx::transpose(wide, s), p[1], s)
-                                         : mx::matmul(mx::transpose(p[1], s), wide, s);
+    const Sources all = Sources::of(p, read);
+    const mx::array x = all.dropped_x(call, s);
+    const auto gradient = of_a ? product(mx::transpose(x, s), all.g(s), s)
+                               : product(mx::transpose(product(x, all.a, s), s), all.dy, s);
     return Arrays{mx::multiply(gradient, mx::array(call.scaling), s)};
   };
   auto node = std::make_shared<MetalNode>(s, caller, Direction::kBackward, counts,
-                                          kernel_of(metal::lora_outer(outer), inputs, outputs, s),
-                                          composed);
+                                          std::move(kernel), composed, read);
   return mx::array::make_arrays(outputs.shapes, outputs.dtypes, node, inputs)[0];
 }
 
@@ -163,10 +196,11 @@ Arrays MetalForward::vjp(const Arrays& primals, const Arrays& cotangents,
     inputs.insert(inputs.end(), dropout.begin(), dropout.end());
     return inputs;
   };
+  const Sources sources{x, a, b, dy, dropout};
   std::optional<Arrays> dx;
   if (asked(0) || asked(1)) {
     dx = launch_dx(call_, with_dropout({dy, mx::transpose(b, s), mx::transpose(a, s), primals[3]}),
-                   caller(), s);
+                   sources, caller(), s);
   }
   Arrays gradients;
   for (const int argnum : argnums) {
@@ -174,12 +208,12 @@ Arrays MetalForward::vjp(const Arrays& primals, const Arrays& cotangents,
     if (i == 0) {
       gradients.push_back((*dx)[0]);
     } else if (i == 1) {
-      const auto da =
-          launch_outer(call_, with_dropout({x, (*dx)[1], primals[3]}), true, false, caller(), s);
+      const auto da = launch_outer(call_, with_dropout({x, (*dx)[1], primals[3]}), sources, true,
+                                   false, caller(), s);
       gradients.push_back(mx::astype(da, a.dtype(), s));
     } else if (i == 2) {
-      const auto db =
-          launch_outer(call_, {dy, outputs[1], primals[3]}, false, !dx.has_value(), caller(), s);
+      const auto db = launch_outer(call_, {dy, outputs[1], primals[3]}, sources, false,
+                                   !dx.has_value(), caller(), s);
       gradients.push_back(mx::astype(db, b.dtype(), s));
     } else {
       gradients.push_back(mx::zeros_like(primals[i], s));
@@ -220,7 +254,8 @@ metal::LoraLinear linear_shape(const mx::array& x, const mx::array& w, bool tran
   return shape;
 }
 
-// h = drop(x)·A of a launch of its own, not to be differentiated: what takes it knows how it came.
+// h = drop(x)·A of a launch of its own, not to be differentiated: the derivatives of what reads it
+// make it again.
 mx::array launch_shrink(const LoraCall& call, const mx::array& x, const mx::array& a,
                         const mx::array& w, const Arrays& dropout, const Caller& caller,
                         Direction direction, mx::Stream s) {
@@ -305,23 +340,24 @@ mx::array launch_linear(const LoraCall& call, const mx::array& x, const mx::arra
 
 // dx = dy·W + drop(scaling·g·Aᵀ).
 mx::array launch_linear_dx(const LoraCall& call, const mx::array& dy, const mx::array& g,
-                           const mx::array& a, const mx::array& w, const Arrays& dropout,
-                           const Caller& caller, mx::Stream s) {
-  Arrays inputs{dy, w, g, mx::transpose(a, s), mx::array(call.scaling)};
-  inputs.insert(inputs.end(), dropout.begin(), dropout.end());
+                           const mx::array& w, const Sources& sources, const Caller& caller,
+                           mx::Stream s) {
+  Arrays inputs{dy, w, g, mx::transpose(sources.a, s), mx::array(call.scaling)};
+  inputs.insert(inputs.end(), sources.dropout.begin(), sources.dropout.end());
   metal::LoraLinear shape = linear_shape(dy, w, false);
-  shape.rank = a.shape(1);
-  shape.dropout = !dropout.empty();
+  shape.rank = g.shape(1);
+  shape.dropout = call.dropout > 0;
   const Outputs outputs{{{dy.shape(0), w.shape(1)}}, {dy.dtype()}};
+  auto kernel = kernel_of(metal::lora_linear(shape), inputs, outputs, s);
+  const std::size_t read = inputs.size();
+  sources.append_to(inputs);
   const auto composed = [=](const Arrays& p) {
-    mx::array pair = mx::multiply(mx::matmul(p[2], mx::astype(p[3], mx::float32, s), s), p[4], s);
-    if (p.size() > 5) pair = composed_dropout(pair, call.dropout, p[5], p[6], s);
-    const auto base = composed_product(p[0], mx::transpose(p[1], s), s);
-    return Arrays{mx::astype(mx::add(base, pair, s), p[0].dtype(), s)};
+    const Sources all = Sources::of(p, read);
+    const auto base = composed_product(all.dy, mx::transpose(p[1], s), s);
+    return Arrays{mx::astype(mx::add(base, all.pair(call, s), s), all.dy.dtype(), s)};
   };
-  auto node = std::make_shared<MetalNode>(s, caller, Direction::kBackward, true,
-                                          kernel_of(metal::lora_linear(shape), inputs, outputs, s),
-                                          composed);
+  auto node = std::make_shared<MetalNode>(s, caller, Direction::kBackward, true, std::move(kernel),
+                                          composed, read);
   return mx::array::make_arrays(outputs.shapes, outputs.dtypes, node, inputs)[0];
 }
 
@@ -336,6 +372,7 @@ Arrays MetalLinear::vjp(const Arrays& primals, const Arrays& cotangents,
   const mx::array& dy = cotangents[0];
   const Arrays dropout(primals.begin() + static_cast<int>(at.dropout),
                        primals.begin() + static_cast<int>(at.a));
+  const Sources sources{x, a, b, dy, dropout};
   std::optional<mx::array> g;
   if (asked(at.x) || asked(at.a)) {
     g = launch_shrink(call_, dy, mx::transpose(b, s), w, {}, caller(), Direction::kBackward, s);
@@ -344,16 +381,16 @@ Arrays MetalLinear::vjp(const Arrays& primals, const Arrays& cotangents,
   for (const int argnum : argnums) {
     const auto i = static_cast<std::size_t>(argnum);
     if (i == at.x) {
-      gradients.push_back(launch_linear_dx(call_, dy, *g, a, w, dropout, caller(), s));
+      gradients.push_back(launch_linear_dx(call_, dy, *g, w, sources, caller(), s));
     } else if (i == at.a) {
       Arrays inputs{x, *g, primals[at.scaling]};
       inputs.insert(inputs.end(), dropout.begin(), dropout.end());
-      const auto da = launch_outer(call_, inputs, true, !asked(at.x), caller(), s);
+      const auto da = launch_outer(call_, inputs, sources, true, !asked(at.x), caller(), s);
       gradients.push_back(mx::astype(da, a.dtype(), s));
     } else if (i == at.b) {
       const bool counts = !asked(at.x) && !asked(at.a);
-      const auto db =
-          launch_outer(call_, {dy, primals[at.h], primals[at.scaling]}, false, counts, caller(), s);
+      const auto db = launch_outer(call_, {dy, primals[at.h], primals[at.scaling]}, sources, false,
+                                   counts, caller(), s);
       gradients.push_back(mx::astype(db, b.dtype(), s));
     } else if (i == at.w) {
       gradients.push_back(mx::astype(mx::matmul(mx::transpose(dy, s), x, s), w.dtype(), s));
