@@ -24,13 +24,13 @@ setup_apt() {
   local packages=(
     g++ cmake ninja-build pkg-config python3
     libhwy-dev libopenblas-dev libcli11-dev nlohmann-json3-dev libspdlog-dev)
-  if $want_tests; then packages+=(git ccache libgtest-dev libbenchmark-dev doxygen); fi
+  if $want_tests; then packages+=(git clang ccache libgtest-dev libbenchmark-dev doxygen); fi
 
   local missing=() package
   for package in "${packages[@]}"; do
     # A tool may also come from elsewhere than apt.
     case "$package" in
-      g++ | cmake | python3 | git) command -v "$package" > /dev/null && continue ;;
+      g++ | cmake | python3 | git | clang) command -v "$package" > /dev/null && continue ;;
       ninja-build) command -v ninja > /dev/null && continue ;;
     esac
     [[ "$(dpkg-query -W -f '${db:Status-Status}' "$package" 2> /dev/null)" == installed ]] ||
@@ -79,7 +79,7 @@ elif [[ "$(uname -s)" == Darwin ]] && command -v brew > /dev/null; then
 else
   say "neither apt-get nor Homebrew here; going on with what is installed. Needed: a C++20 compiler," \
     "CMake 3.22, Ninja, pkg-config, Python 3.8 with pip, Highway, OpenBLAS, CLI11, nlohmann-json," \
-    "spdlog$($want_tests && echo ", GoogleTest, Google Benchmark, Doxygen")."
+    "spdlog$($want_tests && echo ", GoogleTest, Google Benchmark, Doxygen, clang")."
 fi
 
 fetch=(python3 scripts/fetch_deps.py)

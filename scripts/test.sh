@@ -39,7 +39,9 @@ run_stage() {
   elif ((status != 0)); then
     failed=$((failed + 1))
   elif [[ "$(grep -E '^Ran [0-9]+ tests? in ' "$log" | tail -1)" =~ ^Ran\ ([0-9]+) ]]; then
-    passed=$((passed + BASH_REMATCH[1]))
+    local ran="${BASH_REMATCH[1]}" not_run
+    not_run="$(sed -nE 's/^OK \(.*skipped=([0-9]+).*\)$/\1/p' "$log" | tail -1)"
+    passed=$((passed + ran - ${not_run:-0})) skipped=$((skipped + ${not_run:-0}))
   else
     passed=$((passed + 1))
   fi
@@ -65,6 +67,7 @@ build_and_test() {
 run_stage setup scripts/setup.sh tests
 run_stage format tools/check_format.sh
 run_stage includes tools/check_includes.py
+run_stage shaders tools/check_shaders.py
 run_stage quotes tools/check_quotes.py README.md
 run_stage docs doxygen tools/Doxyfile
 run_stage tools python3 -m unittest discover -s tests/tools -p '*_test.py'

@@ -55,4 +55,40 @@ struct LoraOuter {
 /// if there is nothing to do.
 Call lora_outer(const LoraOuter& call);
 
+/// What h = drop(x)·A is made of, where a kernel of its own makes it.
+struct LoraShrink {
+  std::int64_t rows = 0;             ///< Of x and h.
+  std::int64_t in_features = 0;      ///< Columns of x, rows of A.
+  std::int64_t rank = 0;             ///< Columns of A and h.
+  DType x = DType::kFloat32;         ///< Of x.
+  DType multiply = DType::kFloat32;  ///< What x and A are rounded to.
+  bool dropout = false;              ///< On x.
+};
+
+/// Inputs: x (rows, in_features), a (in_features, rank), row-major, and with dropout scalars as
+/// lora_delta takes them. Output: h (rows, rank) float32. Throws Error if there is nothing to do.
+Call lora_shrink(const LoraShrink& call);
+
+/// What y = x·Wᵀ + bias + scaling·h·B is made of; or backward dx = dy·W + drop(scaling·g·Aᵀ), where
+/// dy is x, g is h, and Aᵀ is B. Of rank 0 it is the base product alone.
+struct LoraLinear {
+  std::int64_t rows = 0;             ///< Of x and y.
+  std::int64_t depth = 0;            ///< Columns of x.
+  std::int64_t columns = 0;          ///< Of y.
+  std::int64_t rank = 0;             ///< Columns of h, rows of B; or 0.
+  DType x = DType::kFloat32;         ///< Of x and y.
+  DType multiply = DType::kFloat32;  ///< What all operands are rounded to: W's type.
+  bool transposed = true;  ///< W is (columns, depth), as forward has it; else (depth, columns).
+  bool bias = false;       ///< There is one.
+  bool dropout = false;    ///< On what the pair adds.
+};
+
+/// Whether kernels take it: as of LoraDelta; x and W of one type, or W float32 or bfloat16.
+Support supports(const LoraLinear& call);
+
+/// Inputs: x, w, [h (rows, rank) float32, b (rank, columns), scaling], [bias (columns)], row-major,
+/// and with dropout scalars as lora_delta takes them. Output: y. Throws Error if not supported, or
+/// if there is nothing to do.
+Call lora_linear(const LoraLinear& call);
+
 }  // namespace graft::metal

@@ -134,4 +134,92 @@ Call lora_outer(const LoraOuter& call) {
   return result;
 }
 
+Call lora_shrink(const LoraShrink& call) {
+  Call result;
+  result.kernel = std::string("graft_lora_shrink_") + (call.dropout ? "dropout_" : "") +
+                  name_part(call.x) + "_" + name_part(call.multiply);
+  result.inputs = {"x", "a"};
+  if (call.dropout) add_dropout_inputs(result);
+  result.outputs = {"h"};
+  result.header = std::string(shaders::kPhilox) + shaders::kLora;
+  result.arguments = {{"T", call.multiply}, {"RANK", static_cast<int>(call.rank)}};
+  result.body =
+      "lora_shrink<T, RANK>(x, a, h, threadgroup_position_in_grid.x, uint(a_shape[0]),\n"
+      "                     thread_index_in_simdgroup, " +
+      std::string(call.dropout ? kDrop : kNoDrop) + ");\n";
+  result.grid = {static_cast<int>(call.rows) * kLanes, 1, 1};
+  result.threadgroup = {kLanes, 1, 1};
+  return result;
+}
+
+Support supports(const LoraLinear& call) {
+  if (call.rank > kMaxLoraRank) {
+    return Support::no("Metal kernels take ranks of 1 to 256, not " + std::to_string(call.rank));
+  }
+  if (!is_floating(call.x) || !is_floating(call.multiply) ||
+      (call.multiply == DType::kFloat16 && call.x != DType::kFloat16)) {
+    return Support::no(std::string("no Metal kernel multiplies ") + name_of(call.x) + " by a " +
+                       name_of(call.multiply) + " weight");
+  }
+  constexpr std::int64_t kMost = std::numeric_limits<int>::max();
+  for (const std::int64_t size : {call.rows * kLanes, call.depth, call.columns * 4}) {
+    if (size > kMost) return Support::no("Metal kernels take sizes below 2^31");
+  }
+  return {};
+}
+
+Call lora_linear(const LoraLinear& call) {
+  require("lora_linear", supports(call));
+  constexpr int kTile = 32, kTileThreads = 128, kTileDepth = 16;  // as in tile.metal
+  const bool pair = call.rank > 0;
+  Call result;
+  result.kernel = std::string(pair ? "graft_lora_linear_" : "graft_linear_") +
+                  (call.transposed ? "" : "dx_") + (call.bias ? "bias_" : "") +
+                  (call.dropout ? "dropout_" : "") + name_part(call.x) + "_" +
+                  name_part(call.multiply);
+  result.inputs = {"x", "w"};
+  if (pair) result.inputs.insert(result.inputs.end(), {"h", "b", "scaling"});
+  if (call.bias) result.inputs.push_back("bias");
+  if (call.dropout) add_dropout_inputs(result);
+  result.outputs = {"y"};
+  result.header = "#include <metal_simdgroup_matrix>\n" + std::string(shaders::kPhilox) +
+                  shaders::kTile + shaders::kLoraLinear;
+  result.arguments = {{"T", call.multiply}, {"Y", call.x}};
+  // Helpers take pointers in whatever address space MLX puts an input in.
+  const std::string w = call.transposed ? "Transposed" : "RowMajor";
+  result.body =
+      std::string() +
+      "threadgroup T left_tile[512];\n"
+      "threadgroup T right_tile[512];\n"
+      "threadgroup float y_tile[1024];\n"
+      "const uint rows = uint(x_shape[0]), depth = uint(x_shape[1]);\n"
+      "const uint cols = uint(w_shape[" +
+      (call.transposed ? "0" : "1") + "]);\n" +
+      (pair ? "const uint rank = uint(b_shape[0]);\n"
+              "const Scaled<T, decltype(h)> left{h, rows, rank, scaling};\n"
+              "const RowMajor<T, decltype(b)> right{b, rank, cols};\n"
+            : "const uint rank = 0;\n"
+              "const RowMajor<T, decltype(x)> left{x, 0, 0};\n"
+              "const RowMajor<T, decltype(w)> right{w, 0, 0};\n") +
+      "lora_linear_tile<T, Y>(left, right, rank, RowMajor<T, decltype(x)>{x, rows, depth},\n"
+      "                       " +
+      w +
+      "<T, decltype(w)>{w, depth, cols}, depth,\n"
+      "                       " +
+      (call.bias ? "Bias<decltype(bias)>{bias}" : "NoBias{}") + ", " +
+      (call.dropout ? kDrop : kNoDrop) + ", " + (call.dropout ? "true" : "false") +
+      ", y, rows, cols,\n"
+      "                       TilePlace{threadgroup_position_in_grid.y * 32,\n"
+      "                                 threadgroup_position_in_grid.x * 32,\n"
+      "                                 thread_index_in_threadgroup,\n"
+      "                                 simdgroup_index_in_threadgroup},\n"
+      "                       left_tile, right_tile, y_tile);\n";
+  const auto tiles = [](std::int64_t size) { return static_cast<int>((size + kTile - 1) / kTile); };
+  result.grid = {tiles(call.columns) * kTileThreads, tiles(call.rows), 1};
+  result.threadgroup = {kTileThreads, 1, 1};
+  const int element = static_cast<int>(size_of(call.multiply));
+  result.threadgroup_bytes = 2 * kTile * kTileDepth * element + kTile * kTile * 4;
+  return result;
+}
+
 }  // namespace graft::metal

@@ -1,11 +1,11 @@
-// The contribution of a LoRA pair, y = scaling·(drop(x)·A)·B, and its gradients. T is what is
+// The contribution of a LoRA pair, y = scaling*(drop(x)*A)*B, and its gradients. T is what is
 // multiplied; sums and h are float. Pointers to inputs may be device or constant: MLX chooses by their
-// size. Backward, dx is the same with dy, Bᵀ and Aᵀ, and dropout on what comes out.
+// size. Backward, dx is the same with dy, transposed B and transposed A, and dropout on what comes out.
 
 // Columns of A that a pass over a row of x takes.
 constant constexpr int kShrinkColumns = 8;
 
-// sums[j] = Σ_k drop(x)[row, k] · A[k, first + j], the same in every lane: lanes go along k.
+// sums[j] = sum over k of drop(x)[row, k] * A[k, first + j], the same in every lane: lanes go along k.
 template <typename T, int kRank, typename X, typename A, typename Dropout>
 void shrink_row(X x, A a, ulong row, uint in_features, int first, uint lane, Dropout dropout,
                 thread float* sums) {
@@ -95,8 +95,8 @@ void lora_delta_block(X x, A a, B b, float scaling, device T* y, device float* h
 // Columns of the gradient of A or B that a thread sums, and its lanes' columns of x or dy.
 constant constexpr int kOuterColumns = 8;
 
-// out[j] of column c = scaling·Σ_m coefficients[m, j] · drop(matrix)[m, c]: the gradient of A, of x and
-// g = dy·Bᵀ, or that of B, of dy and h. Lanes go along the columns of the matrix, simdgroups along its
+// out[j] of column c = scaling*sum over m of coefficients[m, j] * drop(matrix)[m, c]: the gradient of A, of x and
+// g = dy*transposed B, or that of B, of dy and h. Lanes go along the columns of the matrix, simdgroups along its
 // rows; then the first simdgroup adds what the others have, in their order. kByColumn: out is (columns,
 // kRank), else (kRank, columns).
 template <typename T, int kRank, int kSimdgroups, bool kByColumn, typename Matrix,
@@ -126,5 +126,18 @@ void lora_outer(Matrix matrix, Coefficients coefficients, float scaling, device 
     for (int s = 0; s < kSimdgroups; ++s) sum += partial[(s * kOuterColumns + j) * 32 + int(lane)];
     const uint at = kByColumn ? col * kRank + uint(first + j) : uint(first + j) * columns + col;
     out[at] = scaling * sum;
+  }
+}
+
+// h = drop(x)*A alone, a simdgroup a row: for the tiles of lora_linear, none of which has all of K.
+template <typename T, int kRank, typename X, typename A, typename Dropout>
+void lora_shrink(X x, A a, device float* h, uint row, uint in_features, uint lane,
+                 Dropout dropout) {
+  for (int first = 0; first < kRank; first += kShrinkColumns) {
+    float sums[kShrinkColumns];
+    shrink_row<T, kRank>(x, a, row, in_features, first, lane, dropout, sums);
+    for (int j = 0; j < kShrinkColumns && first + j < kRank; ++j) {
+      if (uint(j) == lane) h[ulong(row) * kRank + uint(first + j)] = sums[j];
+    }
   }
 }

@@ -2,8 +2,9 @@
 #include <gtest/gtest.h>
 #include <mlx/mlx.h>
 
-#include <algorithm>
+#include <cstdlib>
 #include <string>
+#include <vector>
 
 #include "graft/mlx/fusion.h"
 #include "graft/mlx/lora.h"
@@ -27,6 +28,13 @@ mx::array composed_delta(const mx::array& x, const mx::array& a, const mx::array
   const mx::Dtype dtype = x.dtype();
   const auto y = mx::matmul(mx::matmul(x, mx::astype(a, dtype)), mx::astype(b, dtype));
   return mx::multiply(y, mx::array(scaling, dtype));
+}
+
+// Where clang is, evaluate_on_metal puts every text through it, with address spaces.
+TEST(LoraMetal, TextsPassTheSyntaxCheck) {
+  if (std::system("command -v clang > /dev/null") != 0) {
+    GTEST_SKIP() << "there is no clang here for tools/check_shaders.py --syntax";
+  }
 }
 
 struct Shape {
@@ -105,53 +113,156 @@ TEST(LoraMetal, GradientsOfTheDeltaAreAsGoodAsMlx) {
   }
 }
 
-// Derivatives that no kernel makes are composed, and right.
-TEST(LoraMetal, OtherDerivativesOfTheDelta) {
-  const auto x = normal({5, 7}, 1), a = normal({7, 3}, 2), b = normal({3, 4}, 3),
-             dy = normal({5, 4}, 4), t = normal({5, 7}, 5);
-  const auto directional = [&](const auto& delta, const Arrays& p) {
-    // d/dx of a gradient: of the squares of dA, so that the outer vjp runs through the inner one.
-    const auto squares = [&](const mx::array& v) {
-      const auto y = [&](const Arrays& q) { return Arrays{delta(v, q[0], p[2])}; };
-      return mx::sum(mx::square(mx::vjp(y, {p[1]}, {p[3]}).second[0]));
+// Derivatives that no kernel makes are composed, and right: all second ones, forward mode, vmap.
+template <class Fused, class Composed>
+void expect_other_derivatives(const Fused& fused, const Composed& composed, const Arrays& p,
+                              const mx::array& dy) {
+  // The gradient in every operand of the sum of squares of the gradient in one of them.
+  for (int inner = 0; inner < 3; ++inner) {
+    SCOPED_TRACE(inner);
+    const auto second = [&](const auto& y, const Arrays& operands) {
+      const auto squares = [&](const Arrays& q) {
+        const auto of_one = [&](const Arrays& one) {
+          Arrays all = q;
+          all[static_cast<std::size_t>(inner)] = one[0];
+          return Arrays{y(all)};
+        };
+        const auto gradient = mx::vjp(of_one, {q[static_cast<std::size_t>(inner)]}, {dy}).second[0];
+        return mx::sum(mx::square(gradient));
+      };
+      return mx::grad(squares, std::vector<int>{0, 1, 2})(operands);
     };
-    return mx::grad(squares)(p[0]);
-  };
-  const auto fused = [](const mx::array& v, const mx::array& left, const mx::array& right) {
-    return mlx::lora_forward_fused(v, left, right, 0.5f);
-  };
-  const auto composed = [](const mx::array& v, const mx::array& left, const mx::array& right) {
-    return composed_delta(v, left, right, 0.5f);
-  };
-  const Evaluated second = evaluate_on_metal(
-      [&](const Arrays& p) { return Arrays{directional(fused, p)}; }, {x, a, b, dy});
-  EXPECT_EQ(second.fault, "");
-  EXPECT_LT(mlx::testing::max_error(second.outputs[0],
-                                    mlx::testing::values(directional(composed, {x, a, b, dy}))),
-            1e-2);
-
-  const auto tangent = [&](const auto& delta, const Arrays& p) {
-    const auto y = [&](const Arrays& q) { return Arrays{delta(q[0], p[1], p[2])}; };
-    return mx::jvp(y, {p[0]}, {p[3]}).second[0];
+    const Evaluated run = evaluate_on_metal([&](const Arrays& q) { return second(fused, q); }, p);
+    EXPECT_EQ(run.fault, "");
+    const Arrays truth = second(composed, p);
+    for (std::size_t i = 0; i < 3; ++i) {
+      const auto values = mlx::testing::values(truth[i]);
+      EXPECT_LT(mlx::testing::max_error(run.outputs[i], values),
+                1e-4 * (1 + mlx::testing::largest(values)))
+          << i;
+    }
+  }
+  const auto tangent = [&](const auto& y, const Arrays& q) {
+    return mx::jvp([&](const Arrays& v) { return Arrays{y(v)}; }, q, q).second;
   };
   const Evaluated forward =
-      evaluate_on_metal([&](const Arrays& p) { return Arrays{tangent(fused, p)}; }, {x, a, b, t});
+      evaluate_on_metal([&](const Arrays& q) { return tangent(fused, q); }, p);
   EXPECT_EQ(forward.fault, "");
-  EXPECT_LT(mlx::testing::max_error(forward.outputs[0],
-                                    mlx::testing::values(tangent(composed, {x, a, b, t}))),
-            1e-4);
+  EXPECT_LT(
+      mlx::testing::max_error(forward.outputs[0], mlx::testing::values(tangent(composed, p)[0])),
+      1e-4);
 
-  const auto batch = normal({6, 5, 7}, 6);
-  const auto mapped = [&](const auto& delta, const Arrays& p) {
-    return mx::vmap([&](const mx::array& v) { return delta(v, p[1], p[2]); })(p[0]);
+  const auto mapped = [&](const auto& y, const Arrays& q) {
+    const auto of_x = [&](const mx::array& x) {
+      Arrays all = q;
+      all[0] = x;
+      return y(all);
+    };
+    return Arrays{mx::vmap(of_x)(mx::stack({q[0], mx::negative(q[0])}))};
   };
   const Evaluated vectorized =
-      evaluate_on_metal([&](const Arrays& p) { return Arrays{mapped(fused, p)}; }, {batch, a, b});
+      evaluate_on_metal([&](const Arrays& q) { return mapped(fused, q); }, p);
   EXPECT_EQ(vectorized.fault, "");
-  EXPECT_EQ(vectorized.launched.size(), 1u);
-  EXPECT_LT(mlx::testing::max_error(vectorized.outputs[0],
-                                    mlx::testing::values(mapped(composed, {batch, a, b}))),
-            1e-4);
+  EXPECT_LT(
+      mlx::testing::max_error(vectorized.outputs[0], mlx::testing::values(mapped(composed, p)[0])),
+      1e-4);
+}
+
+TEST(LoraMetal, OtherDerivativesOfTheDelta) {
+  expect_other_derivatives(
+      [](const Arrays& p) { return mlx::lora_forward_fused(p[0], p[1], p[2], 0.5f); },
+      [](const Arrays& p) { return composed_delta(p[0], p[1], p[2], 0.5f); },
+      {normal({5, 7}, 1), normal({7, 3}, 2), normal({3, 4}, 3)}, normal({5, 4}, 4));
+}
+
+TEST(LoraMetal, OtherDerivativesOfTheLinear) {
+  const auto w = normal({4, 7}, 5);
+  expect_other_derivatives(
+      [&](const Arrays& p) { return mlx::lora_linear(p[0], w, std::nullopt, p[1], p[2], 0.5f); },
+      [&](const Arrays& p) {
+        return mx::add(mx::matmul(p[0], mx::transpose(w)), composed_delta(p[0], p[1], p[2], 0.5f));
+      },
+      {normal({5, 7}, 1), normal({7, 3}, 2), normal({3, 4}, 3)}, normal({5, 4}, 4));
+}
+
+// With tiles that are whole and tiles that are not in each direction.
+const std::vector<Shape> kLinearShapes = {{1, 1, 1, 1},    {1, 7, 8, 1},    {33, 16, 32, 8},
+                                          {32, 40, 65, 9}, {5, 100, 7, 16}, {70, 33, 31, 33}};
+
+// x, w, bias, a, b, dy -> y, dx, da, db and the gradients of w and bias.
+Arrays linear_and_gradients(const Arrays& arrays, const mlx::Dropout& dropout = {}) {
+  const auto y = [&](const Arrays& p) {
+    return Arrays{mlx::lora_linear(p[0], p[1], p[2], p[3], p[4], 0.5f, dropout)};
+  };
+  const Arrays primals(arrays.begin(), arrays.begin() + 5);
+  const auto [outputs, gradients] = mx::vjp(y, primals, {arrays[5]});
+  Arrays all{outputs[0]};
+  all.insert(all.end(), gradients.begin(), gradients.end());
+  return all;
+}
+
+Arrays linear_operands(const Shape& shape, mx::Dtype dtype) {
+  const auto [rows, in, out, rank] = shape;
+  return {normal({rows, in}, 1, 1.0f, dtype),  normal({out, in}, 2, 0.3f, dtype),
+          normal({out}, 3, 1.0f, dtype),       normal({in, rank}, 4, 0.3f, dtype),
+          normal({rank, out}, 5, 0.3f, dtype), normal({rows, out}, 6, 1.0f, dtype)};
+}
+
+TEST(LoraMetal, LinearAndItsGradientsAreAsGoodAsMlx) {
+  for (const Shape& shape : kLinearShapes) {
+    for (const mx::Dtype dtype : {mx::float32, mx::bfloat16, mx::float16}) {
+      SCOPED_TRACE(
+          testing::PrintToString(std::vector<int>{shape.rows, shape.in, shape.out, shape.rank}));
+      const Arrays p = linear_operands(shape, dtype);
+      mlx::reset_fusion_report();
+      const Evaluated run =
+          evaluate_on_metal([](const Arrays& in) { return linear_and_gradients(in); }, p);
+      EXPECT_EQ(run.fault, "");
+      EXPECT_EQ(run.launched.size(), 6u);  // h, y; g, dx; da; db
+      const auto composed = [](const Arrays& q) {
+        const auto base = mx::add(mx::matmul(q[0], mx::transpose(q[1])), q[2]);
+        return Arrays{mx::add(base, composed_delta(q[0], q[3], q[4], 0.5f))};
+      };
+      const auto [y, gradients] = mx::vjp(composed, Arrays(p.begin(), p.begin() + 5), {p[5]});
+      const Matrix x = matrix(p[0]), w = matrix(p[1]), a = matrix(p[3]), b = matrix(p[4]),
+                   dy = matrix(p[5]);
+      Matrix bias(x.rows, w.rows);
+      for (std::size_t i = 0; i < bias.data.size(); ++i) {
+        bias.data[i] = matrix(p[2]).data[i % w.rows];
+      }
+      const Matrix g = dy * transpose(b);
+      const int terms = shape.in + shape.out + shape.rank + shape.rows;
+      const auto check = [&](std::size_t i, const mx::array& plain, const Matrix& truth) {
+        mlx::testing::expect_as_good_as(run.outputs[i], plain, truth, terms);
+      };
+      check(0, y[0], x * transpose(w) + bias + 0.5 * ((x * a) * b));
+      check(1, gradients[0], dy * w + 0.5 * (g * transpose(a)));
+      check(2, gradients[1], transpose(dy) * x);
+      check(4, gradients[3], 0.5 * (transpose(x) * g));
+      check(5, gradients[4], 0.5 * (transpose(x * a) * dy));
+      for (const auto& record : mlx::fusion_report()) EXPECT_TRUE(record.fused) << record.reason;
+    }
+  }
+}
+
+// The masks are those of the CPU, forward and backward, so y and all gradients are the same.
+TEST(LoraMetal, DropoutIsTheSameAsOnTheCpu) {
+  for (const Shape& shape : {Shape{33, 37, 40, 8}, Shape{5, 7, 9, 3}}) {
+    Arrays p = linear_operands(shape, mx::float32);
+    p.push_back(mx::array(std::uint64_t{0x1234567890abcdef}, mx::uint64));
+    p.push_back(mx::array(std::uint64_t{0xfffffffff}, mx::uint64));
+    const auto function = [](const Arrays& in) {
+      return linear_and_gradients(in, mlx::Dropout{0.4f, in[6], in[7]});
+    };
+    const Evaluated run = evaluate_on_metal(function, p);
+    EXPECT_EQ(run.fault, "");
+    const Arrays cpu = function(p);
+    for (std::size_t i = 0; i < cpu.size(); ++i) {
+      EXPECT_LT(mlx::testing::max_error(run.outputs[i], mlx::testing::values(cpu[i])),
+                1e-5 * (1 + mlx::testing::largest(mlx::testing::values(cpu[i]))))
+          << i;
+    }
+  }
 }
 
 // The plan's first check, whatever order lanes run in.

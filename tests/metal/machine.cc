@@ -64,6 +64,7 @@ std::string Machine::launch(const Extent& grid, const Extent& group,
   }
   the_running = nullptr;
   current_ = nullptr;
+  traffic_.device_touched = memory_.touched();
   return fault_;
 }
 

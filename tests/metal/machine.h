@@ -16,7 +16,8 @@ namespace graft::standin {
 
 /// What a launch has moved, summed over its threads.
 struct Traffic {
-  std::uint64_t device_reads = 0, device_writes = 0;  ///< Bytes of device memory.
+  std::uint64_t device_reads = 0, device_writes = 0;  ///< Bytes asked of device memory.
+  std::uint64_t device_touched = 0;                   ///< The same, each byte once.
   std::uint64_t flops = 0;                            ///< Of fma() and simdgroup matrices.
   std::uint64_t threadgroup_bytes = 0;                ///< Threadgroup memory of one threadgroup.
 };

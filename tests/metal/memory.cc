@@ -79,6 +79,17 @@ void Memory::release(Kind kind) {
   next_[static_cast<int>(kind)] = kind == Kind::kThreadgroup ? base_ : base_ + kThreadgroupBytes;
 }
 
+std::uint64_t Memory::touched() const {
+  std::uint64_t bytes = 0;
+  for (const Region& region : regions_[static_cast<int>(Kind::kDevice)]) {
+    const Cell* const end = cells(region.begin + region.bytes + kCellBytes - 1);
+    for (const Cell* cell = cells(region.begin); cell != end; ++cell) {
+      if (cell->writer.group != 0 || cell->reader.group != 0) bytes += kCellBytes;
+    }
+  }
+  return bytes;
+}
+
 bool Memory::contains(const void* address) const {
   const auto* const byte = static_cast<const std::byte*>(address);
   return byte >= base_ && byte < base_ + kBytes;

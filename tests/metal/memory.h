@@ -36,6 +36,9 @@ class Memory {
   /// Frees all that was allocated of `kind`.
   void release(Kind kind);
 
+  /// Bytes of device memory that have been read or written since they were allocated.
+  std::uint64_t touched() const;
+
   bool contains(const void* address) const;
 
   /// Which kind of memory `address` is in; only if contains().

@@ -3,8 +3,14 @@
 #include <mlx/allocator.h>
 #include <mlx/export.h>
 #include <mlx/fast_primitives.h>
+#include <sys/wait.h>
+#include <unistd.h>
 
 #include <cstdlib>
+#include <filesystem>
+#include <fstream>
+#include <functional>
+#include <iterator>
 #include <map>
 #include <memory>
 #include <stdexcept>
@@ -16,6 +22,29 @@ namespace graft::standin {
 namespace {
 
 using Arrays = std::vector<mx::array>;
+
+// The lint and the syntax pass of tools/check_shaders.py, with address spaces; "" if nothing is
+// wrong, or if there is no clang. Once for a text: what passed leaves a file in the cache.
+std::string check_text(const std::string& text) {
+  constexpr int kNoClang = 3;
+  const std::filesystem::path passed = std::filesystem::path(GRAFT_SHADER_CACHE) /
+                                       (std::to_string(std::hash<std::string>()(text)) + ".passed");
+  if (std::filesystem::exists(passed)) return "";
+  std::filesystem::create_directories(passed.parent_path());
+  const std::string file = passed.string() + "." + std::to_string(getpid());
+  std::ofstream(file) << text;
+  const int status = std::system(("python3 " GRAFT_SOURCE_DIR "/tools/check_shaders.py --syntax " +
+                                  file + " > " + file + ".log 2>&1")
+                                     .c_str());
+  std::ifstream log(file + ".log");
+  const std::string said{std::istreambuf_iterator<char>(log), {}};
+  std::filesystem::remove(file + ".log");
+  std::filesystem::remove(file);
+  if (WIFEXITED(status) && WEXITSTATUS(status) == kNoClang) return "";
+  if (status != 0) return "check_shaders: " + said;
+  std::ofstream(passed).put('\n');
+  return "";
+}
 
 class Evaluation {
  public:
@@ -57,7 +86,8 @@ class Evaluation {
 
   // As MLX's eval_gpu does it: inputs row-contiguous, shapes and scalars as the signature wants
   // them.
-  Arrays launch(const mlx::detail::MetalNode& node, const Arrays& inputs, const Arrays& nodes) {
+  Arrays launch(const mlx::detail::MetalNode& node, const Arrays& all, const Arrays& nodes) {
+    const Arrays inputs = node.kernel_inputs(all);
     const auto& kernel = static_cast<const mx::fast::CustomKernel&>(node.kernel());
     const auto state = kernel.state();
     const auto& [x, y, z] = std::get<2>(state);
@@ -96,6 +126,7 @@ class Evaluation {
       buffers.push_back({output.data<char>(), output.nbytes(), false});
       outputs.push_back(output);
     }
+    if (result_.fault.empty()) result_.fault = check_text(launched.text);
     if (result_.fault.empty()) {
       result_.fault = Shader(launched.text, GRAFT_SHADER_CACHE)
                           .launch(machine_, buffers, launched.grid, launched.group);

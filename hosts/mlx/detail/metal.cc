@@ -66,8 +66,12 @@ void MetalNode::eval_cpu(const Arrays&, Arrays&) {
 }
 
 void MetalNode::eval_gpu(const Arrays& inputs, Arrays& outputs) {
-  kernel_->eval_gpu(inputs, outputs);
+  kernel_->eval_gpu(kernel_inputs(inputs), outputs);
   note_evaluation();
+}
+
+Arrays MetalNode::kernel_inputs(const Arrays& inputs) const {
+  return read_ == 0 ? inputs : Arrays(inputs.begin(), inputs.begin() + static_cast<int>(read_));
 }
 
 std::shared_ptr<mx::Primitive> kernel_of(const metal::Call& call, const Arrays& inputs,

@@ -34,13 +34,14 @@ class MetalTracing {
 class MetalNode : public FusedPrimitive {
  public:
   // `composed` computes the same outputs from MLX ops, for derivatives; a node with `counts` is one
-  // evaluation in the report.
+  // evaluation in the report. The kernel reads the first `read` inputs, all if it is 0.
   MetalNode(mx::Stream stream, const Caller& caller, Direction direction, bool counts,
-            std::shared_ptr<mx::Primitive> kernel, ArraysFunction composed)
+            std::shared_ptr<mx::Primitive> kernel, ArraysFunction composed, std::size_t read = 0)
       : FusedPrimitive(stream, caller, direction),
         counts_(counts),
         kernel_(std::move(kernel)),
-        composed_(std::move(composed)) {}
+        composed_(std::move(composed)),
+        read_(read) {}
 
   void eval_cpu(const Arrays& inputs, Arrays& outputs) override;
   void eval_gpu(const Arrays& inputs, Arrays& outputs) override;
@@ -48,6 +49,7 @@ class MetalNode : public FusedPrimitive {
 
   static constexpr const char* kName = "GraftMetal";
   const mx::Primitive& kernel() const { return *kernel_; }
+  Arrays kernel_inputs(const Arrays& inputs) const;
   // Says that it was evaluated; eval_gpu does.
   void note_evaluation() const {
     if (counts_) count();
@@ -60,6 +62,7 @@ class MetalNode : public FusedPrimitive {
   bool counts_;
   std::shared_ptr<mx::Primitive> kernel_;
   ArraysFunction composed_;
+  std::size_t read_;
 };
 
 // The outputs of a launch, which `shapes` and `dtypes` are of.
