@@ -5,8 +5,8 @@
 #include "graft/lora.h"
 #include "graft/tensor_view.h"
 
-// The inner kernels of the fused product, once for each instruction set and multiply type; gemm.cc
-// composes them. Packed formats ("steps" are K for float32, ⌈K/2⌉ for bfloat16 pairs):
+// The inner kernels of the fused product, once for each instruction set and multiply type;
+// product.cc composes them. Packed formats ("steps" are K for float32, ⌈K/2⌉ for bfloat16 pairs):
 //   row panel     x-type [step][stride]: up to `rows` rows of x side by side, so that a step needs
 //                 one broadcast a row; lanes along rows serve the shrink
 //   column panel  w-type [step][width]: `width` columns of the product (rows of W) side by side
