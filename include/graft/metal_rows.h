@@ -15,12 +15,11 @@ std::int64_t row_blocks(std::int64_t rows);
 
 /// Sums of blocks, to be added up.
 struct BlockSums {
-  std::int64_t rows = 0;         ///< Of what was summed.
   std::int64_t features = 0;     ///< Columns.
   DType sums = DType::kFloat32;  ///< What they are rounded to.
 };
 
-/// Input: blocks (row_blocks(rows), features) float32. Output: sums (features). Always in the same
+/// Input: blocks (any number, features) float32. Output: sums (features). Always in the same
 /// order, so that results are the same in every run.
 Call add_blocks(const BlockSums& call);
 

@@ -1,6 +1,4 @@
-#include <algorithm>
-#include <limits>
-
+#include "backend/metal/limits.h"
 #include "backend/metal/shaders.h"
 #include "checks.h"
 #include "graft/lora.h"
@@ -9,7 +7,7 @@
 namespace graft::metal {
 namespace {
 
-constexpr int kLanes = 32, kBlockThreads = 256;
+constexpr int kBlockThreads = 256;
 constexpr int kFewRows = 4;  // up to so many, a simdgroup a row
 
 // Rows of a block: so many that B is read seldom, so few that small inputs make many blocks, and
@@ -23,37 +21,17 @@ void add_dropout_inputs(Call& call) {
   call.inputs.insert(call.inputs.end(), {"seed", "offset", "threshold", "keep"});
 }
 
-const char* name_part(DType dtype) {
-  switch (dtype) {
-    case DType::kFloat32:
-      return "f32";
-    case DType::kFloat16:
-      return "f16";
-    case DType::kBFloat16:
-      return "bf16";
-    default:
-      return "other";
-  }
+Support rank_fits(std::int64_t rank, std::int64_t least) {
+  if (rank >= least && rank <= kMaxLoraRank) return {};
+  return Support::no("Metal kernels take ranks of 1 to 256, not " + std::to_string(rank));
 }
-
-bool is_floating(DType dtype) { return dtype != DType::kInt32; }
 
 }  // namespace
 
 Support supports(const LoraDelta& call) {
-  for (const DType dtype : {call.x, call.a, call.b}) {
-    if (!is_floating(dtype)) {
-      return Support::no(std::string("no Metal kernel takes dtype ") + name_of(dtype));
-    }
-  }
-  if (call.rank < 1 || call.rank > kMaxLoraRank) {
-    return Support::no("Metal kernels take ranks of 1 to 256, not " + std::to_string(call.rank));
-  }
-  constexpr std::int64_t kMost = std::numeric_limits<int>::max();
-  for (const std::int64_t size : {call.rows * kLanes, call.in_features, call.out_features}) {
-    if (size > kMost) return Support::no("Metal kernels take sizes below 2^31");
-  }
-  return {};
+  return all_of({is_floating(call.x), is_floating(call.a), is_floating(call.b),
+                 rank_fits(call.rank, 1),
+                 sizes_fit({call.rows * kLanes, call.in_features, call.out_features})});
 }
 
 Call lora_delta(const LoraDelta& call) {
@@ -64,11 +42,10 @@ Call lora_delta(const LoraDelta& call) {
   const std::string drops = std::string(call.drops == Drops::kInput ? kDrop : kNoDrop) + ", " +
                             (call.drops == Drops::kOutput ? kDrop : kNoDrop);
   Call result;
-  result.kernel = std::string("graft_lora_delta_") + (few ? "row_" : "block_") +
-                  (call.drops == Drops::kInput    ? "drop_x_"
-                   : call.drops == Drops::kOutput ? "drop_y_"
-                                                  : "") +
-                  name_part(call.x);
+  result.kernel = std::string("graft_lora_delta_") + (few ? "row" : "block") +
+                  (call.drops == Drops::kInput    ? "_drop_x"
+                   : call.drops == Drops::kOutput ? "_drop_y"
+                                                  : "");
   result.inputs = {"x", "a", "b", "scaling"};
   if (call.drops != Drops::kNothing) add_dropout_inputs(result);
   result.outputs = {"y", "h"};
@@ -105,8 +82,7 @@ Call lora_delta(const LoraDelta& call) {
 Call lora_outer(const LoraOuter& call) {
   constexpr int kSimdgroups = kBlockThreads / kLanes, kOuterColumns = 8;  // as in metal.metal
   Call result;
-  result.kernel = std::string("graft_lora_outer_") + (call.by_column ? "by_column_" : "") +
-                  (call.dropout ? "dropout_" : "") + name_part(call.matrix);
+  result.kernel = std::string("graft_lora_outer") + (call.dropout ? "_dropout" : "");
   result.inputs = {"matrix", "coefficients", "scaling"};
   if (call.dropout) add_dropout_inputs(result);
   result.outputs = {"gradient"};
@@ -136,8 +112,7 @@ Call lora_outer(const LoraOuter& call) {
 
 Call lora_shrink(const LoraShrink& call) {
   Call result;
-  result.kernel = std::string("graft_lora_shrink_") + (call.dropout ? "dropout_" : "") +
-                  name_part(call.x) + "_" + name_part(call.multiply);
+  result.kernel = std::string("graft_lora_shrink") + (call.dropout ? "_dropout" : "");
   result.inputs = {"x", "a"};
   if (call.dropout) add_dropout_inputs(result);
   result.outputs = {"h"};
@@ -153,19 +128,12 @@ Call lora_shrink(const LoraShrink& call) {
 }
 
 Support supports(const LoraLinear& call) {
-  if (call.rank > kMaxLoraRank) {
-    return Support::no("Metal kernels take ranks of 1 to 256, not " + std::to_string(call.rank));
+  if (call.multiply == DType::kFloat16 && call.x != DType::kFloat16) {
+    return Support::no(std::string("no Metal kernel multiplies ") + name_of(call.x) +
+                       " by a float16 weight");
   }
-  if (!is_floating(call.x) || !is_floating(call.multiply) ||
-      (call.multiply == DType::kFloat16 && call.x != DType::kFloat16)) {
-    return Support::no(std::string("no Metal kernel multiplies ") + name_of(call.x) + " by a " +
-                       name_of(call.multiply) + " weight");
-  }
-  constexpr std::int64_t kMost = std::numeric_limits<int>::max();
-  for (const std::int64_t size : {call.rows * kLanes, call.depth, call.columns * 4}) {
-    if (size > kMost) return Support::no("Metal kernels take sizes below 2^31");
-  }
-  return {};
+  return all_of({is_floating(call.x), is_floating(call.multiply), rank_fits(call.rank, 0),
+                 sizes_fit({call.rows * kLanes, call.depth, call.columns * 4})});
 }
 
 Call lora_linear(const LoraLinear& call) {
@@ -173,10 +141,9 @@ Call lora_linear(const LoraLinear& call) {
   constexpr int kTile = 32, kTileThreads = 128, kTileDepth = 16;  // as in tile.metal
   const bool pair = call.rank > 0;
   Call result;
-  result.kernel = std::string(pair ? "graft_lora_linear_" : "graft_linear_") +
-                  (call.transposed ? "" : "dx_") + (call.bias ? "bias_" : "") +
-                  (call.dropout ? "dropout_" : "") + name_part(call.x) + "_" +
-                  name_part(call.multiply);
+  result.kernel = std::string(pair ? "graft_lora_linear" : "graft_linear") +
+                  (call.transposed ? "" : "_dx") + (call.bias ? "_bias" : "") +
+                  (call.dropout ? "_dropout" : "");
   result.inputs = {"x", "w"};
   if (pair) result.inputs.insert(result.inputs.end(), {"h", "b", "scaling"});
   if (call.bias) result.inputs.push_back("bias");

@@ -169,7 +169,7 @@ inline void expect_blocks_covered(const metal::Call& call, std::int64_t rows,
   EXPECT_EQ(std::int64_t{call.grid[0]}, features);
   EXPECT_GE(std::int64_t{call.grid[1]} * metal::rows_of_block(rows), rows);
   EXPECT_LT(std::int64_t{call.grid[1] - 1} * metal::rows_of_block(rows), rows);
-  const metal::Call add = metal::add_blocks({rows, features, DType::kFloat32});
+  const metal::Call add = metal::add_blocks({features, DType::kFloat32});
   expect_within_limits(add);
   EXPECT_EQ(std::int64_t{add.grid[0]}, features);
 }

@@ -67,6 +67,19 @@ mx::array composed_delta(const mx::array& x, const mx::array& a, const mx::array
   return mx::astype(y, x.dtype(), s);
 }
 
+mx::array as_matrix(const mx::array& x, mx::Stream s) {
+  return mx::reshape(x, {static_cast<int>(rows_of(x.shape())), x.shape(-1)}, s);
+}
+
+mx::array weight_gradient(const mx::array& x, const mx::array& dy, mx::Dtype dtype, mx::Stream s) {
+  return mx::astype(mx::matmul(mx::transpose(as_matrix(dy, s), s), as_matrix(x, s), s), dtype, s);
+}
+
+mx::array bias_gradient(const mx::array& dy, mx::Dtype dtype, mx::Stream s) {
+  const auto sum = mx::sum(mx::astype(as_matrix(dy, s), mx::float32, s), 0, false, s);
+  return mx::astype(sum, dtype, s);
+}
+
 mx::array composed_swiglu(const mx::array& gate, const mx::array& up, mx::Stream s) {
   return mx::multiply(mx::multiply(gate, mx::sigmoid(gate, s), s), up, s);
 }

@@ -19,6 +19,14 @@ mx::array composed_product(const mx::array& x, const mx::array& w, mx::Stream s)
 mx::array composed_delta(const mx::array& x, const mx::array& a, const mx::array& b, float scaling,
                          mx::Stream s);
 
+// Gradients of a frozen weight and bias, in `dtype`: dW = dyᵀ·x, dbias = Σ_rows dy. x and dy may
+// have leading dimensions.
+mx::array weight_gradient(const mx::array& x, const mx::array& dy, mx::Dtype dtype, mx::Stream s);
+mx::array bias_gradient(const mx::array& dy, mx::Dtype dtype, mx::Stream s);
+
+// x flattened to a matrix (rows, last dimension).
+mx::array as_matrix(const mx::array& x, mx::Stream s);
+
 mx::array composed_swiglu(const mx::array& gate, const mx::array& up, mx::Stream s);
 
 mx::array composed_linear_cross_entropy(const mx::array& x, const mx::array& w,

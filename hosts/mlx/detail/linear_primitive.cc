@@ -114,17 +114,10 @@ class LinearForwardNode : public FusedPrimitive {
 
  private:
   mx::array gradient(const Arrays& primals, const mx::array& dy, std::size_t index) {
-    const mx::Stream s = stream();
-    const auto flat = [&](const mx::array& x) {
-      return mx::reshape(x, {static_cast<int>(rows_of(x.shape())), x.shape(-1)}, s);
-    };
     if (index == 0) return dx(primals, dy);
-    if (call_.plain() && index == 1) {
-      const auto dw = mx::matmul(mx::transpose(flat(dy), s), flat(primals[0]), s);
-      return mx::astype(dw, primals[1].dtype(), s);
-    }
-    const auto dbias = mx::sum(mx::astype(flat(dy), mx::float32, s), 0, false, s);
-    return mx::astype(dbias, primals[index].dtype(), s);
+    const mx::Dtype dtype = primals[index].dtype();
+    if (call_.plain() && index == 1) return weight_gradient(primals[0], dy, dtype, stream());
+    return bias_gradient(dy, dtype, stream());
   }
 
   mx::array dx(const Arrays& primals, const mx::array& dy) {

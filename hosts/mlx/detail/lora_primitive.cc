@@ -229,21 +229,14 @@ class LoraForward : public FusedPrimitive {
   LoraCall call_;
 };
 
-// Gradients in the frozen operands, from MLX ops: dW = dyᵀ·x, dbias = Σ_rows dy.
+// Gradients in the frozen operands, from MLX ops.
 mx::array frozen_gradient(const LoraCall& call, const Arrays& primals, const mx::array& dy,
                           std::size_t index, mx::Stream s) {
-  const auto flat = [&](const mx::array& x) {
-    return mx::reshape(x, {static_cast<int>(rows_of(x.shape())), x.shape(-1)}, s);
-  };
   const mx::array& operand = primals[index];
   if (call.plain && index == call.w()) {
-    return mx::astype(mx::matmul(mx::transpose(flat(dy), s), flat(primals[0]), s), operand.dtype(),
-                      s);
+    return weight_gradient(primals[0], dy, operand.dtype(), s);
   }
-  if (call.bias && index == call.bias_index()) {
-    return mx::astype(mx::sum(mx::astype(flat(dy), mx::float32, s), 0, false, s), operand.dtype(),
-                      s);
-  }
+  if (call.bias && index == call.bias_index()) return bias_gradient(dy, operand.dtype(), s);
   return mx::zeros_like(operand, s);  // seed and offset
 }
 

@@ -3,6 +3,7 @@
 #include <mlx/backend/metal/metal.h>
 #include <mlx/fast.h>
 
+#include <algorithm>
 #include <map>
 #include <mutex>
 #include <optional>
@@ -86,6 +87,18 @@ std::shared_ptr<mx::Primitive> kernel_of(const metal::Call& call, const Arrays& 
       function_of(call)(inputs, outputs.shapes, outputs.dtypes, {x, y, z}, {width, height, depth},
                         arguments, std::nullopt, false, where);
   return made[0].primitive_ptr();
+}
+
+Arrays zeros(const Outputs& outputs, mx::Stream s) {
+  Arrays arrays;
+  for (std::size_t i = 0; i < outputs.shapes.size(); ++i) {
+    arrays.push_back(mx::zeros(outputs.shapes[i], outputs.dtypes[i], s));
+  }
+  return arrays;
+}
+
+bool asks_for(const std::vector<int>& argnums, int i) {
+  return std::find(argnums.begin(), argnums.end(), i) != argnums.end();
 }
 
 }  // namespace graft::mlx::detail

@@ -71,6 +71,11 @@ struct Outputs {
   std::vector<mx::Dtype> dtypes;
 };
 
+Arrays zeros(const Outputs& outputs, mx::Stream s);
+
+// Whether a gradient of input i is asked for.
+bool asks_for(const std::vector<int>& argnums, int i);
+
 // MLX's node for `call` on arrays in the order of its inputs: they say what its text depends on.
 std::shared_ptr<mx::Primitive> kernel_of(const metal::Call& call, const Arrays& inputs,
                                          const Outputs& outputs, mx::Stream stream);

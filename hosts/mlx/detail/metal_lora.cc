@@ -27,10 +27,6 @@ metal::LoraDelta shape_of(const mx::array& x, const mx::array& a, const mx::arra
   return shape;
 }
 
-mx::array as_rows(const mx::array& x, mx::Stream s) {
-  return mx::reshape(x, {static_cast<int>(rows_of(x.shape())), x.shape(-1)}, s);
-}
-
 // Seed and offset as kernels read them, and what else they want for dropout. Nothing without
 // dropout.
 Arrays dropout_inputs(const LoraCall& call, const Arrays& primals, mx::Stream s) {
@@ -108,14 +104,6 @@ bool is_empty(const Arrays& inputs) {
   return inputs[0].size() == 0 || inputs[1].size() == 0 || inputs[2].size() == 0;
 }
 
-Arrays zeros(const Outputs& outputs, mx::Stream s) {
-  Arrays arrays;
-  for (std::size_t i = 0; i < outputs.shapes.size(); ++i) {
-    arrays.push_back(mx::zeros(outputs.shapes[i], outputs.dtypes[i], s));
-  }
-  return arrays;
-}
-
 // {y, h} forward.
 Arrays launch_forward(const LoraCall& call, const Arrays& inputs, const Caller& caller,
                       mx::Stream s) {
@@ -187,9 +175,6 @@ mx::array launch_outer(const LoraCall& call, Arrays inputs, const Sources& sourc
 Arrays MetalForward::vjp(const Arrays& primals, const Arrays& cotangents,
                          const std::vector<int>& argnums, const Arrays& outputs) {
   const mx::Stream s = stream();
-  const auto asked = [&](int i) {
-    return std::find(argnums.begin(), argnums.end(), i) != argnums.end();
-  };
   const mx::array &x = primals[0], &a = primals[1], &b = primals[2], &dy = cotangents[0];
   const Arrays dropout(primals.begin() + kDeltaDropout, primals.end());
   const auto with_dropout = [&](Arrays inputs) {
@@ -198,7 +183,7 @@ Arrays MetalForward::vjp(const Arrays& primals, const Arrays& cotangents,
   };
   const Sources sources{x, a, b, dy, dropout};
   std::optional<Arrays> dx;
-  if (asked(0) || asked(1)) {
+  if (asks_for(argnums, 0) || asks_for(argnums, 1)) {
     dx = launch_dx(call_, with_dropout({dy, mx::transpose(b, s), mx::transpose(a, s), primals[3]}),
                    sources, caller(), s);
   }
@@ -230,7 +215,7 @@ std::pair<Arrays, std::vector<int>> MetalForward::vmap(const Arrays& inputs,
   const mx::Stream s = stream();
   Arrays folded = batch_first(inputs, axes);
   const mx::Shape batch = folded[0].shape();
-  folded[0] = as_rows(folded[0], s);
+  folded[0] = as_matrix(folded[0], s);
   Arrays outputs = launch_forward(call_, folded, caller(), s);
   for (mx::array& output : outputs) {
     output = mx::reshape(output, with_last(batch, output.shape(-1)), s);
@@ -365,9 +350,7 @@ Arrays MetalLinear::vjp(const Arrays& primals, const Arrays& cotangents,
                         const std::vector<int>& argnums, const Arrays&) {
   const mx::Stream s = stream();
   const LinearInputs at(call_);
-  const auto asked = [&](std::size_t i) {
-    return std::find(argnums.begin(), argnums.end(), static_cast<int>(i)) != argnums.end();
-  };
+  const auto asked = [&](std::size_t i) { return asks_for(argnums, static_cast<int>(i)); };
   const mx::array &x = primals[at.x], &w = primals[at.w], &a = primals[at.a], &b = primals[at.b];
   const mx::array& dy = cotangents[0];
   const Arrays dropout(primals.begin() + static_cast<int>(at.dropout),
@@ -393,10 +376,9 @@ Arrays MetalLinear::vjp(const Arrays& primals, const Arrays& cotangents,
                                    counts, caller(), s);
       gradients.push_back(mx::astype(db, b.dtype(), s));
     } else if (i == at.w) {
-      gradients.push_back(mx::astype(mx::matmul(mx::transpose(dy, s), x, s), w.dtype(), s));
+      gradients.push_back(weight_gradient(x, dy, w.dtype(), s));
     } else if (call_.bias && i == at.bias) {
-      const auto sum = mx::sum(mx::astype(dy, mx::float32, s), 0, false, s);
-      gradients.push_back(mx::astype(sum, primals[i].dtype(), s));
+      gradients.push_back(bias_gradient(dy, primals[i].dtype(), s));
     } else {
       gradients.push_back(mx::zeros_like(primals[i], s));
     }
@@ -420,7 +402,7 @@ Support supports_metal(const LoraCall& call, const Arrays& inputs) {
 
 mx::array metal_lora(const LoraCall& call, const Arrays& inputs, const Caller& caller,
                      mx::Stream s) {
-  const mx::array x = as_rows(inputs[0], s);
+  const mx::array x = as_matrix(inputs[0], s);
   const mx::Shape shape = with_last(inputs[0].shape(), inputs[2].shape(1));
   const Arrays dropout = dropout_inputs(call, inputs, s);
   if (call.plain && !is_empty({x, inputs[1], inputs[2]})) {

@@ -5,6 +5,7 @@
 #include <utility>
 
 #include "graft/metal_rms_norm.h"
+#include "graft/mlx/detail/composed.h"
 #include "graft/mlx/detail/metal_rows.h"
 #include "graft/mlx/detail/views.h"
 

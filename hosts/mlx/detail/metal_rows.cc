@@ -1,6 +1,5 @@
 #include "graft/mlx/detail/metal_rows.h"
 
-#include <algorithm>
 #include <utility>
 
 #include "graft/mlx/detail/views.h"
@@ -35,14 +34,6 @@ class RowsNode : public MetalNode {
   std::shared_ptr<const RowLaunch> row_launch_;
 };
 
-Arrays zeros(const Outputs& outputs, mx::Stream s) {
-  Arrays arrays;
-  for (std::size_t i = 0; i < outputs.shapes.size(); ++i) {
-    arrays.push_back(mx::zeros(outputs.shapes[i], outputs.dtypes[i], s));
-  }
-  return arrays;
-}
-
 // Sums of blocks of `each` rows of a matrix, (blocks, features) float32.
 mx::array sums_of_blocks(const mx::array& matrix, int blocks, int each, mx::Stream s) {
   const int features = matrix.shape(1), missing = blocks * each - matrix.shape(0);
@@ -56,7 +47,7 @@ mx::array sums_of_blocks(const mx::array& matrix, int blocks, int each, mx::Stre
 mx::array launch_add(const mx::array& blocks, const RowSums& sums, mx::Dtype dtype,
                      const Caller& caller, mx::Stream s) {
   const Outputs outputs{{{sums.features}}, {dtype}};
-  const metal::Call call = metal::add_blocks({sums.rows, sums.features, *dtype_of(dtype)});
+  const metal::Call call = metal::add_blocks({sums.features, *dtype_of(dtype)});
   const auto composed = [dtype, s](const Arrays& in) {
     return Arrays{mx::astype(mx::sum(in[0], 0, false, s), dtype, s)};
   };
@@ -80,10 +71,6 @@ mx::array at_least_matrix(const mx::array& x, mx::Stream s) {
   return x.ndim() == 1 ? mx::reshape(x, {1, x.shape(0)}, s) : x;
 }
 
-mx::array as_matrix(const mx::array& x, mx::Stream s) {
-  return mx::reshape(x, {static_cast<int>(rows_of(x.shape())), x.shape(-1)}, s);
-}
-
 mx::array as_column(const mx::array& x, mx::Stream s) {
   return mx::reshape(x, {static_cast<int>(x.size())}, s);
 }
@@ -91,10 +78,6 @@ mx::array as_column(const mx::array& x, mx::Stream s) {
 Support takes_on_metal(const Arrays& inputs) {
   if (!fused_enabled()) return Support::no("fusion is turned off");
   return dtypes_known(inputs, inputs.size());
-}
-
-bool asks_for(const std::vector<int>& argnums, int i) {
-  return std::find(argnums.begin(), argnums.end(), i) != argnums.end();
 }
 
 Arrays launch_sums(const RowSums& sums, const Arrays& inputs, const Caller& caller, mx::Stream s) {

@@ -31,15 +31,11 @@ Arrays launch_rows(const std::shared_ptr<const RowLaunch>& row_launch, const Arr
 // array.
 mx::array at_least_matrix(const mx::array& x, mx::Stream s);
 
-// x as a matrix (rows, features), and a number a row as (rows).
-mx::array as_matrix(const mx::array& x, mx::Stream s);
+// A number a row as (rows).
 mx::array as_column(const mx::array& x, mx::Stream s);
 
 // Why no kernel takes these, whatever the operation.
 Support takes_on_metal(const Arrays& inputs);
-
-// Whether a gradient of input i is asked for.
-bool asks_for(const std::vector<int>& argnums, int i);
 
 // Sums over the rows of a matrix that is never there: `call` is a launch that sums blocks of rows
 // of it apart, and `terms` makes it from MLX ops, a matrix for each output.

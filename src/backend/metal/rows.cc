@@ -33,11 +33,6 @@ Support rows_fit(std::int64_t rows, std::int64_t features) {
   return Support::no("Metal kernels take sizes below 2^31");
 }
 
-Support is_floating(DType dtype) {
-  if (dtype != DType::kInt32) return {};
-  return Support::no(std::string("no Metal kernel takes dtype ") + name_of(dtype));
-}
-
 int kept_of(std::int64_t features) {
   const int threads = threads_of(features);
   int kept = 1;

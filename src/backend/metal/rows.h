@@ -3,18 +3,13 @@
 #include <cstdint>
 #include <string>
 
+#include "backend/metal/limits.h"
 #include "graft/metal.h"
-#include "graft/supports.h"
 
 namespace graft::metal {
 
-constexpr int kLanes = 32;
-
 // Yes if a kernel that gives each of `rows` rows a team takes them.
 Support rows_fit(std::int64_t rows, std::int64_t features);
-
-// Yes if it is float32, float16 or bfloat16.
-Support is_floating(DType dtype);
 
 // How many elements of a row of so many features a thread keeps in registers; 0 if it does not, and
 // the row is read again. A power of two or nearly: each number is a pipeline of its own.
