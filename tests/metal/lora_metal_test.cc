@@ -17,7 +17,6 @@ namespace {
 using mlx::testing::Matrix;
 using mlx::testing::matrix;
 using mlx::testing::normal;
-using Arrays = std::vector<mx::array>;
 
 Matrix true_delta(const mx::array& x, const mx::array& a, const mx::array& b, double scaling) {
   return scaling * ((matrix(x) * matrix(a)) * matrix(b));

@@ -21,7 +21,6 @@ namespace {
 using mlx::testing::expect_rounded;
 using mlx::testing::normal;
 using mlx::testing::values;
-using Arrays = std::vector<mx::array>;
 
 constexpr float kEps = 1e-3f;
 

@@ -109,7 +109,6 @@ inline std::vector<mx::array> slopes_of(const RowOp& op, const std::vector<mx::a
 inline void expect_transforms_hold(const RowOp& op, const std::vector<mx::array>& inputs,
                                    const std::vector<int>& axes,
                                    const std::vector<mx::array>& tangents) {
-  using Arrays = std::vector<mx::array>;
   const auto value = [&](const Arrays& in) { return Arrays{op(in)}; };
   const auto slopes = [&](const Arrays& in) { return slopes_of(op, in); };
   const auto curve = [&](const Arrays& in) {
@@ -137,7 +136,6 @@ inline void expect_transforms_hold(const RowOp& op, const std::vector<mx::array>
 // vmap along `axes` is one launch.
 inline void expect_folded(const RowOp& op, const std::vector<mx::array>& inputs,
                           const std::vector<int>& axes) {
-  using Arrays = std::vector<mx::array>;
   const auto value = [&](const Arrays& in) { return Arrays{op(in)}; };
   const Evaluated run =
       evaluate_on_metal([&](const Arrays& in) { return mx::vmap(value, axes)(in); }, inputs);

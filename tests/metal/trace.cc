@@ -1,7 +1,5 @@
 #include "metal/trace.h"
 
-#include <mlx/allocator.h>
-#include <mlx/export.h>
 #include <mlx/fast_primitives.h>
 #include <sys/wait.h>
 #include <unistd.h>
@@ -11,17 +9,10 @@
 #include <fstream>
 #include <functional>
 #include <iterator>
-#include <map>
-#include <memory>
-#include <stdexcept>
-
-#include "graft/mlx/detail/metal.h"
-#include "metal/shader.h"
+#include <utility>
 
 namespace graft::standin {
 namespace {
-
-using Arrays = std::vector<mx::array>;
 
 // The lint and the syntax pass of tools/check_shaders.py, with address spaces; "" if nothing is
 // wrong, or if there is no clang. Once for a text: what passed leaves a file in the cache.
@@ -46,125 +37,90 @@ std::string check_text(const std::string& text) {
   return "";
 }
 
-class Evaluation {
- public:
-  Evaluation(std::uint32_t seed, Evaluated& result) : machine_(seed), result_(result) {}
+Extent extent_of(const std::tuple<int, int, int>& size) {
+  const auto& [x, y, z] = size;
+  return {{static_cast<std::uint32_t>(x), static_cast<std::uint32_t>(y),
+           static_cast<std::uint32_t>(z)}};
+}
 
-  void set(const mx::array& tracer, const mx::array& value) {
-    values_.insert_or_assign(tracer.id(), value);
-  }
+// An input and what the kernel's signature has behind it: shape, strides and rank, if its text
+// names them.
+struct Input {
+  std::vector<std::int64_t> strides;
+  int rank;
 
-  // The value of an array of the graph; of all outputs of its node with it.
-  mx::array value(const mx::array& array) {
-    if (const auto found = values_.find(array.id()); found != values_.end()) return found->second;
-    if (!array.has_primitive()) return array;  // a constant
-    Arrays inputs;
-    for (const mx::array& input : array.inputs()) inputs.push_back(value(input));
-    const Arrays nodes = array.outputs();
-    // By its name: MLX hides the type information that dynamic_cast wants.
-    const mx::Primitive& node = array.primitive();
-    const bool is_metal = std::string(node.name()) == mlx::detail::MetalNode::kName;
-    const Arrays outputs =
-        is_metal ? launch(static_cast<const mlx::detail::MetalNode&>(node), inputs, nodes)
-                 : evaluate(array, inputs, nodes);
-    for (std::size_t i = 0; i < nodes.size(); ++i) set(nodes[i], outputs[i]);
-    return values_.at(array.id());
-  }
-
- private:
-  static Arrays evaluate(const mx::array& array, const Arrays& inputs, const Arrays& nodes) {
-    std::vector<mx::Shape> shapes;
-    std::vector<mx::Dtype> dtypes;
-    for (const mx::array& node : nodes) {
-      shapes.push_back(node.shape());
-      dtypes.push_back(node.dtype());
+  void append_to(std::vector<Buffer>& buffers, const mx::array& array,
+                 const std::tuple<bool, bool, bool>& named) {
+    buffers.push_back({const_cast<char*>(array.data<char>()), array.nbytes(), true});
+    if (array.ndim() == 0) return;
+    const auto& [with_shape, with_strides, with_rank] = named;
+    strides.assign(array.strides().begin(), array.strides().end());
+    rank = static_cast<int>(array.ndim());
+    if (with_shape) {
+      buffers.push_back({const_cast<int*>(array.shape().data()), array.ndim() * 4, true});
     }
-    Arrays outputs = mx::array::make_arrays(shapes, dtypes, array.primitive_ptr(), inputs);
-    mx::eval(outputs);
-    return outputs;
+    if (with_strides) buffers.push_back({strides.data(), strides.size() * 8, true});
+    if (with_rank) buffers.push_back({&rank, 4, true});
   }
-
-  // As MLX's eval_gpu does it: inputs row-contiguous, shapes and scalars as the signature wants
-  // them.
-  Arrays launch(const mlx::detail::MetalNode& node, const Arrays& all, const Arrays& nodes) {
-    const Arrays inputs = node.kernel_inputs(all);
-    const auto& kernel = static_cast<const mx::fast::CustomKernel&>(node.kernel());
-    const auto state = kernel.state();
-    const auto& [x, y, z] = std::get<2>(state);
-    const auto& [width, height, depth] = std::get<3>(state);
-    const auto size = [](int a, int b, int c) {
-      return Extent{{static_cast<std::uint32_t>(a), static_cast<std::uint32_t>(b),
-                     static_cast<std::uint32_t>(c)}};
-    };
-    Launched launched{
-        std::get<0>(state), std::get<1>(state), size(x, y, z), size(width, height, depth), {}};
-
-    Arrays dense;
-    for (const mx::array& input : inputs) dense.push_back(mx::contiguous(input));
-    mx::eval(dense);
-    std::vector<Buffer> buffers;
-    std::vector<std::vector<std::int64_t>> strides(inputs.size());
-    std::vector<int> ranks(inputs.size());
-    for (std::size_t i = 0; i < inputs.size(); ++i) {
-      buffers.push_back({dense[i].data<char>(), dense[i].nbytes(), true});
-      const auto& [with_shape, with_strides, with_rank] = std::get<4>(state)[i];
-      if (dense[i].ndim() == 0) continue;
-      if (with_shape) {
-        buffers.push_back({const_cast<int*>(dense[i].shape().data()), dense[i].ndim() * 4, true});
-      }
-      if (with_strides) {
-        strides[i].assign(dense[i].strides().begin(), dense[i].strides().end());
-        buffers.push_back({strides[i].data(), strides[i].size() * 8, true});
-      }
-      ranks[i] = static_cast<int>(dense[i].ndim());
-      if (with_rank) buffers.push_back({&ranks[i], 4, true});
-    }
-    Arrays outputs;
-    for (const mx::array& array : nodes) {
-      mx::array output = mx::zeros(array.shape(), array.dtype());
-      output.eval();
-      buffers.push_back({output.data<char>(), output.nbytes(), false});
-      outputs.push_back(output);
-    }
-    if (result_.fault.empty()) result_.fault = check_text(launched.text);
-    if (result_.fault.empty()) {
-      result_.fault = Shader(launched.text, GRAFT_SHADER_CACHE)
-                          .launch(machine_, buffers, launched.grid, launched.group);
-      launched.traffic = machine_.traffic();
-    }
-    result_.launched.push_back(launched);
-    node.note_evaluation();
-    return outputs;
-  }
-
-  Machine machine_;
-  Evaluated& result_;
-  std::map<std::uintptr_t, mx::array> values_;
 };
 
 }  // namespace
 
+// Buffers as MLX's eval_gpu binds them.
+void Standin::launch(const mx::Primitive& kernel, const Arrays& inputs, Arrays& outputs) {
+  const std::lock_guard lock(mutex_);
+  const auto state = static_cast<const mx::fast::CustomKernel&>(kernel).state();
+  Launched launched{std::get<0>(state),
+                    std::get<1>(state),
+                    extent_of(std::get<2>(state)),
+                    extent_of(std::get<3>(state)),
+                    {}};
+  std::vector<Buffer> buffers;
+  std::vector<Input> described(inputs.size());
+  for (std::size_t i = 0; i < inputs.size(); ++i) {
+    described[i].append_to(buffers, inputs[i], std::get<4>(state)[i]);
+  }
+  for (mx::array& output : outputs) {
+    buffers.push_back({output.data<char>(), output.nbytes(), false});
+  }
+  try {
+    if (fault_.empty()) fault_ = check_text(launched.text);
+    if (fault_.empty()) {
+      fault_ = shader_of(launched.text).launch(machine_, buffers, launched.grid, launched.group);
+      launched.traffic = machine_.traffic();
+    }
+  } catch (const std::exception& error) {  // nothing may leave the stream's thread
+    fault_ = error.what();
+  }
+  launched_.push_back(std::move(launched));
+}
+
+const Shader& Standin::shader_of(const std::string& text) {
+  std::unique_ptr<Shader>& shader = shaders_[text];
+  if (shader == nullptr) shader = std::make_unique<Shader>(text, GRAFT_SHADER_CACHE);
+  return *shader;
+}
+
+std::string Standin::take_fault() {
+  const std::lock_guard lock(mutex_);
+  return std::exchange(fault_, "");
+}
+
 Evaluated evaluate_on_metal(const std::function<Arrays(const Arrays&)>& function,
                             const Arrays& inputs, std::uint32_t seed) {
-  Arrays tracers, traced;
-  bool built = false;
-  const auto build = [&](const Arrays& arrays) {
-    const mlx::detail::MetalTracing tracing;
-    tracers = arrays;
-    traced = function(arrays);
-    built = true;
-    return traced;
-  };
-  try {
-    mx::export_function([](const mx::ExportCallbackInput&) {}, build, inputs);
-  } catch (const std::exception&) {
-    // Graft's own nodes cannot be exported; what is wanted is the graph, and that is there by now.
-    if (!built) throw;
-  }
+  Standin standin(seed);
+  mlx::detail::MetalStandin* const outer = mlx::detail::set_metal_standin(&standin);
   Evaluated result;
-  Evaluation evaluation(seed, result);
-  for (std::size_t i = 0; i < inputs.size(); ++i) evaluation.set(tracers[i], inputs[i]);
-  for (const mx::array& output : traced) result.outputs.push_back(evaluation.value(output));
+  try {
+    result.outputs = function(inputs);
+    mx::eval(result.outputs);
+  } catch (...) {
+    mlx::detail::set_metal_standin(outer);
+    throw;
+  }
+  mlx::detail::set_metal_standin(outer);
+  result.launched = standin.launched();
+  result.fault = standin.take_fault();
   return result;
 }
 

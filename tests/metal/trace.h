@@ -3,20 +3,50 @@
 #include <mlx/mlx.h>
 
 #include <functional>
+#include <map>
+#include <memory>
+#include <mutex>
 #include <string>
 #include <vector>
 
+#include "graft/mlx/detail/metal.h"
 #include "metal/machine.h"
+#include "metal/shader.h"
 
 namespace graft::standin {
 
 namespace mx = ::mlx::core;
+using Arrays = std::vector<mx::array>;
 
 /// A Metal kernel of a graph: what MLX would compile and launch.
 struct Launched {
   std::string name, text;
   Extent grid, group;
   Traffic traffic;
+};
+
+/// Executes the text that MLX would compile, wherever in a graph and whenever MLX evaluates it.
+class Standin : public mlx::detail::MetalStandin {
+ public:
+  /// Threads go on in an order that is drawn from `seed`.
+  explicit Standin(std::uint32_t seed = 0) : machine_(seed) {}
+
+  void launch(const mx::Primitive& kernel, const Arrays& inputs, Arrays& outputs) override;
+
+  /// So far, in order. Not while something is evaluated.
+  const std::vector<Launched>& launched() const { return launched_; }
+  /// The first thing that went wrong since the last call, "" if nothing did. After it, nothing is
+  /// launched until it is taken.
+  std::string take_fault();
+
+ private:
+  const Shader& shader_of(const std::string& text);
+
+  std::mutex mutex_;  // streams have threads of their own
+  Machine machine_;
+  std::map<std::string, std::unique_ptr<Shader>> shaders_;
+  std::vector<Launched> launched_;
+  std::string fault_;
 };
 
 /// What evaluating a graph on the stand-in gave.
@@ -27,9 +57,8 @@ struct Evaluated {
 };
 
 /// Builds the graph of `function` of `inputs` as on a machine with Metal, and evaluates it: MLX's
-/// own operations on the CPU, Metal kernels on the stand-in, from the text that MLX would compile.
-Evaluated evaluate_on_metal(
-    const std::function<std::vector<mx::array>(const std::vector<mx::array>&)>& function,
-    const std::vector<mx::array>& inputs, std::uint32_t seed = 0);
+/// own operations on the CPU, Metal kernels on the stand-in.
+Evaluated evaluate_on_metal(const std::function<Arrays(const Arrays&)>& function,
+                            const Arrays& inputs, std::uint32_t seed = 0);
 
 }  // namespace graft::standin

@@ -1,9 +1,13 @@
 #include "graft/mlx/detail/metal.h"
 
+#include <mlx/allocator.h>
+#include <mlx/backend/cpu/encoder.h>
 #include <mlx/backend/metal/metal.h>
+#include <mlx/export.h>
 #include <mlx/fast.h>
 
 #include <algorithm>
+#include <atomic>
 #include <map>
 #include <mutex>
 #include <optional>
@@ -13,10 +17,12 @@
 #include <utility>
 #include <variant>
 
+#include "graft/mlx/detail/views.h"
+
 namespace graft::mlx::detail {
 namespace {
 
-thread_local bool tracing = false;
+std::atomic<MetalStandin*> the_standin = nullptr;
 
 mx::Dtype dtype_of(DType dtype) {
   switch (dtype) {
@@ -55,20 +61,32 @@ const mx::fast::CustomKernelFunction& function_of(const metal::Call& call) {
 }  // namespace
 
 bool on_metal(mx::Stream stream) {
-  return tracing || (stream.device == mx::Device::gpu && mx::metal::is_available());
+  if (stream.device == mx::Device::cpu) return the_standin != nullptr;
+  return mx::metal::is_available();
 }
 
-MetalTracing::MetalTracing() : outer_(std::exchange(tracing, true)) {}
-MetalTracing::~MetalTracing() { tracing = outer_; }
+MetalStandin* set_metal_standin(MetalStandin* standin) { return the_standin.exchange(standin); }
 
-void MetalNode::eval_cpu(const Arrays&, Arrays&) {
-  throw std::runtime_error(std::string("[") + caller().op +
-                           "] this graph was built for Metal and cannot be evaluated on the CPU");
+void MetalNode::eval_cpu(const Arrays& inputs, Arrays& outputs) {
+  MetalStandin* const standin = the_standin;
+  if (standin == nullptr) {
+    throw std::runtime_error(std::string("[") + caller().op +
+                             "] this graph was built for Metal and cannot be evaluated on the CPU");
+  }
+  Arrays dense;
+  for (const mx::array& input : kernel_inputs(inputs))
+    dense.push_back(dense_array(input, stream()));
+  for (mx::array& output : outputs) output.set_data(mx::allocator::malloc(output.nbytes()));
+  mx::cpu::get_command_encoder(stream()).dispatch(
+      [standin, kernel = kernel_, dense, outputs]() mutable {
+        standin->launch(*kernel, dense, outputs);
+      });
+  if (counts_) count();
 }
 
 void MetalNode::eval_gpu(const Arrays& inputs, Arrays& outputs) {
   kernel_->eval_gpu(kernel_inputs(inputs), outputs);
-  note_evaluation();
+  if (counts_) count();
 }
 
 Arrays MetalNode::kernel_inputs(const Arrays& inputs) const {
@@ -81,12 +99,24 @@ std::shared_ptr<mx::Primitive> kernel_of(const metal::Call& call, const Arrays& 
   for (const auto& [name, value] : call.arguments) arguments.emplace_back(name, argument_of(value));
   const auto& [x, y, z] = call.grid;
   const auto& [width, height, depth] = call.threadgroup;
-  // A traced graph has no stream on a GPU to name.
-  const mx::StreamOrDevice where = tracing ? mx::StreamOrDevice{} : mx::StreamOrDevice(stream);
-  const Arrays made =
-      function_of(call)(inputs, outputs.shapes, outputs.dtypes, {x, y, z}, {width, height, depth},
-                        arguments, std::nullopt, false, where);
-  return made[0].primitive_ptr();
+  const auto node = [&](const Arrays& operands, mx::StreamOrDevice where) {
+    return function_of(call)(operands, outputs.shapes, outputs.dtypes, {x, y, z},
+                             {width, height, depth}, arguments, std::nullopt, false, where);
+  };
+  if (stream.device != mx::Device::cpu) return node(inputs, stream)[0].primitive_ptr();
+
+  // For a stand-in. Where there is no Metal, MLX makes its node while it traces a function to
+  // export, and then only on no stream in particular.
+  Arrays alike;
+  for (const mx::array& input : inputs) alike.push_back(mx::zeros(input.shape(), input.dtype()));
+  std::shared_ptr<mx::Primitive> kernel;
+  const auto traced = [&](const Arrays& operands) {
+    const Arrays made = node(operands, {});
+    kernel = made[0].primitive_ptr();
+    return made;
+  };
+  mx::export_function([](const mx::ExportCallbackInput&) {}, traced, alike);
+  return kernel;
 }
 
 Arrays zeros(const Outputs& outputs, mx::Stream s) {

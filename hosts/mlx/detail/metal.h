@@ -14,19 +14,19 @@ namespace graft::mlx::detail {
 // Whether calls on `stream` go to Metal kernels: it is on a GPU, and that is Metal's.
 bool on_metal(mx::Stream stream);
 
-// While it lives, calls of this thread build the graphs that they would build on Metal, whatever
-// the stream. Such a graph can be looked at, not evaluated: MLX makes its Metal nodes elsewhere
-// only within mx::export_function.
-class MetalTracing {
+// Runs launches where there is no Metal: tests put one here, to execute what MLX would compile.
+class MetalStandin {
  public:
-  MetalTracing();
-  ~MetalTracing();
-  MetalTracing(const MetalTracing&) = delete;
-  MetalTracing& operator=(const MetalTracing&) = delete;
-
- private:
-  bool outer_;
+  virtual ~MetalStandin() = default;
+  // `kernel` is MLX's node. Inputs are row-contiguous, outputs allocated. Called on the stream's
+  // thread.
+  virtual void launch(const mx::Primitive& kernel, const Arrays& inputs, Arrays& outputs) = 0;
 };
+
+// While a stand-in is set, calls on any CPU stream go to Metal kernels, and it runs them. Graphs
+// are to be evaluated while the one they were built under is set. Null: none. Returns the one
+// before.
+MetalStandin* set_metal_standin(MetalStandin* standin);
 
 // A graph node that launches one Metal kernel. The kernel is MLX's own node, made when the graph is
 // built and evaluated by this one: as a node of the graph it would have no derivatives, and no
@@ -45,20 +45,14 @@ class MetalNode : public FusedPrimitive {
 
   void eval_cpu(const Arrays& inputs, Arrays& outputs) override;
   void eval_gpu(const Arrays& inputs, Arrays& outputs) override;
-  const char* name() const override { return kName; }
-
-  static constexpr const char* kName = "GraftMetal";
-  const mx::Primitive& kernel() const { return *kernel_; }
-  Arrays kernel_inputs(const Arrays& inputs) const;
-  // Says that it was evaluated; eval_gpu does.
-  void note_evaluation() const {
-    if (counts_) count();
-  }
+  const char* name() const override { return "GraftMetal"; }
 
  protected:
   Arrays composed(const Arrays& inputs) const override { return composed_(inputs); }
 
  private:
+  Arrays kernel_inputs(const Arrays& inputs) const;
+
   bool counts_;
   std::shared_ptr<mx::Primitive> kernel_;
   ArraysFunction composed_;

@@ -165,8 +165,12 @@ ConstTensorView rows_view(const mx::array& x, mx::Stream stream, bool dense) {
   return {copy.data<std::byte>(), known_dtype(x.dtype()), shape};
 }
 
+mx::array dense_array(const mx::array& x, mx::Stream stream) {
+  return x.flags().row_contiguous ? x : scheduled_copy(x, stream);
+}
+
 ConstTensorView flat_view(const mx::array& x, mx::Stream stream) {
-  const mx::array source = x.flags().row_contiguous ? x : scheduled_copy(x, stream);
+  const mx::array source = dense_array(x, stream);
   return {source.data<std::byte>(), known_dtype(x.dtype()), {static_cast<std::int64_t>(x.size())}};
 }
 
@@ -178,7 +182,7 @@ ConstTensorView strided_view(const mx::array& x, mx::Stream stream) {
 }
 
 ConstTensorView dense_view(const mx::array& x, mx::Stream stream) {
-  const mx::array source = x.flags().row_contiguous ? x : scheduled_copy(x, stream);
+  const mx::array source = dense_array(x, stream);
   const std::vector<std::int64_t> shape(x.shape().begin(), x.shape().end());
   return {source.data<std::byte>(), known_dtype(x.dtype()), shape};
 }

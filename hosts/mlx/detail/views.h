@@ -49,6 +49,9 @@ ConstTensorView rows_view(const mx::array& x, mx::Stream stream, bool dense = fa
 // All elements of x in one row-major line; copied first if strides cannot say that.
 ConstTensorView flat_view(const mx::array& x, mx::Stream stream);
 
+// x itself if it is row-contiguous, else a copy that is scheduled on `stream`.
+mx::array dense_array(const mx::array& x, mx::Stream stream);
+
 // x in its own shape, copied first if the last axis has gaps; and dense, copied first if it is not.
 ConstTensorView strided_view(const mx::array& x, mx::Stream stream);
 ConstTensorView dense_view(const mx::array& x, mx::Stream stream);
