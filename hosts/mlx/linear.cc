@@ -1,11 +1,11 @@
 #include "graft/mlx/linear.h"
 
-#include <stdexcept>
-#include <string>
+#include <utility>
 
-#include "graft/error.h"
 #include "graft/mlx/detail/composed.h"
 #include "graft/mlx/detail/linear_primitive.h"
+#include "graft/mlx/detail/metal.h"
+#include "graft/mlx/detail/metal_linear.h"
 #include "graft/mlx/detail/views.h"
 
 namespace graft::mlx {
@@ -31,42 +31,26 @@ mx::array run(LinearCall call, Arrays inputs, int in_features, const std::option
   }
   const mx::Stream s = mx::to_stream(device);
   const detail::Caller caller{kOp};
-  const auto support = detail::supports_forward(call, inputs, s);
-  if (support) return detail::fused_linear(call, inputs, caller, s);
+  const bool metal = detail::on_metal(s);
+  const Support support =
+      metal ? detail::linear_on_metal(call, inputs) : detail::supports_forward(call, inputs, s);
+  if (support) {
+    return metal ? detail::metal_linear(call, inputs, caller, s)
+                 : detail::fused_linear(call, inputs, caller, s);
+  }
   return detail::counted(detail::composed_linear(call, inputs, s), caller, Direction::kForward,
                          support.reason, s);
 }
 
 }  // namespace
 
-Weight pack(const mx::array& w, mx::Dtype dtype, bool backward) {
-  detail::expect_matrix("pack", "w", w);
-  if (dtype != mx::float32 && dtype != mx::bfloat16) {
-    throw std::invalid_argument("[pack] dtype: expected float32 or bfloat16");
-  }
-  const bool viewable = w.dtype() == mx::float32 || w.dtype() == mx::bfloat16;
-  mx::array source = viewable ? w : mx::astype(w, mx::float32);
-  source.eval();
-  try {
-    return std::make_shared<const PackedWeight>(
-        detail::matrix_view(source), *detail::dtype_of(dtype),
-        backward ? Packing::kForwardAndBackward : Packing::kForward);
-  } catch (const Error& error) {
-    throw std::invalid_argument(error.what());
-  }
-}
-
-mx::array unpack(const Weight& w, mx::StreamOrDevice s) {
-  if (w == nullptr) detail::reject("unpack", "w", "a packed weight", "null");
-  return detail::unpacked(w, mx::to_stream(s));
-}
-
 mx::array linear(const mx::array& x, const Weight& w, const std::optional<mx::array>& bias,
                  mx::StreamOrDevice s) {
   if (w == nullptr) detail::reject(kOp, "w", "a packed weight", "null");
+  if (w->rows()) return linear(x, *w->rows(), bias, s);
   LinearCall call;
-  call.weight = w;
-  return run(std::move(call), {x}, static_cast<int>(w->in_features()), bias, s);
+  call.weight = w->panels();
+  return run(std::move(call), {x}, w->in_features(), bias, s);
 }
 
 mx::array linear(const mx::array& x, const mx::array& w, const std::optional<mx::array>& bias,

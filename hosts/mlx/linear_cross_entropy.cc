@@ -17,7 +17,7 @@ constexpr const char* kOp = "linear_cross_entropy";
 
 // What a call is besides its arrays, which come in this order: x, targets, [w].
 struct Call {
-  Weight weight;  // packed; if null, w is among the arrays
+  detail::Panels weight;  // if null, w is among the arrays
   int ignore_index = -100;
 
   bool plain() const { return weight == nullptr; }
@@ -202,13 +202,11 @@ mx::array run(const Call& call, Arrays inputs, mx::StreamOrDevice device) {
 mx::array linear_cross_entropy(const mx::array& x, const Weight& w, const mx::array& targets,
                                int ignore_index, mx::StreamOrDevice s) {
   if (w == nullptr) detail::reject(kOp, "w", "a packed weight", "null");
-  if (x.ndim() > 0 && x.shape(-1) != w->in_features()) {
-    detail::reject(
-        kOp, "x",
-        detail::shape_string(detail::with_last(x.shape(), static_cast<int>(w->in_features()))),
-        detail::shape_string(x.shape()));
+  if (w->rows()) return linear_cross_entropy(x, *w->rows(), targets, ignore_index, s);
+  if (x.ndim() > 0) {
+    detail::expect_shape(kOp, "x", x, detail::with_last(x.shape(), w->in_features()));
   }
-  return run({w, ignore_index}, {x, targets}, s);
+  return run({w->panels(), ignore_index}, {x, targets}, s);
 }
 
 mx::array linear_cross_entropy(const mx::array& x, const mx::array& w, const mx::array& targets,

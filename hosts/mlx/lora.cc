@@ -6,6 +6,7 @@
 
 #include "graft/mlx/detail/lora_primitive.h"
 #include "graft/mlx/detail/metal.h"
+#include "graft/mlx/detail/metal_linear.h"
 #include "graft/mlx/detail/metal_lora.h"
 #include "graft/mlx/detail/views.h"
 
@@ -41,17 +42,21 @@ mx::array counter(const mx::array& value, const char* name, mx::Stream s) {
   return mx::astype(value, mx::uint64, s);
 }
 
+Support supported(const LoraCall& call, const Arrays& inputs, mx::Stream s) {
+  if (!detail::on_metal(s)) return detail::supports_forward(call, inputs, s);
+  return call.has_weight() ? detail::lora_linear_on_metal(call, inputs)
+                           : detail::delta_on_metal(inputs);
+}
+
 mx::array run(const char* op, const LoraCall& call, const Arrays& inputs, mx::Stream s) {
   const detail::Caller caller{op};
-  const bool metal = detail::on_metal(s);
-  const auto support =
-      metal ? detail::supports_metal(call, inputs) : detail::supports_forward(call, inputs, s);
-  if (support) {
-    return metal ? detail::metal_lora(call, inputs, caller, s)
-                 : detail::fused_lora(call, inputs, caller, s);
+  if (const Support support = supported(call, inputs, s); !support) {
+    return detail::counted(detail::composed_lora(call, inputs, s)[0], caller, Direction::kForward,
+                           support.reason, s);
   }
-  return detail::counted(detail::composed_lora(call, inputs, s)[0], caller, Direction::kForward,
-                         support.reason, s);
+  if (!detail::on_metal(s)) return detail::fused_lora(call, inputs, caller, s);
+  return call.has_weight() ? detail::metal_lora_linear(call, inputs, caller, s)
+                           : detail::metal_delta(call, inputs, caller, s);
 }
 
 mx::array run_linear(LoraCall call, const mx::array& x, const std::optional<mx::array>& w,
@@ -93,13 +98,13 @@ mx::array lora_linear(const mx::array& x, const Weight& w, const std::optional<m
                       mx::StreamOrDevice s) {
   check_adapter(kLinear, x, a, b, scaling);
   if (w == nullptr) detail::reject(kLinear, "w", "a packed weight", "null");
+  if (w->rows()) return lora_linear(x, *w->rows(), bias, a, b, scaling, dropout, s);
   if (w->in_features() != x.shape(-1) || w->out_features() != b.shape(1)) {
     detail::reject(kLinear, "w", detail::shape_string({b.shape(1), x.shape(-1)}),
-                   detail::shape_string(
-                       {static_cast<int>(w->out_features()), static_cast<int>(w->in_features())}));
+                   detail::shape_string({w->out_features(), w->in_features()}));
   }
   LoraCall call;
-  call.weight = w;
+  call.weight = w->panels();
   call.scaling = scaling;
   return run_linear(std::move(call), x, std::nullopt, bias, a, b, dropout, mx::to_stream(s));
 }

@@ -19,8 +19,9 @@ Weight checked(Weight weight) {
   return weight;
 }
 
-void check(const LoRAOptions& options, const PackedWeight& weight) {
-  const auto largest = std::min({kMaxLoraRank, weight.in_features(), weight.out_features()});
+void check(const LoRAOptions& options, const FrozenWeight& weight) {
+  const auto largest =
+      std::min({static_cast<int>(kMaxLoraRank), weight.in_features(), weight.out_features()});
   if (options.rank < 1 || options.rank > largest) {
     detail::reject(kLayer, "rank", "1 to " + std::to_string(largest), std::to_string(options.rank));
   }
@@ -96,8 +97,7 @@ void LoRALayer::merge() {
   if (merged()) return;
   const auto delta = mx::multiply(mx::matmul(a_, b_), mx::array(scaling_));
   const auto w = mx::add(mx::astype(unpack(base_), mx::float32), mx::transpose(delta));
-  merged_ = pack(w, base_->dtype() == DType::kBFloat16 ? mx::bfloat16 : mx::float32,
-                 base_->serves_backward());
+  merged_ = pack(w, base_->dtype(), base_->serves_backward());
 }
 
 void LoRALayer::set_a(mx::array a) {

@@ -16,7 +16,7 @@ struct LoRAOptions {
   int rank = 8;                   ///< 1 to 256, and at most min(in, out) features.
   float alpha = 16.0f;            ///< scaling = alpha / rank; above 0.
   float dropout = 0.0f;           ///< On the adapter's input while training, in [0, 1).
-  mx::Dtype dtype = mx::float32;  ///< How base products multiply: float32 or bfloat16.
+  mx::Dtype dtype = mx::float32;  ///< How base products multiply: see `pack`.
   std::optional<mx::array> key;   ///< For A and the dropout seed; MLX's global one if absent.
   std::string name;               ///< Module name in `fusion_report`.
 };
@@ -85,9 +85,9 @@ class LoRALayer {
   /// (out_features), if the layer has one.
   const std::optional<mx::array>& bias() const { return bias_; }
   /// Features that come in: the last axis of x.
-  int in_features() const { return static_cast<int>(base_->in_features()); }
+  int in_features() const { return base_->in_features(); }
   /// Features that go out: the last axis of y.
-  int out_features() const { return static_cast<int>(base_->out_features()); }
+  int out_features() const { return base_->out_features(); }
   int rank() const { return a_.shape(1); }           ///< Columns of A.
   float scaling() const { return scaling_; }         ///< alpha / rank.
   const std::string& name() const { return name_; }  ///< Module name in `fusion_report`.

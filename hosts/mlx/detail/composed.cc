@@ -15,7 +15,7 @@ namespace {
 // A source: no inputs, the packed weight is its state.
 class Unpack : public mx::UnaryPrimitive {
  public:
-  Unpack(mx::Stream stream, Weight weight)
+  Unpack(mx::Stream stream, Panels weight)
       : mx::UnaryPrimitive(stream), weight_(std::move(weight)) {}
 
   void eval_cpu(const std::vector<mx::array>&, mx::array& output) override {
@@ -35,12 +35,12 @@ class Unpack : public mx::UnaryPrimitive {
   }
 
  private:
-  Weight weight_;
+  Panels weight_;
 };
 
 }  // namespace
 
-mx::array unpacked(const Weight& w, mx::Stream s) {
+mx::array unpacked(const Panels& w, mx::Stream s) {
   const auto dtype = w->dtype() == DType::kBFloat16 ? mx::bfloat16 : mx::float32;
   const mx::Stream cpu = s.device == mx::Device::cpu ? s : mx::default_stream(mx::Device::cpu);
   return mx::array({static_cast<int>(w->out_features()), static_cast<int>(w->in_features())}, dtype,

@@ -2,13 +2,12 @@
 
 #include "graft/linear.h"
 #include "graft/mlx/detail/primitive.h"
-#include "graft/mlx/linear.h"
 
 namespace graft::mlx::detail {
 
 // What a linear call is besides its arrays, which come in this order: x, [w], [bias].
 struct LinearCall {
-  Weight weight;      // packed; if null, w is among the arrays
+  Panels weight;      // if null, w is among the arrays
   bool bias = false;  // bias is among the arrays
 
   bool plain() const { return weight == nullptr; }

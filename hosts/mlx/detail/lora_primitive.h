@@ -13,7 +13,7 @@ namespace graft::mlx::detail {
 // What a lora_delta or lora_linear call is besides its arrays. The arrays come in this order, the
 // optional ones only if present: x, a, b, [w], [bias], [seed, offset].
 struct LoraCall {
-  Weight weight;       // packed
+  Panels weight;
   bool plain = false;  // w is among the arrays; neither: lora_delta
   bool bias = false;   // bias is among the arrays
   float scaling = 1.0f;

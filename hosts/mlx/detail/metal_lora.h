@@ -2,13 +2,14 @@
 
 #include "graft/mlx/detail/lora_primitive.h"
 
+// lora_delta by Metal kernels.
 namespace graft::mlx::detail {
 
-// Whether Metal kernels take this call; the arrays need not be evaluated.
-Support supports_metal(const LoraCall& call, const Arrays& inputs);
+// Whether there is a kernel for x, A and B; the arrays need not be evaluated.
+Support delta_on_metal(const Arrays& inputs);
 
-// y, (..., out_features), from Metal kernels.
-mx::array metal_lora(const LoraCall& call, const Arrays& inputs, const Caller& caller,
-                     mx::Stream s);
+// y (..., out_features).
+mx::array metal_delta(const LoraCall& call, const Arrays& inputs, const Caller& caller,
+                      mx::Stream s);
 
 }  // namespace graft::mlx::detail

@@ -1,7 +1,9 @@
 #include "graft/mlx/detail/metal_rows.h"
 
+#include <algorithm>
 #include <utility>
 
+#include "graft/mlx/detail/composed.h"
 #include "graft/mlx/detail/views.h"
 
 namespace graft::mlx::detail {
@@ -11,8 +13,8 @@ class RowsNode : public MetalNode {
  public:
   RowsNode(mx::Stream stream, const Caller& caller, std::shared_ptr<const RowLaunch> row_launch,
            std::shared_ptr<mx::Primitive> kernel)
-      : MetalNode(stream, caller, row_launch->direction, true, std::move(kernel),
-                  row_launch->composed),
+      : MetalNode(stream, caller, row_launch->direction, row_launch->counts, std::move(kernel),
+                  row_launch->composed, row_launch->read),
         row_launch_(std::move(row_launch)) {}
 
   Arrays vjp(const Arrays& primals, const Arrays& cotangents, const std::vector<int>& argnums,
@@ -23,9 +25,11 @@ class RowsNode : public MetalNode {
 
   std::pair<Arrays, std::vector<int>> vmap(const Arrays& inputs,
                                            const std::vector<int>& axes) override {
+    bool folds = row_launch_->folds;
     for (std::size_t i = 0; i < axes.size(); ++i) {
-      if ((axes[i] >= 0) != row_launch_->has_rows[i]) return MetalNode::vmap(inputs, axes);
+      folds &= (axes[i] >= 0) == row_launch_->has_rows[i];
     }
+    if (!folds) return MetalNode::vmap(inputs, axes);
     const Arrays outputs = launch_rows(row_launch_, batch_first(inputs, axes), caller(), stream());
     return {outputs, std::vector<int>(outputs.size(), 0)};
   }
@@ -33,6 +37,8 @@ class RowsNode : public MetalNode {
  private:
   std::shared_ptr<const RowLaunch> row_launch_;
 };
+
+bool is_empty(const mx::array& array) { return array.size() == 0; }
 
 // Sums of blocks of `each` rows of a matrix, (blocks, features) float32.
 mx::array sums_of_blocks(const mx::array& matrix, int blocks, int each, mx::Stream s) {
@@ -58,13 +64,29 @@ mx::array launch_add(const mx::array& blocks, const RowSums& sums, mx::Dtype dty
 
 }  // namespace
 
-Arrays launch_rows(const std::shared_ptr<const RowLaunch>& row_launch, const Arrays& inputs,
+Arrays launch_rows(const std::shared_ptr<const RowLaunch>& row_launch, const Arrays& given,
                    const Caller& caller, mx::Stream s) {
-  const Outputs outputs = row_launch->outputs(inputs);
-  if (inputs[0].size() == 0) return zeros(outputs, s);
-  auto node = std::make_shared<RowsNode>(s, caller, row_launch,
-                                         kernel_of(row_launch->call(inputs), inputs, outputs, s));
-  return mx::array::make_arrays(outputs.shapes, outputs.dtypes, node, inputs);
+  Arrays inputs = given;
+  for (std::size_t i = 0; row_launch->flat && i < inputs.size(); ++i) {
+    if (row_launch->has_rows[i]) inputs[i] = as_matrix(inputs[i], s);
+  }
+  const Outputs made = row_launch->outputs(inputs);
+  Arrays outputs;
+  if (std::any_of(inputs.begin(), inputs.end(), is_empty)) {
+    outputs = zeros(made, s);
+  } else {
+    const Arrays read(inputs.begin(), row_launch->read == 0
+                                          ? inputs.end()
+                                          : inputs.begin() + static_cast<int>(row_launch->read));
+    auto node = std::make_shared<RowsNode>(s, caller, row_launch,
+                                           kernel_of(row_launch->call(read), read, made, s));
+    outputs = mx::array::make_arrays(made.shapes, made.dtypes, node, inputs);
+  }
+  if (!row_launch->flat || given[0].ndim() == 2) return outputs;
+  for (mx::array& output : outputs) {
+    output = mx::reshape(output, with_last(given[0].shape(), output.shape(-1)), s);
+  }
+  return outputs;
 }
 
 mx::array at_least_matrix(const mx::array& x, mx::Stream s) {

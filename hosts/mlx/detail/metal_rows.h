@@ -10,7 +10,7 @@
 namespace graft::mlx::detail {
 
 // A launch in which every row of the outputs is made from one row of each matrix among the inputs,
-// so that a batch of matrices is more rows. Matrices may have any number of leading dimensions.
+// so that a batch of matrices is more rows, and any number of leading dimensions are.
 struct RowLaunch {
   using Gradients = std::function<Arrays(const Arrays& primals, const Arrays& cotangents,
                                          const std::vector<int>& argnums, const Arrays& outputs)>;
@@ -21,9 +21,13 @@ struct RowLaunch {
   std::function<Outputs(const Arrays& inputs)> outputs;
   ArraysFunction composed;  // the same from MLX ops
   Gradients gradients;      // composed, too, if not given
+  std::size_t read = 0;     // the kernel reads so many inputs, the first ones; all if 0
+  bool counts = true;       // as an evaluation
+  bool flat = false;        // the kernel wants matrices: leading dimensions are folded before
+  bool folds = true;        // under vmap; not if what a row gives depends on which row it is
 };
 
-// Counted as one evaluation. The first input is a matrix; where it is empty, the outputs are zeros.
+// The first input has rows. Where an input is empty, the outputs are zeros.
 Arrays launch_rows(const std::shared_ptr<const RowLaunch>& row_launch, const Arrays& inputs,
                    const Caller& caller, mx::Stream s);
 

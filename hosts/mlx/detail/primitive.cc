@@ -3,6 +3,7 @@
 #include <sstream>
 #include <stdexcept>
 
+#include "graft/mlx/detail/metal.h"
 #include "graft/mlx/detail/views.h"
 
 namespace graft::mlx::detail {
@@ -30,14 +31,14 @@ ArraysFunction of_variables(const ArraysFunction& function, const Arrays& primal
 
 Support allowed(mx::Stream stream) {
   if (!fused_enabled()) return Support::no("fusion is turned off");
+  if (on_metal(stream)) return Support::no("there is no Metal kernel for it");
   if (stream.device != mx::Device::cpu) {
-    const Support metal = backend_available(DeviceType::kMetal);
-    return Support::no("the stream is on a GPU: " + metal.reason);
+    return Support::no("the stream is on a GPU that is not Metal's");
   }
   return {};
 }
 
-Support serves_dx(const Weight& weight) {
+Support serves_dx(const Panels& weight) {
   if (weight == nullptr || weight->serves_backward()) return {};
   return Support::no("the weight is packed for forward only");
 }

@@ -12,12 +12,13 @@
 
 #include "graft/context.h"
 #include "graft/mlx/detail/tally.h"
-#include "graft/mlx/linear.h"
+#include "graft/mlx/weight.h"
 #include "graft/supports.h"
 
 namespace graft::mlx::detail {
 
 using Arrays = std::vector<mx::array>;
+using Panels = std::shared_ptr<const PackedWeight>;
 using ArraysFunction = std::function<Arrays(const Arrays&)>;
 
 // Why a call may not run fused whatever its operands: fusion is off, or the stream is on a device
@@ -25,7 +26,7 @@ using ArraysFunction = std::function<Arrays(const Arrays&)>;
 Support allowed(mx::Stream stream);
 
 // No if `weight` is packed for forward only. A plain weight, null here, serves any product.
-Support serves_dx(const Weight& weight);
+Support serves_dx(const Panels& weight);
 
 // No if one of the first `count` arrays has a dtype the library cannot even view.
 Support dtypes_known(const Arrays& inputs, std::size_t count);
