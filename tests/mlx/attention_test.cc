@@ -6,6 +6,7 @@
 #include <stdexcept>
 
 #include "graft/mlx/fusion.h"
+#include "kernels_here.h"
 #include "truth.h"
 
 namespace graft::mlx {
@@ -119,20 +120,13 @@ Arrays operands(const Case& c, mx::Dtype dtype = mx::float32) {
           normal({2, c.keys, 2, 8}, 3, 1.0f, dtype)};
 }
 
-void expect_all_fused() {
-  EXPECT_FALSE(fusion_report().empty());
-  for (const auto& record : fusion_report()) {
-    EXPECT_TRUE(record.fused) << name_of(record.direction) << ": " << record.reason;
-  }
-}
-
 TEST(Attention, FusedAndComposedAgainstTruth) {
   for (const auto& c : cases()) {
     const auto in = operands(c);
     const auto expected = truth(in[0], in[1], in[2], c.options);
     reset_fusion_report();
     EXPECT_LE(max_error(attention(in[0], in[1], in[2], c.options), expected), 1e-5);
-    expect_all_fused();
+    testing::expect_fused();
     set_fused_enabled(false);
     EXPECT_LE(max_error(attention(in[0], in[1], in[2], c.options), expected), 1e-5);
     set_fused_enabled(true);
@@ -156,7 +150,7 @@ TEST(Attention, GradientsAgainstFiniteDifferences) {
   reset_fusion_report();
   const auto gradients = mx::grad(loss, std::vector<int>{0, 1, 2})(in);
   mx::eval(gradients);
-  expect_all_fused();
+  testing::expect_fused();
   for (std::size_t i = 0; i < 3; ++i) {
     const auto expected = finite_differences(loss, in, i);
     EXPECT_LE(max_error(gradients[i], expected), 3e-3 * (1 + largest(expected))) << i;
@@ -207,7 +201,7 @@ TEST(Attention, Transforms) {
   const auto second = mx::take(mapped, 1, 1);
   EXPECT_LE(max_error(second, truth(mx::sin(in[0]), mx::sin(in[1]), mx::sin(in[2]), c.options)),
             1e-5);
-  expect_all_fused();
+  testing::expect_fused();
 
   const auto one_k = mx::vmap(fused, {1, -1, -1}, {1})({batched[0], in[1], in[2]})[0];
   EXPECT_LE(max_error(mx::take(one_k, 2, 1), truth(mx::cos(in[0]), in[1], in[2], c.options)), 1e-5);

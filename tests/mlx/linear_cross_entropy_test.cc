@@ -5,6 +5,7 @@
 #include <string>
 
 #include "graft/mlx/fusion.h"
+#include "kernels_here.h"
 #include "truth.h"
 
 namespace graft::mlx {
@@ -77,7 +78,7 @@ TEST(LinearCrossEntropy, LossesAndGradient) {
   for (std::size_t i = 0; i < t.dx.data.size(); ++i) t.dx.data[i] *= scale[i / 24];
   expect_as_good_as(dx[0], dx2[0], t.dx);
   EXPECT_EQ(losses[0].shape(), (mx::Shape{2, 4}));
-  for (const auto& record : fusion_report()) EXPECT_TRUE(record.fused) << record.reason;
+  testing::expect_fused();
 }
 
 TEST(LinearCrossEntropy, AnotherIgnoredTargetAndPlainWeight) {
@@ -176,6 +177,9 @@ TEST(LinearCrossEntropy, TargetOutsideTheVocabulary) {
   const Case in;
   const auto weight = pack(in.w);
   const auto bad = mx::array({3, 1, 0, 97, 41, 17, 17, 17}, {2, 4});
+  if (!testing::has_kernels("linear_cross_entropy")) {
+    GTEST_SKIP() << "MLX's own ops, of which the loss is composed here, do not look at targets";
+  }
   EXPECT_THROW(
       {
         try {
