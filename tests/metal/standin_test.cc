@@ -213,6 +213,28 @@ TEST(MetalStandin, SimdgroupMatricesMultiply) {
   EXPECT_EQ(machine.traffic().device_writes, 256u);
 }
 
+// As MLX's own kernels are written: buffers of a type that the instantiation says.
+TEST(MetalStandin, KernelsMayBeTemplates) {
+  const std::string text = R"(
+  template <typename T, int Step>
+  [[kernel, max_total_threads_per_threadgroup(32)]] void sums(
+      const device T* x [[buffer(0)]], device T* y [[buffer(1)]],
+      const constant T& first [[buffer(2)]], uint lane [[thread_index_in_simdgroup]]) {
+    const vec<T, 2> pair = vec<T, 2>(x[lane], first) - vec<T, 2>(first, T(Step));
+    y[lane] = simd_prefix_inclusive_sum(pair.x) + pair.y;
+  }
+  template [[host_name("sums_4")]] [[kernel]] decltype(sums<float, 4>) sums<float, 4>;
+  )";
+  std::vector<float> x(32, 5.0f), y(32);
+  float first = 3;
+  Machine machine;
+  EXPECT_EQ(Shader(text, GRAFT_SHADER_CACHE)
+                .launch(machine, {{x.data(), 128, true}, {y.data(), 128, false}, {&first, 4, true}},
+                        {{32, 1, 1}}, {{32, 1, 1}}),
+            "");
+  for (std::size_t i = 0; i < 32; ++i) EXPECT_EQ(y[i], 2.0f * static_cast<float>(i + 1) - 1.0f);
+}
+
 TEST(MetalStandin, SmallFloatsRoundEveryOperation) {
   const Result result =
       run("const bfloat a = bfloat(256.0f), b = bfloat(1.0f); const half c = half(2048.0f), d = "
