@@ -48,7 +48,8 @@ std::string check_text(const std::string& text) {
 
 class Evaluation {
  public:
-  Evaluation(std::uint32_t seed, Evaluated& result) : machine_(seed), result_(result) {}
+  Evaluation(std::uint32_t seed, const std::string& before, Evaluated& result)
+      : machine_(seed), before_(before), result_(result) {}
 
   void set(const mx::array& tracer, const mx::array& value) {
     values_.insert_or_assign(tracer.id(), value);
@@ -128,7 +129,7 @@ class Evaluation {
     }
     if (result_.fault.empty()) result_.fault = check_text(launched.text);
     if (result_.fault.empty()) {
-      result_.fault = Shader(launched.text, GRAFT_SHADER_CACHE)
+      result_.fault = Shader(before_ + launched.text, GRAFT_SHADER_CACHE)
                           .launch(machine_, buffers, launched.grid, launched.group);
       launched.traffic = machine_.traffic();
     }
@@ -138,6 +139,7 @@ class Evaluation {
   }
 
   Machine machine_;
+  std::string before_;
   Evaluated& result_;
   std::map<std::uintptr_t, mx::array> values_;
 };
@@ -145,7 +147,7 @@ class Evaluation {
 }  // namespace
 
 Evaluated evaluate_on_metal(const std::function<Arrays(const Arrays&)>& function,
-                            const Arrays& inputs, std::uint32_t seed) {
+                            const Arrays& inputs, std::uint32_t seed, const std::string& before) {
   Arrays tracers, traced;
   bool built = false;
   const auto build = [&](const Arrays& arrays) {
@@ -162,7 +164,7 @@ Evaluated evaluate_on_metal(const std::function<Arrays(const Arrays&)>& function
     if (!built) throw;
   }
   Evaluated result;
-  Evaluation evaluation(seed, result);
+  Evaluation evaluation(seed, before, result);
   for (std::size_t i = 0; i < inputs.size(); ++i) evaluation.set(tracers[i], inputs[i]);
   for (const mx::array& output : traced) result.outputs.push_back(evaluation.value(output));
   return result;

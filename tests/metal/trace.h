@@ -27,9 +27,10 @@ struct Evaluated {
 };
 
 /// Builds the graph of `function` of `inputs` as on a machine with Metal, and evaluates it: MLX's
-/// own operations on the CPU, Metal kernels on the stand-in, from the text that MLX would compile.
+/// own operations on the CPU, Metal kernels on the stand-in, from the text that MLX would compile,
+/// with `before` put before each.
 Evaluated evaluate_on_metal(
     const std::function<std::vector<mx::array>(const std::vector<mx::array>&)>& function,
-    const std::vector<mx::array>& inputs, std::uint32_t seed = 0);
+    const std::vector<mx::array>& inputs, std::uint32_t seed = 0, const std::string& before = "");
 
 }  // namespace graft::standin
