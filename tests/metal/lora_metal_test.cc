@@ -8,6 +8,7 @@
 
 #include "graft/mlx/fusion.h"
 #include "graft/mlx/lora.h"
+#include "metal/layouts.h"
 #include "metal/trace.h"
 #include "mlx/truth.h"
 
@@ -261,6 +262,18 @@ TEST(LoraMetal, DropoutIsTheSameAsOnTheCpu) {
                 1e-5 * (1 + mlx::testing::largest(mlx::testing::values(cpu[i]))))
           << i;
     }
+  }
+}
+
+// Matrices come from memory and go back to it whole: which lane holds what matters not.
+TEST(LoraMetal, LinearDoesNotDependOnTheLayoutOfMatrices) {
+  const Arrays p = linear_operands({33, 37, 40, 8}, mx::float32);
+  const auto function = [](const Arrays& in) { return linear_and_gradients(in); };
+  const Evaluated run = evaluate_on_metal(function, p);
+  const Evaluated other = evaluate_on_metal(function, p, 0, kTransposed);
+  EXPECT_EQ(run.fault + other.fault, "");
+  for (std::size_t i = 0; i < run.outputs.size(); ++i) {
+    EXPECT_EQ(mlx::testing::values(other.outputs[i]), mlx::testing::values(run.outputs[i])) << i;
   }
 }
 

@@ -54,8 +54,8 @@ std::string hash_of(const std::string& text) {
 std::string compile(const Source& source, const fs::path& cache) {
   const fs::path root = GRAFT_TESTS_DIR;
   std::string key = source.cpp;
-  for (const char* header : {"metal/msl/metal_stdlib", "metal/msl/metal_simdgroup_matrix"}) {
-    key += read_file(root / header);
+  for (const char* header : {"metal_stdlib", "metal_simdgroup", "metal_simdgroup_matrix"}) {
+    key += read_file(root / "metal" / "msl" / header);
   }
   fs::create_directories(cache);
   const fs::path object = cache / (hash_of(key) + ".so");

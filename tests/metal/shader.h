@@ -18,8 +18,8 @@ struct Buffer {
 /// One kernel of a Metal source text, compiled as C++ with notes of its memory accesses.
 class Shader {
  public:
-  /// `text` has one kernel, as MLX writes it: a template with an explicit instantiation, or no
-  /// template. Objects are kept in `cache`, a folder, by the text and the stand-in's headers.
+  /// Takes the first kernel of `text`, as MLX writes it: a template with an explicit instantiation,
+  /// or no template. Objects are kept in `cache`, a folder, by the text and the stand-in's headers.
   /// Throws std::runtime_error with the compiler's messages, whose lines are those of `text`.
   Shader(const std::string& text, const std::string& cache);
   ~Shader();

@@ -83,10 +83,9 @@ std::string entry(const std::string& instance, const std::vector<Parameter>& par
     if (!p.is_buffer()) {
       arguments += "graft_builtin<" + p.type + ">(thread_." + p.attribute + ")";
     } else {
-      const std::size_t last = p.type.find_last_not_of(" \n");
-      const std::string pointee = p.type.substr(0, last);
-      const std::string pointer = "(" + pointee + "*)buffers_[" + std::to_string(buffer++) + "]";
-      arguments += p.type[last] == '&' ? "*" + pointer : pointer;
+      const bool reference = p.type[p.type.find_last_not_of(" \n")] == '&';
+      arguments += reference ? "GraftReference" : "GraftPointer";
+      arguments += "{buffers_[" + std::to_string(buffer++) + "]}";
     }
   }
   return "\nextern \"C\" GRAFT_UNSEEN void graft_enter(void* const* buffers_, "
@@ -97,7 +96,7 @@ std::string entry(const std::string& instance, const std::vector<Parameter>& par
 }  // namespace
 
 Source translate(const std::string& text) {
-  static const std::regex kernel(R"((?:\[\[\s*kernel\s*\]\]|\bkernel\b)\s+void\s+(\w+)\s*\()");
+  static const std::regex kernel(R"((?:\[\[\s*kernel\b[^\]]*\]\]|\bkernel\b)\s+void\s+(\w+)\s*\()");
   static const std::regex instantiation(
       R"(template\s*\[\[\s*host_name[^\]]*\]\]\s*\[\[\s*kernel\s*\]\]\s*decltype\(([^;]*?)\)\s*\w+<[^;]*;)");
   static const std::regex attribute(R"(\[\[[^\[\]]*\]\])");

@@ -5,6 +5,7 @@
 #include <string>
 #include <vector>
 
+#include "metal/layouts.h"
 #include "metal/shader.h"
 
 namespace graft::standin {
@@ -196,21 +197,47 @@ TEST(MetalStandin, SimdgroupMatricesMultiply) {
   std::vector<float> a(72), b(64), c(64);
   for (std::size_t i = 0; i < 72; ++i) a[i] = static_cast<float>(i % 7) - 3;
   for (std::size_t i = 0; i < 64; ++i) b[i] = static_cast<float>(i % 5) - 1;
-  Machine machine;
-  EXPECT_EQ(
-      Shader(text, GRAFT_SHADER_CACHE)
-          .launch(machine, {{a.data(), 288, true}, {b.data(), 256, true}, {c.data(), 256, false}},
-                  {{32, 1, 1}}, {{32, 1, 1}}),
-      "");
-  for (std::size_t row = 0; row < 8; ++row) {
-    for (std::size_t col = 0; col < 8; ++col) {
-      float sum = 0;
-      for (std::size_t k = 0; k < 8; ++k) sum += a[row * 9 + 1 + k] * b[col * 8 + k];
-      EXPECT_EQ(c[row * 8 + col], sum) << row << ", " << col;
+  // Whichever lane holds what; that it is the right one is shown by MLX's kernels (steel_test.cc).
+  for (const std::string layout : {"", kTransposed, kRowsSwapped, kRenumbered}) {
+    SCOPED_TRACE(layout);
+    Machine machine;
+    EXPECT_EQ(
+        Shader(layout + text, GRAFT_SHADER_CACHE)
+            .launch(machine, {{a.data(), 288, true}, {b.data(), 256, true}, {c.data(), 256, false}},
+                    {{32, 1, 1}}, {{32, 1, 1}}),
+        "");
+    for (std::size_t row = 0; row < 8; ++row) {
+      for (std::size_t col = 0; col < 8; ++col) {
+        float sum = 0;
+        for (std::size_t k = 0; k < 8; ++k) sum += a[row * 9 + 1 + k] * b[col * 8 + k];
+        EXPECT_EQ(c[row * 8 + col], sum) << row << ", " << col;
+      }
     }
+    EXPECT_EQ(machine.traffic().flops, 2u * 8 * 8 * 8);
+    EXPECT_EQ(machine.traffic().device_writes, 256u);
   }
-  EXPECT_EQ(machine.traffic().flops, 2u * 8 * 8 * 8);
-  EXPECT_EQ(machine.traffic().device_writes, 256u);
+}
+
+// As MLX's own kernels are written: buffers of a type that the instantiation says.
+TEST(MetalStandin, KernelsMayBeTemplates) {
+  const std::string text = R"(
+  template <typename T, int Step>
+  [[kernel, max_total_threads_per_threadgroup(32)]] void sums(
+      const device T* x [[buffer(0)]], device T* y [[buffer(1)]],
+      const constant T& first [[buffer(2)]], uint lane [[thread_index_in_simdgroup]]) {
+    const vec<T, 2> pair = vec<T, 2>(x[lane], first) - vec<T, 2>(first, T(Step));
+    y[lane] = simd_prefix_inclusive_sum(pair.x) + pair.y;
+  }
+  template [[host_name("sums_4")]] [[kernel]] decltype(sums<float, 4>) sums<float, 4>;
+  )";
+  std::vector<float> x(32, 5.0f), y(32);
+  float first = 3;
+  Machine machine;
+  EXPECT_EQ(Shader(text, GRAFT_SHADER_CACHE)
+                .launch(machine, {{x.data(), 128, true}, {y.data(), 128, false}, {&first, 4, true}},
+                        {{32, 1, 1}}, {{32, 1, 1}}),
+            "");
+  for (std::size_t i = 0; i < 32; ++i) EXPECT_EQ(y[i], 2.0f * static_cast<float>(i + 1) - 1.0f);
 }
 
 TEST(MetalStandin, SmallFloatsRoundEveryOperation) {

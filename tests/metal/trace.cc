@@ -97,7 +97,7 @@ void Standin::launch(const mx::Primitive& kernel, const Arrays& inputs, Arrays& 
 
 const Shader& Standin::shader_of(const std::string& text) {
   std::unique_ptr<Shader>& shader = shaders_[text];
-  if (shader == nullptr) shader = std::make_unique<Shader>(text, GRAFT_SHADER_CACHE);
+  if (shader == nullptr) shader = std::make_unique<Shader>(before_ + text, GRAFT_SHADER_CACHE);
   return *shader;
 }
 
@@ -107,8 +107,8 @@ std::string Standin::take_fault() {
 }
 
 Evaluated evaluate_on_metal(const std::function<Arrays(const Arrays&)>& function,
-                            const Arrays& inputs, std::uint32_t seed) {
-  Standin standin(seed);
+                            const Arrays& inputs, std::uint32_t seed, const std::string& before) {
+  Standin standin(seed, before);
   mlx::detail::MetalStandin* const outer = mlx::detail::set_metal_standin(&standin);
   Evaluated result;
   try {

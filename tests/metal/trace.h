@@ -7,6 +7,7 @@
 #include <memory>
 #include <mutex>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "graft/mlx/detail/metal.h"
@@ -28,8 +29,9 @@ struct Launched {
 /// Executes the text that MLX would compile, wherever in a graph and whenever MLX evaluates it.
 class Standin : public mlx::detail::MetalStandin {
  public:
-  /// Threads go on in an order that is drawn from `seed`.
-  explicit Standin(std::uint32_t seed = 0) : machine_(seed) {}
+  /// Threads go on in an order that is drawn from `seed`. `before` is put before each text.
+  explicit Standin(std::uint32_t seed = 0, std::string before = "")
+      : machine_(seed), before_(std::move(before)) {}
 
   void launch(const mx::Primitive& kernel, const Arrays& inputs, Arrays& outputs) override;
 
@@ -44,6 +46,7 @@ class Standin : public mlx::detail::MetalStandin {
 
   std::mutex mutex_;  // streams have threads of their own
   Machine machine_;
+  std::string before_;
   std::map<std::string, std::unique_ptr<Shader>> shaders_;
   std::vector<Launched> launched_;
   std::string fault_;
@@ -57,8 +60,9 @@ struct Evaluated {
 };
 
 /// Builds the graph of `function` of `inputs` as on a machine with Metal, and evaluates it: MLX's
-/// own operations on the CPU, Metal kernels on the stand-in.
+/// own operations on the CPU, Metal kernels on a `Standin(seed, before)`.
 Evaluated evaluate_on_metal(const std::function<Arrays(const Arrays&)>& function,
-                            const Arrays& inputs, std::uint32_t seed = 0);
+                            const Arrays& inputs, std::uint32_t seed = 0,
+                            const std::string& before = "");
 
 }  // namespace graft::standin
