@@ -1,20 +1,17 @@
 #include "apps/graft/commands/bench.h"
 
 #include <fmt/format.h>
-#include <mlx/version.h>
 #include <unistd.h>
 
 #include <algorithm>
-#include <chrono>
 #include <cstdio>
-#include <ctime>
-#include <fstream>
 #include <string>
 #include <vector>
 
 #include "apps/graft/adapter/atomic_file.h"
 #include "apps/graft/bench/blas.h"
 #include "apps/graft/bench/candidates.h"
+#include "apps/graft/bench/facts.h"
 #include "apps/graft/bench/overhead_plot.h"
 #include "apps/graft/bench/peak.h"
 #include "apps/graft/bench/table.h"
@@ -24,7 +21,6 @@
 #include "graft/context.h"
 #include "graft/mlx/fusion.h"
 #include "graft/supports.h"
-#include "graft/version.h"
 
 namespace graft::app {
 namespace {
@@ -76,24 +72,6 @@ Machine measure_machine(const BenchFlags& flags, Stopwatch& stopwatch, const Bla
   return machine;
 }
 
-std::string processor() {
-  std::ifstream file("/proc/cpuinfo");
-  for (std::string line; std::getline(file, line);) {
-    const std::size_t colon = line.find(": ");
-    if (line.rfind("model name", 0) == 0 && colon != std::string::npos) {
-      return line.substr(colon + 2);
-    }
-  }
-  return "unknown";
-}
-
-std::string date() {
-  const std::time_t now = std::chrono::system_clock::to_time_t(std::chrono::system_clock::now());
-  char text[32];
-  std::strftime(text, sizeof(text), "%Y-%m-%d %H:%M UTC", std::gmtime(&now));
-  return text;
-}
-
 std::string command_line(const BenchFlags& flags) {
   const BenchFlags usual;
   std::string text = "graft bench lora --dtype " + flags.dtype;
@@ -111,8 +89,7 @@ Facts facts_of(const BenchFlags& flags, const Machine& machine, const Blas& blas
   return {
       {"device", fmt::format("{}, {} threads", processor(), num_threads())},
       {"isa", cpu_isa()},
-      {"versions",
-       fmt::format("graft {}, MLX {}, BLAS {}", kVersion, mx::version(), blas.version())},
+      {"versions", versions(blas)},
       {"date", date()},
       {"command", command_line(flags)},
       {"limits",
@@ -146,8 +123,7 @@ void run_bench_lora(const BenchFlags& flags) {
   const Blas blas;
   Stopwatch stopwatch(flags.rounds, flags.block_ms);
   Machine machine = measure_machine(flags, stopwatch, blas);
-  for (const auto& [name, value] : facts_of(flags, machine, blas))
-    fmt::print("{:<9} {}\n", name, value);
+  print_facts(facts_of(flags, machine, blas));
 
   const Table table(stdout_is_terminal() ? terminal_width() : 120);
   fmt::print("\n{}\n", table.head());
