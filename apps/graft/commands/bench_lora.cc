@@ -1,4 +1,4 @@
-#include "apps/graft/commands/bench.h"
+#include "apps/graft/commands/bench_lora.h"
 
 #include <fmt/format.h>
 #include <unistd.h>
@@ -47,7 +47,7 @@ double measure_launch(Stopwatch& stopwatch, const Blas& blas) {
 }
 
 // The arithmetic alone: a tenth of a second.
-Machine measure_peaks(const BenchFlags& flags) {
+Machine measure_peaks(const BenchLoraFlags& flags) {
   Machine machine;
   machine.gflops_f32 = peak_gflops_f32(num_threads());
   machine.gflops_bf16 = flags.dtype == "bf16" ? peak_gflops_bf16(num_threads()) : 0.0;
@@ -62,7 +62,7 @@ Machine with_peaks_of(Machine machine, const Machine& other) {
   return machine;
 }
 
-Machine measure_machine(const BenchFlags& flags, Stopwatch& stopwatch, const Blas& blas) {
+Machine measure_machine(const BenchLoraFlags& flags, Stopwatch& stopwatch, const Blas& blas) {
   const int threads = num_threads();
   Machine machine = measure_peaks(flags);
   machine.cache_bytes = last_cache_bytes();
@@ -72,20 +72,17 @@ Machine measure_machine(const BenchFlags& flags, Stopwatch& stopwatch, const Bla
   return machine;
 }
 
-std::string command_line(const BenchFlags& flags) {
-  const BenchFlags usual;
+std::string command_line(const BenchLoraFlags& flags) {
   std::string text = "graft bench lora --dtype " + flags.dtype;
-  if (flags.dropout != usual.dropout) text += fmt::format(" --dropout {}", flags.dropout);
-  if (flags.threads != usual.threads) text += fmt::format(" --threads {}", flags.threads);
-  if (flags.rounds != usual.rounds) text += fmt::format(" --rounds {}", flags.rounds);
-  if (flags.block_ms != usual.block_ms) text += fmt::format(" --block-ms {}", flags.block_ms);
-  if (flags.rotate_mb >= 0.0) text += fmt::format(" --rotate-mb {}", flags.rotate_mb);
-  if (flags.quick) text += " --quick";
+  if (flags.dropout != BenchLoraFlags().dropout) {
+    text += fmt::format(" --dropout {}", flags.dropout);
+  }
+  text += words_of(flags);
   for (const std::string& word : flags.filter) text += " --filter '" + word + "'";
   return text;
 }
 
-Facts facts_of(const BenchFlags& flags, const Machine& machine, const Blas& blas) {
+Facts facts_of(const BenchLoraFlags& flags, const Machine& machine, const Blas& blas) {
   return {
       {"device", fmt::format("{}, {} threads", processor(), num_threads())},
       {"isa", cpu_isa()},
@@ -111,7 +108,7 @@ void refuse_composed() {
 
 }  // namespace
 
-void run_bench_lora(const BenchFlags& flags) {
+void run_bench_lora(const BenchLoraFlags& flags) {
   if (!mlx::fused_enabled()) throw UserError("GRAFT_FUSED=0 leaves nothing to measure; unset it");
   const std::vector<Case> cases =
       all_cases({flags.dtype == "bf16", flags.dropout, flags.quick, flags.filter});
@@ -128,11 +125,10 @@ void run_bench_lora(const BenchFlags& flags) {
   const Table table(stdout_is_terminal() ? terminal_width() : 120);
   fmt::print("\n{}\n", table.head());
   mlx::reset_fusion_report();
-  const double rotate_bytes = flags.rotate_mb < 0.0 ? usual_rotate_bytes() : flags.rotate_mb * 1e6;
   std::vector<Result> results;
   for (const Case& item : cases) {
     machine = with_peaks_of(machine, measure_peaks(flags));
-    const std::vector<Tensors> sets = make_sets(item, rotate_bytes);
+    const std::vector<Tensors> sets = make_sets(item, flags.rotate_bytes());
     const std::vector<Candidate> candidates = candidates_for(item, sets, blas);
     const std::vector<Timing> timings = stopwatch.measure(candidates, sets.size());
     refuse_composed();
