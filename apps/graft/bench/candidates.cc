@@ -5,14 +5,12 @@
 #include <string>
 #include <utility>
 
+#include "apps/graft/bench/graphs.h"
 #include "graft/linear.h"
 #include "graft/lora.h"
-#include "graft/mlx/lora.h"
 
 namespace graft::app::bench {
 namespace {
-
-constexpr float kScaling = 2.0f;
 
 // ---- the core, called directly ----
 
@@ -124,88 +122,15 @@ void run_blas(const Blas& blas, const Case& item, const Tensors& set) {
 
 // ---- under MLX ----
 
-// y as a function of {x, a, b}, or of {x} alone, of one set.
-using Graph = std::function<mx::array(const std::vector<mx::array>&, const Tensors&)>;
-
 Candidate under_mlx(std::string name, bool uses_blas, const Case& item,
-                    const std::vector<Tensors>& sets, Graph graph) {
-  const bool backward = item.pass == Pass::kForwardBackward;
-  const bool has_adapter = item.op != Op::kLinear;
-  auto run = [&sets, backward, has_adapter, graph = std::move(graph)](std::size_t i) {
+                    const std::vector<Tensors>& sets,
+                    std::function<mx::array(const Arrays&, const Tensors&)> graph) {
+  auto run = [&sets, item, graph = std::move(graph)](std::size_t i) {
     const Tensors& set = sets[i];
-    std::vector<mx::array> inputs = {set.x};
-    if (has_adapter) inputs.insert(inputs.end(), {set.a, set.b});
-    if (!backward) return mx::eval(graph(inputs, set));
-    const auto function = [&](const std::vector<mx::array>& given) {
-      return std::vector<mx::array>{graph(given, set)};
-    };
-    auto [outputs, gradients] = mx::vjp(function, inputs, {set.dy});
-    outputs.insert(outputs.end(), gradients.begin(), gradients.end());
-    mx::eval(outputs);
+    const auto y = [&](const Arrays& inputs) { return graph(inputs, set); };
+    mx::eval(outputs_of(y, item.pass, trained_inputs(item), inputs_of(item, set), set.dy));
   };
   return {std::move(name), uses_blas, std::move(run)};
-}
-
-mx::array fused(const Case& item, const std::vector<mx::array>& inputs, const Tensors& set) {
-  switch (item.op) {
-    case Op::kLinear:
-      return mlx::linear(inputs[0], set.packed);
-    case Op::kLoraDelta:
-      return mlx::lora_forward_fused(inputs[0], inputs[1], inputs[2], kScaling);
-    case Op::kLoraLinear:
-      break;
-  }
-  return mlx::lora_linear(inputs[0], set.packed, std::nullopt, inputs[1], inputs[2], kScaling,
-                          {.p = item.dropout});
-}
-
-// MLX's own bfloat16 products on the CPU are some 30 times slower than its float32 ones, so the
-// best order widens first.
-mx::array widened(const mx::array& array) { return mx::astype(array, mx::float32); }
-
-mx::array dropped(const Case& item, const mx::array& x) {
-  if (item.dropout == 0.0f) return x;
-  const mx::array kept = mx::random::bernoulli(1.0f - item.dropout, x.shape());
-  return mx::multiply(mx::multiply(x, mx::array(1.0f / (1.0f - item.dropout))), kept);
-}
-
-mx::array scaled_shrink(const Case& item, const std::vector<mx::array>& inputs) {
-  return mx::multiply(mx::matmul(dropped(item, widened(inputs[0])), widened(inputs[1])),
-                      mx::array(kScaling));
-}
-
-mx::array composed_base(const std::vector<mx::array>& inputs, const Tensors& set) {
-  return mx::matmul(widened(inputs[0]), mx::transpose(widened(set.w)));
-}
-
-// The orders worth trying; which is best depends on the shape.
-std::vector<std::pair<const char*, Graph>> composed_graphs(const Case& item) {
-  using Inputs = std::vector<mx::array>;
-  switch (item.op) {
-    case Op::kLinear:
-      return {
-          {"x·Wᵀ", [](const Inputs& in, const Tensors& set) { return composed_base(in, set); }}};
-    case Op::kLoraDelta:
-      return {{"(s·(x·A))·B",
-               [item](const Inputs& in, const Tensors&) {
-                 return mx::matmul(scaled_shrink(item, in), widened(in[2]));
-               }},
-              {"s·((x·A)·B)", [](const Inputs& in, const Tensors&) {
-                 return mx::multiply(
-                     mx::matmul(mx::matmul(widened(in[0]), widened(in[1])), widened(in[2])),
-                     mx::array(kScaling));
-               }}};
-    case Op::kLoraLinear:
-      break;
-  }
-  return {{"addmm",
-           [item](const Inputs& in, const Tensors& set) {
-             return mx::addmm(composed_base(in, set), scaled_shrink(item, in), widened(in[2]));
-           }},
-          {"add", [item](const Inputs& in, const Tensors& set) {
-             return mx::add(composed_base(in, set),
-                            mx::matmul(scaled_shrink(item, in), widened(in[2])));
-           }}};
 }
 
 }  // namespace
@@ -231,9 +156,10 @@ std::vector<Candidate> candidates_for(const Case& item, const std::vector<Tensor
       add_core(kBase, linear_core);
       break;
   }
-  candidates.push_back(under_mlx(
-      kEval, false, item, sets,
-      [item](const auto& inputs, const Tensors& set) { return fused(item, inputs, set); }));
+  candidates.push_back(
+      under_mlx(kEval, false, item, sets, [item](const Arrays& inputs, const Tensors& set) {
+        return fused_graph(item, inputs, set.packed);
+      }));
 
   if (blas.present() && !item.bf16 && item.dropout == 0.0f) {
     candidates.push_back(
@@ -241,9 +167,9 @@ std::vector<Candidate> candidates_for(const Case& item, const std::vector<Tensor
   }
   for (const auto& [name, graph] : composed_graphs(item)) {
     const mx::Dtype dtype = item.bf16 ? mx::bfloat16 : mx::float32;
-    candidates.push_back(under_mlx(std::string(kComposed) + name, true, item, sets,
-                                   [graph = graph, dtype](const auto& inputs, const Tensors& set) {
-                                     return mx::astype(graph(inputs, set), dtype);
+    candidates.push_back(under_mlx(kComposed + name, true, item, sets,
+                                   [graph = graph, dtype](const Arrays& inputs, const Tensors&) {
+                                     return mx::astype(graph(inputs), dtype);
                                    }));
   }
   return candidates;

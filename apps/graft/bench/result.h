@@ -3,10 +3,10 @@
 #include <cstddef>
 #include <optional>
 #include <string>
-#include <utility>
 #include <vector>
 
 #include "apps/graft/bench/arithmetic.h"
+#include "apps/graft/bench/facts.h"
 #include "apps/graft/bench/timing.h"
 
 namespace graft::app::bench {
@@ -35,11 +35,7 @@ struct Result {
 Result result_of(const Case& item, std::size_t sets, const Machine& machine,
                  const std::vector<Candidate>& candidates, const std::vector<Timing>& timings);
 
-/// Names and values that a file of results begins with: device, versions, date, limits.
-using Facts = std::vector<std::pair<std::string, std::string>>;
-
-/// Lines `# name: value`, a line of column names, and one line a result; times in µs, empty where
-/// something was not measured.
+/// A file of results; times in µs, empty where something was not measured.
 std::string csv_of(const Facts& facts, const Machine& machine, const std::vector<Result>& results);
 
 }  // namespace graft::app::bench

@@ -5,19 +5,16 @@
 #include <string_view>
 #include <vector>
 
+#include "apps/graft/bench/columns.h"
+
 namespace graft::app::bench {
 namespace {
 
-struct Column {
-  const char* title;
-  int width;
-  int needs;  // columns of the terminal, from which on it is shown
-};
-
 constexpr Column kColumns[] = {
-    {"shape", 16, 0}, {"r", 3, 0},        {"op", 8, 0},        {"pass", 4, 0},  {"unfused", 9, 0},
-    {"fused", 9, 0},  {"speed-up", 8, 0}, {"overhead", 8, 0},  {"floor", 6, 0}, {"peak", 5, 88},
-    {"bound", 6, 96}, {"MLX", 9, 112},    {"via MLX", 9, 112},
+    {"shape", 16, 0, true}, {"r", 3},        {"op", 8, 0, true},     {"pass", 4, 0, true},
+    {"unfused", 9},         {"fused", 9},    {"speed-up", 8},        {"overhead", 8},
+    {"floor", 6},           {"peak", 5, 88}, {"bound", 6, 96, true}, {"MLX", 9, 112},
+    {"via MLX", 9, 112},
 };
 
 // Times from 1 µs to seconds, four digits.
@@ -41,42 +38,30 @@ std::string_view short_name(Op op) {
   return "lora";
 }
 
-std::string row(const std::vector<std::string>& cells, int width) {
-  std::string text;
-  for (std::size_t i = 0; i < cells.size(); ++i) {
-    const Column& column = kColumns[i];
-    if (column.needs > width) continue;
-    const bool left = i == 0 || i == 2 || i == 3 || i == 10;
-    if (!text.empty()) text += ' ';
-    text += left ? fmt::format("{:<{}}", cells[i], column.width)
-                 : fmt::format("{:>{}}", cells[i], column.width);
-  }
-  while (!text.empty() && text.back() == ' ') text.pop_back();
-  return text;
-}
-
 }  // namespace
 
-std::string Table::head() const {
-  std::vector<std::string> cells;
-  for (const Column& column : kColumns) cells.emplace_back(column.title);
-  return row(cells, width_);
-}
+std::string Table::head() const { return head_of(kColumns, width_); }
 
 std::string Table::line(const Result& result, const Machine& machine) const {
   const Case& item = result.item;
   const bool has_base = result.base.has_value();
   std::string op(short_name(item.op));
   if (item.dropout > 0.0f) op += fmt::format(" {}", item.dropout);
-  return row({shape_of(item), item.rank == 0 ? "" : std::to_string(item.rank), op,
-              item.pass == Pass::kForward ? "fwd" : "f+b", time_text(result.unfused()),
-              time_text(result.fused.median), fmt::format("{:.2f}x", result.speed_up()),
-              has_base ? percent(overhead(result.fused, *result.base)) : "",
-              has_base ? percent(floor_overhead(item)) : "",
-              fmt::format("{:.0f}%", 100.0 * result.gflops() / machine.gflops(item)),
-              name_of(result.bound.limit), time_text(result.composed->median),
-              time_text(result.eval.median)},
-             width_);
+  const std::vector<std::string> cells = {
+      shape_of(item),
+      item.rank == 0 ? "" : std::to_string(item.rank),
+      op,
+      item.pass == Pass::kForward ? "fwd" : "f+b",
+      time_text(result.unfused()),
+      time_text(result.fused.median),
+      fmt::format("{:.2f}x", result.speed_up()),
+      has_base ? percent(overhead(result.fused, *result.base)) : "",
+      has_base ? percent(floor_overhead(item)) : "",
+      fmt::format("{:.0f}%", 100.0 * result.gflops() / machine.gflops(item)),
+      name_of(result.bound.limit),
+      time_text(result.composed->median),
+      time_text(result.eval.median)};
+  return line_of(kColumns, cells, width_);
 }
 
 }  // namespace graft::app::bench

@@ -3,24 +3,20 @@
 #include <string>
 #include <vector>
 
+#include "apps/graft/commands/bench_flags.h"
+
 namespace graft::app {
 
 /// The flags of `graft bench lora`, with their defaults.
-struct BenchFlags {
+struct BenchLoraFlags : MeasurementFlags {
   std::string dtype = "f32";
   float dropout = 0.1f;
-  int threads = 0;
-  int rounds = 7;
-  double block_ms = 8.0;
-  double rotate_mb = -1.0;  // below zero: usual_rotate_bytes()
-  bool quick = false;
   std::vector<std::string> filter;
-  std::string csv;
   std::string svg;
 };
 
 /// Measures fused LoRA beside other ways to compute it: what `graft bench lora` runs.
 /// Throws UserError.
-void run_bench_lora(const BenchFlags& flags);
+void run_bench_lora(const BenchLoraFlags& flags);
 
 }  // namespace graft::app

@@ -1,20 +1,17 @@
-#include "apps/graft/commands/bench.h"
+#include "apps/graft/commands/bench_lora.h"
 
 #include <fmt/format.h>
-#include <mlx/version.h>
 #include <unistd.h>
 
 #include <algorithm>
-#include <chrono>
 #include <cstdio>
-#include <ctime>
-#include <fstream>
 #include <string>
 #include <vector>
 
 #include "apps/graft/adapter/atomic_file.h"
 #include "apps/graft/bench/blas.h"
 #include "apps/graft/bench/candidates.h"
+#include "apps/graft/bench/facts.h"
 #include "apps/graft/bench/overhead_plot.h"
 #include "apps/graft/bench/peak.h"
 #include "apps/graft/bench/table.h"
@@ -24,7 +21,6 @@
 #include "graft/context.h"
 #include "graft/mlx/fusion.h"
 #include "graft/supports.h"
-#include "graft/version.h"
 
 namespace graft::app {
 namespace {
@@ -51,7 +47,7 @@ double measure_launch(Stopwatch& stopwatch, const Blas& blas) {
 }
 
 // The arithmetic alone: a tenth of a second.
-Machine measure_peaks(const BenchFlags& flags) {
+Machine measure_peaks(const BenchLoraFlags& flags) {
   Machine machine;
   machine.gflops_f32 = peak_gflops_f32(num_threads());
   machine.gflops_bf16 = flags.dtype == "bf16" ? peak_gflops_bf16(num_threads()) : 0.0;
@@ -66,7 +62,7 @@ Machine with_peaks_of(Machine machine, const Machine& other) {
   return machine;
 }
 
-Machine measure_machine(const BenchFlags& flags, Stopwatch& stopwatch, const Blas& blas) {
+Machine measure_machine(const BenchLoraFlags& flags, Stopwatch& stopwatch, const Blas& blas) {
   const int threads = num_threads();
   Machine machine = measure_peaks(flags);
   machine.cache_bytes = last_cache_bytes();
@@ -76,43 +72,21 @@ Machine measure_machine(const BenchFlags& flags, Stopwatch& stopwatch, const Bla
   return machine;
 }
 
-std::string processor() {
-  std::ifstream file("/proc/cpuinfo");
-  for (std::string line; std::getline(file, line);) {
-    const std::size_t colon = line.find(": ");
-    if (line.rfind("model name", 0) == 0 && colon != std::string::npos) {
-      return line.substr(colon + 2);
-    }
-  }
-  return "unknown";
-}
-
-std::string date() {
-  const std::time_t now = std::chrono::system_clock::to_time_t(std::chrono::system_clock::now());
-  char text[32];
-  std::strftime(text, sizeof(text), "%Y-%m-%d %H:%M UTC", std::gmtime(&now));
-  return text;
-}
-
-std::string command_line(const BenchFlags& flags) {
-  const BenchFlags usual;
+std::string command_line(const BenchLoraFlags& flags) {
   std::string text = "graft bench lora --dtype " + flags.dtype;
-  if (flags.dropout != usual.dropout) text += fmt::format(" --dropout {}", flags.dropout);
-  if (flags.threads != usual.threads) text += fmt::format(" --threads {}", flags.threads);
-  if (flags.rounds != usual.rounds) text += fmt::format(" --rounds {}", flags.rounds);
-  if (flags.block_ms != usual.block_ms) text += fmt::format(" --block-ms {}", flags.block_ms);
-  if (flags.rotate_mb >= 0.0) text += fmt::format(" --rotate-mb {}", flags.rotate_mb);
-  if (flags.quick) text += " --quick";
+  if (flags.dropout != BenchLoraFlags().dropout) {
+    text += fmt::format(" --dropout {}", flags.dropout);
+  }
+  text += words_of(flags);
   for (const std::string& word : flags.filter) text += " --filter '" + word + "'";
   return text;
 }
 
-Facts facts_of(const BenchFlags& flags, const Machine& machine, const Blas& blas) {
+Facts facts_of(const BenchLoraFlags& flags, const Machine& machine, const Blas& blas) {
   return {
       {"device", fmt::format("{}, {} threads", processor(), num_threads())},
       {"isa", cpu_isa()},
-      {"versions",
-       fmt::format("graft {}, MLX {}, BLAS {}", kVersion, mx::version(), blas.version())},
+      {"versions", versions(blas)},
       {"date", date()},
       {"command", command_line(flags)},
       {"limits",
@@ -134,7 +108,7 @@ void refuse_composed() {
 
 }  // namespace
 
-void run_bench_lora(const BenchFlags& flags) {
+void run_bench_lora(const BenchLoraFlags& flags) {
   if (!mlx::fused_enabled()) throw UserError("GRAFT_FUSED=0 leaves nothing to measure; unset it");
   const std::vector<Case> cases =
       all_cases({flags.dtype == "bf16", flags.dropout, flags.quick, flags.filter});
@@ -146,17 +120,15 @@ void run_bench_lora(const BenchFlags& flags) {
   const Blas blas;
   Stopwatch stopwatch(flags.rounds, flags.block_ms);
   Machine machine = measure_machine(flags, stopwatch, blas);
-  for (const auto& [name, value] : facts_of(flags, machine, blas))
-    fmt::print("{:<9} {}\n", name, value);
+  print_facts(facts_of(flags, machine, blas));
 
   const Table table(stdout_is_terminal() ? terminal_width() : 120);
   fmt::print("\n{}\n", table.head());
   mlx::reset_fusion_report();
-  const double rotate_bytes = flags.rotate_mb < 0.0 ? usual_rotate_bytes() : flags.rotate_mb * 1e6;
   std::vector<Result> results;
   for (const Case& item : cases) {
     machine = with_peaks_of(machine, measure_peaks(flags));
-    const std::vector<Tensors> sets = make_sets(item, rotate_bytes);
+    const std::vector<Tensors> sets = make_sets(item, flags.rotate_bytes());
     const std::vector<Candidate> candidates = candidates_for(item, sets, blas);
     const std::vector<Timing> timings = stopwatch.measure(candidates, sets.size());
     refuse_composed();
