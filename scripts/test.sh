@@ -59,7 +59,7 @@ fi
 build_and_test() {
   local folder="$1" target="$2"
   shift 2
-  cmake -S . -B "$folder" -G Ninja -DGRAFT_TESTS=ON -DGRAFT_WERROR=ON "${launcher[@]}" "$@" &&
+  cmake -S . -B "$folder" -G Ninja -DGRAFT_TESTS=ON -DGRAFT_WERROR=ON ${launcher[@]+"${launcher[@]}"} "$@" &&
     cmake --build "$folder" -j "$jobs" --target "$target" &&
     ctest --test-dir "$folder" --no-tests=error -j "$jobs"
 }

@@ -1,5 +1,7 @@
 #include "graft/mlx/fusion.h"
 
+#include <mlx/backend/metal/metal.h>
+
 #include <algorithm>
 #include <atomic>
 #include <cstdlib>
@@ -36,6 +38,10 @@ const char* name_of(Direction direction) {
 }
 
 std::vector<FusionRecord> fusion_report() { return detail::Tallies::instance().report(); }
+
+Support metal_available() {
+  return ::mlx::core::metal::is_available() ? Support{} : Support::no("MLX has no Metal here");
+}
 
 void reset_fusion_report() { detail::Tallies::instance().reset(); }
 

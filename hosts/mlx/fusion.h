@@ -4,6 +4,8 @@
 #include <string>
 #include <vector>
 
+#include "graft/supports.h"
+
 namespace graft::mlx {
 
 /// Which derivative of an operation a record is about.
@@ -32,6 +34,9 @@ std::vector<FusionRecord> fusion_report();
 
 /// Sets every count to zero.
 void reset_fusion_report();
+
+/// Whether operations on a GPU's stream have Metal kernels to run; and if not, why.
+Support metal_available();
 
 /// Whether operations use the fused kernels where they can. At first true, unless the environment
 /// says GRAFT_FUSED=0.

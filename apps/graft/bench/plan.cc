@@ -91,10 +91,8 @@ Comparison delta_comparison(const Case& item, const PlanOptions& options) {
 }
 
 Comparison layer_comparison(const Case& item, const PlanOptions& options) {
-  LoraSets sets = make_lora_sets(item, options.rotate_bytes);
+  const LoraSets sets = make_lora_sets(item, options.rotate_bytes);
   Comparison comparison = compare_with_mlx("kernels", item, sets.given);
-  // Packing is the CPU's.
-  if (options.gpu) std::fill(sets.packed.begin(), sets.packed.end(), nullptr);
   comparison.fused = [sets, item](std::size_t i) {
     const auto graph = [&](const Arrays& inputs) {
       return fused_graph(item, inputs, sets.packed[i]);

@@ -9,7 +9,6 @@ namespace graft::app::bench {
 
 /// How the plan's comparisons are made.
 struct PlanOptions {
-  bool gpu = false;
   bool quick = false;         ///< Few and small shapes.
   double rotate_bytes = 0.0;  ///< Of inputs to go round in; see make_sets.
 };

@@ -117,6 +117,7 @@ void run_bench_lora(const BenchLoraFlags& flags) {
                     label_of(all_cases({}).front()) + "'");
   }
   use_threads(flags.threads);
+  mx::set_default_device(mx::Device::cpu);  // as the core, whose kernels are the CPU's
   const Blas blas;
   Stopwatch stopwatch(flags.rounds, flags.block_ms);
   Machine machine = measure_machine(flags, stopwatch, blas);

@@ -91,11 +91,11 @@ void run_bench_plan(const BenchPlanFlags& flags) {
   print_facts(facts);
 
   Stopwatch stopwatch(flags.rounds, flags.block_ms);
-  const PlanOptions options{on_gpu(flags), flags.quick, flags.rotate_bytes()};
+  const PlanOptions options{flags.quick, flags.rotate_bytes()};
   fmt::print("\ny = scaling*(x@A@B), float32, us a call (* of several in one eval)\n{}\n",
              delta_head());
   std::vector<Compared> results =
-      measure(delta_comparisons(options), stopwatch, options.gpu, delta_line);
+      measure(delta_comparisons(options), stopwatch, on_gpu(flags), delta_line);
   fmt::print("{}\n{}", delta_summary(results), objections_in(results));
   const std::string objection = first_objection(results);
   // The first table is safe, should one of the kernels of the second end the program.
@@ -105,7 +105,7 @@ void run_bench_plan(const BenchPlanFlags& flags) {
       "\nOther ops, float32, rows x features, rank 8, us a call (* of several in one eval)\n{}\n",
       kernel_head());
   const std::vector<Compared> kernels =
-      measure(kernel_comparisons(options), stopwatch, options.gpu, kernel_line);
+      measure(kernel_comparisons(options), stopwatch, on_gpu(flags), kernel_line);
   fmt::print("{}", objections_in(kernels));
   results.insert(results.end(), kernels.begin(), kernels.end());
   write_csv(flags, facts, results);

@@ -9,6 +9,7 @@
 #include "graft/context.h"
 #include "graft/linear_cross_entropy.h"
 #include "graft/lora.h"
+#include "graft/mlx/fusion.h"
 #include "graft/supports.h"
 #include "graft/swiglu.h"
 #include "graft/version.h"
@@ -110,12 +111,13 @@ void print_model(const InfoFlags& flags) {
 
 void run_info(const InfoFlags& flags) {
   print_fact("graft", kVersion);
-  print_fact("mlx", mlx::core::version());
+  print_fact("mlx", ::mlx::core::version());
   print_fact("threads", std::to_string(num_threads()));
   print_fact("cpu",
              fmt::format("{} (this machine runs: {})", cpu_isa(), fmt::join(cpu_isas(), ", ")));
   for (const DeviceType type : {DeviceType::kCpu, DeviceType::kCuda, DeviceType::kMetal}) {
-    const Support support = backend_available(type);
+    const Support support =
+        type == DeviceType::kMetal ? mlx::metal_available() : backend_available(type);
     print_fact(fmt::format("back-end {} ", name_of(type)),
                support ? "yes" : "no: " + support.reason);
   }

@@ -1,9 +1,9 @@
 #include "backend/backend.h"
 
-// Stands in for the Metal back-end in builds that do not have it.
+// The core has Metal's kernels as text (graft/metal.h) and runs none.
 
 namespace graft::metal {
 
-Support available() { return Support::no("this build has no Metal kernels"); }
+Support available() { return Support::no("the core runs no Metal kernels; the MLX host does"); }
 
 }  // namespace graft::metal
