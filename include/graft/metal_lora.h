@@ -36,8 +36,9 @@ Support supports(const LoraDelta& call);
 /// by). Outputs: y (rows, out_features) in x's type, and h = drop(x)·A (rows, rank) float32, for
 /// backward.
 ///
-/// One launch: h is made once for a block of rows, in threadgroup memory, and used there; of a few
-/// rows each is a simdgroup's own. Throws Error if not supported, or if there is nothing to do.
+/// One launch: h is made once for a block of rows, in threadgroup memory, and used there, from some
+/// rows on in simdgroup matrices; of a few rows each is a simdgroup's own. Throws Error if not
+/// supported, or if there is nothing to do.
 Call lora_delta(const LoraDelta& call);
 
 /// What a gradient of A or B is made of: scaling·drop(matrix)ᵀ·coefficients, or its transpose.
@@ -81,14 +82,20 @@ struct LoraLinear {
   bool transposed = true;  ///< W is (columns, depth), as forward has it; else (depth, columns).
   bool bias = false;       ///< There is one.
   bool dropout = false;    ///< On what the pair adds.
+  bool shrinks = false;    ///< h is made from x and A in the same launch; see shrinks_within.
 };
 
 /// Whether kernels take it: as of LoraDelta; x and W of one type, or W float32 or bfloat16.
 Support supports(const LoraLinear& call);
 
+/// Whether h is better made in the launch than in one of its own before, by what each moves: a few
+/// rows, forward. Nothing in a launch may wait for another threadgroup, so each makes h for itself.
+bool shrinks_within(const LoraLinear& call);
+
 /// Inputs: x, w, [h (rows, rank) float32, b (rank, columns), scaling], [bias (columns)], row-major,
-/// and with dropout scalars as lora_delta takes them. Output: y. Throws Error if not supported, or
-/// if there is nothing to do.
+/// and with dropout scalars as lora_delta takes them; with `shrinks`, which shrinks_within must
+/// have said, a (depth, rank) instead of h. Outputs: y, and with `shrinks` h. Throws Error if not
+/// supported, or if there is nothing to do.
 Call lora_linear(const LoraLinear& call);
 
 }  // namespace graft::metal

@@ -1,48 +1,20 @@
 #include "backend/metal/limits.h"
 #include "backend/metal/shaders.h"
+#include "backend/metal/tiles.h"
 #include "checks.h"
 #include "graft/lora.h"
 #include "graft/metal_lora.h"
+#include "lora/metal_calls.h"
 
 namespace graft::metal {
 namespace {
 
 constexpr int kBlockThreads = 256;
-constexpr int kFewRows = 4;  // up to so many, a simdgroup a row
 
-// Rows of a block: so many that B is read seldom, so few that small inputs make many blocks, and
-// that h stays well within threadgroup memory at every rank.
-int block_rows(const LoraDelta& call) { return call.rows >= 1024 ? 16 : 8; }
-
-constexpr const char* kNoDrop = "NoDropout{}";
-constexpr const char* kDrop = "PhiloxDropout{seed, offset, threshold, keep}";
-
-void add_dropout_inputs(Call& call) {
-  call.inputs.insert(call.inputs.end(), {"seed", "offset", "threshold", "keep"});
-}
-
-Support rank_fits(std::int64_t rank, std::int64_t least) {
-  if (rank >= least && rank <= kMaxLoraRank) return {};
-  return Support::no("Metal kernels take ranks of 1 to 256, not " + std::to_string(rank));
-}
-
-}  // namespace
-
-Support supports(const LoraDelta& call) {
-  return all_of({is_floating(call.x), is_floating(call.a), is_floating(call.b),
-                 rank_fits(call.rank, 1),
-                 sizes_fit({call.rows * kLanes, call.in_features, call.out_features})});
-}
-
-Call lora_delta(const LoraDelta& call) {
-  require("lora_delta", supports(call));
-  const bool few = call.rows <= kFewRows;
-  const int rows = few ? 1 : block_rows(call), rank = static_cast<int>(call.rank);
-
-  const std::string drops = std::string(call.drops == Drops::kInput ? kDrop : kNoDrop) + ", " +
-                            (call.drops == Drops::kOutput ? kDrop : kNoDrop);
+// lora_delta without its grid and body.
+Call delta_call(const LoraDelta& call, const char* way) {
   Call result;
-  result.kernel = std::string("graft_lora_delta_") + (few ? "row" : "block") +
+  result.kernel = std::string("graft_lora_delta_") + way +
                   (call.drops == Drops::kInput    ? "_drop_x"
                    : call.drops == Drops::kOutput ? "_drop_y"
                                                   : "");
@@ -50,18 +22,34 @@ Call lora_delta(const LoraDelta& call) {
   if (call.drops != Drops::kNothing) add_dropout_inputs(result);
   result.outputs = {"y", "h"};
   result.header = std::string(shaders::kPhilox) + shaders::kLora;
-  result.arguments = {{"T", call.x}, {"RANK", rank}};
-  if (few) {
-    result.body =
-        "lora_delta_row<T, RANK>(x, a, b, scaling, y, h, threadgroup_position_in_grid.x,\n"
-        "                        uint(a_shape[0]), uint(b_shape[1]), thread_index_in_simdgroup,\n"
-        "                        " +
-        drops + ");\n";
-    result.grid = {static_cast<int>(call.rows) * kLanes, 1, 1};
-    result.threadgroup = {kLanes, 1, 1};
-    return result;
-  }
-  result.arguments.push_back({"ROWS", rows});
+  result.arguments = {{"T", call.x}, {"RANK", static_cast<int>(call.rank)}};
+  return result;
+}
+
+// "drop of x, drop of y", as bodies pass them.
+std::string both_drops(const LoraDelta& call) {
+  return std::string(drop_of(call.drops == Drops::kInput)) + ", " +
+         drop_of(call.drops == Drops::kOutput);
+}
+
+// A simdgroup a row.
+Call delta_rows(const LoraDelta& call) {
+  Call result = delta_call(call, "row");
+  result.body =
+      "lora_delta_row<T, RANK>(x, a, b, scaling, y, h, threadgroup_position_in_grid.x,\n"
+      "                        uint(a_shape[0]), uint(b_shape[1]), thread_index_in_simdgroup,\n"
+      "                        " +
+      both_drops(call) + ");\n";
+  result.grid = {static_cast<int>(call.rows) * kLanes, 1, 1};
+  result.threadgroup = {kLanes, 1, 1};
+  return result;
+}
+
+// A threadgroup a block of rows: few, so that small inputs make many blocks.
+Call delta_blocks(const LoraDelta& call) {
+  constexpr int kRows = 8;
+  Call result = delta_call(call, "block");
+  result.arguments.push_back({"ROWS", kRows});
   result.body =
       "threadgroup float h_block[ROWS * RANK];\n"
       "lora_delta_block<T, RANK, ROWS>(x, a, b, scaling, y, h, h_block,\n"
@@ -71,12 +59,63 @@ Call lora_delta(const LoraDelta& call) {
       "                                simdgroup_index_in_threadgroup,\n"
       "                                simdgroups_per_threadgroup, thread_index_in_simdgroup,\n"
       "                                " +
-      drops + ");\n";
-  const int blocks = static_cast<int>((call.rows + rows - 1) / rows);
-  result.grid = {blocks * kBlockThreads, 1, 1};
+      both_drops(call) + ");\n";
+  result.grid = {groups_of(call.rows, kRows) * kBlockThreads, 1, 1};
   result.threadgroup = {kBlockThreads, 1, 1};
-  result.threadgroup_bytes = rows * rank * 4;
+  result.threadgroup_bytes = kRows * static_cast<int>(call.rank) * 4;
   return result;
+}
+
+// x as a tile's left operand.
+std::string dropped_x(bool drops) {
+  const std::string drop = drop_of(drops);
+  return "Dropped<T, decltype(x), decltype(" + drop +
+         ")>{x, uint(x_shape[0]), uint(x_shape[1]),\n"
+         "    " +
+         drop + "}";
+}
+
+// The same in simdgroup matrices. Blocks of 32 rows ask for A and B half as often as blocks of 16,
+// which is what h leaves room for at high ranks, and what makes enough blocks of fewer rows.
+Call delta_tiles(const LoraDelta& call) {
+  constexpr int kCols = 64;
+  const int rank = static_cast<int>(call.rank);
+  const int rows = call.rows >= 1024 && rank <= 64 ? 32 : 16;
+  Call result = delta_call(call, "tile");
+  result.header = tile_header() + shaders::kLoraTiles;
+  result.body = std::string(kTileDeclarations) +
+                "threadgroup T h_block[ROWS * ((RANK + 15) / 16 * 16)];\n"
+                "lora_delta_tile<T, RANK, ROWS, COLS>(\n"
+                "    " +
+                dropped_x(call.drops == Drops::kInput) +
+                ",\n"
+                "    RowMajor<T, decltype(a)>{a, uint(a_shape[0]), RANK},\n"
+                "    RowMajor<T, decltype(b)>{b, RANK, uint(b_shape[1])}, scaling, y, h,\n"
+                "    " +
+                drop_of(call.drops == Drops::kOutput) +
+                ", place, h_block, left_tile, right_tile, strips);\n";
+  set_tiles(result, rows, kCols, groups_of(call.rows, rows), 1, call.x);
+  result.threadgroup_bytes += rows * ((rank + 15) / 16 * 16) * static_cast<int>(size_of(call.x));
+  return result;
+}
+
+}  // namespace
+
+Support rank_fits(std::int64_t rank, std::int64_t least) {
+  if (rank >= least && rank <= kMaxLoraRank) return {};
+  return Support::no("Metal kernels take ranks of 1 to 256, not " + std::to_string(rank));
+}
+
+Support supports(const LoraDelta& call) {
+  return all_of({is_floating(call.x), is_floating(call.a), is_floating(call.b),
+                 rank_fits(call.rank, 1),
+                 sizes_fit({call.rows * kLanes, call.in_features, call.out_features})});
+}
+
+Call lora_delta(const LoraDelta& call) {
+  require("lora_delta", supports(call));
+  if (call.rows <= kFewRows) return delta_rows(call);
+  return call.rows < kTileRows ? delta_blocks(call) : delta_tiles(call);
 }
 
 Call lora_outer(const LoraOuter& call) {
@@ -101,91 +140,46 @@ Call lora_outer(const LoraOuter& call) {
       "                                           simdgroup_index_in_threadgroup,\n"
       "                                           thread_index_in_simdgroup,\n"
       "                                           " +
-      std::string(call.dropout ? kDrop : kNoDrop) + ");\n";
-  const auto blocks = static_cast<int>((call.columns + kLanes - 1) / kLanes);
-  result.grid = {blocks * kBlockThreads,
-                 static_cast<int>((call.rank + kOuterColumns - 1) / kOuterColumns), 1};
+      std::string(drop_of(call.dropout)) + ");\n";
+  result.grid = {groups_of(call.columns, kLanes) * kBlockThreads,
+                 groups_of(call.rank, kOuterColumns), 1};
   result.threadgroup = {kBlockThreads, 1, 1};
   result.threadgroup_bytes = kSimdgroups * kOuterColumns * kLanes * 4;
   return result;
 }
 
 Call lora_shrink(const LoraShrink& call) {
+  const bool tiles = call.rows >= kTileRows;
+  const int rank = static_cast<int>(call.rank);
   Call result;
-  result.kernel = std::string("graft_lora_shrink") + (call.dropout ? "_dropout" : "");
+  result.kernel = std::string("graft_lora_shrink_") + (tiles ? "tile" : "row") +
+                  (call.dropout ? "_dropout" : "");
   result.inputs = {"x", "a"};
   if (call.dropout) add_dropout_inputs(result);
   result.outputs = {"h"};
-  result.header = std::string(shaders::kPhilox) + shaders::kLora;
-  result.arguments = {{"T", call.multiply}, {"RANK", static_cast<int>(call.rank)}};
-  result.body =
-      "lora_shrink<T, RANK>(x, a, h, threadgroup_position_in_grid.x, uint(a_shape[0]),\n"
-      "                     thread_index_in_simdgroup, " +
-      std::string(call.dropout ? kDrop : kNoDrop) + ");\n";
-  result.grid = {static_cast<int>(call.rows) * kLanes, 1, 1};
-  result.threadgroup = {kLanes, 1, 1};
-  return result;
-}
-
-Support supports(const LoraLinear& call) {
-  if (call.multiply == DType::kFloat16 && call.x != DType::kFloat16) {
-    return Support::no(std::string("no Metal kernel multiplies ") + name_of(call.x) +
-                       " by a float16 weight");
+  result.arguments = {{"T", call.multiply}, {"RANK", rank}};
+  if (!tiles) {
+    result.header = std::string(shaders::kPhilox) + shaders::kLora;
+    result.body =
+        "lora_shrink<T, RANK>(x, a, h, threadgroup_position_in_grid.x, uint(a_shape[0]),\n"
+        "                     thread_index_in_simdgroup, " +
+        std::string(drop_of(call.dropout)) + ");\n";
+    result.grid = {static_cast<int>(call.rows) * kLanes, 1, 1};
+    result.threadgroup = {kLanes, 1, 1};
+    return result;
   }
-  return all_of({is_floating(call.x), is_floating(call.multiply), rank_fits(call.rank, 0),
-                 sizes_fit({call.rows * kLanes, call.depth, call.columns * 4})});
-}
-
-Call lora_linear(const LoraLinear& call) {
-  require("lora_linear", supports(call));
-  constexpr int kTile = 32, kTileThreads = 128, kTileDepth = 16;  // as in tile.metal
-  const bool pair = call.rank > 0;
-  Call result;
-  result.kernel = std::string(pair ? "graft_lora_linear" : "graft_linear") +
-                  (call.transposed ? "" : "_dx") + (call.bias ? "_bias" : "") +
-                  (call.dropout ? "_dropout" : "");
-  result.inputs = {"x", "w"};
-  if (pair) result.inputs.insert(result.inputs.end(), {"h", "b", "scaling"});
-  if (call.bias) result.inputs.push_back("bias");
-  if (call.dropout) add_dropout_inputs(result);
-  result.outputs = {"y"};
-  result.header = "#include <metal_simdgroup_matrix>\n" + std::string(shaders::kPhilox) +
-                  shaders::kTile + shaders::kLoraLinear;
-  result.arguments = {{"T", call.multiply}, {"Y", call.x}};
-  // Helpers take pointers in whatever address space MLX puts an input in.
-  const std::string w = call.transposed ? "Transposed" : "RowMajor";
-  result.body =
-      std::string() +
-      "threadgroup T left_tile[512];\n"
-      "threadgroup T right_tile[512];\n"
-      "threadgroup float y_tile[1024];\n"
-      "const uint rows = uint(x_shape[0]), depth = uint(x_shape[1]);\n"
-      "const uint cols = uint(w_shape[" +
-      (call.transposed ? "0" : "1") + "]);\n" +
-      (pair ? "const uint rank = uint(b_shape[0]);\n"
-              "const Scaled<T, decltype(h)> left{h, rows, rank, scaling};\n"
-              "const RowMajor<T, decltype(b)> right{b, rank, cols};\n"
-            : "const uint rank = 0;\n"
-              "const RowMajor<T, decltype(x)> left{x, 0, 0};\n"
-              "const RowMajor<T, decltype(w)> right{w, 0, 0};\n") +
-      "lora_linear_tile<T, Y>(left, right, rank, RowMajor<T, decltype(x)>{x, rows, depth},\n"
-      "                       " +
-      w +
-      "<T, decltype(w)>{w, depth, cols}, depth,\n"
-      "                       " +
-      (call.bias ? "Bias<decltype(bias)>{bias}" : "NoBias{}") + ", " +
-      (call.dropout ? kDrop : kNoDrop) + ", " + (call.dropout ? "true" : "false") +
-      ", y, rows, cols,\n"
-      "                       TilePlace{threadgroup_position_in_grid.y * 32,\n"
-      "                                 threadgroup_position_in_grid.x * 32,\n"
-      "                                 thread_index_in_threadgroup,\n"
-      "                                 simdgroup_index_in_threadgroup},\n"
-      "                       left_tile, right_tile, y_tile);\n";
-  const auto tiles = [](std::int64_t size) { return static_cast<int>((size + kTile - 1) / kTile); };
-  result.grid = {tiles(call.columns) * kTileThreads, tiles(call.rows), 1};
-  result.threadgroup = {kTileThreads, 1, 1};
-  const int element = static_cast<int>(size_of(call.multiply));
-  result.threadgroup_bytes = 2 * kTile * kTileDepth * element + kTile * kTile * 4;
+  constexpr int kRows = 16;                                 // so few that there are many blocks
+  const int cols = rank <= 16 ? 16 : rank <= 32 ? 32 : 64;  // as in metal_tiles.metal
+  result.header = tile_header() + shaders::kLoraTiles;
+  result.body = std::string(kTileDeclarations) +
+                "shrink_block<T, RANK, ROWS>(\n"
+                "    " +
+                dropped_x(call.dropout) +
+                ",\n"
+                "    RowMajor<T, decltype(a)>{a, uint(a_shape[0]), RANK},\n"
+                "    StoreH{h, uint(x_shape[0]), RANK, place}, place, left_tile, right_tile, "
+                "strips);\n";
+  set_tiles(result, kRows, cols, groups_of(call.rows, kRows), 1, call.multiply);
   return result;
 }
 

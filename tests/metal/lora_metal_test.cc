@@ -185,9 +185,11 @@ TEST(LoraMetal, OtherDerivativesOfTheLinear) {
       {normal({5, 7}, 1), normal({7, 3}, 2), normal({3, 4}, 3)}, normal({5, 4}, 4));
 }
 
-// With tiles that are whole and tiles that are not in each direction.
-const std::vector<Shape> kLinearShapes = {{1, 1, 1, 1},    {1, 7, 8, 1},    {33, 16, 32, 8},
-                                          {32, 40, 65, 9}, {5, 100, 7, 16}, {70, 33, 31, 33}};
+// With tiles that are whole and tiles that are not in each direction; few rows, of which kernels of
+// their own make h in the same launch, or read it.
+const std::vector<Shape> kLinearShapes = {{1, 1, 1, 1},    {1, 7, 8, 1},     {33, 16, 32, 8},
+                                          {32, 40, 65, 9}, {5, 100, 7, 16},  {70, 33, 31, 33},
+                                          {3, 300, 67, 8}, {4, 130, 33, 130}};
 
 // x, w, bias, a, b, dy -> y, dx, da, db and the gradients of w and bias.
 Arrays linear_and_gradients(const Arrays& arrays, const mlx::Dropout& dropout = {}) {
@@ -218,7 +220,8 @@ TEST(LoraMetal, LinearAndItsGradientsAreAsGoodAsMlx) {
       const Evaluated run =
           evaluate_on_metal([](const Arrays& in) { return linear_and_gradients(in); }, p);
       EXPECT_EQ(run.fault, "");
-      EXPECT_EQ(run.launched.size(), 6u);  // h, y; g, dx; da; db
+      const bool shrinks = shape.rows <= 4 && shape.rows * shape.rank <= 512;
+      EXPECT_EQ(run.launched.size(), shrinks ? 5u : 6u);  // h, y, or both in one; g, dx; da; db
       const auto composed = [](const Arrays& q) {
         const auto base = mx::add(mx::matmul(q[0], mx::transpose(q[1])), q[2]);
         return Arrays{mx::add(base, composed_delta(q[0], q[3], q[4], 0.5f))};

@@ -146,26 +146,37 @@ mx::array launch_dx(const LoraCall& call, const mx::array& g, const mx::array& w
 }
 
 // Where the inputs of the forward launch are: those its kernel reads, and behind them what only its
-// derivatives do.
+// derivatives do. The kernel reads h, or A if it makes h itself.
 struct LinearInputs {
-  std::size_t x = 0, w = 1, h = 2, b = 3, scaling = 4, bias = 5, dropout = 5, a = 5;
+  std::size_t x = 0, w = 1, h = 2, b = 3, scaling = 4, bias = 5, dropout = 5, a = 2;
 
-  explicit LinearInputs(const LoraCall& call) {
+  LinearInputs(const LoraCall& call, bool shrinks) {
     dropout = bias + (call.bias ? 1u : 0u);
-    a = dropout + (call.dropout > 0 ? 4u : 0u);
+    if (!shrinks) a = dropout + (call.dropout > 0 ? 4u : 0u);
   }
+  bool shrinks() const { return a == h; }
   std::size_t read() const { return dropout; }
-  std::size_t count() const { return a + 1; }
+  std::size_t count() const { return shrinks() ? dropout : a + 1; }
+  std::size_t end_of_dropout() const { return shrinks() ? dropout : a; }
 };
 
-Arrays gradients(const LoraCall& call, const Arrays& primals, const mx::array& dy,
-                 const std::vector<int>& argnums, const Caller& caller, mx::Stream s) {
-  const LinearInputs at(call);
+// {x, w, ...} as the kernel takes them; forward, so that a mask is on x and so in h.
+metal::LoraLinear forward_shape(const LoraCall& call, const mx::array& x, const mx::array& w,
+                                int rank) {
+  metal::LoraLinear shape = shape_of(x, w, true);
+  shape.rank = rank;
+  shape.bias = call.bias;
+  return shape;
+}
+
+Arrays gradients(const LoraCall& call, const LinearInputs& at, const Arrays& primals,
+                 const mx::array& dy, const mx::array& h, const std::vector<int>& argnums,
+                 const Caller& caller, mx::Stream s) {
   const auto asked = [&](std::size_t i) { return asks_for(argnums, static_cast<int>(i)); };
   const mx::array &x = primals[at.x], &w = primals[at.w], &b = primals[at.b];
   const Sources sources{x, primals[at.a], b, dy,
                         Arrays(primals.begin() + static_cast<int>(at.dropout),
-                               primals.begin() + static_cast<int>(at.a))};
+                               primals.begin() + static_cast<int>(at.end_of_dropout()))};
   std::optional<mx::array> g;
   if (asked(at.x) || asked(at.a)) {
     g = launch_shrink(call, dy, mx::transpose(b, s), multiply_type(x, w), {}, caller,
@@ -179,7 +190,7 @@ Arrays gradients(const LoraCall& call, const Arrays& primals, const mx::array& d
     } else if (i == at.a) {
       results.push_back(launch_da(call, *g, sources, !asked(at.x), caller, s));
     } else if (i == at.b) {
-      results.push_back(launch_db(call, primals[at.h], sources, !g, caller, s));
+      results.push_back(launch_db(call, h, sources, !g, caller, s));
     } else if (i == at.w) {
       results.push_back(weight_gradient(x, dy, w.dtype(), s));
     } else if (call.bias && i == at.bias) {
@@ -191,34 +202,41 @@ Arrays gradients(const LoraCall& call, const Arrays& primals, const mx::array& d
   return results;
 }
 
-// y = x·Wᵀ + bias + scaling·h·B. The mask, if there is one, is on x and so in h.
-RowLaunch linear_launch(const LoraCall& call, const Caller& caller, mx::Stream s) {
-  const LinearInputs at(call);
+// y = x·Wᵀ + bias + scaling·h·B, and h if the kernel makes it.
+RowLaunch linear_launch(const LoraCall& call, const LinearInputs& at, const Caller& caller,
+                        mx::Stream s) {
   RowLaunch launch;
   launch.read = at.read();
   launch.has_rows.resize(at.count());
-  launch.has_rows[at.x] = launch.has_rows[at.h] = true;
-  launch.call = [at, bias = call.bias](const Arrays& in) {
-    metal::LoraLinear shape = shape_of(in[at.x], in[at.w], true);
-    shape.rank = in[at.b].shape(0);
-    shape.bias = bias;
+  launch.has_rows[at.x] = true;
+  if (!at.shrinks()) launch.has_rows[at.h] = true;
+  launch.call = [call, at](const Arrays& in) {
+    metal::LoraLinear shape = forward_shape(call, in[at.x], in[at.w], in[at.b].shape(0));
+    shape.shrinks = at.shrinks();
     return metal::lora_linear(shape);
   };
   launch.outputs = [at](const Arrays& in) {
-    return Outputs{{{in[at.x].shape(0), in[at.w].shape(0)}}, {in[at.x].dtype()}};
+    const int rows = in[at.x].shape(0);
+    Outputs outputs{{{rows, in[at.w].shape(0)}}, {in[at.x].dtype()}};
+    if (at.shrinks()) outputs.shapes.push_back({rows, in[at.b].shape(0)});
+    if (at.shrinks()) outputs.dtypes.push_back(mx::float32);
+    return outputs;
   };
   launch.composed = [call, at, s](const Arrays& in) {
     Arrays operands{in[at.x], in[at.a], in[at.b], in[at.w]};
     if (call.bias) operands.push_back(in[at.bias]);
     if (call.dropout > 0) operands.insert(operands.end(), {in[at.dropout], in[at.dropout + 1]});
-    return Arrays{composed_lora(call, operands, s)[0]};
+    Arrays outputs = composed_lora(call, operands, s);
+    if (!at.shrinks()) outputs.pop_back();
+    return outputs;
   };
-  launch.gradients = [call, caller, s](const Arrays& primals, const Arrays& cotangents,
-                                       const std::vector<int>& argnums, const Arrays&) {
-    return gradients(call, primals, cotangents[0], argnums, caller, s);
+  launch.gradients = [call, at, caller, s](const Arrays& primals, const Arrays& cotangents,
+                                           const std::vector<int>& argnums, const Arrays& outputs) {
+    const mx::array& h = at.shrinks() ? outputs[1] : primals[at.h];
+    return gradients(call, at, primals, cotangents[0], h, argnums, caller, s);
   };
   launch.flat = true;
-  launch.folds = call.dropout == 0;
+  launch.folds = call.dropout == 0 && !at.shrinks();
   return launch;
 }
 
@@ -260,13 +278,16 @@ mx::array metal_lora_linear(const LoraCall& call, const Arrays& inputs, const Ca
   if (any_empty(inputs)) return composed_lora(call, inputs, s)[0];
   const mx::array &x = inputs[0], &a = inputs[1], &b = inputs[2], &w = inputs[call.w()];
   const Arrays dropout = dropout_inputs(call, inputs, s);
-  Arrays launched{
-      x, w, launch_shrink(call, x, a, multiply_type(x, w), dropout, caller, Direction::kForward, s),
-      b, mx::array(call.scaling)};
+  const LinearInputs at(
+      call, call.dropout == 0 && metal::shrinks_within(forward_shape(call, x, w, b.shape(0))));
+  const auto h = [&] {
+    return launch_shrink(call, x, a, multiply_type(x, w), dropout, caller, Direction::kForward, s);
+  };
+  Arrays launched{x, w, at.shrinks() ? a : h(), b, mx::array(call.scaling)};
   if (call.bias) launched.push_back(inputs[call.bias_index()]);
   launched.insert(launched.end(), dropout.begin(), dropout.end());
-  launched.push_back(a);
-  return launch_rows(shared(linear_launch(call, caller, s)), launched, caller, s)[0];
+  if (!at.shrinks()) launched.push_back(a);
+  return launch_rows(shared(linear_launch(call, at, caller, s)), launched, caller, s)[0];
 }
 
 }  // namespace graft::mlx::detail

@@ -1,0 +1,78 @@
+// Few rows, as when text is generated one token at a time: all the work is to read W.
+
+// Columns of y that a simdgroup makes, and elements next to each other that a lane reads.
+constant constexpr int kFewColumns = 4;
+constant constexpr int kFewElements = 4;
+
+// h of all kRows rows, made by every threadgroup for itself: its simdgroups share out the depth, and their
+// parts are added in their order.
+template <typename T, int kRank, int kRows, int kSimdgroups, typename X, typename A>
+void few_shrink(X x, A a, uint depth, uint index, uint simdgroup, uint lane,
+                threadgroup float* parts, threadgroup float* h_block) {
+  for (int row = 0; row < kRows; ++row) {
+    for (int first = 0; first < kRank; first += kShrinkColumns) {
+      float sums[kShrinkColumns];
+      for (int j = 0; j < kShrinkColumns; ++j) sums[j] = 0.0f;
+      for (uint k = simdgroup * 32 + lane; k < depth; k += kSimdgroups * 32) {
+        const float value = float(T(float(x[uint(row) * depth + k])));
+        for (int j = 0; j < kShrinkColumns && first + j < kRank; ++j) {
+          sums[j] = fma(value, float(T(float(a[k * kRank + uint(first + j)]))), sums[j]);
+        }
+      }
+      for (int j = 0; j < kShrinkColumns; ++j) {
+        const float sum = simd_sum(sums[j]);
+        if (uint(j) == lane && first + j < kRank) {
+          parts[(simdgroup * kRows + uint(row)) * kRank + uint(first + j)] = sum;
+        }
+      }
+    }
+  }
+  threadgroup_barrier(mem_flags::mem_threadgroup);
+  for (uint i = index; i < uint(kRows * kRank); i += kSimdgroups * 32) {
+    float sum = 0.0f;
+    for (int part = 0; part < kSimdgroups; ++part) sum += parts[part * kRows * kRank + int(i)];
+    h_block[i] = sum;
+  }
+  threadgroup_barrier(mem_flags::mem_threadgroup);
+}
+
+// y = x*W + bias + scaling*h*B: lanes go along a row of W and then, as more steps of the same sums, along
+// the rank, for all rows of x from one read of W and B.
+template <typename T, typename Y, int kRows, typename X, typename W, typename H, typename B,
+          typename BiasOf>
+void lora_linear_few(X x, W w, uint depth, H h, B b, uint rank, float scaling, BiasOf bias,
+                     device Y* y, uint cols, uint first_col, uint lane) {
+  if (first_col >= cols) return;
+  float sums[kRows * kFewColumns];
+  for (int i = 0; i < kRows * kFewColumns; ++i) sums[i] = 0.0f;
+  for (uint begin = lane * kFewElements; begin < depth; begin += 32 * kFewElements) {
+    for (uint k = begin; k < min(begin + kFewElements, depth); ++k) {
+      float values[kRows];
+      for (int row = 0; row < kRows; ++row) values[row] = float(T(float(x[uint(row) * depth + k])));
+      for (int c = 0; c < kFewColumns; ++c) {
+        const uint col = min(first_col + uint(c), cols - 1);
+        const float weight = float(T(float(w[ulong(col) * depth + k])));
+        for (int row = 0; row < kRows; ++row) {
+          sums[row * kFewColumns + c] = fma(values[row], weight, sums[row * kFewColumns + c]);
+        }
+      }
+    }
+  }
+  for (uint j = lane; j < rank; j += 32) {
+    for (int c = 0; c < kFewColumns; ++c) {
+      const uint col = min(first_col + uint(c), cols - 1);
+      const float weight = float(T(float(b[ulong(j) * cols + col])));
+      for (int row = 0; row < kRows; ++row) {
+        const float value = float(T(scaling * h[uint(row) * rank + j]));
+        sums[row * kFewColumns + c] = fma(value, weight, sums[row * kFewColumns + c]);
+      }
+    }
+  }
+  for (int i = 0; i < kRows * kFewColumns; ++i) {
+    const float sum = simd_sum(sums[i]);
+    const uint col = first_col + uint(i % kFewColumns);
+    if (uint(i) % 32 == lane && col < cols) {
+      y[ulong(i / kFewColumns) * cols + col] = Y(sum + bias.at(col));
+    }
+  }
+}
