@@ -130,18 +130,21 @@ std::string Memory::note(Access access, const void* address, std::size_t bytes,
     return "write to a constant buffer: " + region->name;
   }
 
-  const std::string at = "byte " + std::to_string(begin - region->begin) + " of " + region->name;
+  // Most accesses are right, and there are millions: words are made for one that is not.
+  const auto at = [&] {
+    return "byte " + std::to_string(begin - region->begin) + " of " + region->name;
+  };
   Cell* cell = cells(begin);
   Cell* const end = cells(begin + bytes + kCellBytes - 1);
   for (; cell != end; ++cell) {
     const bool both_atomic = access == Access::kAtomic && cell->atomic;
     if (!both_atomic && !ordered(cell->writer, stamp)) {
-      return "race: " + name_of(stamp) + " " + verb + " " + at + ", which " +
+      return "race: " + name_of(stamp) + " " + verb + " " + at() + ", which " +
              name_of(cell->writer) + " writes without a barrier between";
     }
     if (access == Access::kRead) {
       if (cell->writer.group == 0 && !region->initialized) {
-        return "uninitialised: " + name_of(stamp) + " reads " + at + ", which nobody has written";
+        return "uninitialised: " + name_of(stamp) + " reads " + at() + ", which nobody has written";
       }
       const bool same = cell->reader.group == stamp.group && cell->reader.thread == stamp.thread;
       if (!same) cell->other_reader = cell->reader;
@@ -150,7 +153,7 @@ std::string Memory::note(Access access, const void* address, std::size_t bytes,
     }
     for (const Stamp& reader : {cell->reader, cell->other_reader}) {
       if (!ordered(reader, stamp)) {
-        return "race: " + name_of(stamp) + " writes " + at + ", which " + name_of(reader) +
+        return "race: " + name_of(stamp) + " writes " + at() + ", which " + name_of(reader) +
                " reads without a barrier between";
       }
     }
