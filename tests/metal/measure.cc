@@ -1,0 +1,120 @@
+#include "metal/measure.h"
+
+#include <algorithm>
+#include <cstring>
+#include <set>
+#include <stdexcept>
+
+#include "graft/mlx/detail/metal.h"
+#include "metal/trace.h"
+
+namespace graft::standin {
+namespace {
+
+using Arrays = std::vector<mx::array>;
+
+// Goes through a graph and counts the launches that evaluating it takes: Graft's kernels, and what
+// MLX launches beside them. The stand-in says what the former move; the latter read and write whole
+// arrays.
+class Launches {
+ public:
+  void add(const mx::array& array) {
+    if (!array.has_primitive() || !seen_.insert(array.primitive_id()).second) return;
+    const mx::Primitive& node = array.primitive();
+    Arrays inputs = array.inputs();
+    if (std::strcmp(node.name(), mlx::detail::MetalNode::kName) == 0) {
+      ++kernels_;
+      inputs = static_cast<const mlx::detail::MetalNode&>(node).kernel_inputs(inputs);
+    } else if (!is_view(node.name())) {
+      ++others_;
+      for (const mx::array& input : inputs) bytes_ += input.nbytes();
+      for (const mx::array& output : array.outputs()) bytes_ += output.nbytes();
+    }
+    for (const mx::array& input : inputs) add(input);
+  }
+
+  std::size_t kernels() const { return kernels_; }
+  Cost others() const {
+    Cost cost;
+    cost.launches = others_;
+    cost.bytes = cost.asked_bytes = bytes_;
+    return cost;
+  }
+
+ private:
+  // These change how an array is looked at, and share its memory. So does a transposition, but a
+  // kernel reads rows that are dense, so MLX copies what it is given transposed.
+  static bool is_view(const std::string& name) {
+    static const std::set<std::string> views = {"Copy",    "ExpandDims",   "Flatten",  "Reshape",
+                                                "Squeeze", "StopGradient", "Unflatten"};
+    return views.count(name) > 0;
+  }
+
+  std::set<std::uintptr_t> seen_;
+  std::size_t kernels_ = 0, others_ = 0;
+  std::uint64_t bytes_ = 0;
+};
+
+void add(Cost& cost, const Traffic& traffic) {
+  ++cost.kernels;
+  ++cost.launches;
+  cost.bytes += traffic.device_touched;
+  cost.asked_bytes += traffic.device_reads + traffic.device_writes;
+  cost.flops += traffic.flops;
+  cost.threadgroup_bytes = std::max(cost.threadgroup_bytes, traffic.threadgroup_bytes);
+}
+
+}  // namespace
+
+Costs measure(const Operation& operation, const Problem& problem, bool with_backward) {
+  const Arrays operands = operation.operands(problem);
+  const auto count = static_cast<std::ptrdiff_t>(operands.size());
+  const auto wanted = static_cast<std::ptrdiff_t>(operation.gradients);
+  Arrays inputs = operands;
+  for (std::size_t i = 0; with_backward && i < operation.outputs; ++i) {
+    inputs.push_back(mx::random::normal({problem.batch, problem.sequence, problem.out}));
+  }
+  mx::eval(inputs);
+
+  Launches forward, all;
+  const Evaluated run = evaluate_on_metal(
+      [&](const Arrays& in) {
+        const Arrays rest(in.begin() + wanted, in.begin() + count);
+        const auto function = [&](const Arrays& primals) {
+          Arrays arrays = primals;
+          arrays.insert(arrays.end(), rest.begin(), rest.end());
+          return operation.forward(arrays);
+        };
+        const Arrays primals(in.begin(), in.begin() + wanted);
+        if (!with_backward) {
+          const Arrays outputs = function(primals);
+          for (const mx::array& output : outputs) forward.add(output), all.add(output);
+          return outputs;
+        }
+        auto [outputs, gradients] =
+            mx::vjp(function, primals, Arrays(in.begin() + count, in.end()));
+        for (const mx::array& output : outputs) forward.add(output), all.add(output);
+        for (const mx::array& gradient : gradients) all.add(gradient);
+        outputs.insert(outputs.end(), gradients.begin(), gradients.end());
+        return outputs;
+      },
+      inputs);
+  if (!run.fault.empty()) throw std::runtime_error(run.fault);
+  if (run.launched.size() != all.kernels()) {
+    throw std::runtime_error(operation.name + ": the graph has " + std::to_string(all.kernels()) +
+                             " kernels, and " + std::to_string(run.launched.size()) +
+                             " were launched");
+  }
+
+  // Outputs are evaluated in their order, so what the first ones need is launched first.
+  Costs costs{forward.others(), all.others()};
+  costs.backward.launches -= costs.forward.launches;
+  costs.backward.bytes -= costs.forward.bytes;
+  costs.backward.asked_bytes -= costs.forward.asked_bytes;
+  for (std::size_t i = 0; i < run.launched.size(); ++i) {
+    add(i < forward.kernels() ? costs.forward : costs.backward, run.launched[i].traffic);
+  }
+  return costs;
+}
+
+}  // namespace graft::standin
