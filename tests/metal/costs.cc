@@ -3,13 +3,22 @@
 // documents.
 //
 // usage: metal_costs [--csv FILE]
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include <algorithm>
 #include <cstdio>
 #include <exception>
+#include <functional>
+#include <map>
 #include <stdexcept>
 #include <string>
+#include <thread>
+#include <utility>
 #include <vector>
 
 #include "metal/measure.h"
+#include "metal/memory.h"
 #include "metal/operations.h"
 #include "metal/unfused.h"
 
@@ -18,26 +27,10 @@ namespace {
 
 constexpr int kFeatures = 512;
 
-// The shapes of the plan, with the ranks that make sense for the operation.
-std::vector<Problem> plan_of(const Operation& operation) {
-  const bool pair = operation.name == "lora_delta" || operation.name == "lora_linear";
-  const std::vector<int> ranks = pair ? std::vector{4, 8, 16, 32}
-                                 : operation.name == "lora_linear_dropout" ? std::vector{8}
-                                                                           : std::vector{0};
-  std::vector<Problem> problems;
-  for (const int batch : {1, 4, 16}) {
-    for (const int sequence : {32, 128, 512}) {
-      for (const int rank : ranks) {
-        problems.push_back({batch, sequence, kFeatures, kFeatures, rank});
-      }
-    }
-  }
-  return problems;
-}
-
-// One token at a time.
-std::vector<Problem> decode_problems() {
-  return {{1, 1, 512, 512, 8}, {1, 1, 512, 512, 16}, {1, 1, 576, 1536, 8}, {1, 1, 576, 1536, 16}};
+// The plan's ranks; with dropout one is enough, and most operations have none.
+std::vector<int> ranks_of(const Operation& operation) {
+  if (operation.name == "lora_delta" || operation.name == "lora_linear") return {4, 8, 16, 32};
+  return {operation.name == "lora_linear_dropout" ? 8 : 0};
 }
 
 // A line, if there are kernels for that direction.
@@ -50,30 +43,97 @@ void print(std::FILE* file, const Operation& operation, const char* direction, c
                unfused.bytes(), static_cast<double>(cost.asked_bytes),
                static_cast<double>(cost.flops), unfused.least_flops,
                static_cast<double>(cost.threadgroup_bytes));
-  std::fflush(file);
 }
 
+// The plan's batches and sequences. To a kernel (4, 128) is (1, 512): rows.
+void print_plan(std::FILE* file, const Operation& operation, int rank) {
+  std::map<int, Costs> by_rows;
+  for (const int batch : {1, 4, 16}) {
+    for (const int sequence : {32, 128, 512}) {
+      const Problem p{batch, sequence, kFeatures, kFeatures, rank};
+      if (by_rows.count(p.rows()) == 0) by_rows[p.rows()] = measure(operation, p, true);
+      const Costs& costs = by_rows.at(p.rows());
+      print(file, operation, "forward", p, costs.forward, operation.unfused(p));
+      print(file, operation, "backward", p, costs.backward, operation.unfused_backward(p));
+    }
+  }
+}
+
+// One token at a time.
+void print_decode(std::FILE* file, const Operation& operation) {
+  for (const auto& [in, out] : {std::pair{512, 512}, std::pair{576, 1536}}) {
+    for (const int rank : {8, 16}) {
+      const Problem p{1, 1, in, out, rank};
+      print(file, operation, "forward", p, measure(operation, p, false).forward,
+            operation.unfused(p));
+    }
+  }
+}
+
+using Task = std::function<void(std::FILE*)>;
+
+std::vector<Task> tasks() {
+  std::vector<Task> all;
+  for (const Operation& one : operations()) {
+    for (const int rank : ranks_of(one)) {
+      all.push_back([&one, rank](std::FILE* file) { print_plan(file, one, rank); });
+    }
+  }
+  for (const char* name : {"lora_delta", "lora_linear"}) {
+    all.push_back([name](std::FILE* file) { print_decode(file, operation(name)); });
+  }
+  return all;
+}
+
+// Starts a process that writes what the task prints to `file`.
+void start(const Task& task, std::FILE* file) {
+  const pid_t process = fork();
+  if (process < 0) throw std::runtime_error("cannot start a process");
+  if (process > 0) return;
+  int status = 1;
+  try {
+    task(file);
+    status = std::fflush(file) == 0 ? 0 : 1;
+  } catch (const std::exception& error) {
+    std::fprintf(stderr, "metal_costs: %s\n", error.what());
+  }
+  _exit(status);
+}
+
+void wait_for_one() {
+  int status = 0;
+  if (wait(&status) < 0 || !WIFEXITED(status) || WEXITSTATUS(status) != 0) {
+    throw std::runtime_error("a part was not counted");
+  }
+}
+
+// What the task has printed.
+void append(std::FILE* to, std::FILE* from) {
+  std::rewind(from);
+  for (int c = std::getc(from); c != EOF; c = std::getc(from)) std::putc(c, to);
+}
+
+// A shader runs on one core, so each core has a process, from before MLX has threads.
 void print_all(std::FILE* file) {
+  const unsigned cores = std::max(1u, std::thread::hardware_concurrency());
+  std::vector<std::FILE*> parts;
+  unsigned running = 0;
+  for (const Task& task : tasks()) {
+    if (running == cores) wait_for_one(), --running;
+    parts.push_back(std::tmpfile());
+    if (parts.back() == nullptr) throw std::runtime_error("cannot write a temporary file");
+    start(task, parts.back()), ++running;
+  }
+  for (; running > 0; --running) wait_for_one();
   std::fprintf(file, "# command: scripts/metal_costs.sh\n# dtype: float32\n");
   std::fprintf(file,
                "op,direction,batch,sequence,in,out,rank,launches,kernels,unfused_launches,bytes,"
                "unfused_bytes,asked_bytes,flops,least_flops,threadgroup_bytes\n");
-  for (const Operation& one : operations()) {
-    for (const Problem& p : plan_of(one)) {
-      const Costs costs = measure(one, p, true);
-      print(file, one, "forward", p, costs.forward, one.unfused(p));
-      print(file, one, "backward", p, costs.backward, one.unfused_backward(p));
-    }
-  }
-  for (const char* name : {"lora_delta", "lora_linear"}) {
-    const Operation& one = operation(name);
-    for (const Problem& p : decode_problems()) {
-      print(file, one, "forward", p, measure(one, p, false).forward, one.unfused(p));
-    }
-  }
+  for (std::FILE* const part : parts) append(file, part);
 }
 
 void run(const std::vector<std::string>& arguments) {
+  Memory::only_count();  // whether kernels are right is for tests to say
   if (arguments.empty()) return print_all(stdout);
   if (arguments.size() != 2 || arguments[0] != "--csv") {
     throw std::invalid_argument("usage: metal_costs [--csv FILE]");
