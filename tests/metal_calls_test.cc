@@ -2,6 +2,7 @@
 #include <gtest/gtest.h>
 
 #include <cstdint>
+#include <map>
 #include <set>
 #include <string>
 
@@ -40,6 +41,16 @@ int argument(const Call& call, const std::string& name) {
   return 1;  // a row a threadgroup
 }
 
+// A kernel for few rows makes them all, and 32 columns a threadgroup.
+void expect_covered(const Call& linear, std::int64_t rows, std::int64_t columns) {
+  const bool few = linear.kernel.find("_few") != std::string::npos;
+  const int cols = few ? 32 : argument(linear, "COLS");
+  EXPECT_GE(groups(linear, 0) * cols, columns) << linear.kernel;
+  EXPECT_LT((groups(linear, 0) - 1) * cols, columns) << linear.kernel;
+  EXPECT_GE(groups(linear, 1) * argument(linear, "ROWS"), rows) << linear.kernel;
+  EXPECT_LT((groups(linear, 1) - 1) * argument(linear, "ROWS"), rows) << linear.kernel;
+}
+
 TEST(MetalCalls, StayWithinLimits) {
   for (const std::int64_t rows : {1, 4, 5, 7, 8, 9, 1023, 1024, 1025, 40000}) {
     for (const std::int64_t rank : {1, 8, 9, 31, 32, 33, 255, 256}) {
@@ -47,20 +58,23 @@ TEST(MetalCalls, StayWithinLimits) {
         for (const Drops drops : {Drops::kNothing, Drops::kInput, Drops::kOutput}) {
           const Call delta = lora_delta({rows, 100, 77, rank, dtype, dtype, dtype, drops});
           expect_legal(delta);
-          EXPECT_GE(groups(delta, 0) * argument(delta, "ROWS"), rows);
+          EXPECT_GE(groups(delta, 0) * groups(delta, 1) * argument(delta, "ROWS"), rows);
         }
         for (const bool flag : {false, true}) {
           const Call outer = lora_outer({rows, 77, rank, dtype, flag, !flag});
           expect_legal(outer);
           EXPECT_GE(groups(outer, 0) * kLanes, 77);
           EXPECT_GE(groups(outer, 1) * 8, rank);
-          expect_legal(lora_shrink({rows, 100, rank, dtype, dtype, flag}));
+          const Call shrink = lora_shrink({rows, 100, rank, dtype, dtype, flag});
+          expect_legal(shrink);
+          EXPECT_GE(groups(shrink, 0) * groups(shrink, 1) * argument(shrink, "ROWS"), rows);
           for (const std::int64_t low : {std::int64_t{0}, rank}) {
-            const Call linear =
-                lora_linear({rows, 100, 77, low, dtype, dtype, flag, flag, !flag && low > 0});
-            expect_legal(linear);
-            EXPECT_GE(groups(linear, 0) * 32, 77);
-            EXPECT_GE(groups(linear, 1) * 32, rows);
+            LoraLinear shape{rows, 100, 77, low, dtype, dtype, flag, flag, !flag && low > 0};
+            shape.shrinks = shrinks_within(shape);
+            expect_legal(lora_linear(shape));
+            expect_covered(lora_linear(shape), rows, 77);
+            shape.columns = 40000;
+            expect_covered(lora_linear(shape), rows, 40000);
           }
         }
       }
@@ -70,30 +84,51 @@ TEST(MetalCalls, StayWithinLimits) {
 
 // One name, one text: hosts keep what they compiled by it.
 TEST(MetalCalls, NamesTellTextsApart) {
-  std::set<std::string> names, texts;
-  for (const std::int64_t rows : {1, 100}) {
+  constexpr DType f32 = DType::kFloat32;
+  std::map<std::string, std::set<std::string>> texts;
+  const auto add = [&](const Call& call) { texts[call.kernel].insert(call.header + call.body); };
+  for (const std::int64_t rows : {1, 100, 1000}) {
     for (const Drops drops : {Drops::kNothing, Drops::kInput, Drops::kOutput}) {
-      const Call call =
-          lora_delta({rows, 9, 9, 9, DType::kFloat32, DType::kFloat32, DType::kFloat32, drops});
-      names.insert(call.kernel);
-      texts.insert(call.body);
+      add(lora_delta({rows, 9, 9, 9, f32, f32, f32, drops}));
     }
-  }
-  for (const bool transposed : {false, true}) {
-    for (const bool bias : {false, true}) {
-      for (const bool dropout : {false, true}) {
-        for (const std::int64_t rank : {0, 9}) {
-          if (dropout && rank == 0) continue;
-          const Call call = lora_linear(
-              {9, 9, 9, rank, DType::kFloat32, DType::kFloat32, transposed, bias, dropout});
-          names.insert(call.kernel);
-          texts.insert(call.body);
+    for (const bool dropout : {false, true}) add(lora_shrink({rows, 9, 9, f32, f32, dropout}));
+    for (const bool transposed : {false, true}) {
+      for (const bool bias : {false, true}) {
+        for (const bool dropout : {false, true}) {
+          for (const std::int64_t rank : {0, 9}) {
+            if (dropout && (rank == 0 || transposed)) continue;
+            LoraLinear shape{rows, 9, 9, rank, f32, f32, transposed, bias, dropout};
+            add(lora_linear(shape));
+            shape.shrinks = shrinks_within(shape);
+            add(lora_linear(shape));
+          }
         }
       }
     }
   }
-  EXPECT_EQ(names.size(), texts.size());
-  EXPECT_EQ(names.size(), 6u + 12u);
+  std::set<std::string> all;
+  for (const auto& [name, mine] : texts) {
+    EXPECT_EQ(mine.size(), 1u) << name;
+    all.insert(mine.begin(), mine.end());
+  }
+  EXPECT_EQ(all.size(), texts.size());
+  // 3 ways x 3 kinds of dropout; 2 x 2; backward 2 + 4; forward in tiles 4, of few rows 6.
+  EXPECT_EQ(texts.size(), 9u + 4u + 6u + 4u + 6u);
+}
+
+// h in the same launch, if the threadgroups that would each make it are few, or A is small.
+TEST(MetalCalls, HIsMadeWhereLessMoves) {
+  constexpr DType f32 = DType::kFloat32;
+  const auto within = [](std::int64_t rows, std::int64_t in, std::int64_t out, std::int64_t rank) {
+    return shrinks_within({rows, in, out, rank, f32, f32, true, false, false});
+  };
+  EXPECT_TRUE(within(1, 576, 576, 8));
+  EXPECT_TRUE(within(1, 4096, 32, 256));  // one threadgroup: nothing is read twice
+  EXPECT_FALSE(within(1, 4096, 4096, 16));
+  EXPECT_FALSE(within(5, 576, 576, 8));  // not few
+  EXPECT_FALSE(within(4, 32, 32, 129));  // no room in threadgroup memory
+  EXPECT_FALSE(within(1, 576, 576, 0));
+  EXPECT_FALSE(shrinks_within({1, 576, 576, 8, f32, f32, false, false, false}));  // dx
 }
 
 TEST(MetalCalls, SayWhyNot) {

@@ -21,6 +21,7 @@ struct Call {
 
   std::string kernel;                          ///< A name that is this text's alone.
   std::vector<std::string> inputs;             ///< Names of the arrays to read, in order.
+  std::vector<std::string> strided;            ///< Inputs in any strides; others are row-major.
   std::vector<std::string> outputs;            ///< And to write; each is overwritten whole.
   std::string header;                          ///< Functions that the body calls.
   std::string body;                            ///< What is in the kernel's braces.

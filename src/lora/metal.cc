@@ -11,6 +11,10 @@ namespace {
 
 constexpr int kBlockThreads = 256;
 
+std::string small_header() {
+  return std::string(shaders::kPhilox) + shaders::kView + shaders::kLora;
+}
+
 // lora_delta without its grid and body.
 Call delta_call(const LoraDelta& call, const char* way) {
   Call result;
@@ -19,9 +23,10 @@ Call delta_call(const LoraDelta& call, const char* way) {
                    : call.drops == Drops::kOutput ? "_drop_y"
                                                   : "");
   result.inputs = {"x", "a", "b", "scaling"};
+  result.strided = {"a", "b"};
   if (call.drops != Drops::kNothing) add_dropout_inputs(result);
   result.outputs = {"y", "h"};
-  result.header = std::string(shaders::kPhilox) + shaders::kLora;
+  result.header = small_header();
   result.arguments = {{"T", call.x}, {"RANK", static_cast<int>(call.rank)}};
   return result;
 }
@@ -36,7 +41,12 @@ std::string both_drops(const LoraDelta& call) {
 Call delta_rows(const LoraDelta& call) {
   Call result = delta_call(call, "row");
   result.body =
-      "lora_delta_row<T, RANK>(x, a, b, scaling, y, h, threadgroup_position_in_grid.x,\n"
+      "lora_delta_row<T, RANK>(x, " + view_of("a") +
+      ",\n"
+      "                        " +
+      view_of("b") +
+      ",\n"
+      "                        scaling, y, h, threadgroup_position_in_grid.x,\n"
       "                        uint(a_shape[0]), uint(b_shape[1]), thread_index_in_simdgroup,\n"
       "                        " +
       both_drops(call) + ");\n";
@@ -52,7 +62,13 @@ Call delta_blocks(const LoraDelta& call) {
   result.arguments.push_back({"ROWS", kRows});
   result.body =
       "threadgroup float h_block[ROWS * RANK];\n"
-      "lora_delta_block<T, RANK, ROWS>(x, a, b, scaling, y, h, h_block,\n"
+      "lora_delta_block<T, RANK, ROWS>(x, " +
+      view_of("a") +
+      ",\n"
+      "                                " +
+      view_of("b") +
+      ",\n"
+      "                                scaling, y, h, h_block,\n"
       "                                threadgroup_position_in_grid.x, uint(x_shape[0]),\n"
       "                                uint(a_shape[0]), uint(b_shape[1]),\n"
       "                                thread_index_in_threadgroup, threads_per_threadgroup.x,\n"
@@ -89,8 +105,12 @@ Call delta_tiles(const LoraDelta& call) {
                 "    " +
                 dropped_x(call.drops == Drops::kInput) +
                 ",\n"
-                "    RowMajor<T, decltype(a)>{a, uint(a_shape[0]), RANK},\n"
-                "    RowMajor<T, decltype(b)>{b, RANK, uint(b_shape[1])}, scaling, y, h,\n"
+                "    " +
+                viewed("a", "uint(a_shape[0])", "RANK") +
+                ",\n"
+                "    " +
+                viewed("b", "RANK", "uint(b_shape[1])") +
+                ", scaling, y, h,\n"
                 "    " +
                 drop_of(call.drops == Drops::kOutput) +
                 ", place, h_block, left_tile, right_tile, strips);\n";
@@ -125,7 +145,7 @@ Call lora_outer(const LoraOuter& call) {
   result.inputs = {"matrix", "coefficients", "scaling"};
   if (call.dropout) add_dropout_inputs(result);
   result.outputs = {"gradient"};
-  result.header = std::string(shaders::kPhilox) + shaders::kLora;
+  result.header = small_header();
   result.arguments = {{"T", call.matrix},
                       {"RANK", static_cast<int>(call.rank)},
                       {"SIMDGROUPS", kSimdgroups},
@@ -155,15 +175,16 @@ Call lora_shrink(const LoraShrink& call) {
   result.kernel = std::string("graft_lora_shrink_") + (tiles ? "tile" : "row") +
                   (call.dropout ? "_dropout" : "");
   result.inputs = {"x", "a"};
+  result.strided = {"a"};
   if (call.dropout) add_dropout_inputs(result);
   result.outputs = {"h"};
   result.arguments = {{"T", call.multiply}, {"RANK", rank}};
   if (!tiles) {
-    result.header = std::string(shaders::kPhilox) + shaders::kLora;
-    result.body =
-        "lora_shrink<T, RANK>(x, a, h, threadgroup_position_in_grid.x, uint(a_shape[0]),\n"
-        "                     thread_index_in_simdgroup, " +
-        std::string(drop_of(call.dropout)) + ");\n";
+    result.header = small_header();
+    result.body = "lora_shrink<T, RANK>(x, " + view_of("a") +
+                  ", h, threadgroup_position_in_grid.x, uint(a_shape[0]),\n"
+                  "                     thread_index_in_simdgroup, " +
+                  std::string(drop_of(call.dropout)) + ");\n";
     result.grid = {static_cast<int>(call.rows) * kLanes, 1, 1};
     result.threadgroup = {kLanes, 1, 1};
     return result;
@@ -176,7 +197,9 @@ Call lora_shrink(const LoraShrink& call) {
                 "    " +
                 dropped_x(call.dropout) +
                 ",\n"
-                "    RowMajor<T, decltype(a)>{a, uint(a_shape[0]), RANK},\n"
+                "    " +
+                viewed("a", "uint(a_shape[0])", "RANK") +
+                ",\n"
                 "    StoreH{h, uint(x_shape[0]), RANK, place}, place, left_tile, right_tile, "
                 "strips);\n";
   set_tiles(result, kRows, cols, groups_of(call.rows, kRows), 1, call.multiply);

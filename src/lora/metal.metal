@@ -1,6 +1,6 @@
 // The contribution of a LoRA pair, y = scaling*(drop(x)*A)*B, and its gradients. T is what is
-// multiplied; sums and h are float. Pointers to inputs may be device or constant: MLX chooses by their
-// size. Backward, dx is the same with dy, transposed B and transposed A, and dropout on what comes out.
+// multiplied; sums and h are float. A and B are views (src/backend/metal/view.metal); other pointers to
+// inputs may be device or constant: MLX chooses by their size. Backward, dx is the same with dy, transposed B and transposed A, and dropout on what comes out.
 
 // Columns of A that a pass over a row of x takes.
 constant constexpr int kShrinkColumns = 8;
@@ -15,7 +15,7 @@ void shrink_row(X x, A a, ulong row, uint in_features, int first, uint lane, Dro
     const float value = float(dropout.apply(T(x[element]), element));
     for (int j = 0; j < kShrinkColumns; ++j) {
       if (first + j < kRank) {
-        sums[j] = fma(value, float(T(float(a[k * kRank + uint(first + j)]))), sums[j]);
+        sums[j] = fma(value, float(T(a.get(k, uint(first + j)))), sums[j]);
       }
     }
   }
@@ -44,7 +44,7 @@ void lora_delta_row(X x, A a, B b, float scaling, device T* y, device float* h, 
     for (int j = 0; j < kRank; ++j) {
       const float hj = float(T(scaling * simd_shuffle(mine[j / 32], ushort(j % 32))));
       if (col < out_features) {
-        sum = fma(hj, float(T(float(b[ulong(j) * out_features + col]))), sum);
+        sum = fma(hj, float(T(b.get(uint(j), col))), sum);
       }
     }
     const ulong element = ulong(row) * out_features + col;
@@ -80,7 +80,7 @@ void lora_delta_block(X x, A a, B b, float scaling, device T* y, device float* h
     float sums[kRows];
     for (int r = 0; r < kRows; ++r) sums[r] = 0.0f;
     for (int j = 0; j < kRank; ++j) {
-      const float bj = float(T(float(b[ulong(j) * out_features + col])));
+      const float bj = float(T(b.get(uint(j), col)));
       for (uint r = 0; r < here; ++r) {
         sums[r] = fma(float(T(scaling * h_block[r * kRank + uint(j)])), bj, sums[r]);
       }

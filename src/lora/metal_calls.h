@@ -20,6 +20,16 @@ inline void add_dropout_inputs(Call& call) {
   call.inputs.insert(call.inputs.end(), {"seed", "offset", "threshold", "keep"});
 }
 
+// A and B as bodies name them, in any strides; and as operands of tiles, of (rows, cols).
+inline std::string view_of(const std::string& input) {
+  return "View<decltype(" + input + ")>{" + input + ", long(" + input + "_strides[0]), long(" +
+         input + "_strides[1])}";
+}
+inline std::string viewed(const std::string& input, const char* rows, const char* cols) {
+  return "Viewed<T, View<decltype(" + input + ")>>{" + view_of(input) + ", " + rows + ", " + cols +
+         "}";
+}
+
 // Yes from `least`, 0 or 1, to kMaxLoraRank.
 Support rank_fits(std::int64_t rank, std::int64_t least);
 

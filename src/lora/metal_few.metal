@@ -16,7 +16,7 @@ void few_shrink(X x, A a, uint depth, uint index, uint simdgroup, uint lane,
       for (uint k = simdgroup * 32 + lane; k < depth; k += kSimdgroups * 32) {
         const float value = float(T(float(x[uint(row) * depth + k])));
         for (int j = 0; j < kShrinkColumns && first + j < kRank; ++j) {
-          sums[j] = fma(value, float(T(float(a[k * kRank + uint(first + j)]))), sums[j]);
+          sums[j] = fma(value, float(T(a.get(k, uint(first + j)))), sums[j]);
         }
       }
       for (int j = 0; j < kShrinkColumns; ++j) {
@@ -61,7 +61,7 @@ void lora_linear_few(X x, W w, uint depth, H h, B b, uint rank, float scaling, B
   for (uint j = lane; j < rank; j += 32) {
     for (int c = 0; c < kFewColumns; ++c) {
       const uint col = min(first_col + uint(c), cols - 1);
-      const float weight = float(T(float(b[ulong(j) * cols + col])));
+      const float weight = float(T(b.get(j, col)));
       for (int row = 0; row < kRows; ++row) {
         const float value = float(T(scaling * h[uint(row) * rank + j]));
         sums[row * kFewColumns + c] = fma(value, weight, sums[row * kFewColumns + c]);

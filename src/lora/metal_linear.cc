@@ -22,6 +22,8 @@ Call linear_call(const LoraLinear& call, const char* way) {
   result.inputs = {"x", "w"};
   if (call.rank > 0) {
     result.inputs.insert(result.inputs.end(), {call.shrinks ? "a" : "h", "b", "scaling"});
+    result.strided = {"b"};
+    if (call.shrinks) result.strided.push_back("a");
   }
   if (call.bias) result.inputs.push_back("bias");
   if (call.dropout) add_dropout_inputs(result);
@@ -38,9 +40,7 @@ std::string bias_of(const LoraLinear& call) {
 
 Call linear_few(const LoraLinear& call) {
   Call result = linear_call(call, "_few");
-  result.header =
-      std::string(shaders::kPhilox) + shaders::kTile + shaders::kLora + shaders::kLoraFew;
-  result.header = "#include <metal_simdgroup_matrix>\n" + result.header;
+  result.header = tile_header() + shaders::kLora + shaders::kLoraFew;
   result.arguments.push_back({"ROWS", static_cast<int>(call.rows)});
   result.body =
       "const uint first_col = threadgroup_position_in_grid.x * 32 + "
@@ -50,7 +50,10 @@ Call linear_few(const LoraLinear& call) {
     result.body +=
         "threadgroup float parts[8 * ROWS * RANK];\n"
         "threadgroup float h_block[ROWS * RANK];\n"
-        "few_shrink<T, RANK, ROWS, 8>(x, a, uint(x_shape[1]), thread_index_in_threadgroup,\n"
+        "few_shrink<T, RANK, ROWS, 8>(x, " +
+        view_of("a") +
+        ",\n"
+        "                             uint(x_shape[1]), thread_index_in_threadgroup,\n"
         "                             simdgroup_index_in_threadgroup, thread_index_in_simdgroup,\n"
         "                             parts, h_block);\n"
         "for (uint i = thread_index_in_threadgroup;\n"
@@ -59,10 +62,11 @@ Call linear_few(const LoraLinear& call) {
         "}\n";
     result.threadgroup_bytes = (kFewSimdgroups + 1) * static_cast<int>(call.rows * call.rank) * 4;
   }
-  const char* const pair = call.shrinks    ? "h_block, b, RANK, scaling"
-                           : call.rank > 0 ? "h, b, uint(b_shape[0]), scaling"
-                                           : "x, w, 0, 0.0f";
-  result.body += "lora_linear_few<T, Y, ROWS>(x, w, uint(x_shape[1]), " + std::string(pair) +
+  const std::string b = view_of("b");
+  const std::string pair = call.shrinks    ? "h_block, " + b + ", RANK, scaling"
+                           : call.rank > 0 ? "h, " + b + ", uint(b_shape[0]), scaling"
+                                           : "x, View<decltype(x)>{x, 0, 0}, 0, 0.0f";
+  result.body += "lora_linear_few<T, Y, ROWS>(x, w, uint(x_shape[1]), " + pair +
                  ",\n"
                  "                            " +
                  bias_of(call) + ", y, uint(w_shape[0]), first_col, thread_index_in_simdgroup);\n";
@@ -79,6 +83,19 @@ int tile_size(const LoraLinear& call) {
                                                                                             : 32;
 }
 
+// h and B as a tile's operands, or stand-ins of no depth.
+std::string pair_operands(const LoraLinear& call) {
+  if (call.rank == 0) {
+    return "const uint rank = 0;\n"
+           "const RowMajor<T, decltype(x)> left{x, 0, 0};\n"
+           "const RowMajor<T, decltype(w)> right{w, 0, 0};\n";
+  }
+  return "const uint rank = uint(b_shape[0]);\n"
+         "const Scaled<T, decltype(h)> left{h, rows, rank, scaling};\n"
+         "const auto right = " +
+         viewed("b", "rank", "cols") + ";\n";
+}
+
 Call linear_tiles(const LoraLinear& call) {
   Call result = linear_call(call, call.transposed ? "_tile" : "_dx_tile");
   result.header = tile_header() + shaders::kLoraTiles;
@@ -86,13 +103,7 @@ Call linear_tiles(const LoraLinear& call) {
   result.body = std::string(kTileDeclarations) +
                 "const uint rows = uint(x_shape[0]), depth = uint(x_shape[1]);\n"
                 "const uint cols = uint(w_shape[" +
-                (call.transposed ? "0" : "1") + "]);\n" +
-                (call.rank > 0 ? "const uint rank = uint(b_shape[0]);\n"
-                                 "const Scaled<T, decltype(h)> left{h, rows, rank, scaling};\n"
-                                 "const RowMajor<T, decltype(b)> right{b, rank, cols};\n"
-                               : "const uint rank = 0;\n"
-                                 "const RowMajor<T, decltype(x)> left{x, 0, 0};\n"
-                                 "const RowMajor<T, decltype(w)> right{w, 0, 0};\n") +
+                (call.transposed ? "0" : "1") + "]);\n" + pair_operands(call) +
                 "lora_linear_tile<T, Y, ROWS, COLS, " + (call.dropout ? "true" : "false") +
                 ">(\n"
                 "    left, right, rank, RowMajor<T, decltype(x)>{x, rows, depth},\n"

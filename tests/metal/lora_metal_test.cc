@@ -6,6 +6,7 @@
 #include <string>
 #include <vector>
 
+#include "graft/mlx/detail/metal_lora.h"
 #include "graft/mlx/fusion.h"
 #include "graft/mlx/lora.h"
 #include "metal/layouts.h"
@@ -43,32 +44,43 @@ struct Shape {
 
 // Few rows and many, with every kind of tail; inputs of 1, 7 and 8 elements, which MLX passes in
 // other address spaces.
-const std::vector<Shape> kShapes = {
-    {1, 1, 1, 1},   {1, 7, 8, 1},     {7, 1, 1, 8},     {4, 37, 45, 3},   {5, 33, 31, 9},
-    {8, 64, 32, 8}, {17, 40, 65, 16}, {13, 5, 300, 33}, {3, 40, 50, 256}, {9, 12, 9, 255}};
+const std::vector<Shape> kShapes = {{1, 1, 1, 1},     {1, 7, 8, 1},     {7, 1, 1, 8},
+                                    {4, 37, 45, 3},   {5, 33, 31, 9},   {8, 64, 32, 8},
+                                    {17, 40, 65, 16}, {13, 5, 300, 33}, {3, 40, 50, 256},
+                                    {9, 12, 9, 255},  {257, 19, 70, 9}};
+
+// In simdgroup matrices: blocks of 16 and 32 rows, ranks of one pass over x and of several.
+const std::vector<Shape> kTileShapes = {{256, 64, 64, 16},  {300, 33, 65, 40},  {259, 7, 9, 100},
+                                        {256, 12, 70, 256}, {1025, 20, 66, 17}, {1030, 17, 3, 64}};
+
+void check_delta(const Shape& shape, mx::Dtype dtype) {
+  const auto& [rows, in, out, rank] = shape;
+  SCOPED_TRACE(testing::PrintToString(std::vector<int>{rows, in, out, rank}));
+  const auto x = normal({rows, in}, 1, 1.0f, dtype);
+  const auto a = normal({in, rank}, 2, 0.3f, dtype), b = normal({rank, out}, 3, 0.3f, dtype);
+  mlx::reset_fusion_report();
+  const Evaluated run = evaluate_on_metal(
+      [](const Arrays& arrays) {
+        return Arrays{mlx::lora_forward_fused(arrays[0], arrays[1], arrays[2], 0.5f)};
+      },
+      {x, a, b});
+  EXPECT_EQ(run.fault, "");
+  ASSERT_EQ(run.launched.size(), 1u);
+  mlx::testing::expect_as_good_as(run.outputs[0], composed_delta(x, a, b, 0.5f),
+                                  true_delta(x, a, b, 0.5), in + rank);
+  const auto report = mlx::fusion_report();
+  ASSERT_EQ(report.size(), 1u);
+  EXPECT_TRUE(report[0].fused);
+  EXPECT_EQ(report[0].op, "lora_delta");
+}
 
 TEST(LoraMetal, DeltaIsAsGoodAsMlx) {
-  for (const auto& [rows, in, out, rank] : kShapes) {
+  for (const Shape& shape : kShapes) {
     for (const mx::Dtype dtype : {mx::float32, mx::bfloat16, mx::float16}) {
-      SCOPED_TRACE(testing::PrintToString(std::vector<int>{rows, in, out, rank}));
-      const auto x = normal({rows, in}, 1, 1.0f, dtype);
-      const auto a = normal({in, rank}, 2, 0.3f, dtype), b = normal({rank, out}, 3, 0.3f, dtype);
-      mlx::reset_fusion_report();
-      const Evaluated run = evaluate_on_metal(
-          [](const Arrays& arrays) {
-            return Arrays{mlx::lora_forward_fused(arrays[0], arrays[1], arrays[2], 0.5f)};
-          },
-          {x, a, b});
-      EXPECT_EQ(run.fault, "");
-      ASSERT_EQ(run.launched.size(), 1u);
-      mlx::testing::expect_as_good_as(run.outputs[0], composed_delta(x, a, b, 0.5f),
-                                      true_delta(x, a, b, 0.5), in + rank);
-      const auto report = mlx::fusion_report();
-      ASSERT_EQ(report.size(), 1u);
-      EXPECT_TRUE(report[0].fused);
-      EXPECT_EQ(report[0].op, "lora_delta");
+      check_delta(shape, dtype);
     }
   }
+  for (const Shape& shape : kTileShapes) check_delta(shape, mx::float32);
 }
 
 // x, a, b, dy -> dx, da, db of the tensor function, through its custom function.
@@ -84,33 +96,37 @@ Arrays composed_gradients(const Arrays& arrays) {
   return mx::vjp(y, {arrays[0], arrays[1], arrays[2]}, {arrays[3]}).second;
 }
 
-TEST(LoraMetal, GradientsOfTheDeltaAreAsGoodAsMlx) {
-  for (const auto& [rows, in, out, rank] : kShapes) {
-    for (const mx::Dtype dtype : {mx::float32, mx::bfloat16}) {
-      SCOPED_TRACE(testing::PrintToString(std::vector<int>{rows, in, out, rank}));
-      const auto x = normal({rows, in}, 1, 1.0f, dtype), dy = normal({rows, out}, 4, 1.0f, dtype);
-      const auto a = normal({in, rank}, 2, 0.3f, dtype), b = normal({rank, out}, 3, 0.3f, dtype);
-      mlx::reset_fusion_report();
-      const Evaluated run = evaluate_on_metal(delta_gradients, {x, a, b, dy});
-      EXPECT_EQ(run.fault, "");
-      EXPECT_EQ(run.launched.size(), 4u);  // y and h; dx and g; da; db
-      const Arrays composed = composed_gradients({x, a, b, dy});
-      const Matrix g = matrix(dy) * transpose(matrix(b)), h = matrix(x) * matrix(a);
-      const int terms = in + out + rank + rows;
-      mlx::testing::expect_as_good_as(run.outputs[0], composed[0], 0.5 * (g * transpose(matrix(a))),
-                                      terms);
-      mlx::testing::expect_as_good_as(run.outputs[1], composed[1], 0.5 * (transpose(matrix(x)) * g),
-                                      terms);
-      mlx::testing::expect_as_good_as(run.outputs[2], composed[2],
-                                      0.5 * (transpose(h) * matrix(dy)), terms);
-      bool backward = false;
-      for (const auto& record : mlx::fusion_report()) {
-        EXPECT_TRUE(record.fused) << record.reason;
-        backward |= record.direction == mlx::Direction::kBackward;
-      }
-      EXPECT_TRUE(backward);
-    }
+void check_delta_gradients(const Shape& shape, mx::Dtype dtype) {
+  const auto& [rows, in, out, rank] = shape;
+  SCOPED_TRACE(testing::PrintToString(std::vector<int>{rows, in, out, rank}));
+  const auto x = normal({rows, in}, 1, 1.0f, dtype), dy = normal({rows, out}, 4, 1.0f, dtype);
+  const auto a = normal({in, rank}, 2, 0.3f, dtype), b = normal({rank, out}, 3, 0.3f, dtype);
+  mlx::reset_fusion_report();
+  const Evaluated run = evaluate_on_metal(delta_gradients, {x, a, b, dy});
+  EXPECT_EQ(run.fault, "");
+  EXPECT_EQ(run.launched.size(), 4u);  // y and h; dx and g; da; db
+  const Arrays composed = composed_gradients({x, a, b, dy});
+  const Matrix g = matrix(dy) * transpose(matrix(b)), h = matrix(x) * matrix(a);
+  const int terms = in + out + rank + rows;
+  mlx::testing::expect_as_good_as(run.outputs[0], composed[0], 0.5 * (g * transpose(matrix(a))),
+                                  terms);
+  mlx::testing::expect_as_good_as(run.outputs[1], composed[1], 0.5 * (transpose(matrix(x)) * g),
+                                  terms);
+  mlx::testing::expect_as_good_as(run.outputs[2], composed[2], 0.5 * (transpose(h) * matrix(dy)),
+                                  terms);
+  bool backward = false;
+  for (const auto& record : mlx::fusion_report()) {
+    EXPECT_TRUE(record.fused) << record.reason;
+    backward |= record.direction == mlx::Direction::kBackward;
   }
+  EXPECT_TRUE(backward);
+}
+
+TEST(LoraMetal, GradientsOfTheDeltaAreAsGoodAsMlx) {
+  for (const Shape& shape : kShapes) {
+    for (const mx::Dtype dtype : {mx::float32, mx::bfloat16}) check_delta_gradients(shape, dtype);
+  }
+  for (const Shape& shape : kTileShapes) check_delta_gradients(shape, mx::float32);
 }
 
 // Derivatives that no kernel makes are composed, and right: all second ones, forward mode, vmap.
@@ -185,11 +201,11 @@ TEST(LoraMetal, OtherDerivativesOfTheLinear) {
       {normal({5, 7}, 1), normal({7, 3}, 2), normal({3, 4}, 3)}, normal({5, 4}, 4));
 }
 
-// With tiles that are whole and tiles that are not in each direction; few rows, of which kernels of
-// their own make h in the same launch, or read it.
-const std::vector<Shape> kLinearShapes = {{1, 1, 1, 1},    {1, 7, 8, 1},     {33, 16, 32, 8},
-                                          {32, 40, 65, 9}, {5, 100, 7, 16},  {70, 33, 31, 33},
-                                          {3, 300, 67, 8}, {4, 130, 33, 130}};
+// With tiles that are whole and tiles that are not in each direction, small ones and large; few
+// rows, of which kernels of their own make h in the same launch, or read it.
+const std::vector<Shape> kLinearShapes = {
+    {1, 1, 1, 1},     {1, 7, 8, 1},    {33, 16, 32, 8},   {32, 40, 65, 9},  {5, 100, 7, 16},
+    {70, 33, 31, 33}, {3, 300, 67, 8}, {4, 130, 33, 130}, {520, 9, 505, 3}, {520, 505, 9, 19}};
 
 // x, w, bias, a, b, dy -> y, dx, da, db and the gradients of w and bias.
 Arrays linear_and_gradients(const Arrays& arrays, const mlx::Dropout& dropout = {}) {
@@ -250,7 +266,8 @@ TEST(LoraMetal, LinearAndItsGradientsAreAsGoodAsMlx) {
 
 // The masks are those of the CPU, forward and backward, so y and all gradients are the same.
 TEST(LoraMetal, DropoutIsTheSameAsOnTheCpu) {
-  for (const Shape& shape : {Shape{33, 37, 40, 8}, Shape{5, 7, 9, 3}}) {
+  for (const Shape& shape :
+       {Shape{33, 37, 40, 8}, Shape{5, 7, 9, 3}, Shape{2, 7, 9, 3}, Shape{520, 505, 9, 8}}) {
     Arrays p = linear_operands(shape, mx::float32);
     p.push_back(mx::array(std::uint64_t{0x1234567890abcdef}, mx::uint64));
     p.push_back(mx::array(std::uint64_t{0xfffffffff}, mx::uint64));
@@ -277,6 +294,48 @@ TEST(LoraMetal, LinearDoesNotDependOnTheLayoutOfMatrices) {
   EXPECT_EQ(run.fault + other.fault, "");
   for (std::size_t i = 0; i < run.outputs.size(); ++i) {
     EXPECT_EQ(mlx::testing::values(other.outputs[i]), mlx::testing::values(run.outputs[i])) << i;
+  }
+}
+
+// The tensor function of the delta alone has no dropout yet; its kernels do.
+TEST(LoraMetal, DropoutOfTheDelta) {
+  mlx::detail::LoraCall call;
+  call.scaling = 0.5f;
+  call.dropout = 0.4f;
+  const mx::Stream s = mx::default_stream(mx::Device::cpu);
+  const auto with_gradients = [](const auto& y, const Arrays& in) {
+    const auto [outputs, gradients] = mx::vjp(
+        [&](const Arrays& p) {
+          return Arrays{y({p[0], p[1], p[2], in[4], in[5]})};
+        },
+        {in[0], in[1], in[2]}, {in[3]});
+    return Arrays{outputs[0], gradients[0], gradients[1], gradients[2]};
+  };
+  for (const auto& [rows, in, out, rank] :
+       {Shape{3, 37, 40, 8}, Shape{33, 37, 40, 8}, Shape{260, 19, 33, 9}}) {
+    const Arrays p{normal({rows, in}, 1),
+                   normal({in, rank}, 2, 0.3f),
+                   normal({rank, out}, 3, 0.3f),
+                   normal({rows, out}, 4),
+                   mx::array(std::uint64_t{0x1234567890abcdef}, mx::uint64),
+                   mx::array(std::uint64_t{0xfffffffff}, mx::uint64)};
+    const Evaluated run = evaluate_on_metal(
+        [&](const Arrays& arrays) {
+          return with_gradients(
+              [&](const Arrays& q) { return mlx::detail::metal_delta(call, q, {"lora_delta"}, s); },
+              arrays);
+        },
+        p);
+    EXPECT_EQ(run.fault, "");
+    EXPECT_EQ(run.launched.size(), 4u);
+    const Arrays composed = with_gradients(
+        [&](const Arrays& q) { return mlx::detail::composed_lora(call, q, s)[0]; }, p);
+    for (std::size_t i = 0; i < composed.size(); ++i) {
+      const auto truth = mlx::testing::values(composed[i]);
+      EXPECT_LT(mlx::testing::max_error(run.outputs[i], truth),
+                1e-5 * (1 + mlx::testing::largest(truth)))
+          << rows << " rows, " << i;
+    }
   }
 }
 

@@ -14,6 +14,8 @@ constexpr std::size_t kThreadgroupBytes = std::size_t{4} << 20, kBytes = std::si
 constexpr std::size_t kGap = std::size_t{64} << 10;  // an index that misses a buffer lands in it
 constexpr std::size_t kCellBytes = 2;                // the smallest element of a tensor
 
+bool is_only_counting = false;
+
 template <class T>
 T* reserve(std::size_t bytes) {
   void* const at = mmap(nullptr, bytes, PROT_READ | PROT_WRITE,
@@ -44,9 +46,12 @@ struct Memory::Cell {
   bool atomic;  // the writer was
 };
 
+void Memory::only_count() { is_only_counting = true; }
+
 Memory::Memory()
     : base_(reserve<std::byte>(kBytes)),
-      shadow_(reserve<Cell>(kBytes / kCellBytes * sizeof(Cell))) {
+      shadow_(reserve<Cell>(kBytes / kCellBytes * sizeof(Cell))),
+      touched_(reserve<bool>(kBytes / kCellBytes)) {
   release(Kind::kDevice);
   release(Kind::kThreadgroup);
 }
@@ -54,10 +59,11 @@ Memory::Memory()
 Memory::~Memory() {
   munmap(base_, kBytes);
   munmap(shadow_, kBytes / kCellBytes * sizeof(Cell));
+  munmap(touched_, kBytes / kCellBytes);
 }
 
-Memory::Cell* Memory::cells(const std::byte* address) const {
-  return shadow_ + static_cast<std::size_t>(address - base_) / kCellBytes;
+std::size_t Memory::cell_of(const std::byte* address) const {
+  return static_cast<std::size_t>(address - base_) / kCellBytes;
 }
 
 void* Memory::allocate(Kind kind, std::size_t bytes, const std::string& name, bool initialized,
@@ -68,8 +74,9 @@ void* Memory::allocate(Kind kind, std::size_t bytes, const std::string& name, bo
   std::byte* const begin = next + kGap;
   regions_[static_cast<int>(kind)].push_back({begin, bytes, name, initialized, constant});
   std::memset(begin, 0, bytes);
-  Cell* const first = cells(begin);
-  std::fill(first, first + (bytes + kCellBytes - 1) / kCellBytes, Cell{});
+  const std::size_t first = cell_of(begin), cells = (bytes + kCellBytes - 1) / kCellBytes;
+  std::fill_n(touched_ + first, cells, false);
+  if (!is_only_counting) std::fill_n(shadow_ + first, cells, Cell{});
   next = begin + (bytes + 63) / 64 * 64;
   return begin;
 }
@@ -82,10 +89,9 @@ void Memory::release(Kind kind) {
 std::uint64_t Memory::touched() const {
   std::uint64_t bytes = 0;
   for (const Region& region : regions_[static_cast<int>(Kind::kDevice)]) {
-    const Cell* const end = cells(region.begin + region.bytes + kCellBytes - 1);
-    for (const Cell* cell = cells(region.begin); cell != end; ++cell) {
-      if (cell->writer.group != 0 || cell->reader.group != 0) bytes += kCellBytes;
-    }
+    const bool *begin = touched_ + cell_of(region.begin),
+               *end = touched_ + cell_of(region.begin + region.bytes + kCellBytes - 1);
+    bytes += kCellBytes * static_cast<std::uint64_t>(std::count(begin, end, true));
   }
   return bytes;
 }
@@ -130,18 +136,23 @@ std::string Memory::note(Access access, const void* address, std::size_t bytes,
     return "write to a constant buffer: " + region->name;
   }
 
-  const std::string at = "byte " + std::to_string(begin - region->begin) + " of " + region->name;
-  Cell* cell = cells(begin);
-  Cell* const end = cells(begin + bytes + kCellBytes - 1);
-  for (; cell != end; ++cell) {
+  const std::size_t first_cell = cell_of(begin), end_cell = cell_of(begin + bytes + kCellBytes - 1);
+  std::fill(touched_ + first_cell, touched_ + end_cell, true);
+  if (is_only_counting) return "";
+
+  // Most accesses are right, and there are millions: words are made for one that is not.
+  const auto at = [&] {
+    return "byte " + std::to_string(begin - region->begin) + " of " + region->name;
+  };
+  for (Cell* cell = shadow_ + first_cell; cell != shadow_ + end_cell; ++cell) {
     const bool both_atomic = access == Access::kAtomic && cell->atomic;
     if (!both_atomic && !ordered(cell->writer, stamp)) {
-      return "race: " + name_of(stamp) + " " + verb + " " + at + ", which " +
+      return "race: " + name_of(stamp) + " " + verb + " " + at() + ", which " +
              name_of(cell->writer) + " writes without a barrier between";
     }
     if (access == Access::kRead) {
       if (cell->writer.group == 0 && !region->initialized) {
-        return "uninitialised: " + name_of(stamp) + " reads " + at + ", which nobody has written";
+        return "uninitialised: " + name_of(stamp) + " reads " + at() + ", which nobody has written";
       }
       const bool same = cell->reader.group == stamp.group && cell->reader.thread == stamp.thread;
       if (!same) cell->other_reader = cell->reader;
@@ -150,7 +161,7 @@ std::string Memory::note(Access access, const void* address, std::size_t bytes,
     }
     for (const Stamp& reader : {cell->reader, cell->other_reader}) {
       if (!ordered(reader, stamp)) {
-        return "race: " + name_of(stamp) + " writes " + at + ", which " + name_of(reader) +
+        return "race: " + name_of(stamp) + " writes " + at() + ", which " + name_of(reader) +
                " reads without a barrier between";
       }
     }

@@ -23,6 +23,10 @@ class Memory {
   enum class Kind : std::uint8_t { kDevice, kThreadgroup };
   enum class Access : std::uint8_t { kRead, kWrite, kAtomic };
 
+  /// From now on accesses out of bounds are found, but not races and reads of what nobody has
+  /// written: for a program that only counts, twice as fast.
+  static void only_count();
+
   Memory();
   ~Memory();
   Memory(const Memory&) = delete;
@@ -59,10 +63,11 @@ class Memory {
   struct Cell;
 
   const Region* find(Kind kind, const std::byte* address) const;
-  Cell* cells(const std::byte* address) const;
+  std::size_t cell_of(const std::byte* address) const;
 
   std::byte* base_;
   Cell* shadow_;
+  bool* touched_;                   // by cell
   std::vector<Region> regions_[2];  // by kind, in order of address
   std::byte* next_[2];
 };

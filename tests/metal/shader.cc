@@ -104,14 +104,15 @@ std::string Shader::launch(Machine& machine, const std::vector<Buffer>& buffers,
   }
   Memory& memory = machine.memory();
   memory.release(Memory::Kind::kDevice);
-  std::vector<void*> copies;
+  std::vector<void*> copies, pointers;
   for (std::size_t i = 0; i < buffers.size(); ++i) {
     copies.push_back(memory.allocate(Memory::Kind::kDevice, buffers[i].bytes, names_[i],
                                      buffers[i].initialized, constant_[i]));
     if (buffers[i].bytes > 0) std::memcpy(copies[i], buffers[i].data, buffers[i].bytes);
+    pointers.push_back(static_cast<std::byte*>(copies[i]) + buffers[i].offset);
   }
   const std::string fault =
-      machine.launch(grid, group, [&](const Thread& thread) { enter_(copies.data(), thread); });
+      machine.launch(grid, group, [&](const Thread& thread) { enter_(pointers.data(), thread); });
   for (std::size_t i = 0; i < buffers.size(); ++i) {
     if (!constant_[i] && buffers[i].bytes > 0) {
       std::memcpy(buffers[i].data, copies[i], buffers[i].bytes);

@@ -13,6 +13,7 @@ struct Buffer {
   void* data = nullptr;
   std::size_t bytes = 0;
   bool initialized = true;  ///< False for an output that holds nothing yet.
+  std::size_t offset = 0;   ///< Where in it the kernel's pointer is.
 };
 
 /// One kernel of a Metal source text, compiled as C++ with notes of its memory accesses.

@@ -43,6 +43,19 @@ Extent extent_of(const std::tuple<int, int, int>& size) {
            static_cast<std::uint32_t>(z)}};
 }
 
+// From the first element that lies in memory to the last, whatever the strides.
+Buffer memory_of(const mx::array& array) {
+  std::int64_t first = 0, last = 0;
+  for (std::size_t axis = 0; axis < array.ndim(); ++axis) {
+    const std::int64_t reach = array.strides()[axis] * (array.shape()[axis] - 1);
+    (reach < 0 ? first : last) += reach;
+  }
+  const auto size = static_cast<std::int64_t>(array.itemsize());
+  return {const_cast<char*>(array.data<char>()) + first * size,
+          static_cast<std::size_t>((last - first + 1) * size), true,
+          static_cast<std::size_t>(-first * size)};
+}
+
 // An input and what the kernel's signature has behind it: shape, strides and rank, if its text
 // names them.
 struct Input {
@@ -51,7 +64,7 @@ struct Input {
 
   void append_to(std::vector<Buffer>& buffers, const mx::array& array,
                  const std::tuple<bool, bool, bool>& named) {
-    buffers.push_back({const_cast<char*>(array.data<char>()), array.nbytes(), true});
+    buffers.push_back(memory_of(array));
     if (array.ndim() == 0) return;
     const auto& [with_shape, with_strides, with_rank] = named;
     strides.assign(array.strides().begin(), array.strides().end());

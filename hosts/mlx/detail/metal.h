@@ -45,14 +45,17 @@ class MetalNode : public FusedPrimitive {
 
   void eval_cpu(const Arrays& inputs, Arrays& outputs) override;
   void eval_gpu(const Arrays& inputs, Arrays& outputs) override;
-  const char* name() const override { return "GraftMetal"; }
+  const char* name() const override { return kName; }
+
+  static constexpr const char* kName = "GraftMetal";
+  Arrays kernel_inputs(const Arrays& inputs) const;
+  // Whether inputs that are not row-contiguous are copied before the kernel is launched.
+  bool copies_strided() const;
 
  protected:
   Arrays composed(const Arrays& inputs) const override { return composed_(inputs); }
 
  private:
-  Arrays kernel_inputs(const Arrays& inputs) const;
-
   bool counts_;
   std::shared_ptr<mx::Primitive> kernel_;
   ArraysFunction composed_;
@@ -69,6 +72,9 @@ Arrays zeros(const Outputs& outputs, mx::Stream s);
 
 // Whether a gradient of input i is asked for.
 bool asks_for(const std::vector<int>& argnums, int i);
+
+// `inputs`, those that the call wants row-major made so.
+Arrays arranged(const metal::Call& call, Arrays inputs, mx::Stream s);
 
 // MLX's node for `call` on arrays in the order of its inputs: they say what its text depends on.
 std::shared_ptr<mx::Primitive> kernel_of(const metal::Call& call, const Arrays& inputs,

@@ -236,8 +236,35 @@ RowLaunch linear_launch(const LoraCall& call, const LinearInputs& at, const Call
     return gradients(call, at, primals, cotangents[0], h, argnums, caller, s);
   };
   launch.flat = true;
-  launch.folds = call.dropout == 0 && !at.shrinks();
+  launch.folds = call.dropout == 0;
   return launch;
+}
+
+// {y, h} of x, W, A, B, [bias], [dropout].
+Arrays launch_linear(const LoraCall& call, const Arrays& operands, const Arrays& dropout,
+                     const Caller& caller, mx::Stream s) {
+  const mx::array &x = operands[0], &w = operands[1], &a = operands[2], &b = operands[3];
+  const metal::LoraLinear shape = forward_shape(call, x, w, b.shape(0));
+  const LinearInputs at(call, dropout.empty() && metal::shrinks_within(shape));
+  const mx::array h = at.shrinks() ? a
+                                   : launch_shrink(call, x, a, multiply_type(x, w), dropout, caller,
+                                                   Direction::kForward, s);
+  Arrays inputs{x, w, h, b, mx::array(call.scaling)};
+  if (call.bias) inputs.push_back(operands[4]);
+  inputs.insert(inputs.end(), dropout.begin(), dropout.end());
+  RowLaunch launch = linear_launch(call, at, caller, s);
+  if (at.shrinks()) {
+    launch.of_more = [call, caller, s](const Arrays& in) {
+      Arrays more{in[0], in[1], in[2], in[3]};
+      if (call.bias) more.push_back(in[5]);
+      return launch_linear(call, more, {}, caller, s);
+    };
+  } else {
+    inputs.push_back(a);
+  }
+  Arrays outputs = launch_rows(shared(std::move(launch)), inputs, caller, s);
+  if (!at.shrinks()) outputs.push_back(h);
+  return outputs;
 }
 
 bool any_empty(const Arrays& arrays) {
@@ -276,18 +303,9 @@ mx::array metal_linear(const LinearCall& call, const Arrays& inputs, const Calle
 mx::array metal_lora_linear(const LoraCall& call, const Arrays& inputs, const Caller& caller,
                             mx::Stream s) {
   if (any_empty(inputs)) return composed_lora(call, inputs, s)[0];
-  const mx::array &x = inputs[0], &a = inputs[1], &b = inputs[2], &w = inputs[call.w()];
-  const Arrays dropout = dropout_inputs(call, inputs, s);
-  const LinearInputs at(
-      call, call.dropout == 0 && metal::shrinks_within(forward_shape(call, x, w, b.shape(0))));
-  const auto h = [&] {
-    return launch_shrink(call, x, a, multiply_type(x, w), dropout, caller, Direction::kForward, s);
-  };
-  Arrays launched{x, w, at.shrinks() ? a : h(), b, mx::array(call.scaling)};
-  if (call.bias) launched.push_back(inputs[call.bias_index()]);
-  launched.insert(launched.end(), dropout.begin(), dropout.end());
-  if (!at.shrinks()) launched.push_back(a);
-  return launch_rows(shared(linear_launch(call, at, caller, s)), launched, caller, s)[0];
+  Arrays operands{inputs[0], inputs[call.w()], inputs[1], inputs[2]};
+  if (call.bias) operands.push_back(inputs[call.bias_index()]);
+  return launch_linear(call, operands, dropout_inputs(call, inputs, s), caller, s)[0];
 }
 
 }  // namespace graft::mlx::detail

@@ -30,7 +30,10 @@ class RowsNode : public MetalNode {
       folds &= (axes[i] >= 0) == row_launch_->has_rows[i];
     }
     if (!folds) return MetalNode::vmap(inputs, axes);
-    const Arrays outputs = launch_rows(row_launch_, batch_first(inputs, axes), caller(), stream());
+    const Arrays moved = batch_first(inputs, axes);
+    const Arrays outputs = row_launch_->of_more
+                               ? row_launch_->of_more(moved)
+                               : launch_rows(row_launch_, moved, caller(), stream());
     return {outputs, std::vector<int>(outputs.size(), 0)};
   }
 
@@ -78,8 +81,9 @@ Arrays launch_rows(const std::shared_ptr<const RowLaunch>& row_launch, const Arr
     const Arrays read(inputs.begin(), row_launch->read == 0
                                           ? inputs.end()
                                           : inputs.begin() + static_cast<int>(row_launch->read));
-    auto node = std::make_shared<RowsNode>(s, caller, row_launch,
-                                           kernel_of(row_launch->call(read), read, made, s));
+    const metal::Call call = row_launch->call(read);
+    inputs = arranged(call, inputs, s);
+    auto node = std::make_shared<RowsNode>(s, caller, row_launch, kernel_of(call, read, made, s));
     outputs = mx::array::make_arrays(made.shapes, made.dtypes, node, inputs);
   }
   if (!row_launch->flat || given[0].ndim() == 2) return outputs;

@@ -25,6 +25,7 @@ struct RowLaunch {
   bool counts = true;       // as an evaluation
   bool flat = false;        // the kernel wants matrices: leading dimensions are folded before
   bool folds = true;        // under vmap; not if what a row gives depends on which row it is
+  ArraysFunction of_more;   // then, of more rows; if not given, the same launch is
 };
 
 // The first input has rows. Where an input is empty, the outputs are zeros.

@@ -6,6 +6,7 @@ namespace graft::metal::shaders {
 extern const char* const kPhilox;     // src/backend/metal/philox.metal
 extern const char* const kRows;       // src/backend/metal/rows.metal
 extern const char* const kTile;       // src/backend/metal/tile.metal
+extern const char* const kView;       // src/backend/metal/view.metal
 extern const char* const kLayerNorm;  // src/layer_norm/metal.metal
 extern const char* const kLora;       // src/lora/metal.metal
 extern const char* const kLoraFew;    // src/lora/metal_few.metal

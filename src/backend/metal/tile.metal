@@ -28,6 +28,16 @@ struct Transposed {
   uint rows;
   uint cols;
 };
+template <typename T, typename V>
+struct Viewed {
+  enum { kByDepth = 0 };
+  T at(uint row, uint col) const {
+    return row < rows && col < cols ? T(view.get(row, col)) : T(0.0f);
+  }
+  V view;
+  uint rows;
+  uint cols;
+};
 // h as it enters the product: scaled, then rounded.
 template <typename T, typename P>
 struct Scaled {

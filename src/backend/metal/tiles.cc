@@ -16,7 +16,8 @@ const char* const kTileDeclarations =
     "                         thread_index_in_simdgroup};\n";
 
 std::string tile_header() {
-  return "#include <metal_simdgroup_matrix>\n" + std::string(shaders::kPhilox) + shaders::kTile;
+  return "#include <metal_simdgroup_matrix>\n" + std::string(shaders::kPhilox) + shaders::kView +
+         shaders::kTile;
 }
 
 void set_tiles(Call& call, int rows, int cols, int down, int across, DType multiply) {
