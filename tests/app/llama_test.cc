@@ -294,12 +294,14 @@ TEST_F(LlamaTest, BatchedDecodingEqualsSingle) {
   std::size_t shortest = 24;
   for (std::size_t i = 0; i < prompts.size(); ++i) {
     std::vector<int> alone;
-    Sampler sampler(0.0, 1.0, 0);
-    const int count = generate(llama(), nullptr, prompts[i], 24, stops, sampler, [&](int token) {
-      alone.push_back(token);
-      return true;
-    });
-    EXPECT_EQ(count, static_cast<int>(alone.size()));
+    Sampler sampler({}, 0);
+    Sequence sequence(llama());
+    const Generated generated =
+        generate(sequence, prompts[i], {.max_tokens = 24, .stops = stops}, sampler, [&](int token) {
+          alone.push_back(token);
+          return true;
+        });
+    EXPECT_EQ(generated.tokens, alone);
     EXPECT_EQ(together[i], alone) << "prompt " << i;
     longest = std::max(longest, alone.size());
     shortest = std::min(shortest, alone.size());

@@ -33,15 +33,15 @@ void write_logits(const graft::app::LoadedModel& model, const graft::app::Adapte
 void run(char** arguments) {
   graft::app::ModelFlags flags;
   flags.model = arguments[1];
-  const graft::app::LoadedModel model(flags, /*training=*/false);
-  const graft::app::AttachedAdapter adapter(arguments[2], model.llama.config());
+  graft::app::LoadedModel model(flags, /*training=*/false);
+  if (*arguments[2]) model.attach(arguments[2]);
   std::ifstream in(arguments[3]);
   std::ofstream out(arguments[4], std::ios::binary);
   for (std::string line; std::getline(in, line);) {
     std::istringstream numbers(line);
     std::vector<int> tokens;
     for (int token; numbers >> token;) tokens.push_back(token);
-    write_logits(model, adapter.get(), tokens, out);
+    write_logits(model, model.llama.adapter(), tokens, out);
   }
   if (!out.flush()) throw std::runtime_error(std::string(arguments[4]) + ": cannot be written");
 }

@@ -105,8 +105,10 @@ void check_tensor(const std::string& path, const std::string& name, const json& 
 
 }  // namespace
 
-std::string to_safetensors(const std::vector<std::pair<std::string, mx::array>>& tensors) {
+std::string to_safetensors(const std::vector<std::pair<std::string, mx::array>>& tensors,
+                           const std::map<std::string, std::string>& metadata) {
   ordered_json header;
+  for (const auto& [key, value] : metadata) header["__metadata__"][key] = value;
   header["__metadata__"]["format"] = "pt";  // PEFT and transformers ask for it
   std::vector<mx::array> dense;
   std::uint64_t offset = 0;

@@ -1,5 +1,6 @@
 #pragma once
 
+#include <map>
 #include <string>
 #include <unordered_map>
 #include <utility>
@@ -12,8 +13,9 @@ namespace graft::app {
 namespace mx = ::mlx::core;
 
 /// Tensors in the safetensors format (https://github.com/huggingface/safetensors): a length, a JSON
-/// header, and the data in the order given.
-std::string to_safetensors(const std::vector<std::pair<std::string, mx::array>>& tensors);
+/// header, and the data in the order given. `metadata` goes into the header too.
+std::string to_safetensors(const std::vector<std::pair<std::string, mx::array>>& tensors,
+                           const std::map<std::string, std::string>& metadata = {});
 
 /// Reads a file after checking every name, type, shape and offset in its header against its size.
 /// Values are widened to float32. Throws UserError.

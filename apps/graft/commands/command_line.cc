@@ -13,10 +13,10 @@
 
 #include "apps/graft/commands/bench_lora.h"
 #include "apps/graft/commands/bench_plan.h"
-#include "apps/graft/commands/evaluate.h"
 #include "apps/graft/commands/finetune.h"
-#include "apps/graft/commands/generate.h"
 #include "apps/graft/commands/info.h"
+#include "apps/graft/commands/model_flags.h"
+#include "apps/graft/commands/run_commands.h"
 #include "graft/lora.h"
 #include "graft/version.h"
 
@@ -47,31 +47,6 @@ In the first table that ends in an error.)";
 int fail(const char* message) {
   fmt::print(stderr, "graft: {}\n", message);
   return 1;
-}
-
-void add_dtype_flag(CLI::App& command, std::string& dtype, const std::string& help) {
-  command.add_option("--dtype", dtype, help)
-      ->check(CLI::IsMember({"f32", "bf16"}))
-      ->capture_default_str();
-}
-
-void add_threads_flag(CLI::App& command, int& threads) {
-  command.add_option("--threads", threads, "Threads to use; 0 is every core")
-      ->check(CLI::NonNegativeNumber)
-      ->capture_default_str();
-}
-
-// Of the commands that run an adapter.
-void add_adapter_path_flag(CLI::App& command, std::string& adapter_path) {
-  command.add_option("--adapter-path", adapter_path, "Folder of an adapter to put on the model");
-}
-
-void add_model_flags(CLI::App& command, ModelFlags& flags) {
-  command.add_option("--model", flags.model, "The model, a GGUF file")->required();
-  add_dtype_flag(command, flags.dtype,
-                 "How base weights are kept and multiplied: f32, or bf16 for half the memory and, "
-                 "on CPUs with bf16 instructions, twice the speed");
-  add_threads_flag(command, flags.threads);
 }
 
 void add_adapter_flags(CLI::App& command, FinetuneFlags& flags) {
@@ -177,50 +152,6 @@ void add_finetune(CLI::App& program) {
   command->callback([flags] { run_finetune(*flags); });
 }
 
-void add_generate(CLI::App& program) {
-  const auto flags = std::make_shared<GenerateFlags>();
-  CLI::App* command = program.add_subcommand("generate", "Answer a prompt with a model");
-  add_model_flags(*command, flags->model);
-  add_adapter_path_flag(*command, flags->adapter_path);
-  command->add_option("--prompt", flags->prompt, "What to say to the model")->required();
-  command->add_option("--system-prompt", flags->system_prompt,
-                      "System message, instead of the model's own");
-  command->add_flag("--ignore-chat-template", flags->raw,
-                    "Let the model continue the prompt as it stands, not answer it");
-  command->add_option("--max-tokens", flags->max_tokens, "Stop after so many tokens")
-      ->check(CLI::NonNegativeNumber)
-      ->capture_default_str();
-  command->add_option("--temp", flags->temperature, "Temperature; 0 takes the likeliest token")
-      ->check(CLI::NonNegativeNumber)
-      ->capture_default_str();
-  command->add_option("--top-p", flags->top_p, "Sample from the likeliest tokens of this much mass")
-      ->check(CLI::Range(0.0, 1.0))
-      ->capture_default_str();
-  command->add_option("--seed", flags->seed,
-                      "Seed of sampling; another one each time if not given");
-  command->callback([flags] { run_generate(*flags); });
-}
-
-void add_evaluate(CLI::App& program) {
-  const auto flags = std::make_shared<EvaluateFlags>();
-  CLI::App* command = program.add_subcommand(
-      "evaluate", "Count how often a model's likeliest answer is exactly the expected one");
-  add_model_flags(*command, flags->model);
-  add_adapter_path_flag(*command, flags->adapter_path);
-  command->add_option("--data", flags->data, "JSON lines with prompt and completion, or messages")
-      ->required();
-  command->add_option("--max-tokens", flags->max_tokens, "Longest answer")
-      ->check(CLI::PositiveNumber)
-      ->capture_default_str();
-  command->add_option("--batch-size", flags->batch_size, "Prompts answered at a time")
-      ->check(CLI::PositiveNumber)
-      ->capture_default_str();
-  command->add_option("--show", flags->show, "Print the first so many answers")
-      ->check(CLI::NonNegativeNumber)
-      ->capture_default_str();
-  command->callback([flags] { run_evaluate(*flags); });
-}
-
 void add_info(CLI::App& program) {
   const auto flags = std::make_shared<InfoFlags>();
   CLI::App* command =
@@ -297,7 +228,9 @@ int run_command_line(int argc, char** argv) {
   program.footer("`graft <command> --help` lists a command's flags.");
   add_finetune(program);
   add_generate(program);
+  add_chat(program);
   add_evaluate(program);
+  add_adapter(program);
   add_info(program);
   add_bench(program);
 

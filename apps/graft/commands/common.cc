@@ -2,6 +2,10 @@
 
 #include <dlfcn.h>
 
+#include <utility>
+
+#include "apps/graft/adapter/adapter_file.h"
+#include "apps/graft/model/fingerprint.h"
 #include "apps/graft/model/llama_weights.h"
 #include "graft/context.h"
 
@@ -22,10 +26,14 @@ LoadedModel::LoadedModel(const ModelFlags& flags, bool training)
       llama(LlamaWeights(file),
             {.dtype = flags.dtype == "bf16" ? mx::bfloat16 : mx::float32, .training = training}) {}
 
-AttachedAdapter::AttachedAdapter(const std::string& folder, const LlamaConfig& model) {
-  if (folder.empty()) return;
-  saved_ = load_adapter(folder, model);
-  adapter_ = Adapter{&saved_->layout, saved_->pairs, std::nullopt, {}};
+void LoadedModel::attach(const std::string& adapter_folder) {
+  SavedAdapter saved = load_adapter(adapter_folder, llama.config());
+  llama.set_adapter(std::move(saved.layout), std::move(saved.pairs));
+}
+
+const std::string& LoadedModel::fingerprint() const {
+  if (fingerprint_.empty()) fingerprint_ = file_fingerprint(file.name());
+  return fingerprint_;
 }
 
 }  // namespace graft::app

@@ -1,9 +1,7 @@
 #pragma once
 
-#include <optional>
 #include <string>
 
-#include "apps/graft/adapter/adapter_file.h"
 #include "apps/graft/model/gguf_file.h"
 #include "apps/graft/model/llama.h"
 #include "apps/graft/tokenizer/tokenizer.h"
@@ -24,23 +22,20 @@ struct LoadedModel {
 
   const GgufFile file;
   const Tokenizer tokenizer;
-  const Llama llama;
+  Llama llama;
+
+  /// Puts an adapter from a folder on the model, in place of another. Throws UserError, and the one
+  /// before then stays.
+  void attach(const std::string& adapter_folder);
+
+  /// file_fingerprint of the model's file, taken when first asked for.
+  const std::string& fingerprint() const;
+
+ private:
+  mutable std::string fingerprint_;
 };
 
 /// Uses `threads` threads, 0 for all cores, in Graft's kernels and in the BLAS behind MLX.
 void use_threads(int threads);
-
-/// An adapter from a folder, held together with the view of it that the model takes.
-class AttachedAdapter {
- public:
-  /// No adapter if `folder` is empty.
-  AttachedAdapter(const std::string& folder, const LlamaConfig& model);
-
-  const Adapter* get() const { return adapter_ ? &*adapter_ : nullptr; }
-
- private:
-  std::optional<SavedAdapter> saved_;
-  std::optional<Adapter> adapter_;
-};
 
 }  // namespace graft::app

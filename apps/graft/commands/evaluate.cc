@@ -3,120 +3,197 @@
 #include <fmt/format.h>
 
 #include <algorithm>
-#include <cstdint>
-#include <numeric>
+#include <filesystem>
+#include <functional>
+#include <nlohmann/json.hpp>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "apps/graft/data/dataset.h"
-#include "apps/graft/generate/generator.h"
+#include "apps/graft/evaluate/mean_loss.h"
+#include "apps/graft/evaluate/questions.h"
+#include "apps/graft/terminal/format.h"
 #include "apps/graft/user_error.h"
 
 namespace graft::app {
 namespace {
 
-/// A prompt, the answer the file gives, and the model's.
-struct Question {
-  std::vector<int> prompt;
-  std::string text;  ///< The prompt to show: the user's words.
-  std::string expected;
-  std::string answer;
+using nlohmann::ordered_json;
 
-  bool is_right() const { return answer == expected; }
+/// What there is to find out: the samples as training sees them, and questions if they have any.
+struct Exam {
+  std::string path;
+  Dataset samples;
+  std::vector<Question> questions;
 };
 
-std::string trimmed(const std::string& text) {
-  constexpr const char* kSpace = " \t\r\n";
-  const std::size_t first = text.find_first_not_of(kSpace);
-  if (first == std::string::npos) return {};
-  return text.substr(first, text.find_last_not_of(kSpace) - first + 1);
+/// How one model did.
+struct Result {
+  std::string name;
+  MeanLoss loss;
+  std::vector<std::string> answers;
+  std::int64_t right = 0;
+
+  double percent() const {
+    return 100.0 * static_cast<double>(right) / static_cast<double>(answers.size());
+  }
+};
+
+std::string data_file(const EvaluateFlags& flags) {
+  namespace fs = std::filesystem;
+  if (!fs::is_directory(flags.data)) return flags.data;
+  const fs::path file = fs::path(flags.data) / (flags.split + ".jsonl");
+  if (!fs::exists(file)) {
+    throw UserError(
+        fmt::format("{}: no such file; --split chooses test, valid or train, and "
+                    "--data may also name a file",
+                    file.string()));
+  }
+  return file.string();
 }
 
-// What the user says last in a chat: "<|im_start|>user\n...<|im_end|>\n<|im_start|>assistant\n".
-std::string users_words(const Tokenizer& tokenizer, const std::vector<int>& prompt) {
-  std::string text = tokenizer.decode(prompt, /*skip_special=*/false);
-  constexpr std::string_view kOpening = "<|im_start|>user\n";
-  if (const std::size_t start = text.rfind(kOpening); start != std::string::npos) {
-    text = text.substr(start + kOpening.size());
+Exam read_exam(const EvaluateFlags& flags, const LoadedModel& model) {
+  const std::int64_t context = model.llama.config().context_length;
+  Exam exam;
+  exam.path = data_file(flags);
+  exam.samples = read_dataset(exam.path, model.file, model.tokenizer,
+                              {.max_seq_length = std::min(flags.max_seq_length, context),
+                               .mask_prompt = flags.mask_prompt});
+  if (!exam.samples.has_answers || flags.max_tokens == 0) return exam;
+  const Dataset whole = read_dataset(exam.path, model.file, model.tokenizer,
+                                     {.max_seq_length = context, .mask_prompt = true});
+  if (whole.truncated > 0) {
+    throw UserError(
+        fmt::format("{}: {} samples are longer than the model's context of {} tokens; "
+                    "leave them out, or --max-tokens 0 leaves out the answers",
+                    exam.path, whole.truncated, context));
   }
-  return trimmed(text.substr(0, text.find("<|im_end|>")));
+  exam.questions = questions_of(whole.samples, model.tokenizer);
+  return exam;
 }
 
-std::vector<Question> read_questions(const std::string& path, const LoadedModel& model) {
-  const Dataset data = read_dataset(path, model.file, model.tokenizer, {.mask_prompt = true});
-  if (data.truncated > 0) {
-    throw UserError(fmt::format("{}: {} samples are longer than {} tokens", path, data.truncated,
-                                DataOptions().max_seq_length));
+Result examine(std::string name, const Exam& exam, const LoadedModel& model, const Adapter* adapter,
+               const EvaluateFlags& flags) {
+  Result result;
+  result.name = std::move(name);
+  result.loss = mean_loss(model.llama, adapter, exam.samples.samples, flags.batch_size,
+                          model.tokenizer.pad());
+  result.answers = answer_all(exam.questions, model.llama, adapter, model.tokenizer,
+                              flags.max_tokens, flags.batch_size);
+  for (std::size_t i = 0; i < result.answers.size(); ++i) {
+    result.right += result.answers[i] == exam.questions[i].expected;
   }
-  std::vector<Question> questions;
-  for (const Sample& sample : data.samples) {
-    // The answer is the last run of targets; a chat may have earlier ones, which are prompt here.
-    auto stop = std::find(sample.is_target.rbegin(), sample.is_target.rend(), true);
-    auto start = std::find(stop, sample.is_target.rend(), false);
-    const auto end_at = sample.is_target.rend() - stop;
-    const auto begin_at = sample.is_target.rend() - start;
-    const auto tokens = sample.tokens.begin();
-    Question question;
-    question.prompt.assign(tokens, tokens + begin_at);
-    question.text = users_words(model.tokenizer, question.prompt);
-    const std::vector<int> expected(tokens + begin_at, tokens + end_at);
-    question.expected = trimmed(model.tokenizer.decode(expected));
-    questions.push_back(std::move(question));
-  }
-  return questions;
+  return result;
 }
 
-void answer_all(std::vector<Question>& questions, const LoadedModel& model, const Adapter* adapter,
-                const EvaluateFlags& flags) {
-  // Prompts of like length together, so that little is padding.
-  std::vector<std::size_t> order(questions.size());
-  std::iota(order.begin(), order.end(), std::size_t{0});
-  std::ranges::stable_sort(order, {}, [&](std::size_t i) { return questions[i].prompt.size(); });
-  const auto batch_size = static_cast<std::size_t>(flags.batch_size);
-  for (std::size_t start = 0; start < order.size(); start += batch_size) {
-    const std::size_t stop = std::min(order.size(), start + batch_size);
-    std::vector<std::vector<int>> prompts;
-    for (std::size_t i = start; i < stop; ++i) prompts.push_back(questions[order[i]].prompt);
-    const auto answers =
-        generate_greedy(model.llama, adapter, prompts, flags.max_tokens,
-                        [&](int token) { return model.tokenizer.ends_generation(token); });
-    for (std::size_t i = start; i < stop; ++i) {
-      questions[order[i]].answer = trimmed(model.tokenizer.decode(answers[i - start]));
+// One line however many the text has.
+std::string one_line(const std::string& text) {
+  constexpr std::size_t kLongest = 160;
+  std::string line;
+  for (const char c : text) line += c == '\n' ? ' ' : c;
+  if (line.size() <= kLongest) return line;
+  // Cut between characters, not inside one: UTF-8 continuation bytes are 10xxxxxx.
+  std::size_t cut = kLongest;
+  while (cut > 0 && (static_cast<unsigned char>(line[cut]) & 0xC0) == 0x80) --cut;
+  return line.substr(0, cut) + "...";
+}
+
+void print_answers(const Exam& exam, const std::vector<Result>& results, int show) {
+  const auto shown = std::min(exam.questions.size(), static_cast<std::size_t>(show));
+  for (std::size_t i = 0; i < shown; ++i) {
+    const Question& question = exam.questions[i];
+    fmt::print("{} {}\n    expected {}\n",
+               results.back().answers[i] == question.expected ? "[ok]" : "[--]",
+               one_line(question.text), one_line(question.expected));
+    for (const Result& result : results) {
+      fmt::print("    {:<8} {}\n", results.size() == 1 ? "got" : result.name,
+                 one_line(result.answers[i]));
     }
   }
 }
 
-// One line however many the text has.
-std::string one_line(const std::string& text, std::size_t longest) {
-  std::string line;
-  for (const char c : text) line += c == '\n' ? ' ' : c;
-  if (line.size() <= longest) return line;
-  // Cut between characters, not inside one: UTF-8 continuation bytes are 10xxxxxx.
-  std::size_t cut = longest;
-  while (cut > 0 && (static_cast<unsigned char>(line[cut]) & 0xC0) == 0x80) --cut;
-  return line.substr(0, cut) + "...";
+void print_one(const Result& result) {
+  fmt::print("loss {:.4f} over {} tokens, perplexity {:.3f}\n", result.loss.loss,
+             format_count(result.loss.targets), result.loss.perplexity());
+  if (result.answers.empty()) return;
+  fmt::print("exact match: {:.1f} % ({} of {})\n", result.percent(), result.right,
+             result.answers.size());
+}
+
+void print_side_by_side(const std::vector<Result>& results) {
+  const auto row = [&](const std::string& name,
+                       const std::function<std::string(const Result&)>& cell) {
+    fmt::print("{:<14}", name);
+    for (const Result& result : results) fmt::print("{:>24}", cell(result));
+    fmt::print("\n");
+  };
+  row("", [](const Result& result) { return result.name; });
+  row("loss", [](const Result& result) { return fmt::format("{:.4f}", result.loss.loss); });
+  row("perplexity",
+      [](const Result& result) { return fmt::format("{:.3f}", result.loss.perplexity()); });
+  row("tokens", [](const Result& result) { return format_count(result.loss.targets); });
+  if (results.front().answers.empty()) return;
+  row("exact match", [](const Result& result) {
+    return fmt::format("{:.1f} % ({} of {})", result.percent(), result.right,
+                       result.answers.size());
+  });
+}
+
+ordered_json to_json(const Exam& exam, const std::vector<Result>& results, int show) {
+  ordered_json json;
+  json["data"] = exam.path;
+  json["samples"] = exam.samples.samples.size();
+  json["truncated"] = exam.samples.truncated;
+  for (const Result& result : results) {
+    ordered_json& one = json["results"][result.name];
+    one["loss"] = result.loss.loss;
+    one["perplexity"] = result.loss.perplexity();
+    one["tokens"] = result.loss.targets;
+    if (result.answers.empty()) continue;
+    one["exact_match"] = {{"right", result.right}, {"of", result.answers.size()}};
+    const auto shown = std::min(exam.questions.size(), static_cast<std::size_t>(show));
+    one["answers"] = ordered_json::array();
+    for (std::size_t i = 0; i < shown; ++i) {
+      one["answers"].push_back({{"prompt", exam.questions[i].text},
+                                {"expected", exam.questions[i].expected},
+                                {"got", result.answers[i]}});
+    }
+  }
+  return json;
 }
 
 }  // namespace
 
 void run_evaluate(const EvaluateFlags& flags) {
-  const LoadedModel model(flags.model, /*training=*/false);
-  const AttachedAdapter adapter(flags.adapter_path, model.llama.config());
-  std::vector<Question> questions = read_questions(flags.data, model);
-  answer_all(questions, model, adapter.get(), flags);
-
-  constexpr std::size_t kLongest = 160;
-  const auto shown = std::min(questions.size(), static_cast<std::size_t>(flags.show));
-  for (std::size_t i = 0; i < shown; ++i) {
-    const Question& question = questions[i];
-    fmt::print("{} {}\n    expected {}\n    got      {}\n", question.is_right() ? "[ok]" : "[--]",
-               one_line(question.text, kLongest), one_line(question.expected, kLongest),
-               one_line(question.answer, kLongest));
+  LoadedModel model(flags.model, /*training=*/false);
+  const ChosenAdapter adapter = choose_adapter(model, flags.adapter, /*use_default=*/false);
+  if (flags.compare_base && adapter.folder.empty()) {
+    throw UserError("--compare-base: name an adapter too, with --adapter or --adapter-path");
   }
-  const auto right = std::ranges::count_if(questions, &Question::is_right);
-  fmt::print("exact match: {:.1f} % ({} of {})\n",
-             100.0 * static_cast<double>(right) / static_cast<double>(questions.size()), right,
-             questions.size());
+  const Exam exam = read_exam(flags, model);
+
+  std::vector<Result> results;
+  if (flags.compare_base || adapter.folder.empty()) {
+    results.push_back(examine("base", exam, model, nullptr, flags));
+  }
+  if (!adapter.folder.empty()) {
+    results.push_back(examine("adapter", exam, model, model.llama.adapter(), flags));
+  }
+  if (flags.json) {
+    fmt::print("{}\n", to_json(exam, results, flags.show).dump(2));
+    return;
+  }
+  print_answers(exam, results, flags.show);
+  if (exam.samples.truncated > 0) {
+    fmt::print("{} samples cut off at {} tokens for the loss (--max-seq-length)\n",
+               format_count(exam.samples.truncated), flags.max_seq_length);
+  }
+  if (results.size() == 1) {
+    print_one(results.front());
+  } else {
+    print_side_by_side(results);
+  }
 }
 
 }  // namespace graft::app

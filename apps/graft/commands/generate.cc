@@ -5,63 +5,194 @@
 #include <chrono>
 #include <cstdint>
 #include <cstdio>
+#include <filesystem>
+#include <iostream>
+#include <iterator>
+#include <nlohmann/json.hpp>
 #include <optional>
 #include <random>
-#include <set>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "apps/graft/generate/generator.h"
+#include "apps/graft/generate/prompt_cache.h"
+#include "apps/graft/generate/reply_text.h"
+#include "apps/graft/model/fingerprint.h"
 #include "apps/graft/tokenizer/chat_template.h"
+#include "apps/graft/user_error.h"
 
 namespace graft::app {
 namespace {
 
 using Clock = std::chrono::steady_clock;
+using nlohmann::ordered_json;
 
-double seconds_between(Clock::time_point start, Clock::time_point stop) {
-  return std::chrono::duration<double>(stop - start).count();
+/// One answer.
+struct Answer {
+  std::string text;
+  int tokens = 0;
+  const char* finish = "";
+};
+
+/// What it took.
+struct Cost {
+  int prompt_tokens = 0;
+  int cached_tokens = 0;  // Of the prompt's.
+  double prompt_seconds = 0.0;
+  int generated_tokens = 0;
+  double generation_seconds = 0.0;
+
+  double tokens_per_second() const {
+    return generation_seconds > 0 ? generated_tokens / generation_seconds : 0.0;
+  }
+};
+
+double seconds_since(Clock::time_point start) {
+  return std::chrono::duration<double>(Clock::now() - start).count();
+}
+
+std::string prompt_text(const std::string& prompt) {
+  if (prompt != "-") return prompt;
+  std::string text{std::istreambuf_iterator<char>(std::cin), {}};
+  if (text.ends_with('\n')) text.pop_back();  // the end of the last line, not of a word
+  return text;
 }
 
 std::vector<int> prompt_tokens(const GenerateFlags& flags, const LoadedModel& model) {
-  if (flags.raw) return model.tokenizer.encode(flags.prompt);
+  const std::string text = prompt_text(flags.prompt);
+  if (flags.raw) return model.tokenizer.encode(text);
   std::vector<Message> messages;
   if (flags.system_prompt) messages.push_back({"system", *flags.system_prompt});
-  messages.push_back({"user", flags.prompt});
+  messages.push_back({"user", text});
   return ChatTemplate(model.file, model.tokenizer).encode_prompt(model.tokenizer, messages);
+}
+
+PromptCacheOwner owner_of(const GenerateFlags& flags, const LoadedModel& model,
+                          const ChosenAdapter& adapter) {
+  PromptCacheOwner owner{
+      flags.model.model, model.fingerprint(), flags.model.dtype, adapter.name, {}};
+  if (adapter.folder.empty()) return owner;
+  const std::filesystem::path folder = adapter.folder;
+  for (const char* file : {"adapter_config.json", "adapter_model.safetensors"}) {
+    owner.adapter_fingerprint += file_fingerprint((folder / file).string());
+  }
+  return owner;
+}
+
+// The prompt as read so far: nothing, or what a file has of it.
+Sequence start_of(const std::string& cache_file, const PromptCacheOwner& owner,
+                  const LoadedModel& model, const std::vector<int>& prompt) {
+  if (!std::filesystem::exists(cache_file)) return Sequence(model.llama);
+  Sequence sequence = load_prompt_cache(cache_file, model.llama, owner, prompt);
+  if (sequence.length() == 0) {
+    fmt::print(stderr,
+               "--prompt-cache: {} holds another prompt, of no use to this one; it stays as it "
+               "is\n",
+               cache_file);
+  }
+  return sequence;
+}
+
+// Reads all of the prompt but its last token.
+Sequence read_prompt(const GenerateFlags& flags, const LoadedModel& model,
+                     const ChosenAdapter& adapter, const std::vector<int>& prompt, Cost& cost) {
+  const std::span<const int> all(prompt);
+  if (flags.prompt_cache.empty()) {
+    Sequence sequence(model.llama);
+    sequence.prefill(all.first(all.size() - 1));
+    return sequence;
+  }
+  const PromptCacheOwner owner = owner_of(flags, model, adapter);
+  const bool is_there = std::filesystem::exists(flags.prompt_cache);
+  Sequence sequence = start_of(flags.prompt_cache, owner, model, prompt);
+  cost.cached_tokens = sequence.length();
+  sequence.prefill(all.first(all.size() - 1).subspan(static_cast<std::size_t>(sequence.length())));
+  if (!is_there) save_prompt_cache(flags.prompt_cache, sequence, owner);
+  return sequence;
+}
+
+const char* name_of(Finish finish) {
+  return finish == Finish::kMaxTokens || finish == Finish::kContext ? "length" : "stop";
+}
+
+void show(const std::string& piece) {
+  fmt::print("{}", piece);
+  std::fflush(stdout);
+}
+
+void print_json(const std::vector<Answer>& answers, const Cost& cost) {
+  ordered_json json;
+  json["prompt_tokens"] = cost.prompt_tokens;
+  json["cached_tokens"] = cost.cached_tokens;
+  json["prompt_seconds"] = cost.prompt_seconds;
+  json["tokens_per_second"] = cost.tokens_per_second();
+  json["samples"] = ordered_json::array();
+  for (const Answer& answer : answers) {
+    json["samples"].push_back(
+        {{"text", answer.text}, {"tokens", answer.tokens}, {"finish_reason", answer.finish}});
+  }
+  fmt::print("{}\n", json.dump(2));
+}
+
+// On stderr: stdout is the model's words alone.
+void print_cost(const Cost& cost) {
+  fmt::print(stderr, "prompt: {} tokens{} in {:.2f} s; generated: {} tokens, {:.1f} tokens/s\n",
+             cost.prompt_tokens,
+             cost.cached_tokens > 0 ? fmt::format(", {} of them from the file", cost.cached_tokens)
+                                    : std::string(),
+             cost.prompt_seconds, cost.generated_tokens, cost.tokens_per_second());
 }
 
 }  // namespace
 
+Sampler SamplingFlags::sampler() const { return {options, seed ? *seed : std::random_device{}()}; }
+
 void run_generate(const GenerateFlags& flags) {
-  Sampler sampler(flags.temperature, flags.top_p,
-                  flags.seed ? *flags.seed : std::random_device{}());
-  const LoadedModel model(flags.model, /*training=*/false);
-  const AttachedAdapter adapter(flags.adapter_path, model.llama.config());
+  Sampler sampler = flags.sampling.sampler();
+  const StopStrings checked(flags.stops);
+  if (flags.num_samples > 1 && flags.sampling.options.temperature == 0) {
+    throw UserError("--num-samples: at temperature 0 all samples are the same; give --temp too");
+  }
+  LoadedModel model(flags.model, /*training=*/false);
+  const ChosenAdapter adapter = choose_adapter(model, flags.adapter, /*use_default=*/true);
   const std::vector<int> prompt = prompt_tokens(flags, model);
+  check_fits(model.llama, prompt);
 
-  TextStream text(model.tokenizer);
-  const auto show = [](const std::string& piece) {
-    fmt::print("{}", piece);
-    std::fflush(stdout);
-  };
+  Cost cost{.prompt_tokens = static_cast<int>(prompt.size())};
   const auto start = Clock::now();
-  std::optional<Clock::time_point> first;
-  const int count = generate(
-      model.llama, adapter.get(), prompt, flags.max_tokens,
-      [&](int token) { return model.tokenizer.ends_generation(token); }, sampler,
-      [&](int token) {
-        if (!first) first = Clock::now();
-        show(text.push(token));
-        return true;
-      });
-  show(text.finish() + "\n");
+  Sequence sequence = read_prompt(flags, model, adapter, prompt, cost);
+  cost.prompt_seconds = seconds_since(start);
 
-  const auto stop = Clock::now();
-  // On stderr: stdout is the model's words alone.
-  fmt::print(stderr, "prompt: {} tokens in {:.2f} s; generated: {} tokens, {:.1f} tokens/s\n",
-             prompt.size(), seconds_between(start, first.value_or(stop)), count,
-             count > 1 ? (count - 1) / seconds_between(*first, stop) : 0.0);
+  const GenerateOptions options{.max_tokens = flags.max_tokens, .stops = [&](int token) {
+                                  return model.tokenizer.ends_generation(token);
+                                }};
+  std::vector<Answer> answers;
+  for (int sample = 1; sample <= flags.num_samples; ++sample) {
+    sequence.rewind(static_cast<int>(prompt.size()) - 1);
+    if (flags.num_samples > 1 && !flags.json) {
+      show(fmt::format("{}[{} of {}]\n", sample > 1 ? "\n" : "", sample, flags.num_samples));
+    }
+    ReplyText text(model.tokenizer, flags.stops);
+    const auto begin = Clock::now();
+    const Generated generated =
+        generate(sequence, std::span(prompt).last(1), options, sampler, [&](int token) {
+          const std::string piece = text.push(token);
+          if (!flags.json) show(piece);
+          return !text.stopped();
+        });
+    const std::string rest = text.finish();
+    if (!flags.json) show(rest + "\n");
+    cost.generation_seconds += seconds_since(begin);
+    cost.generated_tokens += static_cast<int>(generated.tokens.size());
+    answers.push_back({text.text(), static_cast<int>(generated.tokens.size()),
+                       text.stopped() ? "stop" : name_of(generated.finish)});
+  }
+  if (flags.json) {
+    print_json(answers, cost);
+  } else {
+    print_cost(cost);
+  }
 }
 
 }  // namespace graft::app

@@ -121,6 +121,7 @@ class DatasetReader {
 
   Sample chat(const std::vector<Message>& messages) {
     if (!template_) template_.emplace(model_, tokenizer_);
+    dataset_.has_answers = true;
     ChatTokens chat = template_->encode(tokenizer_, messages);
     if (!options_.mask_prompt) chat.is_target.assign(chat.tokens.size(), true);
     return {std::move(chat.tokens), std::move(chat.is_target)};

@@ -29,6 +29,7 @@ struct Dataset {
   std::int64_t truncated = 0;  ///< Samples that were cut off.
   std::int64_t longest = 0;    ///< Tokens of the longest sample before that.
   std::int64_t left_out = 0;   ///< Samples left out, because nothing in them is a target.
+  bool has_answers = false;    ///< Chats, with prompts that can be masked: not plain text.
 
   std::int64_t num_targets() const;
 };

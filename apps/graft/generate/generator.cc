@@ -3,6 +3,7 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <iterator>
 #include <numeric>
 #include <span>
 
@@ -12,15 +13,6 @@
 
 namespace graft::app {
 namespace {
-
-void check_fits(const Llama& model, const std::vector<int>& prompt) {
-  const int context = model.config().context_length;
-  if (prompt.empty()) throw UserError("the prompt is empty");
-  if (static_cast<int>(prompt.size()) >= context) {
-    throw UserError(fmt::format("the prompt has {} tokens; the model's context holds {}",
-                                prompt.size(), context));
-  }
-}
 
 // Evaluated together with the cache, whose updates would otherwise pile up as a graph.
 mx::array evaluated(mx::array value, const KvCache& cache) {
@@ -32,24 +24,40 @@ mx::array evaluated(mx::array value, const KvCache& cache) {
 
 }  // namespace
 
-int generate(const Llama& model, const Adapter* adapter, const std::vector<int>& prompt,
-             int max_tokens, const StopTest& stops, Sampler& sampler,
-             const std::function<bool(int)>& on_token) {
-  check_fits(model, prompt);
-  KvCache cache(model.config().num_layers);
-  std::vector<int> fed = prompt;
-  int count = 0;
-  while (count < max_tokens && cache.length() < model.config().context_length) {
-    const mx::array tokens = mx::array(fed.data(), {1, static_cast<int>(fed.size())}, mx::int32);
-    const mx::array logits =
-        evaluated(mx::contiguous(model.next_logits(tokens, cache, adapter)), cache);
-    const int token = sampler(std::span<const float>(logits.data<float>(), logits.size()));
-    if (stops(token)) break;
-    ++count;
-    if (!on_token(token)) break;
-    fed = {token};
+Generated generate(Sequence& sequence, std::span<const int> prompt, const GenerateOptions& options,
+                   Sampler& sampler, const std::function<bool(int)>& on_token) {
+  const int context = sequence.model().config().context_length;
+  check_fits(sequence.model(), prompt);
+  if (prompt.size() + static_cast<std::size_t>(sequence.length()) >=
+      static_cast<std::size_t>(context)) {
+    throw UserError(fmt::format("{} tokens after {} do not fit into the model's context of {}",
+                                prompt.size(), sequence.length(), context));
   }
-  return count;
+  Generated generated;
+  if (!sequence.prefill(prompt.first(prompt.size() - 1), options.interrupted)) {
+    generated.finish = Finish::kInterrupted;
+    return generated;
+  }
+  int fed = prompt.back();
+  while (std::ssize(generated.tokens) < options.max_tokens) {
+    if (sequence.length() == context) {
+      generated.finish = Finish::kContext;
+      break;
+    }
+    const std::span<const float> logits = sequence.feed(fed);
+    const int token = sampler(logits, sequence.tokens());
+    if (options.stops(token)) {
+      generated.finish = Finish::kEndToken;
+      break;
+    }
+    generated.tokens.push_back(token);
+    if (!on_token(token)) {
+      generated.finish = Finish::kStopped;
+      break;
+    }
+    fed = token;
+  }
+  return generated;
 }
 
 std::vector<std::vector<int>> generate_greedy(const Llama& model, const Adapter* adapter,

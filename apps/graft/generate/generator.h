@@ -1,10 +1,11 @@
 #pragma once
 
-#include <cstdint>
 #include <functional>
+#include <span>
 #include <vector>
 
 #include "apps/graft/generate/sampler.h"
+#include "apps/graft/generate/sequence.h"
 #include "apps/graft/model/llama.h"
 
 namespace graft::app {
@@ -12,12 +13,32 @@ namespace graft::app {
 /// Whether a token ends the text.
 using StopTest = std::function<bool(int)>;
 
-/// Feeds the prompt and then samples until a stop token (which is not passed on), `max_tokens`, the
-/// end of the model's context, or `on_token` returning false. Returns how many tokens it passed to
-/// `on_token`. Throws UserError if the prompt does not fit into the context.
-int generate(const Llama& model, const Adapter* adapter, const std::vector<int>& prompt,
-             int max_tokens, const StopTest& stops, Sampler& sampler,
-             const std::function<bool(int)>& on_token);
+/// Why a text ended.
+enum class Finish {
+  kEndToken,     ///< The model said so. The token is not part of the text.
+  kMaxTokens,    ///< As many tokens as asked for.
+  kContext,      ///< The model's context is full.
+  kStopped,      ///< `on_token` said so.
+  kInterrupted,  ///< Before the first token.
+};
+
+struct Generated {
+  std::vector<int> tokens;
+  Finish finish = Finish::kMaxTokens;
+};
+
+struct GenerateOptions {
+  int max_tokens = 100;
+  StopTest stops;
+  std::function<bool()> interrupted = {};  ///< Asked while the prompt is read; may be missing.
+};
+
+/// Reads `prompt`, of at least one token, after what the sequence has read, and samples on from
+/// there, passing each token on; `on_token` returning false ends it. All of the prompt but its last
+/// token is read as one, so that a text goes on in the same bits wherever its prompt came from:
+/// read now, read before, or from a file. Throws UserError if the prompt does not fit.
+Generated generate(Sequence& sequence, std::span<const int> prompt, const GenerateOptions& options,
+                   Sampler& sampler, const std::function<bool(int)>& on_token);
 
 /// The most likely continuation of each prompt, up to a stop token or `max_tokens`, decoded
 /// together: prompts are padded on the left, and finished rows leave the batch.

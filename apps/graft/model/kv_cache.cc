@@ -1,8 +1,5 @@
 #include "apps/graft/model/kv_cache.h"
 
-#include <algorithm>
-#include <utility>
-
 #include "mlx/ops.h"
 
 namespace graft::app {
@@ -51,6 +48,11 @@ std::pair<mx::array, mx::array> KvCache::append(int layer, const mx::array& keys
   store(held.values, values, length_);
   const int total = length_ + keys.shape(1);
   return {upto(*held.keys, total), upto(*held.values, total)};
+}
+
+std::pair<mx::array, mx::array> KvCache::layer(int layer) const {
+  const Layer& held = layers_[static_cast<std::size_t>(layer)];
+  return {upto(*held.keys, length_), upto(*held.values, length_)};
 }
 
 std::optional<mx::array> KvCache::mask(int tokens) const {

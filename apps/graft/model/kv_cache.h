@@ -1,7 +1,9 @@
 #pragma once
 
+#include <algorithm>
 #include <cstddef>
 #include <optional>
+#include <utility>
 #include <vector>
 
 #include "mlx/array.h"
@@ -21,6 +23,12 @@ class KvCache {
 
   int length() const { return length_; }
   void advance(int tokens) { length_ += tokens; }
+
+  /// Forgets what came after the first `length` tokens; later ones take its place.
+  void rewind(int length) { length_ = std::min(length_, length); }
+
+  /// Keys and values of one layer so far, (B, length, kv_heads, d). There must be some.
+  std::pair<mx::array, mx::array> layer(int layer) const;
 
   /// Appends keys and values (B, T, kv_heads, d) of one layer at `length()` and gives all of them
   /// back, up to and with the new ones.

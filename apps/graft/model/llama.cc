@@ -5,7 +5,9 @@
 #include <cmath>
 #include <string>
 #include <tuple>
+#include <utility>
 
+#include "apps/graft/user_error.h"
 #include "graft/mlx/attention.h"
 #include "graft/mlx/fusion.h"
 #include "graft/mlx/linear_cross_entropy.h"
@@ -44,6 +46,31 @@ Llama::Llama(const LlamaWeights& weights, const LlamaOptions& options)
   }
   // The unpacked copies went through MLX's buffer cache.
   mx::clear_cache();
+}
+
+void Llama::set_adapter(AdapterLayout layout, std::vector<LoraPair> pairs) {
+  const auto fail = [](const std::string& what) {
+    throw UserError("the adapter is of another model: " + what);
+  };
+  if (pairs.size() != layout.modules().size()) {
+    fail(fmt::format("{} pairs for {} modules", pairs.size(), layout.modules().size()));
+  }
+  const int rank = layout.options().rank;
+  for (std::size_t i = 0; i < pairs.size(); ++i) {
+    const AdaptedModule& module = layout.modules()[i];
+    if (module.layer >= config_.num_layers) {
+      fail(fmt::format("{}: this model has {} layers", module.path(), config_.num_layers));
+    }
+    const int in = config_.in_features(module.projection);
+    const int out = config_.out_features(module.projection);
+    if (pairs[i].a.shape() != mx::Shape{in, rank} || pairs[i].b.shape() != mx::Shape{rank, out}) {
+      fail(fmt::format("{} has {} inputs and {} outputs here", module.path(), in, out));
+    }
+  }
+  auto held = std::make_unique<HeldAdapter>(HeldAdapter{std::move(layout), {}});
+  held->adapter.layout = &held->layout;
+  held->adapter.pairs = std::move(pairs);
+  held_ = std::move(held);
 }
 
 mx::array Llama::project(const mx::array& x, int layer, Projection projection,

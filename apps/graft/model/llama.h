@@ -1,6 +1,7 @@
 #pragma once
 
 #include <array>
+#include <memory>
 #include <optional>
 #include <vector>
 
@@ -30,11 +31,21 @@ struct LlamaOptions {
 
 /// A Llama decoder (Touvron et al., arXiv:2302.13971) with frozen, packed weights. Activations are
 /// float32. Const calls may come from several threads.
+///
+/// A model may hold an adapter for whoever runs it, next to its weights and never in them, so that
+/// another one takes its place at no cost. Forward passes still take theirs as an argument.
 class Llama {
  public:
   Llama(const LlamaWeights& weights, const LlamaOptions& options);
 
   const LlamaConfig& config() const { return config_; }
+
+  /// Holds an adapter, in place of the one held before. Throws UserError if it is of a model of
+  /// other sizes; the one before stays then.
+  void set_adapter(AdapterLayout layout, std::vector<LoraPair> pairs);
+  void clear_adapter() { held_.reset(); }
+  /// The adapter held, or nullptr. Valid until another takes its place.
+  const Adapter* adapter() const { return held_ ? &held_->adapter : nullptr; }
 
   /// Sum of the losses of all targets that are not -100; tokens and targets are (B, T) int32.
   /// Rows are padded on the right: a causal model never looks there.
@@ -54,6 +65,11 @@ class Llama {
     std::array<graft::mlx::Weight, kNumProjections> weights;
   };
 
+  struct HeldAdapter {
+    AdapterLayout layout;
+    Adapter adapter;  // Points to the layout, so that the two stay where they are.
+  };
+
   mx::array hidden(const mx::array& tokens, KvCache* cache, const Adapter* adapter) const;
   mx::array project(const mx::array& x, int layer, Projection projection,
                     const Adapter* adapter) const;
@@ -68,6 +84,7 @@ class Llama {
   std::vector<Layer> layers_;
   mx::array final_norm_;
   graft::mlx::Weight head_;
+  std::unique_ptr<const HeldAdapter> held_;
 };
 
 }  // namespace graft::app

@@ -150,6 +150,10 @@ std::string ChatTemplate::render(std::span<const Message> messages, bool generat
   return text;
 }
 
+std::string ChatTemplate::render_next(const std::string& words) const {
+  return fmt::format("\n{}user\n{}{}\n{}assistant\n", kStart, words, kEnd, kStart);
+}
+
 ChatTokens ChatTemplate::encode(const Tokenizer& tokenizer,
                                 std::span<const Message> messages) const {
   const Rendered rendered = render_messages(messages);

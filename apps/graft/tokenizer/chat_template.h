@@ -38,6 +38,10 @@ class ChatTemplate {
   /// The chat as text; with `generation_prompt`, also the opening of an assistant's turn.
   std::string render(std::span<const Message> messages, bool generation_prompt) const;
 
+  /// What follows the <|im_end|> of a reply when the user goes on, up to the next reply: with it,
+  /// a chat grows at its end only.
+  std::string render_next(const std::string& words) const;
+
   ChatTokens encode(const Tokenizer& tokenizer, std::span<const Message> messages) const;
 
   /// What `graft generate` starts from: the chat and the opening of the assistant's turn.

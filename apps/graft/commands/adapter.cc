@@ -1,0 +1,128 @@
+#include "apps/graft/commands/adapter.h"
+
+#include <fmt/format.h>
+#include <fmt/ranges.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <cstdio>
+#include <filesystem>
+#include <nlohmann/json.hpp>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "apps/graft/adapter/registry.h"
+#include "apps/graft/model/fingerprint.h"
+#include "apps/graft/model/gguf_file.h"
+#include "apps/graft/model/llama_config.h"
+#include "apps/graft/terminal/format.h"
+#include "apps/graft/terminal/line_reader.h"
+#include "apps/graft/user_error.h"
+
+namespace graft::app {
+namespace {
+
+using nlohmann::ordered_json;
+using Entry = AdapterRegistry::Entry;
+
+std::string base_name(const std::string& path) {
+  return std::filesystem::path(path).filename().string();
+}
+
+void print_json(const AdapterRegistry& registry, const std::vector<Entry>& entries) {
+  ordered_json json;
+  json["registry"] = registry.folder();
+  json["adapters"] = ordered_json::array();
+  for (const Entry& entry : entries) {
+    json["adapters"].push_back({{"name", entry.name},
+                                {"folder", entry.folder},
+                                {"default", entry.is_default},
+                                {"problem", entry.problem},
+                                {"model", entry.model.file},
+                                {"rank", entry.rank},
+                                {"alpha", entry.alpha},
+                                {"target_modules", entry.targets},
+                                {"bytes", entry.bytes}});
+  }
+  fmt::print("{}\n", json.dump(2));
+}
+
+void print_entry(const Entry& entry, std::size_t width) {
+  fmt::print("{} {:<{}}  ", entry.is_default ? '*' : ' ', entry.name, width);
+  if (!entry.problem.empty()) {
+    fmt::print("unusable: {}\n", entry.problem);
+    return;
+  }
+  fmt::print("rank {}, alpha {}, {}, for {}\n", entry.rank, entry.alpha, format_bytes(entry.bytes),
+             base_name(entry.model.file));
+}
+
+// The model's file to check against: the one given, or the one that the adapter names.
+std::string model_file(const AdapterCommandFlags& flags) {
+  if (!flags.model.empty()) return flags.model;
+  const std::string named = base_model_of(flags.source);
+  if (!named.empty() && std::filesystem::is_regular_file(named)) return named;
+  throw UserError(
+      fmt::format("{}: its model, {}, is not here; name the GGUF file of it with --model",
+                  flags.source, named.empty() ? "which it does not name" : "'" + named + "'"));
+}
+
+bool confirmed(const std::string& question) {
+  if (::isatty(STDIN_FILENO) != 1) return false;
+  fmt::print("{} [y/N] ", question);
+  std::fflush(stdout);
+  std::string line;
+  return LineReader(STDIN_FILENO).read(line) == LineReader::Event::kLine &&
+         (line == "y" || line == "yes");
+}
+
+}  // namespace
+
+void run_adapter_list(const AdapterCommandFlags& flags) {
+  const AdapterRegistry registry(flags.registry);
+  const std::vector<Entry> entries = registry.list();
+  if (flags.json) {
+    print_json(registry, entries);
+    return;
+  }
+  if (entries.empty()) {
+    fmt::print("no adapters in {}; `graft adapter add` adds one\n", registry.folder());
+    return;
+  }
+  std::size_t width = 0;
+  for (const Entry& entry : entries) width = std::max(width, entry.name.size());
+  for (const Entry& entry : entries) print_entry(entry, width);
+}
+
+void run_adapter_add(const AdapterCommandFlags& flags) {
+  AdapterRegistry registry(flags.registry);
+  const std::string path = model_file(flags);
+  const LlamaConfig config = read_llama_config(GgufFile::open(path));
+  const std::string absolute = std::filesystem::absolute(path).lexically_normal().string();
+  registry.add(flags.name, flags.source, {absolute, file_fingerprint(path)}, config, flags.replace);
+  fmt::print("added {} for {}\n", flags.name, base_name(path));
+}
+
+void run_adapter_remove(const AdapterCommandFlags& flags) {
+  AdapterRegistry registry(flags.registry);
+  registry.check_exists(flags.name);
+  if (!flags.yes &&
+      !confirmed(fmt::format("Remove adapter {} from {}?", flags.name, registry.folder()))) {
+    throw UserError(
+        fmt::format("adapter {} was not removed; --yes removes without asking", flags.name));
+  }
+  registry.remove(flags.name);
+  fmt::print("removed {}\n", flags.name);
+}
+
+void run_adapter_use(const AdapterCommandFlags& flags) {
+  AdapterRegistry registry(flags.registry);
+  if (flags.none == !flags.name.empty()) {
+    throw UserError("graft adapter use: expected the name of an adapter, or --none");
+  }
+  registry.set_default(flags.none ? std::nullopt : std::optional(flags.name));
+  fmt::print("{}\n", flags.none ? "no default" : flags.name + " is the default");
+}
+
+}  // namespace graft::app

@@ -1,0 +1,25 @@
+#include "apps/graft/commands/model_flags.h"
+
+namespace graft::app {
+
+void add_dtype_flag(CLI::App& command, std::string& dtype, const std::string& help) {
+  command.add_option("--dtype", dtype, help)
+      ->check(CLI::IsMember({"f32", "bf16"}))
+      ->capture_default_str();
+}
+
+void add_threads_flag(CLI::App& command, int& threads) {
+  command.add_option("--threads", threads, "Threads to use; 0 is every core")
+      ->check(CLI::NonNegativeNumber)
+      ->capture_default_str();
+}
+
+void add_model_flags(CLI::App& command, ModelFlags& flags) {
+  command.add_option("--model", flags.model, "The model, a GGUF file")->required();
+  add_dtype_flag(command, flags.dtype,
+                 "How base weights are kept and multiplied: f32, or bf16 for half the memory and, "
+                 "on CPUs with bf16 instructions, twice the speed");
+  add_threads_flag(command, flags.threads);
+}
+
+}  // namespace graft::app
