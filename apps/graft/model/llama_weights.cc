@@ -2,9 +2,11 @@
 
 #include <fmt/format.h>
 
+#include <exception>
 #include <optional>
 #include <utility>
 
+#include "apps/graft/model/llama_tensors.h"
 #include "apps/graft/user_error.h"
 #include "mlx/io.h"
 #include "mlx/ops.h"
@@ -56,7 +58,12 @@ mx::array rotary_rows_to_hugging_face(const mx::array& rows, int num_heads) {
 
 LlamaWeights::LlamaWeights(const GgufFile& file)
     : file_(file.name()), config_(read_llama_config(file)) {
-  tensors_ = mx::load_gguf(file.name()).first;
+  check_llama_tensors(file, config_);
+  try {
+    tensors_ = mx::load_gguf(file.name()).first;
+  } catch (const std::exception& error) {
+    throw UserError(fmt::format("{}: MLX cannot read it: {}", file.name(), error.what()));
+  }
 }
 
 mx::array LlamaWeights::tensor(const std::string& name) const {
