@@ -20,6 +20,9 @@ struct SavedAdapter {
 void save_adapter(const std::string& folder, const AdapterLayout& layout,
                   const std::vector<LoraPair>& pairs, const std::string& base_model);
 
+/// Makes the folder, and checks that save_adapter will be able to write into it. Throws UserError.
+void prepare_adapter_folder(const std::string& folder);
+
 /// Reads such a folder, also one that PEFT wrote, and checks it against the model. Throws UserError
 /// for anything in it that this program would not compute as PEFT does.
 SavedAdapter load_adapter(const std::string& folder, const LlamaConfig& model);

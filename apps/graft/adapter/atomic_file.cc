@@ -16,6 +16,10 @@ namespace {
 
 namespace fs = std::filesystem;
 
+fs::path folder_of(const fs::path& path) {
+  return path.has_parent_path() ? path.parent_path() : ".";
+}
+
 class FileDescriptor {
  public:
   FileDescriptor(const std::string& path, int flags) : fd_(::open(path.c_str(), flags, 0644)) {}
@@ -61,7 +65,7 @@ void write_file_atomically(const std::string& path, std::string_view bytes) {
   if (!file.write(bytes) || !file.sync() || !file.close()) fail("write the file");
   if (::rename(temporary.c_str(), path.c_str()) != 0) fail("replace the file");
 
-  const fs::path folder = fs::path(path).has_parent_path() ? fs::path(path).parent_path() : ".";
+  const fs::path folder = folder_of(path);
   // The rename itself survives a crash only once the folder is on disk; some file systems cannot
   // sync folders, and then there is nothing more to do.
   const FileDescriptor handle(folder.string(), O_RDONLY | O_DIRECTORY | O_CLOEXEC);
@@ -74,6 +78,18 @@ void make_folder(const std::string& path) {
   if (error || !fs::is_directory(path)) {
     throw UserError(fmt::format("{}: cannot make the folder: {}", path,
                                 error ? error.message() : "a file of that name is in the way"));
+  }
+}
+
+void check_writable(const std::string& path) {
+  std::error_code error;
+  if (fs::is_directory(path, error)) {
+    throw UserError(path + ": cannot write the file: a folder of that name is in the way");
+  }
+  const fs::path folder = folder_of(path);
+  if (::access(folder.c_str(), W_OK | X_OK) != 0) {
+    throw UserError(
+        fmt::format("{}: cannot write into the folder: {}", folder.string(), std::strerror(errno)));
   }
 }
 

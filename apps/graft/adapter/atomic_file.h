@@ -12,4 +12,8 @@ void write_file_atomically(const std::string& path, std::string_view bytes);
 /// Makes a folder and those above it. Throws UserError.
 void make_folder(const std::string& path);
 
+/// Whether write_file_atomically could write `path`, asked before hours of work whose result it is
+/// to hold: throws UserError if the folder cannot be written to, or a folder is in the way.
+void check_writable(const std::string& path);
+
 }  // namespace graft::app
