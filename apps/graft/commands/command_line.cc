@@ -3,6 +3,8 @@
 #include <fmt/format.h>
 
 #include <CLI/CLI.hpp>
+#include <algorithm>
+#include <cstddef>
 #include <cstdint>
 #include <cstdio>
 #include <exception>
@@ -17,6 +19,8 @@
 #include "apps/graft/commands/finetune.h"
 #include "apps/graft/commands/generate.h"
 #include "apps/graft/commands/info.h"
+#include "apps/graft/input/printable.h"
+#include "apps/graft/tokenizer/utf8.h"
 #include "graft/lora.h"
 #include "graft/version.h"
 
@@ -44,9 +48,18 @@ Inputs rotate. Nothing is called fused where composed ops ran, or where the
 result differs from MLX's: a dash stands there, and the reason below the table.
 In the first table that ends in an error.)";
 
-int fail(const char* message) {
-  fmt::print(stderr, "graft: {}\n", message);
-  return 1;
+// One line, whatever the message quotes or whoever wrote it.
+int fail(std::string message, int status = 1) {
+  constexpr std::size_t kLongest = 1000;
+  std::ranges::replace(message, '\n', ' ');
+  fmt::print(stderr, "graft: {}\n", printable(message, kLongest));
+  return status;
+}
+
+// What the tokenizer would refuse later, without knowing which flag it came from.
+std::string check_utf8(const std::string& text) {
+  const std::size_t at = find_invalid_utf8(text);
+  return at == std::string::npos ? "" : fmt::format("not valid UTF-8 at byte {}", at + 1);
 }
 
 void add_dtype_flag(CLI::App& command, std::string& dtype, const std::string& help) {
@@ -182,9 +195,13 @@ void add_generate(CLI::App& program) {
   CLI::App* command = program.add_subcommand("generate", "Answer a prompt with a model");
   add_model_flags(*command, flags->model);
   add_adapter_path_flag(*command, flags->adapter_path);
-  command->add_option("--prompt", flags->prompt, "What to say to the model")->required();
-  command->add_option("--system-prompt", flags->system_prompt,
-                      "System message, instead of the model's own");
+  command->add_option("--prompt", flags->prompt, "What to say to the model")
+      ->required()
+      ->check(check_utf8);
+  command
+      ->add_option("--system-prompt", flags->system_prompt,
+                   "System message, instead of the model's own")
+      ->check(check_utf8);
   command->add_flag("--ignore-chat-template", flags->raw,
                     "Let the model continue the prompt as it stands, not answer it");
   command->add_option("--max-tokens", flags->max_tokens, "Stop after so many tokens")
@@ -304,7 +321,8 @@ int run_command_line(int argc, char** argv) {
   try {
     program.parse(argc, argv);
   } catch (const CLI::ParseError& error) {
-    return program.exit(error) == 0 ? 0 : kUsage;
+    if (error.get_exit_code() == 0) return program.exit(error);
+    return fail(std::string(error.what()) + "; --help lists the flags", kUsage);
   } catch (const std::bad_alloc&) {
     return fail("out of memory; try a smaller --batch-size or --dtype bf16");
   } catch (const std::exception& error) {

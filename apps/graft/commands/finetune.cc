@@ -8,7 +8,6 @@
 #include <vector>
 
 #include "apps/graft/adapter/adapter_file.h"
-#include "apps/graft/adapter/atomic_file.h"
 #include "apps/graft/data/batches.h"
 #include "apps/graft/data/dataset.h"
 #include "apps/graft/terminal/format.h"
@@ -124,10 +123,10 @@ void run_finetune(const FinetuneFlags& flags) {
                    .adamw = flags.adamw,
                    .max_grad_norm = flags.max_grad_norm,
                    .seed = flags.seed});
-  make_folder(flags.adapter_path);
+  prepare_adapter_folder(flags.adapter_path);
+  BatchLog batch_log(flags.record_batches);
   RunRecord record(flags.adapter_path, "Loss of " + flags.adapter_path);
   TrainingDisplay display(flags.loop.iters);
-  BatchLog batch_log(flags.record_batches);
   const auto save = [&] {
     save_adapter(flags.adapter_path, initial.layout, trainer.pairs(), flags.model.model);
     record.write_plot();

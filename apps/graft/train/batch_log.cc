@@ -1,5 +1,9 @@
 #include "apps/graft/train/batch_log.h"
 
+#include <fmt/format.h>
+
+#include <cerrno>
+#include <cstring>
 #include <nlohmann/json.hpp>
 #include <vector>
 
@@ -21,7 +25,9 @@ nlohmann::json rows_of(const std::vector<std::int32_t>& values, std::int64_t len
 BatchLog::BatchLog(const std::string& path) : path_(path) {
   if (path_.empty()) return;
   out_.open(path_, std::ios::trunc);
-  if (!out_) throw UserError(path_ + ": cannot create the file");
+  if (!out_) {
+    throw UserError(fmt::format("{}: cannot create the file: {}", path_, std::strerror(errno)));
+  }
 }
 
 void BatchLog::write(const Batch& batch) {
