@@ -5,6 +5,7 @@ usage: hostile_adapter_test.py PROGRAM
 """
 
 import json
+import os
 import struct
 import unittest
 
@@ -17,7 +18,7 @@ class Adapters(HostileInput):
                 ("r", 0, "at least 1"), ("r", -1, "at least 1"), ("r", 2.5, "whole number"),
                 ("r", "two", "whole number"), ("r", 3, ""), ("r", 300, "1 to 256"),
                 ("r", 17, "adapter rank"), ("r", 1 << 70, "whole number"),
-                ("lora_alpha", 0, "above 0"), ("lora_alpha", None.__class__.__name__, "number"),
+                ("lora_alpha", 0, "above 0"), ("lora_alpha", "sixteen", "number"),
                 ("lora_dropout", 1.5, "below 1"), ("peft_type", "LOHA", "only LORA"),
                 ("peft_type", None, "only LORA"), ("target_modules", ["c_attn"], "\"c_attn\""),
                 ("target_modules", ["a\nb" + LONG], "not a module"), ("target_modules", [], "list"),
@@ -50,6 +51,9 @@ class Adapters(HostileInput):
         self.expect(self.with_adapter(), "adapter_config.json: ", "UTF-8")
         path.unlink()
         self.expect(self.with_adapter(), "adapter_config.json: ", "no such file")
+        os.mkfifo(path)
+        self.expect(self.with_adapter(), "adapter_config.json: ", "not a regular file")
+        path.unlink()
         path.mkdir()
         self.expect(self.with_adapter(), "adapter_config.json: ", "a folder")
         self.expect(self.generate("--adapter-path", self.at / "model.gguf"), "model.gguf")

@@ -71,6 +71,9 @@ class Data(HostileInput):
         self.expect([*evaluate, self.at / "data"], "a folder, expected a file")
         self.expect([*evaluate, self.at / "none"], "no such file")
         self.expect([*evaluate, "/dev/zero"], "/dev/zero:1", "more than 8 MiB")
+        (self.at / "data/train.jsonl").rmdir()
+        os.mkfifo(self.at / "data/train.jsonl")
+        self.expect(self.finetune(self.at), "train.jsonl", "not a regular file")
 
 
 class Folders(HostileInput):
@@ -85,6 +88,11 @@ class Folders(HostileInput):
         self.expect(self.finetune(self.at, "--adapter-path", self.at / "model.gguf"), "model.gguf")
         self.expect(self.finetune(self.at, "--record-batches", self.at / "data"), "data: ",
                     "Is a directory")
+        self.assertEqual(before, self.saved())
+        (self.at / "adapter/loss.svg").unlink()
+        (self.at / "adapter/loss.svg").mkdir()
+        del before["loss.svg"]
+        self.expect(self.finetune(self.at), "loss.svg", "in the way")
         self.assertEqual(before, self.saved())
         (self.at / "adapter/adapter_model.safetensors").unlink()
         (self.at / "adapter/adapter_model.safetensors").mkdir()

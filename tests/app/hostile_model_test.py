@@ -4,6 +4,7 @@
 usage: hostile_model_test.py PROGRAM
 """
 
+import math
 import struct
 import unittest
 
@@ -57,6 +58,32 @@ class Models(HostileInput):
         self.expect_model(tiny_model().without("token_embd.weight"), "token_embd.weight")
         self.expect_model(tiny_model().tensor("blk.0.attn_q.bias", [32]), "attn_q.bias", "biases")
         self.expect_model(tiny_model().tensor("blk.1.attn_q.weight", [32, 32]), "blk.1.attn_q")
+
+    def test_values_that_are_not_finite(self):
+        name = "blk.0.attn_q.weight"
+        dims, kind, data = tiny_model().tensors[name]
+        for value in ("nan", "inf"):
+            bad = struct.pack("<f", float(value)) + data[4:]
+            self.expect_model(tiny_model().tensor(name, dims, kind, bad), name, "finite")
+
+    def test_more_than_memory(self):
+        # A file with holes says that it is as large as it likes, and takes no room.
+        wide, long = 1 << 18, 1 << 20
+        model = tiny_model().set("llama.feed_forward_length", UINT32, long)
+        model.set("llama.embedding_length", UINT32, wide).without("output_norm.weight")
+        model.tensor("output_norm.weight", [wide], data=4 * wide)
+        model.tensor("token_embd.weight", [wide, 260], data=4 * 260 * wide)
+        model.set("llama.attention.head_count", UINT32, wide >> 3)
+        for name, dims in {"attn_norm": [wide], "ffn_norm": [wide], "attn_q": [wide, wide],
+                           "attn_k": [wide, 16], "attn_v": [wide, 16], "attn_output": [wide, wide],
+                           "ffn_gate": [wide, long], "ffn_up": [wide, long],
+                           "ffn_down": [long, wide]}.items():
+            model.tensor(f"blk.0.{name}.weight", dims, data=4 * math.prod(dims))
+        try:
+            model.write(self.at / "model.gguf")
+        except OSError:
+            self.skipTest("the file system takes no such files")
+        self.expect(self.generate(), "model.gguf: ", "of memory")
 
     def test_duplicate_names(self):
         data = tiny_model().bytes()

@@ -1,6 +1,7 @@
 """A tiny random Llama as a GGUF file, made field by field, so that a test can lie in any of them."""
 
 import array
+import math
 import random
 import struct
 
@@ -60,24 +61,42 @@ class Gguf:
 
     def tensor(self, name, dims, kind=F32, data=None):
         if data is None:
-            count = 1
-            for dim in dims:
-                count *= dim
-            data = array.array("f", [random.gauss(0, 0.2) for _ in range(count)]).tobytes()
+            data = array.array("f", [random.gauss(0, 0.2) for _ in range(math.prod(dims))]).tobytes()
         self.tensors[name] = (dims, kind, data)
         return self
 
     def bytes(self):
+        head, parts = self.layout()
+        data = b""
+        for offset, stored in parts:
+            data += b"\0" * (offset - len(data)) + stored
+        return head + data
+
+    def write(self, path):
+        """As a file; where the data of a tensor is a number, as a hole of so many bytes."""
+        head, parts = self.layout()
+        with open(path, "wb") as file:
+            file.write(head)
+            for offset, stored in parts:
+                if isinstance(stored, int):
+                    file.truncate(len(head) + offset + stored)
+                else:
+                    file.seek(len(head) + offset)
+                    file.write(stored)
+
+    def layout(self):
+        """What stands before the data, and the parts of the data with their offsets."""
         head = b"GGUF" + struct.pack("<IQQ", 3, len(self.tensors) + self.extra_tensors,
                                      len(self.metadata) + self.extra_metadata)
         for key, (kind, value) in self.metadata.items():
             head += text(key) + struct.pack("<I", kind) + value_bytes(kind, value)
-        data = b""
+        parts, offset = [], 0
         for name, (dims, kind, stored) in self.tensors.items():
-            data += b"\0" * (-len(data) % ALIGNMENT)
-            head += text(name) + struct.pack(f"<I{len(dims)}QIQ", len(dims), *dims, kind, len(data))
-            data += stored
-        return head + b"\0" * (-len(head) % ALIGNMENT) + data
+            head += text(name) + struct.pack(f"<I{len(dims)}QIQ", len(dims), *dims, kind, offset)
+            parts.append((offset, stored))
+            size = stored if isinstance(stored, int) else len(stored)
+            offset += size + -size % ALIGNMENT
+        return head + b"\0" * (-len(head) % ALIGNMENT), parts
 
 
 def tiny_model():

@@ -29,6 +29,7 @@ void check_header(const std::string& path) {
   const std::uint64_t size = std::filesystem::file_size(path, error);
   if (error) throw UserError(fmt::format("{}: cannot be read: {}", path, error.message()));
   check_safetensors_header(in, size, path);
+  check_fits_in_memory(size, path);
 }
 
 std::unordered_map<std::string, mx::array> load(const std::string& path) {

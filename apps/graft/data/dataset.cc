@@ -31,10 +31,14 @@ class DatasetReader {
                 const DataOptions& options)
       : model_(model), tokenizer_(tokenizer), options_(options) {
     dataset_.path = std::move(path);
+    if (options.max_seq_length < 2) {
+      throw UserError(
+          fmt::format("--max-seq-length is {}, expected at least 2", options.max_seq_length));
+    }
   }
 
-  Dataset read() {
-    std::ifstream in = open_input(dataset_.path);
+  Dataset read(InputKind kind) {
+    std::ifstream in = open_input(dataset_.path, kind);
     return read(in);
   }
 
@@ -187,11 +191,7 @@ std::int64_t Dataset::num_targets() const {
 
 Dataset read_dataset(const std::string& path, const GgufFile& model, const Tokenizer& tokenizer,
                      const DataOptions& options) {
-  if (options.max_seq_length < 2) {
-    throw UserError(
-        fmt::format("--max-seq-length is {}, expected at least 2", options.max_seq_length));
-  }
-  return DatasetReader(path, model, tokenizer, options).read();
+  return DatasetReader(path, model, tokenizer, options).read(InputKind::kFileOrPipe);
 }
 
 Dataset read_dataset(std::istream& in, const std::string& path, const GgufFile& model,
@@ -213,7 +213,7 @@ DataSplits read_data(const std::string& folder, const GgufFile& model, const Tok
     // Where that cannot be told, as without permission, opening it says why.
     std::error_code unknown;
     if (fs::status(path(name), unknown).type() == fs::file_type::not_found) return std::nullopt;
-    return read_dataset(path(name), model, tokenizer, options);
+    return DatasetReader(path(name), model, tokenizer, options).read(InputKind::kFile);
   };
   std::optional<Dataset> train = read_if_there("train.jsonl");
   if (!train) throw UserError(folder + ": no train.jsonl in this folder");

@@ -1,6 +1,7 @@
 #include "apps/graft/input/input_file.h"
 
 #include <fmt/format.h>
+#include <unistd.h>
 
 #include <cerrno>
 #include <cstring>
@@ -14,7 +15,7 @@
 
 namespace graft::app {
 
-std::ifstream open_input(const std::string& path) {
+std::ifstream open_input(const std::string& path, InputKind kind) {
   std::error_code error;
   const std::filesystem::file_status status = std::filesystem::status(path, error);
   if (status.type() == std::filesystem::file_type::not_found) {
@@ -23,9 +24,22 @@ std::ifstream open_input(const std::string& path) {
   if (std::filesystem::is_directory(status)) {
     throw UserError(path + ": a folder, expected a file");
   }
+  if (kind == InputKind::kFile && std::filesystem::is_other(status)) {
+    throw UserError(path + ": not a regular file");
+  }
   std::ifstream in(path, std::ios::binary);
   if (!in) throw UserError(fmt::format("{}: cannot be read: {}", path, std::strerror(errno)));
   return in;
+}
+
+void check_fits_in_memory(std::uint64_t bytes, const std::string& path) {
+  const long pages = ::sysconf(_SC_PHYS_PAGES), page = ::sysconf(_SC_PAGESIZE);
+  if (pages <= 0 || page <= 0) return;
+  const auto memory = static_cast<std::uint64_t>(pages) * static_cast<std::uint64_t>(page);
+  if (bytes > memory) {
+    throw UserError(fmt::format("{}: its tensors take {} MB, and this machine has {} MB of memory",
+                                path, bytes / 1'000'000, memory / 1'000'000));
+  }
 }
 
 std::string read_input(const std::string& path, std::uint64_t max_bytes) {

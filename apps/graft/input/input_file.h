@@ -6,9 +6,17 @@
 
 namespace graft::app {
 
-/// Opens a file for reading; pipes are files too. Throws UserError if there is none at `path`, it
-/// is a folder, or it may not be read.
-std::ifstream open_input(const std::string& path);
+/// A pipe that a user names is as good as a file, but one that lies in a folder would be waited for
+/// without end.
+enum class InputKind { kFile, kFileOrPipe };
+
+/// Opens a file for reading. Throws UserError if there is none at `path`, it is of another kind, or
+/// it may not be read.
+std::ifstream open_input(const std::string& path, InputKind kind = InputKind::kFile);
+
+/// Throws UserError if what the file at `path` asks to be loaded, `bytes`, is more than this
+/// machine has of memory. A file with holes may claim any size.
+void check_fits_in_memory(std::uint64_t bytes, const std::string& path);
 
 /// The whole of a file of at most `max_bytes`. Throws UserError.
 std::string read_input(const std::string& path, std::uint64_t max_bytes);

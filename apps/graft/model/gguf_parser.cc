@@ -22,7 +22,7 @@ static_assert(std::endian::native == std::endian::little, "GGUF fields are read 
 // Far above any real header (a vocabulary of 256k tokens with its merges takes 12 MB); it bounds
 // the memory that a hostile file can ask for.
 constexpr std::uint64_t kMaxHeaderBytes = std::uint64_t{64} << 20;
-constexpr std::uint64_t kMaxEntries = std::uint64_t{1} << 20;  // Of metadata or of tensors.
+constexpr std::uint64_t kMaxEntries = std::uint64_t{1} << 16;  // Of metadata or of tensors.
 constexpr std::uint64_t kMaxKeyBytes = 65535;
 constexpr std::uint64_t kMaxTensorNameBytes = 64;
 constexpr std::uint32_t kMaxDims = 4;

@@ -2,10 +2,12 @@
 
 #include <fmt/format.h>
 
+#include <cstdint>
 #include <exception>
 #include <optional>
 #include <utility>
 
+#include "apps/graft/input/input_file.h"
 #include "apps/graft/model/llama_tensors.h"
 #include "apps/graft/user_error.h"
 #include "mlx/io.h"
@@ -59,6 +61,9 @@ mx::array rotary_rows_to_hugging_face(const mx::array& rows, int num_heads) {
 LlamaWeights::LlamaWeights(const GgufFile& file)
     : file_(file.name()), config_(read_llama_config(file)) {
   check_llama_tensors(file, config_);
+  std::uint64_t bytes = 0;
+  for (const GgufTensor& tensor : file.tensors()) bytes += tensor.bytes;
+  check_fits_in_memory(bytes, file.name());
   try {
     tensors_ = mx::load_gguf(file.name()).first;
   } catch (const std::exception& error) {
@@ -71,7 +76,13 @@ mx::array LlamaWeights::tensor(const std::string& name) const {
   if (found == tensors_.end()) {
     throw UserError(fmt::format("{}: tensor {} is missing", file_, name));
   }
-  return found->second;
+  // Of quantized weights the scales and biases, in which alone a value can be other than finite.
+  const mx::array& tensor = found->second;
+  if (tensor.dtype() != mx::uint32 && !mx::all(mx::isfinite(tensor)).item<bool>()) {
+    throw UserError(fmt::format(
+        "{}: tensor {}: not all of its values are finite; is the file damaged?", file_, name));
+  }
+  return tensor;
 }
 
 mx::array LlamaWeights::matrix(const std::string& name, int rows, int columns,

@@ -20,7 +20,7 @@ RunRecord::RunRecord(const std::string& folder, std::string title)
     : metrics_path_((std::filesystem::path(folder) / "metrics.jsonl").string()),
       plot_path_((std::filesystem::path(folder) / "loss.svg").string()),
       title_(std::move(title)),
-      metrics_(std::fopen(metrics_path_.c_str(), "w")) {
+      metrics_((check_writable(plot_path_), std::fopen(metrics_path_.c_str(), "w"))) {
   if (!metrics_) {
     throw UserError(
         fmt::format("{}: cannot create the file: {}", metrics_path_, std::strerror(errno)));
