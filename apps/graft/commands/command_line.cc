@@ -21,6 +21,9 @@
 #include "apps/graft/commands/info.h"
 #include "apps/graft/input/printable.h"
 #include "apps/graft/tokenizer/utf8.h"
+#include "apps/graft/usage/completions.h"
+#include "apps/graft/usage/help.h"
+#include "apps/graft/usage/man_page.h"
 #include "graft/lora.h"
 #include "graft/version.h"
 
@@ -79,7 +82,13 @@ void add_adapter_path_flag(CLI::App& command, std::string& adapter_path) {
   command.add_option("--adapter-path", adapter_path, "Folder of an adapter to put on the model");
 }
 
+// Flags that are added from now on stand under this heading.
+void begin_group(CLI::App& command, const std::string& heading) {
+  command.option_defaults()->group(heading);
+}
+
 void add_model_flags(CLI::App& command, ModelFlags& flags) {
+  begin_group(command, "Model");
   command.add_option("--model", flags.model, "The model, a GGUF file")->required();
   add_dtype_flag(command, flags.dtype,
                  "How base weights are kept and multiplied: f32, or bf16 for half the memory and, "
@@ -88,6 +97,7 @@ void add_model_flags(CLI::App& command, ModelFlags& flags) {
 }
 
 void add_adapter_flags(CLI::App& command, FinetuneFlags& flags) {
+  begin_group(command, "Adapter");
   command.add_option("--rank", flags.adapter.rank, "Rank of A and B")
       ->check(CLI::Range(std::int64_t{1}, kMaxLoraRank))
       ->capture_default_str();
@@ -105,12 +115,13 @@ void add_adapter_flags(CLI::App& command, FinetuneFlags& flags) {
   command.add_option("--target-modules", flags.target_modules, "Projections to adapt")
       ->check(CLI::IsMember(names))
       ->delimiter(',')
-      ->capture_default_str();
+      ->default_str("all");
   command.add_option("--init-adapter", flags.init_adapter,
                      "Folder of an adapter to start from; its rank, alpha and modules count");
 }
 
 void add_training_flags(CLI::App& command, FinetuneFlags& flags) {
+  begin_group(command, "Training");
   command.add_option("--batch-size", flags.batch_size, "Samples an iteration")
       ->check(CLI::PositiveNumber)
       ->capture_default_str();
@@ -139,6 +150,7 @@ void add_training_flags(CLI::App& command, FinetuneFlags& flags) {
 }
 
 void add_data_flags(CLI::App& command, FinetuneFlags& flags) {
+  begin_group(command, "Data");
   command
       .add_option(
           "--data", flags.data,
@@ -155,6 +167,7 @@ void add_data_flags(CLI::App& command, FinetuneFlags& flags) {
 }
 
 void add_report_flags(CLI::App& command, FinetuneFlags& flags) {
+  begin_group(command, "Output");
   command
       .add_option("--adapter-path", flags.adapter_path,
                   "Folder for the adapter, metrics.jsonl and loss.svg")
@@ -297,6 +310,19 @@ void add_bench_plan(CLI::App& bench) {
   command->callback([flags] { run_bench_plan(*flags); });
 }
 
+void add_usage(CLI::App& program) {
+  const auto shell = std::make_shared<std::string>();
+  CLI::App* completions =
+      program.add_subcommand("completions", "Print a shell's completion script");
+  completions->add_option("shell", *shell, "bash, zsh or fish")
+      ->check(CLI::IsMember({"bash", "zsh", "fish"}))
+      ->required();
+  completions->callback(
+      [&program, shell] { fmt::print("{}", completion_script(command_info(program), *shell)); });
+  CLI::App* man = program.add_subcommand("man", "Print the manual page, for man -l -");
+  man->callback([&program] { fmt::print("{}", man_page(command_info(program), kVersion)); });
+}
+
 void add_bench(CLI::App& program) {
   CLI::App* bench = program.add_subcommand("bench", "Measure this machine's speed");
   bench->require_subcommand(1);
@@ -310,6 +336,7 @@ int run_command_line(int argc, char** argv) {
   CLI::App program("Fine-tunes language models with LoRA, and runs them.", "graft");
   program.set_version_flag("--version", graft::kVersion);
   program.set_help_flag("--help,-h", "Print this help and exit");
+  program.formatter(help_formatter());
   program.require_subcommand(1);
   program.footer("`graft <command> --help` lists a command's flags.");
   add_finetune(program);
@@ -317,6 +344,7 @@ int run_command_line(int argc, char** argv) {
   add_evaluate(program);
   add_info(program);
   add_bench(program);
+  add_usage(program);
 
   try {
     program.parse(argc, argv);
