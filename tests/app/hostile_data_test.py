@@ -1,5 +1,6 @@
 #!/usr/bin/env python3
-"""Runs the program on data that is missing or lies, and in folders where it may not work: each gives one clear line, soon.
+"""Runs the program on data that is missing or lies, and in folders where it may not work: each
+gives one clear line, soon.
 
 usage: hostile_data_test.py PROGRAM
 """
@@ -101,7 +102,7 @@ class Folders(HostileInput):
         self.assertEqual(before, self.saved())
 
     def test_ranks(self):
-        self.expect(self.finetune(self.at, "--rank", 17), "adapter rank: expected at most 16", "k_proj")
+        self.expect(self.finetune(self.at, "--rank", 17), "rank: expected at most 16", "k_proj")
         self.expect(self.finetune(self.at, "--rank", 0), "--rank", status=2)
         self.expect(self.finetune(self.at, "--rank", "9" * 40), "--rank", status=2)
 

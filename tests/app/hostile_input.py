@@ -1,6 +1,5 @@
-"""What the tests of hostile input share: the program, and files that are fine until one is spoilt."""
+"""What the tests of hostile input share: the program, and files that are fine until spoilt."""
 
-import json
 import os
 import resource
 import shutil
@@ -22,8 +21,9 @@ NESTED = "[" * 200_000
 
 def run(arguments, user=None):
     environment = os.environ | {"OPENBLAS_NUM_THREADS": "1"}
+    other = {} if user is None else {"user": user}
     return subprocess.run([PROGRAM, *map(str, arguments)], check=False, capture_output=True,
-                          timeout=SECONDS, env=environment, user=user)
+                          timeout=SECONDS, env=environment, **other)
 
 
 def command(name, flags, more):
@@ -92,9 +92,3 @@ class HostileInput(unittest.TestCase):
         data = lines if isinstance(lines, bytes) else lines.encode()
         (self.at / "data/train.jsonl").write_bytes(data)
         self.expect(self.finetune(self.at, *more), "train.jsonl", *words)
-
-    def expect_config(self, key, value, *words):
-        path = self.at / "adapter/adapter_config.json"
-        path.write_text(json.dumps(json.loads((self.good / "adapter/adapter_config.json")
-                                              .read_text()) | {key: value}))
-        self.expect(self.with_adapter(), "adapter_config.json: ", key, *words)

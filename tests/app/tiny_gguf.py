@@ -1,4 +1,4 @@
-"""A tiny random Llama as a GGUF file, made field by field, so that a test can lie in any of them."""
+"""A tiny random Llama as a GGUF file, made field by field, so that a test can lie in any."""
 
 import array
 import math
@@ -61,7 +61,8 @@ class Gguf:
 
     def tensor(self, name, dims, kind=F32, data=None):
         if data is None:
-            data = array.array("f", [random.gauss(0, 0.2) for _ in range(math.prod(dims))]).tobytes()
+            values = [random.gauss(0, 0.2) for _ in range(math.prod(dims))]
+            data = array.array("f", values).tobytes()
         self.tensors[name] = (dims, kind, data)
         return self
 
