@@ -158,8 +158,10 @@ void add_data_flags(CLI::App& command, FinetuneFlags& flags) {
           "and completion, or messages")
       ->required();
   command
-      .add_option("--max-seq-length", flags.max_seq_length,
-                  "Cut longer samples off, in tokens; the model's context is the limit")
+      .add_option(
+          "--max-seq-length", flags.max_seq_length,
+          "Cut longer samples off, in tokens, and chats after an answer; the model's context "
+          "is the limit")
       ->check(CLI::Range(2, 1 << 20))
       ->capture_default_str();
   command.add_flag("--mask-prompt", flags.mask_prompt,
