@@ -150,34 +150,19 @@ class ConfigReader {
   json config_;
 };
 
-}  // namespace
-
-void save_adapter(const std::string& folder, const AdapterLayout& layout,
-                  const std::vector<LoraPair>& pairs, const std::string& base_model) {
-  std::vector<std::pair<std::string, mx::array>> tensors;
-  for (std::size_t i = 0; i < pairs.size(); ++i) {
-    const AdaptedModule& module = layout.modules()[i];
-    tensors.emplace_back(tensor_name(module, 'A'), mx::transpose(pairs[i].a));
-    tensors.emplace_back(tensor_name(module, 'B'), mx::transpose(pairs[i].b));
-  }
-  make_folder(folder);
-  write_file_atomically(in_folder(folder, kWeightsFile), to_safetensors(tensors));
-  write_file_atomically(in_folder(folder, kConfigFile), config_text(layout, base_model));
-}
-
-SavedAdapter load_adapter(const std::string& folder, const LlamaConfig& model) {
-  const std::string weights = in_folder(folder, kWeightsFile);
-  SavedAdapter adapter{AdapterLayout(model, ConfigReader(in_folder(folder, kConfigFile)).options()),
-                       {}};
-  auto tensors = read_safetensors(weights);
+// Takes the pairs of `layout` out of a safetensors file. `description` is where the layout comes
+// from, as an error names it.
+std::vector<LoraPair> load_pairs(const std::string& file, const AdapterLayout& layout,
+                                 const char* description) {
+  auto tensors = read_safetensors(file);
   const auto take = [&](const std::string& name, int rows, int columns) {
     const auto found = tensors.find(name);
     if (found == tensors.end()) {
-      throw UserError(fmt::format("{}: tensor {} is missing", weights, name));
+      throw UserError(fmt::format("{}: tensor {} is missing", file, name));
     }
     const mx::array tensor = found->second;
     if (tensor.shape() != mx::Shape{rows, columns}) {
-      throw UserError(fmt::format("{}: tensor {}: expected ({}, {}), got ({})", weights, name, rows,
+      throw UserError(fmt::format("{}: tensor {}: expected ({}, {}), got ({})", file, name, rows,
                                   columns,
                                   fmt::join(tensor.shape().begin(), tensor.shape().end(), ", ")));
     }
@@ -186,17 +171,54 @@ SavedAdapter load_adapter(const std::string& folder, const LlamaConfig& model) {
     mx::eval(transposed);
     return transposed;
   };
-  const int rank = adapter.layout.options().rank;
-  for (const AdaptedModule& module : adapter.layout.modules()) {
+  std::vector<LoraPair> pairs;
+  const int rank = layout.options().rank;
+  for (const AdaptedModule& module : layout.modules()) {
     const mx::array a = take(tensor_name(module, 'A'), rank, module.in_features);
     const mx::array b = take(tensor_name(module, 'B'), module.out_features, rank);
-    adapter.pairs.push_back({a, b});
+    pairs.push_back({a, b});
   }
   if (!tensors.empty()) {
-    throw UserError(fmt::format("{}: tensor {} does not belong to the adapter that {} describes",
-                                weights, tensors.begin()->first, kConfigFile));
+    throw UserError(fmt::format("{}: tensor {} does not belong to the adapter described by {}",
+                                file, tensors.begin()->first, description));
   }
-  return adapter;
+  return pairs;
+}
+
+}  // namespace
+
+std::vector<FileContents> adapter_files(const AdapterLayout& layout,
+                                        const std::vector<LoraPair>& pairs,
+                                        const std::string& base_model) {
+  std::vector<std::pair<std::string, mx::array>> tensors;
+  for (std::size_t i = 0; i < pairs.size(); ++i) {
+    const AdaptedModule& module = layout.modules()[i];
+    tensors.emplace_back(tensor_name(module, 'A'), mx::transpose(pairs[i].a));
+    tensors.emplace_back(tensor_name(module, 'B'), mx::transpose(pairs[i].b));
+  }
+  return {{kWeightsFile, to_safetensors(tensors)}, {kConfigFile, config_text(layout, base_model)}};
+}
+
+void save_adapter(const std::string& folder, const AdapterLayout& layout,
+                  const std::vector<LoraPair>& pairs, const std::string& base_model) {
+  make_folder(folder);
+  write_files_atomically(folder, adapter_files(layout, pairs, base_model));
+}
+
+SavedAdapter load_adapter(const std::string& folder, const LlamaConfig& model) {
+  AdapterLayout layout(model, ConfigReader(in_folder(folder, kConfigFile)).options());
+  std::vector<LoraPair> pairs = load_pairs(in_folder(folder, kWeightsFile), layout, kConfigFile);
+  return {std::move(layout), std::move(pairs)};
+}
+
+SavedAdapter load_adapter_file(const std::string& file, const AdapterOptions& options,
+                               const LlamaConfig& model) {
+  const std::filesystem::path config = std::filesystem::path(file).parent_path() / kConfigFile;
+  const bool described = std::filesystem::exists(config);
+  AdapterLayout layout(model, described ? ConfigReader(config.string()).options() : options);
+  std::vector<LoraPair> pairs = load_pairs(
+      file, layout, described ? kConfigFile : "--rank, --num-layers and --target-modules");
+  return {std::move(layout), std::move(pairs)};
 }
 
 }  // namespace graft::app
