@@ -17,6 +17,7 @@
 #include "apps/graft/commands/finetune.h"
 #include "apps/graft/commands/generate.h"
 #include "apps/graft/commands/info.h"
+#include "apps/graft/train/interrupt.h"
 #include "graft/lora.h"
 #include "graft/version.h"
 
@@ -95,6 +96,11 @@ void add_adapter_flags(CLI::App& command, FinetuneFlags& flags) {
       ->capture_default_str();
   command.add_option("--init-adapter", flags.init_adapter,
                      "Folder of an adapter to start from; its rank, alpha and modules count");
+  command
+      .add_option("--resume-adapter-file", flags.resume_adapter_file,
+                  "File of adapter weights to start from, with a fresh optimizer; an "
+                  "adapter_config.json beside it says their rank, alpha and modules")
+      ->excludes("--init-adapter");
 }
 
 void add_training_flags(CLI::App& command, FinetuneFlags& flags) {
@@ -126,12 +132,10 @@ void add_training_flags(CLI::App& command, FinetuneFlags& flags) {
 }
 
 void add_data_flags(CLI::App& command, FinetuneFlags& flags) {
-  command
-      .add_option(
-          "--data", flags.data,
-          "Folder with train.jsonl and perhaps valid.jsonl: a line each with text, or prompt "
-          "and completion, or messages")
-      ->required();
+  command.add_option(
+      "--data", flags.data,
+      "Folder with train.jsonl and perhaps valid.jsonl: a line each with text, or prompt "
+      "and completion, or messages; needed unless --resume");
   command
       .add_option("--max-seq-length", flags.max_seq_length,
                   "Cut longer samples off, in tokens; the model's context is the limit")
@@ -144,7 +148,7 @@ void add_data_flags(CLI::App& command, FinetuneFlags& flags) {
 void add_report_flags(CLI::App& command, FinetuneFlags& flags) {
   command
       .add_option("--adapter-path", flags.adapter_path,
-                  "Folder for the adapter, metrics.jsonl and loss.svg")
+                  "Folder for the adapter, its checkpoints, metrics.jsonl and loss.svg")
       ->capture_default_str();
   command.add_option("--steps-per-report", flags.loop.steps_per_report, "Iterations a report")
       ->check(CLI::PositiveNumber)
@@ -156,9 +160,16 @@ void add_report_flags(CLI::App& command, FinetuneFlags& flags) {
       .add_option("--val-batches", flags.val_batches, "Batches to validate on; -1 is all, 0 none")
       ->check(CLI::Range(-1, 1 << 30))
       ->capture_default_str();
-  command.add_option("--save-every", flags.loop.save_every, "Iterations a save")
-      ->check(CLI::PositiveNumber)
+  command
+      .add_option("--save-every", flags.loop.save_every,
+                  "Iterations a save, of the adapter and a numbered checkpoint; 0 saves at the end "
+                  "only")
+      ->check(CLI::NonNegativeNumber)
       ->capture_default_str();
+  command.add_flag(
+      "--resume", flags.resume,
+      "Go on from the last checkpoint in --adapter-path; flags left out are taken from "
+      "it");
   command.add_option("--record-batches", flags.record_batches,
                      "File for the tokens and targets of every batch, a JSON line each, so that "
                      "another program can train on the same");
@@ -166,7 +177,12 @@ void add_report_flags(CLI::App& command, FinetuneFlags& flags) {
                    "Fail if an adapted projection ran unfused, forward or backward");
 }
 
-void add_finetune(CLI::App& program) {
+// A resumed run has these from its checkpoint.
+void require_unless_resumed(const FinetuneFlags& flags, const char* name) {
+  if (!flags.resume && !flags.given.contains(name)) throw CLI::RequiredError(name);
+}
+
+void add_finetune(CLI::App& program, const char* name) {
   const auto flags = std::make_shared<FinetuneFlags>();
   CLI::App* command = program.add_subcommand("finetune", "Train a LoRA adapter for a model");
   add_model_flags(*command, flags->model);
@@ -174,7 +190,17 @@ void add_finetune(CLI::App& program) {
   add_adapter_flags(*command, *flags);
   add_training_flags(*command, *flags);
   add_report_flags(*command, *flags);
-  command->callback([flags] { run_finetune(*flags); });
+  command->get_option("--model")->required(false)->description(
+      "The model, a GGUF file; needed unless --resume");
+  flags->program = name;
+  command->callback([flags, command] {
+    for (const CLI::Option* option : command->get_options()) {
+      if (option->count() > 0) flags->given.insert(option->get_name());
+    }
+    require_unless_resumed(*flags, "--model");
+    require_unless_resumed(*flags, "--data");
+    run_finetune(*flags);
+  });
 }
 
 void add_generate(CLI::App& program) {
@@ -295,7 +321,7 @@ int run_command_line(int argc, char** argv) {
   program.set_help_flag("--help,-h", "Print this help and exit");
   program.require_subcommand(1);
   program.footer("`graft <command> --help` lists a command's flags.");
-  add_finetune(program);
+  add_finetune(program, argv[0]);
   add_generate(program);
   add_evaluate(program);
   add_info(program);
@@ -305,6 +331,9 @@ int run_command_line(int argc, char** argv) {
     program.parse(argc, argv);
   } catch (const CLI::ParseError& error) {
     return program.exit(error) == 0 ? 0 : kUsage;
+  } catch (const Interrupted& interrupted) {
+    fmt::print(stderr, "graft: {}\n", interrupted.what());
+    return kInterruptedStatus;
   } catch (const std::bad_alloc&) {
     return fail("out of memory; try a smaller --batch-size or --dtype bf16");
   } catch (const std::exception& error) {
