@@ -83,19 +83,63 @@ AdapterLayout read_layout(const std::string& path, const LlamaConfig& model) {
   }
 }
 
+// Takes the pairs of `layout` out of a safetensors file. `description` is where the layout comes
+// from, as an error names it.
+std::vector<LoraPair> load_pairs(const std::string& file, const AdapterLayout& layout,
+                                 const char* description) {
+  auto tensors = read_safetensors(file);
+  const auto take = [&](const std::string& name, int rows, int columns) {
+    const auto found = tensors.find(name);
+    if (found == tensors.end()) {
+      throw UserError(fmt::format("{}: tensor {} is missing", file, name));
+    }
+    const mx::array tensor = found->second;
+    if (tensor.shape() != mx::Shape{rows, columns}) {
+      throw UserError(
+          fmt::format("{}: tensor {}: expected ({}, {}), got ({}); is this adapter of "
+                      "another model?",
+                      file, name, rows, columns,
+                      fmt::join(tensor.shape().begin(), tensor.shape().end(), ", ")));
+    }
+    tensors.erase(found);
+    const mx::array transposed = mx::contiguous(mx::transpose(tensor));
+    if (!mx::all(mx::isfinite(transposed)).item<bool>()) {
+      throw UserError(fmt::format("{}: tensor {}: not all of its values are finite", file, name));
+    }
+    return transposed;
+  };
+  std::vector<LoraPair> pairs;
+  const int rank = layout.options().rank;
+  for (const AdaptedModule& module : layout.modules()) {
+    const mx::array a = take(tensor_name(module, 'A'), rank, module.in_features);
+    const mx::array b = take(tensor_name(module, 'B'), module.out_features, rank);
+    pairs.push_back({a, b});
+  }
+  if (!tensors.empty()) {
+    throw UserError(fmt::format("{}: tensor {} does not belong to the adapter that {} describes",
+                                file, printable(tensors.begin()->first, 160), description));
+  }
+  return pairs;
+}
+
 }  // namespace
 
-void save_adapter(const std::string& folder, const AdapterLayout& layout,
-                  const std::vector<LoraPair>& pairs, const std::string& base_model) {
+std::vector<FileContents> adapter_files(const AdapterLayout& layout,
+                                        const std::vector<LoraPair>& pairs,
+                                        const std::string& base_model) {
   std::vector<std::pair<std::string, mx::array>> tensors;
   for (std::size_t i = 0; i < pairs.size(); ++i) {
     const AdaptedModule& module = layout.modules()[i];
     tensors.emplace_back(tensor_name(module, 'A'), mx::transpose(pairs[i].a));
     tensors.emplace_back(tensor_name(module, 'B'), mx::transpose(pairs[i].b));
   }
+  return {{kWeightsFile, to_safetensors(tensors)}, {kConfigFile, config_text(layout, base_model)}};
+}
+
+void save_adapter(const std::string& folder, const AdapterLayout& layout,
+                  const std::vector<LoraPair>& pairs, const std::string& base_model) {
   make_folder(folder);
-  write_file_atomically(in_folder(folder, kWeightsFile), to_safetensors(tensors));
-  write_file_atomically(in_folder(folder, kConfigFile), config_text(layout, base_model));
+  write_files_atomically(folder, adapter_files(layout, pairs, base_model));
 }
 
 void prepare_adapter_folder(const std::string& folder) {
@@ -104,41 +148,20 @@ void prepare_adapter_folder(const std::string& folder) {
 }
 
 SavedAdapter load_adapter(const std::string& folder, const LlamaConfig& model) {
-  const std::string weights = in_folder(folder, kWeightsFile);
-  SavedAdapter adapter{read_layout(in_folder(folder, kConfigFile), model), {}};
-  auto tensors = read_safetensors(weights);
-  const auto take = [&](const std::string& name, int rows, int columns) {
-    const auto found = tensors.find(name);
-    if (found == tensors.end()) {
-      throw UserError(fmt::format("{}: tensor {} is missing", weights, name));
-    }
-    const mx::array tensor = found->second;
-    if (tensor.shape() != mx::Shape{rows, columns}) {
-      throw UserError(
-          fmt::format("{}: tensor {}: expected ({}, {}), got ({}); is this adapter of "
-                      "another model?",
-                      weights, name, rows, columns,
-                      fmt::join(tensor.shape().begin(), tensor.shape().end(), ", ")));
-    }
-    tensors.erase(found);
-    const mx::array transposed = mx::contiguous(mx::transpose(tensor));
-    if (!mx::all(mx::isfinite(transposed)).item<bool>()) {
-      throw UserError(
-          fmt::format("{}: tensor {}: not all of its values are finite", weights, name));
-    }
-    return transposed;
-  };
-  const int rank = adapter.layout.options().rank;
-  for (const AdaptedModule& module : adapter.layout.modules()) {
-    const mx::array a = take(tensor_name(module, 'A'), rank, module.in_features);
-    const mx::array b = take(tensor_name(module, 'B'), module.out_features, rank);
-    adapter.pairs.push_back({a, b});
-  }
-  if (!tensors.empty()) {
-    throw UserError(fmt::format("{}: tensor {} does not belong to the adapter that {} describes",
-                                weights, printable(tensors.begin()->first, 160), kConfigFile));
-  }
-  return adapter;
+  AdapterLayout layout = read_layout(in_folder(folder, kConfigFile), model);
+  std::vector<LoraPair> pairs = load_pairs(in_folder(folder, kWeightsFile), layout, kConfigFile);
+  return {std::move(layout), std::move(pairs)};
+}
+
+SavedAdapter load_adapter_file(const std::string& file, const AdapterOptions& options,
+                               const LlamaConfig& model) {
+  const std::filesystem::path config = std::filesystem::path(file).parent_path() / kConfigFile;
+  const bool described = std::filesystem::exists(config);
+  AdapterLayout layout =
+      described ? read_layout(config.string(), model) : AdapterLayout(model, options);
+  std::vector<LoraPair> pairs = load_pairs(
+      file, layout, described ? kConfigFile : "--rank, --num-layers and --target-modules");
+  return {std::move(layout), std::move(pairs)};
 }
 
 }  // namespace graft::app

@@ -21,6 +21,7 @@
 #include "apps/graft/commands/info.h"
 #include "apps/graft/input/printable.h"
 #include "apps/graft/tokenizer/utf8.h"
+#include "apps/graft/train/interrupt.h"
 #include "apps/graft/usage/completions.h"
 #include "apps/graft/usage/help.h"
 #include "apps/graft/usage/man_page.h"
@@ -118,6 +119,11 @@ void add_adapter_flags(CLI::App& command, FinetuneFlags& flags) {
       ->default_str("all");
   command.add_option("--init-adapter", flags.init_adapter,
                      "Folder of an adapter to start from; its rank, alpha and modules count");
+  command
+      .add_option("--resume-adapter-file", flags.resume_adapter_file,
+                  "File of adapter weights to start from, with a fresh optimizer; an "
+                  "adapter_config.json beside it says their rank, alpha and modules")
+      ->excludes("--init-adapter");
 }
 
 void add_training_flags(CLI::App& command, FinetuneFlags& flags) {
@@ -151,12 +157,10 @@ void add_training_flags(CLI::App& command, FinetuneFlags& flags) {
 
 void add_data_flags(CLI::App& command, FinetuneFlags& flags) {
   begin_group(command, "Data");
-  command
-      .add_option(
-          "--data", flags.data,
-          "Folder with train.jsonl and perhaps valid.jsonl: a line each with text, or prompt "
-          "and completion, or messages")
-      ->required();
+  command.add_option(
+      "--data", flags.data,
+      "Folder with train.jsonl and perhaps valid.jsonl: a line each with text, or prompt "
+      "and completion, or messages; needed unless --resume");
   command
       .add_option(
           "--max-seq-length", flags.max_seq_length,
@@ -172,7 +176,7 @@ void add_report_flags(CLI::App& command, FinetuneFlags& flags) {
   begin_group(command, "Output");
   command
       .add_option("--adapter-path", flags.adapter_path,
-                  "Folder for the adapter, metrics.jsonl and loss.svg")
+                  "Folder for the adapter, its checkpoints, metrics.jsonl and loss.svg")
       ->capture_default_str();
   command.add_option("--steps-per-report", flags.loop.steps_per_report, "Iterations a report")
       ->check(CLI::PositiveNumber)
@@ -184,9 +188,16 @@ void add_report_flags(CLI::App& command, FinetuneFlags& flags) {
       .add_option("--val-batches", flags.val_batches, "Batches to validate on; -1 is all, 0 none")
       ->check(CLI::Range(-1, 1 << 30))
       ->capture_default_str();
-  command.add_option("--save-every", flags.loop.save_every, "Iterations a save")
-      ->check(CLI::PositiveNumber)
+  command
+      .add_option("--save-every", flags.loop.save_every,
+                  "Iterations a save, of the adapter and a numbered checkpoint; 0 saves at the end "
+                  "only")
+      ->check(CLI::NonNegativeNumber)
       ->capture_default_str();
+  command.add_flag(
+      "--resume", flags.resume,
+      "Go on from the last checkpoint in --adapter-path; flags left out are taken from "
+      "it");
   command.add_option("--record-batches", flags.record_batches,
                      "File for the tokens and targets of every batch, a JSON line each, so that "
                      "another program can train on the same");
@@ -194,7 +205,12 @@ void add_report_flags(CLI::App& command, FinetuneFlags& flags) {
                    "Fail if an adapted projection ran unfused, forward or backward");
 }
 
-void add_finetune(CLI::App& program) {
+// A resumed run has these from its checkpoint.
+void require_unless_resumed(const FinetuneFlags& flags, const char* name) {
+  if (!flags.resume && !flags.given.contains(name)) throw CLI::RequiredError(name);
+}
+
+void add_finetune(CLI::App& program, const char* name) {
   const auto flags = std::make_shared<FinetuneFlags>();
   CLI::App* command = program.add_subcommand("finetune", "Train a LoRA adapter for a model");
   add_model_flags(*command, flags->model);
@@ -202,7 +218,17 @@ void add_finetune(CLI::App& program) {
   add_adapter_flags(*command, *flags);
   add_training_flags(*command, *flags);
   add_report_flags(*command, *flags);
-  command->callback([flags] { run_finetune(*flags); });
+  command->get_option("--model")->required(false)->description(
+      "The model, a GGUF file; needed unless --resume");
+  flags->program = name;
+  command->callback([flags, command] {
+    for (const CLI::Option* option : command->get_options()) {
+      if (option->count() > 0) flags->given.insert(option->get_name());
+    }
+    require_unless_resumed(*flags, "--model");
+    require_unless_resumed(*flags, "--data");
+    run_finetune(*flags);
+  });
 }
 
 void add_generate(CLI::App& program) {
@@ -341,7 +367,7 @@ int run_command_line(int argc, char** argv) {
   program.formatter(help_formatter());
   program.require_subcommand(1);
   program.footer("`graft <command> --help` lists a command's flags.");
-  add_finetune(program);
+  add_finetune(program, argv[0]);
   add_generate(program);
   add_evaluate(program);
   add_info(program);
@@ -353,6 +379,8 @@ int run_command_line(int argc, char** argv) {
   } catch (const CLI::ParseError& error) {
     if (error.get_exit_code() == 0) return program.exit(error);
     return fail(std::string(error.what()) + "; --help lists the flags", kUsage);
+  } catch (const Interrupted& interrupted) {
+    return fail(interrupted.what(), kInterruptedStatus);
   } catch (const std::bad_alloc&) {
     return fail("out of memory; try a smaller --batch-size or --dtype bf16");
   } catch (const std::exception& error) {
