@@ -21,6 +21,22 @@ if(TARGET graft_cli)
   # MLX stays where it was found. (INSTALL_RPATH_USE_LINK_PATH leaves out folders of this tree.)
   set_target_properties(graft_cli PROPERTIES INSTALL_RPATH $<TARGET_FILE_DIR:mlx>)
   install(TARGETS graft_cli RUNTIME DESTINATION ${CMAKE_INSTALL_BINDIR})
+  # What the program says of itself, for man and for shells.
+  set(usage_dir ${CMAKE_CURRENT_BINARY_DIR}/usage)
+  install(CODE "
+    file(MAKE_DIRECTORY ${usage_dir})
+    foreach(words man \"completions;bash\" \"completions;zsh\" \"completions;fish\")
+      string(REPLACE \";\" \".\" name \"\${words}\")
+      execute_process(COMMAND $<TARGET_FILE:graft_cli> \${words}
+                      OUTPUT_FILE ${usage_dir}/\${name} COMMAND_ERROR_IS_FATAL ANY)
+    endforeach()")
+  install(FILES ${usage_dir}/man DESTINATION ${CMAKE_INSTALL_MANDIR}/man1 RENAME graft.1)
+  install(FILES ${usage_dir}/completions.bash
+    DESTINATION ${CMAKE_INSTALL_DATADIR}/bash-completion/completions RENAME graft)
+  install(FILES ${usage_dir}/completions.zsh
+    DESTINATION ${CMAKE_INSTALL_DATADIR}/zsh/site-functions RENAME _graft)
+  install(FILES ${usage_dir}/completions.fish
+    DESTINATION ${CMAKE_INSTALL_DATADIR}/fish/vendor_completions.d RENAME graft.fish)
 endif()
 
 configure_package_config_file(cmake/graft-config.cmake.in

@@ -24,7 +24,7 @@ setup_apt() {
   local packages=(
     g++ cmake ninja-build pkg-config python3
     libhwy-dev libopenblas-dev libcli11-dev nlohmann-json3-dev libspdlog-dev)
-  if $want_tests; then packages+=(git clang ccache libgtest-dev libbenchmark-dev doxygen); fi
+  if $want_tests; then packages+=(git clang libclang-rt-14-dev ccache libgtest-dev libbenchmark-dev doxygen); fi
 
   local missing=() package
   for package in "${packages[@]}"; do

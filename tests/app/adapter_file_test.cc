@@ -11,6 +11,7 @@
 
 #include "apps/graft/adapter/atomic_file.h"
 #include "apps/graft/adapter/safetensors.h"
+#include "apps/graft/model/model_names.h"
 #include "apps/graft/user_error.h"
 #include "mlx/ops.h"
 #include "mlx/random.h"
@@ -212,6 +213,13 @@ TEST_F(DamagedAdapter, HeaderIsRefused) {
   json missing = raw_.header;
   missing.erase(name_);
   EXPECT_NE(with_header(missing).find("missing"), std::string::npos);
+  json overlap = raw_.header;
+  overlap[name_]["data_offsets"] =
+      raw_.header["base_model.model.model.layers.2.self_attn.q_proj.lora_A.weight"]["data_offsets"];
+  EXPECT_NE(with_header(overlap).find("overlaps"), std::string::npos);
+  json metadata = raw_.header;
+  metadata["__metadata__"]["format"] = 1;
+  EXPECT_NE(with_header(metadata).find("__metadata__"), std::string::npos);
   json extra = raw_.header;
   extra["another"] = raw_.header[name_];
   EXPECT_NE(with_header(extra).find("another"), std::string::npos);
@@ -244,12 +252,49 @@ TEST_F(DamagedAdapter, SettingsThatWouldComputeSomethingElseAreRefused) {
                                                  {"layers_to_transform", 4},
                                                  {"r", 0},
                                                  {"r", "two"},
+                                                 {"r", 2.5},
+                                                 {"lora_alpha", 0},
+                                                 {"lora_dropout", 1},
+                                                 {"exclude_modules", {"q_proj"}},
+                                                 {"base_model_name_or_path", 7},
                                                  {"lora_alpha", -1}}) {
     EXPECT_NE(with_setting(key, value), "") << key << " " << value;
   }
   EXPECT_NE(with_setting("r", 3), "");  // not the rank of the tensors
+  EXPECT_NE(with_setting("r", 13).find("at most 12, the smaller side of q_proj"),
+            std::string::npos);
   write_text(settings(), "{");
   EXPECT_NE(message_of(folder_.path(), config_).find("adapter_config.json"), std::string::npos);
+}
+
+TEST_F(DamagedAdapter, OfAnotherModelIsRefused) {
+  const auto loads_on = [&](const std::vector<std::string>& names) {
+    LlamaConfig config = small_config();
+    config.names = names;
+    return message_of(folder_.path(), config);
+  };
+  EXPECT_EQ(with_setting("base_model_name_or_path", "org/Small-135M-Instruct"), "");
+  EXPECT_EQ(loads_on({"models/Small-135M-Instruct.Q4_1.gguf"}), "");
+  EXPECT_EQ(loads_on({"x.gguf", "small 135m instruct"}), "");
+  EXPECT_NE(loads_on({"Small-135M.gguf", "Small"}).find("org/Small-135M-Instruct"),
+            std::string::npos);
+  for (const json& unknown : {json(nullptr), json("")}) {
+    with_setting("base_model_name_or_path", unknown);
+    EXPECT_EQ(loads_on({"Other.gguf"}), "");
+  }
+}
+
+TEST(ModelNames, KnowAModelInManySpellings) {
+  for (const char* name : {"HuggingFaceTB/SmolLM2-135M-Instruct", "smollm2-135m-instruct-q4_k_m",
+                           "/a/SmolLM2-135M-Instruct.Q4_1.gguf", "SmolLM2 135M Instruct/",
+                           "SmolLM2-135M-Instruct-f16.gguf", "smollm2_135m_instruct.IQ4_XS.gguf"}) {
+    EXPECT_TRUE(same_model(name, "SmolLM2-135M-Instruct")) << name;
+  }
+  for (const char* name : {"SmolLM2-135M", "SmolLM2-360M-Instruct", "Instruct", "", "q4.gguf"}) {
+    EXPECT_FALSE(same_model(name, "SmolLM2-135M-Instruct")) << name;
+  }
+  EXPECT_TRUE(same_model("q4.gguf", "Q4"));
+  EXPECT_FALSE(same_model("q4.gguf", "q8.gguf"));
 }
 
 TEST(AdapterLayout, CountsParametersAndFindsModules) {
@@ -270,6 +315,8 @@ TEST(AdapterLayout, CountsParametersAndFindsModules) {
   EXPECT_EQ(layout.find(3, Projection::kDown), 13);
   EXPECT_EQ(layout.modules()[13].path(), "model.layers.3.mlp.down_proj");
   EXPECT_THROW(AdapterLayout(config, {.rank = 257}), UserError);
+  EXPECT_NO_THROW(AdapterLayout(config, {.rank = 4}));
+  EXPECT_THROW(AdapterLayout(config, {.rank = 5}), UserError);  // k_proj: 12 -> 4
 }
 
 }  // namespace

@@ -120,6 +120,38 @@ TEST_F(DatasetTest, CutsOffWhatIsTooLong) {
   EXPECT_NE(error_of(lines, {.max_seq_length = 1}).find("at least 2"), std::string::npos);
 }
 
+TEST_F(DatasetTest, CutsChatsOffAfterAnAnswer) {
+  const std::string chat =
+      R"({"messages": [{"role": "system", "content": "x"}, {"role": "user", "content": "a"},)"
+      R"({"role": "assistant", "content": "b"}, {"role": "user", "content": "c"},)"
+      R"({"role": "assistant", "content": "d"}]})";
+  const std::string first_answer =
+      "<|im_start|>system\nx<|im_end|>\n<|im_start|>user\na<|im_end|>\n"
+      "<|im_start|>assistant\nb<|im_end|>";
+  const auto whole = static_cast<std::int64_t>(read(chat).samples[0].tokens.size());
+  const auto enough = static_cast<std::int64_t>(tokenizer_.encode(first_answer).size());
+  for (const std::int64_t limit : {enough, enough + 1, whole - 2}) {
+    const Dataset data = read(chat, {.max_seq_length = limit});
+    EXPECT_EQ(text_of(data.samples[0]), first_answer) << limit;
+    EXPECT_EQ(data.truncated, 1);
+    EXPECT_EQ(data.longest, whole);
+  }
+  // Only the line break after the last answer is cut off.
+  EXPECT_EQ(read(chat, {.max_seq_length = whole - 1}).truncated, 1);
+  EXPECT_EQ(read(chat, {.max_seq_length = whole}).truncated, 0);
+  for (const bool mask : {false, true}) {
+    const std::string message = error_of(chat, {.max_seq_length = enough - 1, .mask_prompt = mask});
+    EXPECT_NE(message.find("train.jsonl:1: a chat of"), std::string::npos) << message;
+  }
+}
+
+TEST_F(DatasetTest, RefusesLinesBeyondAllReason) {
+  EXPECT_NE(error_of("{\"text\": \"" + std::string(9 << 20, 'a')).find("train.jsonl:1: a line of"),
+            std::string::npos);
+  EXPECT_NE(error_of("{\"text\": \"a\", \"x\": " + std::string(1 << 20, '[')).find("nested"),
+            std::string::npos);
+}
+
 TEST_F(DatasetTest, LeavesOutWhatTrainsNothing) {
   const std::string two =
       R"({"messages": [{"role": "user", "content": "a"}]})"
@@ -129,10 +161,6 @@ TEST_F(DatasetTest, LeavesOutWhatTrainsNothing) {
   EXPECT_EQ(data.samples.size(), 1u);
   EXPECT_EQ(data.left_out, 1);
   EXPECT_EQ(read(two).left_out, 0);
-  // The answer lies past the cut.
-  EXPECT_NE(error_of(two, {.max_seq_length = 10, .mask_prompt = true})
-                .find("no sample has a token to train on"),
-            std::string::npos);
   EXPECT_EQ(read("{\"text\": \"\"}\n{\"text\": \"a\"}").left_out, 1);
 }
 
@@ -140,8 +168,10 @@ TEST_F(DatasetTest, NamesFileAndLine) {
   const std::string good = "{\"text\": \"a\"}\n";
   const std::pair<std::string, const char*> cases[] = {
       {good + "{\"text\": \"a\"", "train.jsonl:2: not valid JSON"},
-      {good + "\n{\"text\": \"\xFF\"}", "train.jsonl:3: not valid JSON"},
+      {good + "\n{\"text\": \"\xFF\"}", "train.jsonl:3: not valid UTF-8 at byte 11"},
       {good + "{\"text\": \"\\ud800\"}", "train.jsonl:2: not valid JSON"},
+      {good + "{\"text\": \"a\", \"text\": \"b\"}", "train.jsonl:2: \"text\" is given twice"},
+      {good + "{\"text\": \"a\", \"x\": 1e999}", "train.jsonl:2: a number in it is too large"},
       {good + "[1]", "train.jsonl:2: expected a JSON object"},
       {good + "{\"text\": 3}", "train.jsonl:2: \"text\" is not a string"},
       {good + "{\"prompt\": \"a\", \"completion\": \"b\"}", "train.jsonl:2: \"text\" is missing"},

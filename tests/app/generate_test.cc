@@ -400,7 +400,7 @@ TEST_F(GenerateTest, MeanLossIsThatOfValidation) {
   Batches batches(samples, {.batch_size = 3});
   std::vector<Batch> all;
   for (std::int64_t i = 0; i < batches.per_epoch(); ++i) all.push_back(batches.at(i));
-  const double expected = trainer.evaluate(all);
+  const double expected = trainer.evaluate(all).value();
 
   llama_->set_adapter(two, pairs(two, 1));
   for (const int batch_size : {1, 3, 100}) {

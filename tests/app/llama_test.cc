@@ -324,7 +324,7 @@ TEST_F(LlamaTest, TrainingOverfitsAndGivesTheSameBitsAgain) {
                     {.schedule = {LrShape::kConstant, 2e-2, 0, 80}, .adamw = {}});
     std::vector<double> losses;
     for (int i = 0; i < 80; ++i) losses.push_back(trainer.step(batch).loss);
-    losses.push_back(trainer.evaluate(std::vector<Batch>{batch}));
+    losses.push_back(trainer.evaluate(std::vector<Batch>{batch}).value());
     return losses;
   };
   const std::vector<double> losses = train(0.0f);
@@ -353,7 +353,7 @@ TEST_F(LlamaTest, LossIsTheMeanOverTargetsThatCount) {
   const AdapterLayout layout(llama().config(), {.rank = 2});
   Trainer trainer(llama(), layout, layout.initial_pairs(0),
                   {.schedule = {LrShape::kConstant, 1e-3, 0, 1}, .adamw = {}});
-  EXPECT_NEAR(trainer.evaluate(std::vector<Batch>{batch}), expected, 1e-5 * expected);
+  EXPECT_NEAR(trainer.evaluate(std::vector<Batch>{batch}).value(), expected, 1e-5 * expected);
   EXPECT_NEAR(trainer.step(batch).loss, expected, 1e-5 * expected);
 }
 

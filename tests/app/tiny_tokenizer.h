@@ -39,7 +39,9 @@ struct TinyTokenizer {
     }
   }
 
-  GgufFile file() const {
+  GgufFile file() const { return builder().parse(); }
+
+  GgufBuilder builder() const {
     GgufBuilder builder;
     builder.text("tokenizer.ggml.model", model)
         .text("tokenizer.ggml.pre", pre)
@@ -49,7 +51,7 @@ struct TinyTokenizer {
         .strings("tokenizer.ggml.merges", merges)
         .int32s("tokenizer.ggml.token_type", types);
     if (!chat_template.empty()) builder.text("tokenizer.chat_template", chat_template);
-    return builder.parse();
+    return builder;
   }
 };
 

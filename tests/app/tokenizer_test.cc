@@ -223,6 +223,9 @@ TEST(Tokenizer, RefusesMalformedVocabularies) {
   tiny = TinyTokenizer();
   tiny.tokens[1] = "";
   expect(tiny, "special token 1 has no text");
+  tiny = TinyTokenizer();
+  tiny.tokens[1] = std::string(257, 'x');
+  expect(tiny, "special token 1 has 257 bytes");
   for (const char* merge : {"", "h", "h e l", "h  e", " he"}) {
     tiny = TinyTokenizer();
     tiny.merges[0] = merge;

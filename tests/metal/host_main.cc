@@ -2,7 +2,7 @@
 // stand-in executes.
 #include <gtest/gtest.h>
 
-#include "metal/trace.h"
+#include "metal/evaluate.h"
 
 namespace graft::standin {
 namespace {

@@ -12,8 +12,8 @@
 #include "graft/mlx/fusion.h"
 #include "graft/mlx/layer_norm.h"
 #include "layer_norm/reference.h"
+#include "metal/evaluate.h"
 #include "metal/rows_test.h"
-#include "metal/trace.h"
 #include "mlx/truth.h"
 
 namespace graft::standin {

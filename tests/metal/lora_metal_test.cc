@@ -9,8 +9,8 @@
 #include "graft/mlx/detail/metal_lora.h"
 #include "graft/mlx/fusion.h"
 #include "graft/mlx/lora.h"
+#include "metal/evaluate.h"
 #include "metal/layouts.h"
-#include "metal/trace.h"
 #include "mlx/truth.h"
 
 namespace graft::standin {

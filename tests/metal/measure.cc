@@ -6,7 +6,7 @@
 #include <stdexcept>
 
 #include "graft/mlx/detail/metal.h"
-#include "metal/trace.h"
+#include "metal/evaluate.h"
 
 namespace graft::standin {
 namespace {

@@ -10,8 +10,8 @@
 #include "graft/mlx/fusion.h"
 #include "graft/mlx/rms_norm.h"
 #include "graft/rms_norm.h"
+#include "metal/evaluate.h"
 #include "metal/rows_test.h"
-#include "metal/trace.h"
 #include "mlx/truth.h"
 #include "rms_norm/reference.h"
 

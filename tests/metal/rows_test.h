@@ -14,7 +14,7 @@
 #include "graft/metal_rows.h"
 #include "graft/mlx/fusion.h"
 #include "graft/tensor_view.h"
-#include "metal/trace.h"
+#include "metal/evaluate.h"
 #include "mlx/truth.h"
 
 // What the tests of operations over rows have in common.

@@ -11,8 +11,8 @@
 #include "graft/mlx/fusion.h"
 #include "graft/mlx/softmax.h"
 #include "graft/softmax.h"
+#include "metal/evaluate.h"
 #include "metal/rows_test.h"
-#include "metal/trace.h"
 #include "mlx/truth.h"
 #include "softmax/reference.h"
 

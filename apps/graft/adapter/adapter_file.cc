@@ -2,15 +2,17 @@
 
 #include <fmt/format.h>
 
+#include <cstdint>
 #include <filesystem>
-#include <fstream>
 #include <nlohmann/json.hpp>
-#include <set>
-#include <sstream>
 #include <utility>
 
+#include "apps/graft/adapter/adapter_config.h"
 #include "apps/graft/adapter/atomic_file.h"
 #include "apps/graft/adapter/safetensors.h"
+#include "apps/graft/input/input_file.h"
+#include "apps/graft/input/printable.h"
+#include "apps/graft/model/model_names.h"
 #include "apps/graft/user_error.h"
 #include "mlx/ops.h"
 #include "mlx/transforms.h"
@@ -63,140 +65,103 @@ std::string config_text(const AdapterLayout& layout, const std::string& base_mod
   return config.dump(2) + "\n";
 }
 
-json read_config(const std::string& path) {
-  std::ifstream in(path, std::ios::binary);
-  std::stringstream text;
-  text << in.rdbuf();
-  if (!in) throw UserError(fmt::format("{}: cannot be read; is this an adapter's folder?", path));
-  json config = json::parse(text.str(), nullptr, false);
-  if (!config.is_object()) throw UserError(fmt::format("{}: not a JSON object", path));
-  return config;
+// Far above any real one.
+constexpr std::uint64_t kMaxConfigBytes = std::uint64_t{1} << 20;
+
+AdapterLayout read_layout(const std::string& path, const LlamaConfig& model) {
+  const AdapterConfig config = read_adapter_config(read_input(path, kMaxConfigBytes), path);
+  if (!is_named(config.base_model, model.names)) {
+    throw UserError(fmt::format(
+        "{}: base_model_name_or_path: the adapter is of '{}', the model is '{}'; give that model "
+        "as --model, or put this one's name there if they are the same",
+        path, printable(config.base_model), printable(model.names.front())));
+  }
+  try {
+    return AdapterLayout(model, config.options);
+  } catch (const UserError& error) {
+    throw UserError(fmt::format("{}: {}", path, error.what()));
+  }
 }
 
-class ConfigReader {
- public:
-  explicit ConfigReader(std::string path) : path_(std::move(path)), config_(read_config(path_)) {}
-
-  AdapterOptions options() const {
-    refuse_other_methods();
-    AdapterOptions options;
-    options.rank = static_cast<int>(number("r", 8));
-    options.alpha = static_cast<float>(number("lora_alpha", 8));
-    options.dropout = static_cast<float>(number("lora_dropout", 0));
-    options.targets = targets();
-    options.layers = layers();
-    return options;
-  }
-
- private:
-  bool has(const char* key) const { return config_.contains(key) && !config_[key].is_null(); }
-
-  [[noreturn]] void fail(const char* key, const std::string& what) const {
-    throw UserError(fmt::format("{}: {}: {}", path_, key, what));
-  }
-
-  // What changes the arithmetic of a LoRA adapter and is not done here must not be passed over.
-  void refuse_other_methods() const {
-    if (!has("peft_type") || config_["peft_type"] != "LORA") {
-      fail("peft_type", "only LORA adapters are supported");
+// Takes the pairs of `layout` out of a safetensors file. `description` is where the layout comes
+// from, as an error names it.
+std::vector<LoraPair> load_pairs(const std::string& file, const AdapterLayout& layout,
+                                 const char* description) {
+  auto tensors = read_safetensors(file);
+  const auto take = [&](const std::string& name, int rows, int columns) {
+    const auto found = tensors.find(name);
+    if (found == tensors.end()) {
+      throw UserError(fmt::format("{}: tensor {} is missing", file, name));
     }
-    for (const char* key : {"use_rslora", "use_dora", "fan_in_fan_out", "lora_bias"}) {
-      if (has(key) && config_[key] != false) fail(key, "not supported, expected false");
+    const mx::array tensor = found->second;
+    if (tensor.shape() != mx::Shape{rows, columns}) {
+      throw UserError(
+          fmt::format("{}: tensor {}: expected ({}, {}), got ({}); is this adapter of "
+                      "another model?",
+                      file, name, rows, columns,
+                      fmt::join(tensor.shape().begin(), tensor.shape().end(), ", ")));
     }
-    for (const char* key : {"rank_pattern", "alpha_pattern", "modules_to_save",
-                            "trainable_token_indices", "layers_pattern", "target_parameters"}) {
-      if (has(key) && !config_[key].empty()) fail(key, "not supported, expected to be empty");
+    tensors.erase(found);
+    const mx::array transposed = mx::contiguous(mx::transpose(tensor));
+    if (!mx::all(mx::isfinite(transposed)).item<bool>()) {
+      throw UserError(fmt::format("{}: tensor {}: not all of its values are finite", file, name));
     }
-    if (has("bias") && config_["bias"] != "none") fail("bias", "not supported, expected none");
+    return transposed;
+  };
+  std::vector<LoraPair> pairs;
+  const int rank = layout.options().rank;
+  for (const AdaptedModule& module : layout.modules()) {
+    const mx::array a = take(tensor_name(module, 'A'), rank, module.in_features);
+    const mx::array b = take(tensor_name(module, 'B'), module.out_features, rank);
+    pairs.push_back({a, b});
   }
-
-  double number(const char* key, double fallback) const {
-    if (!has(key)) return fallback;
-    const double value = config_[key].is_number() ? config_[key].get<double>() : -1.0;
-    if (!(value >= 0 && value < 1e9)) fail(key, "expected a number of at least 0");
-    return value;
+  if (!tensors.empty()) {
+    throw UserError(fmt::format("{}: tensor {} does not belong to the adapter that {} describes",
+                                file, printable(tensors.begin()->first, 160), description));
   }
-
-  std::vector<Projection> targets() const {
-    constexpr const char* kKey = "target_modules";
-    if (!has(kKey)) fail(kKey, "missing");
-    if (config_[kKey] == "all-linear") return AdapterOptions().targets;
-    if (!config_[kKey].is_array()) fail(kKey, "expected a list of module names");
-    std::set<Projection> found;
-    for (const json& item : config_[kKey]) {
-      const auto projection =
-          item.is_string() ? projection_named(item.get<std::string>()) : std::nullopt;
-      if (!projection) fail(kKey, fmt::format("{} is not a module of this model", item.dump()));
-      found.insert(*projection);
-    }
-    return {found.begin(), found.end()};
-  }
-
-  std::vector<int> layers() const {
-    constexpr const char* kKey = "layers_to_transform";
-    if (!has(kKey)) return {};
-    const json& value = config_[kKey];
-    std::set<int> found;
-    for (const json& item : value.is_array() ? value : json::array({value})) {
-      if (!item.is_number_unsigned() || item.get<std::uint64_t>() > 1'000'000) {
-        fail(kKey, "expected layer numbers");
-      }
-      found.insert(item.get<int>());
-    }
-    return {found.begin(), found.end()};
-  }
-
-  std::string path_;
-  json config_;
-};
+  return pairs;
+}
 
 }  // namespace
 
-void save_adapter(const std::string& folder, const AdapterLayout& layout,
-                  const std::vector<LoraPair>& pairs, const std::string& base_model) {
+std::vector<FileContents> adapter_files(const AdapterLayout& layout,
+                                        const std::vector<LoraPair>& pairs,
+                                        const std::string& base_model) {
   std::vector<std::pair<std::string, mx::array>> tensors;
   for (std::size_t i = 0; i < pairs.size(); ++i) {
     const AdaptedModule& module = layout.modules()[i];
     tensors.emplace_back(tensor_name(module, 'A'), mx::transpose(pairs[i].a));
     tensors.emplace_back(tensor_name(module, 'B'), mx::transpose(pairs[i].b));
   }
+  return {{kWeightsFile, to_safetensors(tensors)}, {kConfigFile, config_text(layout, base_model)}};
+}
+
+void save_adapter(const std::string& folder, const AdapterLayout& layout,
+                  const std::vector<LoraPair>& pairs, const std::string& base_model) {
   make_folder(folder);
-  write_file_atomically(in_folder(folder, kWeightsFile), to_safetensors(tensors));
-  write_file_atomically(in_folder(folder, kConfigFile), config_text(layout, base_model));
+  write_files_atomically(folder, adapter_files(layout, pairs, base_model));
+}
+
+void prepare_adapter_folder(const std::string& folder) {
+  make_folder(folder);
+  for (const char* file : {kWeightsFile, kConfigFile}) check_writable(in_folder(folder, file));
 }
 
 SavedAdapter load_adapter(const std::string& folder, const LlamaConfig& model) {
-  const std::string weights = in_folder(folder, kWeightsFile);
-  SavedAdapter adapter{AdapterLayout(model, ConfigReader(in_folder(folder, kConfigFile)).options()),
-                       {}};
-  auto tensors = read_safetensors(weights);
-  const auto take = [&](const std::string& name, int rows, int columns) {
-    const auto found = tensors.find(name);
-    if (found == tensors.end()) {
-      throw UserError(fmt::format("{}: tensor {} is missing", weights, name));
-    }
-    const mx::array tensor = found->second;
-    if (tensor.shape() != mx::Shape{rows, columns}) {
-      throw UserError(fmt::format("{}: tensor {}: expected ({}, {}), got ({})", weights, name, rows,
-                                  columns,
-                                  fmt::join(tensor.shape().begin(), tensor.shape().end(), ", ")));
-    }
-    tensors.erase(found);
-    const mx::array transposed = mx::contiguous(mx::transpose(tensor));
-    mx::eval(transposed);
-    return transposed;
-  };
-  const int rank = adapter.layout.options().rank;
-  for (const AdaptedModule& module : adapter.layout.modules()) {
-    const mx::array a = take(tensor_name(module, 'A'), rank, module.in_features);
-    const mx::array b = take(tensor_name(module, 'B'), module.out_features, rank);
-    adapter.pairs.push_back({a, b});
-  }
-  if (!tensors.empty()) {
-    throw UserError(fmt::format("{}: tensor {} does not belong to the adapter that {} describes",
-                                weights, tensors.begin()->first, kConfigFile));
-  }
-  return adapter;
+  AdapterLayout layout = read_layout(in_folder(folder, kConfigFile), model);
+  std::vector<LoraPair> pairs = load_pairs(in_folder(folder, kWeightsFile), layout, kConfigFile);
+  return {std::move(layout), std::move(pairs)};
+}
+
+SavedAdapter load_adapter_file(const std::string& file, const AdapterOptions& options,
+                               const LlamaConfig& model) {
+  const std::filesystem::path config = std::filesystem::path(file).parent_path() / kConfigFile;
+  const bool described = std::filesystem::exists(config);
+  AdapterLayout layout =
+      described ? read_layout(config.string(), model) : AdapterLayout(model, options);
+  std::vector<LoraPair> pairs = load_pairs(
+      file, layout, described ? kConfigFile : "--rank, --num-layers and --target-modules");
+  return {std::move(layout), std::move(pairs)};
 }
 
 }  // namespace graft::app

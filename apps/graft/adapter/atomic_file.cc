@@ -7,7 +7,9 @@
 #include <cerrno>
 #include <cstring>
 #include <filesystem>
+#include <memory>
 #include <system_error>
+#include <utility>
 
 #include "apps/graft/user_error.h"
 
@@ -15,6 +17,17 @@ namespace graft::app {
 namespace {
 
 namespace fs = std::filesystem;
+
+fs::path folder_of(const fs::path& path) {
+  return path.has_parent_path() ? path.parent_path() : ".";
+}
+
+// Ends the name of everything that is not yet whole.
+constexpr std::string_view kUnfinished = ".graft-tmp";
+
+[[noreturn]] void fail(const fs::path& path, std::string_view what, int error) {
+  throw UserError(fmt::format("{}: {}", path.string(), describe_failure(what, error)));
+}
 
 class FileDescriptor {
  public:
@@ -37,8 +50,7 @@ class FileDescriptor {
   }
 
   bool close() {
-    const int fd = fd_;
-    fd_ = -1;
+    const int fd = std::exchange(fd_, -1);
     return fd < 0 || ::close(fd) == 0;
   }
 
@@ -46,34 +58,146 @@ class FileDescriptor {
   int fd_;
 };
 
-}  // namespace
+// A file or folder beside `path`, as a rename across file systems is not atomic. It is removed
+// unless it took its place.
+class Unfinished {
+ public:
+  explicit Unfinished(fs::path path)
+      : path_(std::move(path)),
+        temporary_(fmt::format("{}.{}{}", path_.string(), ::getpid(), kUnfinished)) {}
+  ~Unfinished() {
+    std::error_code ignored;
+    if (!placed_) fs::remove_all(temporary_, ignored);
+  }
+  Unfinished(const Unfinished&) = delete;
+  Unfinished& operator=(const Unfinished&) = delete;
 
-void write_file_atomically(const std::string& path, std::string_view bytes) {
-  // In the same folder, as a rename across file systems is not atomic.
-  const std::string temporary = fmt::format("{}.{}.tmp", path, ::getpid());
-  const auto fail = [&](const char* what) {
-    const int error = errno;
-    ::unlink(temporary.c_str());
-    throw UserError(fmt::format("{}: cannot {}: {}", path, what, std::strerror(error)));
-  };
-  FileDescriptor file(temporary, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC);
-  if (!file.is_open()) fail("create the file");
-  if (!file.write(bytes) || !file.sync() || !file.close()) fail("write the file");
-  if (::rename(temporary.c_str(), path.c_str()) != 0) fail("replace the file");
+  const fs::path& path() const { return temporary_; }
 
-  const fs::path folder = fs::path(path).has_parent_path() ? fs::path(path).parent_path() : ".";
-  // The rename itself survives a crash only once the folder is on disk; some file systems cannot
-  // sync folders, and then there is nothing more to do.
+  void take_its_place() {
+    if (::rename(temporary_.c_str(), path_.c_str()) != 0) fail(path_, "cannot replace it", errno);
+    placed_ = true;
+  }
+
+ private:
+  fs::path path_;
+  fs::path temporary_;
+  bool placed_ = false;
+};
+
+// `name` is what an error says; the bytes go to `path`.
+void write_through(const fs::path& path, const fs::path& name, std::string_view bytes) {
+  FileDescriptor file(path.string(), O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC);
+  if (!file.is_open()) fail(name, "cannot create the file", errno);
+  if (!file.write(bytes) || !file.sync() || !file.close()) {
+    fail(name, "cannot write the file", errno);
+  }
+}
+
+// A rename survives a crash only once the folder is on disk. Some file systems cannot sync folders,
+// and then there is nothing more to do.
+void sync_folder(const fs::path& folder) {
   const FileDescriptor handle(folder.string(), O_RDONLY | O_DIRECTORY | O_CLOEXEC);
   if (handle.is_open()) static_cast<void>(handle.sync());
+}
+
+}  // namespace
+
+std::string describe_failure(std::string_view what, int error) {
+  std::string_view advice;
+  switch (error) {
+    case ENOSPC:
+    case EDQUOT:
+      advice = "; free some space on that disk";
+      break;
+    case EFBIG:
+      advice = "; raise the limit on file sizes (ulimit -f)";
+      break;
+    case EACCES:
+    case EPERM:
+    case EROFS:
+      advice = "; choose a folder that you may write to";
+      break;
+    default:
+      break;
+  }
+  return fmt::format("{}: {}{}", what, std::strerror(error), advice);
+}
+
+void write_file_atomically(const std::string& path, std::string_view bytes) {
+  Unfinished file{fs::path(path)};
+  write_through(file.path(), path, bytes);
+  file.take_its_place();
+  sync_folder(folder_of(path));
+}
+
+void write_files_atomically(const std::string& folder, const std::vector<FileContents>& files) {
+  std::vector<std::unique_ptr<Unfinished>> unfinished;
+  for (const FileContents& file : files) {
+    const fs::path path = fs::path(folder) / file.name;
+    unfinished.push_back(std::make_unique<Unfinished>(path));
+    write_through(unfinished.back()->path(), path, file.bytes);
+  }
+  for (const auto& file : unfinished) file->take_its_place();
+  sync_folder(folder);
+}
+
+void write_folder_atomically(const std::string& path, const std::vector<FileContents>& files) {
+  Unfinished folder{fs::path(path)};
+  std::error_code error;
+  fs::remove_all(folder.path(), error);
+  if (!error) fs::create_directory(folder.path(), error);
+  if (error) fail(path, "cannot make the folder", error.value());
+  for (const FileContents& file : files) {
+    write_through(folder.path() / file.name, fs::path(path) / file.name, file.bytes);
+  }
+  sync_folder(folder.path());
+  fs::remove_all(path, error);
+  if (error) fail(path, "cannot replace the folder", error.value());
+  folder.take_its_place();
+  sync_folder(folder_of(path));
+}
+
+void remove_folder_atomically(const std::string& path) {
+  std::error_code error;
+  if (!fs::exists(path, error)) return;
+  const fs::path doomed = fmt::format("{}.{}{}", path, ::getpid(), kUnfinished);
+  fs::rename(path, doomed, error);
+  if (!error) fs::remove_all(doomed, error);
+  if (error) fail(path, "cannot be removed", error.value());
+}
+
+void remove_unfinished_writes(const std::string& folder) {
+  std::error_code error;
+  std::vector<fs::path> found;
+  for (fs::directory_iterator entry(folder, error), end; !error && entry != end;
+       entry.increment(error)) {
+    if (entry->path().filename().string().ends_with(kUnfinished)) found.push_back(entry->path());
+  }
+  for (const fs::path& path : found) {
+    fs::remove_all(path, error);
+    if (error) fail(path, "cannot be removed", error.value());
+  }
 }
 
 void make_folder(const std::string& path) {
   std::error_code error;
   fs::create_directories(path, error);
-  if (error || !fs::is_directory(path)) {
-    throw UserError(fmt::format("{}: cannot make the folder: {}", path,
-                                error ? error.message() : "a file of that name is in the way"));
+  if (error) fail(path, "cannot make the folder", error.value());
+  if (!fs::is_directory(path)) {
+    throw UserError(
+        fmt::format("{}: cannot make the folder: a file of that name is in the way", path));
+  }
+}
+
+void check_writable(const std::string& path) {
+  std::error_code error;
+  if (fs::is_directory(path, error)) {
+    throw UserError(path + ": cannot write the file: a folder of that name is in the way");
+  }
+  const fs::path folder = folder_of(path);
+  if (::access(folder.c_str(), W_OK | X_OK) != 0) {
+    fail(folder, "cannot write into the folder", errno);
   }
 }
 

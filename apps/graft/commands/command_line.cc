@@ -3,6 +3,8 @@
 #include <fmt/format.h>
 
 #include <CLI/CLI.hpp>
+#include <algorithm>
+#include <cstddef>
 #include <cstdint>
 #include <cstdio>
 #include <exception>
@@ -17,6 +19,11 @@
 #include "apps/graft/commands/info.h"
 #include "apps/graft/commands/model_flags.h"
 #include "apps/graft/commands/run_commands.h"
+#include "apps/graft/input/printable.h"
+#include "apps/graft/train/interrupt.h"
+#include "apps/graft/usage/completions.h"
+#include "apps/graft/usage/help.h"
+#include "apps/graft/usage/man_page.h"
 #include "graft/lora.h"
 #include "graft/version.h"
 
@@ -44,12 +51,16 @@ Inputs rotate. Nothing is called fused where composed ops ran, or where the
 result differs from MLX's: a dash stands there, and the reason below the table.
 In the first table that ends in an error.)";
 
-int fail(const char* message) {
-  fmt::print(stderr, "graft: {}\n", message);
-  return 1;
+// One line, whatever the message quotes or whoever wrote it.
+int fail(std::string message, int status = 1) {
+  constexpr std::size_t kLongest = 1000;
+  std::ranges::replace(message, '\n', ' ');
+  fmt::print(stderr, "graft: {}\n", printable(message, kLongest));
+  return status;
 }
 
 void add_adapter_flags(CLI::App& command, FinetuneFlags& flags) {
+  begin_group(command, "Adapter");
   command.add_option("--rank", flags.adapter.rank, "Rank of A and B")
       ->check(CLI::Range(std::int64_t{1}, kMaxLoraRank))
       ->capture_default_str();
@@ -67,12 +78,18 @@ void add_adapter_flags(CLI::App& command, FinetuneFlags& flags) {
   command.add_option("--target-modules", flags.target_modules, "Projections to adapt")
       ->check(CLI::IsMember(names))
       ->delimiter(',')
-      ->capture_default_str();
+      ->default_str("all");
   command.add_option("--init-adapter", flags.init_adapter,
                      "Folder of an adapter to start from; its rank, alpha and modules count");
+  command
+      .add_option("--resume-adapter-file", flags.resume_adapter_file,
+                  "File of adapter weights to start from, with a fresh optimizer; an "
+                  "adapter_config.json beside it says their rank, alpha and modules")
+      ->excludes("--init-adapter");
 }
 
 void add_training_flags(CLI::App& command, FinetuneFlags& flags) {
+  begin_group(command, "Training");
   command.add_option("--batch-size", flags.batch_size, "Samples an iteration")
       ->check(CLI::PositiveNumber)
       ->capture_default_str();
@@ -101,15 +118,16 @@ void add_training_flags(CLI::App& command, FinetuneFlags& flags) {
 }
 
 void add_data_flags(CLI::App& command, FinetuneFlags& flags) {
+  begin_group(command, "Data");
+  command.add_option(
+      "--data", flags.data,
+      "Folder with train.jsonl and perhaps valid.jsonl: a line each with text, or prompt "
+      "and completion, or messages; needed unless --resume");
   command
       .add_option(
-          "--data", flags.data,
-          "Folder with train.jsonl and perhaps valid.jsonl: a line each with text, or prompt "
-          "and completion, or messages")
-      ->required();
-  command
-      .add_option("--max-seq-length", flags.max_seq_length,
-                  "Cut longer samples off, in tokens; the model's context is the limit")
+          "--max-seq-length", flags.max_seq_length,
+          "Cut longer samples off, in tokens, and chats after an answer; the model's context "
+          "is the limit")
       ->check(CLI::Range(2, 1 << 20))
       ->capture_default_str();
   command.add_flag("--mask-prompt", flags.mask_prompt,
@@ -117,9 +135,10 @@ void add_data_flags(CLI::App& command, FinetuneFlags& flags) {
 }
 
 void add_report_flags(CLI::App& command, FinetuneFlags& flags) {
+  begin_group(command, "Output");
   command
       .add_option("--adapter-path", flags.adapter_path,
-                  "Folder for the adapter, metrics.jsonl and loss.svg")
+                  "Folder for the adapter, its checkpoints, metrics.jsonl and loss.svg")
       ->capture_default_str();
   command.add_option("--steps-per-report", flags.loop.steps_per_report, "Iterations a report")
       ->check(CLI::PositiveNumber)
@@ -131,9 +150,16 @@ void add_report_flags(CLI::App& command, FinetuneFlags& flags) {
       .add_option("--val-batches", flags.val_batches, "Batches to validate on; -1 is all, 0 none")
       ->check(CLI::Range(-1, 1 << 30))
       ->capture_default_str();
-  command.add_option("--save-every", flags.loop.save_every, "Iterations a save")
-      ->check(CLI::PositiveNumber)
+  command
+      .add_option("--save-every", flags.loop.save_every,
+                  "Iterations a save, of the adapter and a numbered checkpoint; 0 saves at the end "
+                  "only")
+      ->check(CLI::NonNegativeNumber)
       ->capture_default_str();
+  command.add_flag(
+      "--resume", flags.resume,
+      "Go on from the last checkpoint in --adapter-path; flags left out are taken from "
+      "it");
   command.add_option("--record-batches", flags.record_batches,
                      "File for the tokens and targets of every batch, a JSON line each, so that "
                      "another program can train on the same");
@@ -141,15 +167,31 @@ void add_report_flags(CLI::App& command, FinetuneFlags& flags) {
                    "Fail if an adapted projection ran unfused, forward or backward");
 }
 
-void add_finetune(CLI::App& program) {
+// A resumed run has these from its checkpoint.
+void require_unless_resumed(const FinetuneFlags& flags, const char* name) {
+  if (!flags.resume && !flags.given.contains(name)) throw CLI::RequiredError(name);
+}
+
+void add_finetune(CLI::App& program, const char* name) {
   const auto flags = std::make_shared<FinetuneFlags>();
   CLI::App* command = program.add_subcommand("finetune", "Train a LoRA adapter for a model");
+  begin_group(*command, "Model");
   add_model_flags(*command, flags->model);
   add_data_flags(*command, *flags);
   add_adapter_flags(*command, *flags);
   add_training_flags(*command, *flags);
   add_report_flags(*command, *flags);
-  command->callback([flags] { run_finetune(*flags); });
+  command->get_option("--model")->required(false)->description(
+      "The model, a GGUF file; needed unless --resume");
+  flags->program = name;
+  command->callback([flags, command] {
+    for (const CLI::Option* option : command->get_options()) {
+      if (option->count() > 0) flags->given.insert(option->get_name());
+    }
+    require_unless_resumed(*flags, "--model");
+    require_unless_resumed(*flags, "--data");
+    run_finetune(*flags);
+  });
 }
 
 void add_info(CLI::App& program) {
@@ -211,6 +253,19 @@ void add_bench_plan(CLI::App& bench) {
   command->callback([flags] { run_bench_plan(*flags); });
 }
 
+void add_usage(CLI::App& program) {
+  const auto shell = std::make_shared<std::string>();
+  CLI::App* completions =
+      program.add_subcommand("completions", "Print a shell's completion script");
+  completions->add_option("shell", *shell, "bash, zsh or fish")
+      ->check(CLI::IsMember({"bash", "zsh", "fish"}))
+      ->required();
+  completions->callback(
+      [&program, shell] { fmt::print("{}", completion_script(command_info(program), *shell)); });
+  CLI::App* man = program.add_subcommand("man", "Print the manual page, for man -l -");
+  man->callback([&program] { fmt::print("{}", man_page(command_info(program), kVersion)); });
+}
+
 void add_bench(CLI::App& program) {
   CLI::App* bench = program.add_subcommand("bench", "Measure this machine's speed");
   bench->require_subcommand(1);
@@ -224,20 +279,25 @@ int run_command_line(int argc, char** argv) {
   CLI::App program("Fine-tunes language models with LoRA, and runs them.", "graft");
   program.set_version_flag("--version", graft::kVersion);
   program.set_help_flag("--help,-h", "Print this help and exit");
+  program.formatter(help_formatter());
   program.require_subcommand(1);
   program.footer("`graft <command> --help` lists a command's flags.");
-  add_finetune(program);
+  add_finetune(program, argv[0]);
   add_generate(program);
   add_chat(program);
   add_evaluate(program);
   add_adapter(program);
   add_info(program);
   add_bench(program);
+  add_usage(program);
 
   try {
     program.parse(argc, argv);
   } catch (const CLI::ParseError& error) {
-    return program.exit(error) == 0 ? 0 : kUsage;
+    if (error.get_exit_code() == 0) return program.exit(error);
+    return fail(std::string(error.what()) + "; --help lists the flags", kUsage);
+  } catch (const Interrupted& interrupted) {
+    return fail(interrupted.what(), kInterruptedStatus);
   } catch (const std::bad_alloc&) {
     return fail("out of memory; try a smaller --batch-size or --dtype bf16");
   } catch (const std::exception& error) {

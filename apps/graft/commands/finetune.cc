@@ -4,11 +4,16 @@
 
 #include <algorithm>
 #include <cstdint>
+#include <filesystem>
+#include <nlohmann/json.hpp>
+#include <optional>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "apps/graft/adapter/adapter_file.h"
-#include "apps/graft/adapter/atomic_file.h"
+#include "apps/graft/adapter/folder_lock.h"
+#include "apps/graft/commands/finetune_resume.h"
 #include "apps/graft/data/batches.h"
 #include "apps/graft/data/dataset.h"
 #include "apps/graft/terminal/format.h"
@@ -16,6 +21,8 @@
 #include "apps/graft/terminal/memory.h"
 #include "apps/graft/terminal/training_display.h"
 #include "apps/graft/train/batch_log.h"
+#include "apps/graft/train/checkpoint.h"
+#include "apps/graft/train/interrupt.h"
 #include "apps/graft/train/loop.h"
 #include "apps/graft/train/run_record.h"
 #include "apps/graft/train/trainer.h"
@@ -43,6 +50,12 @@ SavedAdapter initial_adapter(const FinetuneFlags& flags, const LlamaConfig& conf
         flags.target_modules.end()) {
       options.targets.push_back(projection);
     }
+  }
+  if (!flags.resume_adapter_file.empty()) {
+    SavedAdapter found = load_adapter_file(flags.resume_adapter_file, options, config);
+    options = found.layout.options();
+    options.dropout = flags.adapter.dropout;
+    return {AdapterLayout(config, options), std::move(found.pairs)};
   }
   AdapterLayout layout(config, options);
   std::vector<LoraPair> pairs = layout.initial_pairs(flags.seed);
@@ -98,13 +111,124 @@ void print_fusion(const AdapterLayout& layout, bool require_fused) {
   }
 }
 
+// What a run writes into its folder.
+class RunFolder {
+ public:
+  RunFolder(const FinetuneFlags& flags, const AdapterLayout& layout, const Batches& batches,
+            RunInputs inputs, const std::string& metrics)
+      : flags_(flags),
+        layout_(layout),
+        batches_(batches),
+        inputs_(std::move(inputs)),
+        record_(flags.adapter_path, "Loss of " + flags.adapter_path, metrics) {}
+
+  RunRecord& record() { return record_; }
+
+  void save(const Trainer& trainer, const LoopState& loop) {
+    const std::vector<FileContents> adapter =
+        adapter_files(layout_, trainer.pairs(), flags_.model.model);
+    const std::int64_t per_epoch = batches_.per_epoch();
+    save_checkpoint(flags_.adapter_path, adapter,
+                    {.flags = saved_flags(flags_),
+                     .inputs = inputs_,
+                     .data = {.seed = flags_.seed,
+                              .batches_per_epoch = per_epoch,
+                              .epoch = trainer.iteration() / per_epoch,
+                              .position = trainer.iteration() % per_epoch},
+                     .loop = loop,
+                     .trainer = trainer.state(),
+                     .metrics = record_.metrics()});
+    saved_ = trainer.iteration();
+    publish(adapter);
+  }
+
+  /// The adapter of the checkpoint, once more: a run may have ended between the two.
+  void resume(const Trainer& trainer) {
+    saved_ = trainer.iteration();
+    publish(adapter_files(layout_, trainer.pairs(), flags_.model.model));
+  }
+
+  /// What is left of the run if it fails, to add to the reason.
+  std::string what_is_kept(bool can_go_on) const {
+    if (saved_ < 0) return "; nothing had been saved yet";
+    return fmt::format("; kept: the checkpoint of iteration {} in {}{}", saved_,
+                       checkpoints_folder(flags_.adapter_path),
+                       can_go_on ? "; then go on with: " + resume_command(flags_) : "");
+  }
+
+ private:
+  void publish(const std::vector<FileContents>& adapter) const {
+    write_files_atomically(flags_.adapter_path, adapter);
+    record_.write_plot();
+  }
+
+  const FinetuneFlags& flags_;
+  const AdapterLayout& layout_;
+  const Batches& batches_;
+  RunInputs inputs_;
+  RunRecord record_;
+  int saved_ = -1;
+};
+
+// Takes over the folder from a writer that was killed, and for a new run from one that is finished.
+void clear_folder(const std::string& folder, bool resume) {
+  remove_unfinished_writes(folder);
+  if (resume) return remove_unfinished_writes(checkpoints_folder(folder));
+  remove_folder_atomically(checkpoints_folder(folder));
+}
+
+// True if the run came to its end, false if the user interrupted it.
+bool train(const FinetuneFlags& flags, const LrSchedule& schedule, Trainer& trainer,
+           Batches& batches, BatchLog& batch_log, const std::vector<Batch>& valid,
+           RunFolder& folder, LoopState& loop) {
+  const InterruptWatch interrupts;
+  TrainingDisplay display(flags.loop.iters);
+  LoopObserver observer;
+  observer.on_step = [&](int iteration, double loss, double rate, double left) {
+    display.step(iteration, loss, rate, left);
+  };
+  observer.on_report = [&](const TrainReport& report) {
+    display.report(report);
+    folder.record().report(report);
+  };
+  observer.on_validation = [&](int iteration, double loss) {
+    display.validation(iteration, loss);
+    folder.record().validation(iteration, loss, schedule.rate(std::max(1, iteration)));
+  };
+  observer.on_save = [&](const LoopState& state) { folder.save(trainer, state); };
+  observer.stop = [&] { return interrupts.requested(); };
+  const auto next_batch = [&] {
+    Batch batch = batches.at(trainer.iteration());
+    batch_log.write(batch);
+    return batch;
+  };
+  try {
+    return run_training(trainer, next_batch, valid, flags.loop, observer, loop);
+  } catch (const NotFinite& error) {
+    throw UserError(error.what() + folder.what_is_kept(/*can_go_on=*/false));
+  } catch (const UserError& error) {
+    throw UserError(error.what() + folder.what_is_kept(/*can_go_on=*/true));
+  }
+}
+
 }  // namespace
 
-void run_finetune(const FinetuneFlags& flags) {
+void run_finetune(FinetuneFlags flags) {
+  std::optional<FolderLock> lock;
+  std::optional<FoundCheckpoint> from;
+  if (flags.resume) {
+    lock.emplace(flags.adapter_path);
+    from = checkpoint_to_resume(flags);
+  } else {
+    refuse_interrupted_run(flags);
+  }
   const LoadedModel model(flags.model, /*training=*/true);
-  const SavedAdapter initial = initial_adapter(flags, model.llama.config());
+  flags.model.threads = num_threads();
+  const LlamaConfig& config = model.llama.config();
+  const SavedAdapter initial =
+      from ? load_adapter(from->path, config) : initial_adapter(flags, config);
   const std::int64_t max_seq_length =
-      std::min<std::int64_t>(flags.max_seq_length, model.llama.config().context_length);
+      std::min<std::int64_t>(flags.max_seq_length, config.context_length);
   const DataSplits data =
       read_data(flags.data, model.file, model.tokenizer,
                 {.max_seq_length = max_seq_length, .mask_prompt = flags.mask_prompt});
@@ -112,6 +236,8 @@ void run_finetune(const FinetuneFlags& flags) {
       .batch_size = flags.batch_size, .seed = flags.seed, .pad_token = model.tokenizer.pad()};
   Batches batches(data.train.samples, batch_options);
   const std::vector<Batch> valid = validation_batches(data, batch_options, flags.val_batches);
+  const RunInputs inputs = inputs_of(flags, data);
+  if (from) check_same_inputs(flags, inputs, from->checkpoint.inputs);
 
   print_header(flags, model, initial.layout);
   print_data("train", data.train, max_seq_length);
@@ -124,39 +250,31 @@ void run_finetune(const FinetuneFlags& flags) {
                    .adamw = flags.adamw,
                    .max_grad_norm = flags.max_grad_norm,
                    .seed = flags.seed});
-  make_folder(flags.adapter_path);
-  RunRecord record(flags.adapter_path, "Loss of " + flags.adapter_path);
-  TrainingDisplay display(flags.loop.iters);
-  BatchLog batch_log(flags.record_batches);
-  const auto save = [&] {
-    save_adapter(flags.adapter_path, initial.layout, trainer.pairs(), flags.model.model);
-    record.write_plot();
-  };
-  LoopObserver observer;
-  observer.on_step = [&](int iteration, double loss, double rate, double left) {
-    display.step(iteration, loss, rate, left);
-  };
-  observer.on_report = [&](const TrainReport& report) {
-    display.report(report);
-    record.report(report);
-  };
-  observer.on_validation = [&](int iteration, double loss) {
-    display.validation(iteration, loss);
-    record.validation(iteration, loss, schedule.rate(std::max(1, iteration)));
-  };
-  observer.on_save = [&](int) { save(); };
-  const auto next_batch = [&] {
-    Batch batch = batches.at(trainer.iteration());
-    batch_log.write(batch);
-    return batch;
-  };
-  run_training(trainer, next_batch, valid, flags.loop, observer);
-  if (flags.loop.iters == 0) save();
-  display.finish();
-
+  if (from) trainer.restore(from->trainer_state(config));
+  // All that may fail comes before what an earlier run left is replaced.
+  prepare_adapter_folder(flags.adapter_path);
+  if (!lock) {
+    lock.emplace(flags.adapter_path);
+    refuse_interrupted_run(flags);  // again: a run may have come and gone while the model was read
+  }
+  BatchLog batch_log(flags.record_batches, trainer.iteration());
+  clear_folder(flags.adapter_path, flags.resume);
+  RunFolder folder(flags, initial.layout, batches, inputs, from ? from->checkpoint.metrics : "");
+  LoopState loop;
+  if (from) {
+    loop = from->checkpoint.loop;
+    folder.resume(trainer);
+    fmt::print("{:<12}after iteration {} of {}, from {}\n", "resumed", trainer.iteration(),
+               flags.loop.iters, from->path);
+  }
+  const int first = trainer.iteration();
+  if (!train(flags, schedule, trainer, batches, batch_log, valid, folder, loop)) {
+    throw Interrupted(fmt::format("interrupted and saved after iteration {} of {}; go on with: {}",
+                                  trainer.iteration(), flags.loop.iters, resume_command(flags)));
+  }
   fmt::print("saved to {}, peak memory {}\n", flags.adapter_path,
              format_bytes(peak_memory_bytes()));
-  if (flags.loop.iters > 0) print_fusion(initial.layout, flags.require_fused);
+  if (trainer.iteration() > first) print_fusion(initial.layout, flags.require_fused);
 }
 
 }  // namespace graft::app

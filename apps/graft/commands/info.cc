@@ -5,6 +5,7 @@
 #include <string>
 
 #include "apps/graft/model/llama_config.h"
+#include "apps/graft/model/llama_tensors.h"
 #include "apps/graft/terminal/format.h"
 #include "graft/context.h"
 #include "graft/linear_cross_entropy.h"
@@ -69,6 +70,7 @@ void print_projection(const LlamaConfig& config, Projection projection, const In
 void print_model(const InfoFlags& flags) {
   const GgufFile file = GgufFile::open(flags.model);
   const LlamaConfig config = read_llama_config(file);
+  check_llama_tensors(file, config);
   std::int64_t parameters = 0;
   for (const GgufTensor& tensor : file.tensors()) {
     std::int64_t size = 1;

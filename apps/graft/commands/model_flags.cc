@@ -14,6 +14,10 @@ void add_threads_flag(CLI::App& command, int& threads) {
       ->capture_default_str();
 }
 
+void begin_group(CLI::App& command, const std::string& heading) {
+  command.option_defaults()->group(heading);
+}
+
 void add_model_flags(CLI::App& command, ModelFlags& flags) {
   command.add_option("--model", flags.model, "The model, a GGUF file")->required();
   add_dtype_flag(command, flags.dtype,

@@ -7,7 +7,10 @@
 
 namespace graft::app {
 
-// Flags that several commands declare.
+// What several commands declare.
+
+/// Flags that are added from now on stand under this heading.
+void begin_group(CLI::App& command, const std::string& heading);
 
 void add_dtype_flag(CLI::App& command, std::string& dtype, const std::string& help);
 void add_threads_flag(CLI::App& command, int& threads);

@@ -1,5 +1,7 @@
 #include "apps/graft/commands/run_commands.h"
 
+#include <fmt/format.h>
+
 #include <memory>
 #include <string>
 
@@ -8,6 +10,7 @@
 #include "apps/graft/commands/evaluate.h"
 #include "apps/graft/commands/generate.h"
 #include "apps/graft/commands/model_flags.h"
+#include "apps/graft/tokenizer/utf8.h"
 
 namespace graft::app {
 namespace {
@@ -23,14 +26,14 @@ constexpr const char* kRegistryPlace =
     "Folder of named adapters [$GRAFT_HOME/adapters, or else $XDG_DATA_HOME/graft/adapters, or "
     "else ~/.local/share/graft/adapters]";
 
-// Every option declared since the last call, but --help.
-void group_new(CLI::App& command, const char* name) {
-  for (CLI::Option* option : command.get_options()) {
-    if (option->get_group() == "Options" && option != command.get_help_ptr()) option->group(name);
-  }
+// What the tokenizer would refuse later, without knowing which flag it came from.
+std::string check_utf8(const std::string& text) {
+  const std::size_t at = find_invalid_utf8(text);
+  return at == std::string::npos ? "" : fmt::format("not valid UTF-8 at byte {}", at + 1);
 }
 
 void add_run_flags(CLI::App& command, ModelFlags& model, AdapterFlags& adapter, bool has_default) {
+  begin_group(command, kModel);
   add_model_flags(command, model);
   CLI::Option* path = command.add_option("--adapter-path", adapter.path,
                                          "Folder of an adapter to put on the model");
@@ -45,10 +48,10 @@ void add_run_flags(CLI::App& command, ModelFlags& model, AdapterFlags& adapter, 
         ->excludes(name);
   }
   command.add_option("--registry", adapter.registry, kRegistryPlace);
-  group_new(command, kModel);
 }
 
 void add_sampling_flags(CLI::App& command, SamplingFlags& flags) {
+  begin_group(command, kSampling);
   SamplerOptions& options = flags.options;
   command
       .add_option("--temp", options.temperature,
@@ -77,11 +80,11 @@ void add_sampling_flags(CLI::App& command, SamplingFlags& flags) {
       ->check(CLI::NonNegativeNumber)
       ->capture_default_str();
   command.add_option("--seed", flags.seed, "Seed of sampling [another one each time]");
-  group_new(command, kSampling);
 }
 
 void add_system_prompt_flag(CLI::App& command, std::optional<std::string>& system_prompt) {
-  command.add_option("--system-prompt", system_prompt, "System message [the model's own]");
+  command.add_option("--system-prompt", system_prompt, "System message [the model's own]")
+      ->check(check_utf8);
 }
 
 void add_max_tokens_flag(CLI::App& command, int& max_tokens) {
@@ -97,9 +100,11 @@ void add_generate(CLI::App& program) {
   CLI::App* command = program.add_subcommand("generate", "Answer a prompt with a model");
   add_run_flags(*command, flags->model, flags->adapter, /*has_default=*/true);
 
+  begin_group(*command, kPrompt);
   command
       ->add_option("--prompt,-p", flags->prompt, "What to say to the model; - reads it from stdin")
-      ->required();
+      ->required()
+      ->check(check_utf8);
   add_system_prompt_flag(*command, flags->system_prompt);
   command->add_flag("--ignore-chat-template", flags->raw,
                     "Let the model continue the prompt as it stands, not answer it");
@@ -107,8 +112,8 @@ void add_generate(CLI::App& program) {
                       "File for what the model makes of the prompt (keys and values): written if "
                       "it is not there, and otherwise read, to go on from what this prompt has in "
                       "common with that one");
-  group_new(*command, kPrompt);
 
+  begin_group(*command, kReply);
   add_max_tokens_flag(*command, flags->max_tokens);
   command->add_option("--num-samples", flags->num_samples, "Answers to give, one after the other")
       ->check(CLI::PositiveNumber)
@@ -119,7 +124,6 @@ void add_generate(CLI::App& program) {
       ->take_all()
       ->allow_extra_args(false);
   command->add_flag("--json", flags->json, "Print one JSON object, at the end");
-  group_new(*command, kReply);
   add_sampling_flags(*command, flags->sampling);
   command->callback([flags] { run_generate(*flags); });
 }
@@ -128,10 +132,10 @@ void add_chat(CLI::App& program) {
   const auto flags = std::make_shared<ChatFlags>();
   CLI::App* command = program.add_subcommand("chat", "Talk with a model, turn by turn");
   add_run_flags(*command, flags->model, flags->adapter, /*has_default=*/true);
+  begin_group(*command, kPrompt);
   add_system_prompt_flag(*command, flags->system_prompt);
-  group_new(*command, kPrompt);
+  begin_group(*command, kReply);
   add_max_tokens_flag(*command, flags->max_tokens);
-  group_new(*command, kReply);
   add_sampling_flags(*command, flags->sampling);
   command->footer(
       "In the chat, /help lists what else can be said. Standard input may be a pipe: a line a "
@@ -146,8 +150,8 @@ void add_evaluate(CLI::App& program) {
   add_run_flags(*command, flags->model, flags->adapter, /*has_default=*/false);
   command->add_flag("--compare-base", flags->compare_base,
                     "Measure the model without the adapter too, and print both side by side");
-  group_new(*command, kModel);
 
+  begin_group(*command, kData);
   command
       ->add_option("--data", flags->data,
                    "File of JSON lines with text, or prompt and completion, or messages; or a "
@@ -168,8 +172,8 @@ void add_evaluate(CLI::App& program) {
   command->add_option("--batch-size", flags->batch_size, "Samples at a time, at most")
       ->check(CLI::PositiveNumber)
       ->capture_default_str();
-  group_new(*command, kData);
 
+  begin_group(*command, kOutput);
   command
       ->add_option("--max-tokens,-m", flags->max_tokens,
                    "Longest answer, in tokens; 0 measures the loss alone")
@@ -179,7 +183,6 @@ void add_evaluate(CLI::App& program) {
       ->check(CLI::NonNegativeNumber)
       ->capture_default_str();
   command->add_flag("--json", flags->json, "Print one JSON object");
-  group_new(*command, kOutput);
   command->callback([flags] { run_evaluate(*flags); });
 }
 

@@ -5,10 +5,12 @@
 #include <algorithm>
 #include <filesystem>
 #include <fstream>
-#include <nlohmann/json.hpp>
 #include <string_view>
+#include <system_error>
 #include <utility>
 
+#include "apps/graft/input/input_file.h"
+#include "apps/graft/input/json_text.h"
 #include "apps/graft/tokenizer/chat_template.h"
 #include "apps/graft/user_error.h"
 
@@ -19,50 +21,50 @@ using Json = nlohmann::json;
 
 enum class Format { kCompletion, kChat, kText };
 
+// Longer than the longest sample that --max-seq-length can ask for; it bounds the memory that one
+// line takes.
+constexpr std::size_t kMaxLineBytes = std::size_t{8} << 20;
+
 class DatasetReader {
  public:
   DatasetReader(std::string path, const GgufFile& model, const Tokenizer& tokenizer,
                 const DataOptions& options)
       : model_(model), tokenizer_(tokenizer), options_(options) {
     dataset_.path = std::move(path);
+    if (options.max_seq_length < 2) {
+      throw UserError(
+          fmt::format("--max-seq-length is {}, expected at least 2", options.max_seq_length));
+    }
   }
 
-  Dataset read() {
-    std::ifstream in(dataset_.path, std::ios::binary);
-    if (!in || std::filesystem::is_directory(dataset_.path)) {
-      throw UserError(dataset_.path + ": cannot be read");
-    }
-    for (std::string line; std::getline(in, line);) {
+  Dataset read(InputKind kind) {
+    std::ifstream in = open_input(dataset_.path, kind);
+    return read(in);
+  }
+
+  Dataset read(std::istream& in) {
+    for (std::string line;;) {
       ++line_;
+      if (!read_line(in, line, kMaxLineBytes, place())) break;
       std::string_view text = line;
       constexpr std::string_view kByteOrderMark = "\xEF\xBB\xBF";
       if (line_ == 1 && text.starts_with(kByteOrderMark)) text.remove_prefix(kByteOrderMark.size());
       if (text.find_first_not_of(" \t\r") == std::string_view::npos) continue;
-      add(sample(parse(text)));
+      add(sample(parse_json_object(text, place())));
     }
-    if (in.bad()) throw UserError(dataset_.path + ": reading failed");
     if (dataset_.samples.empty()) {
       throw UserError(dataset_.left_out == 0
-                          ? dataset_.path + ": no samples"
+                          ? dataset_.path + ": no samples; expected a JSON object a line"
                           : dataset_.path + ": no sample has a token to train on");
     }
     return std::move(dataset_);
   }
 
  private:
-  [[noreturn]] void fail(const std::string& what) const {
-    throw UserError(fmt::format("{}:{}: {}", dataset_.path, line_, what));
-  }
+  std::string place() const { return fmt::format("{}:{}", dataset_.path, line_); }
 
-  Json parse(std::string_view text) const {
-    Json object;
-    try {
-      object = Json::parse(text);
-    } catch (const Json::parse_error& error) {
-      fail(fmt::format("not valid JSON at byte {} of the line", error.byte));
-    }
-    if (!object.is_object()) fail("expected a JSON object");
-    return object;
+  [[noreturn]] void fail(const std::string& what) const {
+    throw UserError(fmt::format("{}: {}", place(), what));
   }
 
   const std::string& text_of(const Json& object, const char* key) const {
@@ -123,18 +125,44 @@ class DatasetReader {
     if (!template_) template_.emplace(model_, tokenizer_);
     dataset_.has_answers = true;
     ChatTokens chat = template_->encode(tokenizer_, messages);
-    if (!options_.mask_prompt) chat.is_target.assign(chat.tokens.size(), true);
-    return {std::move(chat.tokens), std::move(chat.is_target)};
+    Sample sample{std::move(chat.tokens), std::move(chat.is_target)};
+    if (is_too_long(sample)) cut_chat(sample);
+    if (!options_.mask_prompt) sample.is_target.assign(sample.tokens.size(), true);
+    return sample;
+  }
+
+  bool is_too_long(const Sample& sample) const {
+    return std::cmp_greater(sample.tokens.size(), options_.max_seq_length);
+  }
+
+  void cut(Sample& sample, std::size_t length) {
+    ++dataset_.truncated;
+    dataset_.longest = std::max(dataset_.longest, static_cast<std::int64_t>(sample.tokens.size()));
+    sample.tokens.resize(length);
+    sample.is_target.resize(length);
+  }
+
+  // Keeps the messages up to the last answer that fits whole: one cut off inside would teach the
+  // model to stop without the template's end mark, or not to answer at all.
+  void cut_chat(Sample& sample) {
+    auto length = static_cast<std::size_t>(options_.max_seq_length);
+    const auto ends_answer = [&](std::size_t last) {
+      return sample.is_target[last] && !sample.is_target[last + 1];
+    };
+    while (length > 0 && !ends_answer(length - 1)) --length;
+    if (length == 0) {
+      fail(
+          fmt::format("a chat of {} tokens, whose first answer does not end within {} "
+                      "(--max-seq-length); cut off there it would break the chat template",
+                      sample.tokens.size(), options_.max_seq_length));
+    }
+    cut(sample, length);
   }
 
   void add(Sample sample) {
     const auto length = static_cast<std::int64_t>(sample.tokens.size());
     dataset_.longest = std::max(dataset_.longest, length);
-    if (length > options_.max_seq_length) {
-      ++dataset_.truncated;
-      sample.tokens.resize(static_cast<std::size_t>(options_.max_seq_length));
-      sample.is_target.resize(static_cast<std::size_t>(options_.max_seq_length));
-    }
+    if (is_too_long(sample)) cut(sample, static_cast<std::size_t>(options_.max_seq_length));
     if (std::find(sample.is_target.begin() + 1, sample.is_target.end(), true) ==
         sample.is_target.end()) {
       ++dataset_.left_out;
@@ -164,21 +192,29 @@ std::int64_t Dataset::num_targets() const {
 
 Dataset read_dataset(const std::string& path, const GgufFile& model, const Tokenizer& tokenizer,
                      const DataOptions& options) {
-  if (options.max_seq_length < 2) {
-    throw UserError(
-        fmt::format("--max-seq-length is {}, expected at least 2", options.max_seq_length));
-  }
-  return DatasetReader(path, model, tokenizer, options).read();
+  return DatasetReader(path, model, tokenizer, options).read(InputKind::kFileOrPipe);
+}
+
+Dataset read_dataset(std::istream& in, const std::string& path, const GgufFile& model,
+                     const Tokenizer& tokenizer, const DataOptions& options) {
+  return DatasetReader(path, model, tokenizer, options).read(in);
 }
 
 DataSplits read_data(const std::string& folder, const GgufFile& model, const Tokenizer& tokenizer,
                      const DataOptions& options) {
   namespace fs = std::filesystem;
-  if (!fs::is_directory(folder)) throw UserError(folder + ": no such folder");
+  std::error_code error;
+  if (!fs::is_directory(folder, error)) {
+    throw UserError(folder + (fs::exists(folder, error)
+                                  ? ": not a folder; give the one with train.jsonl"
+                                  : ": no such folder"));
+  }
   const auto path = [&](const char* name) { return (fs::path(folder) / name).string(); };
   const auto read_if_there = [&](const char* name) -> std::optional<Dataset> {
-    if (!fs::exists(path(name))) return std::nullopt;
-    return read_dataset(path(name), model, tokenizer, options);
+    // Where that cannot be told, as without permission, opening it says why.
+    std::error_code unknown;
+    if (fs::status(path(name), unknown).type() == fs::file_type::not_found) return std::nullopt;
+    return DatasetReader(path(name), model, tokenizer, options).read(InputKind::kFile);
   };
   std::optional<Dataset> train = read_if_there("train.jsonl");
   if (!train) throw UserError(folder + ": no train.jsonl in this folder");

@@ -1,6 +1,7 @@
 #pragma once
 
 #include <cstdint>
+#include <iosfwd>
 #include <optional>
 #include <string>
 #include <vector>
@@ -18,8 +19,10 @@ struct Sample {
 };
 
 struct DataOptions {
-  std::int64_t max_seq_length = 2048;  ///< Longer samples are cut off at the end. At least 2.
-  bool mask_prompt = false;            ///< Train on what assistants say, not on the rest.
+  /// Longer text is cut off at the end, longer chats after the last answer that fits; one whose
+  /// first answer does not fit is an error. At least 2.
+  std::int64_t max_seq_length = 2048;
+  bool mask_prompt = false;  ///< Train on what assistants say, not on the rest.
 };
 
 /// The samples of one file, in its order.
@@ -51,6 +54,10 @@ struct DataSplits {
 /// file and line.
 Dataset read_dataset(const std::string& path, const GgufFile& model, const Tokenizer& tokenizer,
                      const DataOptions& options = {});
+
+/// The same from a stream; `path` stands for the file in messages.
+Dataset read_dataset(std::istream& in, const std::string& path, const GgufFile& model,
+                     const Tokenizer& tokenizer, const DataOptions& options = {});
 
 /// Throws UserError also if the folder or its train.jsonl is missing.
 DataSplits read_data(const std::string& folder, const GgufFile& model, const Tokenizer& tokenizer,

@@ -61,8 +61,13 @@ AdapterLayout::AdapterLayout(const LlamaConfig& config, AdapterOptions options)
       if (!holds(options_.targets, projection)) continue;
       slots_[static_cast<std::size_t>(layer) * kNumProjections + index_of(projection)] =
           static_cast<int>(modules_.size());
-      modules_.push_back(
-          {layer, projection, config.in_features(projection), config.out_features(projection)});
+      const int in = config.in_features(projection), out = config.out_features(projection);
+      if (options_.rank > std::min(in, out)) {
+        throw UserError(
+            fmt::format("adapter rank: expected at most {}, the smaller side of {}, got {}",
+                        std::min(in, out), name_of(projection), options_.rank));
+      }
+      modules_.push_back({layer, projection, in, out});
     }
   }
 }

@@ -4,6 +4,7 @@
 #include <string>
 #include <vector>
 
+#include "apps/graft/model/adapter_options.h"
 #include "apps/graft/model/llama_config.h"
 #include "apps/graft/model/projection.h"
 #include "mlx/array.h"
@@ -11,17 +12,6 @@
 namespace graft::app {
 
 namespace mx = ::mlx::core;
-
-/// What an adapter is, apart from its weights.
-struct AdapterOptions {
-  int rank = 8;
-  float alpha = 16.0f;
-  float dropout = 0.0f;
-  std::vector<int> layers = {};  ///< Layers with an adapter, ascending; empty is all.
-  std::vector<Projection> targets{kAllProjections.begin(), kAllProjections.end()};
-
-  float scaling() const { return alpha / static_cast<float>(rank); }
-};
 
 /// One adapted matrix of the model.
 struct AdaptedModule {

@@ -11,6 +11,7 @@
 #include <type_traits>
 #include <utility>
 
+#include "apps/graft/input/input_file.h"
 #include "apps/graft/user_error.h"
 
 namespace graft::app {
@@ -24,11 +25,14 @@ constexpr bool kIsInteger = std::is_integral_v<T> && !std::is_same_v<T, bool>;
 GgufFile GgufFile::open(const std::string& path) {
   std::error_code error;
   const std::filesystem::file_status status = std::filesystem::status(path, error);
-  if (!std::filesystem::exists(status)) throw UserError(path + ": no such file");
-  if (!std::filesystem::is_regular_file(status)) throw UserError(path + ": not a regular file");
+  // What status() cannot tell, opening says.
+  if (std::filesystem::status_known(status) && std::filesystem::exists(status) &&
+      !std::filesystem::is_regular_file(status)) {
+    throw UserError(path + ": not a regular file");
+  }
+  std::ifstream in = open_input(path);
   const std::uintmax_t size = std::filesystem::file_size(path, error);
-  std::ifstream in(path, std::ios::binary);
-  if (error || !in) throw UserError(path + ": cannot be read");
+  if (error) throw UserError(fmt::format("{}: cannot be read: {}", path, error.message()));
 
   GgufFile file = read(in, size, path);
   check_mlx_limits(file);

@@ -10,6 +10,7 @@
 #include <unordered_set>
 #include <utility>
 
+#include "apps/graft/input/printable.h"
 #include "apps/graft/model/gguf_file.h"
 #include "apps/graft/user_error.h"
 
@@ -21,6 +22,7 @@ static_assert(std::endian::native == std::endian::little, "GGUF fields are read 
 // Far above any real header (a vocabulary of 256k tokens with its merges takes 12 MB); it bounds
 // the memory that a hostile file can ask for.
 constexpr std::uint64_t kMaxHeaderBytes = std::uint64_t{64} << 20;
+constexpr std::uint64_t kMaxEntries = std::uint64_t{1} << 16;  // Of metadata or of tensors.
 constexpr std::uint64_t kMaxKeyBytes = 65535;
 constexpr std::uint64_t kMaxTensorNameBytes = 64;
 constexpr std::uint32_t kMaxDims = 4;
@@ -129,6 +131,12 @@ class GgufParser {
     }
   }
 
+  // What is kept of an entry takes several times the bytes that it takes in the file.
+  void check_entries(std::uint64_t count) const {
+    if (count > kMaxEntries)
+      fail(fmt::format("{} entries, expected at most {}", count, kMaxEntries));
+  }
+
   std::string string(std::uint64_t max_bytes = kMaxHeaderBytes) {
     const auto length = number<std::uint64_t>();
     check_count(length, 1, "bytes of text");
@@ -231,11 +239,12 @@ class GgufParser {
   void parse_metadata(std::uint64_t count) {
     // A key's length, one letter, a type and a value of one byte.
     check_count(count, 8 + 1 + 4 + 1, "metadata entries");
+    check_entries(count);
     for (std::uint64_t i = 0; i < count; ++i) {
       context_ = fmt::format("metadata entry {} of {}", i + 1, count);
       std::string key = string(kMaxKeyBytes);
       if (!is_printable(key)) fail("the key is empty or not printable ASCII");
-      context_ = fmt::format("metadata '{}'", key);
+      context_ = fmt::format("metadata '{}'", printable(key));
       const auto type = number<std::uint32_t>();
       GgufValue held = value(type);
       if (!file_.metadata_.emplace(std::move(key), std::move(held)).second) fail("given twice");
@@ -259,6 +268,7 @@ class GgufParser {
     context_ = "header";
     // A name's length, one letter, the number of dimensions, one of them, a type and an offset.
     check_count(count, 8 + 1 + 4 + 8 + 4 + 8, "tensors");
+    check_entries(count);
     std::unordered_set<std::string> names;
     file_.tensors_.reserve(count);
     for (std::uint64_t i = 0; i < count; ++i) {

@@ -4,7 +4,11 @@
 
 #include <cstdint>
 #include <optional>
+#include <string>
+#include <utility>
+#include <vector>
 
+#include "apps/graft/input/printable.h"
 #include "apps/graft/user_error.h"
 
 namespace graft::app {
@@ -70,7 +74,7 @@ LlamaConfig read_llama_config(const GgufFile& file) {
   const std::string& architecture = file.get_string("general.architecture");
   if (architecture != "llama") {
     throw UserError(fmt::format("{}: architecture '{}' is not supported; Graft runs 'llama' models",
-                                file.name(), architecture));
+                                file.name(), printable(architecture)));
   }
   const std::string* scaling = file.find_string("llama.rope.scaling.type");
   if ((scaling && *scaling != "none") || file.find_tensor("rope_freqs.weight")) {
@@ -81,7 +85,9 @@ LlamaConfig read_llama_config(const GgufFile& file) {
   }
 
   LlamaConfig config;
-  if (const std::string* name = file.find_string("general.name")) config.name = *name;
+  if (const std::string* name = file.find_string("general.name")) config.name = printable(*name);
+  config.names = {file.name()};
+  if (!config.name.empty()) config.names.push_back(config.name);
   config.num_layers = get_size(file, "llama.block_count");
   config.hidden_size = get_size(file, "llama.embedding_length");
   config.intermediate_size = get_size(file, "llama.feed_forward_length");
@@ -118,6 +124,11 @@ LlamaConfig read_llama_config(const GgufFile& file) {
         fmt::format("{}: tensor token_embd.weight is missing or not a matrix", file.name()));
   }
   config.vocab_size = static_cast<int>(embedding->shape[0]);
+  const std::vector<std::string>* tokens = file.find_strings("tokenizer.ggml.tokens");
+  if (tokens && std::cmp_not_equal(tokens->size(), config.vocab_size)) {
+    throw UserError(fmt::format("{}: tensor token_embd.weight has {} rows for a vocabulary of {}",
+                                file.name(), config.vocab_size, tokens->size()));
+  }
   return config;
 }
 

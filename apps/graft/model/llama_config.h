@@ -2,6 +2,7 @@
 
 #include <cstdint>
 #include <string>
+#include <vector>
 
 #include "apps/graft/model/gguf_file.h"
 #include "apps/graft/model/projection.h"
@@ -11,6 +12,8 @@ namespace graft::app {
 /// The sizes of a Llama model, as its GGUF metadata gives them.
 struct LlamaConfig {
   std::string name;  ///< general.name, or empty.
+  /// What the model goes by, for adapters that name theirs; empty if not known.
+  std::vector<std::string> names = {};
   int num_layers = 0;
   int hidden_size = 0;
   int intermediate_size = 0;

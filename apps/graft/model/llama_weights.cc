@@ -2,9 +2,13 @@
 
 #include <fmt/format.h>
 
+#include <cstdint>
+#include <exception>
 #include <optional>
 #include <utility>
 
+#include "apps/graft/input/input_file.h"
+#include "apps/graft/model/llama_tensors.h"
 #include "apps/graft/user_error.h"
 #include "mlx/io.h"
 #include "mlx/ops.h"
@@ -56,7 +60,15 @@ mx::array rotary_rows_to_hugging_face(const mx::array& rows, int num_heads) {
 
 LlamaWeights::LlamaWeights(const GgufFile& file)
     : file_(file.name()), config_(read_llama_config(file)) {
-  tensors_ = mx::load_gguf(file.name()).first;
+  check_llama_tensors(file, config_);
+  std::uint64_t bytes = 0;
+  for (const GgufTensor& tensor : file.tensors()) bytes += tensor.bytes;
+  check_fits_in_memory(bytes, file.name());
+  try {
+    tensors_ = mx::load_gguf(file.name()).first;
+  } catch (const std::exception& error) {
+    throw UserError(fmt::format("{}: MLX cannot read it: {}", file.name(), error.what()));
+  }
 }
 
 mx::array LlamaWeights::tensor(const std::string& name) const {
@@ -64,7 +76,13 @@ mx::array LlamaWeights::tensor(const std::string& name) const {
   if (found == tensors_.end()) {
     throw UserError(fmt::format("{}: tensor {} is missing", file_, name));
   }
-  return found->second;
+  // Of quantized weights the scales and biases, in which alone a value can be other than finite.
+  const mx::array& tensor = found->second;
+  if (tensor.dtype() != mx::uint32 && !mx::all(mx::isfinite(tensor)).item<bool>()) {
+    throw UserError(fmt::format(
+        "{}: tensor {}: not all of its values are finite; is the file damaged?", file_, name));
+  }
+  return tensor;
 }
 
 mx::array LlamaWeights::matrix(const std::string& name, int rows, int columns,

@@ -99,6 +99,16 @@ void append(std::string& out, const std::string& expression) {
   }
 }
 
+std::string replace_all(std::string_view text, std::string_view from, std::string_view to) {
+  std::string out;
+  std::size_t begin = 0;
+  for (std::size_t at; (at = text.find(from, begin)) != std::string_view::npos;) {
+    out.append(text.substr(begin, at - begin)).append(to);
+    begin = at + from.size();
+  }
+  return out.append(text.substr(begin));
+}
+
 std::optional<std::string> canonical_tag(std::string_view inside) {
   std::string out;
   for (std::size_t at = 0; at < inside.size();) {
@@ -120,11 +130,7 @@ std::optional<std::string> canonical_tag(std::string_view inside) {
   }
   constexpr std::pair<std::string_view, std::string_view> kFields[] = {{"['role']", ".role"},
                                                                        {"['content']", ".content"}};
-  for (const auto& [index, member] : kFields) {
-    for (std::size_t at; (at = out.find(index)) != std::string::npos;) {
-      out.replace(at, index.size(), member);
-    }
-  }
+  for (const auto& [index, member] : kFields) out = replace_all(out, index, member);
   return out;
 }
 

@@ -14,6 +14,9 @@ namespace {
 constexpr std::string_view kStart = "<|im_start|>";
 constexpr std::string_view kEnd = "<|im_end|>";
 
+// Far longer than any in use; its system message stands before every chat.
+constexpr std::size_t kMaxTemplateBytes = std::size_t{64} << 10;
+
 using Tags = std::vector<std::string>;
 
 // Some templates first give the flag a value in case it has none.
@@ -112,6 +115,10 @@ ChatTemplate::ChatTemplate(const GgufFile& file, const Tokenizer& tokenizer) {
   if (!source) {
     throw UserError(file.name() +
                     ": the model has no chat template; give data as \"text\", or a chat model");
+  }
+  if (source->size() > kMaxTemplateBytes) {
+    throw UserError(fmt::format("{}: its chat template has {} bytes, expected at most {}",
+                                file.name(), source->size(), kMaxTemplateBytes));
   }
   std::optional<Recognised> recognised = recognise(*source);
   if (!recognised) {

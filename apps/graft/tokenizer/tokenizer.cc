@@ -6,6 +6,7 @@
 #include <limits>
 #include <utility>
 
+#include "apps/graft/input/printable.h"
 #include "apps/graft/tokenizer/pre_tokenizer.h"
 #include "apps/graft/user_error.h"
 
@@ -19,17 +20,20 @@ constexpr std::int64_t kUserDefined = 4;
 constexpr std::size_t kMaxCachedWords = 65536;
 constexpr std::size_t kMaxCachedBytes = 64;  // Of one word.
 
+// Looking for special tokens tries every length that one has at every position.
+constexpr std::size_t kMaxSpecialBytes = 256;
+
 // What is asked before the vocabulary is read, so that a file of another kind is refused by name.
 const std::vector<std::string>& vocabulary_of(const GgufFile& file) {
   const std::string& model = file.get_string("tokenizer.ggml.model");
   if (model != "gpt2") {
     throw UserError(fmt::format("{}: tokenizer '{}' is not supported, only byte-level BPE ('gpt2')",
-                                file.name(), model));
+                                file.name(), printable(model)));
   }
   const std::string* pre = file.find_string("tokenizer.ggml.pre");
   if (!pre || *pre != "smollm") {
     throw UserError(fmt::format("{}: pre-tokenizer '{}' is not supported, only 'smollm'",
-                                file.name(), pre ? *pre : "(none)"));
+                                file.name(), pre ? printable(*pre) : "(none)"));
   }
   for (const char* key : {"tokenizer.ggml.add_bos_token", "tokenizer.ggml.add_eos_token",
                           "tokenizer.ggml.add_space_prefix"}) {
@@ -91,18 +95,22 @@ void Tokenizer::add_specials(const GgufFile& file, const std::vector<std::string
     if (vocabulary[i].empty()) {
       throw UserError(fmt::format("{}: special token {} has no text", file.name(), i));
     }
-    specials_.push_back({vocabulary[i], static_cast<std::int32_t>(i)});
+    if (vocabulary[i].size() > kMaxSpecialBytes) {
+      throw UserError(fmt::format("{}: special token {} has {} bytes, expected at most {}",
+                                  file.name(), i, vocabulary[i].size(), kMaxSpecialBytes));
+    }
+    specials_.emplace(vocabulary[i], static_cast<std::int32_t>(i));
+    special_lengths_.insert(vocabulary[i].size());
     starts_special_[static_cast<std::uint8_t>(vocabulary[i][0])] = true;
   }
-  std::stable_sort(specials_.begin(), specials_.end(), [](const Special& a, const Special& b) {
-    return a.text.size() > b.text.size();
-  });
 }
 
 const Tokenizer::Special* Tokenizer::special_at(std::string_view text) const {
   if (!starts_special_[static_cast<std::uint8_t>(text[0])]) return nullptr;
-  for (const Special& special : specials_) {
-    if (text.starts_with(special.text)) return &special;
+  for (const std::size_t length : special_lengths_) {
+    if (length > text.size()) continue;
+    const auto found = specials_.find(std::string(text.substr(0, length)));
+    if (found != specials_.end()) return &*found;
   }
   return nullptr;
 }
@@ -120,8 +128,8 @@ std::vector<PlacedToken> Tokenizer::encode_placed(std::string_view text) const {
       continue;
     }
     encode_ordinary(text.substr(ordinary, at - ordinary), ordinary, tokens);
-    tokens.push_back({special->id, at});
-    at += special->text.size();
+    tokens.push_back({special->second, at});
+    at += special->first.size();
     ordinary = at;
   }
   encode_ordinary(text.substr(ordinary), ordinary, tokens);
@@ -170,10 +178,9 @@ std::string Tokenizer::decode(std::span<const std::int32_t> tokens, bool skip_sp
 }
 
 std::optional<std::int32_t> Tokenizer::find_special(std::string_view text) const {
-  for (const Special& special : specials_) {
-    if (special.text == text) return special.id;
-  }
-  return std::nullopt;
+  const auto found = specials_.find(std::string(text));
+  if (found == specials_.end()) return std::nullopt;
+  return found->second;
 }
 
 bool Tokenizer::ends_generation(std::int32_t token) const {

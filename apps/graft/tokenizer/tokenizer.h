@@ -1,12 +1,16 @@
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
+#include <functional>
 #include <mutex>
 #include <optional>
+#include <set>
 #include <span>
 #include <string>
 #include <string_view>
 #include <unordered_map>
+#include <utility>
 #include <vector>
 
 #include "apps/graft/model/gguf_file.h"
@@ -48,10 +52,7 @@ class Tokenizer {
   bool ends_generation(std::int32_t token) const;
 
  private:
-  struct Special {
-    std::string text;
-    std::int32_t id;
-  };
+  using Special = std::pair<const std::string, std::int32_t>;  // Text and id.
 
   void add_specials(const GgufFile& file, const std::vector<std::string>& vocabulary);
   const Special* special_at(std::string_view text) const;
@@ -61,7 +62,9 @@ class Tokenizer {
   BytePairs pairs_;
   std::vector<std::string> bytes_;  // By id.
   std::vector<bool> is_special_;    // By id: control tokens, which decoding leaves out.
-  std::vector<Special> specials_;   // What is split out of text first, longest first.
+  // What is split out of text first, the longest that fits.
+  std::unordered_map<std::string, std::int32_t> specials_;
+  std::set<std::size_t, std::greater<>> special_lengths_;
   std::vector<bool> starts_special_ = std::vector<bool>(256);  // By first byte.
   std::optional<std::int32_t> bos_;
   std::int32_t eos_ = 0;

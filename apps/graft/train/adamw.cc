@@ -7,12 +7,13 @@
 namespace graft::app {
 
 AdamW::AdamW(std::size_t num_parameters, const AdamWOptions& options)
-    : options_(options), first_moment_(num_parameters), second_moment_(num_parameters) {}
+    : options_(options),
+      state_{std::vector<float>(num_parameters), std::vector<float>(num_parameters), 0} {}
 
 void AdamW::step(std::span<float> parameters, std::span<const float> gradients,
                  double learning_rate, double gradient_scale) {
-  ++steps_;
-  const auto t = static_cast<double>(steps_);
+  ++state_.steps;
+  const auto t = static_cast<double>(state_.steps);
   // p ← p·(1 − η·λ) − η·m̂ / (√v̂ + ε), with the corrections of m̂ and v̂ moved into the constants.
   const double correction1 = 1.0 - std::pow(options_.beta1, t);
   const double correction2 = 1.0 - std::pow(options_.beta2, t);
@@ -29,8 +30,8 @@ void AdamW::step(std::span<float> parameters, std::span<const float> gradients,
   // No array overlaps another: said here, so that the loop vectorizes.
   float* __restrict const p = parameters.data();
   const float* __restrict const gradient = gradients.data();
-  float* __restrict const first = first_moment_.data();
-  float* __restrict const second = second_moment_.data();
+  float* __restrict const first = state_.first_moment.data();
+  float* __restrict const second = state_.second_moment.data();
   const std::size_t count = parameters.size();
   for (std::size_t i = 0; i < count; ++i) {
     const float g = gradient[i] * scale;

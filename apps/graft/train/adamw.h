@@ -3,6 +3,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <span>
+#include <utility>
 #include <vector>
 
 namespace graft::app {
@@ -13,6 +14,13 @@ struct AdamWOptions {
   double beta2 = 0.999;
   double epsilon = 1e-8;
   double weight_decay = 0.01;
+};
+
+/// What AdamW remembers between steps.
+struct AdamWState {
+  std::vector<float> first_moment;
+  std::vector<float> second_moment;
+  std::int64_t steps = 0;
 };
 
 /// Adam with decoupled weight decay (Loshchilov and Hutter, arXiv:1711.05101) and bias correction,
@@ -26,13 +34,14 @@ class AdamW {
   void step(std::span<float> parameters, std::span<const float> gradients, double learning_rate,
             double gradient_scale = 1.0);
 
-  std::int64_t steps() const { return steps_; }
+  std::int64_t steps() const { return state_.steps; }
+  const AdamWState& state() const { return state_; }
+  /// Goes on from `state`, of as many parameters.
+  void restore(AdamWState state) { state_ = std::move(state); }
 
  private:
   AdamWOptions options_;
-  std::vector<float> first_moment_;
-  std::vector<float> second_moment_;
-  std::int64_t steps_ = 0;
+  AdamWState state_;
 };
 
 /// √Σ g², accumulated in double.

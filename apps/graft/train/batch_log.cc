@@ -1,6 +1,13 @@
 #include "apps/graft/train/batch_log.h"
 
+#include <fmt/format.h>
+
+#include <cerrno>
+#include <cstdint>
+#include <cstring>
+#include <filesystem>
 #include <nlohmann/json.hpp>
+#include <system_error>
 #include <vector>
 
 #include "apps/graft/user_error.h"
@@ -16,12 +23,27 @@ nlohmann::json rows_of(const std::vector<std::int32_t>& values, std::int64_t len
   return rows;
 }
 
+// Bytes of the first `count` lines, or of those that are there.
+std::streamoff length_of_lines(const std::string& path, int count) {
+  std::ifstream in(path, std::ios::binary);
+  std::streamoff bytes = 0;
+  std::string line;
+  for (int i = 0; i < count && std::getline(in, line) && !in.eof(); ++i) bytes = in.tellg();
+  return bytes;
+}
+
 }  // namespace
 
-BatchLog::BatchLog(const std::string& path) : path_(path) {
+BatchLog::BatchLog(const std::string& path, int kept) : path_(path) {
   if (path_.empty()) return;
-  out_.open(path_, std::ios::trunc);
-  if (!out_) throw UserError(path_ + ": cannot create the file");
+  const std::streamoff bytes = length_of_lines(path_, kept);
+  out_.open(path_, std::ios::app);
+  if (!out_) {
+    throw UserError(fmt::format("{}: cannot create the file: {}", path_, std::strerror(errno)));
+  }
+  std::error_code error;
+  std::filesystem::resize_file(path_, static_cast<std::uintmax_t>(bytes), error);
+  if (error) throw UserError(path_ + ": cannot be cut: " + error.message());
 }
 
 void BatchLog::write(const Batch& batch) {

@@ -11,8 +11,9 @@ namespace graft::app {
 /// another program can train on the same batches in the same order.
 class BatchLog {
  public:
-  /// An empty path keeps no log. Throws UserError.
-  explicit BatchLog(const std::string& path);
+  /// An empty path keeps no log. The first `kept` lines of a log that is there stay: those of a run
+  /// that goes on. Throws UserError.
+  explicit BatchLog(const std::string& path, int kept = 0);
 
   void write(const Batch& batch);
 

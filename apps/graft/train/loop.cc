@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <chrono>
+#include <optional>
 
 namespace graft::app {
 namespace {
@@ -12,64 +13,77 @@ double seconds_since(Clock::time_point start) {
   return std::chrono::duration<double>(Clock::now() - start).count();
 }
 
-// Sums since the last report.
-struct Window {
-  double loss_sum = 0.0;
-  double seconds = 0.0;
-  std::int64_t targets = 0;
-  std::int64_t tokens = 0;
+void add(LossWindow& window, const Batch& batch, double loss, double step_seconds) {
+  window.loss_sum += loss * static_cast<double>(batch.num_targets);
+  window.seconds += step_seconds;
+  window.targets += batch.num_targets;
+  window.tokens += batch.num_inputs;
+}
 
-  void add(const Batch& batch, double loss, double step_seconds) {
-    loss_sum += loss * static_cast<double>(batch.num_targets);
-    seconds += step_seconds;
-    targets += batch.num_targets;
-    tokens += batch.num_inputs;
-  }
+double mean_loss(const LossWindow& window) {
+  return window.loss_sum / static_cast<double>(std::max<std::int64_t>(1, window.targets));
+}
 
-  double loss() const { return loss_sum / static_cast<double>(std::max<std::int64_t>(1, targets)); }
-  double tokens_per_second() const { return static_cast<double>(tokens) / std::max(seconds, 1e-9); }
-};
+double tokens_per_second(const LossWindow& window) {
+  return static_cast<double>(window.tokens) / std::max(window.seconds, 1e-9);
+}
 
 }  // namespace
 
-void run_training(Trainer& trainer, const std::function<Batch()>& next_batch,
+bool run_training(Trainer& trainer, const std::function<Batch()>& next_batch,
                   std::span<const Batch> valid, const LoopOptions& options,
-                  const LoopObserver& observer) {
-  const auto validate = [&] {
-    if (valid.empty() || !observer.on_validation) return;
-    observer.on_validation(trainer.iteration(), trainer.evaluate(valid));
-  };
+                  const LoopObserver& observer, LoopState& state) {
   const auto due = [&](int every) { return every > 0 && trainer.iteration() % every == 0; };
+  const auto validate = [&] {
+    if (valid.empty() || !observer.on_validation) return true;
+    const std::optional<double> loss = trainer.evaluate(valid, observer.stop);
+    if (!loss) return false;
+    state.validated = trainer.iteration();
+    observer.on_validation(trainer.iteration(), *loss);
+    return true;
+  };
+  const auto save = [&] {
+    if (state.saved == trainer.iteration() || !observer.on_save) return;
+    state.saved = trainer.iteration();
+    observer.on_save(state);
+  };
 
-  validate();
-  Window window;
   double trained_seconds = 0.0;
-  std::int64_t trained_targets = 0;
   const int first = trainer.iteration();
-  while (trainer.iteration() < options.iters) {
+  const auto step = [&] {
     const auto start = Clock::now();
     const Batch batch = next_batch();
-    const StepResult step = trainer.step(batch);
+    const StepResult result = trainer.step(batch);
     const double step_seconds = seconds_since(start);
 
-    window.add(batch, step.loss, step_seconds);
+    add(state.window, batch, result.loss, step_seconds);
     trained_seconds += step_seconds;
-    trained_targets += batch.num_targets;
-    const bool last = trainer.iteration() == options.iters;
+    state.trained_targets += batch.num_targets;
     if (observer.on_step) {
       const double left =
           trained_seconds / (trainer.iteration() - first) * (options.iters - trainer.iteration());
-      observer.on_step(trainer.iteration(), step.loss, window.tokens_per_second(), left);
+      observer.on_step(trainer.iteration(), result.loss, tokens_per_second(state.window), left);
     }
+    const bool last = trainer.iteration() == options.iters;
     if ((due(options.steps_per_report) || last) && observer.on_report) {
-      observer.on_report({trainer.iteration(), window.loss(), step.learning_rate,
-                          window.tokens_per_second(), trained_targets});
-      window = {};
+      observer.on_report({trainer.iteration(), mean_loss(state.window), result.learning_rate,
+                          tokens_per_second(state.window), state.trained_targets});
+      state.window = {};
     }
-    if (due(options.steps_per_eval) || last) validate();
-    if ((due(options.save_every) || last) && observer.on_save) {
-      observer.on_save(trainer.iteration());
+  };
+
+  // A save comes after the validation of its iteration, so that an adapter that has become useless
+  // is found out before it takes the place of a good one.
+  for (;;) {
+    const bool last = trainer.iteration() >= options.iters;
+    bool stopped = observer.stop && observer.stop();
+    if (!stopped && (due(options.steps_per_eval) || last) &&
+        state.validated != trainer.iteration()) {
+      stopped = !validate();
     }
+    if (stopped || last || (due(options.save_every) && trainer.iteration() > 0)) save();
+    if (stopped || last) return !stopped;
+    step();
   }
 }
 

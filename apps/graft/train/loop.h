@@ -12,7 +12,7 @@ struct LoopOptions {
   int iters = 1000;
   int steps_per_report = 10;
   int steps_per_eval = 200;
-  int save_every = 100;
+  int save_every = 100;  ///< 0 saves at the end only.
 };
 
 /// What happened since the last report.
@@ -24,19 +24,38 @@ struct TrainReport {
   std::int64_t trained_targets = 0;  ///< Since the start.
 };
 
+/// Sums over the iterations since the last report.
+struct LossWindow {
+  double loss_sum = 0.0;
+  double seconds = 0.0;
+  std::int64_t targets = 0;
+  std::int64_t tokens = 0;
+};
+
+/// Where a run is, apart from what the trainer holds.
+struct LoopState {
+  LossWindow window;
+  std::int64_t trained_targets = 0;  ///< Since the start.
+  int validated = -1;                ///< The iteration of the last validation; -1 is none yet.
+  int saved = -1;                    ///< The same of the last save.
+};
+
 /// Called as training goes along, all on the training thread; any may be empty.
 struct LoopObserver {
   /// After each step: the iteration, its loss, tokens/s since the last report, seconds left.
   std::function<void(int, double, double, double)> on_step;
   std::function<void(const TrainReport&)> on_report;
   std::function<void(int, double)> on_validation;  ///< Iterations done, and the loss.
-  std::function<void(int)> on_save;                ///< Time to save; also after the last one.
+  std::function<void(const LoopState&)> on_save;   ///< Time to save.
+  std::function<bool()> stop;  ///< Asked between iterations and while validating.
 };
 
-/// Runs `options.iters` iterations on batches from `next_batch`, validating before the first, every
-/// `steps_per_eval` and after the last.
-void run_training(Trainer& trainer, const std::function<Batch()>& next_batch,
+/// Runs iterations on batches from `next_batch` until the trainer has done `options.iters`, and
+/// validates before the first, every `steps_per_eval` and after the last. Saves every `save_every`,
+/// after the last, and when stopped. `state` is a new run's, or that of the last save: then the
+/// observer hears what it would have heard from there on. False if it was stopped.
+bool run_training(Trainer& trainer, const std::function<Batch()>& next_batch,
                   std::span<const Batch> valid, const LoopOptions& options,
-                  const LoopObserver& observer);
+                  const LoopObserver& observer, LoopState& state);
 
 }  // namespace graft::app

@@ -3,9 +3,9 @@
 #include <fmt/format.h>
 
 #include <cerrno>
-#include <cstring>
 #include <filesystem>
 #include <nlohmann/json.hpp>
+#include <sstream>
 #include <utility>
 
 #include "apps/graft/adapter/atomic_file.h"
@@ -14,17 +14,35 @@
 
 namespace graft::app {
 
+using nlohmann::json;
 using nlohmann::ordered_json;
 
-RunRecord::RunRecord(const std::string& folder, std::string title)
+RunRecord::RunRecord(const std::string& folder, std::string title, const std::string& so_far)
     : metrics_path_((std::filesystem::path(folder) / "metrics.jsonl").string()),
       plot_path_((std::filesystem::path(folder) / "loss.svg").string()),
       title_(std::move(title)),
-      metrics_(std::fopen(metrics_path_.c_str(), "w")) {
+      text_(so_far) {
+  check_writable(plot_path_);
+  std::istringstream lines(so_far);
+  for (std::string line; std::getline(lines, line);) take_points(line);
+  write_file_atomically(metrics_path_, so_far);
+  metrics_.reset(std::fopen(metrics_path_.c_str(), "a"));
   if (!metrics_) {
     throw UserError(
-        fmt::format("{}: cannot create the file: {}", metrics_path_, std::strerror(errno)));
+        fmt::format("{}: {}", metrics_path_, describe_failure("cannot open the file", errno)));
   }
+}
+
+void RunRecord::take_points(const std::string& line) {
+  const json metrics = json::parse(line, nullptr, false);
+  const auto take = [&](const char* key, std::vector<LossPoint>& points) {
+    if (metrics.is_object() && metrics.contains(key) && metrics[key].is_number() &&
+        metrics.contains("iter") && metrics["iter"].is_number_integer()) {
+      points.push_back({metrics["iter"].get<int>(), metrics[key].get<double>()});
+    }
+  };
+  take("train_loss", train_);
+  take("val_loss", valid_);
 }
 
 void RunRecord::report(const TrainReport& report) {
@@ -56,8 +74,9 @@ void RunRecord::write_line(const std::string& text) {
   if (std::fwrite(line.data(), 1, line.size(), metrics_.get()) != line.size() ||
       std::fflush(metrics_.get()) != 0) {
     throw UserError(
-        fmt::format("{}: cannot write the file: {}", metrics_path_, std::strerror(errno)));
+        fmt::format("{}: {}", metrics_path_, describe_failure("cannot write the file", errno)));
   }
+  text_ += line;
 }
 
 }  // namespace graft::app

@@ -14,23 +14,27 @@ namespace graft::app {
 /// as it happens, and `loss.svg`.
 class RunRecord {
  public:
-  /// Starts the files anew in `folder`, which must exist. Throws UserError, as all members do.
-  RunRecord(const std::string& folder, std::string title);
+  /// Starts the files in `folder`, which must exist: anew, or after the lines of a run that goes
+  /// on. Throws UserError, as all members do.
+  RunRecord(const std::string& folder, std::string title, const std::string& so_far = "");
 
   void report(const TrainReport& report);
   void validation(int iteration, double loss, double learning_rate);
   void write_plot() const;
+  const std::string& metrics() const { return text_; }  ///< What metrics.jsonl holds.
 
  private:
   struct Close {
     void operator()(std::FILE* file) const { std::fclose(file); }
   };
 
+  void take_points(const std::string& line);
   void write_line(const std::string& text);
 
   std::string metrics_path_;
   std::string plot_path_;
   std::string title_;
+  std::string text_;
   std::unique_ptr<std::FILE, Close> metrics_;
   std::vector<LossPoint> train_;
   std::vector<LossPoint> valid_;

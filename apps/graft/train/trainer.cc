@@ -32,28 +32,43 @@ mx::array array_of(const std::vector<std::int32_t>& values, const Batch& batch) 
                    {static_cast<int>(batch.batch_size), static_cast<int>(batch.length)}, mx::int32);
 }
 
-// Where each module's dropout counters begin. One call takes at most M·in_features / 4 of them,
-// far below 2³², so that no two modules and no two iterations share a mask.
-std::vector<mx::array> dropout_offsets(std::size_t num_modules, int iteration) {
-  std::vector<mx::array> offsets;
-  offsets.reserve(num_modules);
-  for (std::size_t module = 0; module < num_modules; ++module) {
-    const std::uint64_t call = static_cast<std::uint64_t>(iteration) * num_modules + module;
-    offsets.push_back(mx::array(call << 32, mx::uint64));
+// One call of a module takes at most M·in_features / 4 counters, far below 2³²: this far apart, no
+// two modules and no two iterations share a mask.
+constexpr int kCallBits = 32;
+
+DropoutState first_dropout(std::size_t num_modules, std::uint64_t seed) {
+  DropoutState dropout{seed, {}};
+  for (std::uint64_t module = 0; module < num_modules; ++module) {
+    dropout.offsets.push_back((num_modules + module) << kCallBits);
   }
-  return offsets;
+  return dropout;
 }
 
+bool all_finite(std::span<const float> values) { return std::isfinite(l2_norm(values)); }
+
 }  // namespace
+
+NotFinite::NotFinite(int iteration, const std::string& what)
+    : UserError(fmt::format("iteration {}: {}; try a lower --learning-rate, a longer --warmup or "
+                            "--max-grad-norm 1",
+                            iteration, what)) {}
 
 Trainer::Trainer(const Llama& model, const AdapterLayout& layout,
                  const std::vector<LoraPair>& initial, const TrainOptions& options)
     : model_(model),
       layout_(layout),
       options_(options),
-      optimizer_(static_cast<std::size_t>(layout.num_parameters()), options.adamw) {
-  parameters_.reserve(static_cast<std::size_t>(layout.num_parameters()));
-  for (const LoraPair& pair : initial) {
+      optimizer_(static_cast<std::size_t>(layout.num_parameters()), options.adamw),
+      dropout_(first_dropout(layout.modules().size(), options.seed)) {
+  set_parameters(initial);
+  gradients_.resize(parameters_.size());
+}
+
+void Trainer::set_parameters(const std::vector<LoraPair>& pairs) {
+  shapes_.clear();
+  parameters_.clear();
+  parameters_.reserve(static_cast<std::size_t>(layout_.num_parameters()));
+  for (const LoraPair& pair : pairs) {
     for (const mx::array& matrix : {pair.a, pair.b}) {
       const mx::array dense = mx::contiguous(mx::astype(matrix, mx::float32));
       shapes_.push_back(dense.shape());
@@ -62,7 +77,20 @@ Trainer::Trainer(const Llama& model, const AdapterLayout& layout,
                          dense.data<float>() + dense.size());
     }
   }
-  gradients_.resize(parameters_.size());
+}
+
+TrainerState Trainer::state() const { return {iteration_, pairs(), optimizer_.state(), dropout_}; }
+
+void Trainer::restore(TrainerState state) {
+  if (state.optimizer.first_moment.size() != gradients_.size() ||
+      state.optimizer.second_moment.size() != gradients_.size() ||
+      state.dropout.offsets.size() != dropout_.offsets.size()) {
+    throw UserError("the saved optimizer or dropout is that of another adapter");
+  }
+  set_parameters(state.pairs);
+  optimizer_.restore(std::move(state.optimizer));
+  dropout_ = std::move(state.dropout);
+  iteration_ = state.iteration;
 }
 
 std::vector<mx::array> Trainer::parameter_arrays() const {
@@ -85,8 +113,10 @@ StepResult Trainer::step(const Batch& batch) {
   const auto loss_of = [&](const std::vector<mx::array>& parameters) {
     Adapter adapter{&layout_, pairs_from(parameters), std::nullopt, {}};
     if (layout_.options().dropout > 0) {
-      adapter.dropout_seed = mx::array(options_.seed, mx::uint64);
-      adapter.dropout_offsets = dropout_offsets(layout_.modules().size(), iteration);
+      adapter.dropout_seed = mx::array(dropout_.seed, mx::uint64);
+      for (const std::uint64_t offset : dropout_.offsets) {
+        adapter.dropout_offsets.push_back(mx::array(offset, mx::uint64));
+      }
     }
     const auto count = static_cast<float>(std::max<std::int64_t>(1, batch.num_targets));
     return std::vector<mx::array>{
@@ -111,27 +141,37 @@ StepResult Trainer::step(const Batch& batch) {
   result.loss = static_cast<double>(results[0].item<float>());
   result.grad_norm = l2_norm(gradients_);
   result.learning_rate = options_.schedule.rate(iteration);
-  if (!std::isfinite(result.loss) || !std::isfinite(result.grad_norm)) {
-    throw UserError(fmt::format(
-        "iteration {}: the loss or a gradient is not finite; try a lower --learning-rate",
-        iteration));
+  if (!std::isfinite(result.loss)) {
+    throw NotFinite(iteration, fmt::format("the loss is {}", result.loss));
+  }
+  if (!std::isfinite(result.grad_norm)) {
+    throw NotFinite(iteration, fmt::format("the norm of the gradients is {}", result.grad_norm));
   }
   const bool shorten = options_.max_grad_norm > 0 && result.grad_norm > options_.max_grad_norm;
   optimizer_.step(parameters_, gradients_, result.learning_rate,
                   shorten ? options_.max_grad_norm / result.grad_norm : 1.0);
+  if (!all_finite(parameters_)) throw NotFinite(iteration, "the update is not finite");
+  for (std::uint64_t& offset : dropout_.offsets) {
+    offset += static_cast<std::uint64_t>(dropout_.offsets.size()) << kCallBits;
+  }
   iteration_ = iteration;
   return result;
 }
 
-double Trainer::evaluate(std::span<const Batch> batches) const {
+std::optional<double> Trainer::evaluate(std::span<const Batch> batches,
+                                        const std::function<bool()>& stop) const {
   const Adapter adapter{&layout_, pairs(), std::nullopt, {}};
   double sum = 0.0;
   std::int64_t count = 0;
   for (const Batch& batch : batches) {
+    if (stop && stop()) return std::nullopt;
     mx::array loss =
         model_.loss_sum(array_of(batch.tokens, batch), array_of(batch.targets, batch), &adapter);
     sum += static_cast<double>(loss.item<float>());
     count += batch.num_targets;
+  }
+  if (!std::isfinite(sum)) {
+    throw NotFinite(iteration_, fmt::format("the validation loss is {}", sum));
   }
   return count > 0 ? sum / static_cast<double>(count) : 0.0;
 }

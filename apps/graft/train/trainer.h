@@ -1,7 +1,10 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
+#include <optional>
 #include <span>
+#include <string>
 #include <vector>
 
 #include "apps/graft/data/batches.h"
@@ -9,6 +12,7 @@
 #include "apps/graft/model/llama.h"
 #include "apps/graft/train/adamw.h"
 #include "apps/graft/train/lr_schedule.h"
+#include "apps/graft/user_error.h"
 #include "mlx/array.h"
 
 namespace graft::app {
@@ -26,6 +30,26 @@ struct StepResult {
   double learning_rate = 0.0;
 };
 
+/// Where the masks of the next iteration begin: Philox's key, and one counter a module.
+struct DropoutState {
+  std::uint64_t seed = 0;
+  std::vector<std::uint64_t> offsets;  ///< In the layout's order.
+};
+
+/// All that the next iterations depend on besides their batches.
+struct TrainerState {
+  int iteration = 0;  ///< Iterations done.
+  std::vector<LoraPair> pairs;
+  AdamWState optimizer;
+  DropoutState dropout;
+};
+
+/// A loss, a gradient or a parameter is no longer a number.
+class NotFinite : public UserError {
+ public:
+  NotFinite(int iteration, const std::string& what);
+};
+
 /// Trains one adapter: the parameters, their optimizer and the count of iterations.
 class Trainer {
  public:
@@ -33,18 +57,25 @@ class Trainer {
   Trainer(const Llama& model, const AdapterLayout& layout, const std::vector<LoraPair>& initial,
           const TrainOptions& options);
 
-  /// One iteration. Throws UserError if the loss or a gradient is not finite; the parameters are
-  /// then those of before.
+  /// One iteration. Throws NotFinite; what the trainer holds must not be saved then.
   StepResult step(const Batch& batch);
 
-  /// Mean loss over all targets of `batches`, without dropout.
-  double evaluate(std::span<const Batch> batches) const;
+  /// Mean loss over all targets of `batches`, without dropout; nothing if `stop` said so between
+  /// two of them. Throws NotFinite.
+  std::optional<double> evaluate(std::span<const Batch> batches,
+                                 const std::function<bool()>& stop = {}) const;
+
+  TrainerState state() const;
+  /// Goes on where another trainer was, bit for bit. Throws UserError if that one's adapter had
+  /// other shapes.
+  void restore(TrainerState state);
 
   int iteration() const { return iteration_; }  ///< Iterations done.
   std::vector<LoraPair> pairs() const;          ///< The parameters as they are now.
 
  private:
   std::vector<mx::array> parameter_arrays() const;
+  void set_parameters(const std::vector<LoraPair>& pairs);
 
   const Llama& model_;
   const AdapterLayout& layout_;
@@ -53,6 +84,7 @@ class Trainer {
   std::vector<float> parameters_;  // all of them, end to end
   std::vector<float> gradients_;
   AdamW optimizer_;
+  DropoutState dropout_;
   int iteration_ = 0;
 };
 

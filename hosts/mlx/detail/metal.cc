@@ -144,6 +144,11 @@ Arrays zeros(const Outputs& outputs, mx::Stream s) {
   return arrays;
 }
 
+bool any_empty(const Arrays& arrays) {
+  return std::any_of(arrays.begin(), arrays.end(),
+                     [](const mx::array& array) { return array.size() == 0; });
+}
+
 bool asks_for(const std::vector<int>& argnums, int i) {
   return std::find(argnums.begin(), argnums.end(), i) != argnums.end();
 }

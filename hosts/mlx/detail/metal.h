@@ -70,6 +70,9 @@ struct Outputs {
 
 Arrays zeros(const Outputs& outputs, mx::Stream s);
 
+// Whether one of them has no elements.
+bool any_empty(const Arrays& arrays);
+
 // Whether a gradient of input i is asked for.
 bool asks_for(const std::vector<int>& argnums, int i);
 

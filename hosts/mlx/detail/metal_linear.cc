@@ -267,13 +267,6 @@ Arrays launch_linear(const LoraCall& call, const Arrays& operands, const Arrays&
   return outputs;
 }
 
-bool any_empty(const Arrays& arrays) {
-  for (const mx::array& array : arrays) {
-    if (array.size() == 0) return true;
-  }
-  return false;
-}
-
 Support packed_for_cpu() { return Support::no("the weight is packed for the CPU"); }
 
 }  // namespace

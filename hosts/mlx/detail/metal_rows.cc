@@ -1,6 +1,5 @@
 #include "graft/mlx/detail/metal_rows.h"
 
-#include <algorithm>
 #include <utility>
 
 #include "graft/mlx/detail/composed.h"
@@ -41,8 +40,6 @@ class RowsNode : public MetalNode {
   std::shared_ptr<const RowLaunch> row_launch_;
 };
 
-bool is_empty(const mx::array& array) { return array.size() == 0; }
-
 // Sums of blocks of `each` rows of a matrix, (blocks, features) float32.
 mx::array sums_of_blocks(const mx::array& matrix, int blocks, int each, mx::Stream s) {
   const int features = matrix.shape(1), missing = blocks * each - matrix.shape(0);
@@ -75,7 +72,7 @@ Arrays launch_rows(const std::shared_ptr<const RowLaunch>& row_launch, const Arr
   }
   const Outputs made = row_launch->outputs(inputs);
   Arrays outputs;
-  if (std::any_of(inputs.begin(), inputs.end(), is_empty)) {
+  if (any_empty(inputs)) {
     outputs = zeros(made, s);
   } else {
     const Arrays read(inputs.begin(), row_launch->read == 0

@@ -1,4 +1,4 @@
-#include "metal/trace.h"
+#include "metal/evaluate.h"
 
 #include <mlx/fast_primitives.h>
 #include <sys/wait.h>

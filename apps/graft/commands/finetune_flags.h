@@ -1,0 +1,55 @@
+#pragma once
+
+#include <cstdint>
+#include <nlohmann/json_fwd.hpp>
+#include <set>
+#include <string>
+#include <vector>
+
+#include "apps/graft/commands/common.h"
+#include "apps/graft/model/adapter_layout.h"
+#include "apps/graft/train/adamw.h"
+#include "apps/graft/train/loop.h"
+
+namespace graft::app {
+
+/// The flags of `graft finetune`, with their defaults.
+struct FinetuneFlags {
+  ModelFlags model;
+  std::string data;
+  std::string adapter_path = "adapters";
+  std::string init_adapter;
+  std::string resume_adapter_file;
+  std::string record_batches;
+  std::vector<std::string> target_modules;
+  std::string lr_schedule = "constant";
+  int num_layers = -1;
+  AdapterOptions adapter;
+  AdamWOptions adamw;
+  LoopOptions loop;
+  double learning_rate = 2e-4;
+  double max_grad_norm = 1.0;
+  int warmup = 0;
+  int batch_size = 4;
+  int val_batches = 25;
+  std::int64_t max_seq_length = 2048;
+  std::uint64_t seed = 0;
+  bool mask_prompt = false;
+  bool require_fused = false;
+  bool resume = false;
+
+  std::string program = "graft";  ///< As the user called it.
+  std::set<std::string> given;    ///< Names of the flags on the command line.
+};
+
+/// The flags as a checkpoint keeps them, by name.
+nlohmann::json saved_flags(const FinetuneFlags& flags);
+
+/// Fills in what the command line left out from the checkpoint at `path`. Throws UserError if a
+/// flag that was given would make the losses differ from those of the run that wrote it.
+void take_saved_flags(FinetuneFlags& flags, const nlohmann::json& saved, const std::string& path);
+
+/// The command that goes on with the run, for the user's shell.
+std::string resume_command(const FinetuneFlags& flags);
+
+}  // namespace graft::app

@@ -1,0 +1,25 @@
+#pragma once
+
+#include <optional>
+
+#include "apps/graft/commands/finetune_flags.h"
+#include "apps/graft/data/dataset.h"
+#include "apps/graft/train/checkpoint.h"
+
+namespace graft::app {
+
+/// The checkpoint that --resume goes on from, whose flags fill in those not given. Throws UserError
+/// if there is none, or a given flag contradicts it.
+FoundCheckpoint checkpoint_to_resume(FinetuneFlags& flags);
+
+/// Throws UserError if a new run would write over one in --adapter-path that was interrupted.
+void refuse_interrupted_run(const FinetuneFlags& flags);
+
+/// What the losses depend on besides the flags.
+RunInputs inputs_of(const FinetuneFlags& flags, const DataSplits& data);
+
+/// Throws UserError if the model or the data are no longer those of the checkpoint; says so on
+/// stderr if only the machine is another.
+void check_same_inputs(const FinetuneFlags& flags, const RunInputs& now, const RunInputs& before);
+
+}  // namespace graft::app

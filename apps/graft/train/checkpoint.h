@@ -1,0 +1,67 @@
+#pragma once
+
+#include <cstdint>
+#include <nlohmann/json.hpp>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "apps/graft/adapter/atomic_file.h"
+#include "apps/graft/model/adapter_layout.h"
+#include "apps/graft/train/loop.h"
+#include "apps/graft/train/trainer.h"
+
+namespace graft::app {
+
+/// What the losses of a run depend on besides its flags: fingerprints, and what computes.
+struct RunInputs {
+  std::string model;
+  std::string train;
+  std::string valid;    ///< Empty if there is no validation data.
+  std::string machine;  ///< Version and instruction set: others round otherwise.
+};
+
+/// Where in the data a run is. The order of an epoch's batches follows from the seed and the epoch.
+struct DataPosition {
+  std::uint64_t seed = 0;
+  std::int64_t batches_per_epoch = 0;
+  std::int64_t epoch = 0;
+  std::int64_t position = 0;  ///< Batches of this epoch that have been trained on.
+};
+
+/// All that a run needs to go on as if it had never been interrupted. There is no other random
+/// state: the shuffle and dropout are functions of what stands here.
+struct Checkpoint {
+  nlohmann::json flags;  ///< By name, as the command keeps them.
+  RunInputs inputs;
+  DataPosition data;
+  LoopState loop;
+  TrainerState trainer;
+  std::string metrics;  ///< metrics.jsonl up to here.
+};
+
+/// Writes `checkpoints/<iteration>` below `folder`, in one step: the adapter's files, which PEFT
+/// loads from there, optimizer.safetensors, metrics.jsonl, and state.json with the rest and a
+/// fingerprint of each file. Throws UserError.
+void save_checkpoint(const std::string& folder, const std::vector<FileContents>& adapter,
+                     const Checkpoint& checkpoint);
+
+/// A checkpoint that was found whole. Its flags decide which model its adapter is for, so they come
+/// first, and the trainer's state in a second reading.
+struct FoundCheckpoint {
+  std::string path;
+  Checkpoint checkpoint;  ///< Without `trainer.pairs` and the moments.
+
+  /// The trainer's state, for the model that the flags name. Throws UserError.
+  TrainerState trainer_state(const LlamaConfig& model) const;
+};
+
+/// The whole checkpoint of the highest iteration below `folder`, if there is any. Each that is
+/// damaged and so passed over adds a line to `damaged`.
+std::optional<FoundCheckpoint> last_checkpoint(const std::string& folder,
+                                               std::vector<std::string>& damaged);
+
+/// The folder that holds all checkpoints of the run in `folder`.
+std::string checkpoints_folder(const std::string& folder);
+
+}  // namespace graft::app

@@ -1,0 +1,16 @@
+// The check of a safetensors file, before MLX reads it: the input is the file.
+
+#include <sstream>
+
+#include "apps/graft/adapter/safetensors_header.h"
+#include "tests/fuzz/fuzz.h"
+
+extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size) {
+  using namespace graft::app;
+  using namespace graft::app::fuzz;
+  read_or_refuse([&] {
+    std::istringstream in{std::string(view(data, size))};
+    check_safetensors_header(in, size, kName);
+  });
+  return 0;
+}
