@@ -9,7 +9,7 @@
 #include <vector>
 
 #include "apps/graft/adapter/adapter_file.h"
-#include "apps/graft/model/fingerprint.h"
+#include "apps/graft/data/fingerprint.h"
 #include "apps/graft/user_error.h"
 #include "tests/support/tiny_model.h"
 
@@ -183,7 +183,7 @@ TEST(Fingerprint, DiffersWhereContentsDo) {
   const TemporaryFolder folder;
   const auto of = [&](const std::string& text) {
     write_text(folder.file("f"), text);
-    return file_fingerprint(folder.file("f"));
+    return fingerprint_of_file(folder.file("f"));
   };
   EXPECT_EQ(of("abc").size(), 16u);
   EXPECT_EQ(of("abc"), of("abc"));
@@ -194,7 +194,7 @@ TEST(Fingerprint, DiffersWhereContentsDo) {
   std::string other = large;
   other[2'500'000] = 'y';
   EXPECT_NE(of(large), of(other));
-  EXPECT_THROW(file_fingerprint(folder.file("none")), UserError);
+  EXPECT_THROW(fingerprint_of_file(folder.file("none")), UserError);
 }
 
 }  // namespace

@@ -12,7 +12,7 @@ namespace graft::app {
 /// A model as an adapter's entry names it.
 struct ModelIdentity {
   std::string file;         ///< For messages.
-  std::string fingerprint;  ///< file_fingerprint of it.
+  std::string fingerprint;  ///< fingerprint_of_file of it.
 };
 
 /// A folder of adapters under names of their own: a folder each, with the two files of a PEFT

@@ -13,7 +13,7 @@
 #include <vector>
 
 #include "apps/graft/adapter/registry.h"
-#include "apps/graft/model/fingerprint.h"
+#include "apps/graft/data/fingerprint.h"
 #include "apps/graft/model/gguf_file.h"
 #include "apps/graft/model/llama_config.h"
 #include "apps/graft/terminal/format.h"
@@ -100,7 +100,8 @@ void run_adapter_add(const AdapterCommandFlags& flags) {
   const std::string path = model_file(flags);
   const LlamaConfig config = read_llama_config(GgufFile::open(path));
   const std::string absolute = std::filesystem::absolute(path).lexically_normal().string();
-  registry.add(flags.name, flags.source, {absolute, file_fingerprint(path)}, config, flags.replace);
+  registry.add(flags.name, flags.source, {absolute, fingerprint_of_file(path)}, config,
+               flags.replace);
   fmt::print("added {} for {}\n", flags.name, base_name(path));
 }
 

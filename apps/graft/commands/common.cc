@@ -5,7 +5,7 @@
 #include <utility>
 
 #include "apps/graft/adapter/adapter_file.h"
-#include "apps/graft/model/fingerprint.h"
+#include "apps/graft/data/fingerprint.h"
 #include "apps/graft/model/llama_weights.h"
 #include "graft/context.h"
 
@@ -32,7 +32,7 @@ void LoadedModel::attach(const std::string& adapter_folder) {
 }
 
 const std::string& LoadedModel::fingerprint() const {
-  if (fingerprint_.empty()) fingerprint_ = file_fingerprint(file.name());
+  if (fingerprint_.empty()) fingerprint_ = fingerprint_of_file(file.name());
   return fingerprint_;
 }
 

@@ -28,7 +28,7 @@ struct LoadedModel {
   /// before then stays.
   void attach(const std::string& adapter_folder);
 
-  /// file_fingerprint of the model's file, taken when first asked for.
+  /// fingerprint_of_file of the model's file, taken when first asked for.
   const std::string& fingerprint() const;
 
  private:

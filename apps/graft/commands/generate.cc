@@ -15,10 +15,10 @@
 #include <utility>
 #include <vector>
 
+#include "apps/graft/data/fingerprint.h"
 #include "apps/graft/generate/generator.h"
 #include "apps/graft/generate/prompt_cache.h"
 #include "apps/graft/generate/reply_text.h"
-#include "apps/graft/model/fingerprint.h"
 #include "apps/graft/tokenizer/chat_template.h"
 #include "apps/graft/user_error.h"
 
@@ -75,7 +75,7 @@ PromptCacheOwner owner_of(const GenerateFlags& flags, const LoadedModel& model,
   if (adapter.folder.empty()) return owner;
   const std::filesystem::path folder = adapter.folder;
   for (const char* file : {"adapter_config.json", "adapter_model.safetensors"}) {
-    owner.adapter_fingerprint += file_fingerprint((folder / file).string());
+    owner.adapter_fingerprint += fingerprint_of_file((folder / file).string());
   }
   return owner;
 }
