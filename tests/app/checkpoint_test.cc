@@ -34,7 +34,9 @@ Checkpoint checkpoint_of(int iteration) {
   checkpoint.loop.window = {0.1 + iteration, 1.0 / 3, 11, 12};
   checkpoint.loop.validated = iteration - 1;
   checkpoint.trainer.iteration = iteration;
+  checkpoint.loop.best = {1.0 / 7, iteration - 2, 2};
   checkpoint.trainer.optimizer = {{0.5f, 1e-30f}, {0.25f, -0.0f}, iteration};
+  checkpoint.trainer.pending = {{1.5f, -2e-38f}, 33, 2};
   checkpoint.trainer.dropout = {~std::uint64_t{0}, {std::uint64_t{3} << 62, 1}};
   checkpoint.metrics = "{\"iter\": 1}\n";
   return checkpoint;
@@ -63,7 +65,12 @@ TEST(Checkpoint, ComesBackAsItWas) {
   EXPECT_EQ(back.loop.window.seconds, expected.loop.window.seconds);
   EXPECT_EQ(back.loop.validated, 11);
   EXPECT_EQ(back.loop.saved, 12);
+  EXPECT_EQ(back.loop.best.loss, expected.loop.best.loss);
+  EXPECT_EQ(back.loop.best.iteration, 10);
+  EXPECT_EQ(back.loop.best.validations_since, 2);
   EXPECT_EQ(back.trainer.optimizer.steps, 12);
+  EXPECT_EQ(back.trainer.pending.targets, 33);
+  EXPECT_EQ(back.trainer.pending.iterations, 2);
   EXPECT_EQ(back.trainer.dropout.seed, expected.trainer.dropout.seed);
   EXPECT_EQ(back.trainer.dropout.offsets, expected.trainer.dropout.offsets);
   EXPECT_EQ(back.metrics, expected.metrics);

@@ -321,7 +321,7 @@ TEST_F(LlamaTest, TrainingOverfitsAndGivesTheSameBitsAgain) {
   const auto train = [&](float dropout) {
     const AdapterLayout layout(llama().config(), {.rank = 4, .dropout = dropout});
     Trainer trainer(llama(), layout, layout.initial_pairs(0),
-                    {.schedule = {LrShape::kConstant, 2e-2, 0, 80}, .adamw = {}});
+                    {.schedule = {LrShape::kConstant, 2e-2, 0, 80}});
     std::vector<double> losses;
     for (int i = 0; i < 80; ++i) losses.push_back(trainer.step(batch).loss);
     losses.push_back(trainer.evaluate(std::vector<Batch>{batch}).value());
@@ -334,6 +334,74 @@ TEST_F(LlamaTest, TrainingOverfitsAndGivesTheSameBitsAgain) {
   EXPECT_LT(dropped.back(), 0.5 * dropped.front());
   EXPECT_NE(dropped[1], losses[1]);
   EXPECT_EQ(train(0.2f), dropped);
+}
+
+// Rows of a batch, the first `ignored` targets of each left out.
+Batch batch_of(int rows, int length, const std::vector<int>& tokens,
+               const std::vector<int>& ignored) {
+  Batch batch;
+  batch.batch_size = rows;
+  batch.length = length;
+  batch.tokens.assign(tokens.begin(), tokens.begin() + rows * length);
+  batch.targets.assign(tokens.rbegin(), tokens.rbegin() + rows * length);
+  for (int row = 0; row < rows; ++row) {
+    const int out = ignored[static_cast<std::size_t>(row)];
+    std::fill_n(batch.targets.begin() + row * length, out, kIgnoreIndex);
+    batch.num_targets += length - out;
+  }
+  batch.num_inputs = rows * length;
+  return batch;
+}
+
+TEST_F(LlamaTest, AccumulatedGradientsAreThoseOfOneBatchWithAllSamples) {
+  constexpr int kLength = 10;
+  const std::vector<int> ids = tokens(3 * kLength);
+  // Targets that count differ much in number: each counts the same, not each batch.
+  const std::vector<int> ignored = {9, 0, 3};
+  const Batch whole = batch_of(3, kLength, ids, ignored);
+  std::vector<Batch> parts;
+  for (const auto& [first, rows] : {std::pair{0, 1}, std::pair{1, 2}}) {
+    Batch part;
+    part.batch_size = rows;
+    part.length = kLength;
+    const auto begin = first * kLength, end = (first + rows) * kLength;
+    part.tokens.assign(whole.tokens.begin() + begin, whole.tokens.begin() + end);
+    part.targets.assign(whole.targets.begin() + begin, whole.targets.begin() + end);
+    part.num_targets = std::ranges::count_if(part.targets, [](int t) { return t != kIgnoreIndex; });
+    part.num_inputs = rows * kLength;
+    parts.push_back(std::move(part));
+  }
+  const AdapterLayout layout(llama().config(), {.rank = 3});
+  const std::vector<LoraPair> initial = random_pairs(layout);
+  // Plain descent with a large rate and no limit: what is compared is the gradient.
+  const auto trainer_of = [&](int accumulation_steps) {
+    return Trainer(llama(), layout, initial,
+                   {.schedule = {LrShape::kConstant, 1.0, 0, 10},
+                    .optimizer = {.kind = OptimizerKind::kSgd},
+                    .accumulation_steps = accumulation_steps,
+                    .max_grad_norm = 0});
+  };
+  Trainer once = trainer_of(1), accumulating = trainer_of(2);
+  const StepResult expected = once.step(whole);
+  const StepResult first = accumulating.step(parts[0]);
+  EXPECT_FALSE(first.updated);
+  EXPECT_EQ(accumulating.state().pending.iterations, 1);
+  const StepResult second = accumulating.step(parts[1]);
+  EXPECT_TRUE(second.updated);
+  EXPECT_EQ(accumulating.state().pending.iterations, 0);
+  EXPECT_NEAR(second.grad_norm, expected.grad_norm, 1e-5 * expected.grad_norm);
+  EXPECT_NEAR((first.loss * 1 + second.loss * 17) / 18, expected.loss, 1e-5 * expected.loss);
+
+  const std::vector<LoraPair> after = accumulating.pairs(), right = once.pairs();
+  for (std::size_t i = 0; i < right.size(); ++i) {
+    for (const auto& [got, want, start] : {std::tuple{after[i].a, right[i].a, initial[i].a},
+                                           std::tuple{after[i].b, right[i].b, initial[i].b}}) {
+      const float error = mx::max(mx::abs(got - want)).item<float>();
+      const float moved = mx::max(mx::abs(want - start)).item<float>();
+      EXPECT_GT(moved, 0.0f);
+      EXPECT_LE(error, 1e-4f * moved + 1e-6f) << "pair " << i;
+    }
+  }
 }
 
 TEST_F(LlamaTest, LossIsTheMeanOverTargetsThatCount) {
@@ -352,7 +420,7 @@ TEST_F(LlamaTest, LossIsTheMeanOverTargetsThatCount) {
   }
   const AdapterLayout layout(llama().config(), {.rank = 2});
   Trainer trainer(llama(), layout, layout.initial_pairs(0),
-                  {.schedule = {LrShape::kConstant, 1e-3, 0, 1}, .adamw = {}});
+                  {.schedule = {LrShape::kConstant, 1e-3, 0, 1}});
   EXPECT_NEAR(trainer.evaluate(std::vector<Batch>{batch}).value(), expected, 1e-5 * expected);
   EXPECT_NEAR(trainer.step(batch).loss, expected, 1e-5 * expected);
 }

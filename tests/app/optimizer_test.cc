@@ -1,4 +1,6 @@
-// AdamW and the learning-rate schedules against their formulas, written out in double.
+// The optimizers and the learning-rate schedules against their formulas, written out in double.
+
+#include "apps/graft/train/optimizer.h"
 
 #include <gtest/gtest.h>
 
@@ -7,7 +9,6 @@
 #include <random>
 #include <vector>
 
-#include "apps/graft/train/adamw.h"
 #include "apps/graft/train/lr_schedule.h"
 #include "apps/graft/user_error.h"
 
@@ -20,7 +21,7 @@ struct ReferenceAdamW {
   double v = 0;
   int t = 0;
 
-  double step(double theta, double g, double eta, const AdamWOptions& o) {
+  double step(double theta, double g, double eta, const OptimizerOptions& o) {
     ++t;
     m = o.beta1 * m + (1 - o.beta1) * g;
     v = o.beta2 * v + (1 - o.beta2) * g * g;
@@ -30,16 +31,17 @@ struct ReferenceAdamW {
   }
 };
 
-TEST(AdamW, FollowsTheFormula) {
+// 60 updates of many parameters, each against the formula that `Reference` spells out.
+template <class Reference>
+void expect_follows(const OptimizerOptions& options) {
   constexpr std::size_t kSize = 257;
   std::mt19937 random(1);
   std::normal_distribution<float> normal;
   std::vector<float> parameters(kSize);
   for (float& p : parameters) p = normal(random);
   std::vector<double> expected(parameters.begin(), parameters.end());
-  std::vector<ReferenceAdamW> references(kSize);
-  const AdamWOptions options{.weight_decay = 0.1};
-  AdamW optimizer(kSize, options);
+  std::vector<Reference> references(kSize);
+  Optimizer optimizer(kSize, options);
 
   for (int step = 1; step <= 60; ++step) {
     const double rate = 0.01 / step;
@@ -62,9 +64,60 @@ TEST(AdamW, FollowsTheFormula) {
   }
 }
 
+TEST(AdamW, FollowsTheFormula) { expect_follows<ReferenceAdamW>({.weight_decay = 0.1}); }
+
+// Algorithm 1 of arXiv:1412.6980, as it stands there.
+struct ReferenceAdam {
+  double m = 0;
+  double v = 0;
+  int t = 0;
+
+  double step(double theta, double g, double alpha, const OptimizerOptions& o) {
+    ++t;
+    m = o.beta1 * m + (1 - o.beta1) * g;
+    v = o.beta2 * v + (1 - o.beta2) * g * g;
+    const double m_hat = m / (1 - std::pow(o.beta1, t));
+    const double v_hat = v / (1 - std::pow(o.beta2, t));
+    return theta - alpha * m_hat / (std::sqrt(v_hat) + o.epsilon);
+  }
+};
+
+TEST(Adam, FollowsTheFormulaAndDecaysNothing) {
+  expect_follows<ReferenceAdam>({.kind = OptimizerKind::kAdam, .weight_decay = 0.1});
+}
+
+struct ReferenceSgd {
+  double step(double theta, double g, double rate, const OptimizerOptions&) {
+    return theta - rate * g;
+  }
+};
+
+TEST(Sgd, FollowsTheFormulaAndKeepsNoMoments) {
+  expect_follows<ReferenceSgd>({.kind = OptimizerKind::kSgd, .weight_decay = 0.1});
+  const Optimizer optimizer(3, {.kind = OptimizerKind::kSgd});
+  EXPECT_TRUE(optimizer.state().first_moment.empty());
+  EXPECT_TRUE(optimizer.state().second_moment.empty());
+}
+
+TEST(Optimizer, RefusesTheStateOfAnother) {
+  const Optimizer sgd(3, {.kind = OptimizerKind::kSgd});
+  const Optimizer larger(4, {});
+  Optimizer optimizer(3, {});
+  EXPECT_THROW(optimizer.restore(sgd.state()), UserError);
+  EXPECT_THROW(optimizer.restore(larger.state()), UserError);
+  EXPECT_NO_THROW(optimizer.restore(Optimizer(3, {.kind = OptimizerKind::kAdam}).state()));
+}
+
+TEST(Optimizer, KnowsItsNames) {
+  EXPECT_EQ(optimizer_named("adamw"), OptimizerKind::kAdamW);
+  EXPECT_EQ(optimizer_named("adam"), OptimizerKind::kAdam);
+  EXPECT_EQ(optimizer_named("sgd"), OptimizerKind::kSgd);
+  EXPECT_THROW(optimizer_named("Adam"), UserError);
+}
+
 TEST(AdamW, FirstStepMovesByTheRateAgainstTheGradientsSign) {
   std::vector<float> parameters = {1.0f, 1.0f};
-  AdamW optimizer(2, {.weight_decay = 0.0});
+  Optimizer optimizer(2, {.weight_decay = 0.0});
   optimizer.step(parameters, std::vector<float>{3.0f, -1e-3f}, 0.25);
   EXPECT_NEAR(parameters[0], 0.75, 1e-5);
   EXPECT_NEAR(parameters[1], 1.25, 1e-5);

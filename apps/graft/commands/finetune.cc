@@ -4,32 +4,27 @@
 
 #include <algorithm>
 #include <cstdint>
-#include <filesystem>
-#include <nlohmann/json.hpp>
+#include <iterator>
+#include <memory>
 #include <optional>
-#include <string>
 #include <utility>
 #include <vector>
 
 #include "apps/graft/adapter/adapter_file.h"
 #include "apps/graft/adapter/folder_lock.h"
+#include "apps/graft/commands/finetune_output.h"
 #include "apps/graft/commands/finetune_resume.h"
+#include "apps/graft/commands/run_folder.h"
 #include "apps/graft/data/batches.h"
 #include "apps/graft/data/dataset.h"
-#include "apps/graft/terminal/format.h"
-#include "apps/graft/terminal/fusion_table.h"
-#include "apps/graft/terminal/memory.h"
-#include "apps/graft/terminal/training_display.h"
+#include "apps/graft/evaluate/mean_loss.h"
 #include "apps/graft/train/batch_log.h"
-#include "apps/graft/train/checkpoint.h"
 #include "apps/graft/train/interrupt.h"
 #include "apps/graft/train/loop.h"
-#include "apps/graft/train/run_record.h"
 #include "apps/graft/train/trainer.h"
 #include "apps/graft/user_error.h"
 #include "graft/context.h"
-#include "graft/lora.h"
-#include "graft/supports.h"
+#include "graft/mlx/fusion.h"
 
 namespace graft::app {
 namespace {
@@ -62,140 +57,72 @@ SavedAdapter initial_adapter(const FinetuneFlags& flags, const LlamaConfig& conf
   return {std::move(layout), std::move(pairs)};
 }
 
-void print_data(const char* name, const Dataset& data, std::int64_t max_seq_length) {
-  fmt::print("{:<12}{} samples, {} tokens to train on\n", name,
-             format_count(static_cast<std::int64_t>(data.samples.size())),
-             format_count(data.num_targets()));
-  if (data.truncated > 0) {
-    fmt::print("{:<12}{} samples cut off at {} tokens, the longest had {} (--max-seq-length)\n", "",
-               format_count(data.truncated), max_seq_length, format_count(data.longest));
-  }
-}
-
-std::vector<Batch> validation_batches(const DataSplits& data, const BatchOptions& options,
-                                      int max_batches) {
+// The first `max_batches` batches of a split, -1 being all.
+std::vector<Batch> batches_of(const std::optional<Dataset>& split, const BatchOptions& options,
+                              int max_batches) {
   std::vector<Batch> batches;
-  if (!data.valid) return batches;
-  Batches all(data.valid->samples, options);
+  if (!split) return batches;
+  Batches all(split->samples, options);
   const std::int64_t count =
       max_batches < 0 ? all.per_epoch() : std::min<std::int64_t>(max_batches, all.per_epoch());
   for (std::int64_t i = 0; i < count; ++i) batches.push_back(all.at(i));
   return batches;
 }
 
-void print_header(const FinetuneFlags& flags, const LoadedModel& model,
-                  const AdapterLayout& layout) {
-  const LlamaConfig& config = model.llama.config();
-  fmt::print("{:<12}{}, weights in {}, on {} threads ({})\n", "model",
-             config.name.empty() ? flags.model.model : config.name, flags.model.dtype,
-             num_threads(), cpu_isa());
-  std::vector<std::string_view> names;
-  for (const Projection projection : layout.options().targets) names.push_back(name_of(projection));
-  const auto layers =
-      layout.all_layers() ? config.num_layers : static_cast<int>(layout.options().layers.size());
-  fmt::print("{:<12}rank {}, alpha {}, on {} of {} layers: {}\n", "adapter", layout.options().rank,
-             layout.options().alpha, layers, config.num_layers, fmt::join(names, " "));
-  fmt::print("{:<12}{} parameters\n", "trainable", format_count(layout.num_parameters()));
-}
-
-void print_fusion(const AdapterLayout& layout, bool require_fused) {
-  const FusionSummary summary =
-      summarize_fusion(graft::mlx::fusion_report(), layout, /*trained=*/true);
-  fmt::print("\n{}", summary.table);
-  const auto adapted = layout.modules().size();
-  fmt::print("adapted projections that ran fused, forward and backward: {} of {}\n",
-             adapted - summary.unfused_modules.size(), adapted);
-  if (require_fused && !summary.unfused_modules.empty()) {
-    throw UserError(fmt::format("--require-fused: {} did not always run fused",
-                                summary.unfused_modules.front()));
+// What the flags and the data together must be.
+void check_run(const FinetuneFlags& flags, const std::vector<Batch>& valid,
+               const std::vector<Batch>& test) {
+  if (flags.optimizer != "adamw" && flags.given.contains("--weight-decay") &&
+      flags.weight_decay > 0) {
+    throw UserError(fmt::format(
+        "--weight-decay: {} has none; leave it out, or choose --optimizer adamw", flags.optimizer));
+  }
+  if (flags.loop.iters > 0 && flags.loop.iters < flags.grad_accumulation_steps) {
+    throw UserError(
+        fmt::format("--grad-accumulation-steps {}: --iters {} would never update the adapter",
+                    flags.grad_accumulation_steps, flags.loop.iters));
+  }
+  if (flags.loop.early_stop > 0 && valid.empty()) {
+    throw UserError(fmt::format(
+        "--early-stop looks at the validation loss: it needs a valid.jsonl in {} and --val-batches "
+        "above 0",
+        flags.data));
+  }
+  if (flags.test && test.empty()) {
+    throw UserError(
+        fmt::format("--test needs a test.jsonl in {} and --test-batches above 0", flags.data));
   }
 }
 
-// What a run writes into its folder.
-class RunFolder {
- public:
-  RunFolder(const FinetuneFlags& flags, const AdapterLayout& layout, const Batches& batches,
-            RunInputs inputs, const std::string& metrics)
-      : flags_(flags),
-        layout_(layout),
-        batches_(batches),
-        inputs_(std::move(inputs)),
-        record_(flags.adapter_path, "Loss of " + flags.adapter_path, metrics) {}
-
-  RunRecord& record() { return record_; }
-
-  void save(const Trainer& trainer, const LoopState& loop) {
-    const std::vector<FileContents> adapter =
-        adapter_files(layout_, trainer.pairs(), flags_.model.model);
-    const std::int64_t per_epoch = batches_.per_epoch();
-    save_checkpoint(flags_.adapter_path, adapter,
-                    {.flags = saved_flags(flags_),
-                     .inputs = inputs_,
-                     .data = {.seed = flags_.seed,
-                              .batches_per_epoch = per_epoch,
-                              .epoch = trainer.iteration() / per_epoch,
-                              .position = trainer.iteration() % per_epoch},
-                     .loop = loop,
-                     .trainer = trainer.state(),
-                     .metrics = record_.metrics()});
-    saved_ = trainer.iteration();
-    publish(adapter);
-  }
-
-  /// The adapter of the checkpoint, once more: a run may have ended between the two.
-  void resume(const Trainer& trainer) {
-    saved_ = trainer.iteration();
-    publish(adapter_files(layout_, trainer.pairs(), flags_.model.model));
-  }
-
-  /// What is left of the run if it fails, to add to the reason.
-  std::string what_is_kept(bool can_go_on) const {
-    if (saved_ < 0) return "; nothing had been saved yet";
-    return fmt::format("; kept: the checkpoint of iteration {} in {}{}", saved_,
-                       checkpoints_folder(flags_.adapter_path),
-                       can_go_on ? "; then go on with: " + resume_command(flags_) : "");
-  }
-
- private:
-  void publish(const std::vector<FileContents>& adapter) const {
-    write_files_atomically(flags_.adapter_path, adapter);
-    record_.write_plot();
-  }
-
-  const FinetuneFlags& flags_;
-  const AdapterLayout& layout_;
-  const Batches& batches_;
-  RunInputs inputs_;
-  RunRecord record_;
-  int saved_ = -1;
-};
-
-// Takes over the folder from a writer that was killed, and for a new run from one that is finished.
-void clear_folder(const std::string& folder, bool resume) {
-  remove_unfinished_writes(folder);
-  if (resume) return remove_unfinished_writes(checkpoints_folder(folder));
-  remove_folder_atomically(checkpoints_folder(folder));
+TrainOptions train_options(const FinetuneFlags& flags) {
+  return {
+      .schedule = {lr_shape_named(flags.lr_schedule), flags.learning_rate, flags.warmup,
+                   flags.loop.iters},
+      .optimizer = {.kind = optimizer_named(flags.optimizer), .weight_decay = flags.weight_decay},
+      .accumulation_steps = flags.grad_accumulation_steps,
+      .max_grad_norm = flags.max_grad_norm,
+      .seed = flags.seed};
 }
 
-// True if the run came to its end, false if the user interrupted it.
-bool train(const FinetuneFlags& flags, const LrSchedule& schedule, Trainer& trainer,
-           Batches& batches, BatchLog& batch_log, const std::vector<Batch>& valid,
-           RunFolder& folder, LoopState& loop) {
-  const InterruptWatch interrupts;
-  TrainingDisplay display(flags.loop.iters);
+RunEnd train(const FinetuneFlags& flags, const InterruptWatch& interrupts, Trainer& trainer,
+             Batches& batches, BatchLog& batch_log, const std::vector<Batch>& valid,
+             RunFolder& folder, LoopState& loop, RunOutput& output) {
+  const LrSchedule schedule = train_options(flags).schedule;
   LoopObserver observer;
   observer.on_step = [&](int iteration, double loss, double rate, double left) {
-    display.step(iteration, loss, rate, left);
+    output.step(iteration, loss, rate, left);
   };
   observer.on_report = [&](const TrainReport& report) {
-    display.report(report);
+    output.report(report);
     folder.record().report(report);
   };
   observer.on_validation = [&](int iteration, double loss) {
-    display.validation(iteration, loss);
+    output.validation(iteration, loss);
     folder.record().validation(iteration, loss, schedule.rate(std::max(1, iteration)));
   };
-  observer.on_save = [&](const LoopState& state) { folder.save(trainer, state); };
+  observer.on_save = [&](const LoopState& state) {
+    output.saved(trainer.iteration(), folder.save(trainer, state));
+  };
   observer.stop = [&] { return interrupts.requested(); };
   const auto next_batch = [&] {
     Batch batch = batches.at(trainer.iteration());
@@ -209,6 +136,35 @@ bool train(const FinetuneFlags& flags, const LrSchedule& schedule, Trainer& trai
   } catch (const UserError& error) {
     throw UserError(error.what() + folder.what_is_kept(/*can_go_on=*/true));
   }
+}
+
+// With --early-stop, the best adapter takes the place of the last. Gives the pairs of the one that
+// is there in the end.
+std::vector<LoraPair> settle_adapter(const FinetuneFlags& flags, const Trainer& trainer,
+                                     const LlamaConfig& model, RunFolder& folder,
+                                     BestValidation& best, RunOutput& output) {
+  if (flags.loop.early_stop == 0 || best.iteration == 0) {
+    best = {};
+    return trainer.pairs();
+  }
+  if (auto pairs = folder.go_back_to(best.iteration, model)) return *std::move(pairs);
+  output.note(fmt::format(
+      "the checkpoint of iteration {}, the best, is gone: the adapter is that of iteration {}",
+      best.iteration, trainer.iteration()));
+  best = {};
+  return trainer.pairs();
+}
+
+void test(const FinetuneFlags& flags, const InterruptWatch& interrupts, const Llama& model,
+          const AdapterLayout& layout, std::vector<LoraPair> pairs,
+          const std::vector<Batch>& batches, RunOutput& output) {
+  const Adapter adapter{&layout, std::move(pairs), std::nullopt, {}};
+  const auto mean = mean_loss(model, &adapter, batches, [&] { return interrupts.requested(); });
+  if (!mean) {
+    throw Interrupted(fmt::format("interrupted while testing; training is done and saved in {}",
+                                  flags.adapter_path));
+  }
+  output.test(*mean);
 }
 
 }  // namespace
@@ -235,21 +191,22 @@ void run_finetune(FinetuneFlags flags) {
   const BatchOptions batch_options{
       .batch_size = flags.batch_size, .seed = flags.seed, .pad_token = model.tokenizer.pad()};
   Batches batches(data.train.samples, batch_options);
-  const std::vector<Batch> valid = validation_batches(data, batch_options, flags.val_batches);
+  const std::vector<Batch> valid = batches_of(data.valid, batch_options, flags.val_batches);
+  const std::vector<Batch> tests =
+      flags.test ? batches_of(data.test, batch_options, flags.test_batches) : std::vector<Batch>{};
+  check_run(flags, valid, tests);
   const RunInputs inputs = inputs_of(flags, data);
   if (from) check_same_inputs(flags, inputs, from->checkpoint.inputs);
 
-  print_header(flags, model, initial.layout);
-  print_data("train", data.train, max_seq_length);
-  if (data.valid) print_data("valid", *data.valid, max_seq_length);
-
-  const LrSchedule schedule{lr_shape_named(flags.lr_schedule), flags.learning_rate, flags.warmup,
-                            flags.loop.iters};
-  Trainer trainer(model.llama, initial.layout, initial.pairs,
-                  {.schedule = schedule,
-                   .adamw = flags.adamw,
-                   .max_grad_norm = flags.max_grad_norm,
-                   .seed = flags.seed});
+  const std::unique_ptr<RunOutput> output = make_run_output(flags);
+  output->start({config, initial.layout, data, max_seq_length});
+  if (const int left = flags.loop.iters % flags.grad_accumulation_steps; left > 0) {
+    output->note(
+        fmt::format("the last {} iterations make no update: --iters is no multiple of "
+                    "--grad-accumulation-steps",
+                    left));
+  }
+  Trainer trainer(model.llama, initial.layout, initial.pairs, train_options(flags));
   if (from) trainer.restore(from->trainer_state(config));
   // All that may fail comes before what an earlier run left is replaced.
   prepare_adapter_folder(flags.adapter_path);
@@ -258,23 +215,37 @@ void run_finetune(FinetuneFlags flags) {
     refuse_interrupted_run(flags);  // again: a run may have come and gone while the model was read
   }
   BatchLog batch_log(flags.record_batches, trainer.iteration());
-  clear_folder(flags.adapter_path, flags.resume);
   RunFolder folder(flags, initial.layout, batches, inputs, from ? from->checkpoint.metrics : "");
   LoopState loop;
   if (from) {
     loop = from->checkpoint.loop;
     folder.resume(trainer);
-    fmt::print("{:<12}after iteration {} of {}, from {}\n", "resumed", trainer.iteration(),
-               flags.loop.iters, from->path);
+    output->resumed(trainer.iteration(), from->path);
   }
   const int first = trainer.iteration();
-  if (!train(flags, schedule, trainer, batches, batch_log, valid, folder, loop)) {
+  const InterruptWatch interrupts;
+  RunOutcome outcome;
+  outcome.end = train(flags, interrupts, trainer, batches, batch_log, valid, folder, loop, *output);
+  outcome.iteration = trainer.iteration();
+  outcome.trained = trainer.iteration() > first;
+  outcome.modules = std::ssize(initial.layout.modules());
+  outcome.fusion = summarize_fusion(graft::mlx::fusion_report(), initial.layout, /*trained=*/true);
+  if (outcome.end == RunEnd::kInterrupted) {
+    output->end(outcome);
     throw Interrupted(fmt::format("interrupted and saved after iteration {} of {}; go on with: {}",
                                   trainer.iteration(), flags.loop.iters, resume_command(flags)));
   }
-  fmt::print("saved to {}, peak memory {}\n", flags.adapter_path,
-             format_bytes(peak_memory_bytes()));
-  if (trainer.iteration() > first) print_fusion(initial.layout, flags.require_fused);
+  outcome.best = loop.best;
+  std::vector<LoraPair> pairs =
+      settle_adapter(flags, trainer, config, folder, outcome.best, *output);
+  if (flags.test) {
+    test(flags, interrupts, model.llama, initial.layout, std::move(pairs), tests, *output);
+  }
+  output->end(outcome);
+  if (flags.require_fused && outcome.trained && !outcome.fusion.unfused_modules.empty()) {
+    throw UserError(fmt::format("--require-fused: {} did not always run fused",
+                                outcome.fusion.unfused_modules.front()));
+  }
 }
 
 }  // namespace graft::app

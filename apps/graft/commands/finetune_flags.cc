@@ -36,15 +36,20 @@ void visit_saved_flags(Flags& flags, Visit&& visit) {
   visit("--init-adapter", flags.init_adapter, kRefused);
   visit("--resume-adapter-file", flags.resume_adapter_file, kRefused);
   visit("--batch-size", flags.batch_size, kRefused);
+  visit("--grad-accumulation-steps", flags.grad_accumulation_steps, kRefused);
+  visit("--optimizer", flags.optimizer, kRefused);
   visit("--learning-rate", flags.learning_rate, kRefused);
   visit("--lr-schedule", flags.lr_schedule, kRefused);
   visit("--warmup", flags.warmup, kRefused);
   // A constant rate does not look at the end, so that it may be put off.
   visit("--iters", flags.loop.iters, flags.lr_schedule == "constant" ? kFree : kRefused);
-  visit("--weight-decay", flags.adamw.weight_decay, kRefused);
+  visit("--weight-decay", flags.weight_decay, kRefused);
   visit("--max-grad-norm", flags.max_grad_norm, kRefused);
   visit("--seed", flags.seed, kRefused);
   visit("--val-batches", flags.val_batches, kRefused);
+  visit("--early-stop", flags.loop.early_stop, kFree);
+  visit("--test", flags.test, kFree);
+  visit("--test-batches", flags.test_batches, kFree);
   visit("--steps-per-report", flags.loop.steps_per_report, kFree);
   visit("--steps-per-eval", flags.loop.steps_per_eval, kFree);
   visit("--save-every", flags.loop.save_every, kFree);

@@ -8,7 +8,6 @@
 
 #include "apps/graft/commands/common.h"
 #include "apps/graft/model/adapter_layout.h"
-#include "apps/graft/train/adamw.h"
 #include "apps/graft/train/loop.h"
 
 namespace graft::app {
@@ -23,23 +22,29 @@ struct FinetuneFlags {
   std::string record_batches;
   std::vector<std::string> target_modules;
   std::string lr_schedule = "constant";
+  std::string optimizer = "adamw";
   int num_layers = -1;
   AdapterOptions adapter;
-  AdamWOptions adamw;
   LoopOptions loop;
   double learning_rate = 2e-4;
+  double weight_decay = 0.01;
   double max_grad_norm = 1.0;
   int warmup = 0;
   int batch_size = 4;
+  int grad_accumulation_steps = 1;
   int val_batches = 25;
+  int test_batches = 500;
   std::int64_t max_seq_length = 2048;
   std::uint64_t seed = 0;
   bool mask_prompt = false;
+  bool test = false;
   bool require_fused = false;
   bool resume = false;
+  bool quiet = false;
+  bool json = false;
 
   std::string program = "graft";  ///< As the user called it.
-  std::set<std::string> given;    ///< Names of the flags on the command line.
+  std::set<std::string> given;    ///< Names of the flags on the command line or in --config.
 };
 
 /// The flags as a checkpoint keeps them, by name.

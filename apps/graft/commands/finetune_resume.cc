@@ -61,9 +61,10 @@ void refuse_interrupted_run(const FinetuneFlags& flags) {
   const std::optional<FoundCheckpoint> found = find_checkpoint(flags.adapter_path);
   if (!found) return;
   const int done = found->checkpoint.trainer.iteration;
-  const nlohmann::json& saved = found->checkpoint.flags;
-  const int iters = saved.is_object() ? saved.value("--iters", done) : done;
-  if (done >= iters) return;
+  FinetuneFlags saved;
+  take_saved_flags(saved, found->checkpoint.flags, found->path);
+  const int iters = saved.loop.iters;
+  if (done >= iters || stops_early(found->checkpoint.loop, saved.loop)) return;
   throw UserError(
       fmt::format("{}: a run was interrupted here after iteration {} of {}; go on with --resume, "
                   "choose another "

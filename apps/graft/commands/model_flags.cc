@@ -19,10 +19,8 @@ void begin_group(CLI::App& command, const std::string& heading) {
 }
 
 void add_model_flags(CLI::App& command, ModelFlags& flags) {
-  command.add_option("--model", flags.model, "The model, a GGUF file")->required();
-  add_dtype_flag(command, flags.dtype,
-                 "How base weights are kept and multiplied: f32, or bf16 for half the memory and, "
-                 "on CPUs with bf16 instructions, twice the speed");
+  command.add_option("--model", flags.model, "The model, in GGUF")->type_name(kFile)->required();
+  add_dtype_flag(command, flags.dtype, "Base weights; bf16 halves their memory");
   add_threads_flag(command, flags.threads);
 }
 

@@ -9,6 +9,10 @@ namespace graft::app {
 
 // What several commands declare.
 
+/// What help calls the value of a flag that names something on the disk.
+inline constexpr const char* kFile = "FILE";
+inline constexpr const char* kFolder = "DIR";
+
 /// Flags that are added from now on stand under this heading.
 void begin_group(CLI::App& command, const std::string& heading);
 

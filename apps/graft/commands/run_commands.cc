@@ -35,8 +35,10 @@ std::string check_utf8(const std::string& text) {
 void add_run_flags(CLI::App& command, ModelFlags& model, AdapterFlags& adapter, bool has_default) {
   begin_group(command, kModel);
   add_model_flags(command, model);
-  CLI::Option* path = command.add_option("--adapter-path", adapter.path,
-                                         "Folder of an adapter to put on the model");
+  CLI::Option* path =
+      command
+          .add_option("--adapter-path", adapter.path, "Folder of an adapter to put on the model")
+          ->type_name(kFolder);
   CLI::Option* name = command.add_option(
       "--adapter", adapter.name,
       has_default ? "Name of an adapter in the registry [its default, if that is for this model]"
@@ -47,7 +49,7 @@ void add_run_flags(CLI::App& command, ModelFlags& model, AdapterFlags& adapter, 
         ->excludes(path)
         ->excludes(name);
   }
-  command.add_option("--registry", adapter.registry, kRegistryPlace);
+  command.add_option("--registry", adapter.registry, kRegistryPlace)->type_name(kFolder);
 }
 
 void add_sampling_flags(CLI::App& command, SamplingFlags& flags) {
@@ -108,10 +110,12 @@ void add_generate(CLI::App& program) {
   add_system_prompt_flag(*command, flags->system_prompt);
   command->add_flag("--ignore-chat-template", flags->raw,
                     "Let the model continue the prompt as it stands, not answer it");
-  command->add_option("--prompt-cache,--prompt-cache-file", flags->prompt_cache,
-                      "File for what the model makes of the prompt (keys and values): written if "
-                      "it is not there, and otherwise read, to go on from what this prompt has in "
-                      "common with that one");
+  command
+      ->add_option("--prompt-cache,--prompt-cache-file", flags->prompt_cache,
+                   "File for what the model makes of the prompt (keys and values): written if "
+                   "it is not there, and otherwise read, to go on from what this prompt has in "
+                   "common with that one")
+      ->type_name(kFile);
 
   begin_group(*command, kReply);
   add_max_tokens_flag(*command, flags->max_tokens);
@@ -156,6 +160,7 @@ void add_evaluate(CLI::App& program) {
       ->add_option("--data", flags->data,
                    "File of JSON lines with text, or prompt and completion, or messages; or a "
                    "folder with such files")
+      ->type_name("FILE|DIR")
       ->required();
   command->add_option("--split", flags->split, "Which file of a folder")
       ->check(CLI::IsMember({"test", "valid", "train"}))
@@ -190,7 +195,7 @@ void add_adapter(CLI::App& program) {
   const auto flags = std::make_shared<AdapterCommandFlags>();
   CLI::App* adapter = program.add_subcommand("adapter", "Keep adapters under names");
   adapter->require_subcommand(1);
-  adapter->add_option("--registry", flags->registry, kRegistryPlace);
+  adapter->add_option("--registry", flags->registry, kRegistryPlace)->type_name(kFolder);
   adapter->fallthrough();  // --registry may stand behind the command too
 
   CLI::App* list = adapter->add_subcommand("list", "List the adapters; * marks the default");
@@ -201,7 +206,8 @@ void add_adapter(CLI::App& program) {
   add->add_option("name", flags->name, "Name to give it")->required();
   add->add_option("folder", flags->source, "Folder of the adapter")->required();
   add->add_option("--model", flags->model,
-                  "The model that it is for, a GGUF file [the one that the adapter names]");
+                  "The model that it is for, in GGUF [the one that the adapter names]")
+      ->type_name(kFile);
   add->add_flag("--replace", flags->replace, "Put it in the place of one of that name");
   add->callback([flags] { run_adapter_add(*flags); });
 

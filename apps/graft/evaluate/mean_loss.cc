@@ -4,7 +4,6 @@
 #include <cmath>
 #include <iterator>
 
-#include "apps/graft/data/batches.h"
 #include "mlx/ops.h"
 
 namespace graft::app {
@@ -18,9 +17,38 @@ mx::array array_of(const std::vector<std::int32_t>& values, const Batch& batch) 
                    {static_cast<int>(batch.batch_size), static_cast<int>(batch.length)}, mx::int32);
 }
 
+class Mean {
+ public:
+  void add(const Llama& model, const Adapter* adapter, const Batch& batch) {
+    mx::array loss =
+        model.loss_sum(array_of(batch.tokens, batch), array_of(batch.targets, batch), adapter);
+    sum_ += static_cast<double>(loss.item<float>());
+    targets_ += batch.num_targets;
+  }
+
+  MeanLoss value() const {
+    return {sum_ / static_cast<double>(std::max<std::int64_t>(1, targets_)), targets_};
+  }
+
+ private:
+  double sum_ = 0.0;
+  std::int64_t targets_ = 0;
+};
+
 }  // namespace
 
 double MeanLoss::perplexity() const { return std::exp(loss); }
+
+std::optional<MeanLoss> mean_loss(const Llama& model, const Adapter* adapter,
+                                  std::span<const Batch> batches,
+                                  const std::function<bool()>& stop) {
+  Mean mean;
+  for (const Batch& batch : batches) {
+    if (stop && stop()) return std::nullopt;
+    mean.add(model, adapter, batch);
+  }
+  return mean.value();
+}
 
 MeanLoss mean_loss(const Llama& model, const Adapter* adapter, const std::vector<Sample>& samples,
                    int batch_size, std::int32_t pad_token) {
@@ -28,18 +56,11 @@ MeanLoss mean_loss(const Llama& model, const Adapter* adapter, const std::vector
   for (const Sample& sample : samples) longest = std::max(longest, std::ssize(sample.tokens));
   const std::int64_t rows = std::clamp<std::int64_t>(kTokensAtATime / longest, 1, batch_size);
   Batches batches(samples, {.batch_size = rows, .pad_token = pad_token});
-
-  double sum = 0.0;
-  MeanLoss mean;
+  Mean mean;
   for (std::int64_t step = 0; step < batches.per_epoch(); ++step) {
-    const Batch batch = batches.at(step);
-    mx::array loss =
-        model.loss_sum(array_of(batch.tokens, batch), array_of(batch.targets, batch), adapter);
-    sum += static_cast<double>(loss.item<float>());
-    mean.targets += batch.num_targets;
+    mean.add(model, adapter, batches.at(step));
   }
-  mean.loss = sum / static_cast<double>(std::max<std::int64_t>(1, mean.targets));
-  return mean;
+  return mean.value();
 }
 
 }  // namespace graft::app

@@ -1,8 +1,12 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
+#include <optional>
+#include <span>
 #include <vector>
 
+#include "apps/graft/data/batches.h"
 #include "apps/graft/data/dataset.h"
 #include "apps/graft/model/llama.h"
 
@@ -15,8 +19,13 @@ struct MeanLoss {
   double perplexity() const;
 };
 
-/// The mean loss of all targets in `samples`, each token counting the same: what validation in
-/// training computes. At most `batch_size` samples at a time, fewer if they are long.
+/// The mean loss of all targets in `batches`, each token counting the same; nothing if `stop` said
+/// so between two of them.
+std::optional<MeanLoss> mean_loss(const Llama& model, const Adapter* adapter,
+                                  std::span<const Batch> batches,
+                                  const std::function<bool()>& stop = {});
+
+/// The same of all targets in `samples`: at most `batch_size` at a time, fewer if they are long.
 MeanLoss mean_loss(const Llama& model, const Adapter* adapter, const std::vector<Sample>& samples,
                    int batch_size, std::int32_t pad_token);
 

@@ -25,11 +25,14 @@ using nlohmann::ordered_json;
 constexpr const char* kStateFile = "state.json";
 constexpr const char* kMetricsFile = "metrics.jsonl";
 constexpr const char* kOptimizerFile = "optimizer.safetensors";
-constexpr const char* kFirstMoment = "adamw.first_moment";
-constexpr const char* kSecondMoment = "adamw.second_moment";
 
-mx::array flat_array(const std::vector<float>& values) {
-  return mx::array(values.data(), {static_cast<int>(values.size())}, mx::float32);
+// Calls visit(name, values) for every vector of the trainer that is a tensor of the optimizer's
+// file: as many values each as the adapter has parameters, or none.
+template <class State, class Visit>
+void visit_optimizer_tensors(State& state, Visit&& visit) {
+  visit("first_moment", state.optimizer.first_moment);
+  visit("second_moment", state.optimizer.second_moment);
+  visit("pending_gradients", state.pending.sums);
 }
 
 std::string read_file(const fs::path& path) {
@@ -79,8 +82,14 @@ Checkpoint read_whole(const fs::path& path) {
   return checkpoint;
 }
 
-std::vector<float> floats_of(const mx::array& tensor) {
-  return {tensor.data<float>(), tensor.data<float>() + tensor.size()};
+std::string optimizer_file(const TrainerState& state) {
+  std::vector<std::pair<std::string, mx::array>> tensors;
+  visit_optimizer_tensors(state, [&](const char* name, const std::vector<float>& values) {
+    if (values.empty()) return;
+    tensors.emplace_back(name,
+                         mx::array(values.data(), {static_cast<int>(values.size())}, mx::float32));
+  });
+  return to_safetensors(tensors);
 }
 
 }  // namespace
@@ -89,21 +98,21 @@ std::string checkpoints_folder(const std::string& folder) {
   return (fs::path(folder) / "checkpoints").string();
 }
 
+std::string checkpoint_path(const std::string& folder, int iteration) {
+  return (fs::path(checkpoints_folder(folder)) / fmt::format("{:07}", iteration)).string();
+}
+
 void save_checkpoint(const std::string& folder, const std::vector<FileContents>& adapter,
                      const Checkpoint& checkpoint) {
-  const AdamWState& optimizer = checkpoint.trainer.optimizer;
   std::vector<FileContents> files = adapter;
-  files.push_back(
-      {kOptimizerFile, to_safetensors({{kFirstMoment, flat_array(optimizer.first_moment)},
-                                       {kSecondMoment, flat_array(optimizer.second_moment)}})});
+  files.push_back({kOptimizerFile, optimizer_file(checkpoint.trainer)});
   files.push_back({kMetricsFile, checkpoint.metrics});
   ordered_json state = state_of(checkpoint);
   for (const FileContents& file : files) state["files"][file.name] = fingerprint_of(file.bytes);
   files.push_back({kStateFile, state.dump(1) + "\n"});
 
   make_folder(checkpoints_folder(folder));
-  const std::string name = fmt::format("{:07}", checkpoint.trainer.iteration);
-  write_folder_atomically((fs::path(checkpoints_folder(folder)) / name).string(), files);
+  write_folder_atomically(checkpoint_path(folder, checkpoint.trainer.iteration), files);
 }
 
 std::optional<FoundCheckpoint> last_checkpoint(const std::string& folder,
@@ -123,13 +132,13 @@ std::optional<FoundCheckpoint> last_checkpoint(const std::string& folder,
 TrainerState FoundCheckpoint::trainer_state(const LlamaConfig& model) const {
   TrainerState state = checkpoint.trainer;
   state.pairs = load_adapter(path, model).pairs;
-  const std::string file = (fs::path(path) / kOptimizerFile).string();
-  const auto tensors = read_safetensors(file);
-  if (!tensors.contains(kFirstMoment) || !tensors.contains(kSecondMoment)) {
-    throw UserError(fmt::format("{}: expected {} and {}", file, kFirstMoment, kSecondMoment));
-  }
-  state.optimizer.first_moment = floats_of(tensors.at(kFirstMoment));
-  state.optimizer.second_moment = floats_of(tensors.at(kSecondMoment));
+  const auto tensors = read_safetensors((fs::path(path) / kOptimizerFile).string());
+  visit_optimizer_tensors(state, [&](const char* name, std::vector<float>& values) {
+    const auto found = tensors.find(name);
+    if (found == tensors.end()) return;
+    const mx::array& tensor = found->second;
+    values.assign(tensor.data<float>(), tensor.data<float>() + tensor.size());
+  });
   return state;
 }
 

@@ -50,7 +50,7 @@ void save_checkpoint(const std::string& folder, const std::vector<FileContents>&
 /// first, and the trainer's state in a second reading.
 struct FoundCheckpoint {
   std::string path;
-  Checkpoint checkpoint;  ///< Without `trainer.pairs` and the moments.
+  Checkpoint checkpoint;  ///< Without `trainer.pairs`, the moments and the pending gradients.
 
   /// The trainer's state, for the model that the flags name. Throws UserError.
   TrainerState trainer_state(const LlamaConfig& model) const;
@@ -61,7 +61,8 @@ struct FoundCheckpoint {
 std::optional<FoundCheckpoint> last_checkpoint(const std::string& folder,
                                                std::vector<std::string>& damaged);
 
-/// The folder that holds all checkpoints of the run in `folder`.
+/// The folder that holds all checkpoints of the run in `folder`, and that of one of them.
 std::string checkpoints_folder(const std::string& folder);
+std::string checkpoint_path(const std::string& folder, int iteration);
 
 }  // namespace graft::app

@@ -10,7 +10,7 @@ namespace {
 using nlohmann::json;
 using nlohmann::ordered_json;
 
-constexpr int kFormat = 1;
+constexpr int kFormat = 2;
 
 // nlohmann would cut a negative or a larger number off without a word.
 std::int64_t count_at(const json& object, const char* key, std::int64_t least = 0) {
@@ -47,13 +47,21 @@ ordered_json state_of(const Checkpoint& checkpoint) {
                    {"batches_per_epoch", data.batches_per_epoch},
                    {"epoch", data.epoch},
                    {"position", data.position}};
-  state["optimizer"] = {{"name", "adamw"}, {"steps", trainer.optimizer.steps}};
+  state["optimizer"] = {{"steps", trainer.optimizer.steps}};
+  state["pending_gradients"] = {{"targets", trainer.pending.targets},
+                                {"iterations", trainer.pending.iterations}};
   state["dropout"] = {{"generator", "philox4x32-10"},
                       {"seed", trainer.dropout.seed},
                       {"offsets", trainer.dropout.offsets}};
-  state["loop"] = {{"loss_sum", loop.window.loss_sum},        {"seconds", loop.window.seconds},
-                   {"targets", loop.window.targets},          {"tokens", loop.window.tokens},
-                   {"trained_targets", loop.trained_targets}, {"validated", loop.validated}};
+  state["loop"] = {{"loss_sum", loop.window.loss_sum},
+                   {"seconds", loop.window.seconds},
+                   {"targets", loop.window.targets},
+                   {"tokens", loop.window.tokens},
+                   {"trained_targets", loop.trained_targets},
+                   {"validated", loop.validated},
+                   {"best_loss", loop.best.loss},
+                   {"best_iteration", loop.best.iteration},
+                   {"validations_since_best", loop.best.validations_since}};
   return state;
 }
 
@@ -75,11 +83,16 @@ Checkpoint checkpoint_from_state(const json& state) {
                             count_at(loop, "tokens")};
   checkpoint.loop.trained_targets = count_at(loop, "trained_targets");
   checkpoint.loop.validated = iteration_at(loop, "validated", -1);
+  checkpoint.loop.best = {loop.at("best_loss"), iteration_at(loop, "best_iteration"),
+                          iteration_at(loop, "validations_since_best")};
 
   TrainerState& trainer = checkpoint.trainer;
   trainer.iteration = iteration_at(state, "iteration");
   checkpoint.loop.saved = trainer.iteration;
   trainer.optimizer.steps = count_at(state.at("optimizer"), "steps");
+  const json& pending = state.at("pending_gradients");
+  trainer.pending.targets = count_at(pending, "targets");
+  trainer.pending.iterations = iteration_at(pending, "iterations");
   trainer.dropout.seed = state.at("dropout").at("seed").get<std::uint64_t>();
   trainer.dropout.offsets = state.at("dropout").at("offsets").get<std::vector<std::uint64_t>>();
   return checkpoint;

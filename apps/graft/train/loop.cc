@@ -28,17 +28,31 @@ double tokens_per_second(const LossWindow& window) {
   return static_cast<double>(window.tokens) / std::max(window.seconds, 1e-9);
 }
 
+void take(BestValidation& best, int iteration, double loss) {
+  if (iteration == 0) return;
+  if (best.iteration == 0 || loss < best.loss) {
+    best = {loss, iteration, 0};
+  } else {
+    ++best.validations_since;
+  }
+}
+
 }  // namespace
 
-bool run_training(Trainer& trainer, const std::function<Batch()>& next_batch,
-                  std::span<const Batch> valid, const LoopOptions& options,
-                  const LoopObserver& observer, LoopState& state) {
+bool stops_early(const LoopState& state, const LoopOptions& options) {
+  return options.early_stop > 0 && state.best.validations_since >= options.early_stop;
+}
+
+RunEnd run_training(Trainer& trainer, const std::function<Batch()>& next_batch,
+                    std::span<const Batch> valid, const LoopOptions& options,
+                    const LoopObserver& observer, LoopState& state) {
   const auto due = [&](int every) { return every > 0 && trainer.iteration() % every == 0; };
   const auto validate = [&] {
     if (valid.empty() || !observer.on_validation) return true;
     const std::optional<double> loss = trainer.evaluate(valid, observer.stop);
     if (!loss) return false;
     state.validated = trainer.iteration();
+    take(state.best, trainer.iteration(), *loss);
     observer.on_validation(trainer.iteration(), *loss);
     return true;
   };
@@ -75,14 +89,18 @@ bool run_training(Trainer& trainer, const std::function<Batch()>& next_batch,
   // A save comes after the validation of its iteration, so that an adapter that has become useless
   // is found out before it takes the place of a good one.
   for (;;) {
-    const bool last = trainer.iteration() >= options.iters;
+    const int iteration = trainer.iteration();
+    const bool last = iteration >= options.iters;
     bool stopped = observer.stop && observer.stop();
-    if (!stopped && (due(options.steps_per_eval) || last) &&
-        state.validated != trainer.iteration()) {
+    if (!stopped && (due(options.steps_per_eval) || last) && state.validated != iteration) {
       stopped = !validate();
     }
-    if (stopped || last || (due(options.save_every) && trainer.iteration() > 0)) save();
-    if (stopped || last) return !stopped;
+    const bool early = stops_early(state, options);
+    const bool best = options.early_stop > 0 && iteration > 0 && state.best.iteration == iteration;
+    if (stopped || last || early || best || (due(options.save_every) && iteration > 0)) save();
+    if (stopped) return RunEnd::kInterrupted;
+    if (last) return RunEnd::kFinished;
+    if (early) return RunEnd::kStoppedEarly;
     step();
   }
 }

@@ -17,6 +17,15 @@ namespace graft::app {
 using nlohmann::json;
 using nlohmann::ordered_json;
 
+ordered_json metrics_of(const TrainReport& report) {
+  return {{"iter", report.iteration},
+          {"train_loss", report.loss},
+          {"learning_rate", report.learning_rate},
+          {"tokens_per_second", report.tokens_per_second},
+          {"trained_tokens", report.trained_targets},
+          {"peak_memory_bytes", peak_memory_bytes()}};
+}
+
 RunRecord::RunRecord(const std::string& folder, std::string title, const std::string& so_far)
     : metrics_path_((std::filesystem::path(folder) / "metrics.jsonl").string()),
       plot_path_((std::filesystem::path(folder) / "loss.svg").string()),
@@ -47,13 +56,7 @@ void RunRecord::take_points(const std::string& line) {
 
 void RunRecord::report(const TrainReport& report) {
   train_.push_back({report.iteration, report.loss});
-  write_line(ordered_json{{"iter", report.iteration},
-                          {"train_loss", report.loss},
-                          {"learning_rate", report.learning_rate},
-                          {"tokens_per_second", report.tokens_per_second},
-                          {"trained_tokens", report.trained_targets},
-                          {"peak_memory_bytes", peak_memory_bytes()}}
-                 .dump());
+  write_line(metrics_of(report).dump());
 }
 
 void RunRecord::validation(int iteration, double loss, double learning_rate) {

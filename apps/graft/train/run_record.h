@@ -2,6 +2,7 @@
 
 #include <cstdio>
 #include <memory>
+#include <nlohmann/json_fwd.hpp>
 #include <string>
 #include <vector>
 
@@ -9,6 +10,9 @@
 #include "apps/graft/train/loop.h"
 
 namespace graft::app {
+
+/// A report as a line of metrics.jsonl has it.
+nlohmann::ordered_json metrics_of(const TrainReport& report);
 
 /// What a run leaves behind besides the adapter: `metrics.jsonl`, one JSON object a report, written
 /// as it happens, and `loss.svg`.

@@ -4,9 +4,11 @@
 
 #include <algorithm>
 #include <cmath>
+#include <functional>
 #include <numeric>
 #include <utility>
 
+#include "apps/graft/evaluate/mean_loss.h"
 #include "apps/graft/user_error.h"
 #include "mlx/ops.h"
 #include "mlx/transforms.h"
@@ -58,10 +60,9 @@ Trainer::Trainer(const Llama& model, const AdapterLayout& layout,
     : model_(model),
       layout_(layout),
       options_(options),
-      optimizer_(static_cast<std::size_t>(layout.num_parameters()), options.adamw),
+      optimizer_(static_cast<std::size_t>(layout.num_parameters()), options.optimizer),
       dropout_(first_dropout(layout.modules().size(), options.seed)) {
   set_parameters(initial);
-  gradients_.resize(parameters_.size());
 }
 
 void Trainer::set_parameters(const std::vector<LoraPair>& pairs) {
@@ -79,16 +80,18 @@ void Trainer::set_parameters(const std::vector<LoraPair>& pairs) {
   }
 }
 
-TrainerState Trainer::state() const { return {iteration_, pairs(), optimizer_.state(), dropout_}; }
+TrainerState Trainer::state() const {
+  return {iteration_, pairs(), optimizer_.state(), pending_, dropout_};
+}
 
 void Trainer::restore(TrainerState state) {
-  if (state.optimizer.first_moment.size() != gradients_.size() ||
-      state.optimizer.second_moment.size() != gradients_.size() ||
-      state.dropout.offsets.size() != dropout_.offsets.size()) {
-    throw UserError("the saved optimizer or dropout is that of another adapter");
+  if (state.dropout.offsets.size() != dropout_.offsets.size() ||
+      (state.pending.iterations > 0 && state.pending.sums.size() != parameters_.size())) {
+    throw UserError("the saved gradients or dropout are those of another adapter");
   }
-  set_parameters(state.pairs);
   optimizer_.restore(std::move(state.optimizer));
+  set_parameters(state.pairs);
+  pending_ = std::move(state.pending);
   dropout_ = std::move(state.dropout);
   iteration_ = state.iteration;
 }
@@ -107,7 +110,18 @@ std::vector<mx::array> Trainer::parameter_arrays() const {
 std::vector<LoraPair> Trainer::pairs() const { return pairs_from(parameter_arrays()); }
 
 StepResult Trainer::step(const Batch& batch) {
-  const int iteration = iteration_ + 1;
+  ++iteration_;
+  StepResult result;
+  result.loss = add_gradients(batch);
+  result.learning_rate = options_.schedule.rate(iteration_);
+  if (pending_.iterations == options_.accumulation_steps) update(result);
+  for (std::uint64_t& offset : dropout_.offsets) {
+    offset += static_cast<std::uint64_t>(dropout_.offsets.size()) << kCallBits;
+  }
+  return result;
+}
+
+double Trainer::add_gradients(const Batch& batch) {
   const mx::array tokens = array_of(batch.tokens, batch);
   const mx::array targets = array_of(batch.targets, batch);
   const auto loss_of = [&](const std::vector<mx::array>& parameters) {
@@ -118,9 +132,7 @@ StepResult Trainer::step(const Batch& batch) {
         adapter.dropout_offsets.push_back(mx::array(offset, mx::uint64));
       }
     }
-    const auto count = static_cast<float>(std::max<std::int64_t>(1, batch.num_targets));
-    return std::vector<mx::array>{
-        mx::multiply(model_.loss_sum(tokens, targets, &adapter), mx::array(1.0f / count))};
+    return std::vector<mx::array>{model_.loss_sum(tokens, targets, &adapter)};
   };
 
   std::vector<int> all(shapes_.size());
@@ -133,47 +145,44 @@ StepResult Trainer::step(const Batch& batch) {
   }
   mx::eval(results);
 
-  float* next = gradients_.data();
+  const auto count = static_cast<double>(std::max<std::int64_t>(1, batch.num_targets));
+  const double loss = static_cast<double>(results[0].item<float>()) / count;
+  if (!std::isfinite(loss)) throw NotFinite(iteration_, fmt::format("the loss is {}", loss));
+
+  pending_.sums.resize(parameters_.size());
+  float* next = pending_.sums.data();
   for (std::size_t i = 1; i < results.size(); ++i) {
-    next = std::copy_n(results[i].data<float>(), results[i].size(), next);
+    const float* gradient = results[i].data<float>();
+    next = std::transform(gradient, gradient + results[i].size(), next, next, std::plus<>());
   }
-  StepResult result;
-  result.loss = static_cast<double>(results[0].item<float>());
-  result.grad_norm = l2_norm(gradients_);
-  result.learning_rate = options_.schedule.rate(iteration);
-  if (!std::isfinite(result.loss)) {
-    throw NotFinite(iteration, fmt::format("the loss is {}", result.loss));
+  pending_.targets += batch.num_targets;
+  ++pending_.iterations;
+  if (const double norm = l2_norm(pending_.sums); !std::isfinite(norm)) {
+    throw NotFinite(iteration_, fmt::format("the norm of the gradients is {}", norm));
   }
-  if (!std::isfinite(result.grad_norm)) {
-    throw NotFinite(iteration, fmt::format("the norm of the gradients is {}", result.grad_norm));
-  }
+  return loss;
+}
+
+void Trainer::update(StepResult& result) {
+  const double mean = 1.0 / static_cast<double>(std::max<std::int64_t>(1, pending_.targets));
+  result.updated = true;
+  result.grad_norm = mean * l2_norm(pending_.sums);
   const bool shorten = options_.max_grad_norm > 0 && result.grad_norm > options_.max_grad_norm;
-  optimizer_.step(parameters_, gradients_, result.learning_rate,
-                  shorten ? options_.max_grad_norm / result.grad_norm : 1.0);
-  if (!all_finite(parameters_)) throw NotFinite(iteration, "the update is not finite");
-  for (std::uint64_t& offset : dropout_.offsets) {
-    offset += static_cast<std::uint64_t>(dropout_.offsets.size()) << kCallBits;
-  }
-  iteration_ = iteration;
-  return result;
+  optimizer_.step(parameters_, pending_.sums, result.learning_rate,
+                  shorten ? mean * options_.max_grad_norm / result.grad_norm : mean);
+  if (!all_finite(parameters_)) throw NotFinite(iteration_, "the update is not finite");
+  pending_ = {};
 }
 
 std::optional<double> Trainer::evaluate(std::span<const Batch> batches,
                                         const std::function<bool()>& stop) const {
   const Adapter adapter{&layout_, pairs(), std::nullopt, {}};
-  double sum = 0.0;
-  std::int64_t count = 0;
-  for (const Batch& batch : batches) {
-    if (stop && stop()) return std::nullopt;
-    mx::array loss =
-        model_.loss_sum(array_of(batch.tokens, batch), array_of(batch.targets, batch), &adapter);
-    sum += static_cast<double>(loss.item<float>());
-    count += batch.num_targets;
+  const std::optional<MeanLoss> mean = mean_loss(model_, &adapter, batches, stop);
+  if (!mean) return std::nullopt;
+  if (!std::isfinite(mean->loss)) {
+    throw NotFinite(iteration_, fmt::format("the validation loss is {}", mean->loss));
   }
-  if (!std::isfinite(sum)) {
-    throw NotFinite(iteration_, fmt::format("the validation loss is {}", sum));
-  }
-  return count > 0 ? sum / static_cast<double>(count) : 0.0;
+  return mean->loss;
 }
 
 }  // namespace graft::app

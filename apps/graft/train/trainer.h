@@ -10,8 +10,8 @@
 #include "apps/graft/data/batches.h"
 #include "apps/graft/model/adapter_layout.h"
 #include "apps/graft/model/llama.h"
-#include "apps/graft/train/adamw.h"
 #include "apps/graft/train/lr_schedule.h"
+#include "apps/graft/train/optimizer.h"
 #include "apps/graft/user_error.h"
 #include "mlx/array.h"
 
@@ -19,15 +19,24 @@ namespace graft::app {
 
 struct TrainOptions {
   LrSchedule schedule;
-  AdamWOptions adamw;
+  OptimizerOptions optimizer = {};
+  int accumulation_steps = 1;  ///< Iterations an update.
   double max_grad_norm = 1.0;  ///< Gradients longer than this are shortened to it; 0 is off.
   std::uint64_t seed = 0;      ///< Of the dropout masks.
 };
 
+/// Gradients of the iterations since the last update, in the order of the parameters.
+struct PendingGradients {
+  std::vector<float> sums;   ///< Of the losses of all their targets; empty if there are none.
+  std::int64_t targets = 0;  ///< How many those are.
+  int iterations = 0;
+};
+
 struct StepResult {
   double loss = 0.0;  ///< Mean over the batch's targets, before the update.
-  double grad_norm = 0.0;
   double learning_rate = 0.0;
+  bool updated = false;    ///< Or its gradients wait for more.
+  double grad_norm = 0.0;  ///< Of the update, before it was shortened.
 };
 
 /// Where the masks of the next iteration begin: Philox's key, and one counter a module.
@@ -40,7 +49,8 @@ struct DropoutState {
 struct TrainerState {
   int iteration = 0;  ///< Iterations done.
   std::vector<LoraPair> pairs;
-  AdamWState optimizer;
+  OptimizerState optimizer;
+  PendingGradients pending;
   DropoutState dropout;
 };
 
@@ -57,7 +67,9 @@ class Trainer {
   Trainer(const Llama& model, const AdapterLayout& layout, const std::vector<LoraPair>& initial,
           const TrainOptions& options);
 
-  /// One iteration. Throws NotFinite; what the trainer holds must not be saved then.
+  /// One iteration: the gradients of a batch, and an update if `accumulation_steps` of them are
+  /// there. The update is that of one batch with all their samples, each target counting the same.
+  /// Throws NotFinite; what the trainer holds must not be saved then.
   StepResult step(const Batch& batch);
 
   /// Mean loss over all targets of `batches`, without dropout; nothing if `stop` said so between
@@ -66,8 +78,8 @@ class Trainer {
                                  const std::function<bool()>& stop = {}) const;
 
   TrainerState state() const;
-  /// Goes on where another trainer was, bit for bit. Throws UserError if that one's adapter had
-  /// other shapes.
+  /// Goes on where another trainer was, bit for bit. Throws UserError if that one's adapter or
+  /// optimizer was another.
   void restore(TrainerState state);
 
   int iteration() const { return iteration_; }  ///< Iterations done.
@@ -76,14 +88,16 @@ class Trainer {
  private:
   std::vector<mx::array> parameter_arrays() const;
   void set_parameters(const std::vector<LoraPair>& pairs);
+  double add_gradients(const Batch& batch);  // Gives the batch's loss.
+  void update(StepResult& result);
 
   const Llama& model_;
   const AdapterLayout& layout_;
   TrainOptions options_;
   std::vector<mx::Shape> shapes_;  // a, b of each module in turn
   std::vector<float> parameters_;  // all of them, end to end
-  std::vector<float> gradients_;
-  AdamW optimizer_;
+  PendingGradients pending_;
+  Optimizer optimizer_;
   DropoutState dropout_;
   int iteration_ = 0;
 };

@@ -1,19 +1,60 @@
-#include "apps/graft/train/adamw.h"
+#include "apps/graft/train/optimizer.h"
+
+#include <fmt/format.h>
 
 #include <cmath>
 #include <cstddef>
 #include <numeric>
+#include <utility>
+
+#include "apps/graft/user_error.h"
 
 namespace graft::app {
+namespace {
 
-AdamW::AdamW(std::size_t num_parameters, const AdamWOptions& options)
-    : options_(options),
-      state_{std::vector<float>(num_parameters), std::vector<float>(num_parameters), 0} {}
+void descend(std::span<float> parameters, std::span<const float> gradients, double step_size) {
+  const auto size = static_cast<float>(step_size);
+  for (std::size_t i = 0; i < parameters.size(); ++i) parameters[i] -= size * gradients[i];
+}
 
-void AdamW::step(std::span<float> parameters, std::span<const float> gradients,
-                 double learning_rate, double gradient_scale) {
+}  // namespace
+
+OptimizerKind optimizer_named(std::string_view name) {
+  if (name == "adamw") return OptimizerKind::kAdamW;
+  if (name == "adam") return OptimizerKind::kAdam;
+  if (name == "sgd") return OptimizerKind::kSgd;
+  throw UserError(fmt::format("there is no optimizer '{}'; expected adamw, adam or sgd", name));
+}
+
+Optimizer::Optimizer(std::size_t num_parameters, const OptimizerOptions& options)
+    : options_(options) {
+  if (options.kind == OptimizerKind::kSgd) return;
+  state_.first_moment.resize(num_parameters);
+  state_.second_moment.resize(num_parameters);
+}
+
+void Optimizer::restore(OptimizerState state) {
+  if (state.first_moment.size() != state_.first_moment.size() ||
+      state.second_moment.size() != state_.second_moment.size()) {
+    throw UserError("the saved optimizer is that of another adapter");
+  }
+  state_ = std::move(state);
+}
+
+void Optimizer::step(std::span<float> parameters, std::span<const float> gradients,
+                     double learning_rate, double gradient_scale) {
   ++state_.steps;
+  if (options_.kind == OptimizerKind::kSgd) {
+    descend(parameters, gradients, learning_rate * gradient_scale);
+  } else {
+    adam_step(parameters, gradients, learning_rate, gradient_scale);
+  }
+}
+
+void Optimizer::adam_step(std::span<float> parameters, std::span<const float> gradients,
+                          double learning_rate, double gradient_scale) {
   const auto t = static_cast<double>(state_.steps);
+  const double decay = options_.kind == OptimizerKind::kAdamW ? options_.weight_decay : 0.0;
   // p ← p·(1 − η·λ) − η·m̂ / (√v̂ + ε), with the corrections of m̂ and v̂ moved into the constants.
   const double correction1 = 1.0 - std::pow(options_.beta1, t);
   const double correction2 = 1.0 - std::pow(options_.beta2, t);
@@ -21,7 +62,7 @@ void AdamW::step(std::span<float> parameters, std::span<const float> gradients,
   const auto beta2 = static_cast<float>(options_.beta2);
   const auto rest1 = static_cast<float>(1.0 - options_.beta1);
   const auto rest2 = static_cast<float>(1.0 - options_.beta2);
-  const auto keep = static_cast<float>(1.0 - learning_rate * options_.weight_decay);
+  const auto keep = static_cast<float>(1.0 - learning_rate * decay);
   const auto step_size = static_cast<float>(learning_rate / correction1);
   const auto root = static_cast<float>(1.0 / std::sqrt(correction2));
   const auto epsilon = static_cast<float>(options_.epsilon);
