@@ -4,11 +4,15 @@
 usage: finetune_flags_test.py PROGRAM WRITE_TINY_MODEL
 """
 
+import fcntl
 import json
 import os
 import pty
+import re
 import shutil
+import struct
 import subprocess
+import termios
 import unittest
 
 from finetune_runs import PROGRAM, FinetuneCase, checkpoints_of, metrics_of
@@ -223,24 +227,35 @@ class Output(FinetuneCase):
         piped = subprocess.run(command, check=True, capture_output=True)
         self.assertNotIn(b"\x1b", piped.stdout)
         for flag, drawn in ((None, True), ("--quiet", False), ("--json", False)):
-            outer, inner = pty.openpty()
-            extra = [flag] if flag else []
-            run = subprocess.run([*command, *extra], check=True, stdout=inner,
-                                 env={**os.environ, "TERM": "xterm"})
-            os.close(inner)
-            self.assertEqual(0, run.returncode)
-            self.assertEqual(drawn, b"\x1b" in read_all(outer), flag)
+            shown = on_terminal([*command, *([flag] if flag else [])])
+            self.assertEqual(drawn, "\x1b" in shown, flag)
+
+    def test_no_line_is_wider_than_the_terminal(self):
+        command = self.command(self.scratch / "a", *self.inputs(), *FLAGS, "--iters", 30)
+        for columns in (36, 40, 80, 200):
+            with self.subTest(columns=columns):
+                shown = on_terminal(command, columns)
+                bars = [part for part in shown.split("\r\x1b[2K") if "/30" in part]
+                self.assertTrue(bars)
+                for line in re.split(r"\r\x1b\[2K|\r?\n", shown.split("saved to")[0]):
+                    self.assertLessEqual(len(line), columns, line)
 
 
-def read_all(terminal):
-    text = b""
-    try:
-        while chunk := os.read(terminal, 65536):
-            text += chunk
-    except OSError:  # how Linux says that the other side is closed
-        pass
-    os.close(terminal)
-    return text
+def on_terminal(command, columns=80):
+    """What a terminal of so many columns is sent."""
+    outer, inner = pty.openpty()
+    fcntl.ioctl(inner, termios.TIOCSWINSZ, struct.pack("HHHH", 24, columns, 0, 0))
+    with subprocess.Popen(command, stdout=inner, env={**os.environ, "TERM": "xterm"}) as run:
+        os.close(inner)
+        shown = b""
+        try:
+            while chunk := os.read(outer, 65536):
+                shown += chunk
+        except OSError:  # how Linux says that the other side is closed
+            pass
+    os.close(outer)
+    assert run.returncode == 0, shown
+    return shown.decode()
 
 
 class Config(FinetuneCase):

@@ -15,6 +15,7 @@
 #include "apps/graft/terminal/interrupt.h"
 #include "apps/graft/terminal/line_reader.h"
 #include "apps/graft/terminal/style.h"
+#include "apps/graft/terminal/wrap.h"
 #include "apps/graft/user_error.h"
 
 namespace graft::app {

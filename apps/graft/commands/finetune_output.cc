@@ -4,6 +4,7 @@
 #include <fmt/ranges.h>
 
 #include <cstdio>
+#include <limits>
 #include <nlohmann/json.hpp>
 #include <string_view>
 #include <vector>
@@ -11,6 +12,7 @@
 #include "apps/graft/terminal/format.h"
 #include "apps/graft/terminal/memory.h"
 #include "apps/graft/terminal/training_display.h"
+#include "apps/graft/terminal/wrap.h"
 #include "apps/graft/train/run_record.h"
 #include "graft/context.h"
 #include "graft/lora.h"
@@ -92,8 +94,11 @@ class TextOutput : public RunOutput {
   }
 
  private:
+  // On a terminal, what does not fit beside the name goes on below itself.
   static void entry(const char* name, const std::string& text) {
-    fmt::print("{:<12}{}\n", name, text);
+    constexpr int kColumn = 12;
+    const int width = stdout_is_terminal() ? terminal_width() : std::numeric_limits<int>::max();
+    fmt::print("{:<{}}{}\n", name, kColumn, wrapped(text, width, kColumn));
   }
 
   static void data(const char* name, const Dataset& data, std::int64_t max_seq_length) {

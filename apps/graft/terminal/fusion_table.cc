@@ -9,8 +9,6 @@
 #include <set>
 #include <utility>
 
-#include "apps/graft/terminal/format.h"
-
 namespace graft::app {
 namespace {
 
@@ -25,8 +23,8 @@ struct Count {
   bool all_fused() const { return fused > 0 && composed == 0; }
   std::string text() const {
     if (fused + composed == 0) return "-";
-    if (composed == 0) return "fused " + format_count(static_cast<std::int64_t>(fused));
-    if (fused == 0) return "composed " + format_count(static_cast<std::int64_t>(composed));
+    if (composed == 0) return "fused";
+    if (fused == 0) return "composed";
     return fmt::format("fused {} of {}", fused, fused + composed);
   }
 };
@@ -67,13 +65,15 @@ FusionSummary summarize_fusion(const std::vector<FusionRecord>& records,
     }
   }
 
+  std::size_t width = std::string("forward").size();
+  for (const auto& [key, row] : rows) width = std::max(width, row.forward.text().size());
   const auto out = std::back_inserter(summary.table);
-  fmt::format_to(out, "{:<26}{:<22}{:>8}  {:<22}{}\n", "module", "operation", "modules", "forward",
-                 "backward");
+  fmt::format_to(out, "{:<26}{:<22}{:>7}  {:<{}}  {}\n", "module", "operation", "modules",
+                 "forward", width, "backward");
   const auto add_row = [&](const auto& entry) {
     const auto& [key, row] = entry;
-    fmt::format_to(out, "{:<26}{:<22}{:>8}  {:<22}{}\n", key.first, key.second, row.modules.size(),
-                   row.forward.text(), row.backward.text());
+    fmt::format_to(out, "{:<26}{:<22}{:>7}  {:<{}}  {}\n", key.first, key.second,
+                   row.modules.size(), row.forward.text(), width, row.backward.text());
   };
   // Projections in the order of a layer, then the rest.
   for (const Projection projection : kAllProjections) {

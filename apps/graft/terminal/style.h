@@ -20,8 +20,4 @@ class Style {
   bool colors_;
 };
 
-/// Text in lines of at most `width` columns, cut between words where there are any; taken to be one
-/// column a character.
-std::string wrapped(std::string_view text, int width);
-
 }  // namespace graft::app

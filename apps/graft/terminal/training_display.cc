@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <cstdio>
+#include <vector>
 
 #include "apps/graft/terminal/format.h"
 #include "apps/graft/terminal/memory.h"
@@ -21,6 +22,17 @@ std::string bar(double done, int width, bool utf8) {
     out += i < filled ? (utf8 ? "━" : "#") : (utf8 ? "┄" : "-");
   }
   return out;
+}
+
+// As many facts, from the first on, as a line takes: one that breaks could not be redrawn.
+std::string as_fits(const std::vector<std::string>& facts, int width) {
+  std::string line;
+  for (const std::string& fact : facts) {
+    const std::string gap = line.empty() ? "" : "  ";
+    if (static_cast<int>(line.size() + gap.size() + fact.size()) > width) break;
+    line += gap + fact;
+  }
+  return line;
 }
 
 }  // namespace
@@ -65,12 +77,15 @@ void TrainingDisplay::line(const std::string& text) {
 }
 
 void TrainingDisplay::draw() {
-  const std::string facts = fmt::format(
-      "{}/{}  loss {:.3f}  {:.0f} tokens/s  {} left  peak {}", iteration_, iters_, smooth_loss_,
-      tokens_per_second_, format_seconds(seconds_left_), format_bytes(peak_memory_bytes()));
-  const int room = std::min(40, terminal_width() - static_cast<int>(facts.size()) - 3);
+  const int width = terminal_width() - 1;  // a full line would make some terminals begin another
+  const std::string line = as_fits(
+      {fmt::format("{}/{}", iteration_, iters_), fmt::format("loss {:.3f}", smooth_loss_),
+       format_seconds(seconds_left_) + " left", fmt::format("{:.0f} tokens/s", tokens_per_second_),
+       "peak " + format_bytes(peak_memory_bytes())},
+      width);
+  const int room = std::min(40, width - static_cast<int>(line.size()) - 2);
   const double done = static_cast<double>(iteration_) / std::max(1, iters_);
-  fmt::print("{}{}{}", kEraseLine, room >= 8 ? bar(done, room, utf8_) + "  " : "", facts);
+  fmt::print("{}{}{}", kEraseLine, room >= 8 ? bar(done, room, utf8_) + "  " : "", line);
   std::fflush(stdout);
   drawn_ = true;
 }

@@ -5,38 +5,16 @@
 #include <CLI/CLI.hpp>
 #include <algorithm>
 #include <string>
-#include <string_view>
 #include <vector>
 
 #include "apps/graft/terminal/format.h"
+#include "apps/graft/terminal/wrap.h"
 
 namespace graft::app {
 namespace {
 
 constexpr int kColumn = 26;  // where texts begin
 constexpr int kNarrowest = 40, kWidest = 100;
-
-// The words of `text`, from column `indent` on, as many on a line as fit.
-std::string wrapped(std::string_view text, int indent, int width) {
-  std::string result;
-  int at = indent;
-  while (!text.empty()) {
-    const std::size_t end = std::min(text.find(' '), text.size());
-    const auto length = static_cast<int>(end);
-    if (at > indent && at + 1 + length > width) {
-      result += "\n" + std::string(static_cast<std::size_t>(indent), ' ');
-      at = indent;
-    }
-    if (at > indent) {
-      result += ' ';
-      ++at;
-    }
-    result += text.substr(0, end);
-    at += length;
-    text.remove_prefix(std::min(end + 1, text.size()));
-  }
-  return result;
-}
 
 // A line or more: what stands left, and a text beside it or, if that is long, below.
 std::string entry(const std::string& left, const std::string& text, int width) {
@@ -45,7 +23,7 @@ std::string entry(const std::string& left, const std::string& text, int width) {
   const std::string gap = length + 2 <= column
                               ? std::string(static_cast<std::size_t>(column - length), ' ')
                               : "\n" + std::string(static_cast<std::size_t>(column), ' ');
-  return left + (text.empty() ? "" : gap + wrapped(text, column, width)) + "\n";
+  return left + (text.empty() ? "" : gap + wrapped(text, width, column)) + "\n";
 }
 
 std::string flag_entry(const FlagInfo& flag, int width) {
@@ -86,7 +64,7 @@ class HelpFormatter : public CLI::FormatterBase {
 
 std::string help_text(const CommandInfo& command, const std::string& usage, int width) {
   width = std::clamp(width, kNarrowest, kWidest);
-  std::string text = wrapped(command.text, 0, width) + "\n\nUsage: " + usage + command.name;
+  std::string text = wrapped(command.text, width) + "\n\nUsage: " + usage + command.name;
   for (const FlagInfo& flag : command.flags) {
     if (flag.required) text += " " + flag.usage();
   }
