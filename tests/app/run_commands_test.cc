@@ -102,6 +102,10 @@ TEST_F(RunCommandsTest, GenerateStopsBeforeAStopString) {
   train();
   const std::string taught = ask_ + "'say it' --adapter-path " + adapter_;
   EXPECT_EQ(run(taught).out, "abab\n");
+  EXPECT_NE(run(taught).err.find("tokens/s"), std::string::npos);
+  const Outcome quiet = run(taught + " --quiet");
+  EXPECT_EQ(quiet.out, "abab\n");
+  EXPECT_EQ(quiet.err, "");
   EXPECT_EQ(run(taught + " --stop zz --stop ba").out, "a\n");
   const json one = json::parse(run(taught + " --stop ba --json").out)["samples"][0];
   EXPECT_EQ(one["text"], "a");

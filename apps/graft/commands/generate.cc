@@ -190,7 +190,7 @@ void run_generate(const GenerateFlags& flags) {
   }
   if (flags.json) {
     print_json(answers, cost);
-  } else {
+  } else if (!flags.quiet) {
     print_cost(cost);
   }
 }

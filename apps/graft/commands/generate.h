@@ -33,6 +33,7 @@ struct GenerateFlags {
   std::vector<std::string> stops;
   std::string prompt_cache;
   bool json = false;
+  bool quiet = false;
 };
 
 /// Prints the model's answers to a prompt: what `graft generate` runs.

@@ -127,6 +127,7 @@ void add_generate(CLI::App& program) {
                    "End the answer before this text; may be given several times")
       ->take_all()
       ->allow_extra_args(false);
+  command->add_flag("--quiet", flags->quiet, "Do not print what the answer cost, on stderr");
   command->add_flag("--json", flags->json, "Print one JSON object, at the end");
   add_sampling_flags(*command, flags->sampling);
   command->callback([flags] { run_generate(*flags); });
