@@ -86,6 +86,11 @@ class Resume(FinetuneCase):
         shutil.move(self.data, self.scratch / "moved")
         self.succeed(adapter, "--resume", "--data", self.scratch / "moved")
         self.assert_same_run(self.whole, adapter)
+        shutil.move(self.model, self.scratch / "moved.gguf")
+        adapter = self.cut(7, "moved_too")
+        self.succeed(adapter, "--resume", "--data", self.scratch / "moved", "--model",
+                     self.scratch / "moved.gguf")
+        self.assertEqual(metrics_of(self.whole), metrics_of(adapter))
 
     def test_a_constant_rate_may_go_on_for_longer(self):
         flags = [*self.inputs(), "--batch-size", 2, "--dropout", 0.2, "--steps-per-report", 1]

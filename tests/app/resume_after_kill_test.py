@@ -17,7 +17,8 @@ from finetune_runs import FinetuneCase
 KILLS = 50
 ITERS = 30  # five epochs
 FLAGS = ["--batch-size", 2, "--dropout", 0.2, "--learning-rate", 1e-2, "--lr-schedule", "cosine",
-         "--iters", ITERS, "--steps-per-report", 1, "--steps-per-eval", 7, "--save-every", 1]
+         "--iters", ITERS, "--steps-per-report", 1, "--steps-per-eval", 7, "--save-every", 1,
+         "--grad-accumulation-steps", 4]
 
 
 def whole_checkpoints(adapter):
