@@ -230,9 +230,10 @@ class Resume(PageCase, unittest.TestCase):
                "0.1", "--adapter-path"]
         cls.graft(*run, "whole")
         cls.graft(*run, "OUT")
-        shutil.rmtree(cls.scratch / "OUT" / "checkpoints" / "0000200")
-        (cls.scratch / "OUT" / "adapter_model.safetensors").write_bytes(
-            (cls.scratch / "OUT/checkpoints/0000100/adapter_model.safetensors").read_bytes())
+        out = cls.scratch / "OUT"
+        shutil.rmtree(out / "checkpoints" / "0000200")
+        for name in ("adapter_model.safetensors", "metrics.jsonl"):
+            shutil.copyfile(out / "checkpoints" / "0000100" / name, out / name)
 
     def test_the_resumed_run_is_that_of_one_that_nobody_interrupted(self):
         def losses(folder):
