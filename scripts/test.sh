@@ -68,7 +68,7 @@ run_stage setup scripts/setup.sh tests
 run_stage format tools/check_format.sh
 run_stage includes tools/check_includes.py
 run_stage shaders tools/check_shaders.py
-run_stage quotes tools/check_quotes.py README.md
+run_stage quotes tools/check_quotes.py README.md docs/library.md
 run_stage docs doxygen tools/Doxyfile
 run_stage tools python3 -m unittest discover -s tests/tools -p '*_test.py'
 run_stage release build_and_test build all -DGRAFT_MLX=ON

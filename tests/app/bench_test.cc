@@ -206,5 +206,14 @@ TEST(BenchPlot, MarksEachOverheadOnce) {
   EXPECT_EQ(overhead_plot_svg({}, "title"), "");
 }
 
+TEST(BenchPlot, WhatIsBeyondTheEdgeStandsThereInOneText) {
+  const Machine machine = some_machine();
+  std::vector<Result> results = some_results(machine);
+  results.resize(1);
+  EXPECT_NE(overhead_plot_svg(results, "title").find(">+120 %</text>"), std::string::npos);
+  results[0].base = timing_of({{49, 50, 51}});
+  EXPECT_NE(overhead_plot_svg(results, "title").find(">+120 %, +340 %</text>"), std::string::npos);
+}
+
 }  // namespace
 }  // namespace graft::app::bench

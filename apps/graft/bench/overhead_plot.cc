@@ -63,11 +63,14 @@ void draw_marks(std::string& svg, const Result& result, double left, double y) {
            floor, y - 7, y + 7);
   add_line(svg, R"(<circle class="unfused" cx="{:.1f}" cy="{:.1f}" r="4.5"/>)", x(unfused), y);
   add_line(svg, R"(<circle class="graft" cx="{:.1f}" cy="{:.1f}" r="4.5"/>)", x(graft), y);
+  std::string beyond;
   for (const double share : {graft, unfused}) {
     if (share <= kMost) continue;
-    add_line(svg, R"(<text x="{:.1f}" y="{:.1f}" text-anchor="end">+{:.0f} %</text>)", x(share) - 9,
-             y + 4, share * 100.0);
+    beyond += fmt::format("{}+{:.0f} %", beyond.empty() ? "" : ", ", share * 100.0);
   }
+  if (beyond.empty()) return;
+  add_line(svg, R"(<text x="{:.1f}" y="{:.1f}" text-anchor="end">{}</text>)", x(kMost) - 9, y + 4,
+           beyond);
 }
 
 void draw_legend(std::string& svg) {
