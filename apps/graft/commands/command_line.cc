@@ -115,6 +115,9 @@ void add_training_flags(CLI::App& command, FinetuneFlags& flags) {
       ->capture_default_str();
   command.add_option("--seed", flags.seed, "Seed of the adapter, the batches and dropout")
       ->capture_default_str();
+  command.add_flag("--grad-checkpoint", flags.grad_checkpoint,
+                   "Compute each layer's activations again for its gradients instead of keeping "
+                   "them: less memory, more time, the same losses");
 }
 
 void add_data_flags(CLI::App& command, FinetuneFlags& flags) {

@@ -13,6 +13,8 @@
 
 #include "apps/graft/adapter/adapter_file.h"
 #include "apps/graft/adapter/folder_lock.h"
+#include "apps/graft/allocator.h"
+#include "apps/graft/commands/finetune_memory.h"
 #include "apps/graft/commands/finetune_resume.h"
 #include "apps/graft/data/batches.h"
 #include "apps/graft/data/dataset.h"
@@ -125,6 +127,7 @@ class RunFolder {
   RunRecord& record() { return record_; }
 
   void save(const Trainer& trainer, const LoopState& loop) {
+    return_freed_memory();  // else what is copied here comes on top of an iteration's room
     const std::vector<FileContents> adapter =
         adapter_files(layout_, trainer.pairs(), flags_.model.model);
     const std::int64_t per_epoch = batches_.per_epoch();
@@ -245,12 +248,21 @@ void run_finetune(FinetuneFlags flags) {
 
   const LrSchedule schedule{lr_shape_named(flags.lr_schedule), flags.learning_rate, flags.warmup,
                             flags.loop.iters};
-  Trainer trainer(model.llama, initial.layout, initial.pairs,
-                  {.schedule = schedule,
-                   .adamw = flags.adamw,
-                   .max_grad_norm = flags.max_grad_norm,
-                   .seed = flags.seed});
+  Trainer trainer(
+      model.llama, initial.layout, initial.pairs,
+      {.schedule = schedule,
+       .adamw = flags.adamw,
+       .max_grad_norm = flags.max_grad_norm,
+       .seed = flags.seed,
+       .activations = flags.grad_checkpoint ? Activations::kRecomputed : Activations::kKept});
   if (from) trainer.restore(from->trainer_state(config));
+  const std::int64_t memory = check_memory({.flags = flags,
+                                            .config = config,
+                                            .layout = initial.layout,
+                                            .data = data,
+                                            .pad_token = batch_options.pad_token,
+                                            .first_iteration = trainer.iteration()});
+  fmt::print("{:<12}about {} at the peak\n", "memory", format_bytes(memory));
   // All that may fail comes before what an earlier run left is replaced.
   prepare_adapter_folder(flags.adapter_path);
   if (!lock) {

@@ -45,6 +45,7 @@ void visit_saved_flags(Flags& flags, Visit&& visit) {
   visit("--max-grad-norm", flags.max_grad_norm, kRefused);
   visit("--seed", flags.seed, kRefused);
   visit("--val-batches", flags.val_batches, kRefused);
+  visit("--grad-checkpoint", flags.grad_checkpoint, kFree);
   visit("--steps-per-report", flags.loop.steps_per_report, kFree);
   visit("--steps-per-eval", flags.loop.steps_per_eval, kFree);
   visit("--save-every", flags.loop.save_every, kFree);

@@ -119,8 +119,8 @@ StepResult Trainer::step(const Batch& batch) {
       }
     }
     const auto count = static_cast<float>(std::max<std::int64_t>(1, batch.num_targets));
-    return std::vector<mx::array>{
-        mx::multiply(model_.loss_sum(tokens, targets, &adapter), mx::array(1.0f / count))};
+    return std::vector<mx::array>{mx::multiply(
+        model_.loss_sum(tokens, targets, &adapter, options_.activations), mx::array(1.0f / count))};
   };
 
   std::vector<int> all(shapes_.size());

@@ -22,6 +22,7 @@ struct TrainOptions {
   AdamWOptions adamw;
   double max_grad_norm = 1.0;  ///< Gradients longer than this are shortened to it; 0 is off.
   std::uint64_t seed = 0;      ///< Of the dropout masks.
+  Activations activations = Activations::kKept;
 };
 
 struct StepResult {
