@@ -1,5 +1,7 @@
 #include "apps/graft/allocator.h"
 
+#include <mlx/memory.h>
+
 #include <cstdlib>  // defines __GLIBC__
 
 #if defined(__GLIBC__)
@@ -16,6 +18,17 @@ void keep_freed_memory() {
   // Arenas of other threads are limited to 64 MiB and would map larger blocks all the same.
   mallopt(M_ARENA_MAX, 1);
 #endif
+}
+
+void return_freed_memory() {
+#if defined(__GLIBC__)
+  malloc_trim(0);
+#endif
+}
+
+void allot_memory_late() {
+  // Above its limit MLX waits until at most ten calls of its streams are left; so it always is.
+  ::mlx::core::set_memory_limit(0);
 }
 
 }  // namespace graft::app

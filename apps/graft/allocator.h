@@ -8,4 +8,12 @@ namespace graft::app {
 /// where malloc has no such settings.
 void keep_freed_memory();
 
+/// Gives back to the system what malloc has kept until now.
+void return_freed_memory();
+
+/// Makes MLX wait for the operations under way before it allots memory to more than a few others.
+/// By itself it goes on to some fifty operations ahead of the one that runs, several layers of a
+/// model, and cannot use again what those in between will free.
+void allot_memory_late();
+
 }  // namespace graft::app

@@ -197,7 +197,7 @@ class Output(FinetuneCase):
                            "--save-every", 2, "--json")
         events = [json.loads(line) for line in run.stdout.splitlines()]
         self.assertEqual(
-            ["start", "validation", "train", "train", "validation", "saved", "train", "train",
+            ["start", "memory", "validation", "train", "train", "validation", "saved", "train", "train",
              "validation", "saved", "end"], [event["event"] for event in events])
         self.assertEqual(11, events[0]["train"]["samples"])
         self.assertEqual(losses_of(adapter),

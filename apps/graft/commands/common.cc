@@ -1,12 +1,20 @@
 #include "apps/graft/commands/common.h"
 
 #include <dlfcn.h>
+#include <fmt/format.h>
 
+#include <cstdint>
 #include <utility>
 
 #include "apps/graft/adapter/adapter_file.h"
 #include "apps/graft/data/fingerprint.h"
+#include "apps/graft/model/llama_config.h"
+#include "apps/graft/model/llama_tensors.h"
 #include "apps/graft/model/llama_weights.h"
+#include "apps/graft/terminal/available_memory.h"
+#include "apps/graft/terminal/format.h"
+#include "apps/graft/train/memory_estimate.h"
+#include "apps/graft/user_error.h"
 #include "graft/context.h"
 
 namespace graft::app {
@@ -20,11 +28,34 @@ void use_threads(int threads) {
   }
 }
 
+mx::Dtype dtype_named(const std::string& name) {
+  return name == "bf16" ? mx::bfloat16 : mx::float32;
+}
+
+namespace {
+
+// The packed weights alone: a model that passes may still need more than there is.
+const GgufFile& checked_to_fit(const GgufFile& file, const ModelFlags& flags, bool training) {
+  const LlamaConfig config = read_llama_config(file);
+  check_llama_tensors(file, config);
+  const AvailableMemory available = available_memory();
+  const std::int64_t need = packed_weight_bytes(config, dtype_named(flags.dtype), training);
+  if (need <= available.bytes) return file;
+  const std::int64_t half = packed_weight_bytes(config, mx::bfloat16, training);
+  throw UserError(fmt::format("{}: its weights take {} of memory in {} and {} leaves {}{}",
+                              file.name(), format_bytes(need), flags.dtype, available.limit,
+                              format_bytes(available.bytes),
+                              half <= available.bytes ? "; --dtype bf16 takes " + format_bytes(half)
+                                                      : "; take a smaller model"));
+}
+
+}  // namespace
+
 LoadedModel::LoadedModel(const ModelFlags& flags, bool training)
     : file((use_threads(flags.threads), GgufFile::open(flags.model))),
       tokenizer(file),
-      llama(LlamaWeights(file),
-            {.dtype = flags.dtype == "bf16" ? mx::bfloat16 : mx::float32, .training = training}) {}
+      llama(LlamaWeights(checked_to_fit(file, flags, training)),
+            {.dtype = dtype_named(flags.dtype), .training = training}) {}
 
 void LoadedModel::attach(const std::string& adapter_folder) {
   SavedAdapter saved = load_adapter(adapter_folder, llama.config());

@@ -15,9 +15,13 @@ struct ModelFlags {
   int threads = 0;
 };
 
+/// What --dtype names.
+mx::Dtype dtype_named(const std::string& name);
+
 /// A model ready to run, from one GGUF file.
 struct LoadedModel {
-  /// Sets the number of threads too. `training` also packs the weights for gradients.
+  /// Sets the number of threads too. `training` also packs the weights for gradients. Throws
+  /// UserError, before it reads them, if the weights would not fit into the memory that is left.
   LoadedModel(const ModelFlags& flags, bool training);
 
   const GgufFile file;

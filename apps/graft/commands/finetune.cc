@@ -12,6 +12,7 @@
 
 #include "apps/graft/adapter/adapter_file.h"
 #include "apps/graft/adapter/folder_lock.h"
+#include "apps/graft/commands/finetune_memory.h"
 #include "apps/graft/commands/finetune_output.h"
 #include "apps/graft/commands/finetune_resume.h"
 #include "apps/graft/commands/run_folder.h"
@@ -101,7 +102,8 @@ TrainOptions train_options(const FinetuneFlags& flags) {
       .optimizer = {.kind = optimizer_named(flags.optimizer), .weight_decay = flags.weight_decay},
       .accumulation_steps = flags.grad_accumulation_steps,
       .max_grad_norm = flags.max_grad_norm,
-      .seed = flags.seed};
+      .seed = flags.seed,
+      .activations = flags.grad_checkpoint ? Activations::kRecomputed : Activations::kKept};
 }
 
 RunEnd train(const FinetuneFlags& flags, const InterruptWatch& interrupts, Trainer& trainer,
@@ -208,6 +210,12 @@ void run_finetune(FinetuneFlags flags) {
   }
   Trainer trainer(model.llama, initial.layout, initial.pairs, train_options(flags));
   if (from) trainer.restore(from->trainer_state(config));
+  output->memory(check_memory({.flags = flags,
+                               .config = config,
+                               .layout = initial.layout,
+                               .data = data,
+                               .pad_token = batch_options.pad_token,
+                               .first_iteration = trainer.iteration()}));
   // All that may fail comes before what an earlier run left is replaced.
   prepare_adapter_folder(flags.adapter_path);
   if (!lock) {

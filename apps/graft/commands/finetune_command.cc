@@ -85,6 +85,8 @@ void add_training_flags(CLI::App& command, FinetuneFlags& flags) {
                   "End after N validations without a better one, and keep the best; 0 is never")
       ->check(CLI::NonNegativeNumber)
       ->capture_default_str();
+  command.add_flag("--grad-checkpoint", flags.grad_checkpoint,
+                   "Less memory, more time: compute activations twice");
   command.add_option("--seed", flags.seed, "Seed of the adapter, the batches and dropout")
       ->capture_default_str();
 }

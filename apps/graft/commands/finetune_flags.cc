@@ -50,6 +50,7 @@ void visit_saved_flags(Flags& flags, Visit&& visit) {
   visit("--early-stop", flags.loop.early_stop, kFree);
   visit("--test", flags.test, kFree);
   visit("--test-batches", flags.test_batches, kFree);
+  visit("--grad-checkpoint", flags.grad_checkpoint, kFree);
   visit("--steps-per-report", flags.loop.steps_per_report, kFree);
   visit("--steps-per-eval", flags.loop.steps_per_eval, kFree);
   visit("--save-every", flags.loop.save_every, kFree);

@@ -38,6 +38,7 @@ struct FinetuneFlags {
   std::uint64_t seed = 0;
   bool mask_prompt = false;
   bool test = false;
+  bool grad_checkpoint = false;
   bool require_fused = false;
   bool resume = false;
   bool quiet = false;

@@ -54,6 +54,10 @@ class TextOutput : public RunOutput {
     if (flags_.test) data("test", *facts.data.test, facts.max_seq_length);
   }
 
+  void memory(std::int64_t bytes) override {
+    entry("memory", fmt::format("about {} at the peak", format_bytes(bytes)));
+  }
+
   void resumed(int iteration, const std::string& path) override {
     entry("resumed",
           fmt::format("after iteration {} of {}, from {}", iteration, flags_.loop.iters, path));
@@ -137,6 +141,7 @@ class JsonOutput : public RunOutput {
     print("start", std::move(line));
   }
 
+  void memory(std::int64_t bytes) override { print("memory", {{"peak_memory_bytes", bytes}}); }
   void resumed(int iteration, const std::string& path) override {
     print("resumed", {{"iter", iteration}, {"path", path}});
   }

@@ -38,6 +38,7 @@ class RunOutput {
   virtual ~RunOutput() = default;
 
   virtual void start(const RunFacts&) {}
+  virtual void memory(std::int64_t) {}  ///< Bytes that the run will need at its peak, about.
   virtual void resumed(int, const std::string&) {}   ///< After which iteration, and from where.
   virtual void note(const std::string&) {}           ///< What the user may not expect.
   virtual void step(int, double, double, double) {}  ///< As LoopObserver::on_step.

@@ -4,6 +4,7 @@
 
 #include <utility>
 
+#include "apps/graft/allocator.h"
 #include "apps/graft/user_error.h"
 
 namespace graft::app {
@@ -31,6 +32,7 @@ RunFolder::RunFolder(const FinetuneFlags& flags, const AdapterLayout& layout,
 }
 
 std::string RunFolder::save(const Trainer& trainer, const LoopState& loop) {
+  return_freed_memory();  // else what is copied here comes on top of an iteration's room
   const std::vector<FileContents> adapter =
       adapter_files(layout_, trainer.pairs(), flags_.model.model);
   const std::int64_t per_epoch = batches_.per_epoch();

@@ -64,24 +64,32 @@ Batches::Batches(const std::vector<Sample>& samples, const BatchOptions& options
   }
 }
 
-Batch Batches::at(std::int64_t step) {
+const Batches::Group& Batches::group_at(std::int64_t step) {
   if (const std::int64_t epoch = step / per_epoch(); epoch != epoch_) {
     order_ = permutation(groups_.size(), options_.seed, static_cast<std::uint64_t>(epoch));
     epoch_ = epoch;
   }
-  return make(groups_[order_[static_cast<std::size_t>(step % per_epoch())]]);
+  return groups_[order_[static_cast<std::size_t>(step % per_epoch())]];
 }
 
-Batch Batches::make(const std::vector<std::size_t>& group) const {
+Batch Batches::at(std::int64_t step) { return make(group_at(step)); }
+
+BatchShape Batches::shape_of(const Group& group) const {
   std::size_t longest = 0;
   for (const std::size_t i : group) longest = std::max(longest, samples_[i].tokens.size());
   // The last token of a sample is only ever a target.
-  const std::size_t multiple = static_cast<std::size_t>(options_.pad_multiple);
-  const std::size_t length = (longest - 1 + multiple - 1) / multiple * multiple;
+  const std::int64_t multiple = options_.pad_multiple;
+  const std::int64_t length =
+      (static_cast<std::int64_t>(longest) - 1 + multiple - 1) / multiple * multiple;
+  return {static_cast<std::int64_t>(group.size()), length};
+}
 
+Batch Batches::make(const Group& group) const {
   Batch batch;
-  batch.batch_size = static_cast<std::int64_t>(group.size());
-  batch.length = static_cast<std::int64_t>(length);
+  const BatchShape shape = shape_of(group);
+  const auto length = static_cast<std::size_t>(shape.length);
+  batch.batch_size = shape.batch_size;
+  batch.length = shape.length;
   batch.tokens.assign(group.size() * length, options_.pad_token);
   batch.targets.assign(group.size() * length, kIgnoreIndex);
   for (std::size_t row = 0; row < group.size(); ++row) {

@@ -1,5 +1,6 @@
 #pragma once
 
+#include <compare>
 #include <cstdint>
 #include <vector>
 
@@ -9,6 +10,15 @@ namespace graft::app {
 
 /// The target of a position that the loss does not count.
 inline constexpr std::int32_t kIgnoreIndex = -100;
+
+/// The size of a batch: its samples, and the tokens that each is padded to.
+struct BatchShape {
+  std::int64_t batch_size = 0;
+  std::int64_t length = 0;
+
+  std::int64_t rows() const { return batch_size * length; }
+  auto operator<=>(const BatchShape&) const = default;
+};
 
 /// Inputs and what they should predict, both (batch_size, length), row-major.
 struct Batch {
@@ -43,15 +53,21 @@ class Batches {
 
   /// The batch of step 0, 1, 2, ...; steps may be asked for in any order.
   Batch at(std::int64_t step);
+  /// The size of that batch, without making it.
+  BatchShape shape_at(std::int64_t step) { return shape_of(group_at(step)); }
 
  private:
-  Batch make(const std::vector<std::size_t>& group) const;
+  using Group = std::vector<std::size_t>;  // Indices of samples.
+
+  const Group& group_at(std::int64_t step);
+  BatchShape shape_of(const Group& group) const;
+  Batch make(const Group& group) const;
 
   const std::vector<Sample>& samples_;
   const BatchOptions options_;
-  std::vector<std::vector<std::size_t>> groups_;  // Indices of samples.
-  std::int64_t epoch_ = -1;                       // That order_ is of.
-  std::vector<std::size_t> order_;                // A permutation of groups_.
+  std::vector<Group> groups_;
+  std::int64_t epoch_ = -1;         // That order_ is of.
+  std::vector<std::size_t> order_;  // A permutation of groups_.
 };
 
 /// A permutation of 0 ... size − 1, the same for the same arguments on every platform.

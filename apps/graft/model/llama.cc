@@ -4,8 +4,8 @@
 
 #include <cmath>
 #include <string>
-#include <tuple>
 #include <utility>
+#include <vector>
 
 #include "apps/graft/user_error.h"
 #include "graft/mlx/attention.h"
@@ -147,37 +147,93 @@ mx::array Llama::feed_forward(const mx::array& x, int layer, const Adapter* adap
   return project(gated, layer, Projection::kDown, adapter);
 }
 
-mx::array Llama::hidden(const mx::array& tokens, KvCache* cache, const Adapter* adapter) const {
-  const std::optional<mx::array> mask = cache ? cache->mask(tokens.shape(1)) : std::nullopt;
-  const float eps = config_.rms_norm_eps;
-  // Each block's output is added to the residual stream in the norm before the next block.
-  mx::array residual = embedding_(tokens);
-  mx::array normed = [&] {
-    const ModuleScope scope("model.layers.0.input_layernorm");
-    return graft::mlx::rms_norm(residual, layers_.front().attention_norm, eps);
-  }();
-  for (int index = 0; index < config_.num_layers; ++index) {
-    const mx::array attended = attend(normed, index, cache, mask, adapter);
-    {
-      const ModuleScope scope(fmt::format("model.layers.{}.post_attention_layernorm", index));
-      std::tie(normed, residual) = graft::mlx::add_rms_norm(
-          attended, residual, layers_[static_cast<std::size_t>(index)].mlp_norm, eps);
-    }
-    const mx::array fed = feed_forward(normed, index, adapter);
-    const bool last = index + 1 == config_.num_layers;
-    const ModuleScope scope(last ? std::string("model.norm")
-                                 : fmt::format("model.layers.{}.input_layernorm", index + 1));
-    const mx::array& weight =
-        last ? final_norm_ : layers_[static_cast<std::size_t>(index) + 1].attention_norm;
-    std::tie(normed, residual) = graft::mlx::add_rms_norm(fed, residual, weight, eps);
-  }
-  if (cache) cache->advance(tokens.shape(1));
-  return normed;
+Llama::Stream Llama::with_norm(const mx::array& residual, int layer) const {
+  const ModuleScope scope(fmt::format("model.layers.{}.input_layernorm", layer));
+  const mx::array& weight = layers_[static_cast<std::size_t>(layer)].attention_norm;
+  return {graft::mlx::rms_norm(residual, weight, config_.rms_norm_eps), residual};
 }
 
-mx::array Llama::loss_sum(const mx::array& tokens, const mx::array& targets,
-                          const Adapter* adapter) const {
-  const mx::array rows = mx::reshape(hidden(tokens, nullptr, adapter), {-1, config_.hidden_size});
+// Each block's output is added to the residual stream in the norm before the next block.
+Llama::Stream Llama::through_layer(const Stream& in, int layer, KvCache* cache,
+                                   const std::optional<mx::array>& mask,
+                                   const Adapter* adapter) const {
+  const auto add_norm = [&](const mx::array& x, const mx::array& residual, const mx::array& weight,
+                            const std::string& module) -> Stream {
+    const ModuleScope scope(module);
+    auto [normed, sum] = graft::mlx::add_rms_norm(x, residual, weight, config_.rms_norm_eps);
+    return {normed, sum};
+  };
+  const Layer& here = layers_[static_cast<std::size_t>(layer)];
+  const Stream middle =
+      add_norm(attend(in.normed, layer, cache, mask, adapter), in.residual, here.mlp_norm,
+               fmt::format("model.layers.{}.post_attention_layernorm", layer));
+  const mx::array fed = feed_forward(middle.normed, layer, adapter);
+  if (layer + 1 == config_.num_layers) {
+    return add_norm(fed, middle.residual, final_norm_, "model.norm");
+  }
+  return add_norm(fed, middle.residual, layers_[static_cast<std::size_t>(layer) + 1].attention_norm,
+                  fmt::format("model.layers.{}.input_layernorm", layer + 1));
+}
+
+// As through_layer, but backward finds nothing of the layer but in.residual. in.normed is made
+// again as well: the norm alone gives the same bits as the one that added the same sum up.
+Llama::Stream Llama::through_recomputed_layer(const Stream& in, int layer,
+                                              const Adapter& adapter) const {
+  std::vector<mx::array> variables = {in.normed, in.residual};  // then the layer's pairs
+  std::vector<std::size_t> slots;
+  for (const Projection projection : kAllProjections) {
+    const int found = adapter.layout->find(layer, projection);
+    if (found < 0) continue;
+    slots.push_back(static_cast<std::size_t>(found));
+    variables.push_back(adapter.pairs[slots.back()].a);
+    variables.push_back(adapter.pairs[slots.back()].b);
+  }
+  const bool first = layer == adapter.layout->modules().front().layer;
+  const auto forward = [this, layer, slots, adapter, first](const std::vector<mx::array>& x) {
+    Adapter here = adapter;
+    for (std::size_t i = 0; i < slots.size(); ++i) {
+      here.pairs[slots[i]] = {x[2 + 2 * i], x[3 + 2 * i]};
+    }
+    Stream stream{x[0], x[1]};
+    // Below the first pairs nobody asks for gradients, and the kernels leave them out.
+    if (first) stream = {mx::stop_gradient(x[0]), mx::stop_gradient(x[1])};
+    const Stream out = through_layer(stream, layer, nullptr, std::nullopt, &here);
+    return std::vector<mx::array>{out.normed, out.residual};
+  };
+  const auto backward = [this, layer, forward](const std::vector<mx::array>& x,
+                                               const std::vector<mx::array>& gradients,
+                                               const std::vector<mx::array>&) {
+    // Not before the gradients have come down to this layer: otherwise MLX may compute several
+    // layers again before it needs the first.
+    const std::vector<mx::array> kept = mx::depends({x.begin() + 1, x.end()}, gradients);
+    const Stream stream = with_norm(kept[0], layer);
+    std::vector<mx::array> again = {stream.normed, stream.residual};
+    again.insert(again.end(), kept.begin() + 1, kept.end());
+    return mx::vjp(forward, again, gradients).second;
+  };
+  const std::vector<mx::array> out = mx::custom_vjp(forward, backward)(variables);
+  return {out[0], out[1]};
+}
+
+mx::array Llama::hidden(const mx::array& tokens, KvCache* cache, const Adapter* adapter,
+                        Activations activations) const {
+  const std::optional<mx::array> mask = cache ? cache->mask(tokens.shape(1)) : std::nullopt;
+  Stream stream = with_norm(embedding_(tokens), 0);
+  for (int layer = 0; layer < config_.num_layers; ++layer) {
+    // Layers below the first pairs keep nothing in any case: they have no gradients.
+    const bool recompute = activations == Activations::kRecomputed && adapter != nullptr &&
+                           layer >= adapter->layout->modules().front().layer;
+    stream = recompute ? through_recomputed_layer(stream, layer, *adapter)
+                       : through_layer(stream, layer, cache, mask, adapter);
+  }
+  if (cache) cache->advance(tokens.shape(1));
+  return stream.normed;
+}
+
+mx::array Llama::loss_sum(const mx::array& tokens, const mx::array& targets, const Adapter* adapter,
+                          Activations activations) const {
+  const mx::array rows =
+      mx::reshape(hidden(tokens, nullptr, adapter, activations), {-1, config_.hidden_size});
   const ModuleScope scope("lm_head");
   return mx::sum(graft::mlx::linear_cross_entropy(rows, head_, mx::reshape(targets, {-1})));
 }

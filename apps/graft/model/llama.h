@@ -24,6 +24,12 @@ struct Adapter {
   std::vector<mx::array> dropout_offsets;
 };
 
+/// What a forward pass keeps for the backward pass.
+enum class Activations {
+  kKept,        ///< All that gradients need.
+  kRecomputed,  ///< Of each layer only its input: the rest is computed again when it is needed.
+};
+
 struct LlamaOptions {
   mx::Dtype dtype = mx::float32;  ///< How base weights are packed: float32 or bfloat16.
   bool training = false;          ///< Pack for gradients too.
@@ -48,9 +54,10 @@ class Llama {
   const Adapter* adapter() const { return held_ ? &held_->adapter : nullptr; }
 
   /// Sum of the losses of all targets that are not -100; tokens and targets are (B, T) int32.
-  /// Rows are padded on the right: a causal model never looks there.
-  mx::array loss_sum(const mx::array& tokens, const mx::array& targets,
-                     const Adapter* adapter) const;
+  /// Rows are padded on the right: a causal model never looks there. Gradients in the adapter's
+  /// pairs are the same, bit for bit, whichever way activations are held.
+  mx::array loss_sum(const mx::array& tokens, const mx::array& targets, const Adapter* adapter,
+                     Activations activations = Activations::kKept) const;
 
   /// Logits (B, T, vocab) of a whole sequence at once, as training computes them.
   mx::array logits(const mx::array& tokens, const Adapter* adapter) const;
@@ -70,7 +77,18 @@ class Llama {
     Adapter adapter;  // Points to the layout, so that the two stay where they are.
   };
 
-  mx::array hidden(const mx::array& tokens, KvCache* cache, const Adapter* adapter) const;
+  // Between two layers: the residual stream, and what the norm before the next layer made of it.
+  struct Stream {
+    mx::array normed;
+    mx::array residual;
+  };
+
+  mx::array hidden(const mx::array& tokens, KvCache* cache, const Adapter* adapter,
+                   Activations activations = Activations::kKept) const;
+  Stream with_norm(const mx::array& residual, int layer) const;
+  Stream through_layer(const Stream& in, int layer, KvCache* cache,
+                       const std::optional<mx::array>& mask, const Adapter* adapter) const;
+  Stream through_recomputed_layer(const Stream& in, int layer, const Adapter& adapter) const;
   mx::array project(const mx::array& x, int layer, Projection projection,
                     const Adapter* adapter) const;
   mx::array attend(const mx::array& x, int layer, KvCache* cache,

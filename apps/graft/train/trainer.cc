@@ -60,6 +60,7 @@ Trainer::Trainer(const Llama& model, const AdapterLayout& layout,
     : model_(model),
       layout_(layout),
       options_(options),
+      gradients_(static_cast<std::size_t>(layout.num_parameters())),
       optimizer_(static_cast<std::size_t>(layout.num_parameters()), options.optimizer),
       dropout_(first_dropout(layout.modules().size(), options.seed)) {
   set_parameters(initial);
@@ -81,17 +82,24 @@ void Trainer::set_parameters(const std::vector<LoraPair>& pairs) {
 }
 
 TrainerState Trainer::state() const {
-  return {iteration_, pairs(), optimizer_.state(), pending_, dropout_};
+  PendingGradients pending{{}, targets_, iterations_};
+  if (iterations_ > 0) pending.sums = gradients_;
+  return {iteration_, pairs(), optimizer_.state(), std::move(pending), dropout_};
 }
 
 void Trainer::restore(TrainerState state) {
   if (state.dropout.offsets.size() != dropout_.offsets.size() ||
-      (state.pending.iterations > 0 && state.pending.sums.size() != parameters_.size())) {
+      (state.pending.iterations > 0 && state.pending.sums.size() != gradients_.size())) {
     throw UserError("the saved gradients or dropout are those of another adapter");
   }
   optimizer_.restore(std::move(state.optimizer));
   set_parameters(state.pairs);
-  pending_ = std::move(state.pending);
+  clear_gradients();
+  if (state.pending.iterations > 0) {
+    gradients_ = std::move(state.pending.sums);
+    targets_ = state.pending.targets;
+    iterations_ = state.pending.iterations;
+  }
   dropout_ = std::move(state.dropout);
   iteration_ = state.iteration;
 }
@@ -114,7 +122,7 @@ StepResult Trainer::step(const Batch& batch) {
   StepResult result;
   result.loss = add_gradients(batch);
   result.learning_rate = options_.schedule.rate(iteration_);
-  if (pending_.iterations == options_.accumulation_steps) update(result);
+  if (iterations_ == options_.accumulation_steps) update(result);
   for (std::uint64_t& offset : dropout_.offsets) {
     offset += static_cast<std::uint64_t>(dropout_.offsets.size()) << kCallBits;
   }
@@ -132,7 +140,7 @@ double Trainer::add_gradients(const Batch& batch) {
         adapter.dropout_offsets.push_back(mx::array(offset, mx::uint64));
       }
     }
-    return std::vector<mx::array>{model_.loss_sum(tokens, targets, &adapter)};
+    return std::vector<mx::array>{model_.loss_sum(tokens, targets, &adapter, options_.activations)};
   };
 
   std::vector<int> all(shapes_.size());
@@ -149,29 +157,34 @@ double Trainer::add_gradients(const Batch& batch) {
   const double loss = static_cast<double>(results[0].item<float>()) / count;
   if (!std::isfinite(loss)) throw NotFinite(iteration_, fmt::format("the loss is {}", loss));
 
-  pending_.sums.resize(parameters_.size());
-  float* next = pending_.sums.data();
+  float* next = gradients_.data();
   for (std::size_t i = 1; i < results.size(); ++i) {
     const float* gradient = results[i].data<float>();
     next = std::transform(gradient, gradient + results[i].size(), next, next, std::plus<>());
   }
-  pending_.targets += batch.num_targets;
-  ++pending_.iterations;
-  if (const double norm = l2_norm(pending_.sums); !std::isfinite(norm)) {
+  targets_ += batch.num_targets;
+  ++iterations_;
+  if (const double norm = l2_norm(gradients_); !std::isfinite(norm)) {
     throw NotFinite(iteration_, fmt::format("the norm of the gradients is {}", norm));
   }
   return loss;
 }
 
 void Trainer::update(StepResult& result) {
-  const double mean = 1.0 / static_cast<double>(std::max<std::int64_t>(1, pending_.targets));
+  const double mean = 1.0 / static_cast<double>(std::max<std::int64_t>(1, targets_));
   result.updated = true;
-  result.grad_norm = mean * l2_norm(pending_.sums);
+  result.grad_norm = mean * l2_norm(gradients_);
   const bool shorten = options_.max_grad_norm > 0 && result.grad_norm > options_.max_grad_norm;
-  optimizer_.step(parameters_, pending_.sums, result.learning_rate,
+  optimizer_.step(parameters_, gradients_, result.learning_rate,
                   shorten ? mean * options_.max_grad_norm / result.grad_norm : mean);
   if (!all_finite(parameters_)) throw NotFinite(iteration_, "the update is not finite");
-  pending_ = {};
+  clear_gradients();
+}
+
+void Trainer::clear_gradients() {
+  std::ranges::fill(gradients_, 0.0f);
+  targets_ = 0;
+  iterations_ = 0;
 }
 
 std::optional<double> Trainer::evaluate(std::span<const Batch> batches,

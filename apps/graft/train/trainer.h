@@ -23,6 +23,7 @@ struct TrainOptions {
   int accumulation_steps = 1;  ///< Iterations an update.
   double max_grad_norm = 1.0;  ///< Gradients longer than this are shortened to it; 0 is off.
   std::uint64_t seed = 0;      ///< Of the dropout masks.
+  Activations activations = Activations::kKept;
 };
 
 /// Gradients of the iterations since the last update, in the order of the parameters.
@@ -90,13 +91,16 @@ class Trainer {
   void set_parameters(const std::vector<LoraPair>& pairs);
   double add_gradients(const Batch& batch);  // Gives the batch's loss.
   void update(StepResult& result);
+  void clear_gradients();
 
   const Llama& model_;
   const AdapterLayout& layout_;
   TrainOptions options_;
   std::vector<mx::Shape> shapes_;  // a, b of each module in turn
   std::vector<float> parameters_;  // all of them, end to end
-  PendingGradients pending_;
+  std::vector<float> gradients_;   // sums since the last update, laid out alike
+  std::int64_t targets_ = 0;       // that they are over
+  int iterations_ = 0;             // that they are from
   Optimizer optimizer_;
   DropoutState dropout_;
   int iteration_ = 0;

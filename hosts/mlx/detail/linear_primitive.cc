@@ -13,14 +13,20 @@ BaseWeight base_only(const LinearCall& call, const Arrays& inputs) {
   return BaseWeight(shape_only(inputs[1].dtype(), {inputs[1].shape(0), inputs[1].shape(1)}));
 }
 
-// dx = dy·W. Inputs: those of the forward call, dy; of x, only the shape is looked at.
+// dx = dy·W. Inputs: dy, [w]. x is not among them, so that nothing holds it for this.
 class LinearBackwardNode : public FusedPrimitive {
  public:
   LinearBackwardNode(mx::Stream stream, const Caller& caller, LinearCall call)
       : FusedPrimitive(stream, caller, Direction::kBackward), call_(std::move(call)) {}
 
+  static mx::array make(const LinearCall& call, const Arrays& inputs, const Caller& caller,
+                        mx::Stream s) {
+    return mx::array(dx_shape(call, inputs), inputs[0].dtype(),
+                     std::make_shared<LinearBackwardNode>(s, caller, call), inputs);
+  }
+
   void eval_cpu(const Arrays& inputs, Arrays& outputs) override {
-    const ConstTensorView dy = rows_view(inputs[call_.count()], stream());
+    const ConstTensorView dy = rows_view(inputs[0], stream());
     const ConstTensorView w = call_.plain() ? matrix_view(inputs[1]) : ConstTensorView();
     const TensorView dx = allocate_rows(outputs[0]);
     dispatch(outputs, [dy, w, dx, weight = call_.weight](Context& context) {
@@ -31,13 +37,10 @@ class LinearBackwardNode : public FusedPrimitive {
   std::pair<Arrays, std::vector<int>> vmap(const Arrays& inputs,
                                            const std::vector<int>& axes) override {
     for (std::size_t i = 0; i < inputs.size(); ++i) {
-      const bool rows = i == 0 || i == call_.count();
-      if (rows != (axes[i] >= 0)) return FusedPrimitive::vmap(inputs, axes);
+      if ((i == 0) != (axes[i] >= 0)) return FusedPrimitive::vmap(inputs, axes);
     }
     const Arrays moved = batch_first(inputs, axes);
-    return {{mx::array(moved[0].shape(), moved[0].dtype(),
-                       std::make_shared<LinearBackwardNode>(stream(), caller(), call_), moved)},
-            {0}};
+    return {{make(call_, moved, caller(), stream())}, {0}};
   }
 
   const char* name() const override { return "GraftLinearBackward"; }
@@ -45,18 +48,26 @@ class LinearBackwardNode : public FusedPrimitive {
     return static_cast<const LinearBackwardNode&>(other).call_ == call_;
   }
   std::vector<mx::Shape> output_shapes(const Arrays& inputs) override {
-    return {inputs[0].shape()};
+    return {dx_shape(call_, inputs)};
   }
 
  protected:
+  // The gradient of a product in x is the same at every x.
   Arrays composed(const Arrays& inputs) const override {
     const mx::Stream s = const_cast<LinearBackwardNode*>(this)->stream();
-    const Arrays primals(inputs.begin(), inputs.begin() + static_cast<int>(call_.count()));
-    const auto y = [&](const Arrays& values) { return Arrays{composed_linear(call_, values, s)}; };
-    return vjp_in(y, primals, {inputs[call_.count()]}, {0});
+    const auto x = mx::zeros(dx_shape(call_, inputs), inputs[0].dtype(), s);
+    const auto w = call_.plain() ? inputs[1] : unpacked(call_.weight, s);
+    const auto y = [&](const Arrays& values) { return Arrays{composed_product(values[0], w, s)}; };
+    return vjp_in(y, {x}, {inputs[0]}, {0});
   }
 
  private:
+  static mx::Shape dx_shape(const LinearCall& call, const Arrays& inputs) {
+    const int in_features =
+        call.plain() ? inputs[1].shape(1) : static_cast<int>(call.weight->in_features());
+    return with_last(inputs[0].shape(), in_features);
+  }
+
   LinearCall call_;
 };
 
@@ -130,10 +141,9 @@ class LinearForwardNode : public FusedPrimitive {
                                                rows_only(x.shape(), x.dtype())});
     }
     if (!support) return composed_vjp(primals, {dy}, {0}, support.reason)[0];
-    Arrays inputs = primals;
-    inputs.push_back(dy);
-    return mx::array(x.shape(), x.dtype(),
-                     std::make_shared<LinearBackwardNode>(stream(), caller(), call_), inputs);
+    Arrays inputs{dy};
+    if (call_.plain()) inputs.push_back(primals[1]);
+    return LinearBackwardNode::make(call_, inputs, caller(), stream());
   }
 
   LinearCall call_;

@@ -1,0 +1,204 @@
+#include "apps/graft/commands/finetune_memory.h"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <bit>
+#include <optional>
+#include <set>
+#include <string>
+#include <vector>
+
+#include "apps/graft/allocator.h"
+#include "apps/graft/data/batches.h"
+#include "apps/graft/terminal/available_memory.h"
+#include "apps/graft/terminal/format.h"
+#include "apps/graft/terminal/memory.h"
+#include "apps/graft/train/memory_estimate.h"
+#include "apps/graft/user_error.h"
+#include "graft/context.h"
+
+namespace graft::app {
+namespace {
+
+/// What of the flags decides how much memory a run needs, and may be changed to need less.
+struct Setting {
+  bool grad_checkpoint = false;
+  int batch_size = 0;
+  std::int64_t max_seq_length = 0;
+  std::string dtype;
+};
+
+Setting setting_of(const FinetuneFlags& flags) {
+  return {flags.grad_checkpoint, flags.batch_size, flags.max_seq_length, flags.model.dtype};
+}
+
+class RunMemory {
+ public:
+  explicit RunMemory(const RunToFit& run)
+      : run_(run), now_(setting_of(run.flags)), resident_(resident_memory_bytes()) {}
+
+  const Setting& now() const { return now_; }
+  std::int64_t resident() const { return resident_; }
+
+  /// What would be resident at the peak of training.
+  std::int64_t peak(const Setting& setting) const {
+    const LlamaConfig& config = run_.config;
+    const Activations activations =
+        setting.grad_checkpoint ? Activations::kRecomputed : Activations::kKept;
+    std::int64_t most = save_bytes(run_.layout);
+    for (const BatchShape& shape : train_shapes(setting)) {
+      most = std::max(most, step_bytes(config, run_.layout, shape, activations, num_threads()));
+    }
+    for (const BatchShape& shape : valid_shapes(setting)) {
+      most = std::max(most, loss_bytes(config, run_.layout, shape, num_threads()));
+    }
+    return resident_ + most + weights(setting) - weights(now_);
+  }
+
+ private:
+  std::int64_t weights(const Setting& setting) const {
+    return packed_weight_bytes(run_.config, dtype_named(setting.dtype), /*training=*/true);
+  }
+
+  BatchOptions options(const Setting& setting) const {
+    return {.batch_size = setting.batch_size, .seed = run_.flags.seed, .pad_token = run_.pad_token};
+  }
+
+  // Sizes of the batches from step `first` to before `last`, cut off at the setting's length.
+  static void add_shapes(Batches batches, const Setting& setting, std::int64_t first,
+                         std::int64_t last, std::set<BatchShape>& shapes) {
+    last = std::min(last, first + batches.per_epoch());
+    for (std::int64_t step = first; step < last; ++step) {
+      BatchShape shape = batches.shape_at(step);
+      shape.length = std::min(shape.length, setting.max_seq_length);
+      shapes.insert(shape);
+    }
+  }
+
+  std::set<BatchShape> train_shapes(const Setting& setting) const {
+    std::set<BatchShape> shapes;
+    // Of an epoch that begins within the run every batch may be the largest.
+    add_shapes(Batches(run_.data.train.samples, options(setting)), setting, run_.first_iteration,
+               run_.flags.loop.iters, shapes);
+    return shapes;
+  }
+
+  std::set<BatchShape> valid_shapes(const Setting& setting) const {
+    std::set<BatchShape> shapes;
+    if (!run_.data.valid) return shapes;
+    Batches batches(run_.data.valid->samples, options(setting));
+    const std::int64_t count =
+        run_.flags.val_batches < 0 ? batches.per_epoch() : run_.flags.val_batches;
+    add_shapes(batches, setting, 0, count, shapes);
+    return shapes;
+  }
+
+  const RunToFit& run_;
+  const Setting now_;
+  const std::int64_t resident_;
+};
+
+// The flags to add to get from one setting to the other. Smaller batches that are parts of a whole
+// one make the same updates, if so many more of them are taken together.
+std::string flags_between(const Setting& from, const Setting& to, const FinetuneFlags& given) {
+  std::string flags;
+  if (to.grad_checkpoint != from.grad_checkpoint) flags += " --grad-checkpoint";
+  if (to.batch_size != from.batch_size) {
+    const std::int64_t parts = from.batch_size / to.batch_size;
+    flags += fmt::format(" --batch-size {} --grad-accumulation-steps {} --iters {}", to.batch_size,
+                         parts * given.grad_accumulation_steps, parts * given.loop.iters);
+  }
+  if (to.dtype != from.dtype) flags += " --dtype " + to.dtype;
+  if (to.max_seq_length != from.max_seq_length) {
+    flags += fmt::format(" --max-seq-length {}", to.max_seq_length);
+  }
+  return flags.substr(1);
+}
+
+// Of values that need less and less memory, the first that fits; the last if none does.
+template <class Value>
+Setting first_that_fits(const RunMemory& memory, std::int64_t most, Setting setting,
+                        Value Setting::*member, const std::vector<Value>& values) {
+  for (const Value& value : values) {
+    setting.*member = value;
+    if (memory.peak(setting) <= most) break;
+  }
+  return setting;
+}
+
+// The largest part of a batch that divides it comes first: so many of them make the same update.
+std::vector<int> smaller_batches(int batch_size) {
+  std::vector<int> sizes;
+  for (int size = batch_size / 2; size >= 1; --size) {
+    if (batch_size % size == 0) sizes.push_back(size);
+  }
+  return sizes;
+}
+
+std::vector<std::int64_t> shorter_lengths(std::int64_t length) {
+  constexpr std::int64_t kShortest = 64;
+  std::vector<std::int64_t> lengths;
+  for (std::int64_t half = 1; half * 2 < length; half *= 2) {
+    if (half >= kShortest) lengths.insert(lengths.begin(), half);
+  }
+  return lengths;
+}
+
+// The fewest changes that fit, and of as many those that cost the user least: first what leaves
+// losses as they are.
+std::optional<Setting> setting_that_fits(const RunMemory& memory, std::int64_t most, bool resume) {
+  // A resumed run has to go on with the losses that it had: only the first may change.
+  enum : unsigned { kCheckpoint = 1, kBatch = 2, kDtype = 4, kLength = 8, kAll = 16 };
+  std::vector<unsigned> choices;
+  for (unsigned choice = 1; choice < (resume ? kBatch : kAll); ++choice) choices.push_back(choice);
+  std::ranges::stable_sort(choices, {}, [](unsigned choice) { return std::popcount(choice); });
+  for (const unsigned choice : choices) {
+    Setting setting = memory.now();
+    if (choice & kCheckpoint) {
+      if (setting.grad_checkpoint) continue;
+      setting.grad_checkpoint = true;
+    }
+    if (choice & kDtype) {
+      if (setting.dtype == "bf16") continue;
+      setting.dtype = "bf16";
+    }
+    if (choice & kBatch) {
+      const std::vector<int> sizes = smaller_batches(setting.batch_size);
+      if (sizes.empty()) continue;
+      setting = first_that_fits(memory, most, setting, &Setting::batch_size, sizes);
+    }
+    if (choice & kLength) {
+      const std::vector<std::int64_t> lengths = shorter_lengths(setting.max_seq_length);
+      if (lengths.empty()) continue;
+      setting = first_that_fits(memory, most, setting, &Setting::max_seq_length, lengths);
+    }
+    if (memory.peak(setting) <= most) return setting;
+  }
+  return std::nullopt;
+}
+
+}  // namespace
+
+std::int64_t check_memory(const RunToFit& run) {
+  allot_memory_late();
+  return_freed_memory();
+  const RunMemory memory(run);
+  const std::int64_t peak = memory.peak(memory.now());
+  const AvailableMemory available = available_memory();
+  const std::int64_t most = memory.resident() + available.bytes;
+  if (peak <= most) return std::max(peak, peak_memory_bytes());
+  const std::string need = fmt::format("training needs about {} of memory and {} leaves it {}",
+                                       format_bytes(peak), available.limit, format_bytes(most));
+  if (const auto setting = setting_that_fits(memory, most, run.flags.resume)) {
+    throw UserError(fmt::format("{}; {} would need about {}", need,
+                                flags_between(memory.now(), *setting, run.flags),
+                                format_bytes(memory.peak(*setting))));
+  }
+  throw UserError(need + (run.flags.resume
+                              ? "; no flag that a resumed run may change makes it fit"
+                              : "; even --grad-checkpoint --batch-size 1 --max-seq-length 64 "
+                                "--dtype bf16 would not fit: take a smaller model"));
+}
+
+}  // namespace graft::app

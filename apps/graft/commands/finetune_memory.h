@@ -1,0 +1,26 @@
+#pragma once
+
+#include <cstdint>
+
+#include "apps/graft/commands/finetune_flags.h"
+#include "apps/graft/data/dataset.h"
+#include "apps/graft/model/adapter_layout.h"
+#include "apps/graft/model/llama_config.h"
+
+namespace graft::app {
+
+/// A run that is about to begin: all that it holds from its first iteration to its last is there.
+struct RunToFit {
+  const FinetuneFlags& flags;
+  const LlamaConfig& config;
+  const AdapterLayout& layout;
+  const DataSplits& data;
+  std::int32_t pad_token = 0;
+  int first_iteration = 0;  ///< Iterations done before.
+};
+
+/// Estimates the peak memory of the run in bytes. Throws UserError if it is more than there is; the
+/// message names the flags with which the run would fit.
+std::int64_t check_memory(const RunToFit& run);
+
+}  // namespace graft::app

@@ -1,0 +1,43 @@
+#pragma once
+
+#include <cstdint>
+
+#include "apps/graft/data/batches.h"
+#include "apps/graft/model/adapter_layout.h"
+#include "apps/graft/model/llama.h"
+#include "apps/graft/model/llama_config.h"
+
+namespace graft::app {
+
+// What training adds at its peak to what is resident before the first iteration: weights, data,
+// parameters and the optimizer's moments are there by then, and are measured rather than computed.
+// All in bytes; activations are float32 whatever the weights are.
+//
+// With M = batch size · length rows, H hidden, I intermediate, Q = heads · d and K = kv_heads · d
+// features, r the rank and P parameters, an iteration holds at its fullest:
+//
+//   each layer        4·M·(3·H + 2·Q + 2·K + 3·I + r · adapted projections + heads + 2): what the
+//   with gradients    backward kernels read, if all seven projections are adapted. It is less for
+//                     fewer: the input of a projection is kept for the gradient of its A alone
+//   recomputed        4·M·H for each layer, and the line above for one at a time
+//   the widest place  gradients of gate, up and their product while all layers' activations are
+//   of backward       held; operations whose memory MLX allots before those ahead of them have run
+//   the adapter       4·P for the pairs as MLX arrays, 4·P for their gradients
+//   scratch           one block, the most that any kernel asks for: logits of a chunk of rows, or
+//                     attention's keys, values and their gradients by query head
+
+/// An iteration on a batch, of loss, gradients and update.
+std::int64_t step_bytes(const LlamaConfig& config, const AdapterLayout& layout,
+                        const BatchShape& batch, Activations activations, int threads);
+
+/// The loss alone, as in validation.
+std::int64_t loss_bytes(const LlamaConfig& config, const AdapterLayout& layout,
+                        const BatchShape& batch, int threads);
+
+/// Saving the adapter and a checkpoint: copies of the parameters and moments, and the files.
+std::int64_t save_bytes(const AdapterLayout& layout);
+
+/// The base weights as training holds them: packed in `dtype`, for forward and backward.
+std::int64_t packed_weight_bytes(const LlamaConfig& config, mx::Dtype dtype, bool training);
+
+}  // namespace graft::app
