@@ -278,8 +278,8 @@ class TerminalChat {
 constexpr const char* kCtrlC = "\x03";
 
 TEST_F(RunCommandsTest, CtrlCStopsAReplyThenTheLineThenTheChat) {
-  // Context for a reply that does not end before someone stops it.
-  TinyModel{.context_length = 100'000}.write(model_);
+  // A model whose reply does not end before someone stops it, and context for that.
+  TinyModel{.context_length = 100'000, .seed = 2}.write(model_);
   TerminalChat chat(model_, folder_.file("home"));
   ASSERT_TRUE(chat.sees("Tiny"));
   ASSERT_TRUE(chat.sees("> "));
