@@ -62,7 +62,13 @@ void refuse_interrupted_run(const FinetuneFlags& flags) {
   if (!found) return;
   const int done = found->checkpoint.trainer.iteration;
   FinetuneFlags saved;
-  take_saved_flags(saved, found->checkpoint.flags, found->path);
+  try {
+    take_saved_flags(saved, found->checkpoint.flags, found->path);
+  } catch (const UserError& error) {
+    throw UserError(
+        fmt::format("{}; another version's run is there: choose another --adapter-path, or remove {}",
+                    error.what(), checkpoints_folder(flags.adapter_path)));
+  }
   const int iters = saved.loop.iters;
   if (done >= iters || stops_early(found->checkpoint.loop, saved.loop)) return;
   throw UserError(
