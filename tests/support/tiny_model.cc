@@ -42,7 +42,9 @@ mx::array scalar(int value) { return mx::array(static_cast<std::uint32_t>(value)
 
 }  // namespace
 
-int TinyModel::vocab_size() const { return static_cast<int>(kSpecials.size()) + 256 + 2; }
+int TinyModel::vocab_size() const {
+  return static_cast<int>(kSpecials.size() + 256 + merges.size());
+}
 
 std::unordered_map<std::string, mx::array> TinyModel::tensors() const {
   mx::random::KeySequence keys(seed);
@@ -78,7 +80,7 @@ void TinyModel::write(const std::string& path) const {
   std::vector<std::string> tokens = kSpecials;
   const std::vector<std::string> bytes = byte_tokens();
   tokens.insert(tokens.end(), bytes.begin(), bytes.end());
-  tokens.insert(tokens.end(), {"ab", "~~"});
+  for (std::string merge : merges) tokens.push_back(merge.erase(merge.find(' '), 1));
   std::vector<std::int32_t> types(tokens.size(), 1);
   for (std::size_t i = 0; i < kSpecials.size(); ++i) types[i] = 3;  // control
 
@@ -96,7 +98,7 @@ void TinyModel::write(const std::string& path) const {
   metadata["tokenizer.ggml.model"] = std::string("gpt2");
   metadata["tokenizer.ggml.pre"] = std::string("smollm");
   metadata["tokenizer.ggml.tokens"] = tokens;
-  metadata["tokenizer.ggml.merges"] = std::vector<std::string>{"a b", "~ ~"};
+  metadata["tokenizer.ggml.merges"] = merges;
   metadata["tokenizer.ggml.token_type"] =
       mx::array(types.data(), {static_cast<int>(types.size())}, mx::int32);
   metadata["tokenizer.ggml.bos_token_id"] = scalar(1);  // transformers asks for it

@@ -23,6 +23,7 @@ struct TinyModel {
   float rope_theta = 10000.0f;
   float rms_norm_eps = 1e-5f;
   std::uint64_t seed = 1;
+  std::vector<std::string> merges = {"a b"};  ///< Each makes a token more.
 
   int head_dim() const { return hidden_size / num_heads; }
   int vocab_size() const;

@@ -7,6 +7,7 @@
 int main(int argc, char** argv) {
   if (argc != 2 && argc != 3) return 2;
   graft::app::testing::TinyModel model;
+  model.merges.emplace_back("~ ~");  // transformers takes a list of one for a string
   if (argc == 3) model.context_length = std::stoi(argv[2]);
   model.write(argv[1]);
 }
