@@ -44,16 +44,21 @@ class RunMemory {
   /// What would be resident at the peak of training.
   std::int64_t peak(const Setting& setting) const {
     const LlamaConfig& config = run_.config;
+    const AdapterLayout& layout = run_.layout;
     const Activations activations =
         setting.grad_checkpoint ? Activations::kRecomputed : Activations::kKept;
-    std::int64_t most = save_bytes(run_.layout);
-    for (const BatchShape& shape : train_shapes(setting)) {
-      most = std::max(most, step_bytes(config, run_.layout, shape, activations, num_threads()));
+    const int threads = num_threads();
+    std::int64_t most = save_bytes(layout);
+    std::int64_t scratch = 0;
+    for (const BatchShape& batch : train_shapes(setting)) {
+      most = std::max(most, step_bytes(config, layout, batch, activations));
+      scratch = std::max(scratch, scratch_bytes(config, layout, batch, true, threads));
     }
-    for (const BatchShape& shape : valid_shapes(setting)) {
-      most = std::max(most, loss_bytes(config, run_.layout, shape, num_threads()));
+    for (const BatchShape& batch : valid_shapes(setting)) {
+      most = std::max(most, loss_bytes(config, layout, batch));
+      scratch = std::max(scratch, scratch_bytes(config, layout, batch, false, threads));
     }
-    return resident_ + most + weights(setting) - weights(now_);
+    return resident_ + scratch + most + weights(setting) - weights(now_);
   }
 
  private:
@@ -195,7 +200,9 @@ std::int64_t check_memory(const RunToFit& run) {
   if (peak <= most) return std::max(peak, peak_memory_bytes());
   const std::string need = fmt::format("training needs about {} of memory and {} leaves it {}",
                                        format_bytes(peak), available.limit, format_bytes(most));
-  if (const auto setting = setting_that_fits(memory, most, run.flags.resume)) {
+  // Flags to take instead should fit with room for what the estimate may be wrong by.
+  const std::int64_t surely = memory.resident() + available.bytes / 10 * 9;
+  if (const auto setting = setting_that_fits(memory, surely, run.flags.resume)) {
     throw UserError(fmt::format("{}; {} would need about {}", need,
                                 flags_between(memory.now(), *setting),
                                 format_bytes(memory.peak(*setting))));
