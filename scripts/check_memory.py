@@ -92,16 +92,23 @@ def run_case(graft, model, batch_size, length, flags):
         return tuple(float(match[1]) * UNITS[match[2]] for match in (found, measured))
 
 
-def versions(graft):
-    return subprocess.run([graft, "--version"], check=True, capture_output=True,
-                          text=True).stdout.strip()
+def device():
+    try:
+        found = re.search(r"model name\s*: (.*)", Path("/proc/cpuinfo").read_text(encoding="utf-8"))
+    except OSError:
+        found = None
+    return f"{found[1] if found else platform.machine()}, {os.cpu_count()} threads"
+
+
+def version(graft):
+    run = subprocess.run([graft, "--version"], check=True, capture_output=True, text=True)
+    return run.stdout.strip()
 
 
 def write_csv(path, graft, rows):
     with open(path, "w", encoding="utf-8", newline="") as file:
-        file.write(f"# device: {platform.machine()}, {os.cpu_count()} threads, "
-                   f"{platform.system()} {platform.release()}\n")
-        file.write(f"# versions: graft {versions(graft)}\n")
+        file.write(f"# device: {device()}\n")
+        file.write(f"# versions: graft {version(graft)}\n")
         now = datetime.datetime.now(datetime.timezone.utc)
         file.write(f"# date: {now:%Y-%m-%d %H:%M} UTC\n")
         file.write(f"# command: {shlex.join(['scripts/check_memory.py', *sys.argv[1:]])}\n")

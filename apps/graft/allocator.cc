@@ -29,6 +29,7 @@ void return_freed_memory() {
 void allot_memory_late() {
   // Above its limit MLX waits until at most ten calls of its streams are left; so it always is.
   ::mlx::core::set_memory_limit(0);
+  ::mlx::core::set_cache_limit(0);
 }
 
 }  // namespace graft::app

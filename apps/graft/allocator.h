@@ -13,7 +13,8 @@ void return_freed_memory();
 
 /// Makes MLX wait for the operations under way before it allots memory to more than a few others.
 /// By itself it goes on to some fifty operations ahead of the one that runs, several layers of a
-/// model, and cannot use again what those in between will free.
+/// model, and cannot use again what those in between will free. Nor does it then keep freed
+/// buffers for requests of their own size: malloc does that for any size.
 void allot_memory_late();
 
 }  // namespace graft::app

@@ -11,16 +11,18 @@ import os
 import re
 import resource
 import shlex
+import subprocess
 import unittest
 
-from finetune_runs import FinetuneCase, metrics_of
+from finetune_runs import WRITE_TINY_MODEL, FinetuneCase, metrics_of
 from tiny_gguf import UINT32, tiny_model
 
 MOST_GROWTH = 3 << 20
 MOST_OFF = 0.15
 UNITS = {"kB": 1e3, "MB": 1e6, "GB": 1e9}
-# So large that activations outweigh the process itself.
-LARGE = {"--batch-size": 128, "--max-seq-length": 121, "--iters": 1}
+# So large that activations outweigh the process itself, and many layers one layer's transients.
+LAYERS = 12
+LARGE = {"--batch-size": 64, "--max-seq-length": 121, "--iters": 1}
 
 
 def bytes_in(text, before, after=""):
@@ -43,7 +45,8 @@ class Memory(FinetuneCase):
 class Estimate(FinetuneCase):
     def setUp(self):
         super().setUp()
-        for name, count in (("train", 128), ("valid", 3)):
+        subprocess.run([WRITE_TINY_MODEL, self.model, "128", str(LAYERS)], check=True)
+        for name, count in (("train", 64), ("valid", 3)):
             with open(self.data / f"{name}.jsonl", "w", encoding="utf-8") as file:
                 for i in range(count):
                     file.write(json.dumps({"text": f"{i} " + "words and more " * 10}) + "\n")
@@ -63,47 +66,51 @@ class Estimate(FinetuneCase):
 
     def test_the_estimate_is_right(self):
         for name, *flags in (("rank", "--rank", 16), ("dropout", "--dropout", 0.1),
-                             ("bf16", "--dtype", "bf16"), ("layer", "--num-layers", 1),
+                             ("bf16", "--dtype", "bf16"), ("layers", "--num-layers", 5),
                              ("modules", "--target-modules", "q_proj,v_proj")):
             self.estimate_and_peak(name, *flags)
 
     def test_checkpointing_takes_less_for_the_same_losses(self):
         estimate, peak = self.estimate_and_peak("kept")
         less, lower = self.estimate_and_peak("recomputed", "--grad-checkpoint")
-        self.assertLess(less, 0.85 * estimate)
-        self.assertLess(lower, 0.85 * peak)
+        self.assertLess(less, 0.6 * estimate)
+        self.assertLess(lower, 0.6 * peak)
         self.assertEqual(metrics_of(self.scratch / "kept"), metrics_of(self.scratch / "recomputed"))
 
     @staticmethod
     def with_limit(limit):
         """Options of a run that may have so many bytes of data memory, as on a small machine."""
+        def set_limits():
+            resource.setrlimit(resource.RLIMIT_STACK, (1 << 20, 1 << 20))  # which counts as data
+            resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
+
         # OpenBLAS maps 128 MB for each of its threads, and tries for ever where it may not.
-        return {"preexec_fn": lambda: resource.setrlimit(resource.RLIMIT_DATA, (limit, limit)),
-                "env": os.environ | {"OPENBLAS_NUM_THREADS": "1"}}
+        return {"preexec_fn": set_limits, "env": os.environ | {"OPENBLAS_NUM_THREADS": "1"}}
+
+    def refused(self, name, limit):
+        """What a run that cannot fit needs, what there is, and what it says to do."""
+        run = self.large(name, **self.with_limit(limit))
+        self.assertEqual(1, run.returncode, run.stderr)
+        self.assertEqual(1, run.stderr.count("\n"), run.stderr)
+        self.assertFalse((self.scratch / name).exists())
+        need = bytes_in(run.stderr, "training needs about ", " of memory and ulimit -d leaves it")
+        left = bytes_in(run.stderr, "leaves it ")
+        return need, left, run.stderr.split("; ", 1)[1]
 
     def test_what_cannot_fit_is_refused_with_flags_that_fit(self):
-        """Tightens the limit step by step, and does each time what the program says."""
-        suggestions = []
-        limit = 1 << 30
-        for _ in range(20):
-            limit = int(limit / 1.2)
-            run = self.large(f"limited{limit}", **self.with_limit(limit))
-            if run.returncode == 0:
-                continue
-            self.assertEqual(1, run.returncode)
-            self.assertEqual(1, run.stderr.count("\n"), run.stderr)
-            self.assertRegex(run.stderr, r"needs about [\d.]+ .B of memory and ulimit -d leaves it")
-            self.assertFalse((self.scratch / f"limited{limit}").exists())
-            found = re.search(r"; (--.*) would need about ([\d.]+) ([kMG]B)", run.stderr)
-            if found is None:
-                self.assertIn("would not fit: take a smaller model", run.stderr)
-                break
-            suggestions.append(found[1])
-            again = self.large(f"again{limit}", *shlex.split(found[1]), **self.with_limit(limit))
+        low = 16 << 20
+        need, left, _ = self.refused("low", low)
+        less, _ = self.estimate_and_peak("recomputed", "--grad-checkpoint")
+        for name, room, flags in (("checkpoint", (need + 2 * less) / 3, "--grad-checkpoint"),
+                                  ("batch", 0.7 * less, "--batch-size")):
+            limit = int(low + room - left)
+            _, now, advice = self.refused(name, limit)
+            self.assertLess(abs(now / room - 1), 0.1)
+            print(f"{now / 1e6:.0f} MB: {advice.strip()}")
+            found = re.fullmatch(r"(--.*) would need about .*\n", advice)
+            self.assertTrue(found[1].startswith(flags), advice)
+            again = self.large(name, *shlex.split(found[1]), **self.with_limit(limit))
             self.assertEqual(0, again.returncode, f"{found[1]}: {again.stderr}")
-        print(*suggestions, sep="\n")
-        self.assertEqual("--grad-checkpoint", suggestions[0])
-        self.assertTrue(any(flags.startswith("--batch-size") for flags in suggestions))
 
     def test_a_resumed_run_keeps_its_losses(self):
         estimate, _ = self.estimate_and_peak("adapter", "--grad-checkpoint")

@@ -279,7 +279,7 @@ constexpr const char* kCtrlC = "\x03";
 
 TEST_F(RunCommandsTest, CtrlCStopsAReplyThenTheLineThenTheChat) {
   // A model whose reply does not end before someone stops it, and context for that.
-  TinyModel{.context_length = 100'000, .seed = 2}.write(model_);
+  TinyModel{.context_length = 100'000}.write(model_);
   TerminalChat chat(model_, folder_.file("home"));
   ASSERT_TRUE(chat.sees("Tiny"));
   ASSERT_TRUE(chat.sees("> "));

@@ -166,7 +166,7 @@ int run_command_line(int argc, char** argv) {
   } catch (const Interrupted& interrupted) {
     return fail(interrupted.what(), kInterruptedStatus);
   } catch (const std::bad_alloc&) {
-    return fail("out of memory; try a smaller --batch-size or --dtype bf16");
+    return fail("out of memory; try --grad-checkpoint, a smaller --batch-size or --dtype bf16");
   } catch (const std::exception& error) {
     return fail(error.what());
   }

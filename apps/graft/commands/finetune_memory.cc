@@ -7,6 +7,7 @@
 #include <optional>
 #include <set>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "apps/graft/allocator.h"
@@ -44,16 +45,21 @@ class RunMemory {
   /// What would be resident at the peak of training.
   std::int64_t peak(const Setting& setting) const {
     const LlamaConfig& config = run_.config;
+    const AdapterLayout& layout = run_.layout;
     const Activations activations =
         setting.grad_checkpoint ? Activations::kRecomputed : Activations::kKept;
-    std::int64_t most = save_bytes(run_.layout);
-    for (const BatchShape& shape : train_shapes(setting)) {
-      most = std::max(most, step_bytes(config, run_.layout, shape, activations, num_threads()));
+    const int threads = num_threads();
+    std::int64_t most = save_bytes(layout, optimizer_vectors());
+    std::int64_t scratch = 0;
+    for (const BatchShape& batch : train_shapes(setting)) {
+      most = std::max(most, step_bytes(config, layout, batch, activations));
+      scratch = std::max(scratch, scratch_bytes(config, layout, batch, true, threads));
     }
-    for (const BatchShape& shape : valid_shapes(setting)) {
-      most = std::max(most, loss_bytes(config, run_.layout, shape, num_threads()));
+    for (const BatchShape& batch : loss_shapes(setting)) {
+      most = std::max(most, loss_bytes(config, layout, batch));
+      scratch = std::max(scratch, scratch_bytes(config, layout, batch, false, threads));
     }
-    return resident_ + most + weights(setting) - weights(now_);
+    return resident_ + scratch + most + weights(setting) - weights(now_);
   }
 
  private:
@@ -84,14 +90,24 @@ class RunMemory {
     return shapes;
   }
 
-  std::set<BatchShape> valid_shapes(const Setting& setting) const {
+  // Of validation, and of the test.
+  std::set<BatchShape> loss_shapes(const Setting& setting) const {
     std::set<BatchShape> shapes;
-    if (!run_.data.valid) return shapes;
-    Batches batches(run_.data.valid->samples, options(setting));
-    const std::int64_t count =
-        run_.flags.val_batches < 0 ? batches.per_epoch() : run_.flags.val_batches;
-    add_shapes(batches, setting, 0, count, shapes);
+    const auto add = [&](const std::optional<Dataset>& split, int max_batches) {
+      if (!split) return;
+      Batches batches(split->samples, options(setting));
+      const std::int64_t count = max_batches < 0 ? batches.per_epoch() : max_batches;
+      add_shapes(std::move(batches), setting, 0, count, shapes);
+    };
+    add(run_.data.valid, run_.flags.val_batches);
+    if (run_.flags.test) add(run_.data.test, run_.flags.test_batches);
     return shapes;
+  }
+
+  // That a checkpoint holds besides the pairs.
+  int optimizer_vectors() const {
+    return (run_.flags.optimizer == "sgd" ? 0 : 2) +
+           (run_.flags.grad_accumulation_steps > 1 ? 1 : 0);
   }
 
   const RunToFit& run_;
@@ -190,7 +206,9 @@ std::int64_t check_memory(const RunToFit& run) {
   if (peak <= most) return std::max(peak, peak_memory_bytes());
   const std::string need = fmt::format("training needs about {} of memory and {} leaves it {}",
                                        format_bytes(peak), available.limit, format_bytes(most));
-  if (const auto setting = setting_that_fits(memory, most, run.flags.resume)) {
+  // Flags to take instead should fit with room for what the estimate may be wrong by.
+  const std::int64_t surely = memory.resident() + available.bytes / 10 * 9;
+  if (const auto setting = setting_that_fits(memory, surely, run.flags.resume)) {
     throw UserError(fmt::format("{}; {} would need about {}", need,
                                 flags_between(memory.now(), *setting, run.flags),
                                 format_bytes(memory.peak(*setting))));

@@ -65,9 +65,9 @@ void refuse_interrupted_run(const FinetuneFlags& flags) {
   try {
     take_saved_flags(saved, found->checkpoint.flags, found->path);
   } catch (const UserError& error) {
-    throw UserError(
-        fmt::format("{}; another version's run is there: choose another --adapter-path, or remove {}",
-                    error.what(), checkpoints_folder(flags.adapter_path)));
+    throw UserError(fmt::format(
+        "{}; another version's run is there: choose another --adapter-path, or remove {}",
+        error.what(), checkpoints_folder(flags.adapter_path)));
   }
   const int iters = saved.loop.iters;
   if (done >= iters || stops_early(found->checkpoint.loop, saved.loop)) return;

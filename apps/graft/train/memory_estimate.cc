@@ -17,10 +17,10 @@ class Live {
     peak_ = std::max(peak_, now_);
   }
 
-  // An operation that allocates `outputs`, and is the last to read `inputs`. MLX allocates for some
-  // operations ahead of the one that runs, so that memory comes back that much later.
+  // An operation that allocates `outputs`, and is the last to read `inputs`. MLX allots memory to
+  // some two operations ahead of the one that runs, and what that one frees comes too late.
   void run(std::int64_t outputs, std::int64_t inputs) {
-    constexpr std::size_t kAhead = 5;
+    constexpr std::size_t kAhead = 2;
     take(outputs);
     leaving_.push_back(inputs);
     if (leaving_.size() <= kAhead) return;
@@ -53,6 +53,7 @@ struct Sizes {
 
 // How far down gradients go in a layer, and which projections are adapted.
 struct Gradients {
+  bool out_of_layer = false;  // come in from the layer above
   bool into_layer = false;    // and on into the layer below
   bool through_norm = false;  // the norm between attention and the MLP
   bool through_attention = false;
@@ -91,17 +92,17 @@ class Step {
     live_.take(size_.hidden);                               // no gradient into the last sum: zeros
     for (int layer = config_.num_layers - 1; layer >= first_; --layer) {
       if (recompute) {
-        live_.run(size_.hidden + size_.row, 0);
-        forward(layer, gradients(layer), true);
+        live_.run(size_.hidden + size_.row, size_.row);  // the norm before the layer, again
+        forward(layer, gradients(layer), false);
         live_.run(0, size_.hidden);  // the normed output, which nothing reads here
       }
       backward(layer, gradients(layer));
-      if (recompute && layer == first_) live_.run(0, size_.hidden);
     }
     return live_.peak();
   }
 
   std::int64_t forward_only() {
+    live_.take(kFloat * layout_.num_parameters());
     embed();
     for (int layer = 0; layer < config_.num_layers; ++layer) forward(layer, Gradients{}, false);
     live_.run(size_.row, 2 * size_.hidden);
@@ -114,6 +115,7 @@ class Step {
     for (const Projection projection : kAllProjections) {
       g.adapted[index_of(projection)] = layout_.find(layer, projection) >= 0;
     }
+    g.out_of_layer = true;
     g.into_layer = layer > first_;
     g.through_attention = g.into_layer || g.of_qkv();
     g.through_norm = g.through_attention || g.of(Projection::kO);
@@ -162,7 +164,8 @@ class Step {
     live_.run(s.inner, unless(g.through_swiglu, 2 * s.inner));
     const bool gated = g.of(Projection::kDown);
     project(layer, Projection::kDown, s.hidden, gated, unless(gated, s.inner));
-    live_.run(2 * s.hidden + s.row, s.hidden + unless(g.through_norm, s.hidden));
+    live_.run(2 * s.hidden + s.row,
+              s.hidden + unless(g.through_norm, s.hidden) + unless(g.out_of_layer, s.row));
   }
 
   // From the gradients of the normed output and of the sum to those of what came in.
@@ -202,8 +205,20 @@ class Step {
   Live live_;
 };
 
-// The block that kernels share for what they need while they run. Constants are those of the
-// kernels' tiles, for the widest instruction set.
+}  // namespace
+
+std::int64_t step_bytes(const LlamaConfig& config, const AdapterLayout& layout,
+                        const BatchShape& batch, Activations activations) {
+  return Step(config, layout, batch).with_gradients(activations);
+}
+
+std::int64_t loss_bytes(const LlamaConfig& config, const AdapterLayout& layout,
+                        const BatchShape& batch) {
+  return Step(config, layout, batch).forward_only();
+}
+
+// The most that any kernel asks for; constants are those of the kernels' tiles, for the widest
+// instruction set.
 std::int64_t scratch_bytes(const LlamaConfig& config, const AdapterLayout& layout,
                            const BatchShape& batch, bool gradients, int threads) {
   constexpr std::int64_t kChunkRows = 140, kTileRows = 14, kTileColumns = 32, kLanes = 16;
@@ -235,25 +250,11 @@ std::int64_t scratch_bytes(const LlamaConfig& config, const AdapterLayout& layou
   return kFloat * std::max({loss + packed_rows, attention, projection});
 }
 
-}  // namespace
-
-std::int64_t step_bytes(const LlamaConfig& config, const AdapterLayout& layout,
-                        const BatchShape& batch, Activations activations, int threads) {
-  return Step(config, layout, batch).with_gradients(activations) +
-         scratch_bytes(config, layout, batch, true, threads);
-}
-
-std::int64_t loss_bytes(const LlamaConfig& config, const AdapterLayout& layout,
-                        const BatchShape& batch, int threads) {
-  return kFloat * layout.num_parameters() + Step(config, layout, batch).forward_only() +
-         scratch_bytes(config, layout, batch, false, threads);
-}
-
-std::int64_t save_bytes(const AdapterLayout& layout) {
-  // The adapter's file, twice; the pairs and the two moments, copied out of the trainer; the
-  // moments once more as arrays, and as a file.
-  constexpr std::int64_t kCopies = 2 + 3 + 2 + 2;
-  return kCopies * kFloat * layout.num_parameters();
+std::int64_t save_bytes(const AdapterLayout& layout, int optimizer_vectors) {
+  // The pairs, copied out of the trainer, and the adapter's file, twice; each vector copied out of
+  // the trainer, as an array, and as a file.
+  const std::int64_t copies = 3 + 3 * std::int64_t{optimizer_vectors};
+  return copies * kFloat * layout.num_parameters();
 }
 
 std::int64_t packed_weight_bytes(const LlamaConfig& config, mx::Dtype dtype, bool training) {

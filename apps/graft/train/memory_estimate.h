@@ -16,7 +16,7 @@ namespace graft::app {
 // With M = batch size · length rows, H hidden, I intermediate, Q = heads · d and K = kv_heads · d
 // features, r the rank and P parameters, an iteration holds at its fullest:
 //
-//   each layer        4·M·(3·H + 2·Q + 2·K + 3·I + r · adapted projections + heads + 2): what the
+//   each layer        4·M·(4·H + 2·Q + 2·K + 3·I + r · adapted projections + heads + 2): what the
 //   with gradients    backward kernels read, if all seven projections are adapted. It is less for
 //                     fewer: the input of a projection is kept for the gradient of its A alone
 //   recomputed        4·M·H for each layer, and the line above for one at a time
@@ -26,16 +26,21 @@ namespace graft::app {
 //   scratch           one block, the most that any kernel asks for: logits of a chunk of rows, or
 //                     attention's keys, values and their gradients by query head
 
-/// An iteration on a batch, of loss, gradients and update.
+/// Tensors of an iteration on a batch: activations, the pairs and gradients.
 std::int64_t step_bytes(const LlamaConfig& config, const AdapterLayout& layout,
-                        const BatchShape& batch, Activations activations, int threads);
+                        const BatchShape& batch, Activations activations);
 
-/// The loss alone, as in validation.
+/// Tensors of the loss alone, as in validation.
 std::int64_t loss_bytes(const LlamaConfig& config, const AdapterLayout& layout,
-                        const BatchShape& batch, int threads);
+                        const BatchShape& batch);
 
-/// Saving the adapter and a checkpoint: copies of the parameters and moments, and the files.
-std::int64_t save_bytes(const AdapterLayout& layout);
+/// The scratch block after an iteration, or after a loss alone. It stays until the end.
+std::int64_t scratch_bytes(const LlamaConfig& config, const AdapterLayout& layout,
+                           const BatchShape& batch, bool gradients, int threads);
+
+/// Saving the adapter and a checkpoint: copies of the parameters and of the optimizer's vectors, as
+/// long as those (two moments, gradients that wait for an update), and the files.
+std::int64_t save_bytes(const AdapterLayout& layout, int optimizer_vectors);
 
 /// The base weights as training holds them: packed in `dtype`, for forward and backward.
 std::int64_t packed_weight_bytes(const LlamaConfig& config, mx::Dtype dtype, bool training);
