@@ -24,7 +24,6 @@ import tempfile
 from pathlib import Path
 
 MOST_OFF = 0.15
-UNITS = {"B": 1, "kB": 1e3, "MB": 1e6, "GB": 1e9}
 COLUMNS = ("case", "estimated_bytes", "measured_bytes", "ratio")
 
 # Batch size, length in tokens, other flags.
@@ -82,14 +81,13 @@ def run_case(graft, model, batch_size, length, flags):
         adapter = Path(scratch) / "adapter"
         command = [graft, "finetune", "--model", model, "--data", Path(scratch) / "data",
                    "--adapter-path", adapter, "--batch-size", batch_size, "--iters", 1,
-                   "--max-seq-length", length + 1, *shlex.split(flags)]
+                   "--max-seq-length", length + 1, "--json", *shlex.split(flags)]
         run = subprocess.run([str(word) for word in command], check=False, capture_output=True,
                              text=True)
         if run.returncode != 0:
             sys.exit(f"{shlex.join(map(str, command))}: {run.stderr.strip()}")
-        found = re.search(r"^memory +about ([\d.]+) (\w+) at the peak", run.stdout, re.MULTILINE)
-        measured = re.search(r"peak memory ([\d.]+) (\w+)$", run.stdout, re.MULTILINE)
-        return tuple(float(match[1]) * UNITS[match[2]] for match in (found, measured))
+        events = {event["event"]: event for event in map(json.loads, run.stdout.splitlines())}
+        return events["memory"]["peak_memory_bytes"], events["end"]["peak_memory_bytes"]
 
 
 def device():
@@ -139,7 +137,7 @@ def main():
             if not all(word in case for word in arguments.filter.split()):
                 continue
             estimated, measured = run_case(arguments.graft, model, batch_size, length, flags)
-            rows.append((case, round(estimated), round(measured), f"{estimated / measured:.3f}"))
+            rows.append((case, estimated, measured, f"{estimated / measured:.3f}"))
             print(f"{case:<90} {estimated / 1e6:8.0f} MB {measured / 1e6:8.0f} MB "
                   f"{estimated / measured:6.3f}", flush=True)
     if arguments.csv:

@@ -26,9 +26,8 @@ void return_freed_memory() {
 #endif
 }
 
-void allot_memory_late() {
-  // Above its limit MLX waits until at most ten calls of its streams are left; so it always is.
-  ::mlx::core::set_memory_limit(0);
+void bound_run_ahead(std::int64_t bytes) {
+  ::mlx::core::set_memory_limit(::mlx::core::get_active_memory() + static_cast<std::size_t>(bytes));
   ::mlx::core::set_cache_limit(0);
 }
 

@@ -1,5 +1,7 @@
 #pragma once
 
+#include <cstdint>
+
 namespace graft::app {
 
 /// Makes malloc keep what is freed. Every step allocates and frees the same activations; given back
@@ -11,10 +13,12 @@ void keep_freed_memory();
 /// Gives back to the system what malloc has kept until now.
 void return_freed_memory();
 
-/// Makes MLX wait for the operations under way before it allots memory to more than a few others.
-/// By itself it goes on to some fifty operations ahead of the one that runs, several layers of a
-/// model, and cannot use again what those in between will free. Nor does it then keep freed
-/// buffers for requests of their own size: malloc does that for any size.
-void allot_memory_late();
+/// Makes MLX wait, once it holds `bytes` more than now, for operations under way before it allots
+/// memory to others. By itself it goes on to some fifty operations ahead of the one that runs,
+/// several layers of a model, and cannot use again what those in between will free. Waiting is slow
+/// (under a bound of 0 training took 1.6 times as long), so `bytes` is best what is needed without
+/// running ahead: then only the fullest moment waits. MLX also keeps no freed buffers from now on
+/// for requests of their own size, as malloc does that for any size.
+void bound_run_ahead(std::int64_t bytes);
 
 }  // namespace graft::app

@@ -42,27 +42,38 @@ class RunMemory {
   const Setting& now() const { return now_; }
   std::int64_t resident() const { return resident_; }
 
-  /// What would be resident at the peak of training.
-  std::int64_t peak(const Setting& setting) const {
-    const LlamaConfig& config = run_.config;
-    const AdapterLayout& layout = run_.layout;
+  /// Tensors of the largest iteration or validation.
+  std::int64_t tensors(const Setting& setting, int ahead = kRunAhead) const {
     const Activations activations =
         setting.grad_checkpoint ? Activations::kRecomputed : Activations::kKept;
-    const int threads = num_threads();
-    std::int64_t most = save_bytes(layout, optimizer_vectors());
-    std::int64_t scratch = 0;
+    std::int64_t most = 0;
     for (const BatchShape& batch : train_shapes(setting)) {
-      most = std::max(most, step_bytes(config, layout, batch, activations));
-      scratch = std::max(scratch, scratch_bytes(config, layout, batch, true, threads));
+      most = std::max(most, step_bytes(run_.config, run_.layout, batch, activations, ahead));
     }
     for (const BatchShape& batch : loss_shapes(setting)) {
-      most = std::max(most, loss_bytes(config, layout, batch));
-      scratch = std::max(scratch, scratch_bytes(config, layout, batch, false, threads));
+      most = std::max(most, loss_bytes(run_.config, run_.layout, batch, ahead));
     }
-    return resident_ + scratch + most + weights(setting) - weights(now_);
+    return most;
+  }
+
+  /// What would be resident at the peak of training.
+  std::int64_t peak(const Setting& setting) const {
+    const std::int64_t most =
+        std::max(tensors(setting), save_bytes(run_.layout, optimizer_vectors()));
+    return resident_ + scratch(setting) + most + weights(setting) - weights(now_);
   }
 
  private:
+  std::int64_t scratch(const Setting& setting) const {
+    const auto of = [&](const BatchShape& batch, bool gradients) {
+      return scratch_bytes(run_.config, run_.layout, batch, gradients, num_threads());
+    };
+    std::int64_t most = 0;
+    for (const BatchShape& batch : train_shapes(setting)) most = std::max(most, of(batch, true));
+    for (const BatchShape& batch : loss_shapes(setting)) most = std::max(most, of(batch, false));
+    return most;
+  }
+
   std::int64_t weights(const Setting& setting) const {
     return packed_weight_bytes(run_.config, dtype_named(setting.dtype), /*training=*/true);
   }
@@ -197,13 +208,15 @@ std::optional<Setting> setting_that_fits(const RunMemory& memory, std::int64_t m
 }  // namespace
 
 std::int64_t check_memory(const RunToFit& run) {
-  allot_memory_late();
   return_freed_memory();
   const RunMemory memory(run);
   const std::int64_t peak = memory.peak(memory.now());
   const AvailableMemory available = available_memory();
   const std::int64_t most = memory.resident() + available.bytes;
-  if (peak <= most) return std::max(peak, peak_memory_bytes());
+  if (peak <= most) {
+    bound_run_ahead(memory.tensors(memory.now(), /*ahead=*/0));
+    return std::max(peak, peak_memory_bytes());
+  }
   const std::string need = fmt::format("training needs about {} of memory and {} leaves it {}",
                                        format_bytes(peak), available.limit, format_bytes(most));
   // Flags to take instead should fit with room for what the estimate may be wrong by.

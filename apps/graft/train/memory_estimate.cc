@@ -12,18 +12,19 @@ constexpr std::int64_t kFloat = sizeof(float);
 // Follows the memory of one evaluated graph, operation by operation.
 class Live {
  public:
+  explicit Live(int ahead) : ahead_(static_cast<std::size_t>(ahead)) {}
+
   void take(std::int64_t bytes) {
     now_ += bytes;
     peak_ = std::max(peak_, now_);
   }
 
-  // An operation that allocates `outputs`, and is the last to read `inputs`. MLX allots memory to
-  // some two operations ahead of the one that runs, and what that one frees comes too late.
+  // An operation that allocates `outputs`, and is the last to read `inputs`. Where MLX allots
+  // memory ahead of the operation that runs, what that one frees comes too late.
   void run(std::int64_t outputs, std::int64_t inputs) {
-    constexpr std::size_t kAhead = 2;
     take(outputs);
     leaving_.push_back(inputs);
-    if (leaving_.size() <= kAhead) return;
+    if (leaving_.size() <= ahead_) return;
     now_ -= leaving_.front();
     leaving_.pop_front();
   }
@@ -31,6 +32,7 @@ class Live {
   std::int64_t peak() const { return peak_; }
 
  private:
+  const std::size_t ahead_;
   std::int64_t now_ = 0;
   std::int64_t peak_ = 0;
   std::deque<std::int64_t> leaving_;
@@ -67,12 +69,13 @@ struct Gradients {
 
 class Step {
  public:
-  Step(const LlamaConfig& config, const AdapterLayout& layout, const BatchShape& batch)
+  Step(const LlamaConfig& config, const AdapterLayout& layout, const BatchShape& batch, int ahead)
       : config_(config),
         layout_(layout),
         first_(layout.modules().front().layer),
         h_(kFloat * batch.rows() * layout.options().rank),
-        size_(config, batch) {}
+        size_(config, batch),
+        live_(ahead) {}
 
   std::int64_t with_gradients(Activations activations) {
     const bool recompute = activations == Activations::kRecomputed;
@@ -208,13 +211,13 @@ class Step {
 }  // namespace
 
 std::int64_t step_bytes(const LlamaConfig& config, const AdapterLayout& layout,
-                        const BatchShape& batch, Activations activations) {
-  return Step(config, layout, batch).with_gradients(activations);
+                        const BatchShape& batch, Activations activations, int ahead) {
+  return Step(config, layout, batch, ahead).with_gradients(activations);
 }
 
 std::int64_t loss_bytes(const LlamaConfig& config, const AdapterLayout& layout,
-                        const BatchShape& batch) {
-  return Step(config, layout, batch).forward_only();
+                        const BatchShape& batch, int ahead) {
+  return Step(config, layout, batch, ahead).forward_only();
 }
 
 // The most that any kernel asks for; constants are those of the kernels' tiles, for the widest

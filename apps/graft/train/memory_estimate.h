@@ -26,13 +26,18 @@ namespace graft::app {
 //   scratch           one block, the most that any kernel asks for: logits of a chunk of rows, or
 //                     attention's keys, values and their gradients by query head
 
+/// Operations whose memory MLX allots before those ahead of them have run, if bound_run_ahead keeps
+/// it to what is needed without any: those that it has not yet handed to its stream. It hands on
+/// ten calls at a time, and most operations are one.
+inline constexpr int kRunAhead = 8;
+
 /// Tensors of an iteration on a batch: activations, the pairs and gradients.
 std::int64_t step_bytes(const LlamaConfig& config, const AdapterLayout& layout,
-                        const BatchShape& batch, Activations activations);
+                        const BatchShape& batch, Activations activations, int ahead = kRunAhead);
 
 /// Tensors of the loss alone, as in validation.
 std::int64_t loss_bytes(const LlamaConfig& config, const AdapterLayout& layout,
-                        const BatchShape& batch);
+                        const BatchShape& batch, int ahead = kRunAhead);
 
 /// The scratch block after an iteration, or after a loss alone. It stays until the end.
 std::int64_t scratch_bytes(const LlamaConfig& config, const AdapterLayout& layout,
