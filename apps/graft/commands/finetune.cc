@@ -70,9 +70,8 @@ std::vector<Batch> batches_of(const std::optional<Dataset>& split, const BatchOp
   return batches;
 }
 
-// What the flags and the data together must be.
-void check_run(const FinetuneFlags& flags, const std::vector<Batch>& valid,
-               const std::vector<Batch>& test) {
+// What flags must be together.
+void check_flags(const FinetuneFlags& flags) {
   if (flags.optimizer != "adamw" && flags.given.contains("--weight-decay") &&
       flags.weight_decay > 0) {
     throw UserError(fmt::format(
@@ -83,16 +82,40 @@ void check_run(const FinetuneFlags& flags, const std::vector<Batch>& valid,
         fmt::format("--grad-accumulation-steps {}: --iters {} would never update the adapter",
                     flags.grad_accumulation_steps, flags.loop.iters));
   }
-  if (flags.loop.early_stop > 0 && valid.empty()) {
+}
+
+/// The data as a run takes it.
+struct RunData {
+  DataSplits splits;
+  std::int64_t max_seq_length = 0;
+  BatchOptions batching;
+  std::vector<Batch> valid;
+  std::vector<Batch> test;  // with --test
+};
+
+RunData read_run_data(const FinetuneFlags& flags, const LoadedModel& model) {
+  RunData data;
+  data.max_seq_length =
+      std::min<std::int64_t>(flags.max_seq_length, model.llama.config().context_length);
+  data.splits =
+      read_data(flags.data, model.file, model.tokenizer,
+                {.max_seq_length = data.max_seq_length, .mask_prompt = flags.mask_prompt});
+  data.batching = {
+      .batch_size = flags.batch_size, .seed = flags.seed, .pad_token = model.tokenizer.pad()};
+  data.valid = batches_of(data.splits.valid, data.batching, flags.val_batches);
+  if (flags.loop.early_stop > 0 && data.valid.empty()) {
     throw UserError(fmt::format(
         "--early-stop looks at the validation loss: it needs a valid.jsonl in {} and --val-batches "
         "above 0",
         flags.data));
   }
-  if (flags.test && test.empty()) {
+  if (!flags.test) return data;
+  data.test = batches_of(data.splits.test, data.batching, flags.test_batches);
+  if (data.test.empty()) {
     throw UserError(
         fmt::format("--test needs a test.jsonl in {} and --test-batches above 0", flags.data));
   }
+  return data;
 }
 
 TrainOptions train_options(const FinetuneFlags& flags) {
@@ -180,28 +203,18 @@ void run_finetune(FinetuneFlags flags) {
   } else {
     refuse_interrupted_run(flags);
   }
+  check_flags(flags);
   const LoadedModel model(flags.model, /*training=*/true);
   flags.model.threads = num_threads();
   const LlamaConfig& config = model.llama.config();
   const SavedAdapter initial =
       from ? load_adapter(from->path, config) : initial_adapter(flags, config);
-  const std::int64_t max_seq_length =
-      std::min<std::int64_t>(flags.max_seq_length, config.context_length);
-  const DataSplits data =
-      read_data(flags.data, model.file, model.tokenizer,
-                {.max_seq_length = max_seq_length, .mask_prompt = flags.mask_prompt});
-  const BatchOptions batch_options{
-      .batch_size = flags.batch_size, .seed = flags.seed, .pad_token = model.tokenizer.pad()};
-  Batches batches(data.train.samples, batch_options);
-  const std::vector<Batch> valid = batches_of(data.valid, batch_options, flags.val_batches);
-  const std::vector<Batch> tests =
-      flags.test ? batches_of(data.test, batch_options, flags.test_batches) : std::vector<Batch>{};
-  check_run(flags, valid, tests);
-  const RunInputs inputs = inputs_of(flags, data);
+  const RunData data = read_run_data(flags, model);
+  const RunInputs inputs = inputs_of(flags, data.splits);
   if (from) check_same_inputs(flags, inputs, from->checkpoint.inputs);
 
   const std::unique_ptr<RunOutput> output = make_run_output(flags);
-  output->start({config, initial.layout, data, max_seq_length});
+  output->start({config, initial.layout, data.splits, data.max_seq_length});
   if (const int left = flags.loop.iters % flags.grad_accumulation_steps; left > 0) {
     output->note(
         fmt::format("the last {} iterations make no update: --iters is no multiple of "
@@ -213,8 +226,8 @@ void run_finetune(FinetuneFlags flags) {
   output->memory(check_memory({.flags = flags,
                                .config = config,
                                .layout = initial.layout,
-                               .data = data,
-                               .pad_token = batch_options.pad_token,
+                               .data = data.splits,
+                               .pad_token = data.batching.pad_token,
                                .first_iteration = trainer.iteration()}));
   // All that may fail comes before what an earlier run left is replaced.
   prepare_adapter_folder(flags.adapter_path);
@@ -222,6 +235,7 @@ void run_finetune(FinetuneFlags flags) {
     lock.emplace(flags.adapter_path);
     refuse_interrupted_run(flags);  // again: a run may have come and gone while the model was read
   }
+  Batches batches(data.splits.train.samples, data.batching);
   BatchLog batch_log(flags.record_batches, trainer.iteration());
   RunFolder folder(flags, initial.layout, batches, inputs, from ? from->checkpoint.metrics : "");
   LoopState loop;
@@ -233,7 +247,8 @@ void run_finetune(FinetuneFlags flags) {
   const int first = trainer.iteration();
   const InterruptWatch interrupts;
   RunOutcome outcome;
-  outcome.end = train(flags, interrupts, trainer, batches, batch_log, valid, folder, loop, *output);
+  outcome.end =
+      train(flags, interrupts, trainer, batches, batch_log, data.valid, folder, loop, *output);
   outcome.iteration = trainer.iteration();
   outcome.trained = trainer.iteration() > first;
   outcome.modules = std::ssize(initial.layout.modules());
@@ -247,7 +262,7 @@ void run_finetune(FinetuneFlags flags) {
   std::vector<LoraPair> pairs =
       settle_adapter(flags, trainer, config, folder, outcome.best, *output);
   if (flags.test) {
-    test(flags, interrupts, model.llama, initial.layout, std::move(pairs), tests, *output);
+    test(flags, interrupts, model.llama, initial.layout, std::move(pairs), data.test, *output);
   }
   output->end(outcome);
   if (flags.require_fused && outcome.trained && !outcome.fusion.unfused_modules.empty()) {
