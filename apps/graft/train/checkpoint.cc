@@ -32,7 +32,7 @@ template <class State, class Visit>
 void visit_optimizer_tensors(State& state, Visit&& visit) {
   visit("first_moment", state.optimizer.first_moment);
   visit("second_moment", state.optimizer.second_moment);
-  visit("pending_gradients", state.pending.sums);
+  visit("pending_gradients", state.pending.mean);
 }
 
 std::string read_file(const fs::path& path) {

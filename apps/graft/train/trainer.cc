@@ -83,20 +83,20 @@ void Trainer::set_parameters(const std::vector<LoraPair>& pairs) {
 
 TrainerState Trainer::state() const {
   PendingGradients pending{{}, targets_, iterations_};
-  if (iterations_ > 0) pending.sums = gradients_;
+  if (iterations_ > 0) pending.mean = gradients_;
   return {iteration_, pairs(), optimizer_.state(), std::move(pending), dropout_};
 }
 
 void Trainer::restore(TrainerState state) {
   if (state.dropout.offsets.size() != dropout_.offsets.size() ||
-      (state.pending.iterations > 0 && state.pending.sums.size() != gradients_.size())) {
+      (state.pending.iterations > 0 && state.pending.mean.size() != gradients_.size())) {
     throw UserError("the saved gradients or dropout are those of another adapter");
   }
   optimizer_.restore(std::move(state.optimizer));
   set_parameters(state.pairs);
   clear_gradients();
   if (state.pending.iterations > 0) {
-    gradients_ = std::move(state.pending.sums);
+    gradients_ = std::move(state.pending.mean);
     targets_ = state.pending.targets;
     iterations_ = state.pending.iterations;
   }
@@ -140,7 +140,9 @@ double Trainer::add_gradients(const Batch& batch) {
         adapter.dropout_offsets.push_back(mx::array(offset, mx::uint64));
       }
     }
-    return std::vector<mx::array>{model_.loss_sum(tokens, targets, &adapter, options_.activations)};
+    const auto count = static_cast<float>(std::max<std::int64_t>(1, batch.num_targets));
+    return std::vector<mx::array>{mx::multiply(
+        model_.loss_sum(tokens, targets, &adapter, options_.activations), mx::array(1.0f / count))};
   };
 
   std::vector<int> all(shapes_.size());
@@ -153,17 +155,20 @@ double Trainer::add_gradients(const Batch& batch) {
   }
   mx::eval(results);
 
-  const auto count = static_cast<double>(std::max<std::int64_t>(1, batch.num_targets));
-  const double loss = static_cast<double>(results[0].item<float>()) / count;
+  const auto loss = static_cast<double>(results[0].item<float>());
   if (!std::isfinite(loss)) throw NotFinite(iteration_, fmt::format("the loss is {}", loss));
 
+  // Each target counts the same. The first batch's gradients come through as they are.
+  targets_ += batch.num_targets;
+  ++iterations_;
+  const float share = static_cast<float>(batch.num_targets) /
+                      static_cast<float>(std::max<std::int64_t>(1, targets_));
   float* next = gradients_.data();
   for (std::size_t i = 1; i < results.size(); ++i) {
     const float* gradient = results[i].data<float>();
-    next = std::transform(gradient, gradient + results[i].size(), next, next, std::plus<>());
+    next = std::transform(gradient, gradient + results[i].size(), next, next,
+                          [&](float g, float mean) { return mean + share * (g - mean); });
   }
-  targets_ += batch.num_targets;
-  ++iterations_;
   if (const double norm = l2_norm(gradients_); !std::isfinite(norm)) {
     throw NotFinite(iteration_, fmt::format("the norm of the gradients is {}", norm));
   }
@@ -171,12 +176,11 @@ double Trainer::add_gradients(const Batch& batch) {
 }
 
 void Trainer::update(StepResult& result) {
-  const double mean = 1.0 / static_cast<double>(std::max<std::int64_t>(1, targets_));
   result.updated = true;
-  result.grad_norm = mean * l2_norm(gradients_);
+  result.grad_norm = l2_norm(gradients_);
   const bool shorten = options_.max_grad_norm > 0 && result.grad_norm > options_.max_grad_norm;
   optimizer_.step(parameters_, gradients_, result.learning_rate,
-                  shorten ? mean * options_.max_grad_norm / result.grad_norm : mean);
+                  shorten ? options_.max_grad_norm / result.grad_norm : 1.0);
   if (!all_finite(parameters_)) throw NotFinite(iteration_, "the update is not finite");
   clear_gradients();
 }

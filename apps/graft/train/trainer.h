@@ -28,7 +28,7 @@ struct TrainOptions {
 
 /// Gradients of the iterations since the last update, in the order of the parameters.
 struct PendingGradients {
-  std::vector<float> sums;   ///< Of the losses of all their targets; empty if there are none.
+  std::vector<float> mean;   ///< Over all their targets; empty if there are none.
   std::int64_t targets = 0;  ///< How many those are.
   int iterations = 0;
 };
@@ -98,9 +98,9 @@ class Trainer {
   TrainOptions options_;
   std::vector<mx::Shape> shapes_;  // a, b of each module in turn
   std::vector<float> parameters_;  // all of them, end to end
-  std::vector<float> gradients_;   // sums since the last update, laid out alike
-  std::int64_t targets_ = 0;       // that they are over
-  int iterations_ = 0;             // that they are from
+  std::vector<float> gradients_;   // mean since the last update, laid out alike
+  std::int64_t targets_ = 0;       // that it is over
+  int iterations_ = 0;             // that it is from
   Optimizer optimizer_;
   DropoutState dropout_;
   int iteration_ = 0;
