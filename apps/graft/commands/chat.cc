@@ -53,8 +53,9 @@ class ChatScreen {
   }
 
   LineReader::Event ask(std::string& line) {
-    if (talks_) say("\n" + style_.strong(">") + " ");
-    const LineReader::Event event = in_.read(line);
+    const LineReader::Event event = in_.read(line, [&] {
+      if (talks_) say("\n" + style_.strong(">") + " ");
+    });
     if (talks_ && event != LineReader::Event::kLine) say("\n");
     return event;
   }

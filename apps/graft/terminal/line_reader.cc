@@ -58,8 +58,9 @@ bool LineReader::take_line(std::string& line) {
   return true;
 }
 
-LineReader::Event LineReader::read(std::string& line) {
+LineReader::Event LineReader::read(std::string& line, const std::function<void()>& prompt) {
   const KeepTyped terminal(fd_);
+  if (prompt) prompt();
   while (!take_line(line)) {
     if (ended_) return Event::kEnd;
     char bytes[4096];

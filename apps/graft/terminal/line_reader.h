@@ -1,5 +1,6 @@
 #pragma once
 
+#include <functional>
 #include <string>
 
 namespace graft::app {
@@ -16,8 +17,9 @@ class LineReader {
 
   explicit LineReader(int fd) : fd_(fd) {}
 
-  /// Puts the next line, without its end, into `line`.
-  Event read(std::string& line);
+  /// Puts the next line, without its end, into `line`. Calls `prompt`, if there is one, once it is
+  /// ready: what is typed before that, Ctrl-C would throw away unseen.
+  Event read(std::string& line, const std::function<void()>& prompt = {});
 
  private:
   bool take_line(std::string& line);
