@@ -20,9 +20,7 @@ mx::array array_of(const std::vector<std::int32_t>& values, const Batch& batch) 
 class Mean {
  public:
   void add(const Llama& model, const Adapter* adapter, const Batch& batch) {
-    mx::array loss =
-        model.loss_sum(array_of(batch.tokens, batch), array_of(batch.targets, batch), adapter);
-    sum_ += static_cast<double>(loss.item<float>());
+    sum_ += static_cast<double>(loss_sum(model, adapter, batch).item<float>());
     targets_ += batch.num_targets;
   }
 
@@ -36,6 +34,12 @@ class Mean {
 };
 
 }  // namespace
+
+mx::array loss_sum(const Llama& model, const Adapter* adapter, const Batch& batch,
+                   Activations activations) {
+  return model.loss_sum(array_of(batch.tokens, batch), array_of(batch.targets, batch), adapter,
+                        activations);
+}
 
 double MeanLoss::perplexity() const { return std::exp(loss); }
 

@@ -12,6 +12,10 @@
 
 namespace graft::app {
 
+/// Sum of the losses of all targets of a batch, as Llama::loss_sum.
+mx::array loss_sum(const Llama& model, const Adapter* adapter, const Batch& batch,
+                   Activations activations = Activations::kKept);
+
 struct MeanLoss {
   double loss = 0.0;         ///< A token, over all that count.
   std::int64_t targets = 0;  ///< How many counted.

@@ -29,11 +29,6 @@ std::vector<LoraPair> pairs_from(const std::vector<mx::array>& parameters) {
   return pairs;
 }
 
-mx::array array_of(const std::vector<std::int32_t>& values, const Batch& batch) {
-  return mx::array(values.data(),
-                   {static_cast<int>(batch.batch_size), static_cast<int>(batch.length)}, mx::int32);
-}
-
 // One call of a module takes at most M·in_features / 4 counters, far below 2³²: this far apart, no
 // two modules and no two iterations share a mask.
 constexpr int kCallBits = 32;
@@ -130,8 +125,6 @@ StepResult Trainer::step(const Batch& batch) {
 }
 
 double Trainer::add_gradients(const Batch& batch) {
-  const mx::array tokens = array_of(batch.tokens, batch);
-  const mx::array targets = array_of(batch.targets, batch);
   const auto loss_of = [&](const std::vector<mx::array>& parameters) {
     Adapter adapter{&layout_, pairs_from(parameters), std::nullopt, {}};
     if (layout_.options().dropout > 0) {
@@ -142,7 +135,7 @@ double Trainer::add_gradients(const Batch& batch) {
     }
     const auto count = static_cast<float>(std::max<std::int64_t>(1, batch.num_targets));
     return std::vector<mx::array>{mx::multiply(
-        model_.loss_sum(tokens, targets, &adapter, options_.activations), mx::array(1.0f / count))};
+        loss_sum(model_, &adapter, batch, options_.activations), mx::array(1.0f / count))};
   };
 
   std::vector<int> all(shapes_.size());
