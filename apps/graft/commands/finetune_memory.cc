@@ -34,6 +34,12 @@ Setting setting_of(const FinetuneFlags& flags) {
   return {flags.grad_checkpoint, flags.batch_size, flags.max_seq_length, flags.model.dtype};
 }
 
+struct Need {
+  std::int64_t peak = 0;  ///< What would be resident at the peak of training.
+  /// Tensors of the largest iteration or validation, allotted no sooner than they must be.
+  std::int64_t without_running_ahead = 0;
+};
+
 class RunMemory {
  public:
   explicit RunMemory(const RunToFit& run)
@@ -42,38 +48,30 @@ class RunMemory {
   const Setting& now() const { return now_; }
   std::int64_t resident() const { return resident_; }
 
-  /// Tensors of the largest iteration or validation.
-  std::int64_t tensors(const Setting& setting, int ahead = kRunAhead) const {
+  Need need(const Setting& setting) const {
     const Activations activations =
         setting.grad_checkpoint ? Activations::kRecomputed : Activations::kKept;
-    std::int64_t most = 0;
-    for (const BatchShape& batch : train_shapes(setting)) {
-      most = std::max(most, step_bytes(run_.config, run_.layout, batch, activations, ahead));
-    }
-    for (const BatchShape& batch : loss_shapes(setting)) {
-      most = std::max(most, loss_bytes(run_.config, run_.layout, batch, ahead));
-    }
-    return most;
-  }
-
-  /// What would be resident at the peak of training.
-  std::int64_t peak(const Setting& setting) const {
-    const std::int64_t most =
-        std::max(tensors(setting), save_bytes(run_.layout, optimizer_vectors()));
-    return resident_ + scratch(setting) + most + weights(setting) - weights(now_);
+    Need need;
+    std::int64_t tensors = 0, scratch = 0;
+    const auto consider = [&](const BatchShape& batch, bool gradients) {
+      const auto bytes = [&](int ahead) {
+        return gradients ? step_bytes(run_.config, run_.layout, batch, activations, ahead)
+                         : loss_bytes(run_.config, run_.layout, batch, ahead);
+      };
+      need.without_running_ahead = std::max(need.without_running_ahead, bytes(0));
+      tensors = std::max(tensors, bytes(kRunAhead));
+      scratch = std::max(scratch,
+                         scratch_bytes(run_.config, run_.layout, batch, gradients, num_threads()));
+    };
+    for (const BatchShape& batch : train_shapes(setting)) consider(batch, true);
+    for (const BatchShape& batch : loss_shapes(setting)) consider(batch, false);
+    need.peak = resident_ + scratch +
+                std::max(tensors, save_bytes(run_.layout, optimizer_vectors())) + weights(setting) -
+                weights(now_);
+    return need;
   }
 
  private:
-  std::int64_t scratch(const Setting& setting) const {
-    const auto of = [&](const BatchShape& batch, bool gradients) {
-      return scratch_bytes(run_.config, run_.layout, batch, gradients, num_threads());
-    };
-    std::int64_t most = 0;
-    for (const BatchShape& batch : train_shapes(setting)) most = std::max(most, of(batch, true));
-    for (const BatchShape& batch : loss_shapes(setting)) most = std::max(most, of(batch, false));
-    return most;
-  }
-
   std::int64_t weights(const Setting& setting) const {
     return packed_weight_bytes(run_.config, dtype_named(setting.dtype), /*training=*/true);
   }
@@ -149,7 +147,7 @@ Setting first_that_fits(const RunMemory& memory, std::int64_t most, Setting sett
                         Value Setting::*member, const std::vector<Value>& values) {
   for (const Value& value : values) {
     setting.*member = value;
-    if (memory.peak(setting) <= most) break;
+    if (memory.need(setting).peak <= most) break;
   }
   return setting;
 }
@@ -200,7 +198,7 @@ std::optional<Setting> setting_that_fits(const RunMemory& memory, std::int64_t m
       if (lengths.empty()) continue;
       setting = first_that_fits(memory, most, setting, &Setting::max_seq_length, lengths);
     }
-    if (memory.peak(setting) <= most) return setting;
+    if (memory.need(setting).peak <= most) return setting;
   }
   return std::nullopt;
 }
@@ -210,21 +208,21 @@ std::optional<Setting> setting_that_fits(const RunMemory& memory, std::int64_t m
 std::int64_t check_memory(const RunToFit& run) {
   return_freed_memory();
   const RunMemory memory(run);
-  const std::int64_t peak = memory.peak(memory.now());
+  const Need now = memory.need(memory.now());
   const AvailableMemory available = available_memory();
   const std::int64_t most = memory.resident() + available.bytes;
-  if (peak <= most) {
-    bound_run_ahead(memory.tensors(memory.now(), /*ahead=*/0));
-    return std::max(peak, peak_memory_bytes());
+  if (now.peak <= most) {
+    bound_run_ahead(now.without_running_ahead);
+    return std::max(now.peak, peak_memory_bytes());
   }
   const std::string need = fmt::format("training needs about {} of memory and {} leaves it {}",
-                                       format_bytes(peak), available.limit, format_bytes(most));
+                                       format_bytes(now.peak), available.limit, format_bytes(most));
   // Flags to take instead should fit with room for what the estimate may be wrong by.
   const std::int64_t surely = memory.resident() + available.bytes / 10 * 9;
   if (const auto setting = setting_that_fits(memory, surely, run.flags.resume)) {
     throw UserError(fmt::format("{}; {} would need about {}", need,
                                 flags_between(memory.now(), *setting, run.flags),
-                                format_bytes(memory.peak(*setting))));
+                                format_bytes(memory.need(*setting).peak)));
   }
   throw UserError(need + (run.flags.resume
                               ? "; no flag that a resumed run may change makes it fit"
