@@ -7,13 +7,12 @@
 #include <algorithm>
 #include <cstdlib>
 #include <filesystem>
-#include <fstream>
-#include <iterator>
 #include <nlohmann/json.hpp>
 #include <system_error>
 
 #include "apps/graft/adapter/adapter_file.h"
 #include "apps/graft/adapter/atomic_file.h"
+#include "apps/graft/input/input_file.h"
 #include "apps/graft/user_error.h"
 
 namespace graft::app {
@@ -29,15 +28,8 @@ constexpr const char* kEntryFile = "graft.json";
 constexpr const char* kDefaultFile = "default";
 constexpr std::size_t kLongestName = 64;
 
-std::optional<std::string> read_file(const std::string& path) {
-  std::ifstream in(path, std::ios::binary);
-  std::string text{std::istreambuf_iterator<char>(in), {}};
-  if (!in.is_open() || in.bad()) return std::nullopt;
-  return text;
-}
-
 json read_object(const std::string& path) {
-  const std::optional<std::string> text = read_file(path);
+  const std::optional<std::string> text = read_if_there(path);
   json object = text ? json::parse(*text, nullptr, false) : json();
   if (!object.is_object()) {
     throw UserError(fmt::format("{}: {}", path, text ? "not a JSON object" : "cannot be read"));
@@ -205,7 +197,7 @@ void AdapterRegistry::remove(const std::string& name) {
 }
 
 std::optional<std::string> AdapterRegistry::default_name() const {
-  std::optional<std::string> name = read_file(path_of(kDefaultFile));
+  std::optional<std::string> name = read_if_there(path_of(kDefaultFile));
   if (!name) return std::nullopt;
   while (!name->empty() && name->back() == '\n') name->pop_back();
   return fs::is_directory(path_of(*name)) && !name->empty() ? name : std::nullopt;

@@ -8,6 +8,7 @@
 #include <filesystem>
 #include <ios>
 #include <istream>
+#include <iterator>
 #include <streambuf>
 #include <system_error>
 
@@ -40,6 +41,13 @@ void check_fits_in_memory(std::uint64_t bytes, const std::string& path) {
     throw UserError(fmt::format("{}: its tensors take {} MB, and this machine has {} MB of memory",
                                 path, bytes / 1'000'000, memory / 1'000'000));
   }
+}
+
+std::optional<std::string> read_if_there(const std::string& path) {
+  std::ifstream in(path, std::ios::binary);
+  std::string bytes{std::istreambuf_iterator<char>(in), {}};
+  if (!in.is_open() || in.bad()) return std::nullopt;
+  return bytes;
 }
 
 std::string read_input(const std::string& path, std::uint64_t max_bytes) {

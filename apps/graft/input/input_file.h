@@ -2,6 +2,7 @@
 
 #include <cstdint>
 #include <fstream>
+#include <optional>
 #include <string>
 
 namespace graft::app {
@@ -17,6 +18,9 @@ std::ifstream open_input(const std::string& path, InputKind kind = InputKind::kF
 /// Throws UserError if what the file at `path` asks to be loaded, `bytes`, is more than this
 /// machine has of memory. A file with holes may claim any size.
 void check_fits_in_memory(std::uint64_t bytes, const std::string& path);
+
+/// The whole of a file, or nothing if there is none that can be read.
+std::optional<std::string> read_if_there(const std::string& path);
 
 /// The whole of a file of at most `max_bytes`. Throws UserError.
 std::string read_input(const std::string& path, std::uint64_t max_bytes);

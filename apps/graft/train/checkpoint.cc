@@ -5,13 +5,12 @@
 #include <algorithm>
 #include <charconv>
 #include <filesystem>
-#include <fstream>
-#include <iterator>
 #include <utility>
 
 #include "apps/graft/adapter/adapter_file.h"
 #include "apps/graft/adapter/safetensors.h"
 #include "apps/graft/data/fingerprint.h"
+#include "apps/graft/input/input_file.h"
 #include "apps/graft/train/checkpoint_state.h"
 #include "apps/graft/user_error.h"
 
@@ -36,10 +35,8 @@ void visit_optimizer_tensors(State& state, Visit&& visit) {
 }
 
 std::string read_file(const fs::path& path) {
-  std::ifstream in(path, std::ios::binary);
-  std::string bytes{std::istreambuf_iterator<char>(in), {}};
-  if (!in) throw UserError("cannot be read");
-  return bytes;
+  if (auto bytes = read_if_there(path.string())) return *std::move(bytes);
+  throw UserError("cannot be read");
 }
 
 // The iteration that a folder's name says, or -1 if it is no checkpoint's.
