@@ -33,8 +33,8 @@ RunFolder::RunFolder(const FinetuneFlags& flags, const AdapterLayout& layout,
 
 std::string RunFolder::save(const Trainer& trainer, const LoopState& loop) {
   return_freed_memory();  // else what is copied here comes on top of an iteration's room
-  const std::vector<FileContents> adapter =
-      adapter_files(layout_, trainer.pairs(), flags_.model.model);
+  TrainerState state = trainer.state();
+  const std::vector<FileContents> adapter = adapter_files(layout_, state.pairs, flags_.model.model);
   const std::int64_t per_epoch = batches_.per_epoch();
   save_checkpoint(flags_.adapter_path, adapter,
                   {.flags = saved_flags(flags_),
@@ -44,7 +44,7 @@ std::string RunFolder::save(const Trainer& trainer, const LoopState& loop) {
                             .epoch = trainer.iteration() / per_epoch,
                             .position = trainer.iteration() % per_epoch},
                    .loop = loop,
-                   .trainer = trainer.state(),
+                   .trainer = std::move(state),
                    .metrics = record_.metrics()});
   saved_ = trainer.iteration();
   publish(adapter);
