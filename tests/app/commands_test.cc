@@ -1,31 +1,25 @@
 // The program as a user runs it, on a tiny random model.
 
 #include <gtest/gtest.h>
-#include <sys/wait.h>
 
-#include <cstdlib>
 #include <filesystem>
 #include <nlohmann/json.hpp>
 #include <sstream>
 #include <string>
 #include <vector>
 
+#include "tests/support/program.h"
 #include "tests/support/tiny_model.h"
 
 namespace graft::app {
 namespace {
 
 using nlohmann::json;
+using testing::Outcome;
 using testing::read_text;
 using testing::TemporaryFolder;
 using testing::TinyModel;
 using testing::write_text;
-
-struct Outcome {
-  int status;
-  std::string out;
-  std::string err;
-};
 
 class CommandsTest : public ::testing::Test {
  protected:
@@ -38,11 +32,7 @@ class CommandsTest : public ::testing::Test {
   }
 
   Outcome run(const std::string& arguments) const {
-    const std::string command = std::string(GRAFT_TEST_PROGRAM) + " " + arguments + " > " +
-                                folder_.file("out") + " 2> " + folder_.file("err");
-    const int status = std::system(command.c_str());
-    return {WIFEXITED(status) ? WEXITSTATUS(status) : -1, read_text(folder_.file("out")),
-            read_text(folder_.file("err"))};
+    return testing::run_program(folder_, arguments);
   }
 
   Outcome finetune(const std::string& more) const {

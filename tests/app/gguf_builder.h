@@ -99,4 +99,18 @@ class GgufBuilder {
   std::size_t data_bytes_ = 0;
 };
 
+/// A small file with an entry of each kind, a plain tensor and a quantized one.
+inline std::string gguf_of_every_kind() {
+  GgufBuilder builder;
+  builder.uint32("general.alignment", 32)
+      .text("k.text", "abc")
+      .strings("k.texts", {"x", "yz"})
+      .int32s("k.ints", {1, 2})
+      .boolean("k.bool", true)
+      .tensor("a.weight", {64, 3}, 0, 0)
+      .tensor("b.weight", {32, 2}, 8, 768)
+      .data(768 + 68);
+  return builder.bytes();
+}
+
 }  // namespace graft::app::testing

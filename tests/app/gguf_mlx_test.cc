@@ -17,6 +17,7 @@ namespace graft::app {
 namespace {
 
 namespace mx = ::mlx::core;
+using testing::gguf_of_every_kind;
 using testing::GgufBuilder;
 
 class GgufMlxTest : public ::testing::Test {
@@ -103,16 +104,7 @@ TEST_F(GgufMlxTest, SeesEveryNumberOfDimensions) {
 }
 
 TEST_F(GgufMlxTest, SurvivesEveryChangedByteThatPasses) {
-  GgufBuilder builder;
-  builder.uint32("general.alignment", 32)
-      .text("k.text", "abc")
-      .strings("k.texts", {"x", "yz"})
-      .int32s("k.ints", {1, 2})
-      .boolean("k.bool", true)
-      .tensor("a.weight", {64, 3}, 0, 0)
-      .tensor("b.weight", {32, 2}, 8, 768)
-      .data(768 + 68);
-  const std::string bytes = builder.bytes();
+  const std::string bytes = gguf_of_every_kind();
   ASSERT_TRUE(agrees(bytes));
   int passed = 0;
   for (std::size_t at = 0; at < bytes.size() - 836; ++at) {

@@ -15,19 +15,42 @@
 namespace graft::app {
 namespace {
 
-// Algorithm 2 of arXiv:1711.05101 for one parameter, as it stands there.
-struct ReferenceAdamW {
+// The step of one parameter's moments, as it stands in Algorithm 1 of arXiv:1412.6980 and Algorithm
+// 2 of arXiv:1711.05101: m̂ / (√v̂ + ε).
+struct ReferenceMoments {
   double m = 0;
   double v = 0;
   int t = 0;
 
-  double step(double theta, double g, double eta, const OptimizerOptions& o) {
+  double direction(double g, const OptimizerOptions& o) {
     ++t;
     m = o.beta1 * m + (1 - o.beta1) * g;
     v = o.beta2 * v + (1 - o.beta2) * g * g;
     const double m_hat = m / (1 - std::pow(o.beta1, t));
     const double v_hat = v / (1 - std::pow(o.beta2, t));
-    return theta - eta * (m_hat / (std::sqrt(v_hat) + o.epsilon) + o.weight_decay * theta);
+    return m_hat / (std::sqrt(v_hat) + o.epsilon);
+  }
+};
+
+struct ReferenceAdamW {
+  ReferenceMoments moments;
+
+  double step(double theta, double g, double eta, const OptimizerOptions& o) {
+    return theta - eta * (moments.direction(g, o) + o.weight_decay * theta);
+  }
+};
+
+struct ReferenceAdam {
+  ReferenceMoments moments;
+
+  double step(double theta, double g, double alpha, const OptimizerOptions& o) {
+    return theta - alpha * moments.direction(g, o);
+  }
+};
+
+struct ReferenceSgd {
+  double step(double theta, double g, double rate, const OptimizerOptions&) {
+    return theta - rate * g;
   }
 };
 
@@ -66,31 +89,9 @@ void expect_follows(const OptimizerOptions& options) {
 
 TEST(AdamW, FollowsTheFormula) { expect_follows<ReferenceAdamW>({.weight_decay = 0.1}); }
 
-// Algorithm 1 of arXiv:1412.6980, as it stands there.
-struct ReferenceAdam {
-  double m = 0;
-  double v = 0;
-  int t = 0;
-
-  double step(double theta, double g, double alpha, const OptimizerOptions& o) {
-    ++t;
-    m = o.beta1 * m + (1 - o.beta1) * g;
-    v = o.beta2 * v + (1 - o.beta2) * g * g;
-    const double m_hat = m / (1 - std::pow(o.beta1, t));
-    const double v_hat = v / (1 - std::pow(o.beta2, t));
-    return theta - alpha * m_hat / (std::sqrt(v_hat) + o.epsilon);
-  }
-};
-
 TEST(Adam, FollowsTheFormulaAndDecaysNothing) {
   expect_follows<ReferenceAdam>({.kind = OptimizerKind::kAdam, .weight_decay = 0.1});
 }
-
-struct ReferenceSgd {
-  double step(double theta, double g, double rate, const OptimizerOptions&) {
-    return theta - rate * g;
-  }
-};
 
 TEST(Sgd, FollowsTheFormulaAndKeepsNoMoments) {
   expect_follows<ReferenceSgd>({.kind = OptimizerKind::kSgd, .weight_decay = 0.1});

@@ -17,6 +17,7 @@
 #include <pty.h>
 #endif
 
+#include "tests/support/program.h"
 #include "tests/support/tiny_model.h"
 
 namespace graft::app {
@@ -24,16 +25,11 @@ namespace {
 
 namespace fs = std::filesystem;
 using nlohmann::json;
+using testing::Outcome;
 using testing::read_text;
 using testing::TemporaryFolder;
 using testing::TinyModel;
 using testing::write_text;
-
-struct Outcome {
-  int status;
-  std::string out;
-  std::string err;
-};
 
 class RunCommandsTest : public ::testing::Test {
  protected:
@@ -48,13 +44,7 @@ class RunCommandsTest : public ::testing::Test {
   }
 
   Outcome run(const std::string& arguments, const std::string& input = "") const {
-    write_text(folder_.file("in"), input);
-    const std::string command = "GRAFT_HOME=" + folder_.file("home") + " " + GRAFT_TEST_PROGRAM +
-                                " " + arguments + " < " + folder_.file("in") + " > " +
-                                folder_.file("out") + " 2> " + folder_.file("err");
-    const int status = std::system(command.c_str());
-    return {WIFEXITED(status) ? WEXITSTATUS(status) : -1, read_text(folder_.file("out")),
-            read_text(folder_.file("err"))};
+    return testing::run_program(folder_, arguments, input);
   }
 
   // Taught to answer "say it" with "abab".

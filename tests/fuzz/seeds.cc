@@ -58,16 +58,7 @@ GgufBuilder llama() {
 
 void write_gguf(Corpus corpus) {
   corpus.add(llama().bytes());
-  GgufBuilder builder;
-  builder.uint32("general.alignment", 32)
-      .text("k.text", "abc")
-      .strings("k.texts", {"x", "yz"})
-      .int32s("k.ints", {1, 2})
-      .boolean("k.bool", true)
-      .tensor("a.weight", {64, 3}, 0, 0)
-      .tensor("b.weight", {32, 2}, 8, 768)
-      .data(768 + 68);
-  corpus.add(builder.bytes());
+  corpus.add(gguf_of_every_kind());
   corpus.add(GgufBuilder().bytes());
 }
 
