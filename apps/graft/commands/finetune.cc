@@ -222,7 +222,7 @@ void run_finetune(FinetuneFlags flags) {
                     left));
   }
   Trainer trainer(model.llama, initial.layout, initial.pairs, train_options(flags));
-  if (from) trainer.restore(from->trainer_state(config));
+  if (from) trainer.restore(from->trainer_state(initial.pairs));
   output->memory(check_memory({.flags = flags,
                                .config = config,
                                .layout = initial.layout,

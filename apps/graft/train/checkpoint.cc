@@ -7,7 +7,6 @@
 #include <filesystem>
 #include <utility>
 
-#include "apps/graft/adapter/adapter_file.h"
 #include "apps/graft/adapter/safetensors.h"
 #include "apps/graft/data/fingerprint.h"
 #include "apps/graft/input/input_file.h"
@@ -126,9 +125,9 @@ std::optional<FoundCheckpoint> last_checkpoint(const std::string& folder,
   return std::nullopt;
 }
 
-TrainerState FoundCheckpoint::trainer_state(const LlamaConfig& model) const {
+TrainerState FoundCheckpoint::trainer_state(std::vector<LoraPair> pairs) const {
   TrainerState state = checkpoint.trainer;
-  state.pairs = load_adapter(path, model).pairs;
+  state.pairs = std::move(pairs);
   const auto tensors = read_safetensors((fs::path(path) / kOptimizerFile).string());
   visit_optimizer_tensors(state, [&](const char* name, std::vector<float>& values) {
     const auto found = tensors.find(name);

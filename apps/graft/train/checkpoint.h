@@ -52,8 +52,8 @@ struct FoundCheckpoint {
   std::string path;
   Checkpoint checkpoint;  ///< Without `trainer.pairs`, the moments and the pending gradients.
 
-  /// The trainer's state, for the model that the flags name. Throws UserError.
-  TrainerState trainer_state(const LlamaConfig& model) const;
+  /// The trainer's state, with the pairs of the adapter at `path`. Throws UserError.
+  TrainerState trainer_state(std::vector<LoraPair> pairs) const;
 };
 
 /// The whole checkpoint of the highest iteration below `folder`, if there is any. Each that is
