@@ -210,15 +210,15 @@ DataSplits read_data(const std::string& folder, const GgufFile& model, const Tok
                                   : ": no such folder"));
   }
   const auto path = [&](const char* name) { return (fs::path(folder) / name).string(); };
-  const auto read_if_there = [&](const char* name) -> std::optional<Dataset> {
+  const auto read_split = [&](const char* name) -> std::optional<Dataset> {
     // Where that cannot be told, as without permission, opening it says why.
     std::error_code unknown;
     if (fs::status(path(name), unknown).type() == fs::file_type::not_found) return std::nullopt;
     return DatasetReader(path(name), model, tokenizer, options).read(InputKind::kFile);
   };
-  std::optional<Dataset> train = read_if_there("train.jsonl");
+  std::optional<Dataset> train = read_split("train.jsonl");
   if (!train) throw UserError(folder + ": no train.jsonl in this folder");
-  return {std::move(*train), read_if_there("valid.jsonl"), read_if_there("test.jsonl")};
+  return {std::move(*train), read_split("valid.jsonl"), read_split("test.jsonl")};
 }
 
 }  // namespace graft::app

@@ -13,7 +13,7 @@ struct PromptCacheOwner {
   std::string model;  ///< Its file, for messages.
   std::string model_fingerprint;
   std::string dtype;
-  std::string adapter;  ///< Its folder, for messages; empty without an adapter.
+  std::string adapter;  ///< Its name or folder, for messages; empty without an adapter.
   std::string adapter_fingerprint;
 };
 

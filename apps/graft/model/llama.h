@@ -14,8 +14,8 @@
 
 namespace graft::app {
 
-/// An adapter as a forward pass takes it. All of it is input: the model holds no adapter, so that
-/// gradients are those of a plain function of the pairs.
+/// An adapter as a forward pass takes it. All of it is input, so that gradients are those of a
+/// plain function of the pairs.
 struct Adapter {
   const AdapterLayout* layout = nullptr;
   std::vector<LoraPair> pairs;  ///< In the layout's order.
