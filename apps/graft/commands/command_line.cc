@@ -3,14 +3,13 @@
 #include <fmt/format.h>
 
 #include <CLI/CLI.hpp>
-#include <algorithm>
-#include <cstddef>
 #include <cstdint>
 #include <cstdio>
 #include <exception>
 #include <memory>
 #include <new>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "apps/graft/commands/bench_lora.h"
@@ -19,7 +18,7 @@
 #include "apps/graft/commands/info.h"
 #include "apps/graft/commands/model_flags.h"
 #include "apps/graft/commands/run_commands.h"
-#include "apps/graft/input/printable.h"
+#include "apps/graft/terminal/tell.h"
 #include "apps/graft/train/interrupt.h"
 #include "apps/graft/usage/completions.h"
 #include "apps/graft/usage/help.h"
@@ -50,11 +49,8 @@ Inputs rotate. Nothing is called fused where composed ops ran, or where the
 result differs from MLX's: a dash stands there, and the reason below the table.
 In the first table that ends in an error.)";
 
-// One line, whatever the message quotes or whoever wrote it.
 int fail(std::string message, int status = 1) {
-  constexpr std::size_t kLongest = 1000;
-  std::ranges::replace(message, '\n', ' ');
-  fmt::print(stderr, "graft: {}\n", printable(message, kLongest));
+  warn(std::move(message));
   return status;
 }
 

@@ -11,6 +11,7 @@
 
 #include "apps/graft/terminal/format.h"
 #include "apps/graft/terminal/memory.h"
+#include "apps/graft/terminal/tell.h"
 #include "apps/graft/terminal/training_display.h"
 #include "apps/graft/terminal/wrap.h"
 #include "apps/graft/train/run_record.h"
@@ -73,28 +74,27 @@ class TextOutput : public RunOutput {
 
   void test(const MeanLoss& mean) override {
     display_.finish();
-    fmt::print("test loss {:.4f} over {} tokens, perplexity {:.3f}\n", mean.loss,
-               format_count(mean.targets), mean.perplexity());
+    tell("test loss {:.4f} over {} tokens, perplexity {:.3f}\n", mean.loss,
+         format_count(mean.targets), mean.perplexity());
   }
 
   void end(const RunOutcome& outcome) override {
     display_.finish();
     if (outcome.end == RunEnd::kInterrupted) return;  // an error says it
     if (outcome.end == RunEnd::kStoppedEarly) {
-      fmt::print("stopped early after iteration {} of {}: no better validation in {}\n",
-                 outcome.iteration, flags_.loop.iters, outcome.best.validations_since);
+      tell("stopped early after iteration {} of {}: no better validation in {}\n",
+           outcome.iteration, flags_.loop.iters, outcome.best.validations_since);
     }
     if (flags_.loop.early_stop > 0 && outcome.best.iteration > 0) {
-      fmt::print("the adapter is that of iteration {}, the best: validation loss {:.4f}\n",
-                 outcome.best.iteration, outcome.best.loss);
+      tell("the adapter is that of iteration {}, the best: validation loss {:.4f}\n",
+           outcome.best.iteration, outcome.best.loss);
     }
-    fmt::print("saved to {}, peak memory {}\n", flags_.adapter_path,
-               format_bytes(peak_memory_bytes()));
+    tell("saved to {}, peak memory {}\n", flags_.adapter_path, format_bytes(peak_memory_bytes()));
     if (!outcome.trained) return;
-    fmt::print("\n{}adapted projections that ran fused, forward and backward: {} of {}\n",
-               outcome.fusion.table,
-               outcome.modules - static_cast<std::int64_t>(outcome.fusion.unfused_modules.size()),
-               outcome.modules);
+    tell("\n{}adapted projections that ran fused, forward and backward: {} of {}\n",
+         outcome.fusion.table,
+         outcome.modules - static_cast<std::int64_t>(outcome.fusion.unfused_modules.size()),
+         outcome.modules);
   }
 
  private:
@@ -102,7 +102,7 @@ class TextOutput : public RunOutput {
   static void entry(const char* name, const std::string& text) {
     constexpr int kColumn = 12;
     const int width = stdout_is_terminal() ? terminal_width() : std::numeric_limits<int>::max();
-    fmt::print("{:<{}}{}\n", name, kColumn, wrapped(text, width, kColumn));
+    tell("{:<{}}{}\n", name, kColumn, wrapped(text, width, kColumn));
   }
 
   static void data(const char* name, const Dataset& data, std::int64_t max_seq_length) {
@@ -196,7 +196,7 @@ class JsonOutput : public RunOutput {
     ordered_json line = {{"event", event}};
     line.update(facts);
     // A path may have any bytes.
-    fmt::print("{}\n", line.dump(-1, ' ', false, ordered_json::error_handler_t::replace));
+    tell("{}\n", line.dump(-1, ' ', false, ordered_json::error_handler_t::replace));
     std::fflush(stdout);  // whoever reads it may be waiting
   }
 

@@ -8,6 +8,7 @@
 
 #include "apps/graft/terminal/format.h"
 #include "apps/graft/terminal/memory.h"
+#include "apps/graft/terminal/tell.h"
 
 namespace graft::app {
 namespace {
@@ -72,7 +73,7 @@ void TrainingDisplay::validation(int iteration, double loss) {
 
 void TrainingDisplay::line(const std::string& text) {
   finish();
-  fmt::print("{}\n", text);
+  tell("{}\n", text);
   std::fflush(stdout);
 }
 
@@ -85,14 +86,14 @@ void TrainingDisplay::draw() {
       width);
   const int room = std::min(40, width - static_cast<int>(line.size()) - 2);
   const double done = static_cast<double>(iteration_) / std::max(1, iters_);
-  fmt::print("{}{}{}", kEraseLine, room >= 8 ? bar(done, room, utf8_) + "  " : "", line);
+  tell("{}{}{}", kEraseLine, room >= 8 ? bar(done, room, utf8_) + "  " : "", line);
   std::fflush(stdout);
   drawn_ = true;
 }
 
 void TrainingDisplay::finish() {
   if (!drawn_) return;
-  fmt::print("{}", kEraseLine);
+  tell("{}", kEraseLine);
   std::fflush(stdout);
   drawn_ = false;
 }

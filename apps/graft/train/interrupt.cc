@@ -2,13 +2,16 @@
 
 #include <unistd.h>
 
+#include <cstddef>
+
 namespace graft::app {
 namespace {
 
 volatile std::sig_atomic_t interrupts = 0;
 
-extern "C" void count_interrupt(int) {
-  if (interrupts > 0) ::_exit(kInterruptedStatus);
+extern "C" void count_interrupt(int signal) {
+  // A terminal that is closed may say so twice.
+  if (interrupts > 0 && signal != SIGHUP) ::_exit(kInterruptedStatus);
   interrupts = 1;
 }
 
@@ -20,13 +23,16 @@ InterruptWatch::InterruptWatch() {
   action.sa_handler = count_interrupt;
   action.sa_flags = SA_RESTART;
   ::sigemptyset(&action.sa_mask);
-  ::sigaction(SIGINT, &action, &old_int_);
-  ::sigaction(SIGTERM, &action, &old_term_);
+  for (std::size_t i = 0; i < kSignals.size(); ++i) {
+    ::sigaction(kSignals[i], nullptr, &before_[i]);
+    if (before_[i].sa_handler != SIG_IGN) ::sigaction(kSignals[i], &action, nullptr);
+  }
 }
 
 InterruptWatch::~InterruptWatch() {
-  ::sigaction(SIGINT, &old_int_, nullptr);
-  ::sigaction(SIGTERM, &old_term_, nullptr);
+  for (std::size_t i = 0; i < kSignals.size(); ++i) {
+    ::sigaction(kSignals[i], &before_[i], nullptr);
+  }
 }
 
 bool InterruptWatch::requested() const { return interrupts > 0; }

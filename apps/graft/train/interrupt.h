@@ -1,5 +1,6 @@
 #pragma once
 
+#include <array>
 #include <csignal>
 #include <stdexcept>
 #include <string>
@@ -15,8 +16,9 @@ class Interrupted : public std::runtime_error {
   explicit Interrupted(const std::string& message) : std::runtime_error(message) {}
 };
 
-/// While one lives, a first SIGINT (Ctrl-C) or SIGTERM asks the run to end in good order, and a
-/// second one ends the program at once with status 130.
+/// While one lives, a first SIGINT (Ctrl-C), SIGTERM or SIGHUP (the terminal was closed) asks the
+/// run to end in good order, and then one of the former two ends the program at once with status
+/// 130. A signal that was ignored, as by nohup, stays so.
 class InterruptWatch {
  public:
   InterruptWatch();
@@ -27,8 +29,9 @@ class InterruptWatch {
   bool requested() const;
 
  private:
-  struct sigaction old_int_ {};
-  struct sigaction old_term_ {};
+  static constexpr std::array<int, 3> kSignals{SIGINT, SIGTERM, SIGHUP};
+
+  std::array<struct sigaction, kSignals.size()> before_{};
 };
 
 }  // namespace graft::app

@@ -1,0 +1,26 @@
+#include "apps/graft/terminal/tell.h"
+
+#include <algorithm>
+#include <cstdio>
+
+#include "apps/graft/input/printable.h"
+
+namespace graft::app {
+namespace {
+
+void write(std::FILE* stream, std::string_view text) {
+  // If it fails there is nobody to be told.
+  [[maybe_unused]] const auto written = std::fwrite(text.data(), 1, text.size(), stream);
+}
+
+}  // namespace
+
+void tell(std::string_view text) { write(stdout, text); }
+
+void warn(std::string message) {
+  constexpr std::size_t kLongest = 1000;
+  std::ranges::replace(message, '\n', ' ');
+  write(stderr, fmt::format("graft: {}\n", printable(message, kLongest)));
+}
+
+}  // namespace graft::app
