@@ -114,6 +114,18 @@ class EarlyStop(FinetuneCase):
         self.assertNotEqual((checkpoints / f"{last:07}/adapter_model.safetensors").read_bytes(),
                             kept.read_bytes())
 
+        # A best adapter that was damaged since does not become the result.
+        weights = checkpoints / f"{best:07}/adapter_model.safetensors"
+        whole = weights.read_bytes()
+        weights.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
+        run = self.succeed(adapter, "--resume")
+        self.assertIn(f"iteration {best}, the best, is gone", run.stdout)
+        self.assertEqual((checkpoints / f"{last:07}/adapter_model.safetensors").read_bytes(),
+                         kept.read_bytes())
+        weights.write_bytes(whole)
+        self.succeed(adapter, "--resume")
+        self.assertEqual(whole, kept.read_bytes())
+
         # It is over: going on changes nothing, with more patience it does, and a new run may begin.
         before = metrics_of(adapter)
         self.succeed(adapter, "--resume")

@@ -52,6 +52,9 @@ class Resume(FinetuneCase):
         self.succeed(self.scratch / "two", "--resume")
         self.assertEqual(20, len(logs[1].read_text(encoding="utf-8").splitlines()))
         self.assertEqual(logs[0].read_bytes(), logs[1].read_bytes())
+        # One that begins in the middle would be cut off at the wrong line.
+        self.fail_with(["--record-batches", "has nothing"], self.cut(7), "--resume",
+                       "--record-batches", logs[0])
 
     def test_flags_that_would_change_the_losses_are_refused(self):
         adapter = self.cut(7)
@@ -109,6 +112,55 @@ class Resume(FinetuneCase):
         self.assertIn("0000009", run.stderr)
         self.assertIn("after iteration 8 of 20", run.stdout)
         self.assert_same_run(self.whole, adapter)
+
+    def test_a_state_that_lies(self):
+        adapter = self.cut(7)
+        path = adapter / "checkpoints" / "0000007" / "state.json"
+        honest = json.loads(path.read_text(encoding="utf-8"))
+        shutil.rmtree(adapter / "checkpoints" / "0000006")
+        for number in range(1, 6):
+            shutil.rmtree(adapter / "checkpoints" / f"{number:07}")
+
+        def lie(*keys, value):
+            state = json.loads(json.dumps(honest))
+            inner = state
+            for key in keys[:-1]:
+                inner = inner[key]
+            inner[keys[-1]] = value
+            return json.dumps(state)
+
+        for text, word in (
+                ("[" * 200000, "no whole checkpoint"),
+                ('{"a":' * 200000, "no whole checkpoint"),
+                ("[]", "no whole checkpoint"),
+                (lie("format", value=1), "no whole checkpoint"),
+                (lie("iteration", value=-1), "no whole checkpoint"),
+                (lie("flags", value=[]), "--model is missing"),
+                (lie("flags", "--batch-size", value=0), "--batch-size is 0; expected 1 or more"),
+                (lie("flags", "--grad-accumulation-steps", value=0), "expected 1 or more"),
+                (lie("flags", "--steps-per-report", value=-3), "expected 1 or more"),
+                (lie("flags", "--max-seq-length", value=0), "expected 2 or more"),
+                (lie("flags", "--optimizer", value="x"), "no optimizer 'x'"),
+                (lie("flags", "--lr-schedule", value="x"), "got 'x'"),
+                (lie("flags", "--dtype", value="f8"), "f8"),
+                (lie("dropout", "offsets", value=[0]), "dropout")):
+            with self.subTest(text=text[:200], word=word):
+                path.write_text(text, encoding="utf-8")
+                run = self.finetune(adapter, "--resume")
+                self.assertEqual(1, run.returncode, run.stderr)
+                self.assertIn(word, run.stderr)
+                # Not even a new run takes its place without a word.
+                self.assertEqual(1, self.finetune(adapter, *self.inputs(), *FLAGS).returncode)
+                self.assertTrue(path.is_file())
+
+    def test_a_run_without_a_whole_checkpoint_is_not_written_over(self):
+        adapter = self.cut(2)
+        for checkpoint in (adapter / "checkpoints").iterdir():
+            (checkpoint / "state.json").unlink()
+        run = self.finetune(adapter, *self.inputs(), *FLAGS)
+        self.assertEqual(1, run.returncode)
+        self.assertIn("no checkpoint can be read", run.stderr)
+        self.assertEqual(2, len(checkpoints_of(adapter)))
 
     def test_an_interrupted_run_is_not_written_over(self):
         adapter = self.cut(7)

@@ -15,7 +15,7 @@ import subprocess
 import time
 import unittest
 
-from finetune_runs import FinetuneCase, checkpoints_of, metrics_of
+from finetune_runs import PROGRAM, FinetuneCase, checkpoints_of, metrics_of
 
 FLAGS = ["--batch-size", 2, "--dropout", 0.2, "--steps-per-report", 1, "--steps-per-eval", 1000]
 CAP_DAC_OVERRIDE, PR_CAPBSET_DROP = 1, 24
@@ -67,6 +67,59 @@ class Stop(FinetuneCase):
                 whole = self.scratch / f"whole-{name}"
                 self.succeed(whole, *self.inputs(), *FLAGS, "--iters", done + 5)
                 self.assertEqual(metrics_of(whole), metrics_of(adapter))
+
+    def test_nobody_reads_the_progress(self):
+        whole = self.scratch / "whole"
+        flags = [*FLAGS, "--iters", 12, "--save-every", 0]
+        self.succeed(whole, *self.inputs(), *flags)
+        for more in ([], ["--json"]):
+            adapter = self.scratch / f"adapter{len(more)}"
+            run = subprocess.Popen(self.command(adapter, *self.inputs(), *flags, *more),
+                                   stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+                                   preexec_fn=lambda: signal.signal(signal.SIGPIPE, signal.SIG_DFL))
+            run.stdout.close()
+            stderr = run.stderr.read()
+            self.assertEqual(1, run.wait(60), stderr)
+            self.assertIn("output", stderr)
+            self.assert_same_run(whole, adapter)
+
+    def test_nobody_reads_the_error(self):
+        with open("/dev/full", "w", encoding="utf-8") as full:
+            run = subprocess.run([PROGRAM, "info", "--model", self.scratch / "none"], check=False,
+                                 stdout=full, stderr=full)
+        self.assertEqual(1, run.returncode)
+
+    def test_a_closed_terminal_saves(self):
+        adapter = self.scratch / "adapter"
+        run = self.start(adapter, "--iters", 1000000, "--save-every", 0)
+        run.send_signal(signal.SIGHUP)
+        run.send_signal(signal.SIGHUP)
+        _, stderr = run.communicate(timeout=60)
+        self.assertEqual(130, run.returncode, stderr)
+        self.assertIn("interrupted and saved after iteration ", stderr)
+        self.assertEqual(1, len(checkpoints_of(adapter)))
+
+    def test_an_ignored_signal_stays_ignored(self):
+        adapter = self.scratch / "adapter"
+        command = self.command(adapter, *self.inputs(), *FLAGS, "--iters", 200)
+        run = subprocess.Popen(["sh", "-c", 'trap "" INT HUP; exec "$@"', "sh", *command],
+                               stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        for line in run.stdout:
+            if line.startswith("iter"):
+                break
+        run.send_signal(signal.SIGINT)
+        run.send_signal(signal.SIGHUP)
+        _, stderr = run.communicate(timeout=60)
+        self.assertEqual(0, run.returncode, stderr)
+
+    def test_a_path_that_no_file_could_quote(self):
+        model = os.fsencode(self.scratch) + b"/mod\xe8le.gguf"
+        shutil.copy(os.fsencode(self.model), model)
+        run = subprocess.run(self.command(self.scratch / "adapter", "--data", self.data, *FLAGS)
+                             + ["--model", model], check=False, capture_output=True, text=True)
+        self.assertEqual(1, run.returncode, run.stderr)
+        self.assertIn("not valid UTF-8", run.stderr)
+        self.assertFalse((self.scratch / "adapter").exists())
 
     def test_ctrl_c_twice_stops_at_once(self):
         adapter = self.scratch / "adapter"

@@ -60,7 +60,8 @@ std::string to_safetensors(const std::vector<std::pair<std::string, mx::array>>&
   }
   mx::eval(dense);
 
-  std::string text = header.dump();
+  // What the metadata quotes may have any bytes.
+  std::string text = header.dump(-1, ' ', false, ordered_json::error_handler_t::replace);
   text.resize((text.size() + 7) / 8 * 8, ' ');  // data starts aligned
   std::string bytes;
   bytes.reserve(kLengthBytes + text.size() + offset);

@@ -29,7 +29,9 @@ void use_threads(int threads) {
 }
 
 mx::Dtype dtype_named(const std::string& name) {
-  return name == "bf16" ? mx::bfloat16 : mx::float32;
+  if (name == "f32") return mx::float32;
+  if (name == "bf16") return mx::bfloat16;
+  throw UserError(fmt::format("--dtype: expected f32 or bf16, got '{}'", name));
 }
 
 namespace {

@@ -15,7 +15,7 @@ struct ModelFlags {
   int threads = 0;
 };
 
-/// What --dtype names.
+/// What --dtype names. Throws UserError.
 mx::Dtype dtype_named(const std::string& name);
 
 /// A model ready to run, from one GGUF file.

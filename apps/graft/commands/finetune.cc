@@ -3,6 +3,7 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <csignal>
 #include <cstdint>
 #include <iterator>
 #include <memory>
@@ -72,6 +73,7 @@ std::vector<Batch> batches_of(const std::optional<Dataset>& split, const BatchOp
 
 // What flags must be together.
 void check_flags(const FinetuneFlags& flags) {
+  check_savable(flags);
   if (flags.optimizer != "adamw" && flags.given.contains("--weight-decay") &&
       flags.weight_decay > 0) {
     throw UserError(fmt::format(
@@ -246,6 +248,7 @@ void run_finetune(FinetuneFlags flags) {
   }
   const int first = trainer.iteration();
   const InterruptWatch interrupts;
+  std::signal(SIGPIPE, SIG_IGN);  // who reads the progress may go: the run is not lost with him
   RunOutcome outcome;
   outcome.end =
       train(flags, interrupts, trainer, batches, batch_log, data.valid, folder, loop, *output);

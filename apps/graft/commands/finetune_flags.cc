@@ -4,8 +4,12 @@
 #include <fmt/ranges.h>
 
 #include <algorithm>
+#include <cstdint>
 #include <nlohmann/json.hpp>
+#include <string_view>
+#include <type_traits>
 
+#include "apps/graft/tokenizer/utf8.h"
 #include "apps/graft/user_error.h"
 
 namespace graft::app {
@@ -54,7 +58,7 @@ void visit_saved_flags(Flags& flags, Visit&& visit) {
   visit("--steps-per-report", flags.loop.steps_per_report, kFree);
   visit("--steps-per-eval", flags.loop.steps_per_eval, kFree);
   visit("--save-every", flags.loop.save_every, kFree);
-  visit("--record-batches", flags.record_batches, kFree);
+  visit("--record-batches", flags.record_batches, kRefused);  // it has a line an iteration
   visit("--require-fused", flags.require_fused, kFree);
 }
 
@@ -79,6 +83,27 @@ bool same(std::vector<std::string> x, std::vector<std::string> y) {
   std::ranges::sort(x);
   std::ranges::sort(y);
   return x == y;
+}
+
+// The command line lets no smaller ones pass, but the file at `path` may have been changed.
+void check_counts(const FinetuneFlags& flags, const std::string& path) {
+  const auto check = [&](const char* name, std::int64_t value, std::int64_t least) {
+    if (value >= least) return;
+    throw UserError(
+        fmt::format("{}/state.json: {} is {}; expected {} or more", path, name, value, least));
+  };
+  check("--threads", flags.model.threads, 0);
+  check("--max-seq-length", flags.max_seq_length, 2);
+  check("--batch-size", flags.batch_size, 1);
+  check("--grad-accumulation-steps", flags.grad_accumulation_steps, 1);
+  check("--iters", flags.loop.iters, 0);
+  check("--warmup", flags.warmup, 0);
+  check("--early-stop", flags.loop.early_stop, 0);
+  check("--val-batches", flags.val_batches, -1);
+  check("--test-batches", flags.test_batches, -1);
+  check("--steps-per-report", flags.loop.steps_per_report, 1);
+  check("--steps-per-eval", flags.loop.steps_per_eval, 1);
+  check("--save-every", flags.loop.save_every, 0);
 }
 
 std::string quoted(const std::string& word) {
@@ -116,6 +141,18 @@ void take_saved_flags(FinetuneFlags& flags, const json& saved, const std::string
           "{} is {}, but the run in {} has {}; leave it out to go on as before, or start anew with "
           "another --adapter-path",
           name, shown(value), flags.adapter_path, shown(before)));
+    }
+  });
+  check_counts(flags, path);
+}
+
+void check_savable(const FinetuneFlags& flags) {
+  visit_saved_flags(flags, [](const char* name, const auto& value, Change) {
+    if constexpr (std::is_same_v<std::decay_t<decltype(value)>, std::string>) {
+      if (find_invalid_utf8(value) == std::string_view::npos) return;
+      throw UserError(fmt::format(
+          "{} {}: this path is not valid UTF-8, as the run's files have to be; rename it", name,
+          value));
     }
   });
 }

@@ -52,8 +52,13 @@ struct FinetuneFlags {
 nlohmann::json saved_flags(const FinetuneFlags& flags);
 
 /// Fills in what the command line left out from the checkpoint at `path`. Throws UserError if a
-/// flag that was given would make the losses differ from those of the run that wrote it.
+/// flag that was given would make the losses differ from those of the run that wrote it, or if the
+/// checkpoint's make no sense.
 void take_saved_flags(FinetuneFlags& flags, const nlohmann::json& saved, const std::string& path);
+
+/// Throws UserError if a flag cannot be kept in a checkpoint, which is JSON: paths may have any
+/// bytes, but their text must be UTF-8.
+void check_savable(const FinetuneFlags& flags);
 
 /// The command that goes on with the run, for the user's shell.
 std::string resume_command(const FinetuneFlags& flags);

@@ -2,13 +2,13 @@
 
 #include <fmt/format.h>
 
-#include <cstdio>
 #include <cstdlib>
 #include <nlohmann/json.hpp>
 #include <string>
 #include <vector>
 
 #include "apps/graft/data/fingerprint.h"
+#include "apps/graft/terminal/tell.h"
 #include "apps/graft/user_error.h"
 #include "graft/context.h"
 #include "graft/lora.h"
@@ -17,10 +17,11 @@
 namespace graft::app {
 namespace {
 
-std::optional<FoundCheckpoint> find_checkpoint(const std::string& folder) {
-  std::vector<std::string> damaged;
+// Says which checkpoints are passed over, and adds them to `damaged`.
+std::optional<FoundCheckpoint> find_checkpoint(const std::string& folder,
+                                               std::vector<std::string>& damaged) {
   std::optional<FoundCheckpoint> found = last_checkpoint(folder, damaged);
-  for (const std::string& line : damaged) fmt::print(stderr, "graft: {}\n", line);
+  for (const std::string& line : damaged) warn(line);
   return found;
 }
 
@@ -43,7 +44,8 @@ void check_same(const char* flag, const std::string& path, const char* what, con
 }  // namespace
 
 FoundCheckpoint checkpoint_to_resume(FinetuneFlags& flags) {
-  std::optional<FoundCheckpoint> found = find_checkpoint(flags.adapter_path);
+  std::vector<std::string> damaged;
+  std::optional<FoundCheckpoint> found = find_checkpoint(flags.adapter_path, damaged);
   if (!found) {
     throw UserError(
         fmt::format("{}: there is no whole checkpoint to go on from; start anew without --resume",
@@ -58,7 +60,14 @@ FoundCheckpoint checkpoint_to_resume(FinetuneFlags& flags) {
 }
 
 void refuse_interrupted_run(const FinetuneFlags& flags) {
-  const std::optional<FoundCheckpoint> found = find_checkpoint(flags.adapter_path);
+  std::vector<std::string> damaged;
+  const std::optional<FoundCheckpoint> found = find_checkpoint(flags.adapter_path, damaged);
+  if (!found && !damaged.empty()) {
+    throw UserError(fmt::format(
+        "{}: a run is here of which no checkpoint can be read: choose another --adapter-path, or "
+        "remove {}",
+        flags.adapter_path, checkpoints_folder(flags.adapter_path)));
+  }
   if (!found) return;
   const int done = found->checkpoint.trainer.iteration;
   FinetuneFlags saved;
@@ -90,10 +99,10 @@ void check_same_inputs(const FinetuneFlags& flags, const RunInputs& now, const R
   check_same("--data", flags.data, "training samples", now.train, before.train);
   check_same("--data", flags.data, "validation samples", now.valid, before.valid);
   if (now.machine != before.machine) {
-    fmt::print(stderr,
-               "graft: the checkpoint is from {}, this is {}: losses may differ in their last "
-               "digits from those of an unbroken run\n",
-               before.machine, now.machine);
+    warn(
+        fmt::format("the checkpoint is from {}, this is {}: losses may differ in their last "
+                    "digits from those of an unbroken run",
+                    before.machine, now.machine));
   }
 }
 

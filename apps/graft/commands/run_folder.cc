@@ -58,9 +58,11 @@ void RunFolder::resume(const Trainer& trainer) {
 
 std::optional<std::vector<LoraPair>> RunFolder::go_back_to(int iteration,
                                                            const LlamaConfig& model) {
+  const std::string checkpoint = checkpoint_path(flags_.adapter_path, iteration);
   std::vector<LoraPair> pairs;
   try {
-    pairs = load_adapter(checkpoint_path(flags_.adapter_path, iteration), model).pairs;
+    check_whole(checkpoint);
+    pairs = load_adapter(checkpoint, model).pairs;
   } catch (const UserError&) {
     return std::nullopt;
   }

@@ -10,6 +10,7 @@
 #include "apps/graft/adapter/safetensors.h"
 #include "apps/graft/data/fingerprint.h"
 #include "apps/graft/input/input_file.h"
+#include "apps/graft/input/json_text.h"
 #include "apps/graft/train/checkpoint_state.h"
 #include "apps/graft/user_error.h"
 
@@ -60,10 +61,9 @@ std::vector<std::pair<int, fs::path>> newest_first(const std::string& folder) {
 
 // Throws UserError with what is wrong, without the path.
 Checkpoint read_whole(const fs::path& path) {
-  const json state = json::parse(read_file(path / kStateFile), nullptr, false);
+  const json state = parse_json_object(read_file(path / kStateFile), kStateFile);
   Checkpoint checkpoint;
   try {
-    if (!state.is_object()) throw UserError("state.json is not a JSON object");
     checkpoint = checkpoint_from_state(state);
     for (const auto& [name, fingerprint] : state.at("files").items()) {
       const std::string bytes = read_file(path / fs::path(name).filename());
@@ -124,6 +124,8 @@ std::optional<FoundCheckpoint> last_checkpoint(const std::string& folder,
   }
   return std::nullopt;
 }
+
+void check_whole(const std::string& path) { read_whole(path); }
 
 TrainerState FoundCheckpoint::trainer_state(std::vector<LoraPair> pairs) const {
   TrainerState state = checkpoint.trainer;

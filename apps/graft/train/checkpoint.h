@@ -21,7 +21,8 @@ struct RunInputs {
   std::string machine;  ///< Version and instruction set: others round otherwise.
 };
 
-/// Where in the data a run is. The order of an epoch's batches follows from the seed and the epoch.
+/// Where in the data a run is, for whoever reads the file: it follows from the iteration, and the
+/// order of an epoch's batches from the seed and the epoch.
 struct DataPosition {
   std::uint64_t seed = 0;
   std::int64_t batches_per_epoch = 0;
@@ -60,6 +61,9 @@ struct FoundCheckpoint {
 /// damaged and so passed over adds a line to `damaged`.
 std::optional<FoundCheckpoint> last_checkpoint(const std::string& folder,
                                                std::vector<std::string>& damaged);
+
+/// Throws UserError if a file of the checkpoint at `path` is not as it was written.
+void check_whole(const std::string& path);
 
 /// The folder that holds all checkpoints of the run in `folder`, and that of one of them.
 std::string checkpoints_folder(const std::string& folder);
