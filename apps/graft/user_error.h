@@ -12,4 +12,10 @@ class UserError : public std::runtime_error {
   explicit UserError(const std::string& message) : std::runtime_error(message) {}
 };
 
+/// Flags that cannot be meant together, or a value that one cannot have: the program exits with 2.
+class UsageError : public UserError {
+ public:
+  using UserError::UserError;
+};
+
 }  // namespace graft::app

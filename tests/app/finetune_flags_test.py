@@ -52,7 +52,7 @@ class Updates(FinetuneCase):
                            "--grad-accumulation-steps", 3)
         self.assertNotIn("no update", run.stdout)
         self.fail_with(["--grad-accumulation-steps 7", "--iters 6"], self.scratch / "c",
-                       *self.inputs(), *FLAGS, "--iters", 6, "--grad-accumulation-steps", 7)
+                       *self.inputs(), *FLAGS, "--iters", 6, "--grad-accumulation-steps", 7, status=2)
 
     def test_every_optimizer_goes_on_from_every_iteration(self):
         for optimizer in ("adamw", "adam", "sgd"):
@@ -80,7 +80,7 @@ class Updates(FinetuneCase):
         self.assert_same_run(self.scratch / "adam", self.scratch / "adamw")
         self.fail_with(["--weight-decay", "adam has none", "--optimizer adamw"],
                        self.scratch / "none", *self.inputs(), "--optimizer", "adam",
-                       "--weight-decay", 0.1)
+                       "--weight-decay", 0.1, status=2)
 
 
 class EarlyStop(FinetuneCase):

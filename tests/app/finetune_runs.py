@@ -63,10 +63,10 @@ class FinetuneCase(unittest.TestCase):
         self.assertEqual(0, run.returncode, run.stderr)
         return run
 
-    def fail_with(self, words, adapter, *flags, **options):
-        """A run that ends with status 1 and one line on stderr that has all `words`."""
+    def fail_with(self, words, adapter, *flags, status=1, **options):
+        """A run that ends with this status and one line on stderr that has all `words`."""
         run = self.finetune(adapter, *flags, **options)
-        self.assertEqual(1, run.returncode, run.stderr)
+        self.assertEqual(status, run.returncode, run.stderr)
         self.assertEqual(1, run.stderr.count("\n"), run.stderr)
         for word in words:
             self.assertIn(word, run.stderr)

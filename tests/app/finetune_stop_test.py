@@ -78,8 +78,8 @@ class Stop(FinetuneCase):
                                    stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
                                    preexec_fn=lambda: signal.signal(signal.SIGPIPE, signal.SIG_DFL))
             run.stdout.close()
-            stderr = run.stderr.read()
-            self.assertEqual(1, run.wait(60), stderr)
+            _, stderr = run.communicate(timeout=60)
+            self.assertEqual(1, run.returncode, stderr)
             self.assertIn("output", stderr)
             self.assert_same_run(whole, adapter)
 
@@ -223,7 +223,7 @@ class Stop(FinetuneCase):
     def test_two_runs_do_not_share_a_folder(self):
         adapter = self.scratch / "adapter"
         run = self.start(adapter, "--iters", 1000000, "--save-every", 0)
-        self.fail_with(["another run is writing here"], adapter, *self.inputs(), *FLAGS)
+        self.fail_with(["another program is writing here"], adapter, *self.inputs(), *FLAGS)
         run.kill()
         run.communicate()
 

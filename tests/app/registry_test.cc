@@ -5,6 +5,7 @@
 #include <cstdlib>
 #include <filesystem>
 #include <functional>
+#include <iterator>
 #include <string>
 #include <vector>
 
@@ -107,8 +108,11 @@ TEST_F(RegistryTest, RefusesWhatIsNoAdapterOfThisModel) {
 
   add("cron");
   EXPECT_NE(message_of([&] { add("cron"); }).find("--replace"), std::string::npos);
+  fs::create_directory(registry_.folder() + "/.cron.7.graft-tmp");  // of one that was killed
   EXPECT_EQ(message_of([&] { add("cron", true); }), "");
   EXPECT_EQ(names(), std::vector<std::string>{"cron"});
+  EXPECT_EQ(std::distance(fs::directory_iterator(registry_.folder()), {}), 1);
+  EXPECT_EQ(registry_.list()[0].problem, "");
 }
 
 TEST_F(RegistryTest, RefusesNamesThatCouldBePaths) {

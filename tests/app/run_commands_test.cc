@@ -83,9 +83,10 @@ TEST_F(RunCommandsTest, GenerateSamplesTheSameWithTheSameSeed) {
   EXPECT_EQ(json::parse(run(sampled + "--seed 4").out)["samples"][0], first["samples"][0]);
 
   EXPECT_EQ(run(ask_ + "-", "ab\n").out, run(ask_ + "ab").out);
-  expect_refusal(ask_ + "ab --num-samples 2", 1, "--temp");
-  expect_refusal(ask_ + "ab --stop ''", 1, "--stop");
+  expect_refusal(ask_ + "ab --num-samples 2", 2, "--temp");
+  expect_refusal(ask_ + "ab --stop ''", 2, "--stop");
   expect_refusal(ask_ + "ab --min-p 2", 2, "--min-p");
+  expect_refusal(ask_ + "ab --temp 1 --top-p 0", 2, "--top-p");
 }
 
 TEST_F(RunCommandsTest, GenerateStopsBeforeAStopString) {
@@ -141,12 +142,17 @@ TEST_F(RunCommandsTest, EvaluateComparesWithTheBase) {
   EXPECT_EQ(tuned["answers"][0]["got"], "abab");
   EXPECT_NE(run(both).out.find("100.0 % (2 of 2)"), std::string::npos);
 
+  const std::string piped =
+      run("evaluate --model " + model_ + " --data /dev/stdin --adapter-path " + adapter_,
+          read_text(folder_.file("data/test.jsonl")))
+          .out;
+  EXPECT_EQ(piped, alone.out);
   write_text(folder_.file("text.jsonl"), "{\"text\": \"some text\"}\n");
   const Outcome text = run("evaluate --model " + model_ + " --data " + folder_.file("text.jsonl"));
   EXPECT_EQ(text.status, 0) << text.err;
   EXPECT_EQ(text.out.find("exact match"), std::string::npos);
   expect_refusal(exam + " --split valid", 1, "--split");
-  expect_refusal(exam + " --compare-base", 1, "--adapter-path");
+  expect_refusal(exam + " --compare-base", 2, "--adapter-path");
 }
 
 TEST_F(RunCommandsTest, RegistryServesEveryCommand) {

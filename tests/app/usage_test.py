@@ -47,6 +47,15 @@ class Help(unittest.TestCase):
             self.assertEqual(result.returncode, 2, words)
             self.assertEqual(result.stdout, "", words)
 
+    def test_lost_output_is_an_error(self):
+        for words in (["man"], ["info"], ["completions", "bash"], ["--help"], ["info", "--help"]):
+            with open("/dev/full", "w", encoding="utf-8") as full:
+                result = subprocess.run([PROGRAM, *words], stdout=full, stderr=subprocess.PIPE,
+                                        text=True, check=False)
+            self.assertEqual(result.returncode, 1, words)
+            self.assertIn("output", result.stderr)
+            self.assertEqual(result.stderr.count("\n"), 1, words)
+
 
 class Completions(unittest.TestCase):
     def complete(self, *words):

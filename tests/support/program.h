@@ -21,9 +21,10 @@ struct Outcome {
 inline Outcome run_program(const TemporaryFolder& folder, const std::string& arguments,
                            const std::string& input = "") {
   write_text(folder.file("in"), input);
-  const std::string command = "GRAFT_HOME=" + folder.file("home") + " " + GRAFT_TEST_PROGRAM + " " +
-                              arguments + " < " + folder.file("in") + " > " + folder.file("out") +
-                              " 2> " + folder.file("err");
+  // A pipe: unlike a file it can be read only once.
+  const std::string command = "cat " + folder.file("in") + " | GRAFT_HOME=" + folder.file("home") +
+                              " " + GRAFT_TEST_PROGRAM + " " + arguments + " > " +
+                              folder.file("out") + " 2> " + folder.file("err");
   const int status = std::system(command.c_str());
   return {WIFEXITED(status) ? WEXITSTATUS(status) : -1, read_text(folder.file("out")),
           read_text(folder.file("err"))};

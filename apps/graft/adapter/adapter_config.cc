@@ -51,10 +51,19 @@ class ConfigReader {
          {"use_rslora", "use_dora", "use_qalora", "fan_in_fan_out", "lora_bias"}) {
       if (has(key) && config_[key] != false) fail(key, "not supported, expected false");
     }
-    for (const char* key :
-         {"rank_pattern", "alpha_pattern", "modules_to_save", "trainable_token_indices",
-          "layers_pattern", "target_parameters", "exclude_modules", "layer_replication"}) {
+    for (const char* key : {"rank_pattern", "alpha_pattern", "modules_to_save",
+                            "trainable_token_indices", "layers_pattern", "target_parameters",
+                            "exclude_modules", "layer_replication", "alora_invocation_tokens"}) {
       if (has(key) && !config_[key].empty()) fail(key, "not supported, expected to be empty");
+    }
+    // The others begin with a part of the base weights that they take out of them, so that the
+    // adapter belongs to what is left.
+    constexpr const char* kInit = "init_lora_weights";
+    if (has(kInit) && !config_[kInit].is_boolean() && config_[kInit] != "gaussian" &&
+        config_[kInit] != "eva" && config_[kInit] != "orthogonal") {
+      fail(kInit,
+           "not supported, as it changes the base weights too; convert the adapter with PEFT's "
+           "path_initial_model_for_weight_conversion");
     }
     if (has("bias") && config_["bias"] != "none") fail("bias", "not supported, expected none");
   }

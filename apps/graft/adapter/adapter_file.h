@@ -9,6 +9,10 @@
 
 namespace graft::app {
 
+/// The files of an adapter's folder, as PEFT names them.
+inline constexpr const char* kAdapterConfigFile = "adapter_config.json";
+inline constexpr const char* kAdapterWeightsFile = "adapter_model.safetensors";
+
 /// An adapter with its weights, in the layout's order.
 struct SavedAdapter {
   AdapterLayout layout;

@@ -21,8 +21,15 @@ void write_file_atomically(const std::string& path, std::string_view bytes);
 void write_files_atomically(const std::string& folder, const std::vector<FileContents>& files);
 
 /// Makes the folder at `path` with these files in one step: it is there with all of them or not at
-/// all, also after a crash. A folder of that name is removed first.
+/// all, also after a crash. A folder of that name is replaced.
 void write_folder_atomically(const std::string& path, const std::vector<FileContents>& files);
+
+/// Puts the folder `fresh`, which lies beside `path` and holds files alone, at `path` in one step
+/// and on disk. What was at `path` is removed.
+void place_folder(const std::string& fresh, const std::string& path);
+
+/// A name beside `path` for what is not yet whole; see remove_unfinished_writes.
+std::string unfinished_name(const std::string& path);
 
 /// Removes the folder at `path`, if there is one, in one step: it is there whole or not at all.
 void remove_folder_atomically(const std::string& path);

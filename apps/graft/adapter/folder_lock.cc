@@ -17,7 +17,7 @@ FolderLock::FolderLock(const std::string& folder)
   if (fd_ < 0 || ::flock(fd_, LOCK_EX | LOCK_NB) == 0 || errno != EWOULDBLOCK) return;
   ::close(fd_);
   throw UserError(fmt::format(
-      "{}: another run is writing here; wait for it, or choose another --adapter-path", folder));
+      "{}: another program is writing here; wait for it, or choose another folder", folder));
 }
 
 FolderLock::~FolderLock() {

@@ -2,7 +2,6 @@
 
 #include <fmt/format.h>
 #include <fmt/ranges.h>
-#include <unistd.h>
 
 #include <algorithm>
 #include <cstdlib>
@@ -12,6 +11,7 @@
 
 #include "apps/graft/adapter/adapter_file.h"
 #include "apps/graft/adapter/atomic_file.h"
+#include "apps/graft/adapter/folder_lock.h"
 #include "apps/graft/input/input_file.h"
 #include "apps/graft/user_error.h"
 
@@ -22,8 +22,6 @@ namespace fs = std::filesystem;
 using nlohmann::json;
 using nlohmann::ordered_json;
 
-constexpr const char* kConfigFile = "adapter_config.json";
-constexpr const char* kWeightsFile = "adapter_model.safetensors";
 constexpr const char* kEntryFile = "graft.json";
 constexpr const char* kDefaultFile = "default";
 constexpr std::size_t kLongestName = 64;
@@ -93,7 +91,7 @@ AdapterRegistry::Entry AdapterRegistry::read_entry(const std::string& name) cons
   const fs::path folder = entry.folder;
   try {
     const json about = read_object((folder / kEntryFile).string());
-    const json config = read_object((folder / kConfigFile).string());
+    const json config = read_object((folder / kAdapterConfigFile).string());
     entry.model = {text_in(about, "model"), text_in(about, "fingerprint")};
     entry.rank = config.value("r", 0);
     entry.alpha = config.value("lora_alpha", 0.0);
@@ -103,8 +101,8 @@ AdapterRegistry::Entry AdapterRegistry::read_entry(const std::string& name) cons
       }
     }
     std::error_code error;
-    entry.bytes = static_cast<std::int64_t>(fs::file_size(folder / kWeightsFile, error));
-    must(error, (folder / kWeightsFile).string(), "read it");
+    entry.bytes = static_cast<std::int64_t>(fs::file_size(folder / kAdapterWeightsFile, error));
+    must(error, (folder / kAdapterWeightsFile).string(), "read it");
   } catch (const std::exception& error) {
     entry.problem = error.what();
   }
@@ -156,11 +154,13 @@ void AdapterRegistry::add(const std::string& name, const std::string& source,
                                 name, folder_));
   }
   make_folder(folder_);
+  const FolderLock lock(folder_);
+  remove_unfinished_writes(folder_);
   // Made under a hidden name first: an entry is there whole or not at all.
-  const std::string fresh = path_of(fmt::format(".{}.{}.new", name, ::getpid()));
+  const std::string fresh = unfinished_name(path_of("." + name));
   try {
     make_folder(fresh);
-    for (const char* file : {kConfigFile, kWeightsFile}) {
+    for (const char* file : {kAdapterConfigFile, kAdapterWeightsFile}) {
       const fs::path from = fs::path(source) / file;
       std::error_code error;
       fs::copy_file(from, fs::path(fresh) / file, error);
@@ -171,11 +171,9 @@ void AdapterRegistry::add(const std::string& name, const std::string& source,
     }
     load_adapter(fresh, config);  // The copy, as the source may change meanwhile.
     const ordered_json about = {{"model", model.file}, {"fingerprint", model.fingerprint}};
-    write_file_atomically((fs::path(fresh) / kEntryFile).string(), about.dump(2) + "\n");
-    std::error_code error;
-    fs::remove_all(path_of(name), error);
-    fs::rename(fresh, path_of(name), error);
-    must(error, path_of(name), "make the entry");
+    write_file_atomically((fs::path(fresh) / kEntryFile).string(),
+                          about.dump(2, ' ', false, ordered_json::error_handler_t::replace) + "\n");
+    place_folder(fresh, path_of(name));
   } catch (const std::exception& failure) {
     std::error_code ignored;
     fs::remove_all(fresh, ignored);
@@ -222,7 +220,7 @@ bool AdapterRegistry::default_fits(const ModelIdentity& model) const {
 }
 
 std::string base_model_of(const std::string& adapter_folder) {
-  return text_in(read_object((fs::path(adapter_folder) / kConfigFile).string()),
+  return text_in(read_object((fs::path(adapter_folder) / kAdapterConfigFile).string()),
                  "base_model_name_or_path");
 }
 

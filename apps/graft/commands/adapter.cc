@@ -16,7 +16,9 @@
 #include "apps/graft/data/fingerprint.h"
 #include "apps/graft/model/gguf_file.h"
 #include "apps/graft/model/llama_config.h"
+#include "apps/graft/model/llama_tensors.h"
 #include "apps/graft/terminal/format.h"
+#include "apps/graft/terminal/interrupt.h"
 #include "apps/graft/terminal/line_reader.h"
 #include "apps/graft/user_error.h"
 
@@ -45,7 +47,7 @@ void print_json(const AdapterRegistry& registry, const std::vector<Entry>& entri
                                 {"target_modules", entry.targets},
                                 {"bytes", entry.bytes}});
   }
-  fmt::print("{}\n", json.dump(2));
+  fmt::print("{}\n", json.dump(2, ' ', false, ordered_json::error_handler_t::replace));
 }
 
 void print_entry(const Entry& entry, std::size_t width) {
@@ -72,6 +74,7 @@ bool confirmed(const std::string& question) {
   if (::isatty(STDIN_FILENO) != 1) return false;
   fmt::print("{} [y/N] ", question);
   std::fflush(stdout);
+  const InterruptFlag interrupts;  // Ctrl-C is a no, and the terminal is left as it was
   std::string line;
   return LineReader(STDIN_FILENO).read(line) == LineReader::Event::kLine &&
          (line == "y" || line == "yes");
@@ -98,7 +101,9 @@ void run_adapter_list(const AdapterCommandFlags& flags) {
 void run_adapter_add(const AdapterCommandFlags& flags) {
   AdapterRegistry registry(flags.registry);
   const std::string path = model_file(flags);
-  const LlamaConfig config = read_llama_config(GgufFile::open(path));
+  const GgufFile file = GgufFile::open(path);
+  const LlamaConfig config = read_llama_config(file);
+  check_llama_tensors(file, config);
   const std::string absolute = std::filesystem::absolute(path).lexically_normal().string();
   registry.add(flags.name, flags.source, {absolute, fingerprint_of_file(path)}, config,
                flags.replace);
@@ -120,7 +125,7 @@ void run_adapter_remove(const AdapterCommandFlags& flags) {
 void run_adapter_use(const AdapterCommandFlags& flags) {
   AdapterRegistry registry(flags.registry);
   if (flags.none == !flags.name.empty()) {
-    throw UserError("graft adapter use: expected the name of an adapter, or --none");
+    throw UsageError("graft adapter use: expected the name of an adapter, or --none");
   }
   registry.set_default(flags.none ? std::nullopt : std::optional(flags.name));
   fmt::print("{}\n", flags.none ? "no default" : flags.name + " is the default");

@@ -6,6 +6,7 @@
 #include <cstdint>
 #include <cstdio>
 #include <exception>
+#include <iostream>
 #include <memory>
 #include <new>
 #include <string>
@@ -23,12 +24,15 @@
 #include "apps/graft/usage/completions.h"
 #include "apps/graft/usage/help.h"
 #include "apps/graft/usage/man_page.h"
+#include "apps/graft/user_error.h"
 #include "graft/version.h"
 
 namespace graft::app {
 namespace {
 
 constexpr int kUsage = 2;
+constexpr const char* kOutputLost =
+    "the output could not all be written; see whether the disk is full, or who reads it";
 
 constexpr const char* kPlanHelp =
     R"(First table: y = scaling*(x@A@B), float32, 512 -> 512 features, over batch 1, 4,
@@ -157,15 +161,23 @@ int run_command_line(int argc, char** argv) {
   try {
     program.parse(argc, argv);
   } catch (const CLI::ParseError& error) {
-    if (error.get_exit_code() == 0) return program.exit(error);
-    return fail(std::string(error.what()) + "; --help lists the flags", kUsage);
+    if (error.get_exit_code() != 0) {
+      return fail(std::string(error.what()) + "; --help lists the flags", kUsage);
+    }
+    program.exit(error);  // prints what --help or --version asks for
+    std::cout.flush();
+  } catch (const UsageError& error) {
+    return fail(error.what(), kUsage);
   } catch (const Interrupted& interrupted) {
     return fail(interrupted.what(), kInterruptedStatus);
   } catch (const std::bad_alloc&) {
     return fail("out of memory; try --grad-checkpoint, a smaller --batch-size or --dtype bf16");
-  } catch (const std::exception& error) {
+  } catch (const UserError& error) {
     return fail(error.what());
+  } catch (const std::exception& error) {
+    return fail(std::ferror(stdout) != 0 ? kOutputLost : error.what());
   }
+  if (std::fflush(stdout) != 0 || std::ferror(stdout) != 0) return fail(kOutputLost);
   return 0;
 }
 

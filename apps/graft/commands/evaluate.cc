@@ -3,9 +3,11 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <cstdint>
 #include <filesystem>
 #include <functional>
 #include <nlohmann/json.hpp>
+#include <sstream>
 #include <string>
 #include <utility>
 #include <vector>
@@ -13,6 +15,7 @@
 #include "apps/graft/data/dataset.h"
 #include "apps/graft/evaluate/mean_loss.h"
 #include "apps/graft/evaluate/questions.h"
+#include "apps/graft/input/input_file.h"
 #include "apps/graft/terminal/format.h"
 #include "apps/graft/user_error.h"
 
@@ -24,6 +27,7 @@ using nlohmann::ordered_json;
 /// What there is to find out: the samples as training sees them, and questions if they have any.
 struct Exam {
   std::string path;
+  std::int64_t max_seq_length = 0;
   Dataset samples;
   std::vector<Question> questions;
 };
@@ -57,11 +61,18 @@ Exam read_exam(const EvaluateFlags& flags, const LoadedModel& model) {
   const std::int64_t context = model.llama.config().context_length;
   Exam exam;
   exam.path = data_file(flags);
-  exam.samples = read_dataset(exam.path, model.file, model.tokenizer,
-                              {.max_seq_length = std::min(flags.max_seq_length, context),
-                               .mask_prompt = flags.mask_prompt});
+  exam.max_seq_length = std::min(flags.max_seq_length, context);
+  // In memory: it is gone through twice, which a pipe cannot be.
+  std::stringstream lines;
+  lines << open_input(exam.path, InputKind::kFileOrPipe).rdbuf();
+  lines.clear();  // of an empty file
+  exam.samples =
+      read_dataset(lines, exam.path, model.file, model.tokenizer,
+                   {.max_seq_length = exam.max_seq_length, .mask_prompt = flags.mask_prompt});
   if (!exam.samples.has_answers || flags.max_tokens == 0) return exam;
-  const Dataset whole = read_dataset(exam.path, model.file, model.tokenizer,
+  lines.clear();
+  lines.seekg(0);
+  const Dataset whole = read_dataset(lines, exam.path, model.file, model.tokenizer,
                                      {.max_seq_length = context, .mask_prompt = true});
   if (whole.truncated > 0) {
     throw UserError(
@@ -166,11 +177,11 @@ ordered_json to_json(const Exam& exam, const std::vector<Result>& results, int s
 }  // namespace
 
 void run_evaluate(const EvaluateFlags& flags) {
+  if (flags.compare_base && flags.adapter.name.empty() && flags.adapter.path.empty()) {
+    throw UsageError("--compare-base: name an adapter too, with --adapter or --adapter-path");
+  }
   LoadedModel model(flags.model, /*training=*/false);
   const ChosenAdapter adapter = choose_adapter(model, flags.adapter, /*use_default=*/false);
-  if (flags.compare_base && adapter.folder.empty()) {
-    throw UserError("--compare-base: name an adapter too, with --adapter or --adapter-path");
-  }
   const Exam exam = read_exam(flags, model);
 
   std::vector<Result> results;
@@ -181,13 +192,14 @@ void run_evaluate(const EvaluateFlags& flags) {
     results.push_back(examine("adapter", exam, model, model.llama.adapter(), flags));
   }
   if (flags.json) {
-    fmt::print("{}\n", to_json(exam, results, flags.show).dump(2));
+    fmt::print("{}\n", to_json(exam, results, flags.show)
+                           .dump(2, ' ', false, ordered_json::error_handler_t::replace));
     return;
   }
   print_answers(exam, results, flags.show);
   if (exam.samples.truncated > 0) {
     fmt::print("{} samples cut off at {} tokens for the loss (--max-seq-length)\n",
-               format_count(exam.samples.truncated), flags.max_seq_length);
+               format_count(exam.samples.truncated), exam.max_seq_length);
   }
   if (results.size() == 1) {
     print_one(results.front());

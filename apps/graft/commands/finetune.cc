@@ -76,11 +76,11 @@ void check_flags(const FinetuneFlags& flags) {
   check_savable(flags);
   if (flags.optimizer != "adamw" && flags.given.contains("--weight-decay") &&
       flags.weight_decay > 0) {
-    throw UserError(fmt::format(
+    throw UsageError(fmt::format(
         "--weight-decay: {} has none; leave it out, or choose --optimizer adamw", flags.optimizer));
   }
   if (flags.loop.iters > 0 && flags.loop.iters < flags.grad_accumulation_steps) {
-    throw UserError(
+    throw UsageError(
         fmt::format("--grad-accumulation-steps {}: --iters {} would never update the adapter",
                     flags.grad_accumulation_steps, flags.loop.iters));
   }
@@ -197,6 +197,7 @@ void test(const FinetuneFlags& flags, const InterruptWatch& interrupts, const Ll
 }  // namespace
 
 void run_finetune(FinetuneFlags flags) {
+  std::signal(SIGPIPE, SIG_IGN);  // whoever reads the progress may go, without an end to the run
   std::optional<FolderLock> lock;
   std::optional<FoundCheckpoint> from;
   if (flags.resume) {
@@ -248,7 +249,6 @@ void run_finetune(FinetuneFlags flags) {
   }
   const int first = trainer.iteration();
   const InterruptWatch interrupts;
-  std::signal(SIGPIPE, SIG_IGN);  // who reads the progress may go: the run is not lost with him
   RunOutcome outcome;
   outcome.end =
       train(flags, interrupts, trainer, batches, batch_log, data.valid, folder, loop, *output);

@@ -9,9 +9,6 @@
 namespace graft::app {
 namespace {
 
-// What a batch holds at most, so that activations stay within a few hundred megabytes.
-constexpr std::int64_t kTokensAtATime = 8192;
-
 mx::array array_of(const std::vector<std::int32_t>& values, const Batch& batch) {
   return mx::array(values.data(),
                    {static_cast<int>(batch.batch_size), static_cast<int>(batch.length)}, mx::int32);

@@ -12,6 +12,9 @@
 
 namespace graft::app {
 
+/// What is computed at a time at most, so that activations stay within a few hundred megabytes.
+inline constexpr std::int64_t kTokensAtATime = 8192;
+
 /// Sum of the losses of all targets of a batch, as Llama::loss_sum.
 mx::array loss_sum(const Llama& model, const Adapter* adapter, const Batch& batch,
                    Activations activations = Activations::kKept);

@@ -1,10 +1,13 @@
 #include "apps/graft/evaluate/questions.h"
 
 #include <algorithm>
+#include <cstdint>
+#include <iterator>
 #include <numeric>
 #include <string_view>
 #include <utility>
 
+#include "apps/graft/evaluate/mean_loss.h"
 #include "apps/graft/generate/generator.h"
 
 namespace graft::app {
@@ -56,9 +59,15 @@ std::vector<std::string> answer_all(const std::vector<Question>& questions, cons
   std::iota(order.begin(), order.end(), std::size_t{0});
   std::ranges::stable_sort(order, {}, [&](std::size_t i) { return questions[i].prompt.size(); });
   std::vector<std::string> answers(questions.size());
-  const auto size = static_cast<std::size_t>(batch_size);
-  for (std::size_t start = 0; start < order.size(); start += size) {
-    const std::size_t stop = std::min(order.size(), start + size);
+  for (std::size_t start = 0, stop = 0; start < order.size(); start = stop) {
+    // What fits beside the longest, which is the last.
+    const auto fits = [&](std::size_t i) {
+      const auto rows = static_cast<std::int64_t>(i + 1 - start);
+      return rows <= batch_size &&
+             rows * (std::ssize(questions[order[i]].prompt) + max_tokens) <= kTokensAtATime;
+    };
+    stop = start + 1;
+    while (stop < order.size() && fits(stop)) ++stop;
     std::vector<std::vector<int>> prompts;
     for (std::size_t i = start; i < stop; ++i) prompts.push_back(questions[order[i]].prompt);
     const auto outputs = generate_greedy(model, adapter, prompts, max_tokens, [&](int token) {

@@ -14,7 +14,7 @@ namespace graft::app {
 namespace {
 
 void check(bool good, std::string_view flag, std::string_view expected, double value) {
-  if (!good) throw UserError(fmt::format("{}: expected {}, got {}", flag, expected, value));
+  if (!good) throw UsageError(fmt::format("{}: expected {}, got {}", flag, expected, value));
 }
 
 double mass_of(std::span<const Candidate> list) {

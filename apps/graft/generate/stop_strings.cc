@@ -9,7 +9,7 @@ namespace graft::app {
 
 StopStrings::StopStrings(std::vector<std::string> stops) : stops_(std::move(stops)) {
   if (std::ranges::any_of(stops_, &std::string::empty)) {
-    throw UserError("--stop: expected a text, got an empty one");
+    throw UsageError("--stop: expected a text, got an empty one");
   }
 }
 
