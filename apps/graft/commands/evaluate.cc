@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <cstdint>
 #include <filesystem>
+#include <fstream>
 #include <functional>
 #include <nlohmann/json.hpp>
 #include <sstream>
@@ -62,17 +63,14 @@ Exam read_exam(const EvaluateFlags& flags, const LoadedModel& model) {
   Exam exam;
   exam.path = data_file(flags);
   exam.max_seq_length = std::min(flags.max_seq_length, context);
-  // In memory: it is gone through twice, which a pipe cannot be.
-  std::stringstream lines;
-  lines << open_input(exam.path, InputKind::kFileOrPipe).rdbuf();
-  lines.clear();  // of an empty file
-  exam.samples =
-      read_dataset(lines, exam.path, model.file, model.tokenizer,
-                   {.max_seq_length = exam.max_seq_length, .mask_prompt = flags.mask_prompt});
+  std::ifstream in = open_input(exam.path, InputKind::kFileOrPipe);
+  std::string lines;  // The file may be a pipe.
+  exam.samples = read_dataset(
+      in, exam.path, model.file, model.tokenizer,
+      {.max_seq_length = exam.max_seq_length, .mask_prompt = flags.mask_prompt}, &lines);
   if (!exam.samples.has_answers || flags.max_tokens == 0) return exam;
-  lines.clear();
-  lines.seekg(0);
-  const Dataset whole = read_dataset(lines, exam.path, model.file, model.tokenizer,
+  std::istringstream again(std::move(lines));
+  const Dataset whole = read_dataset(again, exam.path, model.file, model.tokenizer,
                                      {.max_seq_length = context, .mask_prompt = true});
   if (whole.truncated > 0) {
     throw UserError(

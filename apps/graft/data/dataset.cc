@@ -42,10 +42,11 @@ class DatasetReader {
     return read(in);
   }
 
-  Dataset read(std::istream& in) {
+  Dataset read(std::istream& in, std::string* kept = nullptr) {
     for (std::string line;;) {
       ++line_;
       if (!read_line(in, line, kMaxLineBytes, place())) break;
+      if (kept != nullptr) kept->append(line).append(1, '\n');
       std::string_view text = line;
       constexpr std::string_view kByteOrderMark = "\xEF\xBB\xBF";
       if (line_ == 1 && text.starts_with(kByteOrderMark)) text.remove_prefix(kByteOrderMark.size());
@@ -196,8 +197,8 @@ Dataset read_dataset(const std::string& path, const GgufFile& model, const Token
 }
 
 Dataset read_dataset(std::istream& in, const std::string& path, const GgufFile& model,
-                     const Tokenizer& tokenizer, const DataOptions& options) {
-  return DatasetReader(path, model, tokenizer, options).read(in);
+                     const Tokenizer& tokenizer, const DataOptions& options, std::string* kept) {
+  return DatasetReader(path, model, tokenizer, options).read(in, kept);
 }
 
 DataSplits read_data(const std::string& folder, const GgufFile& model, const Tokenizer& tokenizer,

@@ -55,9 +55,11 @@ struct DataSplits {
 Dataset read_dataset(const std::string& path, const GgufFile& model, const Tokenizer& tokenizer,
                      const DataOptions& options = {});
 
-/// The same from a stream; `path` stands for the file in messages.
+/// The same from a stream; `path` stands for the file in messages. The lines are added to `kept`,
+/// if that is given, to be read again where the stream cannot.
 Dataset read_dataset(std::istream& in, const std::string& path, const GgufFile& model,
-                     const Tokenizer& tokenizer, const DataOptions& options = {});
+                     const Tokenizer& tokenizer, const DataOptions& options = {},
+                     std::string* kept = nullptr);
 
 /// Throws UserError also if the folder or its train.jsonl is missing.
 DataSplits read_data(const std::string& folder, const GgufFile& model, const Tokenizer& tokenizer,
