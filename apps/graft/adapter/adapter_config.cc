@@ -51,12 +51,28 @@ class ConfigReader {
          {"use_rslora", "use_dora", "use_qalora", "fan_in_fan_out", "lora_bias"}) {
       if (has(key) && config_[key] != false) fail(key, "not supported, expected false");
     }
-    for (const char* key :
-         {"rank_pattern", "alpha_pattern", "modules_to_save", "trainable_token_indices",
-          "layers_pattern", "target_parameters", "exclude_modules", "layer_replication"}) {
+    for (const char* key : {"rank_pattern", "alpha_pattern", "modules_to_save",
+                            "trainable_token_indices", "layers_pattern", "target_parameters",
+                            "exclude_modules", "layer_replication", "alora_invocation_tokens"}) {
       if (has(key) && !config_[key].empty()) fail(key, "not supported, expected to be empty");
     }
     if (has("bias") && config_["bias"] != "none") fail("bias", "not supported, expected none");
+    refuse_changed_base();
+  }
+
+  // The other ways to begin (pissa, corda, olora, loftq) take something out of the base model's
+  // weights, in PEFT also when the adapter is loaded.
+  void refuse_changed_base() const {
+    constexpr const char* kKey = "init_lora_weights";
+    if (!has(kKey) || config_[kKey].is_boolean()) return;
+    for (const char* harmless : {"gaussian", "eva", "orthogonal"}) {
+      if (config_[kKey] == harmless) return;
+    }
+    fail(kKey,
+         "not supported, expected true, false, gaussian, eva or orthogonal, as others change the "
+         "base "
+         "model's weights too; save the adapter as plain LoRA, with "
+         "path_initial_model_for_weight_conversion of PEFT's save_pretrained");
   }
 
   double number(const char* key, double fallback) const {
