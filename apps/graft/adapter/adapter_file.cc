@@ -23,9 +23,6 @@ namespace {
 using nlohmann::json;
 using nlohmann::ordered_json;
 
-constexpr const char* kWeightsFile = "adapter_model.safetensors";
-constexpr const char* kConfigFile = "adapter_config.json";
-
 std::string in_folder(const std::string& folder, const char* file) {
   return (std::filesystem::path(folder) / file).string();
 }
@@ -133,7 +130,8 @@ std::vector<FileContents> adapter_files(const AdapterLayout& layout,
     tensors.emplace_back(tensor_name(module, 'A'), mx::transpose(pairs[i].a));
     tensors.emplace_back(tensor_name(module, 'B'), mx::transpose(pairs[i].b));
   }
-  return {{kWeightsFile, to_safetensors(tensors)}, {kConfigFile, config_text(layout, base_model)}};
+  return {{kAdapterWeightsFile, to_safetensors(tensors)},
+          {kAdapterConfigFile, config_text(layout, base_model)}};
 }
 
 void save_adapter(const std::string& folder, const AdapterLayout& layout,
@@ -144,23 +142,26 @@ void save_adapter(const std::string& folder, const AdapterLayout& layout,
 
 void prepare_adapter_folder(const std::string& folder) {
   make_folder(folder);
-  for (const char* file : {kWeightsFile, kConfigFile}) check_writable(in_folder(folder, file));
+  for (const char* file : {kAdapterWeightsFile, kAdapterConfigFile})
+    check_writable(in_folder(folder, file));
 }
 
 SavedAdapter load_adapter(const std::string& folder, const LlamaConfig& model) {
-  AdapterLayout layout = read_layout(in_folder(folder, kConfigFile), model);
-  std::vector<LoraPair> pairs = load_pairs(in_folder(folder, kWeightsFile), layout, kConfigFile);
+  AdapterLayout layout = read_layout(in_folder(folder, kAdapterConfigFile), model);
+  std::vector<LoraPair> pairs =
+      load_pairs(in_folder(folder, kAdapterWeightsFile), layout, kAdapterConfigFile);
   return {std::move(layout), std::move(pairs)};
 }
 
 SavedAdapter load_adapter_file(const std::string& file, const AdapterOptions& options,
                                const LlamaConfig& model) {
-  const std::filesystem::path config = std::filesystem::path(file).parent_path() / kConfigFile;
+  const std::filesystem::path config =
+      std::filesystem::path(file).parent_path() / kAdapterConfigFile;
   const bool described = std::filesystem::exists(config);
   AdapterLayout layout =
       described ? read_layout(config.string(), model) : AdapterLayout(model, options);
   std::vector<LoraPair> pairs = load_pairs(
-      file, layout, described ? kConfigFile : "--rank, --num-layers and --target-modules");
+      file, layout, described ? kAdapterConfigFile : "--rank, --num-layers and --target-modules");
   return {std::move(layout), std::move(pairs)};
 }
 

@@ -22,8 +22,6 @@ namespace fs = std::filesystem;
 using nlohmann::json;
 using nlohmann::ordered_json;
 
-constexpr const char* kConfigFile = "adapter_config.json";
-constexpr const char* kWeightsFile = "adapter_model.safetensors";
 constexpr const char* kEntryFile = "graft.json";
 constexpr const char* kDefaultFile = "default";
 constexpr std::size_t kLongestName = 64;
@@ -93,7 +91,7 @@ AdapterRegistry::Entry AdapterRegistry::read_entry(const std::string& name) cons
   const fs::path folder = entry.folder;
   try {
     const json about = read_object((folder / kEntryFile).string());
-    const json config = read_object((folder / kConfigFile).string());
+    const json config = read_object((folder / kAdapterConfigFile).string());
     entry.model = {text_in(about, "model"), text_in(about, "fingerprint")};
     entry.rank = config.value("r", 0);
     entry.alpha = config.value("lora_alpha", 0.0);
@@ -103,8 +101,8 @@ AdapterRegistry::Entry AdapterRegistry::read_entry(const std::string& name) cons
       }
     }
     std::error_code error;
-    entry.bytes = static_cast<std::int64_t>(fs::file_size(folder / kWeightsFile, error));
-    must(error, (folder / kWeightsFile).string(), "read it");
+    entry.bytes = static_cast<std::int64_t>(fs::file_size(folder / kAdapterWeightsFile, error));
+    must(error, (folder / kAdapterWeightsFile).string(), "read it");
   } catch (const std::exception& error) {
     entry.problem = error.what();
   }
@@ -160,7 +158,7 @@ void AdapterRegistry::add(const std::string& name, const std::string& source,
   const std::string fresh = path_of(fmt::format(".{}.{}.new", name, ::getpid()));
   try {
     make_folder(fresh);
-    for (const char* file : {kConfigFile, kWeightsFile}) {
+    for (const char* file : {kAdapterConfigFile, kAdapterWeightsFile}) {
       const fs::path from = fs::path(source) / file;
       std::error_code error;
       fs::copy_file(from, fs::path(fresh) / file, error);
@@ -222,7 +220,7 @@ bool AdapterRegistry::default_fits(const ModelIdentity& model) const {
 }
 
 std::string base_model_of(const std::string& adapter_folder) {
-  return text_in(read_object((fs::path(adapter_folder) / kConfigFile).string()),
+  return text_in(read_object((fs::path(adapter_folder) / kAdapterConfigFile).string()),
                  "base_model_name_or_path");
 }
 

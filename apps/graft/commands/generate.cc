@@ -15,6 +15,7 @@
 #include <utility>
 #include <vector>
 
+#include "apps/graft/adapter/adapter_file.h"
 #include "apps/graft/data/fingerprint.h"
 #include "apps/graft/generate/generator.h"
 #include "apps/graft/generate/prompt_cache.h"
@@ -74,7 +75,7 @@ PromptCacheOwner owner_of(const GenerateFlags& flags, const LoadedModel& model,
       flags.model.model, model.fingerprint(), flags.model.dtype, adapter.name, {}};
   if (adapter.folder.empty()) return owner;
   const std::filesystem::path folder = adapter.folder;
-  for (const char* file : {"adapter_config.json", "adapter_model.safetensors"}) {
+  for (const char* file : {kAdapterConfigFile, kAdapterWeightsFile}) {
     owner.adapter_fingerprint += fingerprint_of_file((folder / file).string());
   }
   return owner;
