@@ -11,6 +11,7 @@ import struct
 import unittest
 
 from hostile_input import LONG, NESTED, HostileInput
+from tiny_gguf import UINT32, tiny_model
 
 
 class Adapters(HostileInput):
@@ -38,6 +39,12 @@ class Adapters(HostileInput):
             saved = json.loads((self.good / "adapter/adapter_config.json").read_text())
             path.write_text(json.dumps(saved | {key: value}))
             self.expect(self.with_adapter(), "adapter/adapter_", *words)
+
+    def test_model_to_add_for_that_lies(self):
+        model = self.at / "model.gguf"
+        add = ["adapter", "add", "x", self.at / "adapter", "--model", model, "--registry", self.at]
+        model.write_bytes(tiny_model().set("llama.block_count", UINT32, 1 << 24).bytes())
+        self.expect(add, "model.gguf: ", "blk.1.")
 
     def test_config_that_is_none(self):
         path = self.at / "adapter/adapter_config.json"

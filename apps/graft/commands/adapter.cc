@@ -16,6 +16,7 @@
 #include "apps/graft/data/fingerprint.h"
 #include "apps/graft/model/gguf_file.h"
 #include "apps/graft/model/llama_config.h"
+#include "apps/graft/model/llama_tensors.h"
 #include "apps/graft/terminal/format.h"
 #include "apps/graft/terminal/line_reader.h"
 #include "apps/graft/user_error.h"
@@ -98,7 +99,9 @@ void run_adapter_list(const AdapterCommandFlags& flags) {
 void run_adapter_add(const AdapterCommandFlags& flags) {
   AdapterRegistry registry(flags.registry);
   const std::string path = model_file(flags);
-  const LlamaConfig config = read_llama_config(GgufFile::open(path));
+  const GgufFile file = GgufFile::open(path);
+  const LlamaConfig config = read_llama_config(file);
+  check_llama_tensors(file, config);  // An adapter's size follows from what the metadata claims.
   const std::string absolute = std::filesystem::absolute(path).lexically_normal().string();
   registry.add(flags.name, flags.source, {absolute, fingerprint_of_file(path)}, config,
                flags.replace);
