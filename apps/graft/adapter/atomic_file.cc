@@ -5,6 +5,7 @@
 #include <unistd.h>
 
 #include <cerrno>
+#include <cstdio>
 #include <cstring>
 #include <filesystem>
 #include <memory>
@@ -101,6 +102,31 @@ void sync_folder(const fs::path& folder) {
   if (handle.is_open()) static_cast<void>(handle.sync());
 }
 
+// Swaps the two in one step, where the system and the file system can.
+bool exchange(const fs::path& one, const fs::path& other) {
+#ifdef __APPLE__
+  return ::renamex_np(one.c_str(), other.c_str(), RENAME_SWAP) == 0;
+#else
+  return ::renameat2(AT_FDCWD, one.c_str(), AT_FDCWD, other.c_str(), RENAME_EXCHANGE) == 0;
+#endif
+}
+
+// Puts the folder `fresh` at `path`; what was there is then at `fresh`.
+void swap_into_place(const fs::path& fresh, const fs::path& path) {
+  if (::rename(fresh.c_str(), path.c_str()) == 0) return;
+  std::error_code error(errno, std::generic_category());
+  if (!fs::exists(fs::symlink_status(path))) fail(path, "cannot make the folder", error.value());
+  if (exchange(fresh, path)) return;
+  const fs::path old = folder_of(fresh) / (".old." + fresh.filename().string());
+  fs::rename(path, old, error);
+  if (!error) {
+    fs::rename(fresh, path, error);
+    std::error_code ignored;
+    fs::rename(old, error ? path : fresh, ignored);
+  }
+  if (error) fail(path, "cannot replace the folder", error.value());
+}
+
 }  // namespace
 
 std::string describe_failure(std::string_view what, int error) {
@@ -151,11 +177,22 @@ void write_folder_atomically(const std::string& path, const std::vector<FileCont
   for (const FileContents& file : files) {
     write_through(folder.path() / file.name, fs::path(path) / file.name, file.bytes);
   }
-  sync_folder(folder.path());
-  fs::remove_all(path, error);
-  if (error) fail(path, "cannot replace the folder", error.value());
-  folder.take_its_place();
+  place_folder(folder.path(), path);
+}
+
+void place_folder(const std::string& fresh, const std::string& path) {
+  std::error_code error;
+  for (fs::directory_iterator entry(fresh, error), end; !error && entry != end;
+       entry.increment(error)) {
+    const FileDescriptor file(entry->path().string(), O_RDONLY | O_CLOEXEC);
+    if (!file.is_open() || !file.sync()) fail(entry->path(), "cannot write the file", errno);
+  }
+  if (error) fail(fresh, "cannot be read", error.value());
+  sync_folder(fresh);
+  swap_into_place(fresh, path);
   sync_folder(folder_of(path));
+  fs::remove_all(fresh, error);
+  if (error) fail(fresh, "cannot be removed", error.value());
 }
 
 void remove_folder_atomically(const std::string& path) {
@@ -182,12 +219,18 @@ void remove_unfinished_writes(const std::string& folder) {
 
 void make_folder(const std::string& path) {
   std::error_code error;
+  std::vector<fs::path> missing;
+  for (fs::path above = path; !above.empty() && !fs::exists(above, error);
+       above = above.parent_path()) {
+    missing.push_back(above);
+  }
   fs::create_directories(path, error);
   if (error) fail(path, "cannot make the folder", error.value());
   if (!fs::is_directory(path)) {
     throw UserError(
         fmt::format("{}: cannot make the folder: a file of that name is in the way", path));
   }
+  for (const fs::path& made : missing) sync_folder(folder_of(made));
 }
 
 void check_writable(const std::string& path) {
