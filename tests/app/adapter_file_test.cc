@@ -256,6 +256,7 @@ TEST_F(DamagedAdapter, SettingsThatWouldComputeSomethingElseAreRefused) {
                                                  {"lora_alpha", 0},
                                                  {"lora_dropout", 1},
                                                  {"exclude_modules", {"q_proj"}},
+                                                 {"alora_invocation_tokens", {1, 2}},
                                                  {"base_model_name_or_path", 7},
                                                  {"lora_alpha", -1}}) {
     EXPECT_NE(with_setting(key, value), "") << key << " " << value;
@@ -265,6 +266,20 @@ TEST_F(DamagedAdapter, SettingsThatWouldComputeSomethingElseAreRefused) {
             std::string::npos);
   write_text(settings(), "{");
   EXPECT_NE(message_of(folder_.path(), config_).find("adapter_config.json"), std::string::npos);
+}
+
+TEST_F(DamagedAdapter, ThatChangesTheBaseWeightsIsRefused) {
+  for (const char* changes : {"pissa", "pissa_niter_16", "corda", "olora", "loftq", "new"}) {
+    const std::string message = with_setting("init_lora_weights", changes);
+    EXPECT_NE(message.find("init_lora_weights: "), std::string::npos) << changes << message;
+    EXPECT_NE(message.find("path_initial_model_for_weight_conversion"), std::string::npos);
+  }
+  EXPECT_NE(with_setting("init_lora_weights", 1), "");
+  for (const json& harmless : {json(true), json(false), json(nullptr), json("gaussian"),
+                               json("eva"), json("orthogonal")}) {
+    EXPECT_EQ(with_setting("init_lora_weights", harmless), "") << harmless;
+  }
+  EXPECT_EQ(with_setting("alora_invocation_tokens", nullptr), "");
 }
 
 TEST_F(DamagedAdapter, OfAnotherModelIsRefused) {

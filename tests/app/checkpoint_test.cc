@@ -1,27 +1,33 @@
 #include "apps/graft/train/checkpoint.h"
 
+#include <fcntl.h>
 #include <gtest/gtest.h>
 #include <sys/resource.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include <atomic>
 #include <csignal>
+#include <cstdio>
 #include <filesystem>
 #include <functional>
 #include <iterator>
 #include <string>
+#include <thread>
 #include <vector>
 
 #include "apps/graft/adapter/atomic_file.h"
 #include "apps/graft/adapter/folder_lock.h"
 #include "apps/graft/data/fingerprint.h"
 #include "apps/graft/user_error.h"
+#include "tests/support/syncs.h"
 #include "tests/support/tiny_model.h"
 
 namespace graft::app {
 namespace {
 
 namespace fs = std::filesystem;
+using testing::NotedSyncs;
 using testing::read_text;
 using testing::TemporaryFolder;
 using testing::write_text;
@@ -127,6 +133,16 @@ bool killed_at_byte(rlim_t limit, const std::function<void()>& work) {
   return WIFSIGNALED(status);
 }
 
+bool can_swap_names(const TemporaryFolder& folder) {
+#ifdef __APPLE__
+  static_cast<void>(folder);
+  return true;
+#else
+  const std::string at = folder.path();
+  return ::renameat2(AT_FDCWD, at.c_str(), AT_FDCWD, at.c_str(), RENAME_EXCHANGE) == 0;
+#endif
+}
+
 TEST(AtomicFile, AFolderIsWholeOrNotThereWhereverItsWriterIsKilled) {
   const TemporaryFolder folder;
   // Each file is longer than those before, so that a limit picks the file and the byte.
@@ -173,6 +189,37 @@ TEST(AtomicFile, AFailedWriteLeavesWhatWasThereAndNothingElse) {
             std::string::npos);
   EXPECT_EQ(read_text(folder.file("kept/a")), "old");
   EXPECT_EQ(std::distance(fs::directory_iterator(folder.path()), {}), 1);
+}
+
+TEST(AtomicFile, AReplacedFolderIsThereAllTheTime) {
+  const TemporaryFolder folder;
+  const std::string kept = folder.file("kept");
+  write_folder_atomically(kept, {{"a", "old"}});
+  if (!can_swap_names(folder)) GTEST_SKIP() << "the file system cannot swap names";
+  std::atomic<bool> done = false;
+  int missing = 0;
+  std::thread reader([&] {
+    while (!done) missing += !fs::exists(kept);
+  });
+  for (int i = 0; i < 300; ++i) write_folder_atomically(kept, {{"a", std::to_string(i)}});
+  done = true;
+  reader.join();
+  EXPECT_EQ(missing, 0);
+  EXPECT_EQ(read_text(kept + "/a"), "299");
+  EXPECT_EQ(std::distance(fs::directory_iterator(folder.path()), {}), 1);
+}
+
+TEST(AtomicFile, WhatIsMadeIsOnDiskWithAllFoldersAboveIt) {
+  const TemporaryFolder folder;
+  {
+    const NotedSyncs syncs;
+    make_folder(folder.file("a/b/c/"));
+    for (const char* above : {"", "a", "a/b"}) EXPECT_TRUE(syncs.has(folder.file(above))) << above;
+  }
+  const NotedSyncs syncs;
+  make_folder(folder.file("a/b/d"));
+  EXPECT_TRUE(syncs.has(folder.file("a/b")));
+  EXPECT_FALSE(syncs.has(folder.file("a")));
 }
 
 TEST(FolderLock, IsHeldByOne) {

@@ -223,7 +223,7 @@ class Stop(FinetuneCase):
     def test_two_runs_do_not_share_a_folder(self):
         adapter = self.scratch / "adapter"
         run = self.start(adapter, "--iters", 1000000, "--save-every", 0)
-        self.fail_with(["another program is writing here"], adapter, *self.inputs(), *FLAGS)
+        self.fail_with(["another run is writing here"], adapter, *self.inputs(), *FLAGS)
         run.kill()
         run.communicate()
 

@@ -11,6 +11,7 @@ import struct
 import unittest
 
 from hostile_input import LONG, NESTED, HostileInput
+from tiny_gguf import UINT32, tiny_model
 
 
 class Adapters(HostileInput):
@@ -30,9 +31,6 @@ class Adapters(HostileInput):
                 ("target_modules", [], "list"), ("target_modules", [["q_proj"]], "list"),
                 ("target_modules", "q.*", "list"), ("use_dora", True, "expected false"),
                 ("exclude_modules", ["x"], "exclude_modules: ", "empty"),
-                ("init_lora_weights", "pissa_niter_16", "init_lora_weights: ", "base weights"),
-                ("init_lora_weights", "olora", "base weights"), ("init_lora_weights", 1, "base"),
-                ("alora_invocation_tokens", [1, 2], "alora_invocation_tokens: ", "empty"),
                 ("layers_to_transform", [-1], "layer numbers"),
                 ("layers_to_transform", [7], "json: adapter layer 7", "0 to 0"),
                 ("base_model_name_or_path", "other/Mistral-7B-v0.1", "'other/Mistral-7B-v0.1'"),
@@ -41,6 +39,12 @@ class Adapters(HostileInput):
             saved = json.loads((self.good / "adapter/adapter_config.json").read_text())
             path.write_text(json.dumps(saved | {key: value}))
             self.expect(self.with_adapter(), "adapter/adapter_", *words)
+
+    def test_model_to_add_for_that_lies(self):
+        model = self.at / "model.gguf"
+        add = ["adapter", "add", "x", self.at / "adapter", "--model", model, "--registry", self.at]
+        model.write_bytes(tiny_model().set("llama.block_count", UINT32, 1 << 24).bytes())
+        self.expect(add, "model.gguf: ", "blk.1.")
 
     def test_config_that_is_none(self):
         path = self.at / "adapter/adapter_config.json"

@@ -10,8 +10,11 @@
 #include <vector>
 
 #include "apps/graft/adapter/adapter_file.h"
+#include "apps/graft/adapter/atomic_file.h"
+#include "apps/graft/adapter/folder_lock.h"
 #include "apps/graft/data/fingerprint.h"
 #include "apps/graft/user_error.h"
+#include "tests/support/syncs.h"
 #include "tests/support/tiny_model.h"
 
 namespace graft::app {
@@ -108,11 +111,30 @@ TEST_F(RegistryTest, RefusesWhatIsNoAdapterOfThisModel) {
 
   add("cron");
   EXPECT_NE(message_of([&] { add("cron"); }).find("--replace"), std::string::npos);
-  fs::create_directory(registry_.folder() + "/.cron.7.graft-tmp");  // of one that was killed
   EXPECT_EQ(message_of([&] { add("cron", true); }), "");
   EXPECT_EQ(names(), std::vector<std::string>{"cron"});
-  EXPECT_EQ(std::distance(fs::directory_iterator(registry_.folder()), {}), 1);
-  EXPECT_EQ(registry_.list()[0].problem, "");
+}
+
+TEST_F(RegistryTest, WhatIsAddedIsOnDiskAndAloneThere) {
+  // As a killed program left it.
+  make_folder(registry_.folder());
+  write_folder_atomically(registry_.folder() + "/.adding", {{"cron", "half"}});
+  const testing::NotedSyncs syncs;
+  for (const bool replace : {false, true}) {
+    add("cron", replace);
+    const std::string folder = registry_.find("cron", model_);
+    for (const char* file : {"", "/adapter_config.json", "/adapter_model.safetensors"}) {
+      EXPECT_TRUE(syncs.has(folder + file)) << file;
+    }
+    EXPECT_TRUE(syncs.has(registry_.folder()));
+    EXPECT_EQ(std::distance(fs::directory_iterator(registry_.folder()), {}), 1);
+  }
+}
+
+TEST_F(RegistryTest, IsWrittenByOneAtATime) {
+  make_folder(registry_.folder());
+  const FolderLock lock(registry_.folder());
+  EXPECT_NE(message_of([&] { add("cron"); }).find("--registry"), std::string::npos);
 }
 
 TEST_F(RegistryTest, RefusesNamesThatCouldBePaths) {

@@ -3,6 +3,7 @@
 #include <gtest/gtest.h>
 #include <poll.h>
 #include <sys/wait.h>
+#include <termios.h>
 #include <unistd.h>
 
 #include <csignal>
@@ -10,6 +11,7 @@
 #include <filesystem>
 #include <nlohmann/json.hpp>
 #include <string>
+#include <vector>
 
 #ifdef __APPLE__
 #include <util.h>
@@ -67,6 +69,7 @@ class RunCommandsTest : public ::testing::Test {
   const TemporaryFolder folder_;
   const std::string model_ = folder_.file("tiny.gguf");
   const std::string adapter_ = folder_.file("adapter");
+  const std::vector<std::string> chat_ = {"chat", "--model", model_, "--max-tokens", "90000"};
   const std::string ask_ = "generate --model " + model_ + " --max-tokens 20 --prompt ";
 };
 
@@ -212,21 +215,24 @@ TEST_F(RunCommandsTest, ChatTakesALineATurnFromAPipe) {
   EXPECT_TRUE(full.out.ends_with(base));
 }
 
-/// The chat on a terminal.
-class TerminalChat {
+/// The program on a terminal.
+class TerminalRun {
  public:
-  TerminalChat(const std::string& model, const std::string& home) {
+  TerminalRun(const std::string& home, std::vector<std::string> arguments) {
+    arguments.insert(arguments.begin(), "graft");
+    std::vector<char*> words;
+    for (std::string& argument : arguments) words.push_back(argument.data());
+    words.push_back(nullptr);
     pid_ = ::forkpty(&fd_, nullptr, nullptr, nullptr);
     if (pid_ == 0) {
       ::setenv("GRAFT_HOME", home.c_str(), 1);
       ::setenv("TERM", "xterm", 1);
       ::setenv("NO_COLOR", "1", 1);
-      ::execl(GRAFT_TEST_PROGRAM, "graft", "chat", "--model", model.c_str(), "--max-tokens",
-              "90000", nullptr);
+      ::execv(GRAFT_TEST_PROGRAM, words.data());
       ::_exit(127);
     }
   }
-  ~TerminalChat() {
+  ~TerminalRun() {
     if (pid_ > 0) {
       ::kill(pid_, SIGKILL);
       ::waitpid(pid_, nullptr, 0);
@@ -264,6 +270,12 @@ class TerminalChat {
 
   const std::string& screen() const { return screen_; }
 
+  /// Whether Ctrl-C throws away what was typed, as it does on a terminal that nobody has changed.
+  bool flushes() const {
+    termios settings{};
+    return ::tcgetattr(fd_, &settings) == 0 && (settings.c_lflag & NOFLSH) == 0;
+  }
+
  private:
   int fd_ = -1;
   pid_t pid_ = -1;
@@ -276,7 +288,7 @@ constexpr const char* kCtrlC = "\x03";
 TEST_F(RunCommandsTest, CtrlCStopsAReplyThenTheLineThenTheChat) {
   // A model whose reply does not end before someone stops it, and context for that.
   TinyModel{.context_length = 100'000}.write(model_);
-  TerminalChat chat(model_, folder_.file("home"));
+  TerminalRun chat(folder_.file("home"), chat_);
   ASSERT_TRUE(chat.sees("Tiny"));
   ASSERT_TRUE(chat.sees("> "));
   chat.type("abba\n");
@@ -298,10 +310,30 @@ TEST_F(RunCommandsTest, CtrlCStopsAReplyThenTheLineThenTheChat) {
 }
 
 TEST_F(RunCommandsTest, CtrlDEndsTheChat) {
-  TerminalChat chat(model_, folder_.file("home"));
+  TerminalRun chat(folder_.file("home"), chat_);
   ASSERT_TRUE(chat.sees("> "));
   chat.type("\x04");
   EXPECT_EQ(chat.wait(), 0);
+}
+
+TEST_F(RunCommandsTest, RemovesOnlyWhatIsConfirmed) {
+  const std::string home = folder_.file("home"), entry = home + "/adapters/say";
+  fs::create_directories(entry);
+  const auto answer = [&](const std::string& keys) {
+    TerminalRun removal(home, {"adapter", "remove", "say"});
+    EXPECT_TRUE(removal.sees("[y/N] "));
+    removal.type(keys);
+    const int status = removal.wait();
+    EXPECT_TRUE(removal.flushes());
+    return status;
+  };
+  EXPECT_EQ(answer(kCtrlC), 130);
+  EXPECT_EQ(answer(std::string("y") + kCtrlC), 130);
+  EXPECT_EQ(answer("\x04"), 1);
+  EXPECT_EQ(answer("n\n"), 1);
+  EXPECT_TRUE(fs::exists(entry));
+  EXPECT_EQ(answer("y\n"), 0);
+  EXPECT_FALSE(fs::exists(entry));
 }
 
 }  // namespace

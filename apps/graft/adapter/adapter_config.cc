@@ -56,16 +56,22 @@ class ConfigReader {
                             "exclude_modules", "layer_replication", "alora_invocation_tokens"}) {
       if (has(key) && !config_[key].empty()) fail(key, "not supported, expected to be empty");
     }
-    // The others begin with a part of the base weights that they take out of them, so that the
-    // adapter belongs to what is left.
-    constexpr const char* kInit = "init_lora_weights";
-    if (has(kInit) && !config_[kInit].is_boolean() && config_[kInit] != "gaussian" &&
-        config_[kInit] != "eva" && config_[kInit] != "orthogonal") {
-      fail(kInit,
-           "not supported, as it changes the base weights too; convert the adapter with PEFT's "
-           "path_initial_model_for_weight_conversion");
-    }
     if (has("bias") && config_["bias"] != "none") fail("bias", "not supported, expected none");
+    refuse_changed_base();
+  }
+
+  // The other ways to begin (pissa, corda, olora, loftq) take something out of the base model's
+  // weights, in PEFT also when the adapter is loaded.
+  void refuse_changed_base() const {
+    constexpr const char* kKey = "init_lora_weights";
+    if (!has(kKey) || config_[kKey].is_boolean()) return;
+    for (const char* harmless : {"gaussian", "eva", "orthogonal"}) {
+      if (config_[kKey] == harmless) return;
+    }
+    fail(kKey,
+         "not supported, expected true, false, gaussian, eva or orthogonal, as others change the "
+         "base model's weights too; save the adapter as plain LoRA, with "
+         "path_initial_model_for_weight_conversion of PEFT's save_pretrained");
   }
 
   double number(const char* key, double fallback) const {

@@ -9,9 +9,9 @@
 
 namespace graft::app {
 
-/// The files of an adapter's folder, as PEFT names them.
-inline constexpr const char* kAdapterConfigFile = "adapter_config.json";
+/// The two files of an adapter's folder, as PEFT names them.
 inline constexpr const char* kAdapterWeightsFile = "adapter_model.safetensors";
+inline constexpr const char* kAdapterConfigFile = "adapter_config.json";
 
 /// An adapter with its weights, in the layout's order.
 struct SavedAdapter {
@@ -19,8 +19,8 @@ struct SavedAdapter {
   std::vector<LoraPair> pairs;
 };
 
-/// adapter_model.safetensors and adapter_config.json as PEFT reads them: lora_A.weight (rank, in)
-/// and lora_B.weight (out, rank), float32.
+/// The two files as PEFT reads them: lora_A.weight (rank, in) and lora_B.weight (out, rank),
+/// float32.
 std::vector<FileContents> adapter_files(const AdapterLayout& layout,
                                         const std::vector<LoraPair>& pairs,
                                         const std::string& base_model);

@@ -5,6 +5,7 @@
 #include <unistd.h>
 
 #include <cerrno>
+#include <cstdio>
 #include <cstring>
 #include <filesystem>
 #include <memory>
@@ -63,7 +64,8 @@ class FileDescriptor {
 class Unfinished {
  public:
   explicit Unfinished(fs::path path)
-      : path_(std::move(path)), temporary_(unfinished_name(path_.string())) {}
+      : path_(std::move(path)),
+        temporary_(fmt::format("{}.{}{}", path_.string(), ::getpid(), kUnfinished)) {}
   ~Unfinished() {
     std::error_code ignored;
     if (!placed_) fs::remove_all(temporary_, ignored);
@@ -100,24 +102,32 @@ void sync_folder(const fs::path& folder) {
   if (handle.is_open()) static_cast<void>(handle.sync());
 }
 
-// Lets two folders change places: in one step where the system can do that.
-bool exchange(const std::string& one, const std::string& other) {
-#ifdef RENAME_EXCHANGE
-  if (::renameat2(AT_FDCWD, one.c_str(), AT_FDCWD, other.c_str(), RENAME_EXCHANGE) == 0) {
-    return true;
-  }
-  if (errno != EINVAL && errno != ENOSYS) return false;
+// Swaps the two in one step, where the system and the file system can.
+bool exchange(const fs::path& one, const fs::path& other) {
+#ifdef __APPLE__
+  return ::renamex_np(one.c_str(), other.c_str(), RENAME_SWAP) == 0;
+#else
+  return ::renameat2(AT_FDCWD, one.c_str(), AT_FDCWD, other.c_str(), RENAME_EXCHANGE) == 0;
 #endif
-  const std::string aside = one + ".old";
-  return ::rename(other.c_str(), aside.c_str()) == 0 && ::rename(one.c_str(), other.c_str()) == 0 &&
-         ::rename(aside.c_str(), one.c_str()) == 0;
+}
+
+// Puts the folder `fresh` at `path`; what was there is then at `fresh`.
+void swap_into_place(const fs::path& fresh, const fs::path& path) {
+  if (::rename(fresh.c_str(), path.c_str()) == 0) return;
+  std::error_code error(errno, std::generic_category());
+  if (!fs::exists(fs::symlink_status(path))) fail(path, "cannot make the folder", error.value());
+  if (exchange(fresh, path)) return;
+  const fs::path old = folder_of(fresh) / (".old." + fresh.filename().string());
+  fs::rename(path, old, error);
+  if (!error) {
+    fs::rename(fresh, path, error);
+    std::error_code ignored;
+    fs::rename(old, error ? path : fresh, ignored);
+  }
+  if (error) fail(path, "cannot replace the folder", error.value());
 }
 
 }  // namespace
-
-std::string unfinished_name(const std::string& path) {
-  return fmt::format("{}.{}{}", path, ::getpid(), kUnfinished);
-}
 
 std::string describe_failure(std::string_view what, int error) {
   std::string_view advice;
@@ -167,30 +177,28 @@ void write_folder_atomically(const std::string& path, const std::vector<FileCont
   for (const FileContents& file : files) {
     write_through(folder.path() / file.name, fs::path(path) / file.name, file.bytes);
   }
-  place_folder(folder.path().string(), path);
+  place_folder(folder.path(), path);
 }
 
 void place_folder(const std::string& fresh, const std::string& path) {
   std::error_code error;
-  for (const auto& entry : fs::directory_iterator(fresh, error)) {
-    const FileDescriptor file(entry.path().string(), O_RDONLY | O_CLOEXEC);
-    if (!file.is_open() || !file.sync()) fail(path, "cannot write the folder", errno);
+  for (fs::directory_iterator entry(fresh, error), end; !error && entry != end;
+       entry.increment(error)) {
+    const FileDescriptor file(entry->path().string(), O_RDONLY | O_CLOEXEC);
+    if (!file.is_open() || !file.sync()) fail(entry->path(), "cannot write the file", errno);
   }
+  if (error) fail(fresh, "cannot be read", error.value());
   sync_folder(fresh);
-  if (fs::exists(path, error)) {
-    // `fresh` is the old one from here on.
-    if (!exchange(fresh, path)) fail(path, "cannot replace the folder", errno);
-    fs::remove_all(fresh, error);
-  } else if (::rename(fresh.c_str(), path.c_str()) != 0) {
-    fail(path, "cannot make the folder", errno);
-  }
+  swap_into_place(fresh, path);
   sync_folder(folder_of(path));
+  fs::remove_all(fresh, error);
+  if (error) fail(fresh, "cannot be removed", error.value());
 }
 
 void remove_folder_atomically(const std::string& path) {
   std::error_code error;
   if (!fs::exists(path, error)) return;
-  const fs::path doomed = unfinished_name(path);
+  const fs::path doomed = fmt::format("{}.{}{}", path, ::getpid(), kUnfinished);
   fs::rename(path, doomed, error);
   if (!error) fs::remove_all(doomed, error);
   if (error) fail(path, "cannot be removed", error.value());
@@ -212,17 +220,17 @@ void remove_unfinished_writes(const std::string& folder) {
 void make_folder(const std::string& path) {
   std::error_code error;
   std::vector<fs::path> missing;
-  for (fs::path folder = path; !folder.empty() && !fs::exists(folder, error);
-       folder = folder.parent_path()) {
-    missing.push_back(folder);
+  for (fs::path above = path; !above.empty() && !fs::exists(above, error);
+       above = above.parent_path()) {
+    missing.push_back(above);
   }
   fs::create_directories(path, error);
   if (error) fail(path, "cannot make the folder", error.value());
-  for (const fs::path& folder : missing) sync_folder(folder_of(folder));
   if (!fs::is_directory(path)) {
     throw UserError(
         fmt::format("{}: cannot make the folder: a file of that name is in the way", path));
   }
+  for (const fs::path& made : missing) sync_folder(folder_of(made));
 }
 
 void check_writable(const std::string& path) {

@@ -24,12 +24,10 @@ void write_files_atomically(const std::string& folder, const std::vector<FileCon
 /// all, also after a crash. A folder of that name is replaced.
 void write_folder_atomically(const std::string& path, const std::vector<FileContents>& files);
 
-/// Puts the folder `fresh`, which lies beside `path` and holds files alone, at `path` in one step
-/// and on disk. What was at `path` is removed.
+/// Moves a folder of files to `path` in one step, all of it on disk first, and removes the folder
+/// of that name, if there is one. Both are on one file system; one that cannot swap names may,
+/// after a crash, have the replaced folder beside `fresh` alone, under a hidden name.
 void place_folder(const std::string& fresh, const std::string& path);
-
-/// A name beside `path` for what is not yet whole; see remove_unfinished_writes.
-std::string unfinished_name(const std::string& path);
 
 /// Removes the folder at `path`, if there is one, in one step: it is there whole or not at all.
 void remove_folder_atomically(const std::string& path);
@@ -37,7 +35,7 @@ void remove_folder_atomically(const std::string& path);
 /// Removes what writers that were killed left in `folder`: no other may be at work there.
 void remove_unfinished_writes(const std::string& folder);
 
-/// Makes a folder and those above it.
+/// Makes a folder and those above it, to last as the files that will be in it.
 void make_folder(const std::string& path);
 
 /// Whether write_file_atomically could write `path`, asked before hours of work whose result it is

@@ -11,13 +11,13 @@
 
 namespace graft::app {
 
-FolderLock::FolderLock(const std::string& folder)
+FolderLock::FolderLock(const std::string& folder, const char* flag)
     : fd_(::open(folder.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC)) {
   // Some network file systems lock no folders: there the user has to take care.
   if (fd_ < 0 || ::flock(fd_, LOCK_EX | LOCK_NB) == 0 || errno != EWOULDBLOCK) return;
   ::close(fd_);
-  throw UserError(fmt::format(
-      "{}: another program is writing here; wait for it, or choose another folder", folder));
+  throw UserError(fmt::format("{}: another run is writing here; wait for it, or choose another {}",
+                              folder, flag));
 }
 
 FolderLock::~FolderLock() {

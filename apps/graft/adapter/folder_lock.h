@@ -8,8 +8,8 @@ namespace graft::app {
 /// however that happens.
 class FolderLock {
  public:
-  /// Throws UserError if another program holds the folder.
-  explicit FolderLock(const std::string& folder);
+  /// Throws UserError if another program holds the folder, which names the flag that chooses it.
+  explicit FolderLock(const std::string& folder, const char* flag = "--adapter-path");
   ~FolderLock();
   FolderLock(const FolderLock&) = delete;
   FolderLock& operator=(const FolderLock&) = delete;

@@ -8,6 +8,7 @@
 #include <filesystem>
 #include <nlohmann/json.hpp>
 #include <system_error>
+#include <utility>
 
 #include "apps/graft/adapter/adapter_file.h"
 #include "apps/graft/adapter/atomic_file.h"
@@ -24,6 +25,7 @@ using nlohmann::ordered_json;
 
 constexpr const char* kEntryFile = "graft.json";
 constexpr const char* kDefaultFile = "default";
+constexpr const char* kScratchFolder = ".adding";
 constexpr std::size_t kLongestName = 64;
 
 json read_object(const std::string& path) {
@@ -57,6 +59,39 @@ void check_name(const std::string& name) {
 
 void must(const std::error_code& error, const std::string& path, const char* what) {
   if (error) throw UserError(fmt::format("{}: cannot {}: {}", path, what, error.message()));
+}
+
+/// A folder that is removed at the end. A killed program leaves it to the next one.
+class Scratch {
+ public:
+  explicit Scratch(fs::path path) : path_(std::move(path)) { remove(); }
+  ~Scratch() { remove(); }
+  Scratch(const Scratch&) = delete;
+  Scratch& operator=(const Scratch&) = delete;
+
+  const fs::path& path() const { return path_; }
+
+ private:
+  void remove() const {
+    std::error_code ignored;
+    fs::remove_all(path_, ignored);
+  }
+
+  fs::path path_;
+};
+
+// The copy is checked, as the source may change meanwhile; what is wrong with it is wrong with the
+// source.
+void check_copy(const std::string& copy, const std::string& source, const LlamaConfig& config) {
+  try {
+    load_adapter(copy, config);
+  } catch (const UserError& failure) {
+    std::string message = failure.what();
+    if (const std::size_t at = message.find(copy); at != std::string::npos) {
+      message.replace(at, copy.size(), source);
+    }
+    throw UserError(message);
+  }
 }
 
 }  // namespace
@@ -154,36 +189,25 @@ void AdapterRegistry::add(const std::string& name, const std::string& source,
                                 name, folder_));
   }
   make_folder(folder_);
-  const FolderLock lock(folder_);
-  remove_unfinished_writes(folder_);
-  // Made under a hidden name first: an entry is there whole or not at all.
-  const std::string fresh = unfinished_name(path_of("." + name));
-  try {
-    make_folder(fresh);
-    for (const char* file : {kAdapterConfigFile, kAdapterWeightsFile}) {
-      const fs::path from = fs::path(source) / file;
-      std::error_code error;
-      fs::copy_file(from, fs::path(fresh) / file, error);
-      if (error) {
-        throw UserError(fmt::format("{}: cannot be copied: {}; is this an adapter's folder?",
-                                    from.string(), error.message()));
-      }
+  const FolderLock lock(folder_, "--registry");
+  // Made in a hidden folder first: an entry is there whole or not at all.
+  const Scratch scratch(path_of(kScratchFolder));
+  const std::string fresh = (scratch.path() / name).string();
+  make_folder(fresh);
+  for (const char* file : {kAdapterConfigFile, kAdapterWeightsFile}) {
+    const fs::path from = fs::path(source) / file;
+    std::error_code error;
+    fs::copy_file(from, fs::path(fresh) / file, error);
+    if (error) {
+      throw UserError(fmt::format("{}: cannot be copied: {}; is this an adapter's folder?",
+                                  from.string(), error.message()));
     }
-    load_adapter(fresh, config);  // The copy, as the source may change meanwhile.
-    const ordered_json about = {{"model", model.file}, {"fingerprint", model.fingerprint}};
-    write_file_atomically((fs::path(fresh) / kEntryFile).string(),
-                          about.dump(2, ' ', false, ordered_json::error_handler_t::replace) + "\n");
-    place_folder(fresh, path_of(name));
-  } catch (const std::exception& failure) {
-    std::error_code ignored;
-    fs::remove_all(fresh, ignored);
-    // What was wrong with the copy is wrong with the source.
-    std::string message = failure.what();
-    if (const std::size_t at = message.find(fresh); at != std::string::npos) {
-      message.replace(at, fresh.size(), source);
-    }
-    throw UserError(message);
   }
+  check_copy(fresh, source, config);
+  const ordered_json about = {{"model", model.file}, {"fingerprint", model.fingerprint}};
+  write_file_atomically((fs::path(fresh) / kEntryFile).string(),
+                        about.dump(2, ' ', false, ordered_json::error_handler_t::replace) + "\n");
+  place_folder(fresh, path_of(name));
 }
 
 void AdapterRegistry::remove(const std::string& name) {

@@ -20,6 +20,7 @@
 #include "apps/graft/terminal/format.h"
 #include "apps/graft/terminal/interrupt.h"
 #include "apps/graft/terminal/line_reader.h"
+#include "apps/graft/train/interrupt.h"
 #include "apps/graft/user_error.h"
 
 namespace graft::app {
@@ -70,14 +71,21 @@ std::string model_file(const AdapterCommandFlags& flags) {
                   flags.source, named.empty() ? "which it does not name" : "'" + named + "'"));
 }
 
-bool confirmed(const std::string& question) {
-  if (::isatty(STDIN_FILENO) != 1) return false;
-  fmt::print("{} [y/N] ", question);
-  std::fflush(stdout);
-  const InterruptFlag interrupts;  // Ctrl-C is a no, and the terminal is left as it was
+enum class Confirmation { kYes, kNo, kInterrupted };
+
+Confirmation ask(const std::string& question) {
+  if (::isatty(STDIN_FILENO) != 1) return Confirmation::kNo;
+  const InterruptFlag interrupts;  // Ctrl-C is to end the program with the terminal as it was.
   std::string line;
-  return LineReader(STDIN_FILENO).read(line) == LineReader::Event::kLine &&
-         (line == "y" || line == "yes");
+  const LineReader::Event event = LineReader(STDIN_FILENO).read(line, [&] {
+    fmt::print("{} [y/N] ", question);
+    std::fflush(stdout);
+  });
+  if (event == LineReader::Event::kLine) {
+    return line == "y" || line == "yes" ? Confirmation::kYes : Confirmation::kNo;
+  }
+  fmt::print("\n");
+  return event == LineReader::Event::kEnd ? Confirmation::kNo : Confirmation::kInterrupted;
 }
 
 }  // namespace
@@ -103,7 +111,7 @@ void run_adapter_add(const AdapterCommandFlags& flags) {
   const std::string path = model_file(flags);
   const GgufFile file = GgufFile::open(path);
   const LlamaConfig config = read_llama_config(file);
-  check_llama_tensors(file, config);
+  check_llama_tensors(file, config);  // An adapter's size follows from what the metadata claims.
   const std::string absolute = std::filesystem::absolute(path).lexically_normal().string();
   registry.add(flags.name, flags.source, {absolute, fingerprint_of_file(path)}, config,
                flags.replace);
@@ -113,8 +121,13 @@ void run_adapter_add(const AdapterCommandFlags& flags) {
 void run_adapter_remove(const AdapterCommandFlags& flags) {
   AdapterRegistry registry(flags.registry);
   registry.check_exists(flags.name);
-  if (!flags.yes &&
-      !confirmed(fmt::format("Remove adapter {} from {}?", flags.name, registry.folder()))) {
+  const Confirmation answer =
+      flags.yes ? Confirmation::kYes
+                : ask(fmt::format("Remove adapter {} from {}?", flags.name, registry.folder()));
+  if (answer == Confirmation::kInterrupted) {
+    throw Interrupted(fmt::format("adapter {} was not removed", flags.name));
+  }
+  if (answer == Confirmation::kNo) {
     throw UserError(
         fmt::format("adapter {} was not removed; --yes removes without asking", flags.name));
   }
