@@ -13,6 +13,7 @@
 
 #include "apps/graft/adapter/safetensors.h"
 #include "apps/graft/evaluate/mean_loss.h"
+#include "apps/graft/evaluate/questions.h"
 #include "apps/graft/generate/conversation.h"
 #include "apps/graft/generate/generator.h"
 #include "apps/graft/generate/prompt_cache.h"
@@ -411,6 +412,34 @@ TEST_F(GenerateTest, MeanLossIsThatOfValidation) {
     for (const Batch& batch : all) targets += batch.num_targets;
     EXPECT_EQ(mean.targets, targets);
   }
+}
+
+std::vector<Question> of_lengths(const std::vector<std::size_t>& lengths) {
+  std::vector<Question> questions;
+  for (const std::size_t length : lengths) {
+    questions.push_back({.prompt = std::vector<int>(length), .text = "", .expected = ""});
+  }
+  return questions;
+}
+
+using Groups = std::vector<std::vector<std::size_t>>;
+
+// 8192 tokens at a time.
+TEST(AnsweredTogether, AsManyAsFitIntoMemory) {
+  EXPECT_EQ(answered_together({}, 16, 64), Groups());
+  EXPECT_EQ(answered_together(of_lengths({5, 3, 4}), 16, 64), (Groups{{1, 2, 0}}));
+  EXPECT_EQ(answered_together(of_lengths({5, 3, 4}), 16, 2), (Groups{{1, 2}, {0}}));
+  // The longest counts for all of its group, and what is generated counts too.
+  EXPECT_EQ(answered_together(of_lengths({2048, 1, 2048, 2048}), 0, 64), (Groups{{1, 0, 2, 3}}));
+  EXPECT_EQ(answered_together(of_lengths({2048, 1, 2048, 2048}), 1, 64), (Groups{{1, 0, 2}, {3}}));
+  // Too long even alone: one by one.
+  EXPECT_EQ(answered_together(of_lengths({9000, 9000, 1}), 16, 64), (Groups{{2}, {0}, {1}}));
+}
+
+TEST(AnsweredTogether, ManyLongChatsNeverMoreThanFit) {
+  const Groups groups = answered_together(of_lengths(std::vector<std::size_t>(64, 2000)), 48, 64);
+  EXPECT_EQ(groups.size(), 16u);
+  for (const auto& group : groups) EXPECT_EQ(group.size(), 4u);
 }
 
 }  // namespace

@@ -51,30 +51,38 @@ std::vector<Question> questions_of(const std::vector<Sample>& samples, const Tok
   return questions;
 }
 
-std::vector<std::string> answer_all(const std::vector<Question>& questions, const Llama& model,
-                                    const Adapter* adapter, const Tokenizer& tokenizer,
-                                    int max_tokens, int batch_size) {
+std::vector<std::vector<std::size_t>> answered_together(const std::vector<Question>& questions,
+                                                        int max_tokens, int batch_size) {
   // Prompts of like length together, so that little is padding.
   std::vector<std::size_t> order(questions.size());
   std::iota(order.begin(), order.end(), std::size_t{0});
   std::ranges::stable_sort(order, {}, [&](std::size_t i) { return questions[i].prompt.size(); });
-  std::vector<std::string> answers(questions.size());
-  for (std::size_t start = 0, stop = 0; start < order.size(); start = stop) {
-    // What fits beside the longest, which is the last.
-    const auto fits = [&](std::size_t i) {
-      const auto rows = static_cast<std::int64_t>(i + 1 - start);
+  std::vector<std::vector<std::size_t>> groups;
+  for (const std::size_t i : order) {
+    // Whether it fits beside the others: it is the longest of them.
+    const auto fits = [&](const std::vector<std::size_t>& group) {
+      const std::int64_t rows = std::ssize(group) + 1;
       return rows <= batch_size &&
-             rows * (std::ssize(questions[order[i]].prompt) + max_tokens) <= kTokensAtATime;
+             rows * (std::ssize(questions[i].prompt) + max_tokens) <= kTokensAtATime;
     };
-    stop = start + 1;
-    while (stop < order.size() && fits(stop)) ++stop;
+    if (groups.empty() || !fits(groups.back())) groups.emplace_back();
+    groups.back().push_back(i);
+  }
+  return groups;
+}
+
+std::vector<std::string> answer_all(const std::vector<Question>& questions, const Llama& model,
+                                    const Adapter* adapter, const Tokenizer& tokenizer,
+                                    int max_tokens, int batch_size) {
+  std::vector<std::string> answers(questions.size());
+  for (const auto& group : answered_together(questions, max_tokens, batch_size)) {
     std::vector<std::vector<int>> prompts;
-    for (std::size_t i = start; i < stop; ++i) prompts.push_back(questions[order[i]].prompt);
+    for (const std::size_t i : group) prompts.push_back(questions[i].prompt);
     const auto outputs = generate_greedy(model, adapter, prompts, max_tokens, [&](int token) {
       return tokenizer.ends_generation(token);
     });
-    for (std::size_t i = start; i < stop; ++i) {
-      answers[order[i]] = trimmed(tokenizer.decode(outputs[i - start]));
+    for (std::size_t row = 0; row < group.size(); ++row) {
+      answers[group[row]] = trimmed(tokenizer.decode(outputs[row]));
     }
   }
   return answers;

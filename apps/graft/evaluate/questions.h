@@ -1,5 +1,6 @@
 #pragma once
 
+#include <cstddef>
 #include <string>
 #include <vector>
 
@@ -19,6 +20,11 @@ struct Question {
 /// The last answer of each sample as the one asked for; earlier ones are prompt. The samples must
 /// have been read with their prompts masked, and none of them cut off.
 std::vector<Question> questions_of(const std::vector<Sample>& samples, const Tokenizer& tokenizer);
+
+/// Indices of the questions that are answered in one batch, shortest prompts first: at most
+/// `batch_size`, fewer if they are long.
+std::vector<std::vector<std::size_t>> answered_together(const std::vector<Question>& questions,
+                                                        int max_tokens, int batch_size);
 
 /// The model's likeliest answer to each, without blanks around it.
 std::vector<std::string> answer_all(const std::vector<Question>& questions, const Llama& model,
