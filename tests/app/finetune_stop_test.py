@@ -83,6 +83,19 @@ class Stop(FinetuneCase):
             self.assertIn("output", stderr)
             self.assert_same_run(whole, adapter)
 
+    def test_no_room_for_the_progress(self):
+        whole = self.scratch / "whole"
+        flags = [*FLAGS, "--iters", 12, "--save-every", 0]
+        self.succeed(whole, *self.inputs(), *flags)
+        for more in ([], ["--json"]):
+            adapter = self.scratch / f"adapter{len(more)}"
+            with open("/dev/full", "w", encoding="utf-8") as full:
+                run = subprocess.run(self.command(adapter, *self.inputs(), *flags, *more),
+                                     stdout=full, stderr=subprocess.PIPE, text=True, check=False)
+            self.assertEqual(1, run.returncode, run.stderr)
+            self.assertIn("output", run.stderr)
+            self.assert_same_run(whole, adapter)
+
     def test_nobody_reads_the_error(self):
         with open("/dev/full", "w", encoding="utf-8") as full:
             run = subprocess.run([PROGRAM, "info", "--model", self.scratch / "none"], check=False,

@@ -11,6 +11,7 @@
 #include <filesystem>
 #include <nlohmann/json.hpp>
 #include <string>
+#include <utility>
 #include <vector>
 
 #ifdef __APPLE__
@@ -154,8 +155,25 @@ TEST_F(RunCommandsTest, EvaluateComparesWithTheBase) {
   const Outcome text = run("evaluate --model " + model_ + " --data " + folder_.file("text.jsonl"));
   EXPECT_EQ(text.status, 0) << text.err;
   EXPECT_EQ(text.out.find("exact match"), std::string::npos);
+  write_text(folder_.file("long.jsonl"), "{\"text\": \"" + std::string(2000, 'x') + "\"}\n");
+  // The tiny model's context is 128 tokens.
+  for (const auto& [flag, length] : {std::pair{"100000", "128"}, std::pair{"50", "50"}}) {
+    const Outcome cut = run("evaluate --model " + model_ + " --data " + folder_.file("long.jsonl") +
+                            " --max-seq-length " + flag);
+    EXPECT_NE(cut.out.find("1 samples cut off at " + std::string(length) + " tokens"),
+              std::string::npos)
+        << cut.out << cut.err;
+  }
   expect_refusal(exam + " --split valid", 1, "--split");
   expect_refusal(exam + " --compare-base", 2, "--adapter-path");
+}
+
+TEST_F(RunCommandsTest, LostOutputIsAnError) {
+  const std::string exam = "evaluate --model " + model_ + " --data " + folder_.file("data");
+  for (const std::string& command : {exam, exam + " --json", ask_ + "ab --quiet"}) {
+    EXPECT_EQ(run(command).status, 0) << command;
+    expect_refusal(command + " > /dev/full", 1, "output");
+  }
 }
 
 TEST_F(RunCommandsTest, RegistryServesEveryCommand) {
@@ -175,6 +193,7 @@ TEST_F(RunCommandsTest, RegistryServesEveryCommand) {
   expect_refusal("generate --prompt x --adapter say --model " + folder_.file("other.gguf"), 1,
                  "another model");
 
+  expect_refusal("adapter use", 2, "--none");
   EXPECT_EQ(run("adapter use say").status, 0);
   const Outcome by_default = run(ask_ + "'say it'");
   EXPECT_EQ(by_default.out, "abab\n");
