@@ -127,6 +127,16 @@ void swap_into_place(const fs::path& fresh, const fs::path& path) {
   if (error) fail(path, "cannot replace the folder", error.value());
 }
 
+// The files in `fresh` are on disk; what was at `path` is removed.
+void place_synced_folder(const fs::path& fresh, const fs::path& path) {
+  sync_folder(fresh);
+  swap_into_place(fresh, path);
+  sync_folder(folder_of(path));
+  std::error_code error;
+  fs::remove_all(fresh, error);
+  if (error) fail(fresh, "cannot be removed", error.value());
+}
+
 }  // namespace
 
 std::string describe_failure(std::string_view what, int error) {
@@ -177,7 +187,7 @@ void write_folder_atomically(const std::string& path, const std::vector<FileCont
   for (const FileContents& file : files) {
     write_through(folder.path() / file.name, fs::path(path) / file.name, file.bytes);
   }
-  place_folder(folder.path(), path);
+  place_synced_folder(folder.path(), path);
 }
 
 void place_folder(const std::string& fresh, const std::string& path) {
@@ -188,11 +198,7 @@ void place_folder(const std::string& fresh, const std::string& path) {
     if (!file.is_open() || !file.sync()) fail(entry->path(), "cannot write the file", errno);
   }
   if (error) fail(fresh, "cannot be read", error.value());
-  sync_folder(fresh);
-  swap_into_place(fresh, path);
-  sync_folder(folder_of(path));
-  fs::remove_all(fresh, error);
-  if (error) fail(fresh, "cannot be removed", error.value());
+  place_synced_folder(fresh, path);
 }
 
 void remove_folder_atomically(const std::string& path) {
