@@ -117,8 +117,7 @@ class Resume(FinetuneCase):
         adapter = self.cut(7)
         path = adapter / "checkpoints" / "0000007" / "state.json"
         honest = json.loads(path.read_text(encoding="utf-8"))
-        shutil.rmtree(adapter / "checkpoints" / "0000006")
-        for number in range(1, 6):
+        for number in range(1, 7):
             shutil.rmtree(adapter / "checkpoints" / f"{number:07}")
 
         def lie(*keys, value):

@@ -14,6 +14,7 @@
 namespace graft::app {
 namespace {
 
+using testing::gguf_of_every_kind;
 using testing::GgufBuilder;
 
 constexpr std::uint32_t kF32 = 0, kQ4_0 = 2, kQ8_0 = 8, kQ4_K = 12;
@@ -328,16 +329,7 @@ TEST(GgufFile, RefusesMoreWordsThanMlxCounts) {
 }
 
 TEST(GgufFile, SurvivesEveryTruncationAndEveryChangedByte) {
-  GgufBuilder builder;
-  builder.uint32("general.alignment", 32)
-      .text("k.text", "abc")
-      .strings("k.texts", {"x", "yz"})
-      .int32s("k.ints", {1, 2})
-      .boolean("k.bool", true)
-      .tensor("a.weight", {64, 3}, kF32, 0)
-      .tensor("b.weight", {32, 2}, kQ8_0, 768)
-      .data(768 + 68);
-  const std::string bytes = builder.bytes();
+  const std::string bytes = gguf_of_every_kind();
   ASSERT_EQ(error_of(bytes), "");
   for (std::size_t size = 0; size < bytes.size(); ++size) {
     EXPECT_NE(error_of(bytes.substr(0, size)), "") << size;

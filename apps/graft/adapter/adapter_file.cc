@@ -142,8 +142,9 @@ void save_adapter(const std::string& folder, const AdapterLayout& layout,
 
 void prepare_adapter_folder(const std::string& folder) {
   make_folder(folder);
-  for (const char* file : {kAdapterWeightsFile, kAdapterConfigFile})
+  for (const char* file : {kAdapterWeightsFile, kAdapterConfigFile}) {
     check_writable(in_folder(folder, file));
+  }
 }
 
 SavedAdapter load_adapter(const std::string& folder, const LlamaConfig& model) {
