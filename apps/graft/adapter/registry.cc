@@ -14,6 +14,7 @@
 #include "apps/graft/adapter/atomic_file.h"
 #include "apps/graft/adapter/folder_lock.h"
 #include "apps/graft/input/input_file.h"
+#include "apps/graft/input/json_text.h"
 #include "apps/graft/user_error.h"
 
 namespace graft::app {
@@ -205,8 +206,7 @@ void AdapterRegistry::add(const std::string& name, const std::string& source,
   }
   check_copy(fresh, source, config);
   const ordered_json about = {{"model", model.file}, {"fingerprint", model.fingerprint}};
-  write_file_atomically((fs::path(fresh) / kEntryFile).string(),
-                        about.dump(2, ' ', false, ordered_json::error_handler_t::replace) + "\n");
+  write_file_atomically((fs::path(fresh) / kEntryFile).string(), lossy_json_text(about, 2) + "\n");
   place_folder(fresh, path_of(name));
 }
 

@@ -11,6 +11,7 @@
 
 #include "apps/graft/adapter/safetensors_header.h"
 #include "apps/graft/input/input_file.h"
+#include "apps/graft/input/json_text.h"
 #include "apps/graft/user_error.h"
 #include "mlx/io.h"
 #include "mlx/ops.h"
@@ -60,8 +61,7 @@ std::string to_safetensors(const std::vector<std::pair<std::string, mx::array>>&
   }
   mx::eval(dense);
 
-  // What the metadata quotes may have any bytes.
-  std::string text = header.dump(-1, ' ', false, ordered_json::error_handler_t::replace);
+  std::string text = lossy_json_text(header);
   text.resize((text.size() + 7) / 8 * 8, ' ');  // data starts aligned
   std::string bytes;
   bytes.reserve(kLengthBytes + text.size() + offset);

@@ -14,6 +14,7 @@
 
 #include "apps/graft/adapter/registry.h"
 #include "apps/graft/data/fingerprint.h"
+#include "apps/graft/input/json_text.h"
 #include "apps/graft/model/gguf_file.h"
 #include "apps/graft/model/llama_config.h"
 #include "apps/graft/model/llama_tensors.h"
@@ -48,7 +49,7 @@ void print_json(const AdapterRegistry& registry, const std::vector<Entry>& entri
                                 {"target_modules", entry.targets},
                                 {"bytes", entry.bytes}});
   }
-  fmt::print("{}\n", json.dump(2, ' ', false, ordered_json::error_handler_t::replace));
+  fmt::print("{}\n", lossy_json_text(json, 2));
 }
 
 void print_entry(const Entry& entry, std::size_t width) {

@@ -17,6 +17,7 @@
 #include "apps/graft/evaluate/mean_loss.h"
 #include "apps/graft/evaluate/questions.h"
 #include "apps/graft/input/input_file.h"
+#include "apps/graft/input/json_text.h"
 #include "apps/graft/terminal/format.h"
 #include "apps/graft/user_error.h"
 
@@ -190,8 +191,7 @@ void run_evaluate(const EvaluateFlags& flags) {
     results.push_back(examine("adapter", exam, model, model.llama.adapter(), flags));
   }
   if (flags.json) {
-    fmt::print("{}\n", to_json(exam, results, flags.show)
-                           .dump(2, ' ', false, ordered_json::error_handler_t::replace));
+    fmt::print("{}\n", lossy_json_text(to_json(exam, results, flags.show), 2));
     return;
   }
   print_answers(exam, results, flags.show);

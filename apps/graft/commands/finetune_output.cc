@@ -9,6 +9,7 @@
 #include <string_view>
 #include <vector>
 
+#include "apps/graft/input/json_text.h"
 #include "apps/graft/terminal/format.h"
 #include "apps/graft/terminal/memory.h"
 #include "apps/graft/terminal/tell.h"
@@ -195,8 +196,7 @@ class JsonOutput : public RunOutput {
   static void print(const char* event, const ordered_json& facts) {
     ordered_json line = {{"event", event}};
     line.update(facts);
-    // A path may have any bytes.
-    tell("{}\n", line.dump(-1, ' ', false, ordered_json::error_handler_t::replace));
+    tell("{}\n", lossy_json_text(line));
     std::fflush(stdout);  // whoever reads it may be waiting
   }
 

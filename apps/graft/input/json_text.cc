@@ -77,4 +77,8 @@ Json parse_json_object(std::string_view text, const std::string& place) {
   return object;
 }
 
+std::string lossy_json_text(const nlohmann::ordered_json& value, int indent) {
+  return value.dump(indent, ' ', false, nlohmann::ordered_json::error_handler_t::replace);
+}
+
 }  // namespace graft::app

@@ -11,4 +11,8 @@ namespace graft::app {
 /// nests so deep that walking over it could overflow the stack.
 nlohmann::json parse_json_object(std::string_view text, const std::string& place);
 
+/// The text of a value that quotes paths, which may have any bytes: what is not valid UTF-8 becomes
+/// U+FFFD. Indented by so many blanks, or all on one line.
+std::string lossy_json_text(const nlohmann::ordered_json& value, int indent = -1);
+
 }  // namespace graft::app
