@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Checks that includes point one way: apps -> hosts -> include <- src.
+"""Checks that includes point one way: apps, benchmarks -> llm -> hosts -> include <- src.
 
 Every quoted include of a file in one of these folders is looked up the way the compiler would, and
 must land in a folder that the arrows allow. The core (include, src) takes no framework's header.
@@ -17,8 +17,10 @@ ARROWS = {
     "include": {"include"},
     "src": {"include", "src"},
     "hosts": {"include", "hosts"},
-    "apps": {"include", "hosts", "apps"},
-    "examples": {"include", "hosts"},
+    "llm": {"include", "hosts", "llm"},
+    "apps": {"include", "hosts", "llm", "benchmarks", "apps"},
+    "benchmarks": {"include", "hosts", "llm", "apps", "benchmarks"},
+    "examples": {"include", "hosts", "llm"},
 }
 FRAMEWORKS = re.compile(r"^(mlx|torch|ATen|c10|pybind11|nanobind|Python\.h)(/|$)")
 INCLUDE = re.compile(r'^\s*#\s*include\s*([<"])([^>"]+)[>"]')
@@ -27,8 +29,10 @@ SOURCES = {".h", ".hpp", ".inc", ".cc", ".cpp", ".cu", ".cuh", ".metal", ".mm"}
 
 def landing_folder(root, file, name):
     """The first top-level folder that `name`, included from `file`, is found in, or None."""
-    # A host's headers are named as they are installed: graft/mlx/lora.h is hosts/mlx/lora.h.
+    # Headers are named as they are installed: graft/mlx/lora.h is hosts/mlx/lora.h.
     parts = Path(name).parts
+    if len(parts) > 2 and parts[:2] == ("graft", "llm"):
+        return "llm"
     if len(parts) > 2 and parts[0] == "graft" and (root / "hosts" / parts[1]).is_dir():
         return "hosts"
     places = [file.parent, root, *(root / folder for folder in ARROWS)]

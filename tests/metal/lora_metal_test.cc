@@ -9,9 +9,9 @@
 #include "graft/mlx/detail/metal_lora.h"
 #include "graft/mlx/fusion.h"
 #include "graft/mlx/lora.h"
+#include "hosts/mlx/truth.h"
 #include "metal/evaluate.h"
 #include "metal/layouts.h"
-#include "mlx/truth.h"
 
 namespace graft::standin {
 namespace {

@@ -14,8 +14,8 @@
 #include "graft/metal_rows.h"
 #include "graft/mlx/fusion.h"
 #include "graft/tensor_view.h"
+#include "hosts/mlx/truth.h"
 #include "metal/evaluate.h"
-#include "mlx/truth.h"
 
 // What the tests of operations over rows have in common.
 namespace graft::standin {

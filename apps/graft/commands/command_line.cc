@@ -20,11 +20,11 @@
 #include "apps/graft/commands/model_flags.h"
 #include "apps/graft/commands/run_commands.h"
 #include "apps/graft/terminal/tell.h"
-#include "apps/graft/train/interrupt.h"
 #include "apps/graft/usage/completions.h"
 #include "apps/graft/usage/help.h"
 #include "apps/graft/usage/man_page.h"
 #include "apps/graft/user_error.h"
+#include "graft/llm/train/interrupt.h"
 #include "graft/version.h"
 
 namespace graft::app {

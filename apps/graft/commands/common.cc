@@ -6,16 +6,16 @@
 #include <cstdint>
 #include <utility>
 
-#include "apps/graft/adapter/adapter_file.h"
-#include "apps/graft/data/fingerprint.h"
-#include "apps/graft/model/llama_config.h"
-#include "apps/graft/model/llama_tensors.h"
-#include "apps/graft/model/llama_weights.h"
 #include "apps/graft/terminal/available_memory.h"
 #include "apps/graft/terminal/format.h"
-#include "apps/graft/train/memory_estimate.h"
 #include "apps/graft/user_error.h"
 #include "graft/context.h"
+#include "graft/llm/adapter/adapter_file.h"
+#include "graft/llm/data/fingerprint.h"
+#include "graft/llm/model/llama_config.h"
+#include "graft/llm/model/llama_tensors.h"
+#include "graft/llm/model/llama_weights.h"
+#include "graft/llm/train/memory_estimate.h"
 
 namespace graft::app {
 

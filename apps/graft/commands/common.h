@@ -2,9 +2,10 @@
 
 #include <string>
 
-#include "apps/graft/model/gguf_file.h"
-#include "apps/graft/model/llama.h"
-#include "apps/graft/tokenizer/tokenizer.h"
+#include "apps/graft/user_error.h"
+#include "graft/llm/model/llama.h"
+#include "graft/llm/tokenizer/tokenizer.h"
+#include "graft/llm/weights/gguf_file.h"
 
 namespace graft::app {
 

@@ -13,13 +13,13 @@
 #include <utility>
 #include <vector>
 
-#include "apps/graft/data/dataset.h"
-#include "apps/graft/evaluate/mean_loss.h"
-#include "apps/graft/evaluate/questions.h"
-#include "apps/graft/input/input_file.h"
-#include "apps/graft/input/json_text.h"
 #include "apps/graft/terminal/format.h"
 #include "apps/graft/user_error.h"
+#include "graft/llm/data/dataset.h"
+#include "graft/llm/evaluate/mean_loss.h"
+#include "graft/llm/evaluate/questions.h"
+#include "graft/llm/files/input_file.h"
+#include "graft/llm/files/json_text.h"
 
 namespace graft::app {
 namespace {

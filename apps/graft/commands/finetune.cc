@@ -11,21 +11,21 @@
 #include <utility>
 #include <vector>
 
-#include "apps/graft/adapter/adapter_file.h"
-#include "apps/graft/adapter/folder_lock.h"
 #include "apps/graft/commands/finetune_memory.h"
 #include "apps/graft/commands/finetune_output.h"
 #include "apps/graft/commands/finetune_resume.h"
 #include "apps/graft/commands/run_folder.h"
-#include "apps/graft/data/batches.h"
-#include "apps/graft/data/dataset.h"
-#include "apps/graft/evaluate/mean_loss.h"
-#include "apps/graft/train/batch_log.h"
-#include "apps/graft/train/interrupt.h"
-#include "apps/graft/train/loop.h"
-#include "apps/graft/train/trainer.h"
 #include "apps/graft/user_error.h"
 #include "graft/context.h"
+#include "graft/llm/adapter/adapter_file.h"
+#include "graft/llm/data/batches.h"
+#include "graft/llm/data/dataset.h"
+#include "graft/llm/evaluate/mean_loss.h"
+#include "graft/llm/files/folder_lock.h"
+#include "graft/llm/train/batch_log.h"
+#include "graft/llm/train/interrupt.h"
+#include "graft/llm/train/loop.h"
+#include "graft/llm/train/trainer.h"
 #include "graft/mlx/fusion.h"
 
 namespace graft::app {

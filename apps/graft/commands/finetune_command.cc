@@ -10,7 +10,8 @@
 #include "apps/graft/commands/finetune.h"
 #include "apps/graft/commands/finetune_flags.h"
 #include "apps/graft/commands/model_flags.h"
-#include "apps/graft/model/projection.h"
+#include "apps/graft/user_error.h"
+#include "graft/llm/model/projection.h"
 #include "graft/lora.h"
 
 namespace graft::app {

@@ -10,14 +10,14 @@
 #include <utility>
 #include <vector>
 
-#include "apps/graft/allocator.h"
-#include "apps/graft/data/batches.h"
 #include "apps/graft/terminal/available_memory.h"
 #include "apps/graft/terminal/format.h"
-#include "apps/graft/terminal/memory.h"
-#include "apps/graft/train/memory_estimate.h"
 #include "apps/graft/user_error.h"
 #include "graft/context.h"
+#include "graft/llm/data/batches.h"
+#include "graft/llm/process/allocator.h"
+#include "graft/llm/process/memory.h"
+#include "graft/llm/train/memory_estimate.h"
 
 namespace graft::app {
 namespace {

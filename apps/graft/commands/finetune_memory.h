@@ -3,9 +3,10 @@
 #include <cstdint>
 
 #include "apps/graft/commands/finetune_flags.h"
-#include "apps/graft/data/dataset.h"
-#include "apps/graft/model/adapter_layout.h"
-#include "apps/graft/model/llama_config.h"
+#include "apps/graft/user_error.h"
+#include "graft/llm/data/dataset.h"
+#include "graft/llm/model/adapter_layout.h"
+#include "graft/llm/model/llama_config.h"
 
 namespace graft::app {
 

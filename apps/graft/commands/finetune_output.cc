@@ -9,14 +9,15 @@
 #include <string_view>
 #include <vector>
 
-#include "apps/graft/input/json_text.h"
+#include "apps/graft/commands/run_record.h"
+#include "apps/graft/commands/training_display.h"
 #include "apps/graft/terminal/format.h"
-#include "apps/graft/terminal/memory.h"
 #include "apps/graft/terminal/tell.h"
-#include "apps/graft/terminal/training_display.h"
 #include "apps/graft/terminal/wrap.h"
-#include "apps/graft/train/run_record.h"
+#include "apps/graft/user_error.h"
 #include "graft/context.h"
+#include "graft/llm/files/json_text.h"
+#include "graft/llm/process/memory.h"
 #include "graft/lora.h"
 
 namespace graft::app {

@@ -5,12 +5,13 @@
 #include <string>
 
 #include "apps/graft/commands/finetune_flags.h"
-#include "apps/graft/data/dataset.h"
-#include "apps/graft/evaluate/mean_loss.h"
-#include "apps/graft/model/adapter_layout.h"
-#include "apps/graft/model/llama_config.h"
-#include "apps/graft/terminal/fusion_table.h"
-#include "apps/graft/train/loop.h"
+#include "apps/graft/commands/fusion_table.h"
+#include "apps/graft/user_error.h"
+#include "graft/llm/data/dataset.h"
+#include "graft/llm/evaluate/mean_loss.h"
+#include "graft/llm/model/adapter_layout.h"
+#include "graft/llm/model/llama_config.h"
+#include "graft/llm/train/loop.h"
 
 namespace graft::app {
 

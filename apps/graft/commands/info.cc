@@ -4,11 +4,12 @@
 
 #include <string>
 
-#include "apps/graft/model/llama_config.h"
-#include "apps/graft/model/llama_tensors.h"
 #include "apps/graft/terminal/format.h"
+#include "apps/graft/user_error.h"
 #include "graft/context.h"
 #include "graft/linear_cross_entropy.h"
+#include "graft/llm/model/llama_config.h"
+#include "graft/llm/model/llama_tensors.h"
 #include "graft/lora.h"
 #include "graft/mlx/fusion.h"
 #include "graft/supports.h"

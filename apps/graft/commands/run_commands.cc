@@ -10,7 +10,8 @@
 #include "apps/graft/commands/evaluate.h"
 #include "apps/graft/commands/generate.h"
 #include "apps/graft/commands/model_flags.h"
-#include "apps/graft/tokenizer/utf8.h"
+#include "apps/graft/user_error.h"
+#include "graft/llm/files/utf8.h"
 
 namespace graft::app {
 namespace {

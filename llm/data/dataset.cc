@@ -1,0 +1,225 @@
+#include "graft/llm/data/dataset.h"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <filesystem>
+#include <fstream>
+#include <string_view>
+#include <system_error>
+#include <utility>
+
+#include "graft/llm/chat/chat_template.h"
+#include "graft/llm/files/input_file.h"
+#include "graft/llm/files/json_text.h"
+#include "graft/llm/user_error.h"
+
+namespace graft::llm {
+namespace {
+
+using Json = nlohmann::json;
+
+enum class Format { kCompletion, kChat, kText };
+
+// Longer than the longest sample that --max-seq-length can ask for; it bounds the memory that one
+// line takes.
+constexpr std::size_t kMaxLineBytes = std::size_t{8} << 20;
+
+class DatasetReader {
+ public:
+  DatasetReader(std::string path, const GgufFile& model, const Tokenizer& tokenizer,
+                const DataOptions& options)
+      : model_(model), tokenizer_(tokenizer), options_(options) {
+    dataset_.path = std::move(path);
+    if (options.max_seq_length < 2) {
+      throw UserError(
+          fmt::format("--max-seq-length is {}, expected at least 2", options.max_seq_length));
+    }
+  }
+
+  Dataset read(InputKind kind) {
+    std::ifstream in = open_input(dataset_.path, kind);
+    return read(in);
+  }
+
+  Dataset read(std::istream& in, std::string* kept = nullptr) {
+    for (std::string line;;) {
+      ++line_;
+      if (!read_line(in, line, kMaxLineBytes, place())) break;
+      if (kept != nullptr) kept->append(line).append(1, '\n');
+      std::string_view text = line;
+      constexpr std::string_view kByteOrderMark = "\xEF\xBB\xBF";
+      if (line_ == 1 && text.starts_with(kByteOrderMark)) text.remove_prefix(kByteOrderMark.size());
+      if (text.find_first_not_of(" \t\r") == std::string_view::npos) continue;
+      add(sample(parse_json_object(text, place())));
+    }
+    if (dataset_.samples.empty()) {
+      throw UserError(dataset_.left_out == 0
+                          ? dataset_.path + ": no samples; expected a JSON object a line"
+                          : dataset_.path + ": no sample has a token to train on");
+    }
+    return std::move(dataset_);
+  }
+
+ private:
+  std::string place() const { return fmt::format("{}:{}", dataset_.path, line_); }
+
+  [[noreturn]] void fail(const std::string& what) const {
+    throw UserError(fmt::format("{}: {}", place(), what));
+  }
+
+  const std::string& text_of(const Json& object, const char* key) const {
+    const auto found = object.find(key);
+    if (found == object.end()) fail(fmt::format("\"{}\" is missing", key));
+    if (!found->is_string()) fail(fmt::format("\"{}\" is not a string", key));
+    return found->get_ref<const std::string&>();
+  }
+
+  // The first line decides for the file.
+  Format format_of(const Json& object) {
+    if (format_) return *format_;
+    if (object.contains("prompt") && object.contains("completion")) {
+      format_ = Format::kCompletion;
+    } else if (object.contains("messages")) {
+      format_ = Format::kChat;
+    } else if (object.contains("text")) {
+      format_ = Format::kText;
+      if (options_.mask_prompt) fail("\"text\" has no prompt to mask: leave out --mask-prompt");
+    } else {
+      fail("expected \"prompt\" and \"completion\", or \"messages\", or \"text\"");
+    }
+    return *format_;
+  }
+
+  std::vector<Message> messages_of(const Json& object) const {
+    const auto found = object.find("messages");
+    if (found == object.end()) fail("\"messages\" is missing");
+    if (!found->is_array() || found->empty()) fail("\"messages\" is not a list of messages");
+    std::vector<Message> messages;
+    for (const Json& message : *found) {
+      if (!message.is_object()) fail("a message is not a JSON object");
+      messages.push_back({text_of(message, "role"), text_of(message, "content")});
+    }
+    return messages;
+  }
+
+  Sample sample(const Json& object) {
+    switch (format_of(object)) {
+      case Format::kCompletion:
+        return chat(
+            {{"user", text_of(object, "prompt")}, {"assistant", text_of(object, "completion")}});
+      case Format::kChat:
+        return chat(messages_of(object));
+      case Format::kText:
+        break;
+    }
+    Sample sample;
+    sample.tokens = tokenizer_.encode(text_of(object, "text"));
+    if (sample.tokens.empty() || sample.tokens.back() != tokenizer_.eos()) {
+      sample.tokens.push_back(tokenizer_.eos());
+    }
+    sample.is_target.assign(sample.tokens.size(), true);
+    return sample;
+  }
+
+  Sample chat(const std::vector<Message>& messages) {
+    if (!template_) template_.emplace(model_, tokenizer_);
+    dataset_.has_answers = true;
+    ChatTokens chat = template_->encode(tokenizer_, messages);
+    Sample sample{std::move(chat.tokens), std::move(chat.is_target)};
+    if (is_too_long(sample)) cut_chat(sample);
+    if (!options_.mask_prompt) sample.is_target.assign(sample.tokens.size(), true);
+    return sample;
+  }
+
+  bool is_too_long(const Sample& sample) const {
+    return std::cmp_greater(sample.tokens.size(), options_.max_seq_length);
+  }
+
+  void cut(Sample& sample, std::size_t length) {
+    ++dataset_.truncated;
+    dataset_.longest = std::max(dataset_.longest, static_cast<std::int64_t>(sample.tokens.size()));
+    sample.tokens.resize(length);
+    sample.is_target.resize(length);
+  }
+
+  // Keeps the messages up to the last answer that fits whole: one cut off inside would teach the
+  // model to stop without the template's end mark, or not to answer at all.
+  void cut_chat(Sample& sample) {
+    auto length = static_cast<std::size_t>(options_.max_seq_length);
+    const auto ends_answer = [&](std::size_t last) {
+      return sample.is_target[last] && !sample.is_target[last + 1];
+    };
+    while (length > 0 && !ends_answer(length - 1)) --length;
+    if (length == 0) {
+      fail(
+          fmt::format("a chat of {} tokens, whose first answer does not end within {} "
+                      "(--max-seq-length); cut off there it would break the chat template",
+                      sample.tokens.size(), options_.max_seq_length));
+    }
+    cut(sample, length);
+  }
+
+  void add(Sample sample) {
+    const auto length = static_cast<std::int64_t>(sample.tokens.size());
+    dataset_.longest = std::max(dataset_.longest, length);
+    if (is_too_long(sample)) cut(sample, static_cast<std::size_t>(options_.max_seq_length));
+    if (std::find(sample.is_target.begin() + 1, sample.is_target.end(), true) ==
+        sample.is_target.end()) {
+      ++dataset_.left_out;
+      return;
+    }
+    dataset_.samples.push_back(std::move(sample));
+  }
+
+  const GgufFile& model_;
+  const Tokenizer& tokenizer_;
+  const DataOptions options_;
+  Dataset dataset_;
+  std::int64_t line_ = 0;
+  std::optional<Format> format_;
+  std::optional<ChatTemplate> template_;  // Made for the first chat: "text" needs none.
+};
+
+}  // namespace
+
+std::int64_t Dataset::num_targets() const {
+  std::int64_t count = 0;
+  for (const Sample& sample : samples) {
+    count += std::count(sample.is_target.begin() + 1, sample.is_target.end(), true);
+  }
+  return count;
+}
+
+Dataset read_dataset(const std::string& path, const GgufFile& model, const Tokenizer& tokenizer,
+                     const DataOptions& options) {
+  return DatasetReader(path, model, tokenizer, options).read(InputKind::kFileOrPipe);
+}
+
+Dataset read_dataset(std::istream& in, const std::string& path, const GgufFile& model,
+                     const Tokenizer& tokenizer, const DataOptions& options, std::string* kept) {
+  return DatasetReader(path, model, tokenizer, options).read(in, kept);
+}
+
+DataSplits read_data(const std::string& folder, const GgufFile& model, const Tokenizer& tokenizer,
+                     const DataOptions& options) {
+  namespace fs = std::filesystem;
+  std::error_code error;
+  if (!fs::is_directory(folder, error)) {
+    throw UserError(folder + (fs::exists(folder, error)
+                                  ? ": not a folder; give the one with train.jsonl"
+                                  : ": no such folder"));
+  }
+  const auto path = [&](const char* name) { return (fs::path(folder) / name).string(); };
+  const auto read_split = [&](const char* name) -> std::optional<Dataset> {
+    // Where that cannot be told, as without permission, opening it says why.
+    std::error_code unknown;
+    if (fs::status(path(name), unknown).type() == fs::file_type::not_found) return std::nullopt;
+    return DatasetReader(path(name), model, tokenizer, options).read(InputKind::kFile);
+  };
+  std::optional<Dataset> train = read_split("train.jsonl");
+  if (!train) throw UserError(folder + ": no train.jsonl in this folder");
+  return {std::move(*train), read_split("valid.jsonl"), read_split("test.jsonl")};
+}
+
+}  // namespace graft::llm
