@@ -109,6 +109,7 @@ mx::array Llama::attend(const mx::array& x, int layer, KvCache* cache,
     AttentionOptions options{.scale = attention_scale(config_), .causal = true, .rotary = {}};
     options.rotary.enabled = true;
     options.rotary.theta = config_.rope_theta;
+    options.rotary.scaling_factor = config_.rope_scaling_factor;
     return graft::mlx::attention(q, k, v, options);
   }();
   return project(mx::reshape(y, {batch, length, config_.num_heads * config_.head_dim}), layer,
@@ -120,9 +121,10 @@ mx::array Llama::attend_cached(const mx::array& q, const mx::array& k, const mx:
                                const std::optional<mx::array>& mask) const {
   // Keys are turned once, on their way into the cache. MLX's rope wants (B, heads, T, d).
   const auto turn = [&](const mx::array& rows) {
-    return mx::swapaxes(mx::fast::rope(mx::swapaxes(rows, 1, 2), config_.head_dim, false,
-                                       config_.rope_theta, 1.0f, cache.length()),
-                        1, 2);
+    return mx::swapaxes(
+        mx::fast::rope(mx::swapaxes(rows, 1, 2), config_.head_dim, false, config_.rope_theta,
+                       1.0f / config_.rope_scaling_factor, cache.length()),
+        1, 2);
   };
   const mx::array turned = turn(q);
   const auto [keys, values] = cache.append(layer, turn(k), v);

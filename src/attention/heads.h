@@ -46,8 +46,7 @@ class HeadRows {
  public:
   HeadRows(const AttentionShape& shape, const RowKernels& rows) : shape_(shape), rows_(rows) {
     if (shape.options.rotary.enabled) {
-      angles_ = rope_angles(shape.options.rotary.theta, shape.d / 2, shape.options.rotary.position,
-                            shape.keys);
+      angles_ = rope_angles(shape.options.rotary, shape.d / 2, shape.keys);
     }
   }
 

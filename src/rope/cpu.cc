@@ -14,7 +14,7 @@ void rope(Context& context, const Rope& params) {
   if (x.size() == 0) return;
   const RowKernels& rows = row_kernels();
   const Rotary& rotary = params.rotary;
-  const auto angles = rope_angles(rotary.theta, d / 2, rotary.position, tokens);
+  const auto angles = rope_angles(rotary, d / 2, tokens);
   ScratchLayout layout;
   const int workers = num_threads();
   const auto row = layout.reserve<float>(workers * d);

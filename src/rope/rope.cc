@@ -12,6 +12,10 @@ void check_rotary(const Check& check, const Rotary& rotary) {
   if (!(std::isfinite(rotary.theta) && rotary.theta > 0.0f)) {
     check.fail("rotary.theta: expected a positive number, got " + std::to_string(rotary.theta));
   }
+  if (!(std::isfinite(rotary.scaling_factor) && rotary.scaling_factor > 0.0f)) {
+    check.fail("rotary.scaling_factor: expected a positive number, got " +
+               std::to_string(rotary.scaling_factor));
+  }
   if (rotary.position < 0) {
     check.fail("rotary.position: expected at least 0, got " + std::to_string(rotary.position));
   }

@@ -5,7 +5,7 @@
 
 namespace graft {
 
-/// theta and position make sense.
+/// theta, position and scaling factor make sense.
 void check_rotary(const Check& check, const Rotary& rotary);
 
 }  // namespace graft

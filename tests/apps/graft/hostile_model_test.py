@@ -112,7 +112,16 @@ class Models(HostileInput):
                 ("llama.attention.head_count_kv", UINT32, 4, "attn_k"),
                 ("llama.context_length", UINT32, 0, "llama.context_length"),
                 ("llama.rope.freq_base", FLOAT32, float("nan"), "positive number"),
-                ("llama.rope.scaling.type", STRING, "yarn", "rotary"),
+                ("llama.rope.scaling.type", STRING, "yarn", "rotary embeddings of type 'yarn'"),
+                ("llama.rope.scaling.type", STRING, "longrope\n", "rotary"),
+                ("llama.rope.scaling.factor", FLOAT32, float("nan"), "positive number"),
+                ("llama.rope.scaling.factor", FLOAT32, -4.0, "positive number"),
+                ("llama.rope.scaling.attn_factor", FLOAT32, 1.2, "attn_factor is 1.2"),
+                ("llama.rope.scaling.yarn_log_multiplier", FLOAT32, 0.1, "yarn_log_multiplier"),
+                ("llama.attention.sliding_window", UINT32, 32, "attention.sliding_window"),
+                ("llama.attention.scale", FLOAT32, 0.5, "'llama.attention.scale' is not known"),
+                ("llama.attention.causal", BOOL, False, "attention.causal"),
+                ("llama.logit_scale", FLOAT32, 2.0, "logit_scale"),
                 ("llama.expert_count", UINT32, 8, "experts")):
             self.expect_model(tiny_model().set(key, kind, value), words)
         self.expect_model(tiny_model().without("general.architecture"), "general.architecture",
