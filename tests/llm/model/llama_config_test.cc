@@ -82,7 +82,7 @@ TEST(LlamaConfig, RefusesKeysThatItDoesNotKnow) {
        {"attention.sliding_window", "attention.clamp_kqv", "attention.scale", "rope.freq_base_swa",
         "rope.scaling.yarn_log_multiplier", "logit_scale", "embedding_scale", "residual_scale",
         "final_logit_softcapping", "attn_logit_softcapping", "use_parallel_residual",
-        "expert_shared_count", "ssm.conv_kernel", "never heard of"}) {
+        "expert_shared_count", "ssm.conv_kernel", "never_heard_of"}) {
     const std::string key = std::string("llama.") + name;
     EXPECT_EQ(error_of([&](GgufBuilder& file) { file.uint32(key, 1); }),
               "model.gguf: metadata '" + key +
