@@ -130,7 +130,7 @@ void check_whole(const std::string& path) { read_whole(path); }
 TrainerState FoundCheckpoint::trainer_state(std::vector<LoraPair> pairs) const {
   TrainerState state = checkpoint.trainer;
   state.pairs = std::move(pairs);
-  const auto tensors = read_safetensors((fs::path(path) / kOptimizerFile).string());
+  const auto tensors = read_safetensors((fs::path(path) / kOptimizerFile).string()).tensors;
   visit_optimizer_tensors(state, [&](const char* name, std::vector<float>& values) {
     const auto found = tensors.find(name);
     if (found == tensors.end()) return;

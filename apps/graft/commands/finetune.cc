@@ -32,9 +32,14 @@ namespace graft::app {
 namespace {
 
 /// The adapter to start from: fresh, or another one's.
-SavedAdapter initial_adapter(const FinetuneFlags& flags, const LlamaConfig& config) {
+SavedAdapter initial_adapter(const FinetuneFlags& flags, const LoadedModel& model) {
+  const LlamaConfig& config = model.llama.config();
+  const auto warn_if_other = [&](const std::string& path, const BaseModel& base) {
+    warn_of_base(path, doubt_about_base(base, config, [&] { return model.fingerprint(); }));
+  };
   if (!flags.init_adapter.empty()) {
     SavedAdapter found = load_adapter(flags.init_adapter, config);
+    warn_if_other(flags.init_adapter, found.base);
     AdapterOptions options = found.layout.options();
     options.dropout = flags.adapter.dropout;
     return {AdapterLayout(config, options), std::move(found.pairs)};
@@ -50,6 +55,7 @@ SavedAdapter initial_adapter(const FinetuneFlags& flags, const LlamaConfig& conf
   }
   if (!flags.resume_adapter_file.empty()) {
     SavedAdapter found = load_adapter_file(flags.resume_adapter_file, options, config);
+    warn_if_other(flags.resume_adapter_file, found.base);
     options = found.layout.options();
     options.dropout = flags.adapter.dropout;
     return {AdapterLayout(config, options), std::move(found.pairs)};
@@ -99,9 +105,10 @@ RunData read_run_data(const FinetuneFlags& flags, const LoadedModel& model) {
   RunData data;
   data.max_seq_length =
       std::min<std::int64_t>(flags.max_seq_length, model.llama.config().context_length);
-  data.splits =
-      read_data(flags.data, model.file, model.tokenizer,
-                {.max_seq_length = data.max_seq_length, .mask_prompt = flags.mask_prompt});
+  data.splits = read_data(flags.data, model.file, model.tokenizer,
+                          {.max_seq_length = data.max_seq_length,
+                           .mask_prompt = flags.mask_prompt,
+                           .written = control_tokens(flags.parse_special)});
   data.batching = {
       .batch_size = flags.batch_size, .seed = flags.seed, .pad_token = model.tokenizer.pad()};
   data.valid = batches_of(data.splits.valid, data.batching, flags.val_batches);
@@ -211,9 +218,9 @@ void run_finetune(FinetuneFlags flags) {
   flags.model.threads = num_threads();
   const LlamaConfig& config = model.llama.config();
   const SavedAdapter initial =
-      from ? load_adapter(from->path, config) : initial_adapter(flags, config);
+      from ? load_adapter(from->path, config) : initial_adapter(flags, model);
   const RunData data = read_run_data(flags, model);
-  const RunInputs inputs = inputs_of(flags, data.splits);
+  const RunInputs inputs = inputs_of(model.fingerprint(), data.splits);
   if (from) check_same_inputs(flags, inputs, from->checkpoint.inputs);
 
   const std::unique_ptr<RunOutput> output = make_run_output(flags);

@@ -1,5 +1,7 @@
 #include "apps/graft/commands/model_flags.h"
 
+#include <fmt/format.h>
+
 namespace graft::app {
 
 void add_dtype_flag(CLI::App& command, std::string& dtype, const std::string& help) {
@@ -16,6 +18,12 @@ void add_threads_flag(CLI::App& command, int& threads) {
 
 void begin_group(CLI::App& command, const std::string& heading) {
   command.option_defaults()->group(heading);
+}
+
+void add_parse_special_flag(CLI::App& command, bool& parse_special, const std::string& in) {
+  command.add_flag(
+      "--parse-special", parse_special,
+      fmt::format("Take marks such as <|im_end|> in {} as the model's own, not as text", in));
 }
 
 void add_model_flags(CLI::App& command, ModelFlags& flags) {

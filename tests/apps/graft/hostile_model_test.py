@@ -138,6 +138,8 @@ class Models(HostileInput):
                 ("model", STRING, "llama", "'llama' is not supported"),
                 ("pre", STRING, "a\nb", "is not supported"),
                 ("add_bos_token", BOOL, True, "add_bos_token"),
+                ("add_sep_token", BOOL, True, "add_sep_token"),
+                ("remove_extra_whitespaces", BOOL, True, "is not known"),
                 ("tokens", ARRAY, (STRING, []), "vocabulary"),
                 ("tokens", ARRAY, (STRING, plain[:-1]), "token"),
                 ("tokens", ARRAY, (INT32, [1, 2]), "array of strings"),
@@ -167,6 +169,21 @@ class Models(HostileInput):
             self.expect_model(tiny_model().set("tokenizer.chat_template", STRING, template),
                               "chat template", words)
         self.expect_model(tiny_model().without("tokenizer.chat_template"), "no chat template")
+
+    def test_info_ends_as_generate_would(self):
+        for key, value, name in (("tokenizer.chat_template", "{{ '[INST]' }}", "chat template"),
+                                 ("tokenizer.ggml.pre", "qwen2", "tokenizer"),
+                                 ("tokenizer.ggml.model", "llama", "tokenizer")):
+            path = self.at / "model.gguf"
+            path.write_bytes(tiny_model().set(key, STRING, value).bytes())
+            info = run(["info", "--model", path])
+            answer = run(self.generate())
+            self.assertEqual(1, info.returncode)
+            self.assertEqual(answer.returncode, info.returncode)
+            self.assertEqual(answer.stderr, info.stderr)
+            self.assertRegex(info.stdout.decode(), name + " +does not run: ")
+            # Text can be trained on without a template, and nothing without a tokenizer.
+            self.assertEqual(name != "tokenizer", b"How it trains" in info.stdout)
 
     def test_prompts(self):
         self.expect(self.generate("--prompt", b"\xff".decode(errors="surrogateescape")), "--prompt",
