@@ -22,7 +22,7 @@
 #include "backend/cpu/scratch_layout.h"
 #include "backend/cpu/softmax.h"
 #include "backend/cpu/threads.h"
-#include "linear/packed_weight_impl.h"
+#include "weight/dense_cpu.h"
 
 namespace graft::cpu {
 namespace {
@@ -134,12 +134,12 @@ Run::Run(Context& context, const LinearCrossEntropy& params)
   ld_ = gradient ? n_panels_ * kernels_.width : block;
   p_panel_size_ = kernels_.row_panel_size(block);
 
-  const PackedWeight* packed = p_.weight.packed();
+  const bool packed = p_.weight.is_packed();
   ScratchLayout layout;
   const auto forward =
-      layout.reserve<std::uint32_t>(packed != nullptr ? 0 : packed_panels_size(kernels_, v_, k_));
-  const auto backward = layout.reserve<std::uint32_t>(
-      packed != nullptr || !gradient ? 0 : packed_panels_size(kernels_, k_, v_));
+      layout.reserve<std::uint32_t>(packed ? 0 : packed_panels_size(kernels_, v_, k_));
+  const auto backward =
+      layout.reserve<std::uint32_t>(packed || !gradient ? 0 : packed_panels_size(kernels_, k_, v_));
   const auto gathered =
       layout.reserve<std::byte>(rows * k_ * static_cast<std::int64_t>(size_of(p_.x.dtype())));
   const auto x_panels = layout.reserve<std::uint32_t>(panels * kernels_.row_panel_size(k_));
@@ -160,12 +160,12 @@ Run::Run(Context& context, const LinearCrossEntropy& params)
   logsumexp_ = layout.at<float>(logsumexp);
   p_panels_ = layout.at<std::uint32_t>(p_panels);
   sums_ = layout.at<float>(sums);
-  if (packed != nullptr) {
-    forward_ = packed->impl().forward.get();
-    backward_ = packed->impl().backward.get();
+  if (packed) {
+    forward_ = packed_panels(p_.weight, Direction::kForward);
+    backward_ = packed_panels(p_.weight, Direction::kBackward);
     return;
   }
-  const Source w = Source::of(p_.weight.plain());
+  const Source w = Source::of(p_.weight.view());
   pack_panels(kernels_, w, v_, k_, layout.at<std::uint32_t>(forward));
   forward_ = layout.at<std::uint32_t>(forward);
   if (gradient) {
