@@ -6,6 +6,7 @@
 #include "backend/bfloat16.h"
 #include "backend/cpu/packed_panels.h"
 #include "backend/element.h"
+#include "graft/context.h"
 #include "graft/error.h"
 
 #if defined(__linux__)
@@ -26,7 +27,7 @@ DensePanels::DensePanels(const Check& check, const ConstTensorView& w, DType mul
   const Source source = Source::of(w);
   const auto pack = [&](const Source& s, std::int64_t n, std::int64_t k) {
     Block panels = allocate(check, packed_panels_size(*kernels_, n, k));
-    pack_panels(*kernels_, s, n, k, panels.get());
+    pack_panels(Context(), *kernels_, s, n, k, panels.get());
     return panels;
   };
   forward_ = pack(source, out_features_, in_features_);

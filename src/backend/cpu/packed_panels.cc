@@ -18,9 +18,9 @@ void pack_panel(const Kernels& kernels, const Source& w, std::int64_t n, std::in
                        panels + panel * kernels.column_panel_size(k));
 }
 
-void pack_panels(const Kernels& kernels, const Source& w, std::int64_t n, std::int64_t k,
-                 std::uint32_t* panels) {
-  parallel_for(ceil_div(n, kernels.width),
+void pack_panels(const Context& context, const Kernels& kernels, const Source& w, std::int64_t n,
+                 std::int64_t k, std::uint32_t* panels) {
+  parallel_for(context, ceil_div(n, kernels.width),
                [&](std::int64_t panel) { pack_panel(kernels, w, n, k, panel, panels); });
 }
 
