@@ -1,8 +1,17 @@
-#include "linear/cpu.h"
-
 #include "backend/cpu/product.h"
+#include "graft/linear.h"
+#include "weight/weight.h"
 
 namespace graft::cpu {
+
+Support supports(const LinearForward& p) {
+  return all_of({float_on_cpu("x", p.x), weight_on_cpu(p.weight), float_on_cpu("bias", p.bias),
+                 float_on_cpu("y", p.y)});
+}
+
+Support supports(const LinearBackward& p) {
+  return all_of({float_on_cpu("dy", p.dy), weight_on_cpu(p.weight), float_on_cpu("dx", p.dx)});
+}
 
 void linear_forward(Context& context, const LinearForward& params) {
   Product product;

@@ -1,11 +1,13 @@
-#include "rope/cpu.h"
-
+#include "backend/cpu/rotary_angles.h"
 #include "backend/cpu/rows.h"
 #include "backend/cpu/scratch_layout.h"
 #include "backend/cpu/threads.h"
-#include "rope/angles.h"
+#include "checks.h"
+#include "graft/rope.h"
 
 namespace graft::cpu {
+
+Support supports(const Rope& params) { return float_on_cpu("x", params.x); }
 
 void rope(Context& context, const Rope& params) {
   const ConstTensorView& x = params.x;
@@ -14,7 +16,7 @@ void rope(Context& context, const Rope& params) {
   if (x.size() == 0) return;
   const RowKernels& rows = row_kernels();
   const Rotary& rotary = params.rotary;
-  const auto angles = rope_angles(rotary.theta, d / 2, rotary.position, tokens);
+  const auto angles = rotary_angles(rotary.theta, d / 2, rotary.position, tokens);
   ScratchLayout layout;
   const int workers = context.threads();
   const auto row = layout.reserve<float>(workers * d);

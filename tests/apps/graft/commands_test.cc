@@ -147,7 +147,9 @@ TEST_F(CommandsTest, MistakesAreOneClearLine) {
 TEST_F(CommandsTest, InfoSaysWhatRunsFused) {
   const Outcome info = run("info --model " + model_);
   EXPECT_EQ(info.status, 0) << info.err;
-  for (const char* words : {"0.1.0", "back-end cpu", "Tiny", "lora_linear q_proj", "fused"}) {
+  for (const char* words :
+       {"0.1.0", "back-end cpu", "Tiny", "lora_linear q_proj", "fused",
+        "rms_norm              backward  float32, bfloat16; no: ", "attention"}) {
     EXPECT_NE(info.out.find(words), std::string::npos) << words;
   }
 }
