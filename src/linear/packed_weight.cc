@@ -6,6 +6,7 @@
 #include "backend/cpu/packed_panels.h"
 #include "backend/element.h"
 #include "checks.h"
+#include "graft/context.h"
 #include "graft/error.h"
 #include "linear/packed_weight_impl.h"
 
@@ -55,7 +56,7 @@ PackedWeight::PackedWeight(const ConstTensorView& w, DType dtype, Packing packin
   const auto pack = [&](const cpu::Source& s, std::int64_t n, std::int64_t k) {
     const std::int64_t size = cpu::packed_panels_size(kernels, n, k);
     Impl::Panels panels = allocate(size);
-    cpu::pack_panels(kernels, s, n, k, panels.get());
+    cpu::pack_panels(Context(), kernels, s, n, k, panels.get());
     impl_->nbytes += static_cast<std::size_t>(size) * sizeof(std::uint32_t);
     return panels;
   };

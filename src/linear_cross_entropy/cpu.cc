@@ -80,6 +80,7 @@ class Run {
     return p_.targets.data_as<std::int32_t>()[row * p_.targets.stride(0)];
   }
 
+  const Context& context_;
   const LinearCrossEntropy& p_;
   const Kernels& kernels_;
   const SoftmaxKernels& softmax_;
@@ -109,7 +110,8 @@ class Run {
 };
 
 Run::Run(Context& context, const LinearCrossEntropy& params)
-    : p_(params),
+    : context_(context),
+      p_(params),
       kernels_(kernels_for(params.weight.dtype())),
       softmax_(softmax_kernels()),
       k_(params.weight.in_features()),
@@ -129,7 +131,7 @@ Run::Run(Context& context, const LinearCrossEntropy& params)
   const std::int64_t panels = most_panels_;
   const std::int64_t rows = panels * kernels_.rows;
   most_rows_ = rows;
-  workers_ = num_threads();
+  workers_ = context.threads();
   const std::int64_t block = std::min(n_panels_, kBlockPanels) * kernels_.width;
   ld_ = gradient ? n_panels_ * kernels_.width : block;
   p_panel_size_ = kernels_.row_panel_size(block);
@@ -166,10 +168,10 @@ Run::Run(Context& context, const LinearCrossEntropy& params)
     return;
   }
   const Source w = Source::of(p_.weight.plain());
-  pack_panels(kernels_, w, v_, k_, layout.at<std::uint32_t>(forward));
+  pack_panels(context, kernels_, w, v_, k_, layout.at<std::uint32_t>(forward));
   forward_ = layout.at<std::uint32_t>(forward);
   if (gradient) {
-    pack_panels(kernels_, w.transposed(), k_, v_, layout.at<std::uint32_t>(backward));
+    pack_panels(context, kernels_, w.transposed(), k_, v_, layout.at<std::uint32_t>(backward));
     backward_ = layout.at<std::uint32_t>(backward);
   }
 }
@@ -204,14 +206,14 @@ void Run::chunk(std::int64_t first_panel, std::int64_t panels) {
   first_row_ = row_of_panel(first_panel);
   chunk_rows_ = row_of_panel(first_panel + panels) - first_row_;
 
-  parallel_for(panels_, [this](std::int64_t panel) { gather(panel); });
-  parallel_for(slices_, workers_,
+  parallel_for(context_, panels_, [this](std::int64_t panel) { gather(panel); });
+  parallel_for(context_, slices_, workers_,
                [this](std::int64_t slice, int worker) { logits(slice, worker); });
   finish_losses();
   if (p_.dx.present() && k_ > 0) {
-    parallel_for(slices_, workers_,
+    parallel_for(context_, slices_, workers_,
                  [this](std::int64_t slice, int worker) { gradient(slice, worker); });
-    parallel_for(chunk_rows_, [this](std::int64_t row) { sum_gradient(row); });
+    parallel_for(context_, chunk_rows_, [this](std::int64_t row) { sum_gradient(row); });
   }
 }
 

@@ -95,6 +95,7 @@ class Run {
   void write_gradient(const float* sums, std::int64_t first, std::int64_t cols,
                       const OuterProduct& outer) const;
 
+  const Context& context_;
   const Product& p_;
   const Kernels& kernels_;
   const int threads_;  // read once: workers_ has one each
@@ -143,9 +144,10 @@ bool needs_dense_copy(const OuterProduct& outer) {
 }
 
 Run::Run(Context& context, const Product& product)
-    : p_(product),
+    : context_(context),
+      p_(product),
       kernels_(kernels_for(multiply_type(product))),
-      threads_(num_threads()),
+      threads_(context.threads()),
       partition_(kernels_, product.m, product.k, product.n, threads_),
       rank_(product.low_rank ? product.low_rank->rank : 0),
       row_shrink_(shrinks_from_rows(product, kernels_)),
@@ -245,7 +247,7 @@ void Run::operator()() {
   const std::int64_t packing = a_groups_ + b_ranges_;
   const std::int64_t tasks = partition_.chunks() * partition_.splits;
   pair_packed_.start(packing);
-  parallel_for(packing + tasks + static_cast<std::int64_t>(blocks.size()), threads_,
+  parallel_for(context_, packing + tasks + static_cast<std::int64_t>(blocks.size()), threads_,
                [&](std::int64_t i, int index) {
                  const Worker& worker = workers_[static_cast<std::size_t>(index)];
                  if (i < packing) return pack_pair(i);
@@ -253,10 +255,11 @@ void Run::operator()() {
                  if (i < tasks) return task(i / partition_.splits, i % partition_.splits, worker);
                  finish_outer_product(blocks[static_cast<std::size_t>(i - tasks)], worker);
                });
-  parallel_for(static_cast<std::int64_t>(rest.size()), threads_, [&](std::int64_t i, int index) {
-    finish_outer_product(rest[static_cast<std::size_t>(i)],
-                         workers_[static_cast<std::size_t>(index)]);
-  });
+  parallel_for(context_, static_cast<std::int64_t>(rest.size()), threads_,
+               [&](std::int64_t i, int index) {
+                 finish_outer_product(rest[static_cast<std::size_t>(i)],
+                                      workers_[static_cast<std::size_t>(index)]);
+               });
 }
 
 // Packs the bias, and W if it came plain.
@@ -269,8 +272,8 @@ void Run::prepare() {
   }
   if (plain_ != nullptr) {
     const Source w = Source::of(p_.weight->plain());
-    pack_panels(kernels_, p_.direction == Direction::kForward ? w : w.transposed(), p_.n, p_.k,
-                plain_);
+    pack_panels(context_, kernels_, p_.direction == Direction::kForward ? w : w.transposed(), p_.n,
+                p_.k, plain_);
   }
 }
 
@@ -489,9 +492,9 @@ void Run::write_gradient(const float* sums, std::int64_t first, std::int64_t col
 
 }  // namespace
 
-void pack_panels(const Kernels& kernels, const Source& w, std::int64_t n, std::int64_t k,
-                 std::uint32_t* panels) {
-  parallel_for(ceil_div(n, kernels.width),
+void pack_panels(const Context& context, const Kernels& kernels, const Source& w, std::int64_t n,
+                 std::int64_t k, std::uint32_t* panels) {
+  parallel_for(context, ceil_div(n, kernels.width),
                [&](std::int64_t panel) { pack_panel(kernels, w, n, k, panel, panels); });
 }
 

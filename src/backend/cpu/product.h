@@ -55,7 +55,7 @@ struct Product {
   std::vector<OuterProduct> outer_products;
 };
 
-/// Runs the product on the pool. Arguments have been checked.
+/// Runs the product on the context's threads. Arguments have been checked.
 void run(Context& context, const Product& product);
 
 }  // namespace graft::cpu
