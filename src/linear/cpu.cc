@@ -1,6 +1,6 @@
 #include "linear/cpu.h"
 
-#include "backend/cpu/product.h"
+#include "product/cpu/product.h"
 
 namespace graft::cpu {
 

@@ -3,12 +3,12 @@
 #include <string>
 
 #include "backend/bfloat16.h"
-#include "backend/cpu/packed_panels.h"
 #include "backend/element.h"
 #include "checks.h"
 #include "graft/context.h"
 #include "graft/error.h"
 #include "linear/packed_weight_impl.h"
+#include "product/cpu/packed_panels.h"
 
 #if defined(__linux__)
 #include <sys/mman.h>

@@ -4,8 +4,8 @@
 #include <cstdlib>
 #include <memory>
 
-#include "backend/cpu/kernels.h"
 #include "graft/packed_weight.h"
+#include "product/cpu/kernels.h"
 
 namespace graft {
 

@@ -1,8 +1,8 @@
 #pragma once
 
-#include "backend/cpu/product.h"
 #include "checks.h"
 #include "graft/packed_weight.h"
+#include "product/cpu/product.h"
 
 // Checks that the operations on a base weight share.
 

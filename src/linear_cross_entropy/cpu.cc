@@ -17,12 +17,12 @@
 #include <vector>
 
 #include "backend/bfloat16.h"
-#include "backend/cpu/kernels.h"
-#include "backend/cpu/packed_panels.h"
 #include "backend/cpu/scratch_layout.h"
 #include "backend/cpu/softmax.h"
 #include "backend/cpu/threads.h"
 #include "linear/packed_weight_impl.h"
+#include "product/cpu/kernels.h"
+#include "product/cpu/packed_panels.h"
 
 namespace graft::cpu {
 namespace {

@@ -2,7 +2,7 @@
 
 #include <array>
 
-#include "backend/cpu/product.h"
+#include "product/cpu/product.h"
 
 namespace graft::cpu {
 namespace {

@@ -5,8 +5,8 @@
 #include <cstdint>
 #include <vector>
 
-#include "backend/cpu/kernels.h"
-#include "backend/cpu/packed_panels.h"
+#include "product/cpu/kernels.h"
+#include "product/cpu/packed_panels.h"
 
 namespace graft::cpu {
 

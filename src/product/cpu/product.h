@@ -3,11 +3,11 @@
 #include <cstdint>
 #include <vector>
 
-#include "backend/cpu/kernels.h"
 #include "graft/context.h"
 #include "graft/lora.h"
 #include "graft/packed_weight.h"
 #include "graft/tensor_view.h"
+#include "product/cpu/kernels.h"
 
 // The one product behind linear and LoRA, forward and backward:
 //

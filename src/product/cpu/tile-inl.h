@@ -10,9 +10,10 @@
 #include <utility>
 
 #include "backend/bfloat16.h"
-#include "backend/cpu/kernels.h"
 #include "backend/cpu/memory-inl.h"
 #include "backend/cpu/vectors-inl.h"
+#include "product/cpu/kernels.h"
+#include "product/cpu/shape-inl.h"
 
 HWY_BEFORE_NAMESPACE();
 namespace graft::cpu {

@@ -1,14 +1,14 @@
-#include "backend/cpu/product.h"
+#include "product/cpu/product.h"
 
 #include <algorithm>
 #include <cstring>
 
-#include "backend/cpu/packed_panels.h"
-#include "backend/cpu/partition.h"
 #include "backend/cpu/scratch_layout.h"
 #include "backend/cpu/threads.h"
 #include "backend/element.h"
 #include "linear/packed_weight_impl.h"
+#include "product/cpu/packed_panels.h"
+#include "product/cpu/partition.h"
 
 namespace graft::cpu {
 
