@@ -1,5 +1,7 @@
 #pragma once
 
+#include <cstddef>
+
 #include "graft/context.h"
 #include "graft/rope.h"
 #include "graft/supports.h"
@@ -61,6 +63,13 @@ struct AttentionBackward {
 /// Whether such a call can run here, and if not, why.
 Support supports(const AttentionForward& params);
 Support supports(const AttentionBackward& params);
+/// @}
+
+/// @{
+/// Bytes of scratch that such a call takes from a context of so many threads. Reads no tensor.
+/// Throws Error for a call that is not supported.
+std::size_t scratch_bytes(const AttentionForward& params, int threads = num_threads());
+std::size_t scratch_bytes(const AttentionBackward& params, int threads = num_threads());
 /// @}
 
 /// @{

@@ -1,5 +1,7 @@
 #pragma once
 
+#include <cstddef>
+
 #include "graft/context.h"
 #include "graft/packed_weight.h"
 #include "graft/supports.h"
@@ -30,6 +32,13 @@ struct LinearBackward {
 /// Whether such a call can run here, and if not, why.
 Support supports(const LinearForward& params);
 Support supports(const LinearBackward& params);
+/// @}
+
+/// @{
+/// Bytes of scratch that such a call takes from a context of so many threads. Reads no tensor.
+/// Throws Error for a call that is not supported.
+std::size_t scratch_bytes(const LinearForward& params, int threads = num_threads());
+std::size_t scratch_bytes(const LinearBackward& params, int threads = num_threads());
 /// @}
 
 /// @{

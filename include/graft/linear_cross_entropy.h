@@ -1,5 +1,6 @@
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
 
 #include "graft/context.h"
@@ -27,6 +28,10 @@ struct LinearCrossEntropy {
 
 /// Whether such a call can run here, and if not, why.
 Support supports(const LinearCrossEntropy& params);
+
+/// Bytes of scratch that such a call takes from a context of so many threads. Reads no tensor.
+/// Throws Error for a call that is not supported.
+std::size_t scratch_bytes(const LinearCrossEntropy& params, int threads = num_threads());
 
 /// Throws Error, also for a target outside the vocabulary; on an error no output is touched.
 void linear_cross_entropy(Context& context, const LinearCrossEntropy& params);

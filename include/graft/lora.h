@@ -1,5 +1,6 @@
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
 
 #include "graft/context.h"
@@ -89,6 +90,15 @@ Support supports(const LoraDeltaForward& params);
 Support supports(const LoraDeltaBackward& params);
 Support supports(const LoraLinearForward& params);
 Support supports(const LoraLinearBackward& params);
+/// @}
+
+/// @{
+/// Bytes of scratch that such a call takes from a context of so many threads. Reads no tensor.
+/// Throws Error for a call that is not supported.
+std::size_t scratch_bytes(const LoraDeltaForward& params, int threads = num_threads());
+std::size_t scratch_bytes(const LoraDeltaBackward& params, int threads = num_threads());
+std::size_t scratch_bytes(const LoraLinearForward& params, int threads = num_threads());
+std::size_t scratch_bytes(const LoraLinearBackward& params, int threads = num_threads());
 /// @}
 
 /// @{

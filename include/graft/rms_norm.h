@@ -1,5 +1,7 @@
 #pragma once
 
+#include <cstddef>
+
 #include "graft/context.h"
 #include "graft/supports.h"
 #include "graft/tensor_view.h"
@@ -40,6 +42,13 @@ struct RmsNormBackward {
 /// Whether such a call can run here, and if not, why.
 Support supports(const RmsNormForward& params);
 Support supports(const RmsNormBackward& params);
+/// @}
+
+/// @{
+/// Bytes of scratch that such a call takes from a context of so many threads. Reads no tensor.
+/// Throws Error for a call that is not supported.
+std::size_t scratch_bytes(const RmsNormForward& params, int threads = num_threads());
+std::size_t scratch_bytes(const RmsNormBackward& params, int threads = num_threads());
 /// @}
 
 /// @{

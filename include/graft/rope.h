@@ -1,5 +1,6 @@
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
 
 #include "graft/context.h"
@@ -29,6 +30,10 @@ struct Rope {
 
 /// Whether such a call can run here, and if not, why.
 Support supports(const Rope& params);
+
+/// Bytes of scratch that such a call takes from a context of so many threads. Reads no tensor.
+/// Throws Error for a call that is not supported.
+std::size_t scratch_bytes(const Rope& params, int threads = num_threads());
 
 /// Throws Error; on an error no output is touched.
 void rope(Context& context, const Rope& params);

@@ -76,6 +76,16 @@ Support supports(const AttentionForward& params) { return supports_heads(params.
 
 Support supports(const AttentionBackward& params) { return supports_heads(params.q); }
 
+std::size_t scratch_bytes(const AttentionForward& params, int threads) {
+  require(kForward, supports(params));
+  return cpu::scratch_bytes(params, threads);
+}
+
+std::size_t scratch_bytes(const AttentionBackward& params, int threads) {
+  require(kBackward, supports(params));
+  return cpu::scratch_bytes(params, threads);
+}
+
 void attention_forward(Context& context, const AttentionForward& params) {
   const Check check(kForward);
   const ConstTensorView& q = params.q;

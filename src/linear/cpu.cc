@@ -28,6 +28,14 @@ Product product_of(const LinearBackward& params) {
 
 }  // namespace
 
+std::size_t scratch_bytes(const LinearForward& params, int threads) {
+  return scratch_bytes(product_of(params), threads);
+}
+
+std::size_t scratch_bytes(const LinearBackward& params, int threads) {
+  return scratch_bytes(product_of(params), threads);
+}
+
 void linear_forward(Context& context, const LinearForward& params) {
   run(context, product_of(params));
 }

@@ -41,6 +41,16 @@ Support supports(const LinearBackward& p) {
                  float_on_cpu("dx", p.dx)});
 }
 
+std::size_t scratch_bytes(const LinearForward& params, int threads) {
+  require("linear", supports(params));
+  return cpu::scratch_bytes(params, threads);
+}
+
+std::size_t scratch_bytes(const LinearBackward& params, int threads) {
+  require("linear_backward", supports(params));
+  return cpu::scratch_bytes(params, threads);
+}
+
 void linear_forward(Context& context, const LinearForward& params) {
   check(params);
   require("linear", supports(params));

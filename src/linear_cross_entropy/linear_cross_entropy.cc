@@ -52,6 +52,11 @@ Support supports(const LinearCrossEntropy& params) {
       {on_cpu(params.x.device()), float_on_cpu("x", params.x), weight_on_cpu(params.weight)});
 }
 
+std::size_t scratch_bytes(const LinearCrossEntropy& params, int threads) {
+  require(kOp, supports(params));
+  return cpu::scratch_bytes(params, threads);
+}
+
 void linear_cross_entropy(Context& context, const LinearCrossEntropy& params) {
   check_params(params);
   require(kOp, supports(params));

@@ -123,6 +123,22 @@ Product product_of(const LoraLinearBackward& params) {
 
 }  // namespace
 
+std::size_t scratch_bytes(const LoraDeltaForward& params, int threads) {
+  return scratch_bytes(product_of(params), threads);
+}
+
+std::size_t scratch_bytes(const LoraDeltaBackward& params, int threads) {
+  return scratch_bytes(product_of(params), threads);
+}
+
+std::size_t scratch_bytes(const LoraLinearForward& params, int threads) {
+  return scratch_bytes(product_of(params), threads);
+}
+
+std::size_t scratch_bytes(const LoraLinearBackward& params, int threads) {
+  return scratch_bytes(product_of(params), threads);
+}
+
 void lora_delta_forward(Context& context, const LoraDeltaForward& params) {
   run(context, product_of(params));
 }

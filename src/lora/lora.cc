@@ -141,6 +141,26 @@ Support supports(const LoraLinearBackward& p) {
                  weight_on_cpu(p.weight), adapter_on_cpu(p.adapter), float_on_cpu("dx", p.dx)});
 }
 
+std::size_t scratch_bytes(const LoraDeltaForward& params, int threads) {
+  require("lora_delta", supports(params));
+  return cpu::scratch_bytes(params, threads);
+}
+
+std::size_t scratch_bytes(const LoraDeltaBackward& params, int threads) {
+  require("lora_delta_backward", supports(params));
+  return cpu::scratch_bytes(params, threads);
+}
+
+std::size_t scratch_bytes(const LoraLinearForward& params, int threads) {
+  require("lora_linear", supports(params));
+  return cpu::scratch_bytes(params, threads);
+}
+
+std::size_t scratch_bytes(const LoraLinearBackward& params, int threads) {
+  require("lora_linear_backward", supports(params));
+  return cpu::scratch_bytes(params, threads);
+}
+
 void lora_delta_forward(Context& context, const LoraDeltaForward& params) {
   check(params);
   require("lora_delta", supports(params));

@@ -29,6 +29,16 @@ Support supports(const RmsNormBackward& p) {
       {on_cpu(p.dy.device()), float_on_cpu("dy", p.dy), float_on_cpu("weight", p.weight)});
 }
 
+std::size_t scratch_bytes(const RmsNormForward& params, int threads) {
+  require(kForward, supports(params));
+  return cpu::scratch_bytes(params, threads);
+}
+
+std::size_t scratch_bytes(const RmsNormBackward& params, int threads) {
+  require(kBackward, supports(params));
+  return cpu::scratch_bytes(params, threads);
+}
+
 void rms_norm_forward(Context& context, const RmsNormForward& p) {
   const Check check(kForward);
   check.rank("x", p.x, 2);

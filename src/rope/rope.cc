@@ -21,6 +21,11 @@ Support supports(const Rope& params) {
   return all_of({on_cpu(params.x.device()), float_on_cpu("x", params.x)});
 }
 
+std::size_t scratch_bytes(const Rope& params, int threads) {
+  require("rope", supports(params));
+  return cpu::scratch_bytes(params, threads);
+}
+
 void rope(Context& context, const Rope& params) {
   const Check check("rope");
   const ConstTensorView& x = params.x;
