@@ -3,6 +3,7 @@
 #include <cstdint>
 #include <vector>
 
+#include "graft/export.h"
 #include "graft/supports.h"
 #include "graft/tensor_view.h"
 #include "graft/weight.h"
@@ -19,6 +20,6 @@ struct Capability {
 
 /// Asks for every operation, both directions, and float32, bfloat16 and float16 what has a kernel
 /// on `device`; in this order.
-std::vector<Capability> capabilities(Device device);
+GRAFT_EXPORT std::vector<Capability> capabilities(Device device);
 
 }  // namespace graft

@@ -3,6 +3,7 @@
 #include <cstddef>
 #include <memory>
 
+#include "graft/export.h"
 #include "graft/tensor_view.h"
 
 namespace graft {
@@ -10,7 +11,7 @@ namespace graft {
 /// A host's own threads, to run parallel work in place of Graft's pool: two pools that wait for
 /// each other by spinning cost milliseconds. The kernels deal out their tasks themselves, so that
 /// any schedule will do: at the same time, one after another, in any order.
-class Executor {
+class GRAFT_EXPORT Executor {
  public:
   virtual ~Executor() = default;
 
@@ -46,7 +47,7 @@ struct CudaPlace {
 ///
 /// A context serves one call at a time: give each calling thread its own. It holds no results, so
 /// it may be destroyed as soon as a call has returned.
-class Context {
+class GRAFT_EXPORT Context {
  public:
   Context() = default;  ///< The CPU. Holds no memory yet; runs on Graft's pool.
   /// The CPU. Holds no memory yet; runs on `executor`, which must outlive it and is not owned.
@@ -93,11 +94,11 @@ class Context {
 /// Threads of Graft's pool, the caller included. All contexts without an executor share it; calls
 /// from several threads take turns. At first: GRAFT_NUM_THREADS, or else every core this process
 /// may run on.
-int num_threads();
+GRAFT_EXPORT int num_threads();
 
 /// Sets `num_threads()`; `threads` of 0 asks for the default again. Waits for a running call.
 /// The same inputs on the same number of threads give the same bits; on another number, sums over
 /// rows (gradients of A and B) may round differently. Throws Error if `threads` is negative.
-void set_num_threads(int threads);
+GRAFT_EXPORT void set_num_threads(int threads);
 
 }  // namespace graft

@@ -61,6 +61,14 @@ void check_logsumexp(const Check& check, const ConstTensorView& logsumexp,
 Support supports(const AttentionForward& params) { return supports_on(params.q.device(), params); }
 Support supports(const AttentionBackward& params) { return supports_on(params.q.device(), params); }
 
+std::size_t scratch_bytes(const AttentionForward& params, int threads) {
+  return scratch_bytes_on(params.q.device(), kForward, params, threads);
+}
+
+std::size_t scratch_bytes(const AttentionBackward& params, int threads) {
+  return scratch_bytes_on(params.q.device(), kBackward, params, threads);
+}
+
 void attention_forward(Context& context, const AttentionForward& params) {
   const Check check(kForward);
   const ConstTensorView& q = params.q;

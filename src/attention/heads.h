@@ -4,12 +4,12 @@
 #include <cstdint>
 #include <memory>
 
-#include "backend/cpu/kernels.h"
-#include "backend/cpu/packed_panels.h"
 #include "backend/cpu/rotary_angles.h"
 #include "backend/cpu/rows.h"
 #include "checks.h"
 #include "graft/attention.h"
+#include "product/cpu/kernels.h"
+#include "product/cpu/packed_panels.h"
 
 // What forward, backward and decoding share: the shape, and how rows of one head are read and
 // written through strides, in float32 and turned.

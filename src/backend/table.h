@@ -1,5 +1,7 @@
 #pragma once
 
+#include <cstddef>
+
 #include "backend/calls.h"
 #include "checks.h"
 
@@ -9,10 +11,12 @@
 namespace graft {
 
 #define GRAFT_DECLARE_SUPPORTS(Params, function) Support supports(const Params& params);
-#define GRAFT_DECLARE_RUN(Params, function) void function(Context& context, const Params& params);
+#define GRAFT_DECLARE_RUN(Params, function)              \
+  void function(Context& context, const Params& params); \
+  std::size_t scratch_bytes(const Params& params, int threads);
 
-/// What a back-end has: whether its kernels take a call whose tensors are on its device, and the
-/// call itself, whose params have been checked and are supported.
+/// What a back-end has: whether its kernels take a call whose tensors are on its device; and of a
+/// call that it takes and whose params have been checked, the call itself and the scratch it needs.
 namespace cpu {
 GRAFT_FOR_EACH_CALL(GRAFT_DECLARE_SUPPORTS)
 GRAFT_FOR_EACH_CALL(GRAFT_DECLARE_RUN)
@@ -33,7 +37,9 @@ GRAFT_FOR_EACH_CALL(GRAFT_DECLARE_SUPPORTS)
 template <class Params>
 struct Kernel {
   Support (*supports)(const Params& params);
-  void (*run)(Context& context, const Params& params);  // null: a host launches it
+  // Null where a host launches the kernels.
+  void (*run)(Context& context, const Params& params);
+  std::size_t (*scratch_bytes)(const Params& params, int threads);
 };
 
 /// @{
@@ -50,17 +56,25 @@ Support supports_on(Device device, const Params& params) {
   return kernel_on(device.type, params).supports(params);
 }
 
-/// Throws Error unless the call can be run in this context on the tensors' device.
-void require_runnable(const char* op, const Support& support, bool by_host, const Context& context,
-                      Device device);
+/// Throws Error unless `support` says yes and the core itself runs the kernels.
+void require_runnable(const char* op, const Support& support, bool runs, Device device);
 
 /// Runs a call whose params have been checked. Throws Error if it is not supported, or if the
 /// context is for another device.
 template <class Params>
 void run_on(Device device, const char* op, Context& context, const Params& params) {
   const Kernel<Params>& kernel = kernel_on(device.type, params);
-  require_runnable(op, kernel.supports(params), kernel.run == nullptr, context, device);
+  require_runnable(op, kernel.supports(params), kernel.run != nullptr, device);
+  Check(op).place(context, device);
   kernel.run(context, params);
+}
+
+/// Bytes of scratch that a call takes. Throws Error if it is not supported.
+template <class Params>
+std::size_t scratch_bytes_on(Device device, const char* op, const Params& params, int threads) {
+  const Kernel<Params>& kernel = kernel_on(device.type, params);
+  require_runnable(op, kernel.supports(params), kernel.run != nullptr, device);
+  return kernel.scratch_bytes(params, threads);
 }
 
 }  // namespace graft

@@ -32,6 +32,14 @@ void check_affine(const Check& check, const char* name, const ConstTensorView& v
 Support supports(const LayerNormForward& p) { return supports_on(p.x.device(), p); }
 Support supports(const LayerNormBackward& p) { return supports_on(p.dy.device(), p); }
 
+std::size_t scratch_bytes(const LayerNormForward& params, int threads) {
+  return scratch_bytes_on(params.x.device(), kForward, params, threads);
+}
+
+std::size_t scratch_bytes(const LayerNormBackward& params, int threads) {
+  return scratch_bytes_on(params.dy.device(), kBackward, params, threads);
+}
+
 void layer_norm_forward(Context& context, const LayerNormForward& p) {
   const Check check(kForward);
   check_first(check, "x", p.x, p.eps);

@@ -36,6 +36,14 @@ void check(const LinearBackward& p) {
 Support supports(const LinearForward& p) { return supports_on(p.x.device(), p); }
 Support supports(const LinearBackward& p) { return supports_on(p.dy.device(), p); }
 
+std::size_t scratch_bytes(const LinearForward& params, int threads) {
+  return scratch_bytes_on(params.x.device(), kForward, params, threads);
+}
+
+std::size_t scratch_bytes(const LinearBackward& params, int threads) {
+  return scratch_bytes_on(params.dy.device(), kBackward, params, threads);
+}
+
 void linear_forward(Context& context, const LinearForward& params) {
   check(params);
   run_on(params.x.device(), kForward, context, params);

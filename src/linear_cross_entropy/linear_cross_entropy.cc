@@ -37,6 +37,10 @@ Support supports(const LinearCrossEntropy& params) {
   return supports_on(params.x.device(), params);
 }
 
+std::size_t scratch_bytes(const LinearCrossEntropy& params, int threads) {
+  return scratch_bytes_on(params.x.device(), kOp, params, threads);
+}
+
 void linear_cross_entropy(Context& context, const LinearCrossEntropy& params) {
   check_params(params);
   run_on(params.x.device(), kOp, context, params);

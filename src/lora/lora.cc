@@ -131,6 +131,22 @@ Support supports(const LoraDeltaBackward& p) { return supports_on(p.dy.device(),
 Support supports(const LoraLinearForward& p) { return supports_on(p.x.device(), p); }
 Support supports(const LoraLinearBackward& p) { return supports_on(p.dy.device(), p); }
 
+std::size_t scratch_bytes(const LoraDeltaForward& params, int threads) {
+  return scratch_bytes_on(params.x.device(), kDelta, params, threads);
+}
+
+std::size_t scratch_bytes(const LoraDeltaBackward& params, int threads) {
+  return scratch_bytes_on(params.dy.device(), kDeltaBackward, params, threads);
+}
+
+std::size_t scratch_bytes(const LoraLinearForward& params, int threads) {
+  return scratch_bytes_on(params.x.device(), kLinear, params, threads);
+}
+
+std::size_t scratch_bytes(const LoraLinearBackward& params, int threads) {
+  return scratch_bytes_on(params.dy.device(), kLinearBackward, params, threads);
+}
+
 void lora_delta_forward(Context& context, const LoraDeltaForward& params) {
   check(params);
   run_on(params.x.device(), kDelta, context, params);

@@ -22,6 +22,14 @@ void check_common(const Check& check, const ConstTensorView& weight, float eps,
 Support supports(const RmsNormForward& p) { return supports_on(p.x.device(), p); }
 Support supports(const RmsNormBackward& p) { return supports_on(p.dy.device(), p); }
 
+std::size_t scratch_bytes(const RmsNormForward& params, int threads) {
+  return scratch_bytes_on(params.x.device(), kForward, params, threads);
+}
+
+std::size_t scratch_bytes(const RmsNormBackward& params, int threads) {
+  return scratch_bytes_on(params.dy.device(), kBackward, params, threads);
+}
+
 void rms_norm_forward(Context& context, const RmsNormForward& p) {
   const Check check(kForward);
   check.rank("x", p.x, 2);

@@ -6,6 +6,10 @@ namespace graft {
 
 Support supports(const Rope& params) { return supports_on(params.x.device(), params); }
 
+std::size_t scratch_bytes(const Rope& params, int threads) {
+  return scratch_bytes_on(params.x.device(), "rope", params, threads);
+}
+
 void rope(Context& context, const Rope& params) {
   const Check check("rope");
   const ConstTensorView& x = params.x;

@@ -22,6 +22,14 @@ void check_first(const Check& check, const char* name, const ConstTensorView& ma
 Support supports(const SoftmaxForward& params) { return supports_on(params.x.device(), params); }
 Support supports(const SoftmaxBackward& params) { return supports_on(params.dy.device(), params); }
 
+std::size_t scratch_bytes(const SoftmaxForward& params, int threads) {
+  return scratch_bytes_on(params.x.device(), kForward, params, threads);
+}
+
+std::size_t scratch_bytes(const SoftmaxBackward& params, int threads) {
+  return scratch_bytes_on(params.dy.device(), kBackward, params, threads);
+}
+
 void softmax_forward(Context& context, const SoftmaxForward& params) {
   const Check check(kForward);
   check_first(check, "x", params.x, params.scale);

@@ -111,6 +111,9 @@ HWY_EXPORT(SwigluBackwardHere);
 Support supports(const SwigluForward& p) { return float_on_cpu("gate", p.gate); }
 Support supports(const SwigluBackward& p) { return float_on_cpu("gate", p.gate); }
 
+std::size_t scratch_bytes(const SwigluForward&, int) { return 0; }
+std::size_t scratch_bytes(const SwigluBackward&, int) { return 0; }
+
 void swiglu_forward(Context& context, const SwigluForward& params) {
   init_isa();
   HWY_DYNAMIC_DISPATCH(SwigluForwardHere)(context, params);

@@ -14,6 +14,14 @@ constexpr const char* kBackward = "swiglu_backward";
 Support supports(const SwigluForward& params) { return supports_on(params.gate.device(), params); }
 Support supports(const SwigluBackward& params) { return supports_on(params.gate.device(), params); }
 
+std::size_t scratch_bytes(const SwigluForward& params, int threads) {
+  return scratch_bytes_on(params.gate.device(), kForward, params, threads);
+}
+
+std::size_t scratch_bytes(const SwigluBackward& params, int threads) {
+  return scratch_bytes_on(params.gate.device(), kBackward, params, threads);
+}
+
 void swiglu_forward(Context& context, const SwigluForward& params) {
   const Check check(kForward);
   check.rank("gate", params.gate, 2);
