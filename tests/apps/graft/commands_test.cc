@@ -14,12 +14,12 @@
 namespace graft::app {
 namespace {
 
-using nlohmann::json;
 using llm::testing::Outcome;
 using llm::testing::read_text;
 using llm::testing::TemporaryFolder;
 using llm::testing::TinyModel;
 using llm::testing::write_text;
+using nlohmann::json;
 
 class CommandsTest : public ::testing::Test {
  protected:

@@ -27,12 +27,12 @@ namespace graft::app {
 namespace {
 
 namespace fs = std::filesystem;
-using nlohmann::json;
 using llm::testing::Outcome;
 using llm::testing::read_text;
 using llm::testing::TemporaryFolder;
 using llm::testing::TinyModel;
 using llm::testing::write_text;
+using nlohmann::json;
 
 class RunCommandsTest : public ::testing::Test {
  protected:
