@@ -62,7 +62,7 @@ void add_adapter_gradients(const Params& params, Product& product) {
 }
 
 template <class Params>
-void backward(Context& context, const Params& params, const BaseWeight* weight) {
+void backward(Context& context, const Params& params, const Weight* weight) {
   const LowRank pair = backward_pair(params.adapter, params.dropout);
   Product product;
   product.m = params.dy.dim(0);

@@ -8,23 +8,11 @@
 #include "backend/cpu/scratch_layout.h"
 #include "backend/cpu/threads.h"
 #include "backend/element.h"
-#include "linear/packed_weight_impl.h"
+#include "weight/dense_cpu.h"
 
 namespace graft::cpu {
 
-std::int64_t packed_panels_size(const Kernels& kernels, std::int64_t n, std::int64_t k) {
-  return (n + kernels.width - 1) / kernels.width * kernels.column_panel_size(k);
-}
-
 namespace {
-
-void pack_panel(const Kernels& kernels, const Source& w, std::int64_t n, std::int64_t k,
-                std::int64_t panel, std::uint32_t* panels) {
-  const std::int64_t col = panel * kernels.width;
-  kernels.pack_columns(w.at(col, 0),
-                       static_cast<int>(std::min<std::int64_t>(kernels.width, n - col)), k,
-                       panels + panel * kernels.column_panel_size(k));
-}
 
 bool is_row_major_float(const Kernels& kernels, const Source& matrix) {
   return !kernels.bfloat16 && matrix.dtype == DType::kFloat32 && matrix.col_stride == 1;
@@ -95,6 +83,7 @@ class Run {
   void write_gradient(const float* sums, std::int64_t first, std::int64_t cols,
                       const OuterProduct& outer) const;
 
+  const Context& context_;
   const Product& p_;
   const Kernels& kernels_;
   const int threads_;  // read once: workers_ has one each
@@ -143,9 +132,10 @@ bool needs_dense_copy(const OuterProduct& outer) {
 }
 
 Run::Run(Context& context, const Product& product)
-    : p_(product),
+    : context_(context),
+      p_(product),
       kernels_(kernels_for(multiply_type(product))),
-      threads_(num_threads()),
+      threads_(context.threads()),
       partition_(kernels_, product.m, product.k, product.n, threads_),
       rank_(product.low_rank ? product.low_rank->rank : 0),
       row_shrink_(shrinks_from_rows(product, kernels_)),
@@ -160,7 +150,7 @@ Run::Run(Context& context, const Product& product)
   const std::int64_t chunk_rows = chunk_panels * kernels_.rows;
 
   ScratchLayout layout;
-  const bool plain = p_.weight != nullptr && p_.weight->packed() == nullptr && p_.y.present();
+  const bool plain = p_.weight != nullptr && !p_.weight->is_packed() && p_.y.present();
   const std::size_t plain_at =
       layout.reserve<float>(plain ? packed_panels_size(kernels_, p_.n, p_.k) : 0);
   const bool pack_a = low && !a_is_packed(kernels_, *low);
@@ -207,10 +197,7 @@ Run::Run(Context& context, const Product& product)
   const auto words = [&layout](std::size_t at) { return layout.at<std::uint32_t>(at); };
   const auto floats = [&layout](std::size_t at) { return layout.at<float>(at); };
   if (plain) w_ = plain_ = words(plain_at);
-  if (p_.weight != nullptr && p_.weight->packed() != nullptr) {
-    const PackedWeight::Impl& packed = p_.weight->packed()->impl();
-    w_ = p_.direction == Direction::kForward ? packed.forward.get() : packed.backward.get();
-  }
+  if (p_.weight != nullptr && p_.weight->is_packed()) w_ = packed_panels(*p_.weight, p_.direction);
   if (low) {
     a_ = static_cast<const std::uint32_t*>(low->shrink.data);
     b_ = static_cast<const std::uint32_t*>(low->expand.data);
@@ -245,7 +232,7 @@ void Run::operator()() {
   const std::int64_t packing = a_groups_ + b_ranges_;
   const std::int64_t tasks = partition_.chunks() * partition_.splits;
   pair_packed_.start(packing);
-  parallel_for(packing + tasks + static_cast<std::int64_t>(blocks.size()), threads_,
+  parallel_for(context_, packing + tasks + static_cast<std::int64_t>(blocks.size()), threads_,
                [&](std::int64_t i, int index) {
                  const Worker& worker = workers_[static_cast<std::size_t>(index)];
                  if (i < packing) return pack_pair(i);
@@ -253,10 +240,11 @@ void Run::operator()() {
                  if (i < tasks) return task(i / partition_.splits, i % partition_.splits, worker);
                  finish_outer_product(blocks[static_cast<std::size_t>(i - tasks)], worker);
                });
-  parallel_for(static_cast<std::int64_t>(rest.size()), threads_, [&](std::int64_t i, int index) {
-    finish_outer_product(rest[static_cast<std::size_t>(i)],
-                         workers_[static_cast<std::size_t>(index)]);
-  });
+  parallel_for(context_, static_cast<std::int64_t>(rest.size()), threads_,
+               [&](std::int64_t i, int index) {
+                 finish_outer_product(rest[static_cast<std::size_t>(i)],
+                                      workers_[static_cast<std::size_t>(index)]);
+               });
 }
 
 // Packs the bias, and W if it came plain.
@@ -268,9 +256,9 @@ void Run::prepare() {
     }
   }
   if (plain_ != nullptr) {
-    const Source w = Source::of(p_.weight->plain());
-    pack_panels(kernels_, p_.direction == Direction::kForward ? w : w.transposed(), p_.n, p_.k,
-                plain_);
+    const Source w = Source::of(p_.weight->view());
+    pack_panels(context_, kernels_, p_.direction == Direction::kForward ? w : w.transposed(), p_.n,
+                p_.k, plain_);
   }
 }
 
@@ -488,12 +476,6 @@ void Run::write_gradient(const float* sums, std::int64_t first, std::int64_t col
 }
 
 }  // namespace
-
-void pack_panels(const Kernels& kernels, const Source& w, std::int64_t n, std::int64_t k,
-                 std::uint32_t* panels) {
-  parallel_for(ceil_div(n, kernels.width),
-               [&](std::int64_t panel) { pack_panel(kernels, w, n, k, panel, panels); });
-}
 
 void run(Context& context, const Product& product) { Run(context, product)(); }
 

@@ -6,8 +6,8 @@
 #include "backend/cpu/kernels.h"
 #include "graft/context.h"
 #include "graft/lora.h"
-#include "graft/packed_weight.h"
 #include "graft/tensor_view.h"
+#include "graft/weight.h"
 
 // The one product behind linear and LoRA, forward and backward:
 //
@@ -39,13 +39,10 @@ struct OuterProduct {
   TensorView out;  // (rank, cols) float32, any strides
 };
 
-/// Which way a weight is multiplied.
-enum class Direction { kForward, kBackward };
-
 struct Product {
   std::int64_t m = 0, k = 0, n = 0;
-  Source x;                            // (M, K)
-  const BaseWeight* weight = nullptr;  // null: no base product
+  Source x;                        // (M, K)
+  const Weight* weight = nullptr;  // null: no base product
   Direction direction = Direction::kForward;
   DType multiply = DType::kFloat32;  // without a weight; with one, its dtype decides
   ConstTensorView bias;              // (N) or absent
@@ -55,7 +52,7 @@ struct Product {
   std::vector<OuterProduct> outer_products;
 };
 
-/// Runs the product on the pool. Arguments have been checked.
+/// Runs the product on the context's threads. Arguments have been checked.
 void run(Context& context, const Product& product);
 
 }  // namespace graft::cpu
