@@ -17,11 +17,11 @@
 #include <vector>
 
 #include "backend/bfloat16.h"
-#include "backend/cpu/kernels.h"
-#include "backend/cpu/packed_panels.h"
 #include "backend/cpu/scratch_layout.h"
 #include "backend/cpu/softmax.h"
 #include "backend/cpu/threads.h"
+#include "product/cpu/kernels.h"
+#include "product/cpu/packed_panels.h"
 #include "weight/dense_cpu.h"
 
 namespace graft::cpu {

@@ -4,10 +4,10 @@
 #include <string>
 
 #include "backend/bfloat16.h"
-#include "backend/cpu/packed_panels.h"
 #include "backend/element.h"
 #include "graft/context.h"
 #include "graft/error.h"
+#include "product/cpu/packed_panels.h"
 
 #if defined(__linux__)
 #include <sys/mman.h>

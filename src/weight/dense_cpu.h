@@ -4,7 +4,7 @@
 #include <cstdlib>
 #include <memory>
 
-#include "backend/cpu/kernels.h"
+#include "product/cpu/kernels.h"
 #include "weight/weight.h"
 
 namespace graft::cpu {

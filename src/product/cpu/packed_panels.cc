@@ -1,4 +1,4 @@
-#include "backend/cpu/packed_panels.h"
+#include "product/cpu/packed_panels.h"
 
 #include <algorithm>
 

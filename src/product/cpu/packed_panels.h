@@ -2,8 +2,8 @@
 
 #include <cstdint>
 
-#include "backend/cpu/kernels.h"
 #include "graft/context.h"
+#include "product/cpu/kernels.h"
 
 namespace graft::cpu {
 
