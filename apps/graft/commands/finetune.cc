@@ -169,11 +169,12 @@ TrainOptions train_options(const FinetuneFlags& flags) {
 
 RunEnd train(const FinetuneFlags& flags, const InterruptWatch& interrupts, Trainer& trainer,
              Batches& batches, BatchLog& batch_log, const std::vector<Batch>& valid,
-             RunFolder& folder, LoopState& loop, RunOutput& output) {
+             RunFolder& folder, std::int64_t expected_memory, LoopState& loop, RunOutput& output) {
   const LrSchedule schedule = train_options(flags).schedule;
   LoopObserver observer;
   observer.on_step = [&](int iteration, double loss, double rate, double left) {
     output.step(iteration, loss, rate, left);
+    return_memory_above(expected_memory);
   };
   observer.on_report = [&](const TrainReport& report) {
     output.report(report);
@@ -263,12 +264,13 @@ void run_finetune(FinetuneFlags flags) {
   }
   Trainer trainer(model.llama, initial.layout, initial.pairs, train_options(flags));
   if (from) trainer.restore(from->trainer_state(initial.pairs));
-  output->memory(check_memory({.flags = flags,
-                               .config = config,
-                               .layout = initial.layout,
-                               .data = data.splits,
-                               .pad_token = data.batching.pad_token,
-                               .first_iteration = trainer.iteration()}));
+  const std::int64_t expected_memory = check_memory({.flags = flags,
+                                                     .config = config,
+                                                     .layout = initial.layout,
+                                                     .data = data.splits,
+                                                     .pad_token = data.batching.pad_token,
+                                                     .first_iteration = trainer.iteration()});
+  output->memory(expected_memory);
   // All that may fail comes before what an earlier run left is replaced.
   prepare_adapter_folder(flags.adapter_path);
   if (!lock) {
@@ -287,8 +289,8 @@ void run_finetune(FinetuneFlags flags) {
   const int first = trainer.iteration();
   const InterruptWatch interrupts;
   RunOutcome outcome;
-  outcome.end =
-      train(flags, interrupts, trainer, batches, batch_log, data.valid, folder, loop, *output);
+  outcome.end = train(flags, interrupts, trainer, batches, batch_log, data.valid, folder,
+                      expected_memory, loop, *output);
   outcome.iteration = trainer.iteration();
   outcome.trained = trainer.iteration() > first;
   outcome.modules = std::ssize(initial.layout.modules());

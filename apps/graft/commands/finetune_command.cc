@@ -148,7 +148,8 @@ void add_report_flags(CLI::App& command, FinetuneFlags& flags) {
       ->type_name(kFile);
   command.add_flag("--require-fused", flags.require_fused,
                    "Fail if an adapted projection did not run fused");
-  CLI::Option* quiet = command.add_flag("--quiet", flags.quiet, "Print nothing but errors and what is left out of the data");
+  CLI::Option* quiet = command.add_flag(
+      "--quiet", flags.quiet, "Print nothing but errors and what is left out of the data");
   command.add_flag("--json", flags.json, "Print a JSON object a line, for programs")
       ->excludes(quiet);
 }
