@@ -47,10 +47,10 @@ class Fault:
         return "core" if self.file.startswith(("src/", "include/")) else "whole"
 
 
-TILE = "src/backend/cpu/tile-inl.h"
-SHRINK = "src/backend/cpu/shrink-inl.h"
-OUTER = "src/backend/cpu/outer-inl.h"
-PACK = "src/backend/cpu/pack-inl.h"
+TILE = "src/product/cpu/tile-inl.h"
+SHRINK = "src/product/cpu/shrink-inl.h"
+OUTER = "src/product/cpu/outer-inl.h"
+PACK = "src/product/cpu/pack-inl.h"
 FORWARD = "src/attention/cpu_forward.cc"
 BACKWARD = "src/attention/cpu_backward.cc"
 NORM = "src/rms_norm/cpu.cc"
