@@ -20,9 +20,9 @@
 #include "backend/cpu/scratch.h"
 #include "backend/cpu/softmax.h"
 #include "backend/cpu/threads.h"
-#include "linear/packed_weight_impl.h"
 #include "product/cpu/kernels.h"
 #include "product/cpu/packed_panels.h"
+#include "weight/dense_cpu.h"
 
 namespace graft::cpu {
 namespace {
@@ -85,7 +85,7 @@ struct Plan {
         p_panel_size(kernels.row_panel_size(block_cols)) {}
 
   Parts layout(Scratch& scratch, const LinearCrossEntropy& params) const {
-    const bool gradient = params.dx.present(), plain = params.weight.packed() == nullptr;
+    const bool gradient = params.dx.present(), plain = !params.weight.is_packed();
     const auto x_size = static_cast<std::int64_t>(size_of(params.x.dtype()));
     Parts parts;
     parts.forward = scratch.take<std::uint32_t>(plain ? packed_panels_size(kernels, v, k) : 0);
@@ -182,12 +182,12 @@ Run::Run(Context& context, const LinearCrossEntropy& params)
       kernels_(plan_.kernels) {
   if (plan_.kept == 0) return;
   parts_ = lay_out(context, [&](Scratch& scratch) { return plan_.layout(scratch, params); });
-  if (const PackedWeight* packed = p_.weight.packed(); packed != nullptr) {
-    forward_ = packed->impl().forward.get();
-    backward_ = packed->impl().backward.get();
+  if (p_.weight.is_packed()) {
+    forward_ = packed_panels(p_.weight, Direction::kForward);
+    backward_ = packed_panels(p_.weight, Direction::kBackward);
     return;
   }
-  const Source w = Source::of(p_.weight.plain());
+  const Source w = Source::of(p_.weight.view());
   pack_panels(context, kernels_, w, plan_.v, plan_.k, parts_.forward);
   forward_ = parts_.forward;
   if (p_.dx.present()) {

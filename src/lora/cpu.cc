@@ -64,7 +64,7 @@ void add_adapter_gradients(const Params& params, std::size_t term, Product& prod
 }
 
 template <class Params>
-Term backward_term(const Params& params, const BaseWeight* weight) {
+Term backward_term(const Params& params, const Weight* weight) {
   Term term;
   term.k = params.adapter.b.dim(1);
   term.n = params.adapter.a.dim(0);
@@ -110,7 +110,7 @@ Product product_of(const LoraDeltaBackward& params) {
 }
 
 Product product_of(const LoraLinearBackward& params) {
-  const BaseWeight* const weight = params.weight.present() ? &params.weight : nullptr;
+  const Weight* const weight = params.weight.present() ? &params.weight : nullptr;
   Product product{params.dy.dim(0),
                   Direction::kBackward,
                   weight != nullptr ? weight->dtype() : multiply_type(params.dy),

@@ -80,7 +80,7 @@ Plan::Plan(const Product& p, int thread_count)
     TermPlan plan{};
     plan.rank = pair.rank;
     plan.row_shrink = shrinks_from_rows(kernels, term);
-    plan.packs_weight = makes_base_product(term) && term.weight->packed() == nullptr;
+    plan.packs_weight = makes_base_product(term) && !term.weight->is_packed();
     plan.packs_shrink = has_pair && !shrink_is_packed(kernels, pair);
     plan.packs_expand = packs_expand;
     plan.owns_h = has_pair && pair.h == nullptr && makes_h_for_outer_products(p, i);

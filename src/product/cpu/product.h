@@ -6,8 +6,8 @@
 
 #include "graft/context.h"
 #include "graft/lora.h"
-#include "graft/packed_weight.h"
 #include "graft/tensor_view.h"
+#include "graft/weight.h"
 #include "product/cpu/kernels.h"
 
 // The one product behind linear and LoRA, forward and backward. A term is
@@ -35,9 +35,9 @@ struct LowRank {
 
 struct Term {
   std::int64_t k = 0, n = 0;
-  Source x;                            // (M, K)
-  const BaseWeight* weight = nullptr;  // null: no base product
-  ConstTensorView bias;                // (N) or absent
+  Source x;                        // (M, K)
+  const Weight* weight = nullptr;  // null: no base product
+  ConstTensorView bias;            // (N) or absent
   LowRank pair;
   TensorView y;  // (M, N), rows dense; absent: only h and outer products are wanted
 };
@@ -52,9 +52,6 @@ struct OuterProduct {
   float scaling = 1.0f;
   TensorView out;  // (rank, cols) float32, any strides
 };
-
-/// Which way a weight is multiplied.
-enum class Direction { kForward, kBackward };
 
 struct Product {
   std::int64_t m = 0;

@@ -3,11 +3,11 @@
 
 #include "backend/cpu/threads.h"
 #include "backend/element.h"
-#include "linear/packed_weight_impl.h"
 #include "product/cpu/outer_products.h"
 #include "product/cpu/packed_panels.h"
 #include "product/cpu/plan.h"
 #include "product/cpu/product.h"
+#include "weight/dense_cpu.h"
 
 namespace graft::cpu {
 namespace {
@@ -76,12 +76,7 @@ Run::Run(Context& context, const Product& product)
     const TermScratch& scratch = scratch_.terms[i];
     Operands to;
     if (term.weight != nullptr && term.y.present()) {
-      to.weight = scratch.weight;
-      if (!plan.packs_weight) {
-        const PackedWeight::Impl& packed = term.weight->packed()->impl();
-        to.weight =
-            p_.direction == Direction::kForward ? packed.forward.get() : packed.backward.get();
-      }
+      to.weight = plan.packs_weight ? scratch.weight : packed_panels(*term.weight, p_.direction);
     }
     const LowRank& pair = term.pair;
     to.shrink =
@@ -127,7 +122,7 @@ void Run::pack_biases_and_weights() {
           j < term.n ? load_element(term.bias, j * term.bias.stride(0)) : 0.0f;
     }
     if (plan_.terms[i].packs_weight) {
-      const Source w = Source::of(term.weight->plain());
+      const Source w = Source::of(term.weight->view());
       pack_panels(context_, kernels_, p_.direction == Direction::kForward ? w : w.transposed(),
                   term.n, term.k, scratch_.terms[i].weight);
     }
