@@ -10,7 +10,6 @@
 #include <algorithm>
 #include <vector>
 
-#include "attention/cpu.h"
 #include "attention/heads.h"
 #include "backend/cpu/scratch.h"
 #include "backend/cpu/softmax.h"
@@ -305,6 +304,8 @@ void Backward::sum_heads(std::int64_t b, std::int64_t kv_head, std::int64_t firs
 }
 
 }  // namespace
+
+Support supports(const AttentionBackward& params) { return supports_heads(params.q); }
 
 void attention_backward(Context& context, const AttentionBackward& params) {
   Backward backward(params);

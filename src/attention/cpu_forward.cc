@@ -9,9 +9,9 @@
 #include <algorithm>
 #include <cmath>
 #include <limits>
+#include <string>
 #include <vector>
 
-#include "attention/cpu.h"
 #include "attention/heads.h"
 #include "backend/cpu/scratch.h"
 #include "backend/cpu/softmax.h"
@@ -239,6 +239,17 @@ void Forward::decode(std::int64_t b, std::int64_t kv_head, const Worker& worker)
 }
 
 }  // namespace
+
+Support supports_heads(const ConstTensorView& q) {
+  if (q.rank() == 4 && (q.dim(3) % 8 != 0 || q.dim(3) == 0 || q.dim(3) > kMaxHeadDim)) {
+    return Support::no("q: head dimension " + std::to_string(q.dim(3)) +
+                       " has no kernel, multiples of 8 up to " + std::to_string(kMaxHeadDim) +
+                       " do");
+  }
+  return float_on_cpu("q", q);
+}
+
+Support supports(const AttentionForward& params) { return supports_heads(params.q); }
 
 void attention_forward(Context& context, const AttentionForward& params) {
   Forward forward(params);

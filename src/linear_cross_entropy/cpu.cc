@@ -8,18 +8,19 @@
 // are added in order, so results do not depend on the number of threads. 4·M·K·V multiply-adds'
 // worth of FLOPs with dx, half without; W is read once a chunk for each of the two products.
 
-#include "linear_cross_entropy/cpu.h"
-
 #include <algorithm>
 #include <cmath>
 #include <cstring>
 #include <limits>
+#include <string>
 #include <vector>
 
 #include "backend/bfloat16.h"
 #include "backend/cpu/scratch.h"
 #include "backend/cpu/softmax.h"
 #include "backend/cpu/threads.h"
+#include "checks.h"
+#include "graft/linear_cross_entropy.h"
 #include "product/cpu/kernels.h"
 #include "product/cpu/packed_panels.h"
 #include "weight/dense_cpu.h"
@@ -361,9 +362,25 @@ void Run::sum_gradient(std::int64_t row) const {
   }
 }
 
+void check_targets(const Check& check, const LinearCrossEntropy& p) {
+  const std::int64_t vocabulary = p.weight.out_features();
+  for (std::int64_t row = 0; row < p.targets.dim(0); ++row) {
+    const std::int32_t target = p.targets.data_as<std::int32_t>()[row * p.targets.stride(0)];
+    if (target == p.ignore_index || (target >= 0 && target < vocabulary)) continue;
+    check.fail("targets: expected 0 to " + std::to_string(vocabulary - 1) + ", or " +
+               std::to_string(p.ignore_index) + " to ignore, got " + std::to_string(target) +
+               " at row " + std::to_string(row));
+  }
+}
+
 }  // namespace
 
+Support supports(const LinearCrossEntropy& params) {
+  return all_of({float_on_cpu("x", params.x), weight_on_cpu(params.weight)});
+}
+
 void linear_cross_entropy(Context& context, const LinearCrossEntropy& params) {
+  check_targets(Check("linear_cross_entropy"), params);
   Run(context, params)();
 }
 

@@ -1,8 +1,6 @@
 // RMS norm reads each row twice, the second time from the first-level cache: bound by memory
 // (float32: 8 bytes an element forward, 16 with a residual, 12 to 16 backward).
 
-#include "rms_norm/cpu.h"
-
 #include <algorithm>
 #include <cmath>
 
@@ -12,6 +10,8 @@
 #include "backend/cpu/spans.h"
 #include "backend/cpu/targets.h"
 #include "backend/cpu/threads.h"
+#include "checks.h"
+#include "graft/rms_norm.h"
 
 #undef HWY_TARGET_INCLUDE
 #define HWY_TARGET_INCLUDE "rms_norm/cpu.cc"
@@ -191,6 +191,14 @@ Parts lay_out_for(Context& context, const Params& params) {
 }
 
 }  // namespace
+
+Support supports(const RmsNormForward& p) {
+  return all_of({float_on_cpu("x", p.x), float_on_cpu("weight", p.weight)});
+}
+
+Support supports(const RmsNormBackward& p) {
+  return all_of({float_on_cpu("dy", p.dy), float_on_cpu("weight", p.weight)});
+}
 
 std::size_t scratch_bytes(const RmsNormForward& params, int) {
   return bytes_of([&](Scratch& scratch) { return layout(scratch, params); });

@@ -1,9 +1,9 @@
-#include "rope/cpu.h"
-
+#include "backend/cpu/rotary_angles.h"
 #include "backend/cpu/rows.h"
 #include "backend/cpu/scratch.h"
 #include "backend/cpu/threads.h"
-#include "rope/angles.h"
+#include "checks.h"
+#include "graft/rope.h"
 
 namespace graft::cpu {
 
@@ -16,6 +16,8 @@ float* worker_rows(Scratch& scratch, const Rope& params, int workers) {
 
 }  // namespace
 
+Support supports(const Rope& params) { return float_on_cpu("x", params.x); }
+
 std::size_t scratch_bytes(const Rope& params, int threads) {
   return bytes_of([&](Scratch& scratch) { return worker_rows(scratch, params, threads); });
 }
@@ -27,7 +29,7 @@ void rope(Context& context, const Rope& params) {
   if (x.size() == 0) return;
   const RowKernels& rows = row_kernels();
   const Rotary& rotary = params.rotary;
-  const auto angles = rope_angles(rotary.theta, d / 2, rotary.position, tokens);
+  const auto angles = rotary_angles(rotary.theta, d / 2, rotary.position, tokens);
   const int workers = context.threads();
   float* const row =
       lay_out(context, [&](Scratch& scratch) { return worker_rows(scratch, params, workers); });
