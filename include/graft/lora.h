@@ -1,8 +1,10 @@
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
 
 #include "graft/context.h"
+#include "graft/export.h"
 #include "graft/supports.h"
 #include "graft/tensor_view.h"
 #include "graft/weight.h"
@@ -85,18 +87,30 @@ struct LoraLinearBackward {
 
 /// @{
 /// Whether such a call can run here, and if not, why.
-Support supports(const LoraDeltaForward& params);
-Support supports(const LoraDeltaBackward& params);
-Support supports(const LoraLinearForward& params);
-Support supports(const LoraLinearBackward& params);
+GRAFT_EXPORT Support supports(const LoraDeltaForward& params);
+GRAFT_EXPORT Support supports(const LoraDeltaBackward& params);
+GRAFT_EXPORT Support supports(const LoraLinearForward& params);
+GRAFT_EXPORT Support supports(const LoraLinearBackward& params);
+/// @}
+
+/// @{
+/// Bytes of scratch that such a call takes from a context of so many threads. Reads no tensor.
+/// Throws Error for a call that is not supported.
+GRAFT_EXPORT std::size_t scratch_bytes(const LoraDeltaForward& params, int threads = num_threads());
+GRAFT_EXPORT std::size_t scratch_bytes(const LoraDeltaBackward& params,
+                                       int threads = num_threads());
+GRAFT_EXPORT std::size_t scratch_bytes(const LoraLinearForward& params,
+                                       int threads = num_threads());
+GRAFT_EXPORT std::size_t scratch_bytes(const LoraLinearBackward& params,
+                                       int threads = num_threads());
 /// @}
 
 /// @{
 /// Each throws Error; on an error no output is touched.
-void lora_delta_forward(Context& context, const LoraDeltaForward& params);
-void lora_delta_backward(Context& context, const LoraDeltaBackward& params);
-void lora_linear_forward(Context& context, const LoraLinearForward& params);
-void lora_linear_backward(Context& context, const LoraLinearBackward& params);
+GRAFT_EXPORT void lora_delta_forward(Context& context, const LoraDeltaForward& params);
+GRAFT_EXPORT void lora_delta_backward(Context& context, const LoraDeltaBackward& params);
+GRAFT_EXPORT void lora_linear_forward(Context& context, const LoraLinearForward& params);
+GRAFT_EXPORT void lora_linear_backward(Context& context, const LoraLinearBackward& params);
 /// @}
 
 }  // namespace graft

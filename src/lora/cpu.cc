@@ -1,11 +1,15 @@
-#include "lora/cpu.h"
-
 #include <array>
 
+#include "graft/lora.h"
 #include "product/cpu/product.h"
+#include "weight/weight.h"
 
 namespace graft::cpu {
 namespace {
+
+Support adapter_on_cpu(const Adapter& adapter) {
+  return all_of({float_on_cpu("a", adapter.a), float_on_cpu("b", adapter.b)});
+}
 
 const Dropout* active(const Dropout& dropout) { return dropout.p > 0.0f ? &dropout : nullptr; }
 
@@ -122,6 +126,41 @@ Product product_of(const LoraLinearBackward& params) {
 }
 
 }  // namespace
+
+Support supports(const LoraDeltaForward& p) {
+  return all_of({float_on_cpu("x", p.x), adapter_on_cpu(p.adapter), float_on_cpu("y", p.y)});
+}
+
+Support supports(const LoraDeltaBackward& p) {
+  return all_of({float_on_cpu("dy", p.dy), float_on_cpu("x", p.x), adapter_on_cpu(p.adapter),
+                 float_on_cpu("dx", p.dx)});
+}
+
+Support supports(const LoraLinearForward& p) {
+  return all_of({float_on_cpu("x", p.x), weight_on_cpu(p.weight), float_on_cpu("bias", p.bias),
+                 adapter_on_cpu(p.adapter), float_on_cpu("y", p.y)});
+}
+
+Support supports(const LoraLinearBackward& p) {
+  return all_of({float_on_cpu("dy", p.dy), float_on_cpu("x", p.x), weight_on_cpu(p.weight),
+                 adapter_on_cpu(p.adapter), float_on_cpu("dx", p.dx)});
+}
+
+std::size_t scratch_bytes(const LoraDeltaForward& params, int threads) {
+  return scratch_bytes(product_of(params), threads);
+}
+
+std::size_t scratch_bytes(const LoraDeltaBackward& params, int threads) {
+  return scratch_bytes(product_of(params), threads);
+}
+
+std::size_t scratch_bytes(const LoraLinearForward& params, int threads) {
+  return scratch_bytes(product_of(params), threads);
+}
+
+std::size_t scratch_bytes(const LoraLinearBackward& params, int threads) {
+  return scratch_bytes(product_of(params), threads);
+}
 
 void lora_delta_forward(Context& context, const LoraDeltaForward& params) {
   run(context, product_of(params));

@@ -3,12 +3,16 @@
 #include <cmath>
 #include <string>
 
-#include "checks.h"
-#include "lora/cpu.h"
+#include "backend/table.h"
 #include "weight/weight.h"
 
 namespace graft {
 namespace {
+
+constexpr const char* kDelta = "lora_delta";
+constexpr const char* kDeltaBackward = "lora_delta_backward";
+constexpr const char* kLinear = "lora_linear";
+constexpr const char* kLinearBackward = "lora_linear_backward";
 
 void check_dropout(const Check& check, const Dropout& dropout) {
   if (!(dropout.p >= 0.0f && dropout.p < 1.0f)) {
@@ -50,7 +54,6 @@ template <class Params>
 void check_forward(const Check& check, const Params& p) {
   const Device device = p.x.device();
   check.rank("x", p.x, 2);
-  check_adapter(check, p.adapter, device);
   check_dropout(check, p.dropout);
   const std::int64_t rows = p.x.dim(0), in = p.adapter.a.dim(0), out = p.adapter.b.dim(1);
   check.shape("x", p.x, {rows, in});
@@ -63,7 +66,6 @@ template <class Params>
 void check_backward(const Check& check, const Params& p) {
   const Device device = p.dy.device();
   check.rank("dy", p.dy, 2);
-  check_adapter(check, p.adapter, device);
   check_dropout(check, p.dropout);
   const std::int64_t rows = p.dy.dim(0), in = p.adapter.a.dim(0), out = p.adapter.b.dim(1);
   const std::int64_t rank = p.adapter.a.dim(1);
@@ -90,12 +92,20 @@ void check_weight_fits(const Check& check, const Params& p, Device device, Direc
   check.shape("b", p.adapter.b, {p.adapter.a.dim(1), p.weight.out_features()});
 }
 
-void check(const LoraDeltaForward& p) { check_forward(Check("lora_delta"), p); }
+void check(const LoraDeltaForward& p) {
+  const Check check(kDelta);
+  check_adapter(check, p.adapter, p.x.device());
+  check_forward(check, p);
+}
 
-void check(const LoraDeltaBackward& p) { check_backward(Check("lora_delta_backward"), p); }
+void check(const LoraDeltaBackward& p) {
+  const Check check(kDeltaBackward);
+  check_adapter(check, p.adapter, p.dy.device());
+  check_backward(check, p);
+}
 
 void check(const LoraLinearForward& p) {
-  const Check check("lora_linear");
+  const Check check(kLinear);
   check_adapter(check, p.adapter, p.x.device());
   check_weight_fits(check, p, p.x.device(), Direction::kForward);
   check_forward(check, p);
@@ -106,7 +116,7 @@ void check(const LoraLinearForward& p) {
 }
 
 void check(const LoraLinearBackward& p) {
-  const Check check("lora_linear_backward");
+  const Check check(kLinearBackward);
   check_adapter(check, p.adapter, p.dy.device());
   if (p.dx.present() || p.weight.present()) {
     check_weight_fits(check, p, p.dy.device(), Direction::kBackward);
@@ -114,54 +124,47 @@ void check(const LoraLinearBackward& p) {
   check_backward(check, p);
 }
 
-Support adapter_on_cpu(const Adapter& adapter) {
-  return all_of({float_on_cpu("a", adapter.a), float_on_cpu("b", adapter.b)});
-}
-
 }  // namespace
 
-Support supports(const LoraDeltaForward& p) {
-  return all_of({on_cpu(p.x.device()), float_on_cpu("x", p.x), adapter_on_cpu(p.adapter),
-                 float_on_cpu("y", p.y)});
+Support supports(const LoraDeltaForward& p) { return supports_on(p.x.device(), p); }
+Support supports(const LoraDeltaBackward& p) { return supports_on(p.dy.device(), p); }
+Support supports(const LoraLinearForward& p) { return supports_on(p.x.device(), p); }
+Support supports(const LoraLinearBackward& p) { return supports_on(p.dy.device(), p); }
+
+std::size_t scratch_bytes(const LoraDeltaForward& params, int threads) {
+  return scratch_bytes_on(params.x.device(), kDelta, params, threads);
 }
 
-Support supports(const LoraDeltaBackward& p) {
-  return all_of({on_cpu(p.dy.device()), float_on_cpu("dy", p.dy), float_on_cpu("x", p.x),
-                 adapter_on_cpu(p.adapter), float_on_cpu("dx", p.dx)});
+std::size_t scratch_bytes(const LoraDeltaBackward& params, int threads) {
+  return scratch_bytes_on(params.dy.device(), kDeltaBackward, params, threads);
 }
 
-Support supports(const LoraLinearForward& p) {
-  return all_of({on_cpu(p.x.device()), float_on_cpu("x", p.x), weight_on_cpu(p.weight),
-                 float_on_cpu("bias", p.bias), adapter_on_cpu(p.adapter), float_on_cpu("y", p.y)});
+std::size_t scratch_bytes(const LoraLinearForward& params, int threads) {
+  return scratch_bytes_on(params.x.device(), kLinear, params, threads);
 }
 
-Support supports(const LoraLinearBackward& p) {
-  return all_of({on_cpu(p.dy.device()), float_on_cpu("dy", p.dy), float_on_cpu("x", p.x),
-                 weight_on_cpu(p.weight), adapter_on_cpu(p.adapter), float_on_cpu("dx", p.dx)});
+std::size_t scratch_bytes(const LoraLinearBackward& params, int threads) {
+  return scratch_bytes_on(params.dy.device(), kLinearBackward, params, threads);
 }
 
 void lora_delta_forward(Context& context, const LoraDeltaForward& params) {
   check(params);
-  require("lora_delta", supports(params));
-  cpu::lora_delta_forward(context, params);
+  run_on(params.x.device(), kDelta, context, params);
 }
 
 void lora_delta_backward(Context& context, const LoraDeltaBackward& params) {
   check(params);
-  require("lora_delta_backward", supports(params));
-  cpu::lora_delta_backward(context, params);
+  run_on(params.dy.device(), kDeltaBackward, context, params);
 }
 
 void lora_linear_forward(Context& context, const LoraLinearForward& params) {
   check(params);
-  require("lora_linear", supports(params));
-  cpu::lora_linear_forward(context, params);
+  run_on(params.x.device(), kLinear, context, params);
 }
 
 void lora_linear_backward(Context& context, const LoraLinearBackward& params) {
   check(params);
-  require("lora_linear_backward", supports(params));
-  cpu::lora_linear_backward(context, params);
+  run_on(params.dy.device(), kLinearBackward, context, params);
 }
 
 }  // namespace graft
