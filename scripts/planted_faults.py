@@ -140,12 +140,12 @@ FAULTS = [
           "    StorePart(Forward(LoadPart(gate + i, rest), LoadPart(up + i, rest)), y + i, rest);",
           "    StorePart(Forward(LoadPart(gate + i, rest), LoadPart(up + i, rest)), y + i, rest - 1);",
           "swiglu_test"),
-    Fault("rope_frequencies_of_the_whole_head", "src/rope/angles.cc",
+    Fault("rope_frequencies_of_the_whole_head", "src/backend/cpu/rotary_angles.cc",
           "-static_cast<double>(i) / static_cast<double>(pairs)",
           "-static_cast<double>(i) / static_cast<double>(2 * pairs)", "rope_test", "attention_test"),
     Fault("rope_inverse_turns_forward", "src/rope/cpu.cc",
           "params.inverse ? -1.0f : 1.0f", "1.0f", "rope_test"),
-    Fault("rope_table_of_another_theta", "src/rope/angles.cc",
+    Fault("rope_table_of_another_theta", "src/backend/cpu/rotary_angles.cc",
           "return angles->theta == theta && angles->pairs == pairs;", "return angles->pairs == pairs;",
           "rope_test", "attention_test"),
     Fault("loss_of_ignored_rows_keeps_what_was_there", LOSS,
@@ -156,10 +156,10 @@ FAULTS = [
     Fault("loss_merges_sums_of_different_maxima", LOSS,
           "a.sum * std::exp(static_cast<double>(a.max) - max)", "a.sum", "linear_cross_entropy_test"),
     Fault("loss_gradient_of_one_slice_is_lost", LOSS,
-          "  float* const sum = sums_ + row * k_;\n"
-          "  for (std::int64_t slice = 1; slice < slices_; ++slice) {",
-          "  float* const sum = sums_ + row * k_;\n"
-          "  for (std::int64_t slice = 2; slice < slices_; ++slice) {", "linear_cross_entropy_test"),
+          "  float* const sum = parts_.sums + row * plan_.k;\n"
+          "  for (std::int64_t slice = 1; slice < plan_.slices; ++slice) {",
+          "  float* const sum = parts_.sums + row * plan_.k;\n"
+          "  for (std::int64_t slice = 2; slice < plan_.slices; ++slice) {", "linear_cross_entropy_test"),
     Fault("bfloat16_rounds_ties_up", "src/backend/bfloat16.h",
           "(bits + 0x7fffu + ((bits >> 16) & 1u))", "(bits + 0x8000u)", "linear_test",
           "rms_norm_test"),

@@ -11,27 +11,30 @@
 namespace graft {
 
 #define GRAFT_DECLARE_SUPPORTS(Params, function) Support supports(const Params& params);
-#define GRAFT_DECLARE_RUN(Params, function)              \
+#define GRAFT_DECLARE_CALL(Params, function)             \
+  GRAFT_DECLARE_SUPPORTS(Params, function)               \
   void function(Context& context, const Params& params); \
   std::size_t scratch_bytes(const Params& params, int threads);
 
-/// What a back-end has: whether its kernels take a call whose tensors are on its device; and of a
-/// call that it takes and whose params have been checked, the call itself and the scratch it needs.
+/// What a back-end has: whether it is here at all; whether its kernels take a call whose tensors
+/// are on its device; and of a call that they take and whose params have been checked, the call
+/// itself and the scratch it needs.
 namespace cpu {
-GRAFT_FOR_EACH_CALL(GRAFT_DECLARE_SUPPORTS)
-GRAFT_FOR_EACH_CALL(GRAFT_DECLARE_RUN)
+Support available();
+GRAFT_FOR_EACH_CALL(GRAFT_DECLARE_CALL)
 }  // namespace cpu
 namespace cuda {
-GRAFT_FOR_EACH_CALL(GRAFT_DECLARE_SUPPORTS)
-GRAFT_FOR_EACH_CALL(GRAFT_DECLARE_RUN)
+Support available();
+GRAFT_FOR_EACH_CALL(GRAFT_DECLARE_CALL)
 }  // namespace cuda
 /// Launched by a host, which asks here whether there is a kernel.
 namespace metal {
+Support available();
 GRAFT_FOR_EACH_CALL(GRAFT_DECLARE_SUPPORTS)
 }  // namespace metal
 
 #undef GRAFT_DECLARE_SUPPORTS
-#undef GRAFT_DECLARE_RUN
+#undef GRAFT_DECLARE_CALL
 
 /// A back-end's part in one kind of call.
 template <class Params>

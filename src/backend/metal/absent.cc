@@ -1,4 +1,3 @@
-#include "backend/backend.h"
 #include "backend/table.h"
 
 // The core has Metal's kernels as text (graft/metal.h) and runs none.
