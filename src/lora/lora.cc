@@ -1,6 +1,8 @@
 #include "graft/lora.h"
 
 #include <cmath>
+#include <cstddef>
+#include <span>
 #include <string>
 
 #include "backend/table.h"
@@ -104,8 +106,7 @@ void check(const LoraDeltaBackward& p) {
   check_backward(check, p);
 }
 
-void check(const LoraLinearForward& p) {
-  const Check check(kLinear);
+void check_linear(const Check& check, const LoraLinearForward& p) {
   check_adapter(check, p.adapter, p.x.device());
   check_weight_fits(check, p, p.x.device(), Direction::kForward);
   check_forward(check, p);
@@ -115,13 +116,74 @@ void check(const LoraLinearForward& p) {
   }
 }
 
-void check(const LoraLinearBackward& p) {
-  const Check check(kLinearBackward);
+void check_linear(const Check& check, const LoraLinearBackward& p) {
   check_adapter(check, p.adapter, p.dy.device());
   if (p.dx.present() || p.weight.present()) {
     check_weight_fits(check, p, p.dy.device(), Direction::kBackward);
   }
   check_backward(check, p);
+}
+
+// One of several layers, without an adapter.
+void check_plain(const Check& check, const LoraLinearForward& p) {
+  const Device device = p.x.device();
+  check_weight(check, p.weight, device, Direction::kForward);
+  check.rank("x", p.x, 2);
+  check.shape("x", p.x, {p.x.dim(0), p.weight.in_features()});
+  check.shape("y", p.y, {p.x.dim(0), p.weight.out_features()});
+  check.rows_output("y", p.y, device);
+  if (p.bias.present()) {
+    check.shape("bias", p.bias, {p.weight.out_features()});
+    check.device("bias", p.bias, device);
+  }
+  check.that(!p.h.present(), "h: expected with an adapter only");
+}
+
+void check_plain(const Check& check, const LoraLinearBackward& p) {
+  check.rank("dy", p.dy, 2);
+  check.that(!p.da.present() && !p.db.present(), "da, db: expected with an adapter only");
+  if (!p.dx.present()) return;
+  check_weight(check, p.weight, p.dy.device(), Direction::kBackward);
+  check.shape("dy", p.dy, {p.dy.dim(0), p.weight.out_features()});
+  check.shape("dx", p.dx, {p.dy.dim(0), p.weight.in_features()});
+  check.rows_output("dx", p.dx, p.dy.device());
+}
+
+void check_shared(const Check& check, const LoraLinearForward& p, const LoraLinearForward& first) {
+  check.that(p.x == first.x, "x: expected the same view in all layers");
+}
+
+void check_shared(const Check& check, const LoraLinearBackward& p,
+                  const LoraLinearBackward& first) {
+  check.that(p.x == first.x, "x: expected the same view in all layers");
+  check.that(p.dx == first.dx, "dx: expected the same view in all layers");
+  check.shape("dy", p.dy, {first.dy.dim(0), p.dy.dim(1)});
+  check.device("dy", p.dy, first.dy.device());
+}
+
+Device device_of(const LoraSiblingsForward& layers) {
+  return layers.empty() ? Device{} : layers.front().x.device();
+}
+
+Device device_of(const LoraSiblingsBackward& layers) {
+  return layers.empty() ? Device{} : layers.front().dy.device();
+}
+
+// Errors name the layer: "[lora_linear 1] b: ...".
+template <class Params>
+void check_siblings(const char* op, std::span<const Params> layers) {
+  Check(op).that(!layers.empty(), "layers: expected at least one");
+  for (std::size_t i = 0; i < layers.size(); ++i) {
+    const std::string name = op + (' ' + std::to_string(i));
+    const Check check(name.c_str());
+    const Adapter& adapter = layers[i].adapter;
+    if (adapter.a.present() || adapter.b.present()) {
+      check_linear(check, layers[i]);
+    } else {
+      check_plain(check, layers[i]);
+    }
+    check_shared(check, layers[i], layers.front());
+  }
 }
 
 }  // namespace
@@ -130,6 +192,12 @@ Support supports(const LoraDeltaForward& p) { return supports_on(p.x.device(), p
 Support supports(const LoraDeltaBackward& p) { return supports_on(p.dy.device(), p); }
 Support supports(const LoraLinearForward& p) { return supports_on(p.x.device(), p); }
 Support supports(const LoraLinearBackward& p) { return supports_on(p.dy.device(), p); }
+Support supports(const LoraSiblingsForward& layers) {
+  return supports_on(device_of(layers), layers);
+}
+Support supports(const LoraSiblingsBackward& layers) {
+  return supports_on(device_of(layers), layers);
+}
 
 std::size_t scratch_bytes(const LoraDeltaForward& params, int threads) {
   return scratch_bytes_on(params.x.device(), kDelta, params, threads);
@@ -147,6 +215,14 @@ std::size_t scratch_bytes(const LoraLinearBackward& params, int threads) {
   return scratch_bytes_on(params.dy.device(), kLinearBackward, params, threads);
 }
 
+std::size_t scratch_bytes(const LoraSiblingsForward& layers, int threads) {
+  return scratch_bytes_on(device_of(layers), kLinear, layers, threads);
+}
+
+std::size_t scratch_bytes(const LoraSiblingsBackward& layers, int threads) {
+  return scratch_bytes_on(device_of(layers), kLinearBackward, layers, threads);
+}
+
 void lora_delta_forward(Context& context, const LoraDeltaForward& params) {
   check(params);
   run_on(params.x.device(), kDelta, context, params);
@@ -158,13 +234,23 @@ void lora_delta_backward(Context& context, const LoraDeltaBackward& params) {
 }
 
 void lora_linear_forward(Context& context, const LoraLinearForward& params) {
-  check(params);
+  check_linear(Check(kLinear), params);
   run_on(params.x.device(), kLinear, context, params);
 }
 
 void lora_linear_backward(Context& context, const LoraLinearBackward& params) {
-  check(params);
+  check_linear(Check(kLinearBackward), params);
   run_on(params.dy.device(), kLinearBackward, context, params);
+}
+
+void lora_linear_forward(Context& context, const LoraSiblingsForward& layers) {
+  check_siblings(kLinear, layers);
+  run_on(device_of(layers), kLinear, context, layers);
+}
+
+void lora_linear_backward(Context& context, const LoraSiblingsBackward& layers) {
+  check_siblings(kLinearBackward, layers);
+  run_on(device_of(layers), kLinearBackward, context, layers);
 }
 
 }  // namespace graft

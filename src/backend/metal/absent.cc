@@ -22,6 +22,13 @@ GRAFT_BY_HOST(SoftmaxForward)
 GRAFT_BY_HOST(SoftmaxBackward)
 #undef GRAFT_BY_HOST
 
+Support supports(const LoraSiblingsForward&) {
+  return Support::no("Metal has a kernel for one layer at a time");
+}
+Support supports(const LoraSiblingsBackward&) {
+  return Support::no("Metal has a kernel for one layer at a time");
+}
+
 #define GRAFT_NO_KERNEL(Params) \
   Support supports(const Params&) { return Support::no("Metal has no kernel for this operation"); }
 GRAFT_NO_KERNEL(AttentionForward)
