@@ -125,7 +125,11 @@ std::string_view family_of(const std::string& source) {
 
 }  // namespace
 
-std::span<const std::string_view> ChatTemplate::roles() { return kRoles; }
+void ChatTemplate::check_role(std::string_view role) {
+  if (std::ranges::find(kRoles, role) != kRoles.end()) return;
+  throw UserError(fmt::format("role '{}' is not one that the chat template knows: {}",
+                              printable(std::string(role)), fmt::join(kRoles, ", ")));
+}
 
 ChatTemplate::ChatTemplate(const GgufFile& file, const Tokenizer& tokenizer, ControlTokens words)
     : words_(words) {
@@ -153,10 +157,7 @@ ChatTemplate::ChatTemplate(const GgufFile& file, const Tokenizer& tokenizer, Con
 }
 
 void ChatTemplate::add_message(Rendered& rendered, const Message& message) {
-  if (std::ranges::find(kRoles, message.role) == kRoles.end()) {
-    throw UserError(fmt::format("role '{}' is not one that the chat template knows: {}",
-                                printable(message.role), fmt::join(kRoles, ", ")));
-  }
+  check_role(message.role);
   // Before other text counts among its bytes.
   if (const std::size_t at = find_invalid_utf8(message.content); at != std::string::npos) {
     throw UserError(

@@ -14,7 +14,7 @@
 namespace graft::llm {
 
 struct Message {
-  std::string role;  ///< One of ChatTemplate::roles().
+  std::string role;  ///< One that ChatTemplate::check_role takes.
   std::string content;
 };
 
@@ -35,8 +35,8 @@ class ChatTemplate {
   ChatTemplate(const GgufFile& file, const Tokenizer& tokenizer,
                ControlTokens words = ControlTokens::kText);
 
-  /// The roles that messages may have.
-  static std::span<const std::string_view> roles();
+  /// Throws UserError unless messages may have this role: "system", "user", "assistant" or "tool".
+  static void check_role(std::string_view role);
 
   /// The system message that a chat without one gets.
   const std::optional<std::string>& default_system() const { return default_system_; }

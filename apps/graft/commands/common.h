@@ -1,8 +1,10 @@
 #pragma once
 
+#include <nlohmann/json_fwd.hpp>
 #include <string>
 
 #include "apps/graft/user_error.h"
+#include "graft/llm/data/dataset.h"
 #include "graft/llm/model/llama.h"
 #include "graft/llm/tokenizer/tokenizer.h"
 #include "graft/llm/weights/gguf_file.h"
@@ -47,6 +49,10 @@ struct LoadedModel {
 
 /// Says on standard error what doubt_about_base found, if anything, of the adapter in `folder`.
 void warn_of_base(const std::string& folder, const std::string& doubt);
+
+/// For programs: the samples of a file that were cut off or left out, and where the first of each
+/// kind stands.
+nlohmann::ordered_json what_is_missing(const Dataset& data);
 
 /// Uses `threads` threads, 0 for all cores, in Graft's kernels and in the BLAS behind MLX.
 void use_threads(int threads);

@@ -8,18 +8,19 @@
 #include <string>
 #include <vector>
 
+#include "graft/version.h"
 #include "tests/support/program.h"
 #include "tests/support/tiny_model.h"
 
 namespace graft::app {
 namespace {
 
+using llm::testing::Outcome;
+using llm::testing::read_text;
+using llm::testing::TemporaryFolder;
+using llm::testing::TinyModel;
+using llm::testing::write_text;
 using nlohmann::json;
-using testing::Outcome;
-using testing::read_text;
-using testing::TemporaryFolder;
-using testing::TinyModel;
-using testing::write_text;
 
 class CommandsTest : public ::testing::Test {
  protected:
@@ -32,7 +33,7 @@ class CommandsTest : public ::testing::Test {
   }
 
   Outcome run(const std::string& arguments) const {
-    return testing::run_program(folder_, arguments);
+    return llm::testing::run_program(folder_, arguments);
   }
 
   Outcome finetune(const std::string& more) const {
@@ -140,15 +141,17 @@ TEST_F(CommandsTest, MistakesAreOneClearLine) {
   expect(run(""), 2, "subcommand");
   expect(finetune("--rank 0"), 2, "--rank");
   expect(finetune("--target-modules c_attn"), 2, "--target-modules");
-  EXPECT_EQ(run("--version").out, "0.1.0\n");
+  EXPECT_EQ(run("--version").out, std::string(kVersion) + "\n");
   EXPECT_NE(run("finetune --help").out.find("--max-grad-norm"), std::string::npos);
 }
 
 TEST_F(CommandsTest, InfoSaysWhatRunsFused) {
   const Outcome info = run("info --model " + model_);
   EXPECT_EQ(info.status, 0) << info.err;
-  for (const char* words : {"0.1.0", "back-end cpu", "Tiny", "lora_linear q_proj", "fused",
-                            "tokenizer     runs", "chat template runs"}) {
+  for (const char* words :
+       {kVersion, "back-end cpu", "Tiny", "lora_linear q_proj", "fused", "tokenizer     runs",
+        "chat template runs", "rms_norm              forward, backward  float32, bfloat16",
+        "attention"}) {
     EXPECT_NE(info.out.find(words), std::string::npos) << words;
   }
 }
