@@ -1,15 +1,79 @@
 #pragma once
 
 #include <array>
+#include <cstddef>
+#include <cstdint>
 #include <string>
 #include <variant>
 #include <vector>
 
 #include "graft/tensor_view.h"
 
-/// Kernels for Apple GPUs, as text. The core cannot run them: a host that has Metal compiles and
-/// launches them, MLX through its `metal_kernel`, which writes the kernel's signature itself.
-namespace graft::metal {
+namespace graft {
+
+struct SoftmaxForward;
+struct SoftmaxBackward;
+
+/// Kernels for Apple GPUs, as text, and what to launch of them. The core has no Metal to run them
+/// with: a host that has compiles and launches what `plan` says.
+namespace metal {
+
+/// A function of a shader's text, made for template arguments of its own.
+struct Kernel {
+  using Argument = std::variant<int, bool, DType>;
+
+  std::string function;             ///< A template in the text.
+  std::vector<const char*> parts;   ///< The text in pieces, each complete; static memory.
+  std::vector<Argument> arguments;  ///< Of the template, in order.
+
+  /// What the instance is called in its text; no two instances have a name in common.
+  std::string name() const;
+  /// The whole source, to be compiled as it is, with that one kernel in it. Metal 3.1.
+  std::string text() const;
+};
+
+/// A buffer of a plan: one of the call's inputs or outputs, or memory for the plan alone.
+struct Operand {
+  enum class Of : std::uint8_t { kInputs, kOutputs, kTemporaries };
+  Of of = Of::kInputs;
+  int index = 0;
+};
+
+/// One launch. The kernel's buffers are, in order of their numbers: what it reads, what it writes,
+/// and, if there are any, its scalars, a struct in constant memory.
+struct Step {
+  Kernel kernel;
+  std::vector<Operand> reads;               ///< From the first element of the view on.
+  std::vector<Operand> writes;              ///< Each is overwritten whole.
+  std::vector<std::byte> scalars;           ///< Bytes of the struct, as the kernel's text has it.
+  std::array<int, 3> grid{1, 1, 1};         ///< Threads in all; the last groups may be smaller.
+  std::array<int, 3> threadgroup{1, 1, 1};  ///< Threads of a group.
+  int threadgroup_bytes = 0;  ///< Of threadgroup memory that the kernel declares; at most 32 KiB.
+};
+
+/// Memory that is a plan's from its first step to its last.
+struct Temporary {
+  DType dtype = DType::kFloat32;
+  std::vector<std::int64_t> shape;  ///< Row-major.
+};
+
+/// All launches of one call. A step reads what the steps before it have written.
+///
+/// Inputs and outputs are counted in the order in which the call's params declare their views,
+/// those of structs within them included; absent views are not counted. Where nothing is to be
+/// computed there are no steps.
+struct Plan {
+  std::vector<Temporary> temporaries;
+  std::vector<Step> steps;
+};
+
+/// @{
+/// What to launch for a call. Views say shapes, strides and element types; their device is Metal,
+/// and their pointers are not looked at. Throws Error as the call itself would: if shapes do not
+/// fit, or `supports` says no.
+Plan plan(const SoftmaxForward& params);
+Plan plan(const SoftmaxBackward& params);
+/// @}
 
 /// One launch, all that is to know of it. Made by functions of shapes and types alone.
 struct Call {
@@ -31,4 +95,5 @@ struct Call {
   int threadgroup_bytes = 0;  ///< Of threadgroup memory, of which there are 32 KiB.
 };
 
-}  // namespace graft::metal
+}  // namespace metal
+}  // namespace graft

@@ -37,7 +37,8 @@ std::string check_text(const std::string& text) {
   return "";
 }
 
-Extent extent_of(const std::tuple<int, int, int>& size) {
+template <class Size>
+Extent extent_of(const Size& size) {
   const auto& [x, y, z] = size;
   return {{static_cast<std::uint32_t>(x), static_cast<std::uint32_t>(y),
            static_cast<std::uint32_t>(z)}};
@@ -45,6 +46,7 @@ Extent extent_of(const std::tuple<int, int, int>& size) {
 
 // From the first element that lies in memory to the last, whatever the strides.
 Buffer memory_of(const mx::array& array) {
+  if (array.size() == 0) return {};
   std::int64_t first = 0, last = 0;
   for (std::size_t axis = 0; axis < array.ndim(); ++axis) {
     const std::int64_t reach = array.strides()[axis] * (array.shape()[axis] - 1);
@@ -96,6 +98,33 @@ void Standin::launch(const mx::Primitive& kernel, const Arrays& inputs, Arrays& 
   for (mx::array& output : outputs) {
     buffers.push_back({output.data<char>(), output.nbytes(), false});
   }
+  execute(std::move(launched), buffers);
+}
+
+void Standin::launch(const metal::Step& step, const Arrays& arrays) {
+  const std::lock_guard lock(mutex_);
+  std::vector<Buffer> buffers;
+  for (std::size_t i = 0; i < arrays.size(); ++i) {
+    buffers.push_back(memory_of(arrays[i]));
+    buffers.back().initialized = i < step.reads.size();
+  }
+  if (!step.scalars.empty()) {
+    buffers.push_back({const_cast<std::byte*>(step.scalars.data()), step.scalars.size()});
+  }
+  execute({step.kernel.name(),
+           step.kernel.text(),
+           extent_of(step.grid),
+           extent_of(step.threadgroup),
+           {}},
+          buffers);
+}
+
+void Standin::copied(const mx::array& array) {
+  const std::lock_guard lock(mutex_);
+  copies_.push_back(array.nbytes());
+}
+
+void Standin::execute(Launched launched, const std::vector<Buffer>& buffers) {
   try {
     if (fault_.empty()) fault_ = check_text(launched.text);
     if (fault_.empty()) {
@@ -133,6 +162,7 @@ Evaluated evaluate_on_metal(const std::function<Arrays(const Arrays&)>& function
   }
   mlx::detail::set_metal_standin(outer);
   result.launched = standin.launched();
+  result.copies = standin.copies();
   result.fault = standin.take_fault();
   return result;
 }

@@ -172,6 +172,29 @@ inline void expect_blocks_covered(const metal::Call& call, std::int64_t rows,
   EXPECT_EQ(std::int64_t{add.grid[0]}, features);
 }
 
+// What every step of a plan has to keep to.
+inline void expect_within_limits(const metal::Plan& plan) {
+  for (const metal::Step& step : plan.steps) {
+    EXPECT_LE(step.threadgroup[0] * step.threadgroup[1] * step.threadgroup[2], 1024);
+    EXPECT_LE(step.threadgroup_bytes, 32 << 10);
+    for (const int size : step.grid) EXPECT_GE(size, 1);
+    for (const char c : step.kernel.text()) EXPECT_LT(static_cast<unsigned char>(c), 128);
+  }
+}
+
+// Each row has a simdgroup, or a threadgroup of whole simdgroups.
+inline void expect_rows_covered(const metal::Step& step, std::int64_t rows) {
+  EXPECT_EQ(step.grid[1] * step.grid[2], 1);
+  EXPECT_EQ(step.threadgroup[0] % 32, 0);
+  const bool narrow = std::get<bool>(step.kernel.arguments.back());
+  EXPECT_EQ(std::int64_t{step.grid[0]}, rows * (narrow ? 32 : step.threadgroup[0]));
+}
+
+// Views of no memory, as hosts hand them to metal::plan.
+inline TensorView on_metal(DType dtype, std::initializer_list<std::int64_t> shape) {
+  return {nullptr, dtype, shape, {DeviceType::kMetal, 0}};
+}
+
 inline void for_shapes(const std::function<void(std::int64_t, std::int64_t)>& visit) {
   constexpr std::int64_t kMost = std::numeric_limits<int>::max();
   for (const std::int64_t rows :

@@ -8,7 +8,6 @@
 #include <mlx/fast_primitives.h>
 
 #include <algorithm>
-#include <atomic>
 #include <map>
 #include <mutex>
 #include <optional>
@@ -23,24 +22,8 @@
 namespace graft::mlx::detail {
 namespace {
 
-std::atomic<MetalStandin*> the_standin = nullptr;
-
-mx::Dtype dtype_of(DType dtype) {
-  switch (dtype) {
-    case DType::kFloat32:
-      return mx::float32;
-    case DType::kFloat16:
-      return mx::float16;
-    case DType::kBFloat16:
-      return mx::bfloat16;
-    case DType::kInt32:
-      return mx::int32;
-  }
-  return mx::float32;
-}
-
 mx::fast::TemplateArg argument_of(const std::variant<int, bool, DType>& value) {
-  if (const auto* dtype = std::get_if<DType>(&value)) return dtype_of(*dtype);
+  if (const auto* dtype = std::get_if<DType>(&value)) return mlx_dtype(*dtype);
   if (const auto* flag = std::get_if<bool>(&value)) return *flag;
   return std::get<int>(value);
 }
@@ -61,22 +44,15 @@ const mx::fast::CustomKernelFunction& function_of(const metal::Call& call) {
 
 }  // namespace
 
-bool on_metal(mx::Stream stream) {
-  if (stream.device == mx::Device::cpu) return the_standin != nullptr;
-  return mx::metal::is_available();
-}
-
-MetalStandin* set_metal_standin(MetalStandin* standin) { return the_standin.exchange(standin); }
-
 void MetalNode::eval_cpu(const Arrays& inputs, Arrays& outputs) {
-  MetalStandin* const standin = the_standin;
+  MetalStandin* const standin = metal_standin();
   if (standin == nullptr) {
     throw std::runtime_error(std::string("[") + caller().op +
                              "] this graph was built for Metal and cannot be evaluated on the CPU");
   }
   Arrays read = kernel_inputs(inputs);
   for (mx::array& input : read) {
-    if (copies_strided()) input = dense_array(input, stream());
+    if (copies_strided()) input = row_contiguous(input, stream());
   }
   for (mx::array& output : outputs) output.set_data(mx::allocator::malloc(output.nbytes()));
   mx::cpu::get_command_encoder(stream()).dispatch(
@@ -144,13 +120,13 @@ Arrays zeros(const Outputs& outputs, mx::Stream s) {
   return arrays;
 }
 
+bool asks_for(const std::vector<int>& argnums, int i) {
+  return std::find(argnums.begin(), argnums.end(), i) != argnums.end();
+}
+
 bool any_empty(const Arrays& arrays) {
   return std::any_of(arrays.begin(), arrays.end(),
                      [](const mx::array& array) { return array.size() == 0; });
-}
-
-bool asks_for(const std::vector<int>& argnums, int i) {
-  return std::find(argnums.begin(), argnums.end(), i) != argnums.end();
 }
 
 }  // namespace graft::mlx::detail

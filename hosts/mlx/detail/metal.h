@@ -7,26 +7,10 @@
 #include <vector>
 
 #include "graft/metal.h"
+#include "graft/mlx/detail/metal_runner.h"
 #include "graft/mlx/detail/primitive.h"
 
 namespace graft::mlx::detail {
-
-// Whether calls on `stream` go to Metal kernels: it is on a GPU, and that is Metal's.
-bool on_metal(mx::Stream stream);
-
-// Runs launches where there is no Metal: tests put one here, to execute what MLX would compile.
-class MetalStandin {
- public:
-  virtual ~MetalStandin() = default;
-  // `kernel` is MLX's node. Inputs are row-contiguous, outputs allocated. Called on the stream's
-  // thread.
-  virtual void launch(const mx::Primitive& kernel, const Arrays& inputs, Arrays& outputs) = 0;
-};
-
-// While a stand-in is set, calls on any CPU stream go to Metal kernels, and it runs them. Graphs
-// are to be evaluated while the one they were built under is set. Null: none. Returns the one
-// before.
-MetalStandin* set_metal_standin(MetalStandin* standin);
 
 // A graph node that launches one Metal kernel. The kernel is MLX's own node, made when the graph is
 // built and evaluated by this one: as a node of the graph it would have no derivatives, and no
@@ -60,12 +44,6 @@ class MetalNode : public FusedPrimitive {
   std::shared_ptr<mx::Primitive> kernel_;
   ArraysFunction composed_;
   std::size_t read_;
-};
-
-// The outputs of a launch, which `shapes` and `dtypes` are of.
-struct Outputs {
-  std::vector<mx::Shape> shapes;
-  std::vector<mx::Dtype> dtypes;
 };
 
 Arrays zeros(const Outputs& outputs, mx::Stream s);

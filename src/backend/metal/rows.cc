@@ -40,6 +40,19 @@ int kept_of(std::int64_t features) {
   return kept <= kMostKept ? kept : 0;
 }
 
+Step row_step(const char* kernel, std::vector<const char*> parts, std::int64_t rows,
+              std::int64_t features, std::vector<Kernel::Argument> arguments) {
+  const int threads = threads_of(features);
+  const bool narrow = threads == kLanes;
+  arguments.insert(arguments.end(), {kept_of(features), narrow});
+  Step step;
+  step.kernel = {kernel, std::move(parts), std::move(arguments)};
+  step.grid = {static_cast<int>(rows) * threads, 1, 1};
+  step.threadgroup = {narrow ? kRowsAThreadgroup * kLanes : threads, 1, 1};
+  step.threadgroup_bytes = narrow ? 4 : 32 * 4;
+  return step;
+}
+
 Call row_call(const std::string& kernel, const char* matrix, std::int64_t rows,
               std::int64_t features, DType dtype) {
   const int threads = threads_of(features), count = static_cast<int>(rows);

@@ -2,6 +2,7 @@
 
 #include <cstdint>
 #include <string>
+#include <vector>
 
 #include "backend/metal/limits.h"
 #include "graft/metal.h"
@@ -14,6 +15,11 @@ Support rows_fit(std::int64_t rows, std::int64_t features);
 // How many elements of a row of so many features a thread keeps in registers; 0 if it does not, and
 // the row is read again. A power of two or nearly: each number is a pipeline of its own.
 int kept_of(std::int64_t features);
+
+// A launch of a kernel that gives each row a team: the grid, and template arguments KEPT and NARROW
+// after `arguments`.
+Step row_step(const char* kernel, std::vector<const char*> parts, std::int64_t rows,
+              std::int64_t features, std::vector<Kernel::Argument> arguments);
 
 // A call whose body gives each row a team (src/backend/metal/rows.metal): the grid, the arguments T
 // and KEPT, and the declarations of `team` and `features`, the last dimension of `matrix`.

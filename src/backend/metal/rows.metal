@@ -1,6 +1,46 @@
 // Rows of a matrix, each the work of a team: the threads of a simdgroup, or of a threadgroup. Of a
-// row's elements thread i of a team has i, i + size, i + 2 size, ... Pointers to inputs may be
-// device or constant: MLX chooses by their size.
+// row's elements thread i of a team has i, i + size, i + 2 size, ...
+
+// kNarrow: a row is a simdgroup's, kRowsOfGroup of them in a threadgroup, nothing is shared and nothing
+// waits; simdgroups past the last row are not there. Else it is a threadgroup's, of whole simdgroups,
+// and every thread has to take part in what is computed together, those too that have no elements.
+constant constexpr uint kRowsOfGroup = 8;
+
+template <bool kNarrow>
+struct Team {
+  uint size() const { return kNarrow ? 32 : simdgroups * 32; }
+  float sum(float value) const {
+    value = simd_sum(value);
+    if (kNarrow) return value;
+    share(value);
+    return simd_sum(lane < simdgroups ? shared[lane] : 0.0f);
+  }
+  float largest(float value) const {
+    value = simd_max(value);
+    if (kNarrow) return value;
+    share(value);
+    return simd_max(shared[lane < simdgroups ? lane : 0]);
+  }
+  // The first barrier: what was shared before has been read by all.
+  void share(float value) const {
+    threadgroup_barrier(mem_flags::mem_threadgroup);
+    if (lane == 0) shared[simdgroup] = value;
+    threadgroup_barrier(mem_flags::mem_threadgroup);
+  }
+  uint row;
+  uint index;
+  uint lane;
+  uint simdgroup;
+  uint simdgroups;
+  threadgroup float* shared;
+};
+
+template <bool kNarrow>
+Team<kNarrow> team_of(uint group, uint index, uint lane, uint simdgroup, uint simdgroups,
+                      threadgroup float* shared) {
+  return {kNarrow ? group * kRowsOfGroup + simdgroup : group, kNarrow ? lane : index, lane,
+          simdgroup, simdgroups, shared};
+}
 
 // A row is a simdgroup's: nothing is shared, nothing waits, simdgroups past the last row are not
 // there.
