@@ -11,6 +11,10 @@
 
 namespace graft {
 
+struct LayerNormForward;
+struct LayerNormBackward;
+struct RmsNormForward;
+struct RmsNormBackward;
 struct SoftmaxForward;
 struct SoftmaxBackward;
 
@@ -71,6 +75,10 @@ struct Plan {
 /// What to launch for a call. Views say shapes, strides and element types; their device is Metal,
 /// and their pointers are not looked at. Throws Error as the call itself would: if shapes do not
 /// fit, or `supports` says no.
+Plan plan(const LayerNormForward& params);
+Plan plan(const LayerNormBackward& params);
+Plan plan(const RmsNormForward& params);
+Plan plan(const RmsNormBackward& params);
 Plan plan(const SoftmaxForward& params);
 Plan plan(const SoftmaxBackward& params);
 /// @}

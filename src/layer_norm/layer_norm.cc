@@ -1,6 +1,7 @@
 #include "graft/layer_norm.h"
 
 #include "checks.h"
+#include "layer_norm/metal.h"
 
 namespace graft {
 
@@ -27,17 +28,7 @@ void check_affine(const Check& check, const char* name, const ConstTensorView& v
   check.dense(name, vector);
 }
 
-Support supports_on(Device device) {
-  return all_of({on_cpu(device), Support::no("no CPU kernel for layer_norm yet")});
-}
-
-}  // namespace
-
-Support supports(const LayerNormForward& params) { return supports_on(params.x.device()); }
-
-Support supports(const LayerNormBackward& params) { return supports_on(params.dy.device()); }
-
-void layer_norm_forward(Context&, const LayerNormForward& p) {
+void check(const LayerNormForward& p) {
   const Check check(kForward);
   check_first(check, "x", p.x, p.eps);
   check_affine(check, "weight", p.weight, p.x);
@@ -45,10 +36,9 @@ void layer_norm_forward(Context&, const LayerNormForward& p) {
   check.output("y", p.y, p.x);
   if (p.mean.present()) check.floats("mean", p.mean, p.x.dim(0), p.x);
   if (p.rstd.present()) check.floats("rstd", p.rstd, p.x.dim(0), p.x);
-  require(kForward, supports(p));
 }
 
-void layer_norm_backward(Context&, const LayerNormBackward& p) {
+void check(const LayerNormBackward& p) {
   const Check check(kBackward);
   check_first(check, "dy", p.dy, p.eps);
   check.matrix("x", p.x, p.dy);
@@ -60,7 +50,44 @@ void layer_norm_backward(Context&, const LayerNormBackward& p) {
   if (p.dx.present()) check.output("dx", p.dx, p.dy);
   if (p.dweight.present()) check.floats("dweight", p.dweight, p.dy.dim(1), p.dy);
   if (p.dbias.present()) check.floats("dbias", p.dbias, p.dy.dim(1), p.dy);
-  require(kBackward, supports(p));
+}
+
+Support supports_on_cpu(Device device) {
+  return all_of({on_cpu(device), Support::no("no CPU kernel for layer_norm yet")});
+}
+
+}  // namespace
+
+Support supports(const LayerNormForward& p) {
+  if (p.x.device().type == DeviceType::kMetal) return metal::supports(p);
+  return supports_on_cpu(p.x.device());
+}
+
+Support supports(const LayerNormBackward& p) {
+  if (p.dy.device().type == DeviceType::kMetal) return metal::supports(p);
+  return supports_on_cpu(p.dy.device());
+}
+
+void layer_norm_forward(Context&, const LayerNormForward& p) {
+  check(p);
+  require(kForward, supports_on_cpu(p.x.device()));
+}
+
+void layer_norm_backward(Context&, const LayerNormBackward& p) {
+  check(p);
+  require(kBackward, supports_on_cpu(p.dy.device()));
+}
+
+metal::Plan metal::plan(const LayerNormForward& p) {
+  check(p);
+  require(kForward, metal::supports(p));
+  return metal::layer_norm_forward(p);
+}
+
+metal::Plan metal::plan(const LayerNormBackward& p) {
+  check(p);
+  require(kBackward, metal::supports(p));
+  return metal::layer_norm_backward(p);
 }
 
 }  // namespace graft

@@ -2,6 +2,7 @@
 
 #include "checks.h"
 #include "rms_norm/cpu.h"
+#include "rms_norm/metal.h"
 
 namespace graft {
 
@@ -18,18 +19,7 @@ void check_common(const Check& check, const ConstTensorView& weight, float eps,
   check.epsilon(eps);
 }
 
-}  // namespace
-
-Support supports(const RmsNormForward& p) {
-  return all_of({on_cpu(p.x.device()), float_on_cpu("x", p.x), float_on_cpu("weight", p.weight)});
-}
-
-Support supports(const RmsNormBackward& p) {
-  return all_of(
-      {on_cpu(p.dy.device()), float_on_cpu("dy", p.dy), float_on_cpu("weight", p.weight)});
-}
-
-void rms_norm_forward(Context& context, const RmsNormForward& p) {
+void check(const RmsNormForward& p) {
   const Check check(kForward);
   check.rank("x", p.x, 2);
   check.last_axis_dense("x", p.x);
@@ -42,11 +32,9 @@ void rms_norm_forward(Context& context, const RmsNormForward& p) {
   }
   check.output("y", p.y, p.x);
   if (p.rstd.present()) check.floats("rstd", p.rstd, p.x.dim(0), p.x);
-  require(kForward, supports(p));
-  cpu::rms_norm_forward(context, p);
 }
 
-void rms_norm_backward(Context& context, const RmsNormBackward& p) {
+void check(const RmsNormBackward& p) {
   const Check check(kBackward);
   check.rank("dy", p.dy, 2);
   check.last_axis_dense("dy", p.dy);
@@ -56,8 +44,51 @@ void rms_norm_backward(Context& context, const RmsNormBackward& p) {
   if (p.dsum.present()) check.matrix("dsum", p.dsum, p.dy);
   if (p.ds.present()) check.output("ds", p.ds, p.dy);
   if (p.dweight.present()) check.floats("dweight", p.dweight, p.dy.dim(1), p.dy);
-  require(kBackward, supports(p));
+}
+
+Support supports_on_cpu(const RmsNormForward& p) {
+  return all_of({on_cpu(p.x.device()), float_on_cpu("x", p.x), float_on_cpu("weight", p.weight)});
+}
+
+Support supports_on_cpu(const RmsNormBackward& p) {
+  return all_of(
+      {on_cpu(p.dy.device()), float_on_cpu("dy", p.dy), float_on_cpu("weight", p.weight)});
+}
+
+}  // namespace
+
+Support supports(const RmsNormForward& p) {
+  if (p.x.device().type == DeviceType::kMetal) return metal::supports(p);
+  return supports_on_cpu(p);
+}
+
+Support supports(const RmsNormBackward& p) {
+  if (p.dy.device().type == DeviceType::kMetal) return metal::supports(p);
+  return supports_on_cpu(p);
+}
+
+void rms_norm_forward(Context& context, const RmsNormForward& p) {
+  check(p);
+  require(kForward, supports_on_cpu(p));
+  cpu::rms_norm_forward(context, p);
+}
+
+void rms_norm_backward(Context& context, const RmsNormBackward& p) {
+  check(p);
+  require(kBackward, supports_on_cpu(p));
   cpu::rms_norm_backward(context, p);
+}
+
+metal::Plan metal::plan(const RmsNormForward& p) {
+  check(p);
+  require(kForward, metal::supports(p));
+  return metal::rms_norm_forward(p);
+}
+
+metal::Plan metal::plan(const RmsNormBackward& p) {
+  check(p);
+  require(kBackward, metal::supports(p));
+  return metal::rms_norm_backward(p);
 }
 
 }  // namespace graft

@@ -4,7 +4,6 @@
 #include <memory>
 #include <vector>
 
-#include "graft/metal_rows.h"
 #include "graft/mlx/detail/metal.h"
 
 namespace graft::mlx::detail {
@@ -32,28 +31,7 @@ struct RowLaunch {
 Arrays launch_rows(const std::shared_ptr<const RowLaunch>& row_launch, const Arrays& inputs,
                    const Caller& caller, mx::Stream s);
 
-// x itself, or a vector as a row: a number a row is not 0-d then, which MLX hands to kernels as no
-// array.
-mx::array at_least_matrix(const mx::array& x, mx::Stream s);
-
-// A number a row as (rows).
-mx::array as_column(const mx::array& x, mx::Stream s);
-
 // Why no kernel takes these, whatever the operation.
 Support takes_on_metal(const Arrays& inputs);
-
-// Sums over the rows of a matrix that is never there: `call` is a launch that sums blocks of rows
-// of it apart, and `terms` makes it from MLX ops, a matrix for each output.
-struct RowSums {
-  metal::Call call;
-  std::int64_t rows = 0;
-  int features = 0;
-  std::vector<mx::Dtype> dtypes;  // of the sums
-  ArraysFunction terms;           // of the inputs
-  bool counts = false;            // as an evaluation backward
-};
-
-// Its sums, (features) each: two launches, or zeros if there are no rows.
-Arrays launch_sums(const RowSums& sums, const Arrays& inputs, const Caller& caller, mx::Stream s);
 
 }  // namespace graft::mlx::detail

@@ -103,6 +103,11 @@ Arrays batch_first(const Arrays& inputs, const std::vector<int>& axes);
 struct Outputs {
   std::vector<mx::Shape> shapes;
   std::vector<mx::Dtype> dtypes;
+
+  void add(mx::Shape shape, mx::Dtype dtype) {
+    shapes.push_back(std::move(shape));
+    dtypes.push_back(dtype);
+  }
 };
 
 // A node that is a call of the core, as Op says it with static functions alone:
@@ -153,6 +158,14 @@ class FusedNode final : public FusedPrimitive {
     // Whether the gradient of input i is asked for.
     bool asked(std::size_t i) const {
       return std::find(argnums.begin(), argnums.end(), static_cast<int>(i)) != argnums.end();
+    }
+    // `computed`, which are those that are asked for, each in the dtype of its primal.
+    Arrays as_primals(Arrays computed) const {
+      for (std::size_t i = 0; i < computed.size(); ++i) {
+        const mx::array& primal = primals[static_cast<std::size_t>(argnums[i])];
+        computed[i] = mx::astype(computed[i], primal.dtype(), s);
+      }
+      return computed;
     }
     // All of them from MLX ops, for a reason. Of the outputs only the first `visible` have
     // cotangents that anybody gives.

@@ -21,15 +21,16 @@ int kept_of(std::int64_t features);
 Step row_step(const char* kernel, std::vector<const char*> parts, std::int64_t rows,
               std::int64_t features, std::vector<Kernel::Argument> arguments);
 
-// A call whose body gives each row a team (src/backend/metal/rows.metal): the grid, the arguments T
-// and KEPT, and the declarations of `team` and `features`, the last dimension of `matrix`.
-Call row_call(const std::string& kernel, const char* matrix, std::int64_t rows,
-              std::int64_t features, DType dtype);
+// Kernels that sum a matrix over its rows sum blocks of so many rows apart; and how many that
+// makes.
+int rows_of_block(std::int64_t rows);
+std::int64_t row_blocks(std::int64_t rows);
 
-// A call whose body makes a sum over each block of ROWS rows of the matrix (rows, features)
-// `matrix`, a thread a column of a block: the grid, ROWS, and declarations of `rows`, `features`,
-// `col`, `block`, and of the block's rows, `first` to `end`.
-Call block_call(const std::string& kernel, const char* matrix, std::int64_t rows,
-                std::int64_t features);
+// Adds the launches of a kernel that makes sums over the blocks of a matrix (rows, features), one
+// for each of `outputs`, and of those that add blocks up, for outputs that are not absent,
+// (features) float32. Always in the same order, so that results are the same in every run.
+void add_sums(Plan& plan, const char* kernel, std::vector<const char*> parts, std::int64_t rows,
+              std::int64_t features, DType dtype, std::vector<Operand> reads,
+              std::vector<Operand> outputs);
 
 }  // namespace graft::metal
