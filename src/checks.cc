@@ -31,8 +31,8 @@ std::string strides_string(const ConstTensorView& view) {
 
 }  // namespace
 
-void Check::fail(const std::string& message) const {
-  throw Error(ErrorCode::kInvalidArgument, "[" + std::string(op_) + "] " + message);
+void Check::fail(ErrorCode code, const std::string& message) const {
+  throw Error(code, "[" + std::string(op_) + "] " + message);
 }
 
 void Check::rank(const char* tensor, const ConstTensorView& view, int rank) const {
@@ -133,6 +133,12 @@ void Check::matrix(const char* tensor, const ConstTensorView& view,
 void Check::output(const char* tensor, const ConstTensorView& view,
                    const ConstTensorView& like) const {
   matrix(tensor, view, like);
+  writable(tensor, view);
+}
+
+void Check::rows_output(const char* tensor, const TensorView& view, Device at) const {
+  device(tensor, view, at);
+  last_axis_dense(tensor, view);
   writable(tensor, view);
 }
 

@@ -4,6 +4,7 @@
 #include <initializer_list>
 #include <string>
 
+#include "graft/error.h"
 #include "graft/supports.h"
 #include "graft/tensor_view.h"
 
@@ -15,7 +16,10 @@ class Check {
  public:
   explicit Check(const char* op) : op_(op) {}
 
-  [[noreturn]] void fail(const std::string& message) const;
+  [[noreturn]] void fail(const std::string& message) const {
+    fail(ErrorCode::kInvalidArgument, message);
+  }
+  [[noreturn]] void fail(ErrorCode code, const std::string& message) const;
 
   /// Throws `message` as kInvalidArgument unless `condition` holds. A message that has to be put
   /// together is for `if` and fail(): a call may take less time than its text.
@@ -52,6 +56,9 @@ class Check {
 
   /// The same, and writable.
   void output(const char* tensor, const ConstTensorView& view, const ConstTensorView& like) const;
+
+  /// An output whose rows are written whole: rows dense, writable, on `device`.
+  void rows_output(const char* tensor, const TensorView& view, Device device) const;
 
   /// (size) of float32, dense, on the device of `like`.
   void floats(const char* tensor, const ConstTensorView& view, std::int64_t size,

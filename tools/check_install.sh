@@ -35,7 +35,7 @@ expect_output() {
 
 build_example core || { cat core.log; exit 1; }
 expect_output core_example ": y 4, dx 4, dA 32, dB 32"
-for name in views threads; do expect_output "core_$name" "$(< "core/$name.out")"; done
+for name in views threads executor; do expect_output "core_$name" "$(< "core/$name.out")"; done
 # What the environment may ask for.
 GRAFT_CPU_ISA=portable expect_output core_example "on portable: y 4, dx 4, dA 32, dB 32"
 

@@ -37,9 +37,9 @@ struct Views {
 
 void linear_core(Context& context, const Case& item, const Tensors& set) {
   const Views v(item, set);
-  linear_forward(context, {.x = v.x, .weight = *set.packed->panels(), .bias = {}, .y = v.y});
+  linear_forward(context, {.x = v.x, .weight = set.packed, .bias = {}, .y = v.y});
   if (item.pass == Pass::kForward) return;
-  linear_backward(context, {.dy = v.dy, .weight = *set.packed->panels(), .dx = v.dx});
+  linear_backward(context, {.dy = v.dy, .weight = set.packed, .dx = v.dx});
 }
 
 // What the adapter alone and a layer with it have in common.
@@ -77,13 +77,13 @@ void lora_linear_core(Context& context, const Case& item, const Tensors& set) {
   const Views v(item, set);
   LoraLinearForward forward;
   fill_forward(item, v, forward);
-  forward.weight = *set.packed->panels();
+  forward.weight = set.packed;
   forward.dropout = {.p = item.dropout, .seed = 1, .offset = 0};
   lora_linear_forward(context, forward);
   if (item.pass == Pass::kForward) return;
   LoraLinearBackward backward;
   fill_backward(v, backward);
-  backward.weight = *set.packed->panels();
+  backward.weight = set.packed;
   backward.dropout = forward.dropout;
   lora_linear_backward(context, backward);
 }

@@ -41,7 +41,7 @@ std::string objection_to(const Call& call, const Arrays& expected) {
   }
   for (const mlx::FusionRecord& record : mlx::fusion_report()) {
     if (record.fused) continue;
-    return fmt::format("{} did not run fused: {}", name_of(record.direction), record.reason);
+    return fmt::format("{} did not run fused: {}", name_of(record.pass), record.reason);
   }
   for (std::size_t i = 0; i < outputs.size(); ++i) {
     const mx::array difference = mx::abs(mx::subtract(outputs[i], expected[i]));

@@ -42,20 +42,21 @@ Arrays inputs_of(const Case& item, const Tensors& set) {
 
 std::size_t trained_inputs(const Case& item) { return item.op == Op::kLinear ? 1 : 3; }
 
-mx::array fused_graph(const Case& item, const Arrays& inputs, const mlx::Weight& packed) {
+mx::array fused_graph(const Case& item, const Arrays& inputs, const Weight& packed) {
   const mx::array& x = inputs[0];
   switch (item.op) {
     case Op::kLinear:
-      return packed ? mlx::linear(x, packed) : mlx::linear(x, inputs[1]);
+      return packed.present() ? mlx::linear(x, packed) : mlx::linear(x, inputs[1]);
     case Op::kLoraDelta:
       return mlx::lora_forward_fused(x, inputs[1], inputs[2], kScaling);
     case Op::kLoraLinear:
       break;
   }
   const mlx::Dropout dropout{.p = item.dropout};
-  return packed ? mlx::lora_linear(x, packed, std::nullopt, inputs[1], inputs[2], kScaling, dropout)
-                : mlx::lora_linear(x, inputs[3], std::nullopt, inputs[1], inputs[2], kScaling,
-                                   dropout);
+  return packed.present()
+             ? mlx::lora_linear(x, packed, std::nullopt, inputs[1], inputs[2], kScaling, dropout)
+             : mlx::lora_linear(x, inputs[3], std::nullopt, inputs[1], inputs[2], kScaling,
+                                dropout);
 }
 
 std::vector<std::pair<std::string, Graph>> composed_graphs(const Case& item) {

@@ -27,7 +27,7 @@ Arrays inputs_of(const Case& item, const Tensors& set);
 std::size_t trained_inputs(const Case& item);
 
 /// Graft's y. Without `packed`, W is taken from the inputs and packed anew each time.
-mx::array fused_graph(const Case& item, const Arrays& inputs, const mlx::Weight& packed);
+mx::array fused_graph(const Case& item, const Arrays& inputs, const Weight& packed);
 
 /// MLX's own ops, in the orders worth trying; which is best depends on the shape. y is float32.
 std::vector<std::pair<std::string, Graph>> composed_graphs(const Case& item);

@@ -46,12 +46,12 @@ void add_way(Comparison& comparison, const std::string& name, const Graph& graph
 // Of make_sets only what graphs read is kept.
 struct LoraSets {
   GivenSets given;
-  std::vector<mlx::Weight> packed;
+  std::vector<Weight> packed;
 };
 
 LoraSets make_lora_sets(const Case& item, double rotate_bytes) {
   std::vector<Arrays> given;
-  std::vector<mlx::Weight> packed;
+  std::vector<Weight> packed;
   for (const Tensors& set : make_sets(item, rotate_bytes)) {
     given.push_back(inputs_of(item, set));
     given.back().push_back(set.dy);

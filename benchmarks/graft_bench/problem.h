@@ -39,12 +39,12 @@ class Buffer {
 struct Tensors {
   Tensors(const Case& item, int seed);
 
-  mx::array x;         ///< (batch, sequence, in_features)
-  mx::array dy;        ///< (batch, sequence, out_features)
-  mx::array w;         ///< (out_features, in_features); empty for a delta
-  mx::array a;         ///< (in_features, rank)
-  mx::array b;         ///< (rank, out_features)
-  mlx::Weight packed;  ///< Null for a delta.
+  mx::array x;    ///< (batch, sequence, in_features)
+  mx::array dy;   ///< (batch, sequence, out_features)
+  mx::array w;    ///< (out_features, in_features); empty for a delta
+  mx::array a;    ///< (in_features, rank)
+  mx::array b;    ///< (rank, out_features)
+  Weight packed;  ///< Absent for a delta.
 
   Buffer raw_x, raw_dy, raw_w, raw_a, raw_b;
   Buffer y, dx, h, g, da, db;  ///< Outputs; h, g, da and db are float32 always.

@@ -45,7 +45,7 @@ struct Backward {
   };
   using Params = LayerNormBackward;
   static constexpr const char* kName = "GraftLayerNormBackward";
-  static constexpr Direction kDirection = Direction::kBackward;
+  static constexpr Pass kPass = Pass::kBackward;
   static constexpr auto kRun = layer_norm_backward;
 
   static Outputs outputs(const State& state, const Arrays& in) {
@@ -100,7 +100,7 @@ struct Forward {
   using State = Norm;
   using Params = LayerNormForward;
   static constexpr const char* kName = "GraftLayerNorm";
-  static constexpr Direction kDirection = Direction::kForward;
+  static constexpr Pass kPass = Pass::kForward;
   static constexpr auto kRun = layer_norm_forward;
 
   static Outputs outputs(const State&, const Arrays& in) {

@@ -41,7 +41,7 @@ struct Backward {
   };
   using Params = RmsNormBackward;
   static constexpr const char* kName = "GraftRmsNormBackward";
-  static constexpr Direction kDirection = Direction::kBackward;
+  static constexpr Pass kPass = Pass::kBackward;
   static constexpr auto kRun = rms_norm_backward;
 
   static Outputs outputs(const State& state, const Arrays& in) {
@@ -85,7 +85,7 @@ struct Forward {
   using State = Norm;
   using Params = RmsNormForward;
   static constexpr const char* kName = "GraftRmsNorm";
-  static constexpr Direction kDirection = Direction::kForward;
+  static constexpr Pass kPass = Pass::kForward;
   static constexpr auto kRun = rms_norm_forward;
 
   static Outputs outputs(const State& norm, const Arrays& in) {

@@ -26,7 +26,7 @@ struct Backward {
   using State = Scale;
   using Params = SoftmaxBackward;
   static constexpr const char* kName = "GraftSoftmaxBackward";
-  static constexpr Direction kDirection = Direction::kBackward;
+  static constexpr Pass kPass = Pass::kBackward;
   static constexpr auto kRun = softmax_backward;
 
   static Outputs outputs(const State&, const Arrays& in) {
@@ -50,7 +50,7 @@ struct Forward {
   using State = Scale;
   using Params = SoftmaxForward;
   static constexpr const char* kName = "GraftSoftmax";
-  static constexpr Direction kDirection = Direction::kForward;
+  static constexpr Pass kPass = Pass::kForward;
   static constexpr auto kRun = softmax_forward;
 
   static Outputs outputs(const State&, const Arrays& in) {

@@ -5,13 +5,37 @@
 
 namespace graft {
 
-/// Scratch memory for calls into the library, kept between calls and grown as needed.
+/// A host's own threads, to run parallel work in place of Graft's pool: two pools that wait for
+/// each other by spinning cost milliseconds. The kernels deal out their tasks themselves, so that
+/// any schedule will do: at the same time, one after another, in any order.
+class Executor {
+ public:
+  virtual ~Executor() = default;
+
+  /// Threads that calls divide their work for, 1 to 1024. The same inputs at the same number give
+  /// the same bits, whatever `run` does with it.
+  virtual int threads() const = 0;
+
+  /// Calls `work(state, worker)` at most once for each worker in [0, workers), on threads of its
+  /// choice, and returns when no call is running or to come; what the calls wrote can then be read
+  /// by the caller. A call that has begun may wait for others that have begun, so each needs a
+  /// thread to itself until it returns (fibers that share one won't do). Calls left out cost
+  /// nothing but speed: the work goes to the others, or to the caller. `work` does not throw. `run`
+  /// may, once no call is running or to come: it ends the operation, whose outputs are then
+  /// undefined.
+  virtual void run(int workers, void (*work)(void* state, int worker), void* state) = 0;
+};
+
+/// Scratch memory for calls into the library, kept between calls and grown as needed, and who runs
+/// their parallel work.
 ///
 /// A context serves one call at a time: give each calling thread its own. It holds no results, so
 /// it may be destroyed as soon as a call has returned.
 class Context {
  public:
-  Context() = default;                               ///< Holds no memory yet.
+  Context() = default;  ///< Holds no memory yet; runs on Graft's pool.
+  /// Holds no memory yet; runs on `executor`, which must outlive it and is not owned.
+  explicit Context(Executor& executor) : executor_(&executor) {}
   Context(Context&&) noexcept = default;             ///< Takes the other one's memory.
   Context& operator=(Context&&) noexcept = default;  ///< Takes the other one's memory.
   ~Context() = default;
@@ -23,6 +47,13 @@ class Context {
   /// Bytes held now.
   std::size_t scratch_bytes() const { return capacity_; }
 
+  /// Who runs parallel work; null for Graft's pool.
+  Executor* executor() const { return executor_; }
+
+  /// Threads that a call divides its work for: the executor's, or num_threads(). Throws Error
+  /// (kInvalidArgument) if the executor's are none or too many.
+  int threads() const;
+
  private:
   struct Free {
     void operator()(std::byte* block) const;
@@ -30,11 +61,12 @@ class Context {
 
   std::unique_ptr<std::byte, Free> block_;
   std::size_t capacity_ = 0;
+  Executor* executor_ = nullptr;
 };
 
-/// Threads that CPU kernels use, the caller included. All contexts share one pool; calls from
-/// several threads take turns. At first: GRAFT_NUM_THREADS, or else every core this process may
-/// run on.
+/// Threads of Graft's pool, the caller included. All contexts without an executor share it; calls
+/// from several threads take turns. At first: GRAFT_NUM_THREADS, or else every core this process
+/// may run on.
 int num_threads();
 
 /// Sets `num_threads()`; `threads` of 0 asks for the default again. Waits for a running call.

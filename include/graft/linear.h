@@ -1,20 +1,20 @@
 #pragma once
 
 #include "graft/context.h"
-#include "graft/packed_weight.h"
 #include "graft/supports.h"
 #include "graft/tensor_view.h"
+#include "graft/weight.h"
 
 namespace graft {
 
 /// y = x·Wᵀ + bias: a base layer without an adapter, and what LoRA's overhead is measured against.
 ///
 /// M, in_features and out_features may each be zero. x and y are float32 or bfloat16, each on its
-/// own; the weight's dtype decides how products multiply (see PackedWeight). Outputs must not
+/// own; the weight's dtype decides how products multiply (see Weight). Outputs must not
 /// overlap inputs.
 struct LinearForward {
   ConstTensorView x;     ///< (M, in_features), any strides.
-  BaseWeight weight;     ///< (out_features, in_features).
+  Weight weight;         ///< (out_features, in_features).
   ConstTensorView bias;  ///< (out_features), optional, float32 or bfloat16.
   TensorView y;          ///< (M, out_features), rows dense, overwritten.
 };
@@ -22,7 +22,7 @@ struct LinearForward {
 /// dx = dy·W.
 struct LinearBackward {
   ConstTensorView dy;  ///< (M, out_features), any strides.
-  BaseWeight weight;   ///< (out_features, in_features); if packed, for kForwardAndBackward.
+  Weight weight;       ///< (out_features, in_features); if packed, for kForwardAndBackward.
   TensorView dx;       ///< (M, in_features), rows dense, overwritten.
 };
 

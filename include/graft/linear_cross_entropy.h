@@ -3,9 +3,9 @@
 #include <cstdint>
 
 #include "graft/context.h"
-#include "graft/packed_weight.h"
 #include "graft/supports.h"
 #include "graft/tensor_view.h"
+#include "graft/weight.h"
 
 namespace graft {
 
@@ -18,7 +18,7 @@ namespace graft {
 /// share one head product.
 struct LinearCrossEntropy {
   ConstTensorView x;        ///< (M, in_features), rows dense, float32 or bfloat16.
-  BaseWeight weight;        ///< (vocabulary, in_features); for dx, packed kForwardAndBackward.
+  Weight weight;            ///< (vocabulary, in_features); for dx, packed kForwardAndBackward.
   ConstTensorView targets;  ///< (M) int32 in [0, vocabulary) or `ignore_index`.
   std::int32_t ignore_index = -100;  ///< Target of the rows to leave out.
   TensorView losses;                 ///< (M) float32, overwritten.

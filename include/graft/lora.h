@@ -3,9 +3,9 @@
 #include <cstdint>
 
 #include "graft/context.h"
-#include "graft/packed_weight.h"
 #include "graft/supports.h"
 #include "graft/tensor_view.h"
+#include "graft/weight.h"
 
 namespace graft {
 
@@ -62,7 +62,7 @@ struct LoraDeltaBackward {
 /// on over h and B before it is stored.
 struct LoraLinearForward {
   ConstTensorView x;     ///< (M, in_features), any strides, float32 or bfloat16.
-  BaseWeight weight;     ///< (out_features, in_features).
+  Weight weight;         ///< (out_features, in_features).
   ConstTensorView bias;  ///< (out_features), optional.
   Adapter adapter;       ///< A and B for the features of x and y.
   Dropout dropout;       ///< On x on its way to A; none by default.
@@ -75,7 +75,7 @@ struct LoraLinearBackward {
   ConstTensorView dy;  ///< (M, out_features), any strides.
   ConstTensorView x;   ///< (M, in_features), as given to forward; needed for da.
   ConstTensorView h;   ///< (M, rank) float32, as forward wrote it; needed for db.
-  BaseWeight weight;   ///< Needed for dx; if packed, for kForwardAndBackward.
+  Weight weight;       ///< Needed for dx; if packed, for kForwardAndBackward.
   Adapter adapter;     ///< A and B for the features of x and y.
   Dropout dropout;     ///< As given to forward.
   TensorView dx;       ///< (M, in_features) = dy·W + drop'(scaling·dy·Bᵀ·Aᵀ), rows dense.

@@ -84,6 +84,9 @@ class ConstTensorView {
   /// "(2, 64, 512)".
   std::string shape_string() const;
 
+  /// The same memory, read the same way.
+  bool operator==(const ConstTensorView&) const = default;
+
  private:
   const void* data_ = nullptr;
   std::array<std::int64_t, kMaxRank> shape_{};

@@ -75,7 +75,7 @@ void Llama::set_adapter(AdapterLayout layout, std::vector<LoraPair> pairs) {
 
 mx::array Llama::project(const mx::array& x, int layer, Projection projection,
                          const Adapter* adapter) const {
-  const graft::mlx::Weight& weight =
+  const graft::Weight& weight =
       layers_[static_cast<std::size_t>(layer)].weights[index_of(projection)];
   const ModuleScope scope(AdaptedModule{layer, projection, 0, 0}.path());
   const int found = adapter ? adapter->layout->find(layer, projection) : -1;

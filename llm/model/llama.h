@@ -69,7 +69,7 @@ class Llama {
   struct Layer {
     mx::array attention_norm;
     mx::array mlp_norm;
-    std::array<graft::mlx::Weight, kNumProjections> weights;
+    std::array<graft::Weight, kNumProjections> weights;
   };
 
   struct HeldAdapter {
@@ -101,7 +101,7 @@ class Llama {
   Embedding embedding_;
   std::vector<Layer> layers_;
   mx::array final_norm_;
-  graft::mlx::Weight head_;
+  graft::Weight head_;
   std::unique_ptr<const HeldAdapter> held_;
 };
 

@@ -87,7 +87,7 @@ class Backward {
 };
 
 void Backward::operator()(Context& context) {
-  const int workers = num_threads();
+  const int workers = context.threads();
   const std::int64_t d = shape_.d, width = kernels_.width;
   const std::int64_t d_panels = ceil_div(d, width);
   const std::int64_t gradient_size =
@@ -119,10 +119,10 @@ void Backward::operator()(Context& context) {
   dk_ = layout.at<float>(dk);
   dv_ = layout.at<float>(dv);
 
-  parallel_for(packed_.tasks(), workers, [&](std::int64_t task, int worker) {
+  parallel_for(context, packed_.tasks(), workers, [&](std::int64_t task, int worker) {
     pack(task, layout.at<float>(q) + worker * row_size);
   });
-  parallel_for(shape_.batch * shape_.heads, workers, [&](std::int64_t task, int w) {
+  parallel_for(context, shape_.batch * shape_.heads, workers, [&](std::int64_t task, int w) {
     head(task / shape_.heads, task % shape_.heads,
          Worker{layout.at<float>(q) + w * row_size, layout.at<float>(dy) + w * row_size,
                 layout.at<float>(q_columns) + w * columns_size,
@@ -131,7 +131,7 @@ void Backward::operator()(Context& context) {
                 layout.at<float>(x_panel) + w * panel_size, layout.at<float>(dq) + w * dq_size});
   });
   if (!keys_wanted()) return;
-  parallel_for(packed_.tasks(), [&](std::int64_t task) {
+  parallel_for(context, packed_.tasks(), [&](std::int64_t task) {
     const std::int64_t kv_head = task / packed_.key_panels() % shape_.kv_heads;
     const std::int64_t first = task % packed_.key_panels() * width;
     sum_heads(task / packed_.key_panels() / shape_.kv_heads, kv_head, first,

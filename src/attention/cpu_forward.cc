@@ -75,7 +75,7 @@ void Forward::operator()(Context& context) {
   ScratchLayout layout;
   const auto k_by_rows = layout.reserve<float>(packed_.by_rows_size());
   const auto v_by_columns = layout.reserve<float>(packed_.by_columns_size());
-  const int workers = num_threads();
+  const int workers = context.threads();
   const std::int64_t most_rows = std::max<std::int64_t>(width, kernels_.stride);
   const auto rows = layout.reserve<float>(workers * most_rows * d);
   const auto q_panel = layout.reserve<float>(workers * kernels_.stride * d);
@@ -93,12 +93,12 @@ void Forward::operator()(Context& context) {
                   layout.at<float>(y) + worker * kernels_.rows * d};
   };
 
-  parallel_for(packed_.tasks(), workers,
+  parallel_for(context, packed_.tasks(), workers,
                [&](std::int64_t task, int worker) { pack(task, worker_at(worker)); });
   const std::int64_t panels = ceil_div(shape_.queries, kernels_.rows);
   const std::int64_t blocks = ceil_div(panels, kTaskPanels);
   const std::int64_t each = shape_.batch * shape_.heads;
-  parallel_for(blocks * each, workers, [&](std::int64_t task, int worker) {
+  parallel_for(context, blocks * each, workers, [&](std::int64_t task, int worker) {
     const std::int64_t block = blocks - 1 - task / each;  // the last ones see most keys
     const std::int64_t b = task % each / shape_.heads, head = task % each % shape_.heads;
     for (std::int64_t i = panels * block / blocks; i < panels * (block + 1) / blocks; ++i) {
@@ -181,7 +181,7 @@ void Forward::panel(std::int64_t b, std::int64_t head, std::int64_t first, std::
 }
 
 void Forward::few_queries(Context& context) {
-  const int workers = num_threads();
+  const int workers = context.threads();
   const std::int64_t d = shape_.d;
   const std::int64_t group = shape_.heads / shape_.kv_heads * shape_.queries;
   ScratchLayout layout;
@@ -190,13 +190,14 @@ void Forward::few_queries(Context& context) {
   const auto scores = layout.reserve<float>(workers * group * ld_);
   const auto y = layout.reserve<float>(workers * group * d);
   layout.allocate(context);
-  parallel_for(shape_.batch * shape_.kv_heads, workers, [&](std::int64_t task, int worker) {
-    decode(task / shape_.kv_heads, task % shape_.kv_heads,
-           Worker{layout.at<float>(rows) + worker * kernels_.width * d,
-                  layout.at<float>(q) + worker * group * d,
-                  layout.at<float>(scores) + worker * group * ld_, nullptr,
-                  layout.at<float>(y) + worker * group * d});
-  });
+  parallel_for(context, shape_.batch * shape_.kv_heads, workers,
+               [&](std::int64_t task, int worker) {
+                 decode(task / shape_.kv_heads, task % shape_.kv_heads,
+                        Worker{layout.at<float>(rows) + worker * kernels_.width * d,
+                               layout.at<float>(q) + worker * group * d,
+                               layout.at<float>(scores) + worker * group * ld_, nullptr,
+                               layout.at<float>(y) + worker * group * d});
+               });
 }
 
 // All queries of the query heads that read one key head, against each of its keys in turn.

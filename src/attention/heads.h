@@ -4,10 +4,10 @@
 #include <cstdint>
 #include <memory>
 
-#include "backend/cpu/kernels.h"
-#include "backend/cpu/packed_panels.h"
 #include "backend/cpu/rows.h"
 #include "graft/attention.h"
+#include "product/cpu/kernels.h"
+#include "product/cpu/packed_panels.h"
 #include "rope/angles.h"
 
 // What forward, backward and decoding share: the shape, and how rows of one head are read and

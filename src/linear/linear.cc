@@ -2,18 +2,18 @@
 
 #include "checks.h"
 #include "linear/cpu.h"
-#include "linear/weight_checks.h"
+#include "weight/weight.h"
 
 namespace graft {
 namespace {
 
 void check(const LinearForward& p) {
   const Check check("linear");
-  check_weight(check, p.weight, p.x.device(), cpu::Direction::kForward);
+  check_weight(check, p.weight, p.x.device(), Direction::kForward);
   check.rank("x", p.x, 2);
   check.shape("x", p.x, {p.x.dim(0), p.weight.in_features()});
   check.shape("y", p.y, {p.x.dim(0), p.weight.out_features()});
-  check_rows_output(check, "y", p.y, p.x.device());
+  check.rows_output("y", p.y, p.x.device());
   if (p.bias.present()) {
     check.shape("bias", p.bias, {p.weight.out_features()});
     check.device("bias", p.bias, p.x.device());
@@ -22,11 +22,11 @@ void check(const LinearForward& p) {
 
 void check(const LinearBackward& p) {
   const Check check("linear_backward");
-  check_weight(check, p.weight, p.dy.device(), cpu::Direction::kBackward);
+  check_weight(check, p.weight, p.dy.device(), Direction::kBackward);
   check.rank("dy", p.dy, 2);
   check.shape("dy", p.dy, {p.dy.dim(0), p.weight.out_features()});
   check.shape("dx", p.dx, {p.dy.dim(0), p.weight.in_features()});
-  check_rows_output(check, "dx", p.dx, p.dy.device());
+  check.rows_output("dx", p.dx, p.dy.device());
 }
 
 }  // namespace

@@ -17,12 +17,12 @@
 #include <vector>
 
 #include "backend/bfloat16.h"
-#include "backend/cpu/kernels.h"
-#include "backend/cpu/packed_panels.h"
 #include "backend/cpu/scratch_layout.h"
 #include "backend/cpu/softmax.h"
 #include "backend/cpu/threads.h"
-#include "linear/packed_weight_impl.h"
+#include "product/cpu/kernels.h"
+#include "product/cpu/packed_panels.h"
+#include "weight/dense_cpu.h"
 
 namespace graft::cpu {
 namespace {
@@ -80,6 +80,7 @@ class Run {
     return p_.targets.data_as<std::int32_t>()[row * p_.targets.stride(0)];
   }
 
+  const Context& context_;
   const LinearCrossEntropy& p_;
   const Kernels& kernels_;
   const SoftmaxKernels& softmax_;
@@ -109,7 +110,8 @@ class Run {
 };
 
 Run::Run(Context& context, const LinearCrossEntropy& params)
-    : p_(params),
+    : context_(context),
+      p_(params),
       kernels_(kernels_for(params.weight.dtype())),
       softmax_(softmax_kernels()),
       k_(params.weight.in_features()),
@@ -129,17 +131,17 @@ Run::Run(Context& context, const LinearCrossEntropy& params)
   const std::int64_t panels = most_panels_;
   const std::int64_t rows = panels * kernels_.rows;
   most_rows_ = rows;
-  workers_ = num_threads();
+  workers_ = context.threads();
   const std::int64_t block = std::min(n_panels_, kBlockPanels) * kernels_.width;
   ld_ = gradient ? n_panels_ * kernels_.width : block;
   p_panel_size_ = kernels_.row_panel_size(block);
 
-  const PackedWeight* packed = p_.weight.packed();
+  const bool packed = p_.weight.is_packed();
   ScratchLayout layout;
   const auto forward =
-      layout.reserve<std::uint32_t>(packed != nullptr ? 0 : packed_panels_size(kernels_, v_, k_));
-  const auto backward = layout.reserve<std::uint32_t>(
-      packed != nullptr || !gradient ? 0 : packed_panels_size(kernels_, k_, v_));
+      layout.reserve<std::uint32_t>(packed ? 0 : packed_panels_size(kernels_, v_, k_));
+  const auto backward =
+      layout.reserve<std::uint32_t>(packed || !gradient ? 0 : packed_panels_size(kernels_, k_, v_));
   const auto gathered =
       layout.reserve<std::byte>(rows * k_ * static_cast<std::int64_t>(size_of(p_.x.dtype())));
   const auto x_panels = layout.reserve<std::uint32_t>(panels * kernels_.row_panel_size(k_));
@@ -160,16 +162,16 @@ Run::Run(Context& context, const LinearCrossEntropy& params)
   logsumexp_ = layout.at<float>(logsumexp);
   p_panels_ = layout.at<std::uint32_t>(p_panels);
   sums_ = layout.at<float>(sums);
-  if (packed != nullptr) {
-    forward_ = packed->impl().forward.get();
-    backward_ = packed->impl().backward.get();
+  if (packed) {
+    forward_ = packed_panels(p_.weight, Direction::kForward);
+    backward_ = packed_panels(p_.weight, Direction::kBackward);
     return;
   }
-  const Source w = Source::of(p_.weight.plain());
-  pack_panels(kernels_, w, v_, k_, layout.at<std::uint32_t>(forward));
+  const Source w = Source::of(p_.weight.view());
+  pack_panels(context, kernels_, w, v_, k_, layout.at<std::uint32_t>(forward));
   forward_ = layout.at<std::uint32_t>(forward);
   if (gradient) {
-    pack_panels(kernels_, w.transposed(), k_, v_, layout.at<std::uint32_t>(backward));
+    pack_panels(context, kernels_, w.transposed(), k_, v_, layout.at<std::uint32_t>(backward));
     backward_ = layout.at<std::uint32_t>(backward);
   }
 }
@@ -204,14 +206,14 @@ void Run::chunk(std::int64_t first_panel, std::int64_t panels) {
   first_row_ = row_of_panel(first_panel);
   chunk_rows_ = row_of_panel(first_panel + panels) - first_row_;
 
-  parallel_for(panels_, [this](std::int64_t panel) { gather(panel); });
-  parallel_for(slices_, workers_,
+  parallel_for(context_, panels_, [this](std::int64_t panel) { gather(panel); });
+  parallel_for(context_, slices_, workers_,
                [this](std::int64_t slice, int worker) { logits(slice, worker); });
   finish_losses();
   if (p_.dx.present() && k_ > 0) {
-    parallel_for(slices_, workers_,
+    parallel_for(context_, slices_, workers_,
                  [this](std::int64_t slice, int worker) { gradient(slice, worker); });
-    parallel_for(chunk_rows_, [this](std::int64_t row) { sum_gradient(row); });
+    parallel_for(context_, chunk_rows_, [this](std::int64_t row) { sum_gradient(row); });
   }
 }
 

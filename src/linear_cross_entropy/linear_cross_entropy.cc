@@ -3,8 +3,8 @@
 #include <string>
 
 #include "checks.h"
-#include "linear/weight_checks.h"
 #include "linear_cross_entropy/cpu.h"
+#include "weight/weight.h"
 
 namespace graft {
 
@@ -27,7 +27,7 @@ void check_params(const LinearCrossEntropy& p) {
   const Check check(kOp);
   const Device device = p.x.device();
   check_weight(check, p.weight, device,
-               p.dx.present() ? cpu::Direction::kBackward : cpu::Direction::kForward);
+               p.dx.present() ? Direction::kBackward : Direction::kForward);
   check.rank("x", p.x, 2);
   check.shape("x", p.x, {p.x.dim(0), p.weight.in_features()});
   check.last_axis_dense("x", p.x);
@@ -41,7 +41,7 @@ void check_params(const LinearCrossEntropy& p) {
   if (p.dx.present()) {
     check.shape("dx", p.dx, {p.x.dim(0), p.weight.in_features()});
     check.dtype("dx", p.dx, {p.x.dtype()});
-    check_rows_output(check, "dx", p.dx, device);
+    check.rows_output("dx", p.dx, device);
   }
 }
 

@@ -2,7 +2,7 @@
 
 #include <array>
 
-#include "backend/cpu/product.h"
+#include "product/cpu/product.h"
 
 namespace graft::cpu {
 namespace {
@@ -36,11 +36,12 @@ LowRank backward_pair(const Adapter& adapter, const Dropout& dropout) {
   return pair;
 }
 
-// dA = s·drop(x)ᵀ·g and dB = s·hᵀ·dy, for whichever is wanted.
+// dA = s·drop(x)ᵀ·g and dB = s·hᵀ·dy of a term, for whichever is wanted.
 template <class Params>
-void add_adapter_gradients(const Params& params, Product& product) {
+void add_adapter_gradients(const Params& params, std::size_t term, Product& product) {
   if (params.da.present()) {
     OuterProduct da;
+    da.term = term;
     da.matrix = Source::of(params.x);
     da.cols = params.x.dim(1);
     da.dropout = active(params.dropout);
@@ -52,6 +53,7 @@ void add_adapter_gradients(const Params& params, Product& product) {
   }
   if (params.db.present()) {
     OuterProduct db;
+    db.term = term;
     db.coefficients = params.h.template data_as<float>();
     db.matrix = Source::of(params.dy);
     db.cols = params.dy.dim(1);
@@ -62,58 +64,79 @@ void add_adapter_gradients(const Params& params, Product& product) {
 }
 
 template <class Params>
-void backward(Context& context, const Params& params, const BaseWeight* weight) {
-  const LowRank pair = backward_pair(params.adapter, params.dropout);
-  Product product;
-  product.m = params.dy.dim(0);
-  product.k = params.adapter.b.dim(1);
-  product.n = params.adapter.a.dim(0);
-  product.x = Source::of(params.dy);
-  product.weight = weight;
-  product.direction = Direction::kBackward;
-  product.multiply = multiply_type(params.dy);
-  product.low_rank = &pair;
-  product.y = params.dx;
-  add_adapter_gradients(params, product);
-  run(context, product);
+Term backward_term(const Params& params, const Weight* weight) {
+  Term term;
+  term.k = params.adapter.b.dim(1);
+  term.n = params.adapter.a.dim(0);
+  term.x = Source::of(params.dy);
+  term.weight = weight;
+  term.pair = backward_pair(params.adapter, params.dropout);
+  term.y = params.dx;
+  return term;
+}
+
+Product product_of(const LoraDeltaForward& params) {
+  Term term;
+  term.k = params.adapter.a.dim(0);
+  term.n = params.adapter.b.dim(1);
+  term.x = Source::of(params.x);
+  term.pair = forward_pair(params.adapter, params.dropout, params.h);
+  term.y = params.y;
+  return {params.x.dim(0), Direction::kForward, multiply_type(params.x),
+          {term},          params.accumulate,   {}};
+}
+
+Product product_of(const LoraLinearForward& params) {
+  Term term;
+  term.k = params.weight.in_features();
+  term.n = params.weight.out_features();
+  term.x = Source::of(params.x);
+  term.weight = &params.weight;
+  term.bias = params.bias;
+  term.pair = forward_pair(params.adapter, params.dropout, params.h);
+  term.y = params.y;
+  return {params.x.dim(0), Direction::kForward, params.weight.dtype(), {term}, false, {}};
+}
+
+Product product_of(const LoraDeltaBackward& params) {
+  Product product{params.dy.dim(0),
+                  Direction::kBackward,
+                  multiply_type(params.dy),
+                  {backward_term(params, nullptr)},
+                  false,
+                  {}};
+  add_adapter_gradients(params, 0, product);
+  return product;
+}
+
+Product product_of(const LoraLinearBackward& params) {
+  const Weight* const weight = params.weight.present() ? &params.weight : nullptr;
+  Product product{params.dy.dim(0),
+                  Direction::kBackward,
+                  weight != nullptr ? weight->dtype() : multiply_type(params.dy),
+                  {backward_term(params, weight)},
+                  false,
+                  {}};
+  add_adapter_gradients(params, 0, product);
+  return product;
 }
 
 }  // namespace
 
 void lora_delta_forward(Context& context, const LoraDeltaForward& params) {
-  const LowRank pair = forward_pair(params.adapter, params.dropout, params.h);
-  Product product;
-  product.m = params.x.dim(0);
-  product.k = params.adapter.a.dim(0);
-  product.n = params.adapter.b.dim(1);
-  product.x = Source::of(params.x);
-  product.multiply = multiply_type(params.x);
-  product.low_rank = &pair;
-  product.y = params.y;
-  product.accumulate = params.accumulate;
-  run(context, product);
+  run(context, product_of(params));
 }
 
 void lora_linear_forward(Context& context, const LoraLinearForward& params) {
-  const LowRank pair = forward_pair(params.adapter, params.dropout, params.h);
-  Product product;
-  product.m = params.x.dim(0);
-  product.k = params.weight.in_features();
-  product.n = params.weight.out_features();
-  product.x = Source::of(params.x);
-  product.weight = &params.weight;
-  product.bias = params.bias;
-  product.low_rank = &pair;
-  product.y = params.y;
-  run(context, product);
+  run(context, product_of(params));
 }
 
 void lora_delta_backward(Context& context, const LoraDeltaBackward& params) {
-  backward(context, params, nullptr);
+  run(context, product_of(params));
 }
 
 void lora_linear_backward(Context& context, const LoraLinearBackward& params) {
-  backward(context, params, params.weight.present() ? &params.weight : nullptr);
+  run(context, product_of(params));
 }
 
 }  // namespace graft::cpu

@@ -4,8 +4,8 @@
 #include <string>
 
 #include "checks.h"
-#include "linear/weight_checks.h"
 #include "lora/cpu.h"
+#include "weight/weight.h"
 
 namespace graft {
 namespace {
@@ -55,7 +55,7 @@ void check_forward(const Check& check, const Params& p) {
   const std::int64_t rows = p.x.dim(0), in = p.adapter.a.dim(0), out = p.adapter.b.dim(1);
   check.shape("x", p.x, {rows, in});
   check.shape("y", p.y, {rows, out});
-  check_rows_output(check, "y", p.y, device);
+  check.rows_output("y", p.y, device);
   if (p.h.present()) check_h(check, p.h, rows, p.adapter.a.dim(1), device);
 }
 
@@ -70,7 +70,7 @@ void check_backward(const Check& check, const Params& p) {
   check.shape("dy", p.dy, {rows, out});
   if (p.dx.present()) {
     check.shape("dx", p.dx, {rows, in});
-    check_rows_output(check, "dx", p.dx, device);
+    check.rows_output("dx", p.dx, device);
   }
   if (p.da.present()) {
     check.shape("x", p.x, {rows, in});
@@ -84,8 +84,7 @@ void check_backward(const Check& check, const Params& p) {
 }
 
 template <class Params>
-void check_weight_fits(const Check& check, const Params& p, Device device,
-                       cpu::Direction direction) {
+void check_weight_fits(const Check& check, const Params& p, Device device, Direction direction) {
   check_weight(check, p.weight, device, direction);
   check.shape("a", p.adapter.a, {p.weight.in_features(), p.adapter.a.dim(1)});
   check.shape("b", p.adapter.b, {p.adapter.a.dim(1), p.weight.out_features()});
@@ -98,7 +97,7 @@ void check(const LoraDeltaBackward& p) { check_backward(Check("lora_delta_backwa
 void check(const LoraLinearForward& p) {
   const Check check("lora_linear");
   check_adapter(check, p.adapter, p.x.device());
-  check_weight_fits(check, p, p.x.device(), cpu::Direction::kForward);
+  check_weight_fits(check, p, p.x.device(), Direction::kForward);
   check_forward(check, p);
   if (p.bias.present()) {
     check.shape("bias", p.bias, {p.weight.out_features()});
@@ -110,7 +109,7 @@ void check(const LoraLinearBackward& p) {
   const Check check("lora_linear_backward");
   check_adapter(check, p.adapter, p.dy.device());
   if (p.dx.present() || p.weight.present()) {
-    check_weight_fits(check, p, p.dy.device(), cpu::Direction::kBackward);
+    check_weight_fits(check, p, p.dy.device(), Direction::kBackward);
   }
   check_backward(check, p);
 }

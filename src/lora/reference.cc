@@ -132,7 +132,7 @@ void lora_delta_backward(const LoraDeltaBackward& params) {
 
 void lora_linear_forward(const LoraLinearForward& params) {
   Matrix y = delta_forward(params.x, params.adapter, params.dropout, params.h);
-  const ConstTensorView& w = params.weight.plain();
+  const ConstTensorView& w = params.weight.view();
   add_scaled(y, multiply(read(params.x), transpose(read(w), w.dim(1)), w.dim(0)), 1.0);
   if (params.bias.present()) {
     for (auto& row : y) {
@@ -148,7 +148,7 @@ void lora_linear_backward(const LoraLinearBackward& params) {
   Matrix dx = delta_backward(params.dy, params.x, params.h, params.adapter, params.dropout,
                              params.da, params.db);
   if (!params.dx.present()) return;
-  const ConstTensorView& w = params.weight.plain();
+  const ConstTensorView& w = params.weight.view();
   add_scaled(dx, multiply(read(params.dy), read(w), w.dim(1)), 1.0);
   write(dx, params.dx);
 }

@@ -63,11 +63,11 @@ void Add(const T* x, const T* residual, std::int64_t count, T* sum) {
 }
 
 template <class T>
-void RunForward(const RmsNormForward& p, const float* weight) {
+void RunForward(const Context& context, const RmsNormForward& p, const float* weight) {
   const std::int64_t rows = p.x.dim(0), count = p.x.dim(1);
   const std::int64_t each =
       std::max<std::int64_t>(1, kSpanElements / std::max<std::int64_t>(1, count));
-  parallel_for((rows + each - 1) / each, [&](std::int64_t task) HWY_ATTR {
+  parallel_for(context, (rows + each - 1) / each, [&](std::int64_t task) HWY_ATTR {
     for (std::int64_t row = task * each; row < std::min(rows, (task + 1) * each); ++row) {
       const T* s = element<T>(p.x, row, 0);
       if (p.residual.present()) {
@@ -116,10 +116,10 @@ void BackwardRow(const RmsNormBackward& p, std::int64_t row, const float* weight
 
 // Groups of rows depend on the shape alone, and their parts of dweight are added in order.
 template <class T>
-void RunBackward(const RmsNormBackward& p, const float* weight, float* partials,
-                 std::int64_t rows_a_group) {
+void RunBackward(const Context& context, const RmsNormBackward& p, const float* weight,
+                 float* partials, std::int64_t rows_a_group) {
   const std::int64_t rows = p.dy.dim(0), count = p.dy.dim(1);
-  parallel_for((rows + rows_a_group - 1) / rows_a_group, [&](std::int64_t group) HWY_ATTR {
+  parallel_for(context, (rows + rows_a_group - 1) / rows_a_group, [&](std::int64_t group) HWY_ATTR {
     float* const dweight = partials == nullptr ? nullptr : partials + group * count;
     if (dweight != nullptr) std::fill_n(dweight, count, 0.0f);
     const std::int64_t last = std::min(rows, (group + 1) * rows_a_group);
@@ -129,15 +129,16 @@ void RunBackward(const RmsNormBackward& p, const float* weight, float* partials,
   });
 }
 
-void RmsNormForwardHere(const RmsNormForward& p, const float* weight) {
-  p.x.dtype() == DType::kFloat32 ? RunForward<float>(p, weight)
-                                 : RunForward<hwy::bfloat16_t>(p, weight);
+void RmsNormForwardHere(const Context& context, const RmsNormForward& p, const float* weight) {
+  p.x.dtype() == DType::kFloat32 ? RunForward<float>(context, p, weight)
+                                 : RunForward<hwy::bfloat16_t>(context, p, weight);
 }
 
-void RmsNormBackwardHere(const RmsNormBackward& p, const float* weight, float* partials,
-                         std::int64_t rows_a_group) {
-  p.dy.dtype() == DType::kFloat32 ? RunBackward<float>(p, weight, partials, rows_a_group)
-                                  : RunBackward<hwy::bfloat16_t>(p, weight, partials, rows_a_group);
+void RmsNormBackwardHere(const Context& context, const RmsNormBackward& p, const float* weight,
+                         float* partials, std::int64_t rows_a_group) {
+  p.dy.dtype() == DType::kFloat32
+      ? RunBackward<float>(context, p, weight, partials, rows_a_group)
+      : RunBackward<hwy::bfloat16_t>(context, p, weight, partials, rows_a_group);
 }
 
 }  // namespace HWY_NAMESPACE
@@ -156,7 +157,7 @@ void rms_norm_forward(Context& context, const RmsNormForward& params) {
   const auto weight = layout.reserve<float>(params.x.dim(1));
   layout.allocate(context);
   rows.load(params.weight.data(), params.weight.dtype(), params.x.dim(1), layout.at<float>(weight));
-  HWY_DYNAMIC_DISPATCH(RmsNormForwardHere)(params, layout.at<float>(weight));
+  HWY_DYNAMIC_DISPATCH(RmsNormForwardHere)(context, params, layout.at<float>(weight));
 }
 
 void rms_norm_backward(Context& context, const RmsNormBackward& params) {
@@ -173,7 +174,8 @@ void rms_norm_backward(Context& context, const RmsNormBackward& params) {
   layout.allocate(context);
   rows.load(params.weight.data(), params.weight.dtype(), count, layout.at<float>(weight));
   HWY_DYNAMIC_DISPATCH(RmsNormBackwardHere)
-  (params, layout.at<float>(weight), sums ? layout.at<float>(partials) : nullptr, rows_a_group);
+  (context, params, layout.at<float>(weight), sums ? layout.at<float>(partials) : nullptr,
+   rows_a_group);
   if (!sums) return;
   float* const dweight = params.dweight.mutable_data_as<float>();
   std::fill_n(dweight, count, 0.0f);

@@ -16,11 +16,11 @@ void rope(Context& context, const Rope& params) {
   const Rotary& rotary = params.rotary;
   const auto angles = rope_angles(rotary.theta, d / 2, rotary.position, tokens);
   ScratchLayout layout;
-  const int workers = num_threads();
+  const int workers = context.threads();
   const auto row = layout.reserve<float>(workers * d);
   layout.allocate(context);
 
-  parallel_for(x.dim(0) * tokens, workers, [&](std::int64_t task, int worker) {
+  parallel_for(context, x.dim(0) * tokens, workers, [&](std::int64_t task, int worker) {
     float* const turned = layout.at<float>(row) + worker * d;
     const std::int64_t b = task / tokens, t = task % tokens, position = rotary.position + t;
     for (std::int64_t h = 0; h < heads; ++h) {

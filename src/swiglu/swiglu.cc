@@ -20,17 +20,17 @@ Support supports(const SwigluForward& params) { return supports_gate(params.gate
 
 Support supports(const SwigluBackward& params) { return supports_gate(params.gate); }
 
-void swiglu_forward(Context&, const SwigluForward& params) {
+void swiglu_forward(Context& context, const SwigluForward& params) {
   const Check check(kForward);
   check.rank("gate", params.gate, 2);
   check.last_axis_dense("gate", params.gate);
   check.matrix("up", params.up, params.gate);
   check.output("y", params.y, params.gate);
   require(kForward, supports(params));
-  cpu::swiglu_forward(params);
+  cpu::swiglu_forward(context, params);
 }
 
-void swiglu_backward(Context&, const SwigluBackward& params) {
+void swiglu_backward(Context& context, const SwigluBackward& params) {
   const Check check(kBackward);
   check.rank("gate", params.gate, 2);
   check.last_axis_dense("gate", params.gate);
@@ -39,7 +39,7 @@ void swiglu_backward(Context&, const SwigluBackward& params) {
   if (params.dgate.present()) check.output("dgate", params.dgate, params.gate);
   if (params.dup.present()) check.output("dup", params.dup, params.gate);
   require(kBackward, supports(params));
-  cpu::swiglu_backward(params);
+  cpu::swiglu_backward(context, params);
 }
 
 }  // namespace graft

@@ -6,7 +6,7 @@
 #include <cmath>
 #include <vector>
 
-#include "backend/cpu/kernels.h"
+#include "product/cpu/kernels.h"
 #include "support/isas.h"
 
 namespace graft {

@@ -25,7 +25,7 @@ TEST(Threads, EveryTaskRunsOnce) {
     set_num_threads(threads);
     for (int count : {0, 1, 2, 7, 1000}) {
       std::vector<std::atomic<int>> runs(static_cast<std::size_t>(count));
-      cpu::parallel_for(count, threads, [&](std::int64_t i, int worker) {
+      cpu::parallel_for(Context(), count, threads, [&](std::int64_t i, int worker) {
         EXPECT_GE(worker, 0);
         EXPECT_LT(worker, threads);
         runs[static_cast<std::size_t>(i)].fetch_add(1);
@@ -39,7 +39,7 @@ TEST(Threads, WorkersThatRunTogetherDiffer) {
   const ThreadsGuard guard;
   set_num_threads(4);
   std::vector<std::atomic<int>> inside(4);
-  cpu::parallel_for(2000, 4, [&](std::int64_t, int worker) {
+  cpu::parallel_for(Context(), 2000, 4, [&](std::int64_t, int worker) {
     auto& mine = inside[static_cast<std::size_t>(worker)];
     EXPECT_EQ(mine.fetch_add(1), 0);
     mine.fetch_sub(1);
@@ -54,7 +54,8 @@ TEST(Threads, CallersTakeTurnsAndSeeTheirOwnTasks) {
     callers.emplace_back([] {
       for (int round = 0; round < 200; ++round) {
         std::vector<int> out(5, 0);
-        cpu::parallel_for(5, [&](std::int64_t i) { out[static_cast<std::size_t>(i)] = 1; });
+        cpu::parallel_for(Context(), 5,
+                          [&](std::int64_t i) { out[static_cast<std::size_t>(i)] = 1; });
         for (int v : out) ASSERT_EQ(v, 1);
       }
     });
@@ -68,7 +69,7 @@ TEST(Threads, TasksWaitForEarlierOnes) {
     ready.start(3);
     std::array<int, 3> made = {};
     std::atomic<int> sums{0};
-    cpu::parallel_for(20, [&](std::int64_t i) {
+    cpu::parallel_for(Context(), 20, [&](std::int64_t i) {
       if (i < 3) {
         made[static_cast<std::size_t>(i)] = 1;
         return ready.done();
@@ -82,8 +83,9 @@ TEST(Threads, TasksWaitForEarlierOnes) {
 
 TEST(Threads, NestedCallsRun) {
   std::atomic<int> runs{0};
-  cpu::parallel_for(
-      3, [&](std::int64_t) { cpu::parallel_for(3, [&](std::int64_t) { runs.fetch_add(1); }); });
+  cpu::parallel_for(Context(), 3, [&](std::int64_t) {
+    cpu::parallel_for(Context(), 3, [&](std::int64_t) { runs.fetch_add(1); });
+  });
   EXPECT_EQ(runs.load(), 9);
 }
 
@@ -94,7 +96,8 @@ TEST(Threads, TheNumberMayChangeWhileOthersCall) {
   });
   for (int round = 0; round < 200; ++round) {
     const int threads = num_threads();
-    cpu::parallel_for(9, threads, [&](std::int64_t, int worker) { EXPECT_LT(worker, threads); });
+    cpu::parallel_for(Context(), 9, threads,
+                      [&](std::int64_t, int worker) { EXPECT_LT(worker, threads); });
   }
   changer.join();
 }

@@ -42,7 +42,7 @@ struct Case {
 };
 
 // Runs both directions through `weight` and holds them against the reference.
-void check(const Case& c, const BaseWeight& weight) {
+void check(const Case& c, const Weight& weight) {
   Context context;
   linear_forward(context, {c.x, weight, c.bias, c.y});
   linear_backward(context, {c.dy, weight, c.dx});
@@ -73,13 +73,13 @@ void check_shapes(DType activations, DType weights) {
     for (const auto& [m, k, n] : kShapes) {
       SCOPED_TRACE(std::to_string(m) + "x" + std::to_string(k) + "x" + std::to_string(n));
       const Case dense(m, k, n, activations, weights);
-      check(dense, PackedWeight(dense.w, weights));
+      check(dense, Weight::packed(dense.w, weights));
       check(dense, ConstTensorView(dense.w));
       const Case columns(m, k, n, activations, weights, {.offset = 1, .gap = 2, .order = {1, 0}},
                          {.offset = 3, .gap = 5, .order = {}});
-      check(columns, PackedWeight(columns.w, weights));
+      check(columns, Weight::packed(columns.w, weights));
       const Case gaps(m, k, n, activations, weights, {.offset = 1, .gap = 3, .order = {}});
-      check(gaps, PackedWeight(gaps.w, weights));
+      check(gaps, Weight::packed(gaps.w, weights));
     }
   });
 }
@@ -99,7 +99,7 @@ TEST(Linear, SameBitsForAnyNumberOfThreads) {
     for (const int threads : {1, 2, 5}) {
       results.emplace_back(m, 65, 131, DType::kFloat32, DType::kFloat32);
       const Case& c = results.back();
-      test::with_threads(threads, [&] { check(c, PackedWeight(c.w)); });
+      test::with_threads(threads, [&] { check(c, Weight::packed(c.w)); });
       EXPECT_EQ(c.y.bytes(), results.front().y.bytes());
       EXPECT_EQ(c.dx.bytes(), results.front().dx.bytes());
     }
@@ -113,7 +113,7 @@ TEST(Linear, NanAndInfinityReachOnlyTheirRow) {
       Case poisoned(15, 33, 40, type, type);
       poisoned.x.set(3 * 33 + 32, std::numeric_limits<double>::quiet_NaN());
       poisoned.x.set(7 * 33 + 5, std::numeric_limits<double>::infinity());
-      const PackedWeight weight(c.w, type);
+      const Weight weight = Weight::packed(c.w, type);
       Context context;
       linear_forward(context, {c.x, weight, {}, c.y});
       linear_forward(context, {poisoned.x, weight, {}, poisoned.y});
@@ -133,23 +133,6 @@ TEST(Linear, NanAndInfinityReachOnlyTheirRow) {
   });
 }
 
-TEST(PackedWeight, UnpacksToWhatItWasRoundedTo) {
-  test::on_each_isa([] {
-    for (const DType type : {DType::kFloat32, DType::kBFloat16}) {
-      Tensor w(DType::kFloat32, {67, 35}, {.offset = 1, .gap = 1, .order = {1, 0}});
-      w.fill_random(5);
-      const PackedWeight packed(w, type);
-      Tensor back(DType::kFloat32, {67, 35});
-      packed.unpack(back);
-      EXPECT_EQ(back.values(), w.as(type).values());
-      EXPECT_EQ(packed.out_features(), 67);
-      EXPECT_EQ(packed.in_features(), 35);
-      EXPECT_TRUE(packed.serves_backward());
-      EXPECT_LT(PackedWeight(w, type, Packing::kForward).nbytes(), packed.nbytes());
-    }
-  });
-}
-
 std::string error_of(const LinearForward& params) {
   Context context;
   try {
@@ -162,7 +145,7 @@ std::string error_of(const LinearForward& params) {
 
 TEST(Linear, RefusesWhatItCannotTake) {
   const Case c(2, 3, 4, DType::kFloat32, DType::kFloat32);
-  const BaseWeight weight = ConstTensorView(c.w);
+  const Weight weight = ConstTensorView(c.w);
   EXPECT_EQ(error_of({c.dy, weight, {}, c.y}), "[linear] x: expected (2, 3), got (2, 4)");
   EXPECT_EQ(error_of({c.x, weight, c.x, c.y}), "[linear] bias: expected (4), got (2, 3)");
   EXPECT_EQ(error_of({c.x, weight, {}, c.dx}), "[linear] y: expected (2, 4), got (2, 3)");
@@ -173,18 +156,18 @@ TEST(Linear, RefusesWhatItCannotTake) {
             "[linear] x: float16 has no CPU kernel, float32 and bfloat16 do");
   EXPECT_FALSE(supports(LinearForward{half, weight, {}, c.y}));
 
-  const PackedWeight forward_only(c.w, DType::kFloat32, Packing::kForward);
+  const Weight forward_only = Weight::packed(c.w, DType::kFloat32, Packing::kForward);
   Context context;
   EXPECT_THROW(linear_backward(context, {c.dy, forward_only, c.dx}), Error);
   EXPECT_EQ(c.dx.get(0), -7);
-  EXPECT_THROW(PackedWeight(c.bias), Error);
+  EXPECT_THROW(Weight::packed(c.bias), Error);
 }
 
 TEST(Linear, AWeightPackedForAnotherInstructionSetIsRefused) {
   if (cpu_isas().size() < 2) GTEST_SKIP() << "this machine has one instruction set only";
   const Case c(2, 3, 4, DType::kFloat32, DType::kFloat32);
   const std::string before = cpu_isa();
-  const PackedWeight packed(c.w);
+  const Weight packed = Weight::packed(c.w);
   set_cpu_isa("portable");
   const std::string message = error_of({c.x, packed, {}, c.y});
   set_cpu_isa(before);

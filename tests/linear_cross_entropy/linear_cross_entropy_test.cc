@@ -44,7 +44,7 @@ struct Case {
     losses.fill(-7), dx.fill(-7);
   }
 
-  LinearCrossEntropy params(const BaseWeight& weight, bool gradient = true) const {
+  LinearCrossEntropy params(const Weight& weight, bool gradient = true) const {
     LinearCrossEntropy p;
     p.x = x, p.weight = weight, p.targets = targets, p.losses = losses;
     if (gradient) p.dx = dx;
@@ -106,17 +106,17 @@ void check_case(const Case& c) {
   SCOPED_TRACE(std::string(name_of(x_dtype)) + " x, " + name_of(w_dtype) + " w, " +
                c.x.view().shape_string() + " to " + std::to_string(c.shape.v));
   Tensor losses(DType::kFloat32, {c.shape.m}), dx(DType::kFloat32, {c.shape.m, c.shape.k});
-  LinearCrossEntropy reference = c.params(BaseWeight(c.w));
+  LinearCrossEntropy reference = c.params(Weight(c.w));
   reference.losses = losses, reference.dx = dx;
   reference::linear_cross_entropy(reference);
   const Plain plain(c);
-  // What multiplies decides what can be expected: see PackedWeight.
+  // What multiplies decides what can be expected: see Weight.
   const DType dtype = w_dtype == DType::kBFloat16 ? w_dtype : x_dtype;
 
   Context context;
-  const PackedWeight packed(c.w, w_dtype);
+  const Weight packed = Weight::packed(c.w, w_dtype);
   for (const bool gradient : {true, false}) {
-    for (const BaseWeight& weight : {BaseWeight(packed), BaseWeight(c.w.view())}) {
+    for (const Weight& weight : {Weight(packed), Weight(c.w.view())}) {
       const Case out = c;
       linear_cross_entropy(context, out.params(weight, gradient));
       EXPECT_TRUE(test::as_good_as(out.losses.values(), plain.losses, losses.values(), w_dtype));
@@ -147,7 +147,7 @@ TEST(LinearCrossEntropy, MatchesTheReferenceOnHostileShapes) {
 
 TEST(LinearCrossEntropy, GradientIsTheSlopeOfTheReference) {
   Case c(DType::kFloat32, DType::kFloat32, {2, 5, 11});
-  reference::linear_cross_entropy(c.params(BaseWeight(c.w)));
+  reference::linear_cross_entropy(c.params(Weight(c.w)));
   const std::vector<double> gradient = c.dx.values();
   for (std::int64_t i = 0; i < c.x.size(); ++i) {
     const double at = c.x.get(i);
@@ -155,7 +155,7 @@ TEST(LinearCrossEntropy, GradientIsTheSlopeOfTheReference) {
     for (const int side : {0, 1}) {
       c.x.set(i, at + (side == 0 ? -0.01 : 0.01));
       point[side] = c.x.get(i);
-      reference::linear_cross_entropy(c.params(BaseWeight(c.w), false));
+      reference::linear_cross_entropy(c.params(Weight(c.w), false));
       loss[side] = c.losses.get(i / 5);
     }
     c.x.set(i, at);
@@ -172,7 +172,7 @@ TEST(LinearCrossEntropy, LargeLogitsNeitherOverflowNorLoseTheLoss) {
     c.x.set(0, 1), c.x.set(1, -1);
     c.targets.set(0, 39), c.targets.set(1, 39);
     Context context;
-    linear_cross_entropy(context, c.params(BaseWeight(c.w)));
+    linear_cross_entropy(context, c.params(Weight(c.w)));
     EXPECT_TRUE(test::close(c.losses.values(), {0, 39 * 300}, 1e-2));
     EXPECT_TRUE(test::close(c.dx.values(), {0, -39 * 300}, 1e-2));
   });
@@ -183,7 +183,7 @@ TEST(LinearCrossEntropy, NanStaysNan) {
     Case c(DType::kFloat32, DType::kFloat32, {2, 3, 100});
     c.x.set(1, std::numeric_limits<double>::quiet_NaN());
     Context context;
-    linear_cross_entropy(context, c.params(BaseWeight(c.w)));
+    linear_cross_entropy(context, c.params(Weight(c.w)));
     EXPECT_TRUE(std::isnan(c.losses.get(0)));
     EXPECT_TRUE(std::isnan(c.dx.get(0)));
     EXPECT_FALSE(std::isnan(c.losses.get(1)));
@@ -196,7 +196,7 @@ TEST(LinearCrossEntropy, SameBitsForAnyNumberOfThreads) {
     results.emplace_back(DType::kFloat32, DType::kFloat32, Shape{151, 37, 2050});
     test::with_threads(threads, [&] {
       Context context;
-      linear_cross_entropy(context, results.back().params(BaseWeight(results.back().w)));
+      linear_cross_entropy(context, results.back().params(Weight(results.back().w)));
     });
     EXPECT_EQ(results.back().losses.bytes(), results.front().losses.bytes());
     EXPECT_EQ(results.back().dx.bytes(), results.front().dx.bytes());
@@ -217,17 +217,17 @@ TEST(LinearCrossEntropy, RefusesWhatItCannotTakeAndTouchesNothing) {
   Case c(DType::kFloat32, DType::kFloat32, {3, 4, 10});
   const std::vector<std::byte> losses = c.losses.bytes(), dx = c.dx.bytes();
   c.targets.set(1, 10);
-  EXPECT_EQ(error_of(c.params(BaseWeight(c.w))),
+  EXPECT_EQ(error_of(c.params(Weight(c.w))),
             "[linear_cross_entropy] targets: expected 0 to 9, or -100 to ignore, got 10 at row 1");
   c.targets.set(1, -1);
-  EXPECT_NE(error_of(c.params(BaseWeight(c.w))), "");
+  EXPECT_NE(error_of(c.params(Weight(c.w))), "");
   c.targets.set(1, 0);
-  const PackedWeight forward(c.w, DType::kFloat32, Packing::kForward);
+  const Weight forward = Weight::packed(c.w, DType::kFloat32, Packing::kForward);
   EXPECT_NE(error_of(c.params(forward)), "");
   EXPECT_EQ(c.losses.bytes(), losses);
   EXPECT_EQ(c.dx.bytes(), dx);
   EXPECT_EQ(error_of(c.params(forward, false)), "");
-  LinearCrossEntropy params = c.params(BaseWeight(c.w));
+  LinearCrossEntropy params = c.params(Weight(c.w));
   params.losses = Tensor(DType::kFloat32, {4});
   EXPECT_EQ(error_of(params), "[linear_cross_entropy] losses: expected (3), got (4)");
 }

@@ -62,10 +62,10 @@ struct Case {
   }
 
   Adapter adapter() const { return {a, b, scaling}; }
-  LoraLinearForward linear(const BaseWeight& weight) const {
+  LoraLinearForward linear(const Weight& weight) const {
     return {x, weight, bias, adapter(), dropout, y, h};
   }
-  LoraLinearBackward linear_gradients(const BaseWeight& weight) const {
+  LoraLinearBackward linear_gradients(const Weight& weight) const {
     return {dy, x, h, weight, adapter(), dropout, dx, da, db};
   }
   LoraDeltaForward delta(bool accumulate = false) const {
@@ -130,7 +130,7 @@ struct Truth {
         dx(kF32, {c.m, c.k}),
         da(kF32, {c.k, c.rank}),
         db(kF32, {c.rank, c.n}) {
-    const BaseWeight w = ConstTensorView(c.w);
+    const Weight w = ConstTensorView(c.w);
     if (with_base) {
       reference::lora_linear_forward({c.x, w, c.bias, c.adapter(), c.dropout, y, h});
       reference::lora_linear_backward({c.dy, c.x, h, w, c.adapter(), c.dropout, dx, da, db});
@@ -158,7 +158,7 @@ void compare(const Case& c, bool with_base) {
   c.expect_guarded();
 }
 
-void check_linear(const Case& c, const BaseWeight& weight) {
+void check_linear(const Case& c, const Weight& weight) {
   Context context;
   lora_linear_forward(context, c.linear(weight));
   lora_linear_backward(context, c.linear_gradients(weight));
@@ -200,10 +200,10 @@ void check_shapes(Types types) {
       SCOPED_TRACE(testing::PrintToString(shape));
       for (const float p : {0.0f, 0.3f}) {
         const Case dense(shape, types, p);
-        check_linear(dense, PackedWeight(dense.w, types.weight));
+        check_linear(dense, Weight::packed(dense.w, types.weight));
         check_linear(Case(shape, types, p, gaps), ConstTensorView(dense.w));
         const Case strided(shape, types, p, columns, gaps);
-        check_linear(strided, PackedWeight(strided.w, types.weight));
+        check_linear(strided, Weight::packed(strided.w, types.weight));
         check_delta(Case(shape, types, p));
         check_delta(Case(shape, types, p, columns, gaps));
       }
@@ -261,7 +261,7 @@ TEST(Lora, DeltaCanAddToY) {
 TEST(Lora, GradientsAreTheSlopesOfTheReference) {
   for (const float p : {0.0f, 0.4f}) {
     Case c({3, 6, 5, 2}, {kF32, kF32, kF32}, p);
-    const BaseWeight w = ConstTensorView(c.w);
+    const Weight w = ConstTensorView(c.w);
     reference::lora_linear_forward(c.linear(w));
     reference::lora_linear_backward(c.linear_gradients(w));
     const auto loss = [&] {
@@ -286,7 +286,7 @@ TEST(Lora, GradientsAreTheSlopesOfTheReference) {
 
 TEST(Lora, EveryGradientAloneIsTheSameAsTogether) {
   const Case all({150, 64, 40, 8}, {kF32, kF32, kF32}, 0.2f);
-  const PackedWeight weight(all.w);
+  const Weight weight = Weight::packed(all.w);
   Context context;
   lora_linear_forward(context, all.linear(weight));
   lora_linear_backward(context, all.linear_gradients(weight));
@@ -312,7 +312,7 @@ TEST(Lora, SameBitsEveryTime) {
       const Case& c = results.back();
       test::with_threads(threads, [&] {
         Context context;
-        const PackedWeight weight(c.w);
+        const Weight weight = Weight::packed(c.w);
         lora_linear_forward(context, c.linear(weight));
         lora_linear_backward(context, c.linear_gradients(weight));
       });
@@ -335,7 +335,7 @@ std::string error_of(const LoraLinearForward& params) {
 
 TEST(Lora, RefusesWhatItCannotTake) {
   const Case c({2, 3, 4, 2}, {kF32, kF32, kF32});
-  const BaseWeight w = ConstTensorView(c.w);
+  const Weight w = ConstTensorView(c.w);
   LoraLinearForward p = c.linear(w);
   p.adapter.b = c.a;
   EXPECT_EQ(error_of(p), "[lora_linear] b: expected (2, 2), got (3, 2)");

@@ -117,7 +117,7 @@ void check_delta_gradients(const Shape& shape, mx::Dtype dtype) {
   bool backward = false;
   for (const auto& record : mlx::fusion_report()) {
     EXPECT_TRUE(record.fused) << record.reason;
-    backward |= record.direction == mlx::Direction::kBackward;
+    backward |= record.pass == mlx::Pass::kBackward;
   }
   EXPECT_TRUE(backward);
 }

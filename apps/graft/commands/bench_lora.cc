@@ -101,8 +101,8 @@ Facts facts_of(const BenchLoraFlags& flags, const Machine& machine, const Blas& 
 void refuse_composed() {
   for (const mlx::FusionRecord& record : mlx::fusion_report()) {
     if (record.fused) continue;
-    throw UserError(fmt::format("{} {} did not run fused: {}", record.op, name_of(record.direction),
-                                record.reason));
+    throw UserError(
+        fmt::format("{} {} did not run fused: {}", record.op, name_of(record.pass), record.reason));
   }
 }
 

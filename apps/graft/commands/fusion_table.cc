@@ -12,8 +12,8 @@
 namespace graft::app {
 namespace {
 
-using graft::mlx::Direction;
 using graft::mlx::FusionRecord;
+using graft::mlx::Pass;
 
 struct Count {
   std::uint64_t fused = 0;
@@ -49,9 +49,9 @@ FusionSummary summarize_fusion(const std::vector<FusionRecord>& records,
   std::map<std::string, Row> modules;
   std::set<std::string> reasons;
   for (const FusionRecord& record : records) {
-    if (record.direction == Direction::kTangent) continue;
+    if (record.pass == Pass::kTangent) continue;
     for (Row* row : {&rows[{kind_of(record.module), record.op}], &modules[record.module]}) {
-      (record.direction == Direction::kForward ? row->forward : row->backward).add(record);
+      (record.pass == Pass::kForward ? row->forward : row->backward).add(record);
       row->modules.insert(record.module);
     }
     if (!record.fused) reasons.insert(fmt::format("{}: {}", record.op, record.reason));

@@ -23,7 +23,7 @@ namespace graft::mlx::detail {
 namespace {
 
 mx::fast::TemplateArg argument_of(const std::variant<int, bool, DType>& value) {
-  if (const auto* dtype = std::get_if<DType>(&value)) return mlx_dtype(*dtype);
+  if (const auto* dtype = std::get_if<DType>(&value)) return dtype_of(*dtype);
   if (const auto* flag = std::get_if<bool>(&value)) return *flag;
   return std::get<int>(value);
 }

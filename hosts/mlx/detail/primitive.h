@@ -20,15 +20,14 @@
 
 namespace graft::mlx::detail {
 
-using Panels = std::shared_ptr<const PackedWeight>;
 using ArraysFunction = std::function<Arrays(const Arrays&)>;
 
 // Why a call may not run fused whatever its operands: fusion is off, or the stream is on a device
 // without kernels. `on_cpu_only`: the operation has none for Metal.
 Support allowed(mx::Stream stream, bool on_cpu_only = true);
 
-// No if `weight` is packed for forward only. A plain weight, null here, serves any product.
-Support serves_dx(const Panels& weight);
+// No if `weight` is packed for forward only. Yes if it is absent, being among the arrays.
+Support serves_dx(const Weight& weight);
 
 // No if one of the first `count` arrays has a dtype the library cannot even view.
 Support dtypes_known(const Arrays& inputs, std::size_t count);
@@ -37,10 +36,10 @@ Support dtypes_known(const Arrays& inputs, std::size_t count);
 // subclass has no kernel for are composed from MLX ops through `composed`, and counted as such.
 class FusedPrimitive : public mx::Primitive {
  public:
-  FusedPrimitive(mx::Stream stream, Caller caller, Direction direction)
+  FusedPrimitive(mx::Stream stream, Caller caller, Pass pass)
       : mx::Primitive(stream),
         caller_(std::move(caller)),
-        tally_(Tallies::instance().line(caller_, direction)) {}
+        tally_(Tallies::instance().line(caller_, pass)) {}
 
   void eval_cpu(const Arrays& inputs, Arrays& outputs) override;
   void eval_gpu(const Arrays& inputs, Arrays& outputs) override;
@@ -113,7 +112,7 @@ struct Outputs {
 // A node that is a call of the core, as Op says it with static functions alone:
 //
 //   State, Params     what the call is besides its arrays, comparable; the core's struct for it
-//   kName, kDirection, kRun             kRun(context, params) is the core's function
+//   kName, kPass, kRun                  kRun(context, params) is the core's function
 //   outputs(state, inputs)              their shapes and dtypes
 //   params(state, views, inputs, outputs)
 //   has_rows(state, inputs)  which inputs a batch of is just more rows of them; none: it is not
@@ -125,7 +124,7 @@ class FusedNode final : public FusedPrimitive {
   using State = typename Op::State;
 
   FusedNode(mx::Stream stream, Caller caller, State state)
-      : FusedPrimitive(stream, std::move(caller), Op::kDirection), state_(std::move(state)) {}
+      : FusedPrimitive(stream, std::move(caller), Op::kPass), state_(std::move(state)) {}
 
   static Arrays make(const State& state, const Arrays& inputs, const Caller& caller, mx::Stream s) {
     const Outputs outputs = Op::outputs(state, inputs);
@@ -242,7 +241,7 @@ Arrays fused_or_composed(const typename Op::State& state, const Arrays& inputs,
   const Support support = FusedNode<Op>::supported(state, inputs, s);
   if (support) return FusedNode<Op>::make(state, inputs, caller, s);
   Arrays outputs = Op::composed(state, inputs, s);
-  outputs[0] = counted(outputs[0], caller, Op::kDirection, support.reason, s);
+  outputs[0] = counted(outputs[0], caller, Op::kPass, support.reason, s);
   return outputs;
 }
 

@@ -51,7 +51,7 @@ void run_plan(const metal::Plan& plan, const Arrays& inputs, Arrays& outputs, mx
   for (mx::array& output : outputs) output.set_data(mx::allocator::malloc(output.nbytes()));
   Arrays temporaries;
   for (const auto& [dtype, shape] : plan.temporaries) {
-    mx::array memory({shape.begin(), shape.end()}, mlx_dtype(dtype), nullptr, {});
+    mx::array memory({shape.begin(), shape.end()}, dtype_of(dtype), nullptr, {});
     memory.set_data(mx::allocator::malloc(memory.nbytes()));
     temporaries.push_back(std::move(memory));
   }

@@ -3,6 +3,7 @@
 #include <mlx/allocator.h>
 #include <mlx/backend/cpu/encoder.h>
 
+#include <any>
 #include <array>
 #include <cstring>
 #include <memory>
@@ -82,7 +83,7 @@ std::optional<DType> dtype_of(mx::Dtype dtype) {
   return std::nullopt;
 }
 
-mx::Dtype mlx_dtype(DType dtype) {
+mx::Dtype dtype_of(DType dtype) {
   switch (dtype) {
     case DType::kFloat32:
       return mx::float32;
@@ -93,7 +94,7 @@ mx::Dtype mlx_dtype(DType dtype) {
     case DType::kInt32:
       return mx::int32;
   }
-  return mx::float32;
+  throw std::logic_error("graft::mlx: unknown dtype");
 }
 
 std::int64_t rows_of(const mx::Shape& shape) {
@@ -140,6 +141,18 @@ void expect_floating(const char* op, const char* tensor, const mx::array& array)
 
 void expect_matrix(const char* op, const char* tensor, const mx::array& array) {
   if (array.ndim() != 2) reject(op, tensor, "a matrix", shape_string(array.shape()));
+}
+
+void expect_present(const char* op, const char* name, const Weight& weight) {
+  if (!weight.present()) reject(op, name, "a weight", "none");
+}
+
+const mx::array* array_of(const Weight& weight) {
+  return std::any_cast<mx::array>(&weight.owner());
+}
+
+mx::Shape shape_of(const Weight& weight) {
+  return {static_cast<int>(weight.out_features()), static_cast<int>(weight.in_features())};
 }
 
 TensorView shape_only(mx::Dtype dtype, std::initializer_list<std::int64_t> shape) {

@@ -15,8 +15,8 @@ namespace {
 
 #ifdef __linux__
 
-using testing::TemporaryFolder;
-using testing::write_text;
+using llm::testing::TemporaryFolder;
+using llm::testing::write_text;
 
 constexpr std::int64_t kMiB = 1 << 20;
 

@@ -14,12 +14,12 @@
 namespace graft::app {
 namespace {
 
+using llm::testing::Outcome;
+using llm::testing::read_text;
+using llm::testing::TemporaryFolder;
+using llm::testing::TinyModel;
+using llm::testing::write_text;
 using nlohmann::json;
-using testing::Outcome;
-using testing::read_text;
-using testing::TemporaryFolder;
-using testing::TinyModel;
-using testing::write_text;
 
 class CommandsTest : public ::testing::Test {
  protected:
@@ -32,7 +32,7 @@ class CommandsTest : public ::testing::Test {
   }
 
   Outcome run(const std::string& arguments) const {
-    return testing::run_program(folder_, arguments);
+    return llm::testing::run_program(folder_, arguments);
   }
 
   Outcome finetune(const std::string& more) const {

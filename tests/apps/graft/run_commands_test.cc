@@ -27,12 +27,12 @@ namespace graft::app {
 namespace {
 
 namespace fs = std::filesystem;
+using llm::testing::Outcome;
+using llm::testing::read_text;
+using llm::testing::TemporaryFolder;
+using llm::testing::TinyModel;
+using llm::testing::write_text;
 using nlohmann::json;
-using testing::Outcome;
-using testing::read_text;
-using testing::TemporaryFolder;
-using testing::TinyModel;
-using testing::write_text;
 
 class RunCommandsTest : public ::testing::Test {
  protected:
@@ -47,7 +47,7 @@ class RunCommandsTest : public ::testing::Test {
   }
 
   Outcome run(const std::string& arguments, const std::string& input = "") const {
-    return testing::run_program(folder_, arguments, input);
+    return llm::testing::run_program(folder_, arguments, input);
   }
 
   // Taught to answer "say it" with "abab".

@@ -49,8 +49,8 @@ TEST_F(Fusion, CountsEachWayAndDirectionByModule) {
     EXPECT_EQ(record.runs, 1u);
   }
   EXPECT_EQ(report[0].module, "layers.0.k_proj");
-  EXPECT_EQ(report[0].direction, Direction::kForward);
-  EXPECT_EQ(report[1].direction, Direction::kBackward);
+  EXPECT_EQ(report[0].pass, Pass::kForward);
+  EXPECT_EQ(report[1].pass, Pass::kBackward);
   EXPECT_EQ(report[2].module, "layers.0.q_proj");
 
   reset_fusion_report();
@@ -87,7 +87,7 @@ TEST_F(Fusion, Float16IsComposedAndSaysWhy) {
   const auto report = fusion_report();
   ASSERT_EQ(report.size(), 1u);  // y was evaluated above; the gradient needs no value of it
   EXPECT_FALSE(report[0].fused);
-  EXPECT_EQ(report[0].direction, Direction::kBackward);
+  EXPECT_EQ(report[0].pass, Pass::kBackward);
   EXPECT_NE(report[0].reason.find("float16"), std::string::npos) << report[0].reason;
 }
 
@@ -101,9 +101,9 @@ TEST_F(Fusion, OneDirectionMayBeComposed) {
   const auto report = fusion_report();
   ASSERT_EQ(report.size(), 2u);
   EXPECT_TRUE(report[0].fused);
-  EXPECT_EQ(report[0].direction, Direction::kForward);
+  EXPECT_EQ(report[0].pass, Pass::kForward);
   EXPECT_FALSE(report[1].fused);
-  EXPECT_EQ(report[1].direction, Direction::kBackward);
+  EXPECT_EQ(report[1].pass, Pass::kBackward);
   EXPECT_EQ(report[1].reason, "the weight is packed for forward only");
 }
 
@@ -126,11 +126,11 @@ void expect_all_composed_because(const std::string& reason) {
   const auto report = fusion_report();
   for (const std::string op :
        {"linear", "linear_cross_entropy", "lora_delta", "lora_linear", "swiglu"}) {
-    for (const auto direction : {Direction::kForward, Direction::kBackward}) {
+    for (const auto pass : {Pass::kForward, Pass::kBackward}) {
       const auto found = std::find_if(report.begin(), report.end(), [&](const auto& record) {
-        return record.op == op && record.direction == direction;
+        return record.op == op && record.pass == pass;
       });
-      ASSERT_NE(found, report.end()) << op << " " << name_of(direction);
+      ASSERT_NE(found, report.end()) << op << " " << name_of(pass);
       EXPECT_FALSE(found->fused) << op;
       EXPECT_EQ(found->reason, reason);
     }

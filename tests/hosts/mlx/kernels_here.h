@@ -27,7 +27,7 @@ inline void expect_fused() {
   EXPECT_FALSE(fusion_report().empty());
   for (const auto& record : fusion_report()) {
     EXPECT_EQ(record.fused, has_kernels(record.op))
-        << record.op << " " << name_of(record.direction) << ": " << record.reason;
+        << record.op << " " << name_of(record.pass) << ": " << record.reason;
   }
 }
 

@@ -90,7 +90,7 @@ TEST(Linear, PackRoundsAndUnpackReturns) {
   const auto half = mx::astype(w, mx::float16);
   EXPECT_EQ(values(unpack(pack(half))), values(half));
   // An array, as Metal reads it, serves both directions.
-  EXPECT_EQ(pack(w, mx::float32, false)->serves_backward(), testing::on_metal());
+  EXPECT_EQ(pack(w, mx::float32, false).serves(Direction::kBackward), testing::on_metal());
 }
 
 TEST(Linear, RejectsWhatDoesNotFit) {

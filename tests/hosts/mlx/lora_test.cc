@@ -250,7 +250,7 @@ TEST(Lora, RejectsWhatDoesNotFit) {
             }),
             "[lora_linear] w: expected (6, 8), got (5, 8)");
   EXPECT_EQ(message_of([&] { lora_linear(x, Weight(), {}, a, b, 1.0f); }),
-            "[lora_linear] w: expected a packed weight, got null");
+            "[lora_linear] w: expected a weight, got none");
   EXPECT_EQ(message_of([&] { lora_linear(x, w, normal({5}, 1), a, b, 1.0f); }),
             "[lora_linear] bias: expected (6), got (5)");
   EXPECT_EQ(message_of([&] { lora_linear(x, w, {}, a, b, 1.0f, Dropout{.p = 1.0f}); }),

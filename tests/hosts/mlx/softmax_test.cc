@@ -138,8 +138,8 @@ void expect_counted(const std::string& reason, mx::Dtype dtype) {
   mx::eval(y[0], dx[0]);
   const auto report = fusion_report();
   ASSERT_EQ(report.size(), 2u);
-  EXPECT_EQ(report[0].direction, Direction::kForward);
-  EXPECT_EQ(report[1].direction, Direction::kBackward);
+  EXPECT_EQ(report[0].pass, Pass::kForward);
+  EXPECT_EQ(report[1].pass, Pass::kBackward);
   for (const auto& record : report) {
     EXPECT_EQ(record.op, "softmax");
     EXPECT_EQ(record.fused, reason.empty());

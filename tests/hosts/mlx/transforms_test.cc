@@ -123,7 +123,7 @@ TEST(Transforms, Compile) {
   // Counted when it runs, so that a compiled step shows every time.
   for (const auto& record : fusion_report()) {
     EXPECT_TRUE(record.fused) << record.op << ": " << record.reason;
-    EXPECT_EQ(record.runs, 3u) << record.op << " " << name_of(record.direction);
+    EXPECT_EQ(record.runs, 3u) << record.op << " " << name_of(record.pass);
   }
   EXPECT_EQ(fusion_report().size(), 2u);
 }

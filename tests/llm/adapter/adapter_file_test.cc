@@ -268,7 +268,7 @@ TEST_F(DamagedAdapter, SettingsThatWouldComputeSomethingElseAreRefused) {
   EXPECT_NE(message_of(folder_.path(), config_).find("adapter_config.json"), std::string::npos);
 }
 
-TEST_F(DamagedAdapter, ThatChangesTheBaseWeightsIsRefused) {
+TEST_F(DamagedAdapter, ThatChangesTheWeightsIsRefused) {
   for (const char* changes : {"pissa", "pissa_niter_16", "corda", "olora", "loftq", "new"}) {
     const std::string message = with_setting("init_lora_weights", changes);
     EXPECT_NE(message.find("init_lora_weights: "), std::string::npos) << changes << message;

@@ -8,15 +8,16 @@
 
 #include <cstdint>
 
-#include "backend/cpu/dropout-inl.h"
-#include "backend/cpu/kernels.h"
-#include "backend/cpu/outer-inl.h"
-#include "backend/cpu/pack-inl.h"
-#include "backend/cpu/row_shrink-inl.h"
-#include "backend/cpu/shrink-inl.h"
-#include "backend/cpu/tile-inl.h"
-#include "backend/cpu/transpose-inl.h"
 #include "backend/cpu/vectors-inl.h"
+#include "product/cpu/dropout-inl.h"
+#include "product/cpu/kernels.h"
+#include "product/cpu/outer-inl.h"
+#include "product/cpu/pack-inl.h"
+#include "product/cpu/row_shrink-inl.h"
+#include "product/cpu/shape-inl.h"
+#include "product/cpu/shrink-inl.h"
+#include "product/cpu/tile-inl.h"
+#include "product/cpu/transpose-inl.h"
 
 HWY_BEFORE_NAMESPACE();
 namespace graft::cpu {

@@ -13,9 +13,10 @@
 #include <cstring>
 #include <utility>
 
-#include "backend/cpu/kernels.h"
-#include "backend/cpu/shrink-inl.h"
 #include "backend/cpu/vectors-inl.h"
+#include "product/cpu/kernels.h"
+#include "product/cpu/shape-inl.h"
+#include "product/cpu/shrink-inl.h"
 
 HWY_BEFORE_NAMESPACE();
 namespace graft::cpu {

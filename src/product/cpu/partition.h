@@ -5,8 +5,8 @@
 #include <cstdint>
 #include <vector>
 
-#include "backend/cpu/kernels.h"
-#include "backend/cpu/packed_panels.h"
+#include "product/cpu/kernels.h"
+#include "product/cpu/packed_panels.h"
 
 namespace graft::cpu {
 
@@ -14,20 +14,21 @@ namespace graft::cpu {
 /// tile is small), chunks of consecutive panels whose packed x stays in a core's cache, and where
 /// rows are few, ranges of columns too.
 struct Partition {
-  std::int64_t m, n_panels;
+  std::int64_t m, n_panels;               // rows, and column panels of all outputs
   std::int64_t panels;                    // of rows
   std::vector<std::int64_t> chunk_panel;  // the first panel of each chunk, and the end
   std::int64_t splits = 1;                // of the columns
 
-  Partition(const Kernels& kernels, std::int64_t rows_of_y, std::int64_t k, std::int64_t n,
-            int threads)
+  /// `row_panel_size`: 32-bit elements of a row panel, of all inputs together.
+  Partition(const Kernels& kernels, std::int64_t rows_of_y, std::int64_t row_panel_size,
+            std::int64_t column_panels, int threads)
       : m(rows_of_y),
-        n_panels(ceil_div(n, kernels.width)),
+        n_panels(column_panels),
         panels(ceil_div(rows_of_y, kernels.rows)),
         chunk_panel{0} {
     // About 128 rows a chunk; fewer where K is so large that they would leave a 1 MiB cache.
     constexpr std::int64_t kChunkRows = 140, kLeastRows = 14, kChunkBytes = 5 << 18;
-    const std::int64_t panel_bytes = std::max<std::int64_t>(1, kernels.row_panel_size(k) * 4);
+    const std::int64_t panel_bytes = std::max<std::int64_t>(1, row_panel_size * 4);
     const std::int64_t most = std::clamp<std::int64_t>(
         kChunkBytes / panel_bytes, 2, std::max(2, static_cast<int>(kChunkRows / kernels.rows)));
     const bool by_rows = panels >= 4 * threads;
@@ -48,6 +49,10 @@ struct Partition {
   std::int64_t panel_row(std::int64_t panel) const {
     return m * panel / std::max<std::int64_t>(1, panels);
   }
+  int panel_rows(std::int64_t panel) const {
+    return static_cast<int>(panel_row(panel + 1) - panel_row(panel));
+  }
+  std::int64_t first_row(std::int64_t chunk) const { return panel_row(first_panel(chunk)); }
   std::int64_t split_panel(std::int64_t split) const { return n_panels * split / splits; }
   std::int64_t most_chunk_panels() const { return chunks() == 0 ? 0 : chunk_panel[1]; }
   std::int64_t most_split_panels() const { return ceil_div(n_panels, splits); }

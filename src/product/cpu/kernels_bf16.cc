@@ -1,11 +1,11 @@
 // The kernels on AVX-512 BF16 (vdpbf16ps), which Highway 1.0 does not have. One target only; behind
 // use_bf16_dot(), which asks the CPU.
 
-#include "backend/cpu/kernels.h"
 #include "backend/cpu/targets.h"
+#include "product/cpu/kernels.h"
 
 #undef HWY_TARGET_INCLUDE
-#define HWY_TARGET_INCLUDE "backend/cpu/kernels_bf16.cc"
+#define HWY_TARGET_INCLUDE "product/cpu/kernels_bf16.cc"
 #include "hwy/foreach_target.h"
 //
 #include "hwy/highway.h"
@@ -19,7 +19,7 @@
 #pragma GCC push_options
 #pragma GCC target("avx512bf16")
 #endif
-#include "backend/cpu/multiply-inl.h"
+#include "product/cpu/multiply-inl.h"
 
 #if HWY_TARGET == HWY_AVX3
 HWY_BEFORE_NAMESPACE();

@@ -8,11 +8,12 @@
 
 #include <cstdint>
 
-#include "backend/cpu/kernels.h"
 #include "backend/cpu/memory-inl.h"
-#include "backend/cpu/pack-inl.h"
 #include "backend/cpu/vectors-inl.h"
 #include "hwy/cache_control.h"
+#include "product/cpu/kernels.h"
+#include "product/cpu/pack-inl.h"
+#include "product/cpu/shape-inl.h"
 
 HWY_BEFORE_NAMESPACE();
 namespace graft::cpu {

@@ -8,12 +8,12 @@
 
 #include <cstdint>
 
-#include "backend/cpu/kernels.h"
 #include "backend/cpu/memory-inl.h"
-#include "backend/cpu/pack-inl.h"
 #include "backend/cpu/vectors-inl.h"
 #include "backend/philox.h"
 #include "graft/lora.h"
+#include "product/cpu/kernels.h"
+#include "product/cpu/pack-inl.h"
 
 HWY_BEFORE_NAMESPACE();
 namespace graft::cpu {

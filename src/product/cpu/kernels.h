@@ -6,7 +6,7 @@
 #include "graft/tensor_view.h"
 
 // The inner kernels of the fused product, once for each instruction set and multiply type;
-// product.cc composes them. Packed formats ("steps" are K for float32, ⌈K/2⌉ for bfloat16 pairs):
+// plan and run compose them. Packed formats ("steps" are K for float32, ⌈K/2⌉ for bfloat16 pairs):
 //   row panel     x-type [step][stride]: up to `rows` rows of x side by side, so that a step needs
 //                 one broadcast a row; lanes along rows serve the shrink
 //   column panel  w-type [step][width]: `width` columns of the product (rows of W) side by side
@@ -54,9 +54,10 @@ struct TileArgs {
   std::int64_t low_steps = 0;     // of h and b
   const float* mask = nullptr;    // multiplies the low-rank part, null for none: [row][mask_stride]
   std::int64_t mask_stride = 0;
-  const float* bias = nullptr;  // `width` floats, or null
-  void* y = nullptr;            // first element of the tile
-  std::int64_t y_stride = 0;    // elements from a row to the next
+  const float* bias = nullptr;   // `width` floats, or null
+  const float* start = nullptr;  // what the sums start from, [row][width], or null
+  void* y = nullptr;             // first element of the tile
+  std::int64_t y_stride = 0;     // elements from a row to the next
   bool y_bfloat16 = false;
   bool accumulate = false;  // y += instead of y =
 };

@@ -10,9 +10,10 @@
 #include <cstdint>
 #include <cstring>
 
-#include "backend/cpu/kernels.h"
-#include "backend/cpu/pack-inl.h"
 #include "backend/cpu/vectors-inl.h"
+#include "product/cpu/kernels.h"
+#include "product/cpu/pack-inl.h"
+#include "product/cpu/shape-inl.h"
 
 HWY_BEFORE_NAMESPACE();
 namespace graft::cpu {

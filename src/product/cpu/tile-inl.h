@@ -10,9 +10,10 @@
 #include <utility>
 
 #include "backend/bfloat16.h"
-#include "backend/cpu/kernels.h"
 #include "backend/cpu/memory-inl.h"
 #include "backend/cpu/vectors-inl.h"
+#include "product/cpu/kernels.h"
+#include "product/cpu/shape-inl.h"
 
 HWY_BEFORE_NAMESPACE();
 namespace graft::cpu {
@@ -78,8 +79,8 @@ HWY_INLINE void StoreTile(const TileArgs& args, V (&acc)[Rows][2]) {
   }
 }
 
-// acc = mask ∘ (h · B) + bias + x · W: the low-rank steps come first, so that dropout can mask them
-// alone. Cost: Rows · 2 multiply-adds of a vector a step; y is written once.
+// acc = mask ∘ (h · B) + bias + start + x · W: the low-rank steps come first, so that dropout can
+// mask them alone. Cost: Rows · 2 multiply-adds of a vector a step; y is written once.
 template <class Multiply, int Rows>
 void TileRows(const TileArgs& args) {
   using X = typename Multiply::X;
@@ -106,6 +107,13 @@ void TileRows(const TileArgs& args) {
     for (int i = 0; i < Rows; ++i) {
       acc[i][0] = hn::Add(acc[i][0], bias0);
       acc[i][1] = hn::Add(acc[i][1], bias1);
+    }
+  }
+  if (args.start != nullptr) {
+#pragma GCC unroll 16
+    for (int i = 0; i < Rows; ++i) {
+      acc[i][0] = hn::Add(acc[i][0], hn::LoadU(d, args.start + i * kWidth));
+      acc[i][1] = hn::Add(acc[i][1], hn::LoadU(d, args.start + i * kWidth + kLanes));
     }
   }
   AddProducts<Multiply, Rows>(static_cast<const X*>(args.x), static_cast<const W*>(args.w), kWidth,
@@ -161,7 +169,7 @@ inline void ExpandTile(const TileArgs& args) {
 
 inline bool IsExpandTile(const TileArgs& args) {
   return args.steps == 0 && args.low_steps == kExpandRank && args.mask == nullptr &&
-         args.bias == nullptr && args.cols == kWidth && !args.y_bfloat16;
+         args.bias == nullptr && args.start == nullptr && args.cols == kWidth && !args.y_bfloat16;
 }
 
 template <class Multiply, int... RowsMinus1>

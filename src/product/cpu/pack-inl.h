@@ -11,8 +11,8 @@
 #include <cstring>
 
 #include "backend/bfloat16.h"
-#include "backend/cpu/kernels.h"
 #include "backend/cpu/vectors-inl.h"
+#include "product/cpu/kernels.h"
 
 HWY_BEFORE_NAMESPACE();
 namespace graft::cpu {

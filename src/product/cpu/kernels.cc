@@ -1,13 +1,13 @@
-#include "backend/cpu/kernels.h"
+#include "product/cpu/kernels.h"
 
 #include "backend/cpu/isa.h"
 #include "backend/cpu/targets.h"
 
 #undef HWY_TARGET_INCLUDE
-#define HWY_TARGET_INCLUDE "backend/cpu/kernels.cc"
+#define HWY_TARGET_INCLUDE "product/cpu/kernels.cc"
 #include "hwy/foreach_target.h"
 //
-#include "backend/cpu/multiply-inl.h"
+#include "product/cpu/multiply-inl.h"
 
 HWY_BEFORE_NAMESPACE();
 namespace graft::cpu {
