@@ -133,7 +133,7 @@ struct Forward {
   }
 
   // Cotangents of mean and rstd are not looked at: no caller sees those.
-  static Arrays gradients(const FusedNode<Forward>::Gradients& call) {
+  static Arrays gradients(const detail::Gradients<State>& call) {
     const Norm& norm = call.state;
     const Backward::State wanted{norm, call.asked(0),
                                  norm.weight && call.asked(norm.weight_index()),
@@ -142,7 +142,7 @@ struct Forward {
     if (norm.weight) inputs.push_back(call.primals[norm.weight_index()]);
     inputs.insert(inputs.end(), {call.outputs[1], call.outputs[2]});
     const Support support = FusedNode<Backward>::supported(wanted, inputs, call.s);
-    if (!support) return call.composed(support, 1);
+    if (!support) return call.composed(support, 1, call.argnums);
     return call.as_primals(FusedNode<Backward>::make(wanted, inputs, call.caller, call.s));
   }
 };

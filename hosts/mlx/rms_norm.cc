@@ -118,7 +118,7 @@ struct Forward {
   }
 
   // rstd's cotangent is not looked at: no caller sees it.
-  static Arrays gradients(const FusedNode<Forward>::Gradients& call) {
+  static Arrays gradients(const detail::Gradients<State>& call) {
     const Norm& norm = call.state;
     const Backward::State wanted{norm.eps, call.asked(0) || (norm.residual && call.asked(1)),
                                  call.asked(norm.weight_index()), norm.residual};
@@ -126,7 +126,7 @@ struct Forward {
                   call.primals[norm.weight_index()], call.outputs.back()};
     if (norm.residual) inputs.push_back(call.cotangents[1]);
     const Support support = FusedNode<Backward>::supported(wanted, inputs, call.s);
-    if (!support) return call.composed(support, call.outputs.size() - 1);
+    if (!support) return call.composed(support, call.outputs.size() - 1, call.argnums);
     Arrays computed = FusedNode<Backward>::make(wanted, inputs, call.caller, call.s);
     // x and residual have one gradient.
     if (norm.residual && call.asked(0) && call.asked(1)) {

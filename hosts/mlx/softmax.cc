@@ -68,10 +68,10 @@ struct Forward {
     return {mx::astype(mx::softmax(z, -1, true, s), in[0].dtype(), s)};
   }
 
-  static Arrays gradients(const FusedNode<Forward>::Gradients& call) {
+  static Arrays gradients(const detail::Gradients<State>& call) {
     const Arrays inputs{call.cotangents[0], call.outputs[0]};
     const Support support = FusedNode<Backward>::supported(call.state, inputs, call.s);
-    if (!support) return call.composed(support, 1);
+    if (!support) return call.composed(support, 1, call.argnums);
     return FusedNode<Backward>::make(call.state, inputs, call.caller, call.s);
   }
 };

@@ -13,6 +13,12 @@ namespace graft {
 
 struct LayerNormForward;
 struct LayerNormBackward;
+struct LinearForward;
+struct LinearBackward;
+struct LoraDeltaForward;
+struct LoraDeltaBackward;
+struct LoraLinearForward;
+struct LoraLinearBackward;
 struct RmsNormForward;
 struct RmsNormBackward;
 struct SoftmaxForward;
@@ -64,7 +70,9 @@ struct Temporary {
 /// All launches of one call. A step reads what the steps before it have written.
 ///
 /// Inputs and outputs are counted in the order in which the call's params declare their views,
-/// those of structs within them included; absent views are not counted. Where nothing is to be
+/// those of structs within them included; absent views are not counted. Of a call with dropout,
+/// seed and offset are two inputs more, in their place: one uint64 each in the device's memory, so
+/// that a launch need not know them; those in the params are not looked at. Where nothing is to be
 /// computed there are no steps.
 struct Plan {
   std::vector<Temporary> temporaries;
@@ -77,31 +85,17 @@ struct Plan {
 /// fit, or `supports` says no.
 Plan plan(const LayerNormForward& params);
 Plan plan(const LayerNormBackward& params);
+Plan plan(const LinearForward& params);
+Plan plan(const LinearBackward& params);
+Plan plan(const LoraDeltaForward& params);
+Plan plan(const LoraDeltaBackward& params);
+Plan plan(const LoraLinearForward& params);
+Plan plan(const LoraLinearBackward& params);
 Plan plan(const RmsNormForward& params);
 Plan plan(const RmsNormBackward& params);
 Plan plan(const SoftmaxForward& params);
 Plan plan(const SoftmaxBackward& params);
 /// @}
-
-/// One launch, all that is to know of it. Made by functions of shapes and types alone.
-struct Call {
-  /// A template argument of the kernel, which its text names.
-  struct Argument {
-    std::string name;                      ///< As the text says it.
-    std::variant<int, bool, DType> value;  ///< An element type becomes the type of that name.
-  };
-
-  std::string kernel;                          ///< A name that is this text's alone.
-  std::vector<std::string> inputs;             ///< Names of the arrays to read, in order.
-  std::vector<std::string> strided;            ///< Inputs in any strides; others are row-major.
-  std::vector<std::string> outputs;            ///< And to write; each is overwritten whole.
-  std::string header;                          ///< Functions that the body calls.
-  std::string body;                            ///< What is in the kernel's braces.
-  std::vector<Argument> arguments;             ///< Of its template.
-  std::array<int, 3> grid = {1, 1, 1};         ///< Threads in all; the last groups may be smaller.
-  std::array<int, 3> threadgroup = {1, 1, 1};  ///< Threads of a group.
-  int threadgroup_bytes = 0;  ///< Of threadgroup memory, of which there are 32 KiB.
-};
 
 }  // namespace metal
 }  // namespace graft

@@ -2,6 +2,7 @@
 
 #include "checks.h"
 #include "linear/cpu.h"
+#include "linear/metal.h"
 #include "weight/weight.h"
 
 namespace graft {
@@ -29,28 +30,50 @@ void check(const LinearBackward& p) {
   check.rows_output("dx", p.dx, p.dy.device());
 }
 
-}  // namespace
-
-Support supports(const LinearForward& p) {
+Support supports_on_cpu(const LinearForward& p) {
   return all_of({on_cpu(p.x.device()), float_on_cpu("x", p.x), weight_on_cpu(p.weight),
                  float_on_cpu("bias", p.bias), float_on_cpu("y", p.y)});
 }
 
-Support supports(const LinearBackward& p) {
+Support supports_on_cpu(const LinearBackward& p) {
   return all_of({on_cpu(p.dy.device()), float_on_cpu("dy", p.dy), weight_on_cpu(p.weight),
                  float_on_cpu("dx", p.dx)});
 }
 
+}  // namespace
+
+Support supports(const LinearForward& p) {
+  if (p.x.device().type == DeviceType::kMetal) return metal::supports(p);
+  return supports_on_cpu(p);
+}
+
+Support supports(const LinearBackward& p) {
+  if (p.dy.device().type == DeviceType::kMetal) return metal::supports(p);
+  return supports_on_cpu(p);
+}
+
 void linear_forward(Context& context, const LinearForward& params) {
   check(params);
-  require("linear", supports(params));
+  require("linear", supports_on_cpu(params));
   cpu::linear_forward(context, params);
 }
 
 void linear_backward(Context& context, const LinearBackward& params) {
   check(params);
-  require("linear_backward", supports(params));
+  require("linear_backward", supports_on_cpu(params));
   cpu::linear_backward(context, params);
+}
+
+metal::Plan metal::plan(const LinearForward& params) {
+  check(params);
+  require("linear", metal::supports(params));
+  return metal::linear_forward(params);
+}
+
+metal::Plan metal::plan(const LinearBackward& params) {
+  check(params);
+  require("linear_backward", metal::supports(params));
+  return metal::linear_backward(params);
 }
 
 }  // namespace graft

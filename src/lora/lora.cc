@@ -5,6 +5,7 @@
 
 #include "checks.h"
 #include "lora/cpu.h"
+#include "lora/metal.h"
 #include "weight/weight.h"
 
 namespace graft {
@@ -118,50 +119,94 @@ Support adapter_on_cpu(const Adapter& adapter) {
   return all_of({float_on_cpu("a", adapter.a), float_on_cpu("b", adapter.b)});
 }
 
-}  // namespace
-
-Support supports(const LoraDeltaForward& p) {
+Support supports_on_cpu(const LoraDeltaForward& p) {
   return all_of({on_cpu(p.x.device()), float_on_cpu("x", p.x), adapter_on_cpu(p.adapter),
                  float_on_cpu("y", p.y)});
 }
 
-Support supports(const LoraDeltaBackward& p) {
+Support supports_on_cpu(const LoraDeltaBackward& p) {
   return all_of({on_cpu(p.dy.device()), float_on_cpu("dy", p.dy), float_on_cpu("x", p.x),
                  adapter_on_cpu(p.adapter), float_on_cpu("dx", p.dx)});
 }
 
-Support supports(const LoraLinearForward& p) {
+Support supports_on_cpu(const LoraLinearForward& p) {
   return all_of({on_cpu(p.x.device()), float_on_cpu("x", p.x), weight_on_cpu(p.weight),
                  float_on_cpu("bias", p.bias), adapter_on_cpu(p.adapter), float_on_cpu("y", p.y)});
 }
 
-Support supports(const LoraLinearBackward& p) {
+Support supports_on_cpu(const LoraLinearBackward& p) {
   return all_of({on_cpu(p.dy.device()), float_on_cpu("dy", p.dy), float_on_cpu("x", p.x),
                  weight_on_cpu(p.weight), adapter_on_cpu(p.adapter), float_on_cpu("dx", p.dx)});
 }
 
+}  // namespace
+
+Support supports(const LoraDeltaForward& p) {
+  if (p.x.device().type == DeviceType::kMetal) return metal::supports(p);
+  return supports_on_cpu(p);
+}
+
+Support supports(const LoraDeltaBackward& p) {
+  if (p.dy.device().type == DeviceType::kMetal) return metal::supports(p);
+  return supports_on_cpu(p);
+}
+
+Support supports(const LoraLinearForward& p) {
+  if (p.x.device().type == DeviceType::kMetal) return metal::supports(p);
+  return supports_on_cpu(p);
+}
+
+Support supports(const LoraLinearBackward& p) {
+  if (p.dy.device().type == DeviceType::kMetal) return metal::supports(p);
+  return supports_on_cpu(p);
+}
+
 void lora_delta_forward(Context& context, const LoraDeltaForward& params) {
   check(params);
-  require("lora_delta", supports(params));
+  require("lora_delta", supports_on_cpu(params));
   cpu::lora_delta_forward(context, params);
 }
 
 void lora_delta_backward(Context& context, const LoraDeltaBackward& params) {
   check(params);
-  require("lora_delta_backward", supports(params));
+  require("lora_delta_backward", supports_on_cpu(params));
   cpu::lora_delta_backward(context, params);
 }
 
 void lora_linear_forward(Context& context, const LoraLinearForward& params) {
   check(params);
-  require("lora_linear", supports(params));
+  require("lora_linear", supports_on_cpu(params));
   cpu::lora_linear_forward(context, params);
 }
 
 void lora_linear_backward(Context& context, const LoraLinearBackward& params) {
   check(params);
-  require("lora_linear_backward", supports(params));
+  require("lora_linear_backward", supports_on_cpu(params));
   cpu::lora_linear_backward(context, params);
+}
+
+metal::Plan metal::plan(const LoraDeltaForward& params) {
+  check(params);
+  require("lora_delta", metal::supports(params));
+  return metal::lora_delta_forward(params);
+}
+
+metal::Plan metal::plan(const LoraDeltaBackward& params) {
+  check(params);
+  require("lora_delta_backward", metal::supports(params));
+  return metal::lora_delta_backward(params);
+}
+
+metal::Plan metal::plan(const LoraLinearForward& params) {
+  check(params);
+  require("lora_linear", metal::supports(params));
+  return metal::lora_linear_forward(params);
+}
+
+metal::Plan metal::plan(const LoraLinearBackward& params) {
+  check(params);
+  require("lora_linear_backward", metal::supports(params));
+  return metal::lora_linear_backward(params);
 }
 
 }  // namespace graft

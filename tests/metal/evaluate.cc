@@ -1,6 +1,5 @@
 #include "metal/evaluate.h"
 
-#include <mlx/fast_primitives.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -58,48 +57,7 @@ Buffer memory_of(const mx::array& array) {
           static_cast<std::size_t>(-first * size)};
 }
 
-// An input and what the kernel's signature has behind it: shape, strides and rank, if its text
-// names them.
-struct Input {
-  std::vector<std::int64_t> strides;
-  int rank;
-
-  void append_to(std::vector<Buffer>& buffers, const mx::array& array,
-                 const std::tuple<bool, bool, bool>& named) {
-    buffers.push_back(memory_of(array));
-    if (array.ndim() == 0) return;
-    const auto& [with_shape, with_strides, with_rank] = named;
-    strides.assign(array.strides().begin(), array.strides().end());
-    rank = static_cast<int>(array.ndim());
-    if (with_shape) {
-      buffers.push_back({const_cast<int*>(array.shape().data()), array.ndim() * 4, true});
-    }
-    if (with_strides) buffers.push_back({strides.data(), strides.size() * 8, true});
-    if (with_rank) buffers.push_back({&rank, 4, true});
-  }
-};
-
 }  // namespace
-
-// Buffers as MLX's eval_gpu binds them.
-void Standin::launch(const mx::Primitive& kernel, const Arrays& inputs, Arrays& outputs) {
-  const std::lock_guard lock(mutex_);
-  const auto state = static_cast<const mx::fast::CustomKernel&>(kernel).state();
-  Launched launched{std::get<0>(state),
-                    std::get<1>(state),
-                    extent_of(std::get<2>(state)),
-                    extent_of(std::get<3>(state)),
-                    {}};
-  std::vector<Buffer> buffers;
-  std::vector<Input> described(inputs.size());
-  for (std::size_t i = 0; i < inputs.size(); ++i) {
-    described[i].append_to(buffers, inputs[i], std::get<4>(state)[i]);
-  }
-  for (mx::array& output : outputs) {
-    buffers.push_back({output.data<char>(), output.nbytes(), false});
-  }
-  execute(std::move(launched), buffers);
-}
 
 void Standin::launch(const metal::Step& step, const Arrays& arrays) {
   const std::lock_guard lock(mutex_);

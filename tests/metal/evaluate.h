@@ -10,7 +10,7 @@
 #include <utility>
 #include <vector>
 
-#include "graft/mlx/detail/metal.h"
+#include "graft/mlx/detail/metal_runner.h"
 #include "metal/machine.h"
 #include "metal/shader.h"
 
@@ -19,14 +19,14 @@ namespace graft::standin {
 namespace mx = ::mlx::core;
 using Arrays = std::vector<mx::array>;
 
-/// A Metal kernel of a graph: what MLX would compile and launch.
+/// A launch of a plan: what Metal would compile and run.
 struct Launched {
   std::string name, text;
   Extent grid, group;
   Traffic traffic;
 };
 
-/// Executes the text that MLX would compile, wherever in a graph and whenever MLX evaluates it.
+/// Executes the plans of nodes of a graph, whenever MLX evaluates them.
 class Standin : public mlx::detail::MetalStandin {
  public:
   /// Threads go on in an order that is drawn from `seed`. `before` is put before each text.
@@ -35,7 +35,6 @@ class Standin : public mlx::detail::MetalStandin {
 
   void launch(const metal::Step& step, const Arrays& buffers) override;
   void copied(const mx::array& array) override;
-  void launch(const mx::Primitive& kernel, const Arrays& inputs, Arrays& outputs) override;
 
   /// So far, in order. Not while something is evaluated.
   const std::vector<Launched>& launched() const { return launched_; }

@@ -24,8 +24,6 @@ class MetalStandin {
   virtual void launch(const metal::Step& step, const Arrays& buffers) = 0;
   // A launch of MLX's own makes a row-major copy of an array.
   virtual void copied(const mx::array& array) = 0;
-  // `kernel` is MLX's node. Inputs are row-contiguous, outputs allocated.
-  virtual void launch(const mx::Primitive& kernel, const Arrays& inputs, Arrays& outputs) = 0;
 };
 
 // While a stand-in is set, calls on any CPU stream go to Metal kernels, and it runs them. Graphs

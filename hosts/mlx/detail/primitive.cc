@@ -82,10 +82,6 @@ void FusedPrimitive::run_on_metal(const Arrays& inputs, const Arrays& outputs) {
   count();
 }
 
-void FusedPrimitive::evaluate(const Arrays&, Arrays&) {
-  throw std::logic_error(std::string("[") + caller_.op + "] there is no CPU kernel for it");
-}
-
 metal::Plan FusedPrimitive::plan(Views&, const Arrays&, const Arrays&) const {
   throw std::logic_error(std::string("[") + caller_.op + "] there is no Metal kernel for it");
 }

@@ -55,7 +55,7 @@ class FusedPrimitive : public mx::Primitive {
   virtual Arrays composed(const Arrays& inputs) const = 0;
 
   // All outputs by kernels of the CPU.
-  virtual void evaluate(const Arrays& inputs, Arrays& outputs);
+  virtual void evaluate(const Arrays& inputs, Arrays& outputs) = 0;
 
   // What kernels of Metal are launched for it. Pure; the arrays are `views`'s to look at.
   virtual metal::Plan plan(Views& views, const Arrays& inputs, const Arrays& outputs) const;
@@ -109,6 +109,34 @@ struct Outputs {
   }
 };
 
+// What an op's gradients() is told, and what it may ask for.
+template <class State>
+struct Gradients {
+  const State& state;
+  const Arrays &primals, &cotangents;
+  const std::vector<int>& argnums;
+  const Arrays& outputs;
+  const Caller& caller;
+  mx::Stream s;
+  // Those in `of` from MLX ops, for a reason. Of the outputs only the first `visible` have
+  // cotangents that anybody gives.
+  std::function<Arrays(const Support& no, std::size_t visible, const std::vector<int>& of)>
+      composed;
+
+  // Whether the gradient of input i is asked for.
+  bool asked(std::size_t i) const {
+    return std::find(argnums.begin(), argnums.end(), static_cast<int>(i)) != argnums.end();
+  }
+  // `computed`, which are those that are asked for, each in the dtype of its primal.
+  Arrays as_primals(Arrays computed) const {
+    for (std::size_t i = 0; i < computed.size(); ++i) {
+      const mx::array& primal = primals[static_cast<std::size_t>(argnums[i])];
+      computed[i] = mx::astype(computed[i], primal.dtype(), s);
+    }
+    return computed;
+  }
+};
+
 // A node that is a call of the core, as Op says it with static functions alone:
 //
 //   State, Params     what the call is besides its arrays, comparable; the core's struct for it
@@ -116,8 +144,10 @@ struct Outputs {
 //   outputs(state, inputs)              their shapes and dtypes
 //   params(state, views, inputs, outputs)
 //   has_rows(state, inputs)  which inputs a batch of is just more rows of them; none: it is not
-//   composed(state, inputs, stream)     all outputs from MLX's own ops
-//   gradients(call)     if it has any by kernels: see Gradients below
+//   kBatchJoinsFirst    if that batch has to join the first dimension, the number of them being
+//   fixed composed(state, inputs, stream)     all outputs from MLX's own ops gradients(call)     if
+//   it has any by kernels: as Gradients above says before_run(state, inputs)  if params are to be
+//   completed on the stream, just before kRun
 template <class Op>
 class FusedNode final : public FusedPrimitive {
  public:
@@ -145,41 +175,16 @@ class FusedNode final : public FusedPrimitive {
     return views.viewable() ? supports(params) : views.viewable();
   }
 
-  // What Op::gradients is told, and what it may ask for.
-  struct Gradients {
-    const State& state;
-    const Arrays &primals, &cotangents;
-    const std::vector<int>& argnums;
-    const Arrays& outputs;
-    const Caller& caller;
-    mx::Stream s;
-
-    // Whether the gradient of input i is asked for.
-    bool asked(std::size_t i) const {
-      return std::find(argnums.begin(), argnums.end(), static_cast<int>(i)) != argnums.end();
-    }
-    // `computed`, which are those that are asked for, each in the dtype of its primal.
-    Arrays as_primals(Arrays computed) const {
-      for (std::size_t i = 0; i < computed.size(); ++i) {
-        const mx::array& primal = primals[static_cast<std::size_t>(argnums[i])];
-        computed[i] = mx::astype(computed[i], primal.dtype(), s);
-      }
-      return computed;
-    }
-    // All of them from MLX ops, for a reason. Of the outputs only the first `visible` have
-    // cotangents that anybody gives.
-    std::function<Arrays(const Support& no, std::size_t visible)> composed;
-  };
-
   Arrays vjp(const Arrays& primals, const Arrays& cotangents, const std::vector<int>& argnums,
              const Arrays& outputs) override {
     if constexpr (requires { &Op::gradients; }) {
-      const auto otherwise = [&](const Support& no, std::size_t visible) {
+      const auto from_ops = [&](const Support& no, std::size_t visible,
+                                const std::vector<int>& of) {
         const Arrays given(cotangents.begin(), cotangents.begin() + static_cast<int>(visible));
-        return composed_vjp(primals, given, argnums, no.reason);
+        return composed_vjp(primals, given, of, no.reason);
       };
-      return Op::gradients(
-          Gradients{state_, primals, cotangents, argnums, outputs, caller(), stream(), otherwise});
+      return Op::gradients(Gradients<State>{state_, primals, cotangents, argnums, outputs, caller(),
+                                            stream(), from_ops});
     } else {
       return FusedPrimitive::vjp(primals, cotangents, argnums, outputs);
     }
@@ -193,7 +198,16 @@ class FusedNode final : public FusedPrimitive {
       more_rows = (axes[i] >= 0) == has_rows[i];
     }
     if (!more_rows) return FusedPrimitive::vmap(inputs, axes);
-    const Arrays outputs = make(state_, batch_first(inputs, axes), caller(), stream());
+    Arrays moved = batch_first(inputs, axes);
+    constexpr bool kJoins = requires { Op::kBatchJoinsFirst; };
+    const int batch = moved[0].shape(0);
+    for (mx::array& array : moved) {
+      if (kJoins) array = mx::flatten(array, 0, 1, stream());
+    }
+    Arrays outputs = make(state_, moved, caller(), stream());
+    for (mx::array& array : outputs) {
+      if (kJoins) array = mx::unflatten(array, 0, {batch, array.shape(0) / batch}, stream());
+    }
     return {outputs, std::vector<int>(outputs.size(), 0)};
   }
 
@@ -212,9 +226,16 @@ class FusedNode final : public FusedPrimitive {
 
   void evaluate(const Arrays& inputs, Arrays& outputs) override {
     Views views(Views::For::kCpu, stream());
-    dispatch(outputs, [params = Op::params(state_, views, inputs, outputs)](Context& context) {
-      Op::kRun(context, params);
-    });
+    const auto params = Op::params(state_, views, inputs, outputs);
+    if constexpr (requires { Op::before_run(state_, inputs); }) {
+      dispatch(outputs, [params, complete = Op::before_run(state_, inputs)](Context& context) {
+        auto completed = params;
+        complete(completed);
+        Op::kRun(context, completed);
+      });
+    } else {
+      dispatch(outputs, [params](Context& context) { Op::kRun(context, params); });
+    }
   }
 
   metal::Plan plan(Views& views, const Arrays& inputs, const Arrays& outputs) const override {

@@ -73,6 +73,10 @@ mx::array scheduled_copy(const mx::array& x, mx::Stream stream) {
   return copy;
 }
 
+std::vector<std::int64_t> sizes_of(const mx::array& x) {
+  return {x.shape().begin(), x.shape().end()};
+}
+
 }  // namespace
 
 std::optional<DType> dtype_of(mx::Dtype dtype) {
@@ -277,6 +281,28 @@ ConstTensorView Views::matrix(const mx::array& x) {
   if (purpose_ == For::kQuestion) return blank(x, {x.shape(0), x.shape(1)});
   inputs_.push_back(x);
   return blank(x, {x.shape(0), x.shape(1)}, {x.strides(0), x.strides(1)});
+}
+
+ConstTensorView Views::vector(const mx::array& x) {
+  return purpose_ == For::kCpu ? vector_view(x) : dense_input(x, {x.shape(0)});
+}
+
+ConstTensorView Views::weight(const mx::array& w) {
+  return purpose_ == For::kCpu ? matrix_view(w) : dense_input(w, {w.shape(0), w.shape(1)});
+}
+
+ConstTensorView Views::tensor(const mx::array& x) {
+  return purpose_ == For::kCpu ? strided_view(x, stream_) : dense_input(x, sizes_of(x));
+}
+
+ConstTensorView Views::dense_tensor(const mx::array& x) {
+  return purpose_ == For::kCpu ? dense_view(x, stream_) : dense_input(x, sizes_of(x));
+}
+
+TensorView Views::out_tensor(mx::array x) { return output(x, sizes_of(x)); }
+
+void Views::counter(const mx::array& x) {
+  if (purpose_ == For::kMetal) inputs_.push_back(row_contiguous(x, stream_));
 }
 
 TensorView Views::output(mx::array x, std::vector<std::int64_t> shape) {

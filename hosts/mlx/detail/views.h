@@ -91,11 +91,20 @@ class Views {
   ConstTensorView strided_rows(const mx::array& x);
   // All elements in one line.
   ConstTensorView line(const mx::array& x);
-  // A matrix in any strides.
+  // A matrix, or a vector, in any strides; Metal takes no vectors with gaps.
   ConstTensorView matrix(const mx::array& x);
+  ConstTensorView vector(const mx::array& x);
+  // In its own shape, the last axis without gaps; and with none at all.
+  ConstTensorView tensor(const mx::array& x);
+  ConstTensorView dense_tensor(const mx::array& x);
+  // W: a matrix in any strides, row-major for Metal.
+  ConstTensorView weight(const mx::array& w);
+  // A counter of dropout, which is no view: plans read it from memory.
+  void counter(const mx::array& x);
 
   TensorView out_rows(mx::array x);
   TensorView out_line(mx::array x);
+  TensorView out_tensor(mx::array x);
 
   // What a plan counts.
   const std::vector<mx::array>& inputs() const { return inputs_; }

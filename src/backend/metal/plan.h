@@ -24,6 +24,8 @@ class Numbering {
   explicit Numbering(Operand::Of of) : of_(of) {}
   // The view's operand, kAbsent if the view is absent.
   Operand next(const ConstTensorView& view);
+  // Of what is no view.
+  Operand next() { return {of_, count_++}; }
 
  private:
   Operand::Of of_;
