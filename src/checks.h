@@ -4,7 +4,9 @@
 #include <initializer_list>
 #include <string>
 
+#include "graft/context.h"
 #include "graft/error.h"
+#include "graft/rope.h"
 #include "graft/supports.h"
 #include "graft/tensor_view.h"
 
@@ -67,15 +69,21 @@ class Check {
   /// A finite number of at least 0.
   void epsilon(float eps) const;
 
+  /// A finite number above 0.
+  void scale(float scale) const;
+
+  /// theta and position make sense.
+  void rotary(const Rotary& rotary) const;
+
+  /// The context is for the device of the tensors.
+  void place(const Context& context, Device device) const;
+
  private:
   const char* op_;
 };
 
 /// Throws Error (kUnsupported) with the reason, unless `support` says yes.
 void require(const char* op, const Support& support);
-
-/// Yes on the CPU; elsewhere why not. For operations that have CPU kernels alone.
-Support on_cpu(Device device);
 
 /// Yes if `view` is absent, float32 or bfloat16: what CPU kernels take. "No" names the tensor.
 Support float_on_cpu(const char* tensor, const ConstTensorView& view);

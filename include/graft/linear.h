@@ -1,6 +1,9 @@
 #pragma once
 
+#include <cstddef>
+
 #include "graft/context.h"
+#include "graft/export.h"
 #include "graft/supports.h"
 #include "graft/tensor_view.h"
 #include "graft/weight.h"
@@ -28,14 +31,21 @@ struct LinearBackward {
 
 /// @{
 /// Whether such a call can run here, and if not, why.
-Support supports(const LinearForward& params);
-Support supports(const LinearBackward& params);
+GRAFT_EXPORT Support supports(const LinearForward& params);
+GRAFT_EXPORT Support supports(const LinearBackward& params);
+/// @}
+
+/// @{
+/// Bytes of scratch that such a call takes from a context of so many threads. Reads no tensor.
+/// Throws Error for a call that is not supported.
+GRAFT_EXPORT std::size_t scratch_bytes(const LinearForward& params, int threads = num_threads());
+GRAFT_EXPORT std::size_t scratch_bytes(const LinearBackward& params, int threads = num_threads());
 /// @}
 
 /// @{
 /// Throws Error; on an error no output is touched.
-void linear_forward(Context& context, const LinearForward& params);
-void linear_backward(Context& context, const LinearBackward& params);
+GRAFT_EXPORT void linear_forward(Context& context, const LinearForward& params);
+GRAFT_EXPORT void linear_backward(Context& context, const LinearBackward& params);
 /// @}
 
 }  // namespace graft

@@ -7,6 +7,7 @@
 #include <variant>
 #include <vector>
 
+#include "graft/export.h"
 #include "graft/tensor_view.h"
 
 namespace graft {
@@ -37,9 +38,9 @@ struct Kernel {
   std::vector<Argument> arguments;  ///< Of the template, in order.
 
   /// What the instance is called in its text; no two instances have a name in common.
-  std::string name() const;
+  GRAFT_EXPORT std::string name() const;
   /// The whole source, to be compiled as it is, with that one kernel in it. Metal 3.1.
-  std::string text() const;
+  GRAFT_EXPORT std::string text() const;
 };
 
 /// A buffer of a plan: one of the call's inputs or outputs, or memory for the plan alone.
@@ -83,18 +84,18 @@ struct Plan {
 /// What to launch for a call. Views say shapes, strides and element types; their device is Metal,
 /// and their pointers are not looked at. Throws Error as the call itself would: if shapes do not
 /// fit, or `supports` says no.
-Plan plan(const LayerNormForward& params);
-Plan plan(const LayerNormBackward& params);
-Plan plan(const LinearForward& params);
-Plan plan(const LinearBackward& params);
-Plan plan(const LoraDeltaForward& params);
-Plan plan(const LoraDeltaBackward& params);
-Plan plan(const LoraLinearForward& params);
-Plan plan(const LoraLinearBackward& params);
-Plan plan(const RmsNormForward& params);
-Plan plan(const RmsNormBackward& params);
-Plan plan(const SoftmaxForward& params);
-Plan plan(const SoftmaxBackward& params);
+GRAFT_EXPORT Plan plan(const LayerNormForward& params);
+GRAFT_EXPORT Plan plan(const LayerNormBackward& params);
+GRAFT_EXPORT Plan plan(const LinearForward& params);
+GRAFT_EXPORT Plan plan(const LinearBackward& params);
+GRAFT_EXPORT Plan plan(const LoraDeltaForward& params);
+GRAFT_EXPORT Plan plan(const LoraDeltaBackward& params);
+GRAFT_EXPORT Plan plan(const LoraLinearForward& params);
+GRAFT_EXPORT Plan plan(const LoraLinearBackward& params);
+GRAFT_EXPORT Plan plan(const RmsNormForward& params);
+GRAFT_EXPORT Plan plan(const RmsNormBackward& params);
+GRAFT_EXPORT Plan plan(const SoftmaxForward& params);
+GRAFT_EXPORT Plan plan(const SoftmaxBackward& params);
 /// @}
 
 }  // namespace metal

@@ -5,6 +5,7 @@
 #include <cstdint>
 #include <memory>
 
+#include "graft/export.h"
 #include "graft/tensor_view.h"
 
 namespace graft {
@@ -35,7 +36,7 @@ enum class WeightFormat : std::uint8_t {
 ///
 /// The element type decides how products multiply: float32 in true float32; bfloat16 rounds the
 /// other operand to bfloat16 too and accumulates in float32.
-class Weight {
+class GRAFT_EXPORT Weight {
  public:
   Weight() = default;  ///< No weight.
   /// A plain weight: refers to the memory of `view`, which must outlive every call that is given

@@ -51,12 +51,13 @@ class DatasetReader {
       constexpr std::string_view kByteOrderMark = "\xEF\xBB\xBF";
       if (line_ == 1 && text.starts_with(kByteOrderMark)) text.remove_prefix(kByteOrderMark.size());
       if (text.find_first_not_of(" \t\r") == std::string_view::npos) continue;
-      add(sample(parse_json_object(text, place())));
+      add(sample(parse_json_line(text, place())));
     }
     if (dataset_.samples.empty()) {
-      throw UserError(dataset_.left_out == 0
+      throw UserError(dataset_.left_out.empty()
                           ? dataset_.path + ": no samples; expected a JSON object a line"
-                          : dataset_.path + ": no sample has a token to train on");
+                          : fmt::format("{}: no sample has a token to train on: {}", dataset_.path,
+                                        left_out_text(dataset_)));
     }
     return std::move(dataset_);
   }
@@ -103,7 +104,8 @@ class DatasetReader {
     return messages;
   }
 
-  Sample sample(const Json& object) {
+  // Nothing, and counted, if there is nothing to train on.
+  std::optional<Sample> sample(const Json& object) {
     switch (format_of(object)) {
       case Format::kCompletion:
         return chat(
@@ -113,18 +115,28 @@ class DatasetReader {
       case Format::kText:
         break;
     }
+    const std::string& text = text_of(object, "text");
+    if (text.empty()) return leave_out(LeftOutReason::kEmptyText);
     Sample sample;
-    sample.tokens = tokenizer_.encode(text_of(object, "text"));
+    sample.tokens = tokenizer_.encode(text);
     if (sample.tokens.empty() || sample.tokens.back() != tokenizer_.eos()) {
       sample.tokens.push_back(tokenizer_.eos());
     }
+    if (sample.tokens.size() < 2) return leave_out(LeftOutReason::kOneToken);
     sample.is_target.assign(sample.tokens.size(), true);
     return sample;
   }
 
-  Sample chat(const std::vector<Message>& messages) {
-    if (!template_) template_.emplace(model_, tokenizer_);
+  std::optional<Sample> chat(const std::vector<Message>& messages) {
+    const auto is_answer = [](const Message& message) { return message.role == "assistant"; };
+    const auto answers = std::ranges::count_if(messages, is_answer);
+    const auto empty = std::ranges::count_if(messages, [&](const Message& message) {
+      return is_answer(message) && message.content.empty();
+    });
     dataset_.has_answers = true;
+    if (answers > 0 && empty == answers) return leave_out(LeftOutReason::kEmptyAnswer);
+    if (answers == 0 && options_.mask_prompt) return leave_out(LeftOutReason::kNoAnswer);
+    if (!template_) template_.emplace(model_, tokenizer_);
     ChatTokens chat = template_->encode(tokenizer_, messages);
     Sample sample{std::move(chat.tokens), std::move(chat.is_target)};
     if (is_too_long(sample)) cut_chat(sample);
@@ -137,7 +149,7 @@ class DatasetReader {
   }
 
   void cut(Sample& sample, std::size_t length) {
-    ++dataset_.truncated;
+    if (dataset_.truncated++ == 0) dataset_.first_truncated_line = line_;
     dataset_.longest = std::max(dataset_.longest, static_cast<std::int64_t>(sample.tokens.size()));
     sample.tokens.resize(length);
     sample.is_target.resize(length);
@@ -160,16 +172,21 @@ class DatasetReader {
     cut(sample, length);
   }
 
-  void add(Sample sample) {
-    const auto length = static_cast<std::int64_t>(sample.tokens.size());
-    dataset_.longest = std::max(dataset_.longest, length);
-    if (is_too_long(sample)) cut(sample, static_cast<std::size_t>(options_.max_seq_length));
-    if (std::find(sample.is_target.begin() + 1, sample.is_target.end(), true) ==
-        sample.is_target.end()) {
-      ++dataset_.left_out;
-      return;
+  std::nullopt_t leave_out(LeftOutReason reason) {
+    auto found = std::ranges::find(dataset_.left_out, reason, &LeftOut::reason);
+    if (found == dataset_.left_out.end()) {
+      found = dataset_.left_out.insert(found, LeftOut{reason, 0, line_});
     }
-    dataset_.samples.push_back(std::move(sample));
+    ++found->samples;
+    return std::nullopt;
+  }
+
+  void add(std::optional<Sample> sample) {
+    if (!sample) return;
+    const auto length = static_cast<std::int64_t>(sample->tokens.size());
+    dataset_.longest = std::max(dataset_.longest, length);
+    if (is_too_long(*sample)) cut(*sample, static_cast<std::size_t>(options_.max_seq_length));
+    dataset_.samples.push_back(*std::move(sample));
   }
 
   const GgufFile& model_;
@@ -181,7 +198,54 @@ class DatasetReader {
   std::optional<ChatTemplate> template_;  // Made for the first chat: "text" needs none.
 };
 
+const char* words_of(LeftOutReason reason) {
+  switch (reason) {
+    case LeftOutReason::kEmptyText:
+      return "with an empty text";
+    case LeftOutReason::kEmptyAnswer:
+      return "with an empty answer";
+    case LeftOutReason::kNoAnswer:
+      return "without an answer to train on";
+    case LeftOutReason::kOneToken:
+      break;
+  }
+  return "of one token, that nothing predicts";
+}
+
 }  // namespace
+
+const char* name_of(LeftOutReason reason) {
+  switch (reason) {
+    case LeftOutReason::kEmptyText:
+      return "empty text";
+    case LeftOutReason::kEmptyAnswer:
+      return "empty answer";
+    case LeftOutReason::kNoAnswer:
+      return "no answer";
+    case LeftOutReason::kOneToken:
+      break;
+  }
+  return "one token";
+}
+
+std::string left_out_text(const Dataset& data) {
+  if (data.left_out.empty()) return "";
+  const std::int64_t left_out = data.num_left_out();
+  std::string text =
+      fmt::format("{} of {} samples left out: ", left_out, std::ssize(data.samples) + left_out);
+  for (const LeftOut& some : data.left_out) {
+    if (!text.ends_with(": ")) text += ", ";
+    text += fmt::format("{} {} ({} line {})", some.samples, words_of(some.reason),
+                        some.samples == 1 ? "in" : "the first in", some.first_line);
+  }
+  return text;
+}
+
+std::int64_t Dataset::num_left_out() const {
+  std::int64_t count = 0;
+  for (const LeftOut& some : left_out) count += some.samples;
+  return count;
+}
 
 std::int64_t Dataset::num_targets() const {
   std::int64_t count = 0;
@@ -202,7 +266,7 @@ Dataset read_dataset(std::istream& in, const std::string& path, const GgufFile& 
 }
 
 DataSplits read_data(const std::string& folder, const GgufFile& model, const Tokenizer& tokenizer,
-                     const DataOptions& options) {
+                     const DataOptions& options, const SplitsToRead& splits) {
   namespace fs = std::filesystem;
   std::error_code error;
   if (!fs::is_directory(folder, error)) {
@@ -211,15 +275,17 @@ DataSplits read_data(const std::string& folder, const GgufFile& model, const Tok
                                   : ": no such folder"));
   }
   const auto path = [&](const char* name) { return (fs::path(folder) / name).string(); };
-  const auto read_split = [&](const char* name) -> std::optional<Dataset> {
+  const auto read_split = [&](const char* name, bool wanted) -> std::optional<Dataset> {
+    if (!wanted) return std::nullopt;
     // Where that cannot be told, as without permission, opening it says why.
     std::error_code unknown;
     if (fs::status(path(name), unknown).type() == fs::file_type::not_found) return std::nullopt;
     return DatasetReader(path(name), model, tokenizer, options).read(InputKind::kFile);
   };
-  std::optional<Dataset> train = read_split("train.jsonl");
+  std::optional<Dataset> train = read_split("train.jsonl", true);
   if (!train) throw UserError(folder + ": no train.jsonl in this folder");
-  return {std::move(*train), read_split("valid.jsonl"), read_split("test.jsonl")};
+  return {std::move(*train), read_split("valid.jsonl", splits.valid),
+          read_split("test.jsonl", splits.test)};
 }
 
 }  // namespace graft::llm

@@ -25,17 +25,36 @@ struct DataOptions {
   bool mask_prompt = false;  ///< Train on what assistants say, not on the rest.
 };
 
+/// Why a sample is left out: nothing in it can be trained on.
+enum class LeftOutReason { kEmptyText, kEmptyAnswer, kNoAnswer, kOneToken };
+
+/// Samples that were left out for one reason.
+struct LeftOut {
+  LeftOutReason reason;
+  std::int64_t samples = 0;
+  std::int64_t first_line = 0;  ///< Lines count from 1.
+};
+
 /// The samples of one file, in its order.
 struct Dataset {
   std::string path;
   std::vector<Sample> samples;
-  std::int64_t truncated = 0;  ///< Samples that were cut off.
-  std::int64_t longest = 0;    ///< Tokens of the longest sample before that.
-  std::int64_t left_out = 0;   ///< Samples left out, because nothing in them is a target.
-  bool has_answers = false;    ///< Chats, with prompts that can be masked: not plain text.
+  std::vector<LeftOut> left_out;  ///< In the order in which the reasons were met.
+  std::int64_t truncated = 0;     ///< Samples that were cut off.
+  std::int64_t first_truncated_line = 0;
+  std::int64_t longest = 0;  ///< Tokens of the longest sample before that.
+  bool has_answers = false;  ///< Chats, with prompts that can be masked: not plain text.
 
   std::int64_t num_targets() const;
+  std::int64_t num_left_out() const;
 };
+
+/// "empty text", "no answer".
+const char* name_of(LeftOutReason reason);
+
+/// What was left out and why, on one line: "3 of 9 samples left out: 2 with an empty text (the
+/// first in line 4), ...". Empty if nothing was.
+std::string left_out_text(const Dataset& data);
 
 /// A folder of data: train.jsonl, and where they exist valid.jsonl and test.jsonl.
 struct DataSplits {
@@ -50,8 +69,8 @@ struct DataSplits {
 ///     {"messages": [{"role": "user", "content": "..."}, ...]}
 ///     {"text": "..."}                                  with the end-of-sequence token after it
 ///
-/// as mlx_lm.lora takes them. Chats go through the model's chat template. Throws UserError naming
-/// file and line.
+/// as mlx_lm.lora takes them. Chats go through the model's chat template. An empty text or answer
+/// is left out, and counted. Throws UserError naming file and line.
 Dataset read_dataset(const std::string& path, const GgufFile& model, const Tokenizer& tokenizer,
                      const DataOptions& options = {});
 
@@ -61,8 +80,14 @@ Dataset read_dataset(std::istream& in, const std::string& path, const GgufFile& 
                      const Tokenizer& tokenizer, const DataOptions& options = {},
                      std::string* kept = nullptr);
 
+/// Which files of a folder to read besides train.jsonl. The others may hold anything.
+struct SplitsToRead {
+  bool valid = true;
+  bool test = true;
+};
+
 /// Throws UserError also if the folder or its train.jsonl is missing.
 DataSplits read_data(const std::string& folder, const GgufFile& model, const Tokenizer& tokenizer,
-                     const DataOptions& options = {});
+                     const DataOptions& options = {}, const SplitsToRead& splits = {});
 
 }  // namespace graft::llm

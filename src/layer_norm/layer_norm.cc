@@ -1,6 +1,6 @@
 #include "graft/layer_norm.h"
 
-#include "checks.h"
+#include "backend/table.h"
 #include "layer_norm/metal.h"
 
 namespace graft {
@@ -52,42 +52,39 @@ void check(const LayerNormBackward& p) {
   if (p.dbias.present()) check.floats("dbias", p.dbias, p.dy.dim(1), p.dy);
 }
 
-Support supports_on_cpu(Device device) {
-  return all_of({on_cpu(device), Support::no("no CPU kernel for layer_norm yet")});
-}
-
 }  // namespace
 
-Support supports(const LayerNormForward& p) {
-  if (p.x.device().type == DeviceType::kMetal) return metal::supports(p);
-  return supports_on_cpu(p.x.device());
+Support supports(const LayerNormForward& p) { return supports_on(p.x.device(), p); }
+Support supports(const LayerNormBackward& p) { return supports_on(p.dy.device(), p); }
+
+std::size_t scratch_bytes(const LayerNormForward& params, int threads) {
+  return scratch_bytes_on(params.x.device(), kForward, params, threads);
 }
 
-Support supports(const LayerNormBackward& p) {
-  if (p.dy.device().type == DeviceType::kMetal) return metal::supports(p);
-  return supports_on_cpu(p.dy.device());
+std::size_t scratch_bytes(const LayerNormBackward& params, int threads) {
+  return scratch_bytes_on(params.dy.device(), kBackward, params, threads);
 }
 
-void layer_norm_forward(Context&, const LayerNormForward& p) {
+void layer_norm_forward(Context& context, const LayerNormForward& p) {
   check(p);
-  require(kForward, supports_on_cpu(p.x.device()));
+  run_on(p.x.device(), kForward, context, p);
 }
 
-void layer_norm_backward(Context&, const LayerNormBackward& p) {
+void layer_norm_backward(Context& context, const LayerNormBackward& p) {
   check(p);
-  require(kBackward, supports_on_cpu(p.dy.device()));
+  run_on(p.dy.device(), kBackward, context, p);
 }
 
-metal::Plan metal::plan(const LayerNormForward& p) {
-  check(p);
-  require(kForward, metal::supports(p));
-  return metal::layer_norm_forward(p);
+metal::Plan metal::plan(const LayerNormForward& params) {
+  check(params);
+  require(kForward, metal::supports(params));
+  return metal::layer_norm_forward(params);
 }
 
-metal::Plan metal::plan(const LayerNormBackward& p) {
-  check(p);
-  require(kBackward, metal::supports(p));
-  return metal::layer_norm_backward(p);
+metal::Plan metal::plan(const LayerNormBackward& params) {
+  check(params);
+  require(kBackward, metal::supports(params));
+  return metal::layer_norm_backward(params);
 }
 
 }  // namespace graft

@@ -1,6 +1,6 @@
-#include "linear/cpu.h"
-
+#include "graft/linear.h"
 #include "product/cpu/product.h"
+#include "weight/weight.h"
 
 namespace graft::cpu {
 namespace {
@@ -27,6 +27,23 @@ Product product_of(const LinearBackward& params) {
 }
 
 }  // namespace
+
+std::size_t scratch_bytes(const LinearForward& params, int threads) {
+  return scratch_bytes(product_of(params), threads);
+}
+
+std::size_t scratch_bytes(const LinearBackward& params, int threads) {
+  return scratch_bytes(product_of(params), threads);
+}
+
+Support supports(const LinearForward& p) {
+  return all_of({float_on_cpu("x", p.x), weight_on_cpu(p.weight), float_on_cpu("bias", p.bias),
+                 float_on_cpu("y", p.y)});
+}
+
+Support supports(const LinearBackward& p) {
+  return all_of({float_on_cpu("dy", p.dy), weight_on_cpu(p.weight), float_on_cpu("dx", p.dx)});
+}
 
 void linear_forward(Context& context, const LinearForward& params) {
   run(context, product_of(params));

@@ -1,7 +1,7 @@
 #include "linear/metal.h"
 
 #include "backend/metal/limits.h"
-#include "checks.h"
+#include "backend/table.h"
 #include "product/metal/product.h"
 
 namespace graft::metal {

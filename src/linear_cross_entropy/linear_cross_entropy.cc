@@ -1,9 +1,6 @@
 #include "graft/linear_cross_entropy.h"
 
-#include <string>
-
-#include "checks.h"
-#include "linear_cross_entropy/cpu.h"
+#include "backend/table.h"
 #include "weight/weight.h"
 
 namespace graft {
@@ -11,17 +8,6 @@ namespace graft {
 namespace {
 
 constexpr const char* kOp = "linear_cross_entropy";
-
-void check_targets(const Check& check, const LinearCrossEntropy& p) {
-  const std::int64_t vocabulary = p.weight.out_features();
-  for (std::int64_t row = 0; row < p.targets.dim(0); ++row) {
-    const std::int32_t target = p.targets.data_as<std::int32_t>()[row * p.targets.stride(0)];
-    if (target == p.ignore_index || (target >= 0 && target < vocabulary)) continue;
-    check.fail("targets: expected 0 to " + std::to_string(vocabulary - 1) + ", or " +
-               std::to_string(p.ignore_index) + " to ignore, got " + std::to_string(target) +
-               " at row " + std::to_string(row));
-  }
-}
 
 void check_params(const LinearCrossEntropy& p) {
   const Check check(kOp);
@@ -48,15 +34,16 @@ void check_params(const LinearCrossEntropy& p) {
 }  // namespace
 
 Support supports(const LinearCrossEntropy& params) {
-  return all_of(
-      {on_cpu(params.x.device()), float_on_cpu("x", params.x), weight_on_cpu(params.weight)});
+  return supports_on(params.x.device(), params);
+}
+
+std::size_t scratch_bytes(const LinearCrossEntropy& params, int threads) {
+  return scratch_bytes_on(params.x.device(), kOp, params, threads);
 }
 
 void linear_cross_entropy(Context& context, const LinearCrossEntropy& params) {
   check_params(params);
-  require(kOp, supports(params));
-  check_targets(Check(kOp), params);
-  cpu::linear_cross_entropy(context, params);
+  run_on(params.x.device(), kOp, context, params);
 }
 
 }  // namespace graft

@@ -1,17 +1,29 @@
-#include "lora/cpu.h"
-
 #include <array>
+#include <span>
 
+#include "backend/table.h"
+#include "graft/lora.h"
 #include "product/cpu/product.h"
+#include "weight/weight.h"
 
 namespace graft::cpu {
 namespace {
+
+Support adapter_on_cpu(const Adapter& adapter) {
+  return all_of({float_on_cpu("a", adapter.a), float_on_cpu("b", adapter.b)});
+}
 
 const Dropout* active(const Dropout& dropout) { return dropout.p > 0.0f ? &dropout : nullptr; }
 
 // bfloat16 activations multiply as bfloat16 where no weight says otherwise.
 DType multiply_type(const ConstTensorView& activations) {
   return activations.dtype() == DType::kBFloat16 ? DType::kBFloat16 : DType::kFloat32;
+}
+
+DType multiply_type(const LoraLinearForward& params) { return params.weight.dtype(); }
+
+DType multiply_type(const LoraLinearBackward& params) {
+  return params.weight.present() ? params.weight.dtype() : multiply_type(params.dy);
 }
 
 LowRank forward_pair(const Adapter& adapter, const Dropout& dropout, const TensorView& h) {
@@ -64,12 +76,11 @@ void add_adapter_gradients(const Params& params, std::size_t term, Product& prod
 }
 
 template <class Params>
-Term backward_term(const Params& params, const Weight* weight) {
+Term delta_backward_term(const Params& params) {
   Term term;
   term.k = params.adapter.b.dim(1);
   term.n = params.adapter.a.dim(0);
   term.x = Source::of(params.dy);
-  term.weight = weight;
   term.pair = backward_pair(params.adapter, params.dropout);
   term.y = params.dx;
   return term;
@@ -82,53 +93,147 @@ Product product_of(const LoraDeltaForward& params) {
   term.x = Source::of(params.x);
   term.pair = forward_pair(params.adapter, params.dropout, params.h);
   term.y = params.y;
-  return {params.x.dim(0), Direction::kForward, multiply_type(params.x),
-          {term},          params.accumulate,   {}};
-}
-
-Product product_of(const LoraLinearForward& params) {
-  Term term;
-  term.k = params.weight.in_features();
-  term.n = params.weight.out_features();
-  term.x = Source::of(params.x);
-  term.weight = &params.weight;
-  term.bias = params.bias;
-  term.pair = forward_pair(params.adapter, params.dropout, params.h);
-  term.y = params.y;
-  return {params.x.dim(0), Direction::kForward, params.weight.dtype(), {term}, false, {}};
+  Product product;
+  product.m = params.x.dim(0);
+  product.multiply = multiply_type(params.x);
+  product.terms.push_back(term);
+  product.accumulate = params.accumulate;
+  return product;
 }
 
 Product product_of(const LoraDeltaBackward& params) {
-  Product product{params.dy.dim(0),
-                  Direction::kBackward,
-                  multiply_type(params.dy),
-                  {backward_term(params, nullptr)},
-                  false,
-                  {}};
+  Product product;
+  product.m = params.dy.dim(0);
+  product.direction = Direction::kBackward;
+  product.multiply = multiply_type(params.dy);
+  product.terms.push_back(delta_backward_term(params));
   add_adapter_gradients(params, 0, product);
   return product;
 }
 
-Product product_of(const LoraLinearBackward& params) {
-  const Weight* const weight = params.weight.present() ? &params.weight : nullptr;
-  Product product{params.dy.dim(0),
-                  Direction::kBackward,
-                  weight != nullptr ? weight->dtype() : multiply_type(params.dy),
-                  {backward_term(params, weight)},
-                  false,
-                  {}};
-  add_adapter_gradients(params, 0, product);
+Product product_of(const LoraSiblingsForward& layers) {
+  Product product;
+  product.m = layers.front().x.dim(0);
+  product.multiply = layers.front().weight.dtype();
+  product.terms.reserve(layers.size());
+  for (const LoraLinearForward& params : layers) {
+    Term term;
+    term.k = params.weight.in_features();
+    term.n = params.weight.out_features();
+    term.x = Source::of(params.x);
+    term.weight = &params.weight;
+    term.bias = params.bias;
+    if (params.adapter.a.present()) {
+      term.pair = forward_pair(params.adapter, params.dropout, params.h);
+    }
+    term.y = params.y;
+    product.terms.push_back(term);
+  }
   return product;
+}
+
+Product product_of(const LoraSiblingsBackward& layers) {
+  Product product;
+  product.m = layers.front().dy.dim(0);
+  product.direction = Direction::kBackward;
+  product.multiply = multiply_type(layers.front());
+  product.terms.reserve(layers.size());
+  for (const LoraLinearBackward& params : layers) {
+    Term term;
+    if (params.adapter.a.present()) {
+      term = delta_backward_term(params);
+      add_adapter_gradients(params, product.terms.size(), product);
+    } else {
+      term.k = params.dy.dim(1);
+      term.n = params.dx.present() ? params.dx.dim(1) : 0;
+      term.x = Source::of(params.dy);
+      term.y = params.dx;
+    }
+    if (params.weight.present()) term.weight = &params.weight;
+    product.terms.push_back(term);
+  }
+  return product;
+}
+
+LoraSiblingsForward alone(const LoraLinearForward& params) { return {&params, 1}; }
+LoraSiblingsBackward alone(const LoraLinearBackward& params) { return {&params, 1}; }
+
+// All of them, if they multiply in one type.
+template <class Params>
+Support supports_each(std::span<const Params> layers) {
+  for (const Params& params : layers) {
+    if (Support support = cpu::supports(params); !support) return support;
+    if (multiply_type(params) != multiply_type(layers.front())) {
+      return Support::no(
+          "weight: layers that share x multiply in one type, not in float32 and in "
+          "bfloat16");
+    }
+  }
+  return {};
 }
 
 }  // namespace
+
+Support supports(const LoraDeltaForward& p) {
+  return all_of({float_on_cpu("x", p.x), adapter_on_cpu(p.adapter), float_on_cpu("y", p.y)});
+}
+
+Support supports(const LoraDeltaBackward& p) {
+  return all_of({float_on_cpu("dy", p.dy), float_on_cpu("x", p.x), adapter_on_cpu(p.adapter),
+                 float_on_cpu("dx", p.dx)});
+}
+
+Support supports(const LoraLinearForward& p) {
+  return all_of({float_on_cpu("x", p.x), weight_on_cpu(p.weight), float_on_cpu("bias", p.bias),
+                 adapter_on_cpu(p.adapter), float_on_cpu("y", p.y)});
+}
+
+Support supports(const LoraLinearBackward& p) {
+  return all_of({float_on_cpu("dy", p.dy), float_on_cpu("x", p.x), weight_on_cpu(p.weight),
+                 adapter_on_cpu(p.adapter), float_on_cpu("dx", p.dx)});
+}
+
+Support supports(const LoraSiblingsForward& layers) { return supports_each(layers); }
+Support supports(const LoraSiblingsBackward& layers) { return supports_each(layers); }
+
+std::size_t scratch_bytes(const LoraDeltaForward& params, int threads) {
+  return scratch_bytes(product_of(params), threads);
+}
+
+std::size_t scratch_bytes(const LoraDeltaBackward& params, int threads) {
+  return scratch_bytes(product_of(params), threads);
+}
+
+std::size_t scratch_bytes(const LoraLinearForward& params, int threads) {
+  return cpu::scratch_bytes(alone(params), threads);
+}
+
+std::size_t scratch_bytes(const LoraLinearBackward& params, int threads) {
+  return cpu::scratch_bytes(alone(params), threads);
+}
+
+std::size_t scratch_bytes(const LoraSiblingsForward& layers, int threads) {
+  return scratch_bytes(product_of(layers), threads);
+}
+
+std::size_t scratch_bytes(const LoraSiblingsBackward& layers, int threads) {
+  return scratch_bytes(product_of(layers), threads);
+}
+
+void lora_linear_forward(Context& context, const LoraSiblingsForward& layers) {
+  run(context, product_of(layers));
+}
+
+void lora_linear_backward(Context& context, const LoraSiblingsBackward& layers) {
+  run(context, product_of(layers));
+}
 
 void lora_delta_forward(Context& context, const LoraDeltaForward& params) {
   run(context, product_of(params));
 }
 
 void lora_linear_forward(Context& context, const LoraLinearForward& params) {
-  run(context, product_of(params));
+  cpu::lora_linear_forward(context, alone(params));
 }
 
 void lora_delta_backward(Context& context, const LoraDeltaBackward& params) {
@@ -136,7 +241,7 @@ void lora_delta_backward(Context& context, const LoraDeltaBackward& params) {
 }
 
 void lora_linear_backward(Context& context, const LoraLinearBackward& params) {
-  run(context, product_of(params));
+  cpu::lora_linear_backward(context, alone(params));
 }
 
 }  // namespace graft::cpu

@@ -2,7 +2,7 @@
 
 #include "backend/metal/limits.h"
 #include "backend/metal/shaders.h"
-#include "checks.h"
+#include "backend/table.h"
 #include "product/metal/product.h"
 #include "product/metal/tiles.h"
 

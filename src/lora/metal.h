@@ -5,13 +5,6 @@
 
 namespace graft::metal {
 
-/// Whether there are kernels for a call on Metal: float32, float16 or bfloat16; matrices but A and
-/// B without gaps; a plain weight; sizes that fit an int; y overwritten.
-Support supports(const LoraDeltaForward& params);
-Support supports(const LoraDeltaBackward& params);
-Support supports(const LoraLinearForward& params);
-Support supports(const LoraLinearBackward& params);
-
 /// Checked and supported parameters only.
 ///
 /// lora_delta is one launch, for y and h; its backward one for dx and g = dy·Bᵀ, or for g alone,

@@ -1,17 +1,17 @@
 // RMS norm reads each row twice, the second time from the first-level cache: bound by memory
 // (float32: 8 bytes an element forward, 16 with a residual, 12 to 16 backward).
 
-#include "rms_norm/cpu.h"
-
 #include <algorithm>
 #include <cmath>
 
 #include "backend/cpu/isa.h"
 #include "backend/cpu/rows.h"
-#include "backend/cpu/scratch_layout.h"
+#include "backend/cpu/scratch.h"
 #include "backend/cpu/spans.h"
 #include "backend/cpu/targets.h"
 #include "backend/cpu/threads.h"
+#include "checks.h"
+#include "graft/rms_norm.h"
 
 #undef HWY_TARGET_INCLUDE
 #define HWY_TARGET_INCLUDE "rms_norm/cpu.cc"
@@ -151,36 +151,78 @@ namespace graft::cpu {
 HWY_EXPORT(RmsNormForwardHere);
 HWY_EXPORT(RmsNormBackwardHere);
 
+namespace {
+
+// Groups of rows whose part of dweight is summed apart: enough rows to be worth a partial sum, few
+// enough groups that adding them costs nothing.
+struct Groups {
+  std::int64_t rows_each, count;
+
+  explicit Groups(std::int64_t rows) {
+    constexpr std::int64_t kLeastRows = 16, kMostGroups = 64;
+    rows_each = std::max(kLeastRows, (rows + kMostGroups - 1) / kMostGroups);
+    count = (rows + rows_each - 1) / rows_each;
+  }
+};
+
+struct Parts {
+  float* weight;    // in float32
+  float* partials;  // of dweight: [group][column]; null if it is not wanted
+};
+
+Parts layout(Scratch& scratch, const RmsNormForward& params) {
+  return {scratch.take<float>(params.x.dim(1)), nullptr};
+}
+
+Parts layout(Scratch& scratch, const RmsNormBackward& params) {
+  Parts parts{scratch.take<float>(params.dy.dim(1)), nullptr};
+  if (params.dweight.present()) {
+    parts.partials = scratch.take<float>(Groups(params.dy.dim(0)).count * params.dy.dim(1));
+  }
+  return parts;
+}
+
+template <class Params>
+Parts lay_out_for(Context& context, const Params& params) {
+  const Parts parts = lay_out(context, [&](Scratch& scratch) { return layout(scratch, params); });
+  row_kernels().load(params.weight.data(), params.weight.dtype(), params.weight.dim(0),
+                     parts.weight);
+  return parts;
+}
+
+}  // namespace
+
+Support supports(const RmsNormForward& p) {
+  return all_of({float_on_cpu("x", p.x), float_on_cpu("weight", p.weight)});
+}
+
+Support supports(const RmsNormBackward& p) {
+  return all_of({float_on_cpu("dy", p.dy), float_on_cpu("weight", p.weight)});
+}
+
+std::size_t scratch_bytes(const RmsNormForward& params, int) {
+  return bytes_of([&](Scratch& scratch) { return layout(scratch, params); });
+}
+
+std::size_t scratch_bytes(const RmsNormBackward& params, int) {
+  return bytes_of([&](Scratch& scratch) { return layout(scratch, params); });
+}
+
 void rms_norm_forward(Context& context, const RmsNormForward& params) {
-  const RowKernels& rows = row_kernels();
-  ScratchLayout layout;
-  const auto weight = layout.reserve<float>(params.x.dim(1));
-  layout.allocate(context);
-  rows.load(params.weight.data(), params.weight.dtype(), params.x.dim(1), layout.at<float>(weight));
-  HWY_DYNAMIC_DISPATCH(RmsNormForwardHere)(context, params, layout.at<float>(weight));
+  HWY_DYNAMIC_DISPATCH(RmsNormForwardHere)(context, params, lay_out_for(context, params).weight);
 }
 
 void rms_norm_backward(Context& context, const RmsNormBackward& params) {
-  // Enough rows to be worth a partial sum, few enough groups that adding them costs nothing.
-  constexpr std::int64_t kLeastRows = 16, kMostGroups = 64;
-  const std::int64_t count = params.dy.dim(1), m = params.dy.dim(0);
-  const std::int64_t rows_a_group = std::max(kLeastRows, (m + kMostGroups - 1) / kMostGroups);
-  const std::int64_t groups = (m + rows_a_group - 1) / rows_a_group;
-  const bool sums = params.dweight.present();
-  const RowKernels& rows = row_kernels();
-  ScratchLayout layout;
-  const auto weight = layout.reserve<float>(count);
-  const auto partials = layout.reserve<float>(sums ? groups * count : 0);
-  layout.allocate(context);
-  rows.load(params.weight.data(), params.weight.dtype(), count, layout.at<float>(weight));
+  const Parts parts = lay_out_for(context, params);
+  const Groups groups(params.dy.dim(0));
   HWY_DYNAMIC_DISPATCH(RmsNormBackwardHere)
-  (context, params, layout.at<float>(weight), sums ? layout.at<float>(partials) : nullptr,
-   rows_a_group);
-  if (!sums) return;
+  (context, params, parts.weight, parts.partials, groups.rows_each);
+  if (parts.partials == nullptr) return;
+  const std::int64_t columns = params.dy.dim(1);
   float* const dweight = params.dweight.mutable_data_as<float>();
-  std::fill_n(dweight, count, 0.0f);
-  for (std::int64_t group = 0; group < groups; ++group) {
-    rows.add(layout.at<float>(partials) + group * count, 1.0f, count, dweight);
+  std::fill_n(dweight, columns, 0.0f);
+  for (std::int64_t group = 0; group < groups.count; ++group) {
+    row_kernels().add(parts.partials + group * columns, 1.0f, columns, dweight);
   }
 }
 

@@ -1,7 +1,6 @@
 #include "graft/rms_norm.h"
 
-#include "checks.h"
-#include "rms_norm/cpu.h"
+#include "backend/table.h"
 #include "rms_norm/metal.h"
 
 namespace graft {
@@ -46,49 +45,39 @@ void check(const RmsNormBackward& p) {
   if (p.dweight.present()) check.floats("dweight", p.dweight, p.dy.dim(1), p.dy);
 }
 
-Support supports_on_cpu(const RmsNormForward& p) {
-  return all_of({on_cpu(p.x.device()), float_on_cpu("x", p.x), float_on_cpu("weight", p.weight)});
-}
-
-Support supports_on_cpu(const RmsNormBackward& p) {
-  return all_of(
-      {on_cpu(p.dy.device()), float_on_cpu("dy", p.dy), float_on_cpu("weight", p.weight)});
-}
-
 }  // namespace
 
-Support supports(const RmsNormForward& p) {
-  if (p.x.device().type == DeviceType::kMetal) return metal::supports(p);
-  return supports_on_cpu(p);
+Support supports(const RmsNormForward& p) { return supports_on(p.x.device(), p); }
+Support supports(const RmsNormBackward& p) { return supports_on(p.dy.device(), p); }
+
+std::size_t scratch_bytes(const RmsNormForward& params, int threads) {
+  return scratch_bytes_on(params.x.device(), kForward, params, threads);
 }
 
-Support supports(const RmsNormBackward& p) {
-  if (p.dy.device().type == DeviceType::kMetal) return metal::supports(p);
-  return supports_on_cpu(p);
+std::size_t scratch_bytes(const RmsNormBackward& params, int threads) {
+  return scratch_bytes_on(params.dy.device(), kBackward, params, threads);
 }
 
 void rms_norm_forward(Context& context, const RmsNormForward& p) {
   check(p);
-  require(kForward, supports_on_cpu(p));
-  cpu::rms_norm_forward(context, p);
+  run_on(p.x.device(), kForward, context, p);
 }
 
 void rms_norm_backward(Context& context, const RmsNormBackward& p) {
   check(p);
-  require(kBackward, supports_on_cpu(p));
-  cpu::rms_norm_backward(context, p);
+  run_on(p.dy.device(), kBackward, context, p);
 }
 
-metal::Plan metal::plan(const RmsNormForward& p) {
-  check(p);
-  require(kForward, metal::supports(p));
-  return metal::rms_norm_forward(p);
+metal::Plan metal::plan(const RmsNormForward& params) {
+  check(params);
+  require(kForward, metal::supports(params));
+  return metal::rms_norm_forward(params);
 }
 
-metal::Plan metal::plan(const RmsNormBackward& p) {
-  check(p);
-  require(kBackward, metal::supports(p));
-  return metal::rms_norm_backward(p);
+metal::Plan metal::plan(const RmsNormBackward& params) {
+  check(params);
+  require(kBackward, metal::supports(params));
+  return metal::rms_norm_backward(params);
 }
 
 }  // namespace graft

@@ -4,7 +4,7 @@
 #include "backend/metal/plan.h"
 #include "backend/metal/rows.h"
 #include "backend/metal/shaders.h"
-#include "checks.h"
+#include "backend/table.h"
 
 namespace graft::metal {
 namespace {

@@ -1,9 +1,6 @@
 #include "graft/softmax.h"
 
-#include <cmath>
-#include <string>
-
-#include "checks.h"
+#include "backend/table.h"
 #include "softmax/metal.h"
 
 namespace graft {
@@ -18,9 +15,7 @@ void check_first(const Check& check, const char* name, const ConstTensorView& ma
   check.rank(name, matrix, 2);
   check.floating(name, matrix);
   check.last_axis_dense(name, matrix);
-  if (!(std::isfinite(scale) && scale > 0.0f)) {
-    check.fail("scale: expected a positive number, got " + std::to_string(scale));
-  }
+  check.scale(scale);
 }
 
 void check(const SoftmaxForward& params) {
@@ -36,30 +31,27 @@ void check(const SoftmaxBackward& params) {
   check.output("dx", params.dx, params.dy);
 }
 
-Support supports_on_cpu(Device device) {
-  return all_of({on_cpu(device), Support::no("no CPU kernel for softmax yet")});
-}
-
 }  // namespace
 
-Support supports(const SoftmaxForward& params) {
-  if (params.x.device().type == DeviceType::kMetal) return metal::supports(params);
-  return supports_on_cpu(params.x.device());
+Support supports(const SoftmaxForward& params) { return supports_on(params.x.device(), params); }
+Support supports(const SoftmaxBackward& params) { return supports_on(params.dy.device(), params); }
+
+std::size_t scratch_bytes(const SoftmaxForward& params, int threads) {
+  return scratch_bytes_on(params.x.device(), kForward, params, threads);
 }
 
-Support supports(const SoftmaxBackward& params) {
-  if (params.dy.device().type == DeviceType::kMetal) return metal::supports(params);
-  return supports_on_cpu(params.dy.device());
+std::size_t scratch_bytes(const SoftmaxBackward& params, int threads) {
+  return scratch_bytes_on(params.dy.device(), kBackward, params, threads);
 }
 
-void softmax_forward(Context&, const SoftmaxForward& params) {
+void softmax_forward(Context& context, const SoftmaxForward& params) {
   check(params);
-  require(kForward, supports_on_cpu(params.x.device()));
+  run_on(params.x.device(), kForward, context, params);
 }
 
-void softmax_backward(Context&, const SoftmaxBackward& params) {
+void softmax_backward(Context& context, const SoftmaxBackward& params) {
   check(params);
-  require(kBackward, supports_on_cpu(params.dy.device()));
+  run_on(params.dy.device(), kBackward, context, params);
 }
 
 metal::Plan metal::plan(const SoftmaxForward& params) {

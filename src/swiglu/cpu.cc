@@ -1,11 +1,11 @@
 // SwiGLU is bound by memory (float32: 12 bytes an element forward, 20 backward), so the kernel is
 // one pass of some 40 instructions a vector.
 
-#include "swiglu/cpu.h"
-
 #include "backend/cpu/isa.h"
 #include "backend/cpu/spans.h"
 #include "backend/cpu/targets.h"
+#include "checks.h"
+#include "graft/swiglu.h"
 
 #undef HWY_TARGET_INCLUDE
 #define HWY_TARGET_INCLUDE "swiglu/cpu.cc"
@@ -108,12 +108,18 @@ namespace graft::cpu {
 HWY_EXPORT(SwigluForwardHere);
 HWY_EXPORT(SwigluBackwardHere);
 
-void swiglu_forward(const Context& context, const SwigluForward& params) {
+Support supports(const SwigluForward& p) { return float_on_cpu("gate", p.gate); }
+Support supports(const SwigluBackward& p) { return float_on_cpu("gate", p.gate); }
+
+std::size_t scratch_bytes(const SwigluForward&, int) { return 0; }
+std::size_t scratch_bytes(const SwigluBackward&, int) { return 0; }
+
+void swiglu_forward(Context& context, const SwigluForward& params) {
   init_isa();
   HWY_DYNAMIC_DISPATCH(SwigluForwardHere)(context, params);
 }
 
-void swiglu_backward(const Context& context, const SwigluBackward& params) {
+void swiglu_backward(Context& context, const SwigluBackward& params) {
   init_isa();
   HWY_DYNAMIC_DISPATCH(SwigluBackwardHere)(context, params);
 }

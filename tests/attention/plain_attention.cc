@@ -6,7 +6,7 @@
 #include <vector>
 
 #include "backend/element.h"
-#include "rope/reference.h"
+#include "backend/rotary_reference.h"
 
 namespace graft::test {
 

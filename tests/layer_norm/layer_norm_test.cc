@@ -195,7 +195,7 @@ TEST(LayerNorm, NeitherCpuNorCudaHasKernelsYet) {
   LayerNormForward p = c.forward();
   p.x = ConstTensorView(c.x.view().data(), DType::kFloat32, {2, 3}, {DeviceType::kCuda, 0});
   EXPECT_FALSE(supports(p));
-  EXPECT_EQ(supports(p).reason, on_cpu({DeviceType::kCuda, 0}).reason);
+  EXPECT_EQ(supports(p).reason, backend_available(DeviceType::kCuda).reason);
 }
 
 void run(const LayerNormForward& params) {

@@ -119,7 +119,7 @@ TEST(Softmax, NeitherCpuNorCudaHasKernelsYet) {
   SoftmaxForward p = c.forward();
   p.x = ConstTensorView(c.x.view().data(), DType::kFloat32, {2, 3}, {DeviceType::kCuda, 0});
   EXPECT_FALSE(supports(p));
-  EXPECT_EQ(supports(p).reason, on_cpu({DeviceType::kCuda, 0}).reason);
+  EXPECT_EQ(supports(p).reason, backend_available(DeviceType::kCuda).reason);
 }
 
 void run(const SoftmaxForward& params) {

@@ -4,6 +4,7 @@
 #include <fmt/format.h>
 
 #include <cstdint>
+#include <nlohmann/json.hpp>
 #include <utility>
 
 #include "apps/graft/terminal/available_memory.h"
@@ -26,6 +27,18 @@ void use_threads(int threads) {
   if (void* symbol = ::dlsym(RTLD_DEFAULT, "openblas_set_num_threads")) {
     reinterpret_cast<SetThreads>(symbol)(num_threads());
   }
+}
+
+nlohmann::ordered_json what_is_missing(const Dataset& data) {
+  nlohmann::ordered_json facts = {{"truncated", data.truncated}};
+  if (data.truncated > 0) facts["first_truncated_line"] = data.first_truncated_line;
+  facts["left_out"] = nlohmann::ordered_json::array();
+  for (const LeftOut& some : data.left_out) {
+    facts["left_out"].push_back({{"reason", name_of(some.reason)},
+                                 {"samples", some.samples},
+                                 {"first_line", some.first_line}});
+  }
+  return facts;
 }
 
 mx::Dtype dtype_named(const std::string& name) {

@@ -205,6 +205,12 @@ std::optional<Setting> setting_that_fits(const RunMemory& memory, std::int64_t m
 
 }  // namespace
 
+void return_memory_above(std::int64_t expected) {
+  // So that a run that stays near its estimate, as with batches of one shape, never pays for it.
+  constexpr std::int64_t kTolerated = 20;  // a part of so many
+  if (resident_memory_bytes() > expected + expected / kTolerated) return_freed_memory();
+}
+
 std::int64_t check_memory(const RunToFit& run) {
   return_freed_memory();
   const RunMemory memory(run);

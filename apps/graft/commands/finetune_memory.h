@@ -24,4 +24,8 @@ struct RunToFit {
 /// message names the flags with which the run would fit.
 std::int64_t check_memory(const RunToFit& run);
 
+/// Between two iterations: gives back what malloc keeps if the process has grown past what was
+/// expected. Batches of many lengths leave holes that fit no later one, and they add up.
+void return_memory_above(std::int64_t expected);
+
 }  // namespace graft::app

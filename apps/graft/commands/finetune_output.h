@@ -33,12 +33,13 @@ struct RunOutcome {
   FusionSummary fusion;
 };
 
-/// What a run says on standard output as it goes along. This one says nothing: --quiet.
+/// What a run says on standard output as it goes along. This one says nothing there, and on
+/// standard error only what a user must not miss: --quiet.
 class RunOutput {
  public:
   virtual ~RunOutput() = default;
 
-  virtual void start(const RunFacts&) {}
+  virtual void start(const RunFacts& facts);
   virtual void memory(std::int64_t) {}  ///< Bytes that the run will need at its peak, about.
   virtual void resumed(int, const std::string&) {}   ///< After which iteration, and from where.
   virtual void note(const std::string&) {}           ///< What the user may not expect.

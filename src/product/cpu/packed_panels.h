@@ -15,7 +15,7 @@ inline std::int64_t ceil_div(std::int64_t a, std::int64_t b) { return (a + b - 1
 void pack_panels(const Context& context, const Kernels& kernels, const Source& w, std::int64_t n,
                  std::int64_t k, std::uint32_t* panels);
 
-/// One of those panels, into its place among `panels`.
+/// Panel `panel` of those alone.
 void pack_panel(const Kernels& kernels, const Source& w, std::int64_t n, std::int64_t k,
                 std::int64_t panel, std::uint32_t* panels);
 

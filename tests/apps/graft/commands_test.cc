@@ -8,6 +8,7 @@
 #include <string>
 #include <vector>
 
+#include "graft/version.h"
 #include "tests/support/program.h"
 #include "tests/support/tiny_model.h"
 
@@ -140,14 +141,16 @@ TEST_F(CommandsTest, MistakesAreOneClearLine) {
   expect(run(""), 2, "subcommand");
   expect(finetune("--rank 0"), 2, "--rank");
   expect(finetune("--target-modules c_attn"), 2, "--target-modules");
-  EXPECT_EQ(run("--version").out, "0.1.0\n");
+  EXPECT_EQ(run("--version").out, std::string(kVersion) + "\n");
   EXPECT_NE(run("finetune --help").out.find("--max-grad-norm"), std::string::npos);
 }
 
 TEST_F(CommandsTest, InfoSaysWhatRunsFused) {
   const Outcome info = run("info --model " + model_);
   EXPECT_EQ(info.status, 0) << info.err;
-  for (const char* words : {"0.1.0", "back-end cpu", "Tiny", "lora_linear q_proj", "fused"}) {
+  for (const char* words :
+       {kVersion, "back-end cpu", "Tiny", "lora_linear q_proj", "fused",
+        "rms_norm              backward  float32, bfloat16; no: ", "attention"}) {
     EXPECT_NE(info.out.find(words), std::string::npos) << words;
   }
 }

@@ -202,6 +202,105 @@ class Test(FinetuneCase):
         self.assertFalse((self.scratch / "b").exists())
 
 
+class Start(FinetuneCase):
+    """What the adapter to start from decides."""
+
+    def test_all_modules_are_those_of_no_flag(self):
+        for name, *flags in (("none",), ("all", "--target-modules", "all"),
+                             ("more", "--target-modules", "q_proj,all")):
+            self.succeed(self.scratch / name, *self.inputs(), *FLAGS, "--iters", 2, *flags)
+        self.assert_same_run(self.scratch / "none", self.scratch / "all")
+        self.assert_same_run(self.scratch / "none", self.scratch / "more")
+        self.succeed(self.scratch / "none", "--resume", "--target-modules", "all")
+
+    def test_flags_do_not_change_it_in_silence(self):
+        first = self.scratch / "first"
+        sizes = ["--rank", 2, "--alpha", 5, "--num-layers", 1, "--target-modules", "v_proj,q_proj"]
+        self.succeed(first, *self.inputs(), *FLAGS, "--iters", 1, *sizes)
+        for source in (["--init-adapter", first],
+                       ["--resume-adapter-file", first / "adapter_model.safetensors"]):
+            flags = [*self.inputs(), *FLAGS, "--iters", 2, *source]
+            for flag, value, has in (("--rank", 16, "has rank 2"), ("--alpha", 16, "has alpha 5"),
+                                     ("--num-layers", 2, "has layers 1"),
+                                     ("--num-layers", -1, "has layers 1"),
+                                     ("--target-modules", "all", "has modules q_proj,v_proj"),
+                                     ("--target-modules", "q_proj", "has modules q_proj,v_proj")):
+                self.fail_with([f"{flag}: the adapter that the run starts from {has}", source[0]],
+                               self.scratch / "next", *flags, flag, value, status=2)
+                self.assertFalse((self.scratch / "next").exists())
+            # Said again, they are right; left out, they are its own; and dropout may be another.
+            self.succeed(self.scratch / "same", *flags, *sizes)
+            self.succeed(self.scratch / "none", *flags)
+            self.assert_same_run(self.scratch / "same", self.scratch / "none")
+            self.succeed(self.scratch / "none", "--resume", "--rank", 2, "--target-modules",
+                         "q_proj,v_proj")
+            self.fail_with(["--rank is 8", "has 2"], self.scratch / "none", "--resume", "--rank", 8)
+
+
+class LeftOut(FinetuneCase):
+    """Samples that nothing can be learned from are counted, and said, in every kind of output."""
+
+    TEXT = "2 of 4 samples left out: 2 with an empty answer (the first in line 2)"
+
+    def setUp(self):
+        super().setUp()
+        lines = [json.dumps({"prompt": "a", "completion": text}) for text in ("b", "", "c", "")]
+        (self.data / "train.jsonl").write_text("\n".join(lines), encoding="utf-8")
+        shutil.copy(self.data / "train.jsonl", self.data / "test.jsonl")
+        self.flags = [*self.inputs(), "--iters", 0]
+
+    def test_plain(self):
+        run = self.succeed(self.scratch / "a", *self.flags, "--test")
+        self.assertEqual(2, run.stdout.count(self.TEXT))
+        self.assertEqual("", run.stderr)
+
+    def test_quiet(self):
+        run = self.succeed(self.scratch / "a", *self.flags, "--quiet")
+        self.assertEqual("", run.stdout)
+        self.assertEqual(f"graft: {self.data}/train.jsonl: {self.TEXT}\n", run.stderr)
+
+    def test_json(self):
+        run = self.succeed(self.scratch / "a", *self.flags, "--json", "--test")
+        start = json.loads(run.stdout.splitlines()[0])
+        for split in ("train", "test"):
+            self.assertEqual([{"reason": "empty answer", "samples": 2, "first_line": 2}],
+                             start[split]["left_out"])
+            self.assertEqual([2, 0], [start[split][key] for key in ("samples", "truncated")])
+        self.assertEqual([], start["valid"]["left_out"])
+        (self.data / "valid.jsonl").write_text('{"text": "a"}\n' + json.dumps({"text": "b" * 90}))
+        run = self.succeed(self.scratch / "a", *self.flags, "--json", "--max-seq-length", 60)
+        valid = json.loads(run.stdout.splitlines()[0])["valid"]
+        self.assertEqual([1, 2], [valid[key] for key in ("truncated", "first_truncated_line")])
+
+    def test_evaluate(self):
+        evaluate = [PROGRAM, "evaluate", "--model", self.model, "--data", self.data]
+        said = subprocess.run(evaluate, check=True, capture_output=True, text=True).stdout
+        self.assertIn(self.TEXT, said)
+        said = subprocess.run([*evaluate, "--json"], check=True, capture_output=True, text=True)
+        self.assertEqual([{"reason": "empty answer", "samples": 2, "first_line": 2}],
+                         json.loads(said.stdout)["left_out"])
+        split = subprocess.run([*evaluate[:-1], self.data / "test.jsonl", "--split", "valid"],
+                               check=False, capture_output=True, text=True)
+        self.assertEqual(2, split.returncode)
+        self.assertIn("--split", split.stderr)
+
+    def test_nothing_is_left(self):
+        (self.data / "train.jsonl").write_text('{"prompt": "a", "completion": ""}\n')
+        self.fail_with(["no sample has a token to train on", "empty answer (in line 1)"],
+                       self.scratch / "a", *self.flags)
+
+
+class Unread(FinetuneCase):
+    def test_files_that_no_flag_asks_for_are_not_read(self):
+        flags = [*self.inputs(), *FLAGS, "--iters", 1]
+        (self.data / "test.jsonl").write_text("{")
+        self.succeed(self.scratch / "a", *flags)
+        self.fail_with(["test.jsonl:1"], self.scratch / "b", *flags, "--test")
+        (self.data / "valid.jsonl").write_text("{")
+        self.fail_with(["valid.jsonl:1"], self.scratch / "b", *flags)
+        self.succeed(self.scratch / "b", *flags, "--val-batches", 0)
+
+
 class Output(FinetuneCase):
     def test_json_is_one_object_a_line(self):
         adapter = self.scratch / "adapter"

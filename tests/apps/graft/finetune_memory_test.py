@@ -70,6 +70,12 @@ class Estimate(FinetuneCase):
                              ("modules", "--target-modules", "q_proj,v_proj")):
             self.estimate_and_peak(name, *flags)
 
+    def test_the_estimate_is_right_for_batches_of_many_lengths(self):
+        with open(self.data / "train.jsonl", "w", encoding="utf-8") as file:
+            for i in range(320):
+                file.write(json.dumps({"text": "x" * (3 * (i % 40) + 2)}) + "\n")
+        self.estimate_and_peak("lengths", "--batch-size", 8, "--iters", 320, "--save-every", 0)
+
     def test_checkpointing_takes_less_for_the_same_losses(self):
         estimate, peak = self.estimate_and_peak("kept")
         less, lower = self.estimate_and_peak("recomputed", "--grad-checkpoint")

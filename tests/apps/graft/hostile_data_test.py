@@ -20,7 +20,8 @@ class Data(HostileInput):
         for line, words in (
                 ("{", "not valid JSON at byte 2"), ("nonsense", "not valid JSON"),
                 ('{"text": "a"', "not valid JSON"), ('{"text": "\\ud800"}', "not valid JSON"),
-                ("[1]", "JSON object"), ("3", "JSON object"), ('"text"', "JSON object"),
+                ("[1]", "one object a line, not a list"), ("[", "one object a line, not a list"),
+                ("{", "one object a line, whole on that line"), ("3", "JSON object"), ('"text"', "JSON object"),
                 ('{"text": 1}', '"text" is not a string'), ('{"txt": "a"}', '"text" is missing'),
                 ('{"text": "a", "text": "b"}', "twice"),
                 ('{"text": "a", "x": 1e999}', "too large"),
@@ -59,7 +60,7 @@ class Data(HostileInput):
         (self.at / "data/train.jsonl").write_text(json.dumps({"text": "a" * 200}) + "\n")
         done = run(self.finetune(self.at, "--iters", 0))
         self.assertEqual(0, done.returncode, done.stderr)
-        self.assertIn(b"1 samples cut off at 64 tokens, the longest had 201", done.stdout)
+        self.assertIn(b"1 samples cut off at 64 tokens, the first in line 1, the longest had 201", done.stdout)
 
     def test_no_file(self):
         for folder, words in (("none", "no such folder"), ("model.gguf", "not a folder"),

@@ -72,7 +72,7 @@ TEST_F(DatasetTest, ReadsText) {
   EXPECT_EQ(data.num_targets(), 2);
   EXPECT_EQ(data.longest, 2);
   EXPECT_EQ(data.truncated, 0);
-  EXPECT_EQ(data.left_out, 0);
+  EXPECT_EQ(data.num_left_out(), 0);
 }
 
 TEST_F(DatasetTest, ReadsPromptAndCompletion) {
@@ -115,6 +115,7 @@ TEST_F(DatasetTest, CutsOffWhatIsTooLong) {
   EXPECT_EQ(text_of(data.samples[0]), "abc");
   EXPECT_EQ(text_of(data.samples[1]), "ab<|im_end|>");
   EXPECT_EQ(data.truncated, 1);
+  EXPECT_EQ(data.first_truncated_line, 1);
   EXPECT_EQ(data.longest, 7);
   EXPECT_EQ(data.num_targets(), 4);
   EXPECT_NE(error_of(lines, {.max_seq_length = 1}).find("at least 2"), std::string::npos);
@@ -152,16 +153,48 @@ TEST_F(DatasetTest, RefusesLinesBeyondAllReason) {
             std::string::npos);
 }
 
-TEST_F(DatasetTest, LeavesOutWhatTrainsNothing) {
+TEST_F(DatasetTest, LeavesOutWhatTrainsNothingAndSaysWhatAndWhere) {
   const std::string two =
       R"({"messages": [{"role": "user", "content": "a"}]})"
       "\n"
       R"({"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]})";
   const Dataset data = read(two, {.mask_prompt = true});
   EXPECT_EQ(data.samples.size(), 1u);
-  EXPECT_EQ(data.left_out, 1);
-  EXPECT_EQ(read(two).left_out, 0);
-  EXPECT_EQ(read("{\"text\": \"\"}\n{\"text\": \"a\"}").left_out, 1);
+  EXPECT_EQ(left_out_text(data),
+            "1 of 2 samples left out: 1 without an answer to train on (in line 1)");
+  EXPECT_EQ(read(two).num_left_out(), 0);
+  EXPECT_EQ(left_out_text(read(two)), "");
+
+  const Dataset texts =
+      read("{\"text\": \"a\"}\n\n{\"text\": \"\"}\n{\"text\": \"<|im_end|>\"}\n{\"text\": \"\"}\n");
+  EXPECT_EQ(texts.samples.size(), 1u);
+  EXPECT_EQ(texts.num_left_out(), 3);
+  EXPECT_EQ(left_out_text(texts),
+            "3 of 4 samples left out: 2 with an empty text (the first in line 3), 1 of one token, "
+            "that nothing predicts (in line 4)");
+
+  // An end mark alone is no answer to learn, whether the prompt is masked or not.
+  const std::string chats = R"({"prompt": "a", "completion": "b"})"
+                            "\n"
+                            R"({"prompt": "a", "completion": ""})";
+  for (const bool mask : {false, true}) {
+    const Dataset pairs = read(chats, {.mask_prompt = mask});
+    ASSERT_EQ(pairs.left_out.size(), 1u);
+    EXPECT_EQ(pairs.left_out[0].reason, LeftOutReason::kEmptyAnswer);
+    EXPECT_EQ(pairs.left_out[0].samples, 1);
+    EXPECT_EQ(pairs.left_out[0].first_line, 2);
+    EXPECT_EQ(pairs.samples.size(), 1u);
+  }
+  const char* const none = R"({"messages": [{"role": "assistant", "content": ""}]})";
+  EXPECT_NE(
+      error_of(none).find("no sample has a token to train on: 1 of 1 samples left out: 1 with "
+                          "an empty answer (in line 1)"),
+      std::string::npos);
+  // One empty answer of several is part of a chat that has others to learn.
+  const char* const some =
+      R"({"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": ""},)"
+      R"({"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]})";
+  EXPECT_EQ(read(some).num_left_out(), 0);
 }
 
 TEST_F(DatasetTest, NamesFileAndLine) {
@@ -172,7 +205,21 @@ TEST_F(DatasetTest, NamesFileAndLine) {
       {good + "{\"text\": \"\\ud800\"}", "train.jsonl:2: not valid JSON"},
       {good + "{\"text\": \"a\", \"text\": \"b\"}", "train.jsonl:2: \"text\" is given twice"},
       {good + "{\"text\": \"a\", \"x\": 1e999}", "train.jsonl:2: a number in it is too large"},
-      {good + "[1]", "train.jsonl:2: expected a JSON object"},
+      {good + "[1]",
+       "train.jsonl:2: expected a JSON object; the file is to have one object a line"},
+      {"[\n  {\"text\": \"a\"}\n]", "not a list of objects"},
+      {"[{\"text\": \"a\"},\n",
+       "train.jsonl:1: not valid JSON at byte 16; the file is to have one"},
+      {"[{\"text\": \"a\"}]", "one object a line, not a list of objects"},
+      {"{\n  \"text\": \"a\"\n}",
+       "train.jsonl:1: not valid JSON at byte 2; the file is to have one"},
+      {"{\"text\": \"a\"} {\"text\": \"b\"}", "one object a line, whole on that line"},
+      {"{\"text\": NaN}", "train.jsonl:1: \"text\" is not a string"},
+      {"{\"text\": \"a\", \"x\": 1NaN}", "train.jsonl:1: not valid JSON at byte 21"},
+      {"{\"text\": \"a\", \"x\": NaN5}", "train.jsonl:1: not valid JSON"},
+      {"{\"text\": \"a\", \"x\": -NaN}", "train.jsonl:1: not valid JSON"},
+      {"{\"text\": \"a\", NaN: 1}", "train.jsonl:1: not valid JSON"},
+      {"{\"text\": \"a\", \"x\": NaN, \"y\": !}", "train.jsonl:1: not valid JSON at byte 30"},
       {good + "{\"text\": 3}", "train.jsonl:2: \"text\" is not a string"},
       {good + "{\"prompt\": \"a\", \"completion\": \"b\"}", "train.jsonl:2: \"text\" is missing"},
       {"{\"txt\": \"a\"}", "train.jsonl:1: expected \"prompt\" and \"completion\""},
@@ -192,6 +239,16 @@ TEST_F(DatasetTest, NamesFileAndLine) {
     EXPECT_EQ(message.find('\n'), std::string::npos);
   }
   EXPECT_NE(error_of(good, {.mask_prompt = true}).find("--mask-prompt"), std::string::npos);
+}
+
+TEST_F(DatasetTest, TakesPythonsNumbersWhereNobodyReadsThem) {
+  const Dataset data =
+      read(R"({"score": NaN, "text": "a NaN, \\", "more": [-Infinity,Infinity, {"x": NaN}]})"
+           "\n"
+           R"({"text": "say \"NaN"})");
+  ASSERT_EQ(data.samples.size(), 2u);
+  EXPECT_EQ(text_of(data.samples[0]), "a NaN, \\<|im_end|>");
+  EXPECT_EQ(text_of(data.samples[1]), "say \"NaN<|im_end|>");
 }
 
 TEST_F(DatasetTest, TextNeedsNoChatTemplate) {
@@ -217,6 +274,12 @@ TEST_F(DatasetTest, ReadsAFolder) {
   ASSERT_TRUE(splits.valid && splits.test);
   EXPECT_EQ(splits.valid->samples.size(), 2u);
   EXPECT_EQ(splits.test->samples.size(), 1u);
+  // What is not asked for may be broken.
+  write("{", "valid.jsonl");
+  write("nonsense", "test.jsonl");
+  splits = read_data(folder_.string(), file_, tokenizer_, {}, {.valid = false, .test = false});
+  EXPECT_FALSE(splits.valid || splits.test);
+  EXPECT_THROW(read_data(folder_.string(), file_, tokenizer_, {}, {.test = false}), UserError);
 }
 
 }  // namespace

@@ -1,4 +1,4 @@
-#include "rope/angles.h"
+#include "backend/cpu/rotary_angles.h"
 
 #include <algorithm>
 #include <cmath>
@@ -12,9 +12,9 @@ namespace {
 constexpr std::int64_t kMostKeptPositions = 32768;
 constexpr std::size_t kMostKeptTables = 8;
 
-std::shared_ptr<const RopeAngles> make(float theta, std::int64_t pairs, std::int64_t first,
-                                       std::int64_t positions) {
-  auto angles = std::make_shared<RopeAngles>();
+std::shared_ptr<const RotaryAngles> make(float theta, std::int64_t pairs, std::int64_t first,
+                                         std::int64_t positions) {
+  auto angles = std::make_shared<RotaryAngles>();
   angles->theta = theta;
   angles->pairs = pairs;
   angles->first = first;
@@ -38,13 +38,13 @@ std::shared_ptr<const RopeAngles> make(float theta, std::int64_t pairs, std::int
 
 }  // namespace
 
-std::shared_ptr<const RopeAngles> rope_angles(float theta, std::int64_t pairs, std::int64_t first,
-                                              std::int64_t count) {
+std::shared_ptr<const RotaryAngles> rotary_angles(float theta, std::int64_t pairs,
+                                                  std::int64_t first, std::int64_t count) {
   const std::int64_t needed = first + count;
   if (needed > kMostKeptPositions) return make(theta, pairs, first, count);
 
   static std::mutex mutex;
-  static std::vector<std::shared_ptr<const RopeAngles>> kept;
+  static std::vector<std::shared_ptr<const RotaryAngles>> kept;
   const std::lock_guard<std::mutex> lock(mutex);
   const auto found = std::find_if(kept.begin(), kept.end(), [&](const auto& angles) {
     return angles->theta == theta && angles->pairs == pairs;
