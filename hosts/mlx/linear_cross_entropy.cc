@@ -77,7 +77,7 @@ class Gradient : public detail::FusedPrimitive {
  protected:
   Arrays composed(const Arrays& inputs) const override {
     const Arrays primals(inputs.begin(), inputs.end() - 1);
-    return {composed_gradient(call_, primals, place())};
+    return {composed_gradient(call_, primals, own_stream())};
   }
 
  private:
@@ -150,7 +150,7 @@ class Forward : public detail::FusedPrimitive {
 
  protected:
   Arrays composed(const Arrays& inputs) const override {
-    const mx::Stream s = place();
+    const mx::Stream s = own_stream();
     return {composed_losses(call_, inputs, s)[0], composed_gradient(call_, inputs, s)};
   }
 

@@ -79,7 +79,7 @@ class FusedPrimitive : public mx::Primitive {
   }
 
   const Caller& caller() const { return caller_; }
-  mx::Stream place() const { return const_cast<FusedPrimitive*>(this)->stream(); }
+  mx::Stream own_stream() const { return const_cast<FusedPrimitive*>(this)->stream(); }
 
   // One more evaluation, for the report.
   void count() const { tally_.add(); }
@@ -221,7 +221,7 @@ class FusedNode final : public FusedPrimitive {
 
  protected:
   Arrays composed(const Arrays& inputs) const override {
-    return Op::composed(state_, inputs, place());
+    return Op::composed(state_, inputs, own_stream());
   }
 
   void evaluate(const Arrays& inputs, Arrays& outputs) override {
