@@ -1,6 +1,7 @@
 #include "graft/linear.h"
 
 #include "backend/table.h"
+#include "linear/metal.h"
 #include "weight/weight.h"
 
 namespace graft {
@@ -49,6 +50,18 @@ void linear_forward(Context& context, const LinearForward& params) {
 void linear_backward(Context& context, const LinearBackward& params) {
   check(params);
   run_on(params.dy.device(), kBackward, context, params);
+}
+
+metal::Plan metal::plan(const LinearForward& params) {
+  check(params);
+  require(kForward, metal::supports(params));
+  return metal::linear_forward(params);
+}
+
+metal::Plan metal::plan(const LinearBackward& params) {
+  check(params);
+  require(kBackward, metal::supports(params));
+  return metal::linear_backward(params);
 }
 
 }  // namespace graft

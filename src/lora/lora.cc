@@ -6,6 +6,7 @@
 #include <string>
 
 #include "backend/table.h"
+#include "lora/metal.h"
 #include "weight/weight.h"
 
 namespace graft {
@@ -245,6 +246,30 @@ void lora_linear_forward(Context& context, const LoraSiblingsForward& layers) {
 void lora_linear_backward(Context& context, const LoraSiblingsBackward& layers) {
   check_siblings(kLinearBackward, layers);
   run_on(device_of(layers), kLinearBackward, context, layers);
+}
+
+metal::Plan metal::plan(const LoraDeltaForward& params) {
+  check(params);
+  require(kDelta, metal::supports(params));
+  return metal::lora_delta_forward(params);
+}
+
+metal::Plan metal::plan(const LoraDeltaBackward& params) {
+  check(params);
+  require(kDeltaBackward, metal::supports(params));
+  return metal::lora_delta_backward(params);
+}
+
+metal::Plan metal::plan(const LoraLinearForward& params) {
+  check_linear(Check(kLinear), params);
+  require(kLinear, metal::supports(params));
+  return metal::lora_linear_forward(params);
+}
+
+metal::Plan metal::plan(const LoraLinearBackward& params) {
+  check_linear(Check(kLinearBackward), params);
+  require(kLinearBackward, metal::supports(params));
+  return metal::lora_linear_backward(params);
 }
 
 }  // namespace graft
