@@ -17,10 +17,7 @@ void check(const LinearForward& p) {
   check.shape("x", p.x, {p.x.dim(0), p.weight.in_features()});
   check.shape("y", p.y, {p.x.dim(0), p.weight.out_features()});
   check.rows_output("y", p.y, p.x.device());
-  if (p.bias.present()) {
-    check.shape("bias", p.bias, {p.weight.out_features()});
-    check.device("bias", p.bias, p.x.device());
-  }
+  check_bias(check, p.bias, p.weight, p.x.device());
 }
 
 void check(const LinearBackward& p) {

@@ -111,10 +111,7 @@ void check_linear(const Check& check, const LoraLinearForward& p) {
   check_adapter(check, p.adapter, p.x.device());
   check_weight_fits(check, p, p.x.device(), Direction::kForward);
   check_forward(check, p);
-  if (p.bias.present()) {
-    check.shape("bias", p.bias, {p.weight.out_features()});
-    check.device("bias", p.bias, p.x.device());
-  }
+  check_bias(check, p.bias, p.weight, p.x.device());
 }
 
 void check_linear(const Check& check, const LoraLinearBackward& p) {
@@ -133,10 +130,7 @@ void check_plain(const Check& check, const LoraLinearForward& p) {
   check.shape("x", p.x, {p.x.dim(0), p.weight.in_features()});
   check.shape("y", p.y, {p.x.dim(0), p.weight.out_features()});
   check.rows_output("y", p.y, device);
-  if (p.bias.present()) {
-    check.shape("bias", p.bias, {p.weight.out_features()});
-    check.device("bias", p.bias, device);
-  }
+  check_bias(check, p.bias, p.weight, device);
   check.that(!p.h.present(), "h: expected with an adapter only");
 }
 
