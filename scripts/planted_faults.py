@@ -170,10 +170,25 @@ FAULTS = [
 
     # The MLX host.
     Fault("host_swaps_the_gradients_of_swiglu", "hosts/mlx/swiglu.cc",
-          "Backward::make({cotangents[0], primals[0], primals[1]}",
-          "Backward::make({cotangents[0], primals[1], primals[0]}", "mlx_tests:*wiglu*"),
+          "{call.cotangents[0], call.primals[0], call.primals[1]}",
+          "{call.cotangents[0], call.primals[1], call.primals[0]}", "mlx_tests:*wiglu*"),
     Fault("host_takes_x_for_the_sum", "hosts/mlx/rms_norm.cc",
-          "with_sum ? outputs[1] : primals[0]", "primals[0]", "mlx_tests:*Norm*"),
+          "norm.residual ? call.outputs[1] : call.primals[0]", "call.primals[0]",
+          "mlx_tests:*Norm*"),
+    Fault("host_reads_no_dropout_seed", "hosts/mlx/lora.cc",
+          "params.dropout.seed = *seed, ", "", "mlx_tests:*ropout*"),
+    Fault("host_makes_rows_of_a_batch_with_dropout", "hosts/mlx/lora.cc",
+          "    if (call.dropout > 0) return {};\n    std::vector<bool> rows(in.size(), false);\n"
+          "    rows[0] = true;",
+          "    std::vector<bool> rows(in.size(), false);\n    rows[0] = true;",
+          "mlx_tests:*ropout*:*Transforms*"),
+
+    # Launches on Metal, executed on the stand-in.
+    Fault("metal_plan_counts_no_bias", "src/linear/metal.cc",
+          "product.bias = next(inputs, p.bias);", "", "mlx_metal_tests:*Linear*"),
+    Fault("metal_backward_reads_h_for_g", "src/lora/metal.cc",
+          "add_outer(plan, at.x, g, scaling", "add_outer(plan, at.x, at.h, scaling",
+          "metal_tests:*Lora*"),
     Fault("host_loss_gradient_is_unscaled", "hosts/mlx/linear_cross_entropy.cc",
           "return mx::multiply(unscaled, rows, s);", "return unscaled;", "mlx_tests:*CrossEntropy*"),
     Fault("host_composed_queries_stand_at_the_start", "hosts/mlx/attention.cc",

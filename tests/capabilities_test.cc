@@ -8,9 +8,9 @@
 namespace graft {
 namespace {
 
-const char* const kOps[] = {"attention",  "layer_norm",  "linear",   "linear_cross_entropy",
-                            "lora_delta", "lora_linear", "rms_norm", "rope",
-                            "softmax",    "swiglu"};
+const char* const kOps[] = {"attention",  "layer_norm",    "linear",      "linear_cross_entropy",
+                            "lora_delta", "lora_siblings", "lora_linear", "rms_norm",
+                            "rope",       "softmax",       "swiglu"};
 
 TEST(Capabilities, AskForEveryOperationBothWaysInThreeTypes) {
   std::map<std::string, int> asked;
