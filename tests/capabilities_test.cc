@@ -3,14 +3,15 @@
 #include <gtest/gtest.h>
 
 #include <map>
+#include <set>
 #include <string>
 
 namespace graft {
 namespace {
 
-const char* const kOps[] = {"attention",  "layer_norm",  "linear",   "linear_cross_entropy",
-                            "lora_delta", "lora_linear", "rms_norm", "rope",
-                            "softmax",    "swiglu"};
+const char* const kOps[] = {"attention",  "layer_norm",    "linear",      "linear_cross_entropy",
+                            "lora_delta", "lora_siblings", "lora_linear", "rms_norm",
+                            "rope",       "softmax",       "swiglu"};
 
 TEST(Capabilities, AskForEveryOperationBothWaysInThreeTypes) {
   std::map<std::string, int> asked;
@@ -26,6 +27,16 @@ TEST(Capabilities, TheCpuTakesFloat32AndBFloat16) {
         capability.dtype != DType::kFloat16 && op != "softmax" && op != "layer_norm";
     EXPECT_EQ(capability.support.yes, expected) << op << ": " << capability.support.reason;
     EXPECT_EQ(capability.support.reason.empty(), expected) << op;
+  }
+}
+
+TEST(Capabilities, MetalTakesAllThreeTypesOfWhatItHasKernelsFor) {
+  const std::set<std::string> none{"attention", "linear_cross_entropy", "rope", "swiglu"};
+  for (const Capability& capability : capabilities({DeviceType::kMetal, 0})) {
+    const bool expected = none.count(capability.op) == 0;
+    EXPECT_EQ(capability.support.yes, expected)
+        << capability.op << ": " << capability.support.reason;
+    EXPECT_EQ(capability.support.reason, expected ? "" : "Metal has no kernel for this operation");
   }
 }
 
