@@ -3,6 +3,7 @@
 #include <gtest/gtest.h>
 
 #include <map>
+#include <set>
 #include <string>
 
 namespace graft {
@@ -26,6 +27,16 @@ TEST(Capabilities, TheCpuTakesFloat32AndBFloat16) {
         capability.dtype != DType::kFloat16 && op != "softmax" && op != "layer_norm";
     EXPECT_EQ(capability.support.yes, expected) << op << ": " << capability.support.reason;
     EXPECT_EQ(capability.support.reason.empty(), expected) << op;
+  }
+}
+
+TEST(Capabilities, MetalTakesAllThreeTypesOfWhatItHasKernelsFor) {
+  const std::set<std::string> none{"attention", "linear_cross_entropy", "rope", "swiglu"};
+  for (const Capability& capability : capabilities({DeviceType::kMetal, 0})) {
+    const bool expected = none.count(capability.op) == 0;
+    EXPECT_EQ(capability.support.yes, expected)
+        << capability.op << ": " << capability.support.reason;
+    EXPECT_EQ(capability.support.reason, expected ? "" : "Metal has no kernel for this operation");
   }
 }
 

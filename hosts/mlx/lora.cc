@@ -262,7 +262,7 @@ mx::array counter(const mx::array& value, const char* name, mx::Stream s) {
 
 mx::array run_linear(LoraCall call, const mx::array& x, const std::optional<mx::array>& w,
                      const std::optional<mx::array>& bias, const mx::array& a, const mx::array& b,
-                     const Dropout& dropout, mx::Stream s) {
+                     const DropoutState& dropout, mx::Stream s) {
   if (!(dropout.p >= 0.0f && dropout.p < 1.0f)) {
     detail::reject(kLinear, "dropout", "a chance in [0, 1)", std::to_string(dropout.p));
   }
@@ -295,8 +295,8 @@ mx::array lora_forward_fused(const mx::array& x, const mx::array& a, const mx::a
 }
 
 mx::array lora_linear(const mx::array& x, const Weight& w, const std::optional<mx::array>& bias,
-                      const mx::array& a, const mx::array& b, float scaling, const Dropout& dropout,
-                      mx::StreamOrDevice s) {
+                      const mx::array& a, const mx::array& b, float scaling,
+                      const DropoutState& dropout, mx::StreamOrDevice s) {
   check_adapter(kLinear, x, a, b, scaling);
   detail::expect_present(kLinear, "w", w);
   if (const auto* array = detail::array_of(w)) {
@@ -313,8 +313,8 @@ mx::array lora_linear(const mx::array& x, const Weight& w, const std::optional<m
 }
 
 mx::array lora_linear(const mx::array& x, const mx::array& w, const std::optional<mx::array>& bias,
-                      const mx::array& a, const mx::array& b, float scaling, const Dropout& dropout,
-                      mx::StreamOrDevice s) {
+                      const mx::array& a, const mx::array& b, float scaling,
+                      const DropoutState& dropout, mx::StreamOrDevice s) {
   check_adapter(kLinear, x, a, b, scaling);
   detail::expect_shape(kLinear, "w", w, {b.shape(1), x.shape(-1)});
   LoraCall call;

@@ -31,7 +31,7 @@ namespace metal {
 
 /// A function of a shader's text, made for template arguments of its own.
 struct Kernel {
-  using Argument = std::variant<int, bool, DType>;
+  using Argument = std::variant<int, bool, DType>;  ///< A type becomes the type of that name.
 
   std::string function;             ///< A template in the text.
   std::vector<const char*> parts;   ///< The text in pieces, each complete; static memory.
@@ -45,15 +45,20 @@ struct Kernel {
 
 /// A buffer of a plan: one of the call's inputs or outputs, or memory for the plan alone.
 struct Operand {
-  enum class Of : std::uint8_t { kInputs, kOutputs, kTemporaries };
-  Of of = Of::kInputs;
-  int index = 0;
+  /// Which list it is in.
+  enum class Of : std::uint8_t {
+    kInputs,       ///< The call's inputs.
+    kOutputs,      ///< The call's outputs.
+    kTemporaries,  ///< The plan's temporaries.
+  };
+  Of of = Of::kInputs;  ///< The list.
+  int index = 0;        ///< Its place there.
 };
 
 /// One launch. The kernel's buffers are, in order of their numbers: what it reads, what it writes,
 /// and, if there are any, its scalars, a struct in constant memory.
 struct Step {
-  Kernel kernel;
+  Kernel kernel;                            ///< What is launched.
   std::vector<Operand> reads;               ///< From the first element of the view on.
   std::vector<Operand> writes;              ///< Each is overwritten whole.
   std::vector<std::byte> scalars;           ///< Bytes of the struct, as the kernel's text has it.
@@ -64,7 +69,7 @@ struct Step {
 
 /// Memory that is a plan's from its first step to its last.
 struct Temporary {
-  DType dtype = DType::kFloat32;
+  DType dtype = DType::kFloat32;    ///< Of its elements.
   std::vector<std::int64_t> shape;  ///< Row-major.
 };
 
@@ -76,8 +81,8 @@ struct Temporary {
 /// that a launch need not know them; those in the params are not looked at. Where nothing is to be
 /// computed there are no steps.
 struct Plan {
-  std::vector<Temporary> temporaries;
-  std::vector<Step> steps;
+  std::vector<Temporary> temporaries;  ///< To be allocated before the first step.
+  std::vector<Step> steps;             ///< In order.
 };
 
 /// @{

@@ -209,7 +209,7 @@ const std::vector<Shape> kLinearShapes = {
     {70, 33, 31, 33}, {3, 300, 67, 8}, {4, 130, 33, 130}, {520, 9, 505, 3}, {520, 505, 9, 19}};
 
 // x, w, bias, a, b, dy -> y, dx, da, db and the gradients of w and bias.
-Arrays linear_and_gradients(const Arrays& arrays, const mlx::Dropout& dropout = {}) {
+Arrays linear_and_gradients(const Arrays& arrays, const mlx::DropoutState& dropout = {}) {
   const auto y = [&](const Arrays& p) {
     return Arrays{mlx::lora_linear(p[0], p[1], p[2], p[3], p[4], 0.5f, dropout)};
   };
@@ -273,7 +273,7 @@ TEST(LoraMetal, DropoutIsTheSameAsOnTheCpu) {
     p.push_back(mx::array(std::uint64_t{0x1234567890abcdef}, mx::uint64));
     p.push_back(mx::array(std::uint64_t{0xfffffffff}, mx::uint64));
     const auto function = [](const Arrays& in) {
-      return linear_and_gradients(in, mlx::Dropout{0.4f, in[6], in[7]});
+      return linear_and_gradients(in, mlx::DropoutState{0.4f, in[6], in[7]});
     };
     const Evaluated run = evaluate_on_metal(function, p);
     EXPECT_EQ(run.fault, "");

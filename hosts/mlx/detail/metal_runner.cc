@@ -64,11 +64,13 @@ void run_on_gpu(const metal::Plan& plan, const Arrays& inputs, Arrays& outputs, 
   encoder.add_temporaries(temporaries);
 }
 
+// MLX's own primitive, whose class its library does not show: it is had through the operation,
+// which evaluates nothing.
 mx::array copied_on_gpu(const mx::array& x, mx::Stream stream) {
-  mx::array copy(x.shape(), x.dtype(), nullptr, {});
-  mx::Contiguous(stream, false).eval_gpu({x}, copy);
-  mx::metal::get_command_encoder(stream).add_temporary(copy);
-  return copy;
+  Arrays copy{mx::array(x.shape(), x.dtype(), nullptr, {})};
+  mx::contiguous(x, false, stream).primitive_ptr()->eval_gpu({x}, copy);
+  mx::metal::get_command_encoder(stream).add_temporary(copy[0]);
+  return copy[0];
 }
 
 }  // namespace graft::mlx::detail
