@@ -1,6 +1,7 @@
 #include "graft/layer_norm.h"
 
 #include "checks.h"
+#include "layer_norm/cpu.h"
 
 namespace graft {
 
@@ -27,17 +28,19 @@ void check_affine(const Check& check, const char* name, const ConstTensorView& v
   check.dense(name, vector);
 }
 
-Support supports_on(Device device) {
-  return all_of({on_cpu(device), Support::no("no CPU kernel for layer_norm yet")});
-}
-
 }  // namespace
 
-Support supports(const LayerNormForward& params) { return supports_on(params.x.device()); }
+Support supports(const LayerNormForward& p) {
+  return all_of({on_cpu(p.x.device()), float_on_cpu("x", p.x), float_on_cpu("weight", p.weight),
+                 float_on_cpu("bias", p.bias)});
+}
 
-Support supports(const LayerNormBackward& params) { return supports_on(params.dy.device()); }
+Support supports(const LayerNormBackward& p) {
+  return all_of(
+      {on_cpu(p.dy.device()), float_on_cpu("dy", p.dy), float_on_cpu("weight", p.weight)});
+}
 
-void layer_norm_forward(Context&, const LayerNormForward& p) {
+void layer_norm_forward(Context& context, const LayerNormForward& p) {
   const Check check(kForward);
   check_first(check, "x", p.x, p.eps);
   check_affine(check, "weight", p.weight, p.x);
@@ -46,9 +49,10 @@ void layer_norm_forward(Context&, const LayerNormForward& p) {
   if (p.mean.present()) check.floats("mean", p.mean, p.x.dim(0), p.x);
   if (p.rstd.present()) check.floats("rstd", p.rstd, p.x.dim(0), p.x);
   require(kForward, supports(p));
+  cpu::layer_norm_forward(context, p);
 }
 
-void layer_norm_backward(Context&, const LayerNormBackward& p) {
+void layer_norm_backward(Context& context, const LayerNormBackward& p) {
   const Check check(kBackward);
   check_first(check, "dy", p.dy, p.eps);
   check.matrix("x", p.x, p.dy);
@@ -61,6 +65,7 @@ void layer_norm_backward(Context&, const LayerNormBackward& p) {
   if (p.dweight.present()) check.floats("dweight", p.dweight, p.dy.dim(1), p.dy);
   if (p.dbias.present()) check.floats("dbias", p.dbias, p.dy.dim(1), p.dy);
   require(kBackward, supports(p));
+  cpu::layer_norm_backward(context, p);
 }
 
 }  // namespace graft

@@ -4,6 +4,7 @@
 #include <string>
 
 #include "checks.h"
+#include "softmax/cpu.h"
 
 namespace graft {
 
@@ -22,21 +23,22 @@ void check_first(const Check& check, const char* name, const ConstTensorView& ma
   }
 }
 
-Support supports_on(Device device) {
-  return all_of({on_cpu(device), Support::no("no CPU kernel for softmax yet")});
-}
-
 }  // namespace
 
-Support supports(const SoftmaxForward& params) { return supports_on(params.x.device()); }
+Support supports(const SoftmaxForward& params) {
+  return all_of({on_cpu(params.x.device()), float_on_cpu("x", params.x)});
+}
 
-Support supports(const SoftmaxBackward& params) { return supports_on(params.dy.device()); }
+Support supports(const SoftmaxBackward& params) {
+  return all_of({on_cpu(params.dy.device()), float_on_cpu("dy", params.dy)});
+}
 
-void softmax_forward(Context&, const SoftmaxForward& params) {
+void softmax_forward(Context& context, const SoftmaxForward& params) {
   const Check check(kForward);
   check_first(check, "x", params.x, params.scale);
   check.output("y", params.y, params.x);
   require(kForward, supports(params));
+  cpu::softmax_forward(context, params);
 }
 
 void softmax_backward(Context&, const SoftmaxBackward& params) {
@@ -45,6 +47,7 @@ void softmax_backward(Context&, const SoftmaxBackward& params) {
   check.matrix("y", params.y, params.dy);
   check.output("dx", params.dx, params.dy);
   require(kBackward, supports(params));
+  cpu::softmax_backward(params);
 }
 
 }  // namespace graft

@@ -1,0 +1,159 @@
+// Softmax reads a row from memory once: its maximum, the exponentials and the division by their sum
+// are passes over the first-level cache (float32: 8 bytes an element forward, 12 backward, and some
+// 20 instructions a vector).
+
+#include "softmax/cpu.h"
+
+#include <algorithm>
+#include <limits>
+
+#include "backend/cpu/isa.h"
+#include "backend/cpu/row_tasks.h"
+#include "backend/cpu/scratch_layout.h"
+#include "backend/cpu/spans.h"
+#include "backend/cpu/targets.h"
+
+#undef HWY_TARGET_INCLUDE
+#define HWY_TARGET_INCLUDE "softmax/cpu.cc"
+#include "hwy/foreach_target.h"
+//
+#include "backend/cpu/exp-inl.h"
+#include "backend/cpu/row_passes-inl.h"
+
+HWY_BEFORE_NAMESPACE();
+namespace graft::cpu {
+namespace HWY_NAMESPACE {
+
+template <class T>
+float Largest(const T* x, std::int64_t count) {
+  const V lowest = hn::Set(D(), -std::numeric_limits<float>::infinity());
+  V largest[kChains] = {lowest, lowest, lowest, lowest};
+  ForEachVector(count, [&](int chain, std::int64_t i, auto lanes) HWY_ATTR {
+    largest[chain] = hn::Max(largest[chain], lanes.keep(lanes.load(x + i), lowest));
+  });
+  const V all = hn::Max(hn::Max(largest[0], largest[1]), hn::Max(largest[2], largest[3]));
+  return hn::GetLane(hn::MaxOfLanes(D(), all));
+}
+
+// With `powers`, room for the row, each exponential is made once; without, for the sum and again
+// for y. A NaN that `Largest` loses comes back through the sum. `next` is a row that will be read
+// soon.
+template <bool Stream, class T>
+void ForwardRow(const T* x, std::int64_t count, const ExpBelow& exp, float* powers, const T* next,
+                T* y) {
+  const V origin = exp.origin(Largest(x, count));
+  const auto power = [&](std::int64_t i, auto lanes)
+                         HWY_ATTR { return exp(lanes.load(x + i), origin); };
+  Sum sum;
+  if (powers == nullptr) {
+    ForEachVector(count, [&](int chain, std::int64_t i, auto lanes) HWY_ATTR {
+      sum.chains[chain] = hn::Add(sum.chains[chain], lanes.keep(power(i, lanes), hn::Zero(D())));
+    });
+  } else {
+    ForEachVector(count, [&](int chain, std::int64_t i, auto lanes) HWY_ATTR {
+      PrefetchVector(next, i);
+      const V e = lanes.keep(power(i, lanes), hn::Zero(D()));
+      Store(e, powers + i);
+      sum.chains[chain] = hn::Add(sum.chains[chain], e);
+    });
+  }
+  const V share = hn::Set(D(), 1.0f / sum.total());
+  if (powers == nullptr) {
+    WriteRow<Stream>(y, count, [&](std::int64_t i, auto lanes) HWY_ATTR {
+      return hn::Mul(power(i, lanes), share);
+    });
+  } else {
+    WriteRow<Stream>(
+        y, count, [&](std::int64_t i, auto) HWY_ATTR { return hn::Mul(Load(powers + i), share); });
+  }
+}
+
+template <bool Stream, class T>
+void RunForward(const SoftmaxForward& p, const RowTasks& tasks, float* powers) {
+  const std::int64_t count = p.x.dim(1);
+  const ExpBelow exp(p.scale);
+  tasks.run([&](std::int64_t first, std::int64_t end, int worker) HWY_ATTR {
+    float* const own = powers == nullptr ? nullptr : powers + worker * padded(count);
+    for (std::int64_t row = first; row < end; ++row) {
+      ForwardRow<Stream>(element<T>(p.x, row, 0), count, exp, own,
+                         element<T>(p.x, std::min(row + 1, end - 1), 0), element<T>(p.y, row, 0));
+    }
+    if (Stream) hwy::FlushStream();
+  });
+}
+
+template <bool Stream, class T>
+void BackwardRow(const T* dy, const T* y, std::int64_t count, float scale, const T* next_dy,
+                 const T* next_y, T* dx) {
+  Sum products;
+  ForEachVector(count, [&](int chain, std::int64_t i, auto lanes) HWY_ATTR {
+    V& sum = products.chains[chain];
+    sum = hn::MulAdd(lanes.load(dy + i), lanes.load(y + i), sum);
+  });
+  const V dot = hn::Set(D(), products.total()), scales = hn::Set(D(), scale);
+  WriteRow<Stream>(dx, count, [&](std::int64_t i, auto lanes) HWY_ATTR {
+    PrefetchVector(next_dy, i);
+    PrefetchVector(next_y, i);
+    return hn::Mul(hn::Mul(lanes.load(y + i), scales), hn::Sub(lanes.load(dy + i), dot));
+  });
+}
+
+template <bool Stream, class T>
+void RunBackward(const SoftmaxBackward& p, const RowTasks& tasks) {
+  tasks.run([&](std::int64_t first, std::int64_t end, int) HWY_ATTR {
+    for (std::int64_t row = first; row < end; ++row) {
+      const std::int64_t next = std::min(row + 1, end - 1);
+      BackwardRow<Stream>(element<T>(p.dy, row, 0), element<T>(p.y, row, 0), p.dy.dim(1), p.scale,
+                          element<T>(p.dy, next, 0), element<T>(p.y, next, 0),
+                          element<T>(p.dx, row, 0));
+    }
+    if (Stream) hwy::FlushStream();
+  });
+}
+
+void SoftmaxForwardHere(const SoftmaxForward& p, const RowTasks& tasks, float* powers) {
+  const auto run = [&](auto stream, auto element_type) {
+    RunForward<decltype(stream)::value, decltype(element_type)>(p, tasks, powers);
+  };
+  with_row_types(p.x.dtype(), streams(p.y, {p.x}), run);
+}
+
+void SoftmaxBackwardHere(const SoftmaxBackward& p, const RowTasks& tasks) {
+  const auto run = [&](auto stream, auto element_type) {
+    RunBackward<decltype(stream)::value, decltype(element_type)>(p, tasks);
+  };
+  with_row_types(p.dy.dtype(), streams(p.dx, {p.dy, p.y}), run);
+}
+
+}  // namespace HWY_NAMESPACE
+}  // namespace graft::cpu
+HWY_AFTER_NAMESPACE();
+
+#if HWY_ONCE
+namespace graft::cpu {
+
+HWY_EXPORT(SoftmaxForwardHere);
+HWY_EXPORT(SoftmaxBackwardHere);
+
+void softmax_forward(Context& context, const SoftmaxForward& params) {
+  // A row of 64 KiB leaves room for the rest in a second-level cache.
+  constexpr std::int64_t kMostKept = 16384;
+  init_isa();
+  const std::int64_t count = params.x.dim(1);
+  const RowTasks tasks(params.x.dim(0), count);
+  const bool kept = count <= kMostKept;
+  ScratchLayout layout;
+  const auto powers = layout.reserve<float>(kept ? tasks.threads * padded(count) : 0);
+  layout.allocate(context);
+  HWY_DYNAMIC_DISPATCH(SoftmaxForwardHere)
+  (params, tasks, kept ? layout.at<float>(powers) : nullptr);
+}
+
+void softmax_backward(const SoftmaxBackward& params) {
+  init_isa();
+  const RowTasks tasks(params.dy.dim(0), params.dy.dim(1));
+  HWY_DYNAMIC_DISPATCH(SoftmaxBackwardHere)(params, tasks);
+}
+
+}  // namespace graft::cpu
+#endif
