@@ -163,7 +163,7 @@ void LayerNormForwardHere(const LayerNormForward& p, const RowTasks& tasks, cons
   const auto run = [&](auto stream, auto element_type) {
     RunForward<decltype(stream)::value, decltype(element_type)>(p, tasks, weight, bias);
   };
-  with_row_types(p.x.dtype(), streams(p.y, {p.x}), run);
+  WithRowTypes(p.x.dtype(), streams(p.y, {p.x}), run);
 }
 
 void LayerNormBackwardHere(const LayerNormBackward& p, const RowGroups& groups, const float* weight,
@@ -171,7 +171,7 @@ void LayerNormBackwardHere(const LayerNormBackward& p, const RowGroups& groups, 
   const auto run = [&](auto stream, auto element_type) {
     RunBackward<decltype(stream)::value, decltype(element_type)>(p, groups, weight, partials);
   };
-  with_row_types(p.dy.dtype(), p.dx.present() && streams(p.dx, {p.dy, p.x}), run);
+  WithRowTypes(p.dy.dtype(), p.dx.present() && streams(p.dx, {p.dy, p.x}), run);
 }
 
 }  // namespace HWY_NAMESPACE

@@ -138,7 +138,7 @@ void RmsNormForwardHere(const RmsNormForward& p, const RowTasks& tasks, const fl
   const auto run = [&](auto stream, auto element_type) {
     RunForward<decltype(stream)::value, decltype(element_type)>(p, tasks, weight);
   };
-  with_row_types(p.x.dtype(), streams(p.y, {p.x, p.residual}), run);
+  WithRowTypes(p.x.dtype(), streams(p.y, {p.x, p.residual}), run);
 }
 
 void RmsNormBackwardHere(const RmsNormBackward& p, const RowGroups& groups, const float* weight,
@@ -146,7 +146,7 @@ void RmsNormBackwardHere(const RmsNormBackward& p, const RowGroups& groups, cons
   const auto run = [&](auto stream, auto element_type) {
     RunBackward<decltype(stream)::value, decltype(element_type)>(p, groups, weight, partials);
   };
-  with_row_types(p.dy.dtype(), p.ds.present() && streams(p.ds, {p.dy, p.s, p.dsum}), run);
+  WithRowTypes(p.dy.dtype(), p.ds.present() && streams(p.ds, {p.dy, p.s, p.dsum}), run);
 }
 
 }  // namespace HWY_NAMESPACE

@@ -115,14 +115,14 @@ void SoftmaxForwardHere(const SoftmaxForward& p, const RowTasks& tasks, float* p
   const auto run = [&](auto stream, auto element_type) {
     RunForward<decltype(stream)::value, decltype(element_type)>(p, tasks, powers);
   };
-  with_row_types(p.x.dtype(), streams(p.y, {p.x}), run);
+  WithRowTypes(p.x.dtype(), streams(p.y, {p.x}), run);
 }
 
 void SoftmaxBackwardHere(const SoftmaxBackward& p, const RowTasks& tasks) {
   const auto run = [&](auto stream, auto element_type) {
     RunBackward<decltype(stream)::value, decltype(element_type)>(p, tasks);
   };
-  with_row_types(p.dy.dtype(), streams(p.dx, {p.dy, p.y}), run);
+  WithRowTypes(p.dy.dtype(), streams(p.dx, {p.dy, p.y}), run);
 }
 
 }  // namespace HWY_NAMESPACE

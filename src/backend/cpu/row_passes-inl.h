@@ -9,8 +9,11 @@
 #include <algorithm>
 #include <cstddef>
 #include <cstdint>
+#include <type_traits>
 
+#include "backend/cpu/isa.h"
 #include "backend/cpu/memory-inl.h"
+#include "graft/tensor_view.h"
 #include "hwy/cache_control.h"
 
 HWY_BEFORE_NAMESPACE();
@@ -107,6 +110,44 @@ HWY_INLINE void StorePair(V low, V high, hwy::bfloat16_t* to) {
   auto* const bits = reinterpret_cast<std::uint16_t*>(to);
   Stream ? hn::Stream(both, halves, bits) : hn::StoreU(both, halves, bits);
 #endif
+}
+
+#if HWY_TARGET == HWY_AVX3
+// bfloat16 where the CPU rounds pairs of vectors itself (AVX-512 BF16, which Highway 1.0 does not
+// have): one instruction in place of some sixteen. It flushes subnormals to zero.
+struct ConvertedBfloat16 {
+  std::uint16_t bits;
+};
+
+HWY_INLINE V Load(const ConvertedBfloat16* from) {
+  return Load(reinterpret_cast<const hwy::bfloat16_t*>(from));
+}
+
+HWY_INLINE void Store(V value, ConvertedBfloat16* to) {
+  Store(value, reinterpret_cast<hwy::bfloat16_t*>(to));
+}
+
+template <bool Stream>
+HWY_INLINE void StorePair(V low, V high, ConvertedBfloat16* to) {
+  const hn::Repartition<std::uint16_t, D> halves;
+  hn::Vec<decltype(halves)> both;
+  asm("vcvtne2ps2bf16 %2, %1, %0" : "=v"(both.raw) : "v"(high.raw), "v"(low.raw));
+  auto* const bits = reinterpret_cast<std::uint16_t*>(to);
+  Stream ? hn::Stream(both, halves, bits) : hn::StoreU(both, halves, bits);
+}
+#endif
+
+// Calls `run(std::bool_constant<stream>(), T())` with the type that T is in memory.
+template <class Run>
+void WithRowTypes(DType dtype, bool stream, const Run& run) {
+  const auto with_type = [&](auto streams) {
+    if (dtype == DType::kFloat32) return run(streams, float());
+#if HWY_TARGET == HWY_AVX3
+    if (use_bf16_dot()) return run(streams, ConvertedBfloat16());
+#endif
+    run(streams, hwy::bfloat16_t());
+  };
+  stream ? with_type(std::true_type()) : with_type(std::false_type());
 }
 
 // to[i] = value(i, lanes) for a whole row. `Stream` writes past the caches: call hwy::FlushStream()

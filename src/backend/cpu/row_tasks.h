@@ -4,11 +4,9 @@
 #include <cstddef>
 #include <cstdint>
 #include <initializer_list>
-#include <type_traits>
 
 #include "backend/cpu/threads.h"
 #include "graft/tensor_view.h"
-#include "hwy/base.h"
 
 namespace graft::cpu {
 
@@ -82,15 +80,6 @@ inline bool streams(const ConstTensorView& output, std::initializer_list<ConstTe
     if (input.data() == output.data()) return false;
   }
   return static_cast<std::size_t>(output.size()) * size_of(output.dtype()) >= kLeastBytes;
-}
-
-/// Calls `run(std::bool_constant<stream>(), T())`.
-template <class Run>
-void with_row_types(DType dtype, bool stream, const Run& run) {
-  const auto with_type = [&](auto streaming) {
-    dtype == DType::kFloat32 ? run(streaming, float()) : run(streaming, hwy::bfloat16_t());
-  };
-  stream ? with_type(std::true_type()) : with_type(std::false_type());
 }
 
 }  // namespace graft::cpu
