@@ -63,7 +63,7 @@ void RunForward(const LayerNormForward& p, const RowTasks& tasks, const float* w
       const V mean = hn::Set(D(), moments.mean), rstd = hn::Set(D(), moments.rstd);
       const V rest = hn::Set(D(), moments.rest * moments.rstd);
       WriteRow<Stream>(element<T>(p.y, row, 0), count, [&](std::int64_t i, auto lanes) HWY_ATTR {
-        PrefetchVector(next, i);
+        PrefetchVector<Stream>(next, i);
         const V normal = hn::MulSub(hn::Sub(lanes.load(x + i), mean), rstd, rest);
         return hn::MulAdd(normal, Load(weight + i), Load(bias + i));
       });
@@ -80,8 +80,8 @@ HWY_INLINE void WriteGradient(const T* dy, const T* x, std::int64_t count, const
   const V means = hn::Set(D(), mean), rstds = hn::Set(D(), rstd);
   const V means_g = hn::Set(D(), mean_g), pulls = hn::Set(D(), pull);
   WriteRow<Stream>(dx, count, [&](std::int64_t i, auto lanes) HWY_ATTR {
-    PrefetchVector(next_dy, i);
-    PrefetchVector(next_x, i);
+    PrefetchVector<Stream>(next_dy, i);
+    PrefetchVector<Stream>(next_x, i);
     const V g = hn::Mul(lanes.load(dy + i), Load(weight + i));
     const V apart = hn::Sub(lanes.load(x + i), means);
     return hn::NegMulAdd(apart, pulls, hn::Mul(hn::Sub(g, means_g), rstds));

@@ -53,7 +53,7 @@ void RunForward(const RmsNormForward& p, const RowTasks& tasks, const float* wei
       const V scale = hn::Set(D(), rstd);
       const T* const next_x = element<T>(p.x, next, 0);
       WriteRow<Stream>(element<T>(p.y, row, 0), count, [&](std::int64_t i, auto lanes) HWY_ATTR {
-        PrefetchVector(next_x, i);
+        PrefetchVector<Stream>(next_x, i);
         return hn::Mul(hn::Mul(lanes.load(s + i), scale), Load(weight + i));
       });
     }
@@ -70,8 +70,8 @@ HWY_INLINE void WriteGradient(const RmsNormBackward& p, std::int64_t row, std::i
   const T* const dsum = element<T>(p.dsum, row, 0);
   const V scale = hn::Set(D(), rstd), pulls = hn::Set(D(), pull);
   WriteRow<Stream>(element<T>(p.ds, row, 0), p.dy.dim(1), [&](std::int64_t i, auto lanes) HWY_ATTR {
-    PrefetchVector(next_dy, i);
-    PrefetchVector(next_s, i);
+    PrefetchVector<Stream>(next_dy, i);
+    PrefetchVector<Stream>(next_s, i);
     const V straight = hn::Mul(hn::Mul(lanes.load(dy + i), Load(weight + i)), scale);
     const V norm = hn::NegMulAdd(lanes.load(s + i), pulls, straight);
     return dsum == nullptr ? norm : hn::Add(norm, lanes.load(dsum + i));

@@ -35,13 +35,14 @@ float Largest(const T* x, std::int64_t count) {
   return hn::GetLane(hn::MaxOfLanes(D(), all));
 }
 
-// With `powers`, room for the row, each exponential is made once; without, for the sum and again
-// for y. A NaN that `Largest` loses comes back through the sum. `next` is a row that will be read
-// soon.
+// y of one row, whose maximum is `largest`; returns that of `next`, the row to come or x again,
+// which is found while the sum of this one is not there yet. With `powers`, room for the row, each
+// exponential is made once; without, for the sum and again for y. A NaN that a maximum loses comes
+// back in the sum.
 template <bool Stream, class T>
-void ForwardRow(const T* x, std::int64_t count, const ExpBelow& exp, float* powers, const T* next,
-                T* y) {
-  const V origin = exp.origin(Largest(x, count));
+float ForwardRow(const T* x, std::int64_t count, const ExpBelow& exp, float largest, float* powers,
+                 const T* next, T* y) {
+  const V origin = exp.origin(largest);
   const auto power = [&](std::int64_t i, auto lanes)
                          HWY_ATTR { return exp(lanes.load(x + i), origin); };
   Sum sum;
@@ -51,12 +52,13 @@ void ForwardRow(const T* x, std::int64_t count, const ExpBelow& exp, float* powe
     });
   } else {
     ForEachVector(count, [&](int chain, std::int64_t i, auto lanes) HWY_ATTR {
-      PrefetchVector(next, i);
+      PrefetchVector<Stream>(next, i);
       const V e = lanes.keep(power(i, lanes), hn::Zero(D()));
       Store(e, powers + i);
       sum.chains[chain] = hn::Add(sum.chains[chain], e);
     });
   }
+  const float next_largest = next == x ? largest : Largest(next, count);
   const V share = hn::Set(D(), 1.0f / sum.total());
   if (powers == nullptr) {
     WriteRow<Stream>(y, count, [&](std::int64_t i, auto lanes) HWY_ATTR {
@@ -66,6 +68,7 @@ void ForwardRow(const T* x, std::int64_t count, const ExpBelow& exp, float* powe
     WriteRow<Stream>(
         y, count, [&](std::int64_t i, auto) HWY_ATTR { return hn::Mul(Load(powers + i), share); });
   }
+  return next_largest;
 }
 
 template <bool Stream, class T>
@@ -74,9 +77,11 @@ void RunForward(const SoftmaxForward& p, const RowTasks& tasks, float* powers) {
   const ExpBelow exp(p.scale);
   tasks.run([&](std::int64_t first, std::int64_t end, int worker) HWY_ATTR {
     float* const own = powers == nullptr ? nullptr : powers + worker * padded(count);
+    float largest = Largest(element<T>(p.x, first, 0), count);
     for (std::int64_t row = first; row < end; ++row) {
-      ForwardRow<Stream>(element<T>(p.x, row, 0), count, exp, own,
-                         element<T>(p.x, std::min(row + 1, end - 1), 0), element<T>(p.y, row, 0));
+      const T* const next = element<T>(p.x, std::min(row + 1, end - 1), 0);
+      largest = ForwardRow<Stream>(element<T>(p.x, row, 0), count, exp, largest, own, next,
+                                   element<T>(p.y, row, 0));
     }
     if (Stream) hwy::FlushStream();
   });
@@ -92,8 +97,8 @@ void BackwardRow(const T* dy, const T* y, std::int64_t count, float scale, const
   });
   const V dot = hn::Set(D(), products.total()), scales = hn::Set(D(), scale);
   WriteRow<Stream>(dx, count, [&](std::int64_t i, auto lanes) HWY_ATTR {
-    PrefetchVector(next_dy, i);
-    PrefetchVector(next_y, i);
+    PrefetchVector<Stream>(next_dy, i);
+    PrefetchVector<Stream>(next_y, i);
     return hn::Mul(hn::Mul(lanes.load(y + i), scales), hn::Sub(lanes.load(dy + i), dot));
   });
 }
