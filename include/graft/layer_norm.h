@@ -1,6 +1,9 @@
 #pragma once
 
+#include <cstddef>
+
 #include "graft/context.h"
+#include "graft/export.h"
 #include "graft/supports.h"
 #include "graft/tensor_view.h"
 
@@ -10,8 +13,8 @@ namespace graft {
 /// (Ba, Kiros and Hinton, arXiv:1607.06450).
 ///
 /// All matrices are (M, features), float32, float16 or bfloat16, all of one dtype, rows dense,
-/// computed in float32. On the CPU there are kernels for float32 and bfloat16 (weight and bias may
-/// differ from the matrices); those for Metal are in graft/metal_layer_norm.h.
+/// computed in float32. The CPU has kernels for float32 and bfloat16 (weight and bias may differ
+/// from the matrices), Metal for all three (metal::plan in graft/metal.h).
 struct LayerNormForward {
   ConstTensorView x;       ///< (M, features).
   ConstTensorView weight;  ///< (features), float32, float16 or bfloat16, dense, optional: 1.
@@ -38,15 +41,23 @@ struct LayerNormBackward {
 
 /// @{
 /// Whether such a call can run here, and if not, why.
-Support supports(const LayerNormForward& params);
-Support supports(const LayerNormBackward& params);
+GRAFT_EXPORT Support supports(const LayerNormForward& params);
+GRAFT_EXPORT Support supports(const LayerNormBackward& params);
+/// @}
+
+/// @{
+/// Bytes of scratch that such a call takes from a context of so many threads. Reads no tensor.
+/// Throws Error for a call that is not supported.
+GRAFT_EXPORT std::size_t scratch_bytes(const LayerNormForward& params, int threads = num_threads());
+GRAFT_EXPORT std::size_t scratch_bytes(const LayerNormBackward& params,
+                                       int threads = num_threads());
 /// @}
 
 /// @{
 /// Each throws Error; on an error no output is touched. Results do not depend on the number of
 /// threads.
-void layer_norm_forward(Context& context, const LayerNormForward& params);
-void layer_norm_backward(Context& context, const LayerNormBackward& params);
+GRAFT_EXPORT void layer_norm_forward(Context& context, const LayerNormForward& params);
+GRAFT_EXPORT void layer_norm_backward(Context& context, const LayerNormBackward& params);
 /// @}
 
 }  // namespace graft

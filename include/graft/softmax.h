@@ -1,6 +1,9 @@
 #pragma once
 
+#include <cstddef>
+
 #include "graft/context.h"
+#include "graft/export.h"
 #include "graft/supports.h"
 #include "graft/tensor_view.h"
 
@@ -11,8 +14,8 @@ namespace graft {
 ///
 /// All matrices are (M, features), float32, float16 or bfloat16, all of one dtype, rows dense,
 /// computed in float32. Where x is −∞, y is 0; a row of nothing but −∞, or with a NaN or +∞ in it,
-/// is all NaN, as MLX has it. On the CPU there are kernels for float32 and bfloat16; those for
-/// Metal are in graft/metal_softmax.h.
+/// is all NaN, as MLX has it. The CPU has kernels for float32 and bfloat16, Metal for all three
+/// (metal::plan in graft/metal.h).
 struct SoftmaxForward {
   ConstTensorView x;   ///< (M, features).
   float scale = 1.0f;  ///< Positive; attention's 1 / √d.
@@ -29,15 +32,22 @@ struct SoftmaxBackward {
 
 /// @{
 /// Whether such a call can run here, and if not, why.
-Support supports(const SoftmaxForward& params);
-Support supports(const SoftmaxBackward& params);
+GRAFT_EXPORT Support supports(const SoftmaxForward& params);
+GRAFT_EXPORT Support supports(const SoftmaxBackward& params);
+/// @}
+
+/// @{
+/// Bytes of scratch that such a call takes from a context of so many threads. Reads no tensor.
+/// Throws Error for a call that is not supported.
+GRAFT_EXPORT std::size_t scratch_bytes(const SoftmaxForward& params, int threads = num_threads());
+GRAFT_EXPORT std::size_t scratch_bytes(const SoftmaxBackward& params, int threads = num_threads());
 /// @}
 
 /// @{
 /// Each throws Error; on an error no output is touched. Results do not depend on the number of
 /// threads.
-void softmax_forward(Context& context, const SoftmaxForward& params);
-void softmax_backward(Context& context, const SoftmaxBackward& params);
+GRAFT_EXPORT void softmax_forward(Context& context, const SoftmaxForward& params);
+GRAFT_EXPORT void softmax_backward(Context& context, const SoftmaxBackward& params);
 /// @}
 
 }  // namespace graft

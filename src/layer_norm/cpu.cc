@@ -1,16 +1,15 @@
 // Layer norm is bound by memory (float32: 8 bytes an element forward, 12 backward): it reads a row
 // from there once, and twice more from the caches.
 
-#include "layer_norm/cpu.h"
-
 #include <algorithm>
 #include <cmath>
 
-#include "backend/cpu/isa.h"
 #include "backend/cpu/row_tasks.h"
-#include "backend/cpu/scratch_layout.h"
+#include "backend/cpu/scratch.h"
 #include "backend/cpu/spans.h"
 #include "backend/cpu/targets.h"
+#include "checks.h"
+#include "graft/layer_norm.h"
 
 #undef HWY_TARGET_INCLUDE
 #define HWY_TARGET_INCLUDE "layer_norm/cpu.cc"
@@ -143,10 +142,10 @@ void BackwardRows(const LayerNormBackward& p, std::int64_t row, std::int64_t end
 
 // `partials`: two rows of sums for each group, or null.
 template <bool Stream, class T>
-void RunBackward(const LayerNormBackward& p, const RowGroups& groups, const float* weight,
-                 float* partials) {
+void RunBackward(const LayerNormBackward& p, const RowGroups& groups, const Context& context,
+                 const float* weight, float* partials) {
   const std::int64_t width = padded(p.dy.dim(1));
-  groups.run([&](std::int64_t group, std::int64_t row, std::int64_t end) HWY_ATTR {
+  groups.run(context, [&](std::int64_t group, std::int64_t row, std::int64_t end) HWY_ATTR {
     float* const dweight = partials == nullptr ? nullptr : partials + group * 2 * width;
     float* const dbias = partials == nullptr ? nullptr : dweight + width;
     if (partials != nullptr) std::fill_n(dweight, 2 * width, 0.0f);
@@ -166,10 +165,11 @@ void LayerNormForwardHere(const LayerNormForward& p, const RowTasks& tasks, cons
   WithRowTypes(p.x.dtype(), streams(p.y, {p.x}), run);
 }
 
-void LayerNormBackwardHere(const LayerNormBackward& p, const RowGroups& groups, const float* weight,
-                           float* partials) {
+void LayerNormBackwardHere(const LayerNormBackward& p, const RowGroups& groups,
+                           const Context& context, const float* weight, float* partials) {
   const auto run = [&](auto stream, auto element_type) {
-    RunBackward<decltype(stream)::value, decltype(element_type)>(p, groups, weight, partials);
+    RunBackward<decltype(stream)::value, decltype(element_type)>(p, groups, context, weight,
+                                                                 partials);
   };
   WithRowTypes(p.dy.dtype(), p.dx.present() && streams(p.dx, {p.dy, p.x}), run);
 }
@@ -184,32 +184,65 @@ namespace graft::cpu {
 HWY_EXPORT(LayerNormForwardHere);
 HWY_EXPORT(LayerNormBackwardHere);
 
+namespace {
+
+struct Parts {
+  float *weight, *bias;  // in float32
+  float* partials;       // of dweight and dbias: [group][2][column]; null if neither is wanted
+};
+
+Parts layout(Scratch& scratch, const LayerNormForward& params) {
+  const std::int64_t width = padded(params.x.dim(1));
+  float* const weight = scratch.take<float>(width);
+  return {weight, scratch.take<float>(width), nullptr};
+}
+
+Parts layout(Scratch& scratch, const LayerNormBackward& params) {
+  const std::int64_t width = padded(params.dy.dim(1));
+  Parts parts{scratch.take<float>(width), nullptr, nullptr};
+  if (params.dweight.present() || params.dbias.present()) {
+    parts.partials = scratch.take<float>(RowGroups(params.dy.dim(0)).count * 2 * width);
+  }
+  return parts;
+}
+
+}  // namespace
+
+Support supports(const LayerNormForward& p) {
+  return all_of(
+      {float_on_cpu("x", p.x), float_on_cpu("weight", p.weight), float_on_cpu("bias", p.bias)});
+}
+
+Support supports(const LayerNormBackward& p) {
+  return all_of({float_on_cpu("dy", p.dy), float_on_cpu("weight", p.weight)});
+}
+
+std::size_t scratch_bytes(const LayerNormForward& params, int) {
+  return bytes_of([&](Scratch& scratch) { return layout(scratch, params); });
+}
+
+std::size_t scratch_bytes(const LayerNormBackward& params, int) {
+  return bytes_of([&](Scratch& scratch) { return layout(scratch, params); });
+}
+
 void layer_norm_forward(Context& context, const LayerNormForward& params) {
   const std::int64_t count = params.x.dim(1);
-  ScratchLayout layout;
-  const auto weight = layout.reserve<float>(padded(count));
-  const auto bias = layout.reserve<float>(padded(count));
-  layout.allocate(context);
-  load_padded(params.weight, 1.0f, count, layout.at<float>(weight));
-  load_padded(params.bias, 0.0f, count, layout.at<float>(bias));
+  const Parts parts = lay_out(context, [&](Scratch& scratch) { return layout(scratch, params); });
+  load_padded(params.weight, 1.0f, count, parts.weight);
+  load_padded(params.bias, 0.0f, count, parts.bias);
   HWY_DYNAMIC_DISPATCH(LayerNormForwardHere)
-  (params, RowTasks(params.x.dim(0), count), layout.at<float>(weight), layout.at<float>(bias));
+  (params, RowTasks(context, params.x.dim(0), count), parts.weight, parts.bias);
 }
 
 void layer_norm_backward(Context& context, const LayerNormBackward& params) {
   const std::int64_t count = params.dy.dim(1), width = padded(count);
   const RowGroups groups(params.dy.dim(0));
-  const bool sums = params.dweight.present() || params.dbias.present();
-  ScratchLayout layout;
-  const auto weight = layout.reserve<float>(width);
-  const auto partials = layout.reserve<float>(sums ? groups.count * 2 * width : 0);
-  layout.allocate(context);
-  load_padded(params.weight, 1.0f, count, layout.at<float>(weight));
+  const Parts parts = lay_out(context, [&](Scratch& scratch) { return layout(scratch, params); });
+  load_padded(params.weight, 1.0f, count, parts.weight);
   HWY_DYNAMIC_DISPATCH(LayerNormBackwardHere)
-  (params, groups, layout.at<float>(weight), sums ? layout.at<float>(partials) : nullptr);
-  const float* of_weight = layout.at<float>(partials);
-  if (params.dweight.present()) groups.add(of_weight, 2 * width, params.dweight);
-  if (params.dbias.present()) groups.add(of_weight + width, 2 * width, params.dbias);
+  (params, groups, context, parts.weight, parts.partials);
+  if (params.dweight.present()) groups.add(context, parts.partials, 2 * width, params.dweight);
+  if (params.dbias.present()) groups.add(context, parts.partials + width, 2 * width, params.dbias);
 }
 
 }  // namespace graft::cpu

@@ -1,7 +1,7 @@
 #include "graft/layer_norm.h"
 
-#include "checks.h"
-#include "layer_norm/cpu.h"
+#include "backend/table.h"
+#include "layer_norm/metal.h"
 
 namespace graft {
 
@@ -28,19 +28,7 @@ void check_affine(const Check& check, const char* name, const ConstTensorView& v
   check.dense(name, vector);
 }
 
-}  // namespace
-
-Support supports(const LayerNormForward& p) {
-  return all_of({on_cpu(p.x.device()), float_on_cpu("x", p.x), float_on_cpu("weight", p.weight),
-                 float_on_cpu("bias", p.bias)});
-}
-
-Support supports(const LayerNormBackward& p) {
-  return all_of(
-      {on_cpu(p.dy.device()), float_on_cpu("dy", p.dy), float_on_cpu("weight", p.weight)});
-}
-
-void layer_norm_forward(Context& context, const LayerNormForward& p) {
+void check(const LayerNormForward& p) {
   const Check check(kForward);
   check_first(check, "x", p.x, p.eps);
   check_affine(check, "weight", p.weight, p.x);
@@ -48,11 +36,9 @@ void layer_norm_forward(Context& context, const LayerNormForward& p) {
   check.output("y", p.y, p.x);
   if (p.mean.present()) check.floats("mean", p.mean, p.x.dim(0), p.x);
   if (p.rstd.present()) check.floats("rstd", p.rstd, p.x.dim(0), p.x);
-  require(kForward, supports(p));
-  cpu::layer_norm_forward(context, p);
 }
 
-void layer_norm_backward(Context& context, const LayerNormBackward& p) {
+void check(const LayerNormBackward& p) {
   const Check check(kBackward);
   check_first(check, "dy", p.dy, p.eps);
   check.matrix("x", p.x, p.dy);
@@ -64,8 +50,41 @@ void layer_norm_backward(Context& context, const LayerNormBackward& p) {
   if (p.dx.present()) check.output("dx", p.dx, p.dy);
   if (p.dweight.present()) check.floats("dweight", p.dweight, p.dy.dim(1), p.dy);
   if (p.dbias.present()) check.floats("dbias", p.dbias, p.dy.dim(1), p.dy);
-  require(kBackward, supports(p));
-  cpu::layer_norm_backward(context, p);
+}
+
+}  // namespace
+
+Support supports(const LayerNormForward& p) { return supports_on(p.x.device(), p); }
+Support supports(const LayerNormBackward& p) { return supports_on(p.dy.device(), p); }
+
+std::size_t scratch_bytes(const LayerNormForward& params, int threads) {
+  return scratch_bytes_on(params.x.device(), kForward, params, threads);
+}
+
+std::size_t scratch_bytes(const LayerNormBackward& params, int threads) {
+  return scratch_bytes_on(params.dy.device(), kBackward, params, threads);
+}
+
+void layer_norm_forward(Context& context, const LayerNormForward& p) {
+  check(p);
+  run_on(p.x.device(), kForward, context, p);
+}
+
+void layer_norm_backward(Context& context, const LayerNormBackward& p) {
+  check(p);
+  run_on(p.dy.device(), kBackward, context, p);
+}
+
+metal::Plan metal::plan(const LayerNormForward& params) {
+  check(params);
+  require(kForward, metal::supports(params));
+  return metal::layer_norm_forward(params);
+}
+
+metal::Plan metal::plan(const LayerNormBackward& params) {
+  check(params);
+  require(kBackward, metal::supports(params));
+  return metal::layer_norm_backward(params);
 }
 
 }  // namespace graft

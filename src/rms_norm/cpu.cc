@@ -1,16 +1,16 @@
 // RMS norm reads each row twice, the second time from the caches: bound by memory (float32: 8 bytes
 // an element forward, 16 with a residual, 12 to 16 backward).
 
-#include "rms_norm/cpu.h"
-
 #include <algorithm>
 #include <cmath>
 
 #include "backend/cpu/isa.h"
 #include "backend/cpu/row_tasks.h"
-#include "backend/cpu/scratch_layout.h"
+#include "backend/cpu/scratch.h"
 #include "backend/cpu/spans.h"
 #include "backend/cpu/targets.h"
+#include "checks.h"
+#include "graft/rms_norm.h"
 
 #undef HWY_TARGET_INCLUDE
 #define HWY_TARGET_INCLUDE "rms_norm/cpu.cc"
@@ -120,10 +120,10 @@ void BackwardRows(const RmsNormBackward& p, std::int64_t row, std::int64_t end, 
 
 // `partials`: a row of sums for each group, or null.
 template <bool Stream, class T>
-void RunBackward(const RmsNormBackward& p, const RowGroups& groups, const float* weight,
-                 float* partials) {
+void RunBackward(const RmsNormBackward& p, const RowGroups& groups, const Context& context,
+                 const float* weight, float* partials) {
   const std::int64_t width = padded(p.dy.dim(1));
-  groups.run([&](std::int64_t group, std::int64_t row, std::int64_t end) HWY_ATTR {
+  groups.run(context, [&](std::int64_t group, std::int64_t row, std::int64_t end) HWY_ATTR {
     float* const dweight = partials == nullptr ? nullptr : partials + group * width;
     if (dweight != nullptr) std::fill_n(dweight, width, 0.0f);
     for (; row + kRowsAtOnce <= end; row += kRowsAtOnce) {
@@ -141,10 +141,11 @@ void RmsNormForwardHere(const RmsNormForward& p, const RowTasks& tasks, const fl
   WithRowTypes(p.x.dtype(), streams(p.y, {p.x, p.residual}), run);
 }
 
-void RmsNormBackwardHere(const RmsNormBackward& p, const RowGroups& groups, const float* weight,
-                         float* partials) {
+void RmsNormBackwardHere(const RmsNormBackward& p, const RowGroups& groups, const Context& context,
+                         const float* weight, float* partials) {
   const auto run = [&](auto stream, auto element_type) {
-    RunBackward<decltype(stream)::value, decltype(element_type)>(p, groups, weight, partials);
+    RunBackward<decltype(stream)::value, decltype(element_type)>(p, groups, context, weight,
+                                                                 partials);
   };
   WithRowTypes(p.dy.dtype(), p.ds.present() && streams(p.ds, {p.dy, p.s, p.dsum}), run);
 }
@@ -159,28 +160,65 @@ namespace graft::cpu {
 HWY_EXPORT(RmsNormForwardHere);
 HWY_EXPORT(RmsNormBackwardHere);
 
+namespace {
+
+struct Parts {
+  float* weight;    // in float32
+  float* partials;  // of dweight: [group][column]; null if it is not wanted
+};
+
+Parts layout(Scratch& scratch, const RmsNormForward& params) {
+  return {scratch.take<float>(padded(params.x.dim(1))), nullptr};
+}
+
+Parts layout(Scratch& scratch, const RmsNormBackward& params) {
+  const std::int64_t width = padded(params.dy.dim(1));
+  Parts parts{scratch.take<float>(width), nullptr};
+  if (params.dweight.present()) {
+    parts.partials = scratch.take<float>(RowGroups(params.dy.dim(0)).count * width);
+  }
+  return parts;
+}
+
+template <class Params>
+Parts lay_out_for(Context& context, const Params& params) {
+  const Parts parts = lay_out(context, [&](Scratch& scratch) { return layout(scratch, params); });
+  load_padded(params.weight, 1.0f, params.weight.dim(0), parts.weight);
+  return parts;
+}
+
+}  // namespace
+
+Support supports(const RmsNormForward& p) {
+  return all_of({float_on_cpu("x", p.x), float_on_cpu("weight", p.weight)});
+}
+
+Support supports(const RmsNormBackward& p) {
+  return all_of({float_on_cpu("dy", p.dy), float_on_cpu("weight", p.weight)});
+}
+
+std::size_t scratch_bytes(const RmsNormForward& params, int) {
+  return bytes_of([&](Scratch& scratch) { return layout(scratch, params); });
+}
+
+std::size_t scratch_bytes(const RmsNormBackward& params, int) {
+  return bytes_of([&](Scratch& scratch) { return layout(scratch, params); });
+}
+
 void rms_norm_forward(Context& context, const RmsNormForward& params) {
-  const std::int64_t count = params.x.dim(1);
-  ScratchLayout layout;
-  const auto weight = layout.reserve<float>(padded(count));
-  layout.allocate(context);
-  load_padded(params.weight, 1.0f, count, layout.at<float>(weight));
+  const Parts parts = lay_out_for(context, params);
   HWY_DYNAMIC_DISPATCH(RmsNormForwardHere)
-  (params, RowTasks(params.x.dim(0), count), layout.at<float>(weight));
+  (params, RowTasks(context, params.x.dim(0), params.x.dim(1)), parts.weight);
 }
 
 void rms_norm_backward(Context& context, const RmsNormBackward& params) {
-  const std::int64_t count = params.dy.dim(1), width = padded(count);
+  const Parts parts = lay_out_for(context, params);
   const RowGroups groups(params.dy.dim(0));
-  const bool sums = params.dweight.present();
-  ScratchLayout layout;
-  const auto weight = layout.reserve<float>(width);
-  const auto partials = layout.reserve<float>(sums ? groups.count * width : 0);
-  layout.allocate(context);
-  load_padded(params.weight, 1.0f, count, layout.at<float>(weight));
   HWY_DYNAMIC_DISPATCH(RmsNormBackwardHere)
-  (params, groups, layout.at<float>(weight), sums ? layout.at<float>(partials) : nullptr);
-  if (sums) groups.add(layout.at<float>(partials), width, params.dweight);
+  (params, groups, context, parts.weight, parts.partials);
+  if (params.dweight.present()) {
+    groups.add(context, parts.partials, padded(params.dy.dim(1)), params.dweight);
+  }
 }
 
 }  // namespace graft::cpu

@@ -2,16 +2,16 @@
 // are passes over the first-level cache (float32: 8 bytes an element forward, 12 backward, and some
 // 20 instructions a vector).
 
-#include "softmax/cpu.h"
-
 #include <algorithm>
 #include <limits>
 
 #include "backend/cpu/isa.h"
 #include "backend/cpu/row_tasks.h"
-#include "backend/cpu/scratch_layout.h"
+#include "backend/cpu/scratch.h"
 #include "backend/cpu/spans.h"
 #include "backend/cpu/targets.h"
+#include "checks.h"
+#include "graft/softmax.h"
 
 #undef HWY_TARGET_INCLUDE
 #define HWY_TARGET_INCLUDE "softmax/cpu.cc"
@@ -140,23 +140,38 @@ namespace graft::cpu {
 HWY_EXPORT(SoftmaxForwardHere);
 HWY_EXPORT(SoftmaxBackwardHere);
 
-void softmax_forward(Context& context, const SoftmaxForward& params) {
+namespace {
+
+// Room for a row of each thread in float32; null where rows are longer than is worth keeping.
+float* layout(Scratch& scratch, const SoftmaxForward& params, int threads) {
   // A row of 64 KiB leaves room for the rest in a second-level cache.
   constexpr std::int64_t kMostKept = 16384;
-  init_isa();
   const std::int64_t count = params.x.dim(1);
-  const RowTasks tasks(params.x.dim(0), count);
-  const bool kept = count <= kMostKept;
-  ScratchLayout layout;
-  const auto powers = layout.reserve<float>(kept ? tasks.threads * padded(count) : 0);
-  layout.allocate(context);
-  HWY_DYNAMIC_DISPATCH(SoftmaxForwardHere)
-  (params, tasks, kept ? layout.at<float>(powers) : nullptr);
+  return count <= kMostKept ? scratch.take<float>(threads * padded(count)) : nullptr;
 }
 
-void softmax_backward(const SoftmaxBackward& params) {
+}  // namespace
+
+Support supports(const SoftmaxForward& params) { return float_on_cpu("x", params.x); }
+Support supports(const SoftmaxBackward& params) { return float_on_cpu("dy", params.dy); }
+
+std::size_t scratch_bytes(const SoftmaxForward& params, int threads) {
+  return bytes_of([&](Scratch& scratch) { return layout(scratch, params, threads); });
+}
+
+std::size_t scratch_bytes(const SoftmaxBackward&, int) { return 0; }
+
+void softmax_forward(Context& context, const SoftmaxForward& params) {
   init_isa();
-  const RowTasks tasks(params.dy.dim(0), params.dy.dim(1));
+  const RowTasks tasks(context, params.x.dim(0), params.x.dim(1));
+  float* const powers =
+      lay_out(context, [&](Scratch& scratch) { return layout(scratch, params, tasks.threads); });
+  HWY_DYNAMIC_DISPATCH(SoftmaxForwardHere)(params, tasks, powers);
+}
+
+void softmax_backward(Context& context, const SoftmaxBackward& params) {
+  init_isa();
+  const RowTasks tasks(context, params.dy.dim(0), params.dy.dim(1));
   HWY_DYNAMIC_DISPATCH(SoftmaxBackwardHere)(params, tasks);
 }
 

@@ -1,10 +1,7 @@
 #include "graft/softmax.h"
 
-#include <cmath>
-#include <string>
-
-#include "checks.h"
-#include "softmax/cpu.h"
+#include "backend/table.h"
+#include "softmax/metal.h"
 
 namespace graft {
 
@@ -18,36 +15,55 @@ void check_first(const Check& check, const char* name, const ConstTensorView& ma
   check.rank(name, matrix, 2);
   check.floating(name, matrix);
   check.last_axis_dense(name, matrix);
-  if (!(std::isfinite(scale) && scale > 0.0f)) {
-    check.fail("scale: expected a positive number, got " + std::to_string(scale));
-  }
+  check.scale(scale);
 }
 
-}  // namespace
-
-Support supports(const SoftmaxForward& params) {
-  return all_of({on_cpu(params.x.device()), float_on_cpu("x", params.x)});
-}
-
-Support supports(const SoftmaxBackward& params) {
-  return all_of({on_cpu(params.dy.device()), float_on_cpu("dy", params.dy)});
-}
-
-void softmax_forward(Context& context, const SoftmaxForward& params) {
+void check(const SoftmaxForward& params) {
   const Check check(kForward);
   check_first(check, "x", params.x, params.scale);
   check.output("y", params.y, params.x);
-  require(kForward, supports(params));
-  cpu::softmax_forward(context, params);
 }
 
-void softmax_backward(Context&, const SoftmaxBackward& params) {
+void check(const SoftmaxBackward& params) {
   const Check check(kBackward);
   check_first(check, "dy", params.dy, params.scale);
   check.matrix("y", params.y, params.dy);
   check.output("dx", params.dx, params.dy);
-  require(kBackward, supports(params));
-  cpu::softmax_backward(params);
+}
+
+}  // namespace
+
+Support supports(const SoftmaxForward& params) { return supports_on(params.x.device(), params); }
+Support supports(const SoftmaxBackward& params) { return supports_on(params.dy.device(), params); }
+
+std::size_t scratch_bytes(const SoftmaxForward& params, int threads) {
+  return scratch_bytes_on(params.x.device(), kForward, params, threads);
+}
+
+std::size_t scratch_bytes(const SoftmaxBackward& params, int threads) {
+  return scratch_bytes_on(params.dy.device(), kBackward, params, threads);
+}
+
+void softmax_forward(Context& context, const SoftmaxForward& params) {
+  check(params);
+  run_on(params.x.device(), kForward, context, params);
+}
+
+void softmax_backward(Context& context, const SoftmaxBackward& params) {
+  check(params);
+  run_on(params.dy.device(), kBackward, context, params);
+}
+
+metal::Plan metal::plan(const SoftmaxForward& params) {
+  check(params);
+  require(kForward, metal::supports(params));
+  return metal::softmax_forward(params);
+}
+
+metal::Plan metal::plan(const SoftmaxBackward& params) {
+  check(params);
+  require(kBackward, metal::supports(params));
+  return metal::softmax_backward(params);
 }
 
 }  // namespace graft

@@ -1,4 +1,5 @@
-// The shaders of src/lora/metal.metal: the text that MLX would compile, executed on the stand-in.
+// The shaders of src/lora and src/product: the text that Metal would compile, executed on the
+// stand-in.
 #include <gtest/gtest.h>
 #include <mlx/mlx.h>
 
@@ -6,12 +7,12 @@
 #include <string>
 #include <vector>
 
-#include "graft/mlx/detail/metal_lora.h"
+#include "graft/mlx/detail/lora_primitive.h"
 #include "graft/mlx/fusion.h"
 #include "graft/mlx/lora.h"
+#include "hosts/mlx/truth.h"
 #include "metal/evaluate.h"
 #include "metal/layouts.h"
-#include "mlx/truth.h"
 
 namespace graft::standin {
 namespace {
@@ -117,7 +118,7 @@ void check_delta_gradients(const Shape& shape, mx::Dtype dtype) {
   bool backward = false;
   for (const auto& record : mlx::fusion_report()) {
     EXPECT_TRUE(record.fused) << record.reason;
-    backward |= record.direction == mlx::Direction::kBackward;
+    backward |= record.pass == mlx::Pass::kBackward;
   }
   EXPECT_TRUE(backward);
 }
@@ -322,7 +323,7 @@ TEST(LoraMetal, DropoutOfTheDelta) {
     const Evaluated run = evaluate_on_metal(
         [&](const Arrays& arrays) {
           return with_gradients(
-              [&](const Arrays& q) { return mlx::detail::metal_delta(call, q, {"lora_delta"}, s); },
+              [&](const Arrays& q) { return mlx::detail::lora(call, q, {"lora_delta"}, s); },
               arrays);
         },
         p);

@@ -3,12 +3,16 @@
 #include <fmt/format.h>
 
 #include <string>
+#include <utility>
+#include <vector>
 
-#include "apps/graft/model/llama_config.h"
-#include "apps/graft/model/llama_tensors.h"
 #include "apps/graft/terminal/format.h"
+#include "apps/graft/user_error.h"
+#include "graft/capabilities.h"
 #include "graft/context.h"
 #include "graft/linear_cross_entropy.h"
+#include "graft/llm/model/llama_config.h"
+#include "graft/llm/model/llama_tensors.h"
 #include "graft/lora.h"
 #include "graft/mlx/fusion.h"
 #include "graft/supports.h"
@@ -42,6 +46,47 @@ ConstTensorView shape_of(std::int64_t rows, std::int64_t columns, DType dtype = 
 
 TensorView output_of(std::int64_t rows, std::int64_t columns) {
   return {nullptr, DType::kFloat32, {rows, columns}};
+}
+
+// One operation in one direction: the element types that have kernels, and why others have none.
+struct Fused {
+  std::string op, types, reasons;
+  std::string directions;
+};
+
+std::vector<Fused> fused_on(DeviceType type) {
+  std::vector<Fused> lines;
+  for (const Capability& answer : capabilities({type, 0})) {
+    const std::string direction = answer.direction == Direction::kForward ? "forward" : "backward";
+    if (lines.empty() || lines.back().op != answer.op || lines.back().directions != direction) {
+      lines.push_back({answer.op, "", "", direction});
+    }
+    Fused& line = lines.back();
+    std::string& list = answer.support ? line.types : line.reasons;
+    if (!list.empty()) list += answer.support ? ", " : "; ";
+    list += answer.support ? name_of(answer.dtype)
+                           : fmt::format("{} no: {}", name_of(answer.dtype), answer.support.reason);
+  }
+  return lines;
+}
+
+void print_operations(DeviceType type) {
+  fmt::print("\nFused operations on {}:\n", name_of(type));
+  std::vector<Fused> lines;
+  for (Fused& line : fused_on(type)) {
+    const bool both =
+        !lines.empty() && lines.back().op == line.op && lines.back().types == line.types;
+    if (both) {
+      lines.back().directions += ", " + line.directions;
+    } else {
+      lines.push_back(std::move(line));
+    }
+  }
+  for (const Fused& line : lines) {
+    fmt::print("  {:<22}{:<19}{}\n", line.op, line.directions,
+               line.types.empty() ? line.reasons
+                                  : line.types + (line.reasons.empty() ? "" : "; " + line.reasons));
+  }
 }
 
 void print_projection(const LlamaConfig& config, Projection projection, const InfoFlags& flags) {
@@ -117,12 +162,15 @@ void run_info(const InfoFlags& flags) {
   print_fact("threads", std::to_string(num_threads()));
   print_fact("cpu",
              fmt::format("{} (this machine runs: {})", cpu_isa(), fmt::join(cpu_isas(), ", ")));
+  std::vector<DeviceType> here;
   for (const DeviceType type : {DeviceType::kCpu, DeviceType::kCuda, DeviceType::kMetal}) {
     const Support support =
         type == DeviceType::kMetal ? mlx::metal_available() : backend_available(type);
     print_fact(fmt::format("back-end {} ", name_of(type)),
                support ? "yes" : "no: " + support.reason);
+    if (support) here.push_back(type);
   }
+  for (const DeviceType type : here) print_operations(type);
   if (!flags.model.empty()) print_model(flags);
 }
 

@@ -1,25 +1,19 @@
 #pragma once
 
-#include <optional>
-#include <string>
-
-#include "graft/lora.h"
 #include "graft/mlx/detail/primitive.h"
-#include "graft/mlx/linear.h"
-#include "graft/mlx/lora.h"
 
 namespace graft::mlx::detail {
 
 // What a lora_delta or lora_linear call is besides its arrays. The arrays come in this order, the
 // optional ones only if present: x, a, b, [w], [bias], [seed, offset].
 struct LoraCall {
-  Panels weight;
+  Weight weight;
   bool plain = false;  // w is among the arrays; neither: lora_delta
   bool bias = false;   // bias is among the arrays
   float scaling = 1.0f;
   float dropout = 0.0f;  // if not 0, seed and offset are among the arrays
 
-  bool has_weight() const { return plain || weight != nullptr; }
+  bool has_weight() const { return plain || weight.present(); }
   std::size_t w() const { return 3; }
   std::size_t bias_index() const { return 3u + (plain ? 1u : 0u); }
   std::size_t seed() const { return bias_index() + (bias ? 1u : 0u); }
@@ -29,12 +23,8 @@ struct LoraCall {
   bool operator==(const LoraCall&) const = default;
 };
 
-// Whether the kernels take this call forward; the arrays need not be evaluated.
-Support supports_forward(const LoraCall& call, const Arrays& inputs, mx::Stream s);
-
-// y, (..., out_features), fused.
-mx::array fused_lora(const LoraCall& call, const Arrays& inputs, const Caller& caller,
-                     mx::Stream s);
+// y, (..., out_features): fused where the device of `s` has kernels for the call, else composed.
+mx::array lora(const LoraCall& call, const Arrays& inputs, const Caller& caller, mx::Stream s);
 
 // {y, h} from MLX ops, h = drop(x)·A in float32.
 Arrays composed_lora(const LoraCall& call, const Arrays& inputs, mx::Stream s);

@@ -4,8 +4,11 @@
 
 #include <optional>
 #include <string>
+#include <vector>
 
+#include "graft/supports.h"
 #include "graft/tensor_view.h"
+#include "graft/weight.h"
 
 namespace graft::mlx::detail {
 
@@ -13,6 +16,7 @@ namespace mx = ::mlx::core;
 
 // The library's element type for MLX's; none if it has none.
 std::optional<DType> dtype_of(mx::Dtype dtype);
+mx::Dtype dtype_of(DType dtype);
 
 // Product of all dimensions but the last: the rows that x flattens to.
 std::int64_t rows_of(const mx::Shape& shape);
@@ -30,6 +34,13 @@ void expect_shape(const char* op, const char* tensor, const mx::array& array,
                   const mx::Shape& expected);
 void expect_floating(const char* op, const char* tensor, const mx::array& array);
 void expect_matrix(const char* op, const char* tensor, const mx::array& array);
+void expect_present(const char* op, const char* name, const Weight& weight);
+
+// The array that a weight was made from, if it owns one: a plain weight, for any stream.
+const mx::array* array_of(const Weight& weight);
+
+// (out_features, in_features).
+mx::Shape shape_of(const Weight& weight);
 
 // A view of the right shape and element type over nothing, for asking `graft::supports` about
 // arrays that are not evaluated yet. The dtype must be one the library knows.
@@ -60,5 +71,60 @@ ConstTensorView dense_view(const mx::array& x, mx::Stream stream);
 TensorView allocate_rows(mx::array& out);
 TensorView allocate_flat(mx::array& out);
 TensorView allocate(mx::array& out);
+
+// Makes an op's params of a node's arrays: on the CPU of their memory, copying what kernels cannot
+// take as it lies and allocating outputs; for Metal of their shapes alone, and keeping the arrays
+// in the order in which a plan counts them; and for `graft::supports` of arrays that are not
+// evaluated.
+//
+// So an op's params are written once. Views are to be asked for in the order in which the params
+// declare them, each once.
+class Views {
+ public:
+  enum class For : std::uint8_t { kCpu, kMetal, kQuestion };
+
+  Views(For purpose, mx::Stream stream);
+
+  // (rows, last dimension) without gaps.
+  ConstTensorView rows(const mx::array& x);
+  // The same in any strides, where that spares a copy.
+  ConstTensorView strided_rows(const mx::array& x);
+  // All elements in one line.
+  ConstTensorView line(const mx::array& x);
+  // A matrix, or a vector, in any strides; Metal takes no vectors with gaps.
+  ConstTensorView matrix(const mx::array& x);
+  ConstTensorView vector(const mx::array& x);
+  // In its own shape, the last axis without gaps; and with none at all.
+  ConstTensorView tensor(const mx::array& x);
+  ConstTensorView dense_tensor(const mx::array& x);
+  // W: a matrix in any strides, row-major for Metal.
+  ConstTensorView weight(const mx::array& w);
+  // A counter of dropout, which is no view: plans read it from memory.
+  void counter(const mx::array& x);
+
+  TensorView out_rows(mx::array x);
+  TensorView out_line(mx::array x);
+  TensorView out_tensor(mx::array x);
+
+  // What a plan counts.
+  const std::vector<mx::array>& inputs() const { return inputs_; }
+  std::vector<mx::array>& outputs() { return outputs_; }
+
+  // "No" if an array had a dtype that the library cannot even view.
+  const Support& viewable() const { return viewable_; }
+
+ private:
+  // A view of nothing.
+  TensorView blank(const mx::array& x, std::vector<std::int64_t> shape,
+                   std::vector<std::int64_t> strides = {});
+  ConstTensorView dense_input(const mx::array& x, std::vector<std::int64_t> shape);
+  TensorView output(mx::array x, std::vector<std::int64_t> shape);
+
+  For purpose_;
+  mx::Stream stream_;
+  Device device_;
+  Support viewable_;
+  std::vector<mx::array> inputs_, outputs_;
+};
 
 }  // namespace graft::mlx::detail

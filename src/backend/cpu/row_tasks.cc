@@ -4,12 +4,13 @@
 
 namespace graft::cpu {
 
-void RowGroups::add(const float* partials, std::int64_t stride, const TensorView& sum) const {
+void RowGroups::add(const Context& context, const float* partials, std::int64_t stride,
+                    const TensorView& sum) const {
   constexpr std::int64_t kColumns = 512;  // of a task
   const RowKernels& kernels = row_kernels();
   float* const to = sum.mutable_data_as<float>();
   const std::int64_t features = sum.dim(0);
-  parallel_for((features + kColumns - 1) / kColumns, [&](std::int64_t task) {
+  parallel_for(context, (features + kColumns - 1) / kColumns, [&](std::int64_t task) {
     const std::int64_t first = task * kColumns;
     const std::int64_t columns = std::min(kColumns, features - first);
     std::fill_n(to + first, columns, 0.0f);

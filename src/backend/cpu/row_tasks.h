@@ -13,12 +13,13 @@ namespace graft::cpu {
 /// How operations on whole rows are dealt out: neighbouring rows together, so that a row can be
 /// fetched while the one before it is worked on.
 struct RowTasks {
+  const Context& context;
   std::int64_t rows = 0;
   std::int64_t rows_a_task = 1;
   int threads = 1;  ///< How many workers there are at most: each may have scratch of its own.
 
-  RowTasks(std::int64_t row_count, std::int64_t features)
-      : rows(row_count), threads(num_threads()) {
+  RowTasks(const Context& of, std::int64_t row_count, std::int64_t features)
+      : context(of), rows(row_count), threads(of.threads()) {
     // Long enough to hide the cost of handing it out, and some for each thread.
     constexpr std::int64_t kLeast = 8192, kMost = 65536, kTasksAThread = 8;
     const std::int64_t share = rows * features / (kTasksAThread * threads);
@@ -29,7 +30,8 @@ struct RowTasks {
   /// Calls `task(first, end, worker)` for ranges of rows that together are all.
   template <class Task>
   void run(const Task& task) const {
-    parallel_for((rows + rows_a_task - 1) / rows_a_task, threads, [&](std::int64_t i, int worker) {
+    const std::int64_t count = (rows + rows_a_task - 1) / rows_a_task;
+    parallel_for(context, count, threads, [&](std::int64_t i, int worker) {
       task(i * rows_a_task, std::min(rows, (i + 1) * rows_a_task), worker);
     });
   }
@@ -55,14 +57,15 @@ struct RowGroups {
 
   /// Calls `task(group, first, end)` for each group's rows.
   template <class Task>
-  void run(const Task& task) const {
-    parallel_for(count, [&](std::int64_t group) {
+  void run(const Context& context, const Task& task) const {
+    parallel_for(context, count, [&](std::int64_t group) {
       task(group, group * rows_a_group, std::min(rows, (group + 1) * rows_a_group));
     });
   }
 
   /// sum = the groups' partial sums, `stride` apart.
-  void add(const float* partials, std::int64_t stride, const TensorView& sum) const;
+  void add(const Context& context, const float* partials, std::int64_t stride,
+           const TensorView& sum) const;
 };
 
 /// Room for a row in float32 on cache lines of its own: a vector that begins in it may be read or
