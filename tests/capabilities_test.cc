@@ -24,8 +24,7 @@ TEST(Capabilities, AskForEveryOperationBothWaysInThreeTypes) {
 TEST(Capabilities, TheCpuTakesFloat32AndBFloat16) {
   for (const Capability& capability : capabilities({})) {
     const std::string op = capability.op;
-    const bool expected =
-        capability.dtype != DType::kFloat16 && op != "softmax" && op != "layer_norm";
+    const bool expected = capability.dtype != DType::kFloat16;
     EXPECT_EQ(capability.support.yes, expected) << op << ": " << capability.support.reason;
     EXPECT_EQ(capability.support.reason.empty(), expected) << op;
   }
