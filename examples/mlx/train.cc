@@ -62,7 +62,6 @@ int main() {
 
   for (const auto& record : graft::mlx::fusion_report()) {
     std::printf("%s of %s, %s: %s\n", record.op.c_str(), record.module.c_str(),
-                graft::mlx::name_of(record.direction),
-                record.fused ? "fused" : record.reason.c_str());
+                graft::mlx::name_of(record.pass), record.fused ? "fused" : record.reason.c_str());
   }
 }
