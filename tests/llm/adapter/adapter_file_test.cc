@@ -221,8 +221,11 @@ TEST_F(DamagedAdapter, HeaderIsRefused) {
   metadata["__metadata__"]["format"] = 1;
   EXPECT_NE(with_header(metadata).find("__metadata__"), std::string::npos);
   json extra = raw_.header;
-  extra["another"] = raw_.header[name_];
-  EXPECT_NE(with_header(extra).find("another"), std::string::npos);
+  extra["another"] = {
+      {"dtype", "F32"}, {"shape", {1}}, {"data_offsets", {raw_.data.size(), raw_.data.size() + 4}}};
+  write_text(weights(), unparse(extra, raw_.data + std::string(4, '\0')));
+  const std::string message = message_of(folder_.path(), config_);
+  EXPECT_NE(message.find("tensor another does not belong"), std::string::npos) << message;
 }
 
 TEST_F(DamagedAdapter, EveryCutIsRefused) {

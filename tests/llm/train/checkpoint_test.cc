@@ -222,6 +222,17 @@ TEST(AtomicFile, WhatIsMadeIsOnDiskWithAllFoldersAboveIt) {
   EXPECT_FALSE(syncs.has(folder.file("a")));
 }
 
+TEST(AtomicFile, WhatIsWrittenIsOnDisk) {
+  const TemporaryFolder folder;
+  const NotedSyncs syncs;
+  write_file_atomically(folder.file("one"), "1");
+  write_files_atomically(folder.path(), {{"two", "2"}, {"three", "3"}});
+  write_folder_atomically(folder.file("made"), {{"four", "4"}, {"five", "5"}});
+  for (const char* path : {"", "one", "two", "three", "made", "made/four", "made/five"}) {
+    EXPECT_TRUE(syncs.has(folder.file(path))) << path;
+  }
+}
+
 TEST(FolderLock, IsHeldByOne) {
   const TemporaryFolder folder;
   {

@@ -139,6 +139,19 @@ TEST_F(TrainerTest, GradientsOfBatchesThatAreTakenTogetherCountByTheirTargets) {
   }
 }
 
+TEST_F(TrainerTest, AnUpdateLeavesNothingOfItsGradients) {
+  const AdapterLayout layout(llama_.config(), {.rank = 4});
+  const TrainOptions options{.schedule = {LrShape::kConstant, 0.5, 0, 4},
+                             .optimizer = {.kind = OptimizerKind::kSgd},
+                             .max_grad_norm = 0};
+  Trainer trainer(llama_, layout, pairs(layout), options);
+  trainer.step(batch());
+  Trainer fresh(llama_, layout, trainer.pairs(), options);
+  trainer.step(batch(7));
+  fresh.step(batch(7));
+  EXPECT_EQ(values(trainer), values(fresh));
+}
+
 TEST_F(TrainerTest, LongGradientsAreShortenedToTheNorm) {
   const AdapterLayout layout(llama_.config(), {.rank = 4});
   const std::vector<LoraPair> start = pairs(layout);
