@@ -31,10 +31,9 @@ struct LoraDelta {
 Support supports(const LoraDelta& call);
 
 /// Inputs: x (rows, in_features), a (in_features, rank), b (rank, out_features), all row-major, and
-/// scalars (0-d): scaling float32, and with dropout seed and offset uint64, threshold uint32 (an
-/// element is dropped if its random word is below) and keep float32 (what others are multiplied
-/// by). Outputs: y (rows, out_features) in x's type, and h = drop(x)·A (rows, rank) float32, for
-/// backward.
+/// scalars (0-d): scaling float32, and with dropout seed and offset uint64, threshold uint32 and
+/// keep float32, which are the threshold() and scale() of graft::Dropout. Outputs: y (rows,
+/// out_features) in x's type, and h = drop(x)·A (rows, rank) float32, for backward.
 ///
 /// One launch: h is made once for a block of rows, in threadgroup memory, and used there, from some
 /// rows on in simdgroup matrices; of a few rows each is a simdgroup's own. Throws Error if not

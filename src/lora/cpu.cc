@@ -7,7 +7,9 @@
 namespace graft::cpu {
 namespace {
 
-const Dropout* active(const Dropout& dropout) { return dropout.p > 0.0f ? &dropout : nullptr; }
+const Dropout* active(const Dropout& dropout) {
+  return dropout.threshold() > 0 ? &dropout : nullptr;
+}
 
 // bfloat16 activations multiply as bfloat16 where no weight says otherwise.
 DType multiply_type(const ConstTensorView& activations) {
@@ -43,7 +45,7 @@ void add_adapter_gradients(const Params& params, Product& product) {
     OuterProduct da;
     da.matrix = Source::of(params.x);
     da.cols = params.x.dim(1);
-    da.dropout = active(params.dropout);
+    da.dropped = true;
     da.scaling = params.adapter.scaling;
     da.out = TensorView(params.da.mutable_data(), params.da.dtype(),
                         std::array{params.da.dim(1), params.da.dim(0)},

@@ -39,8 +39,9 @@ mx::array launch_outer(Arrays inputs, bool by_column, const Sources& sources,
 
 Arrays dropout_inputs(const LoraCall& call, const Arrays& inputs, mx::Stream s) {
   if (call.dropout == 0) return {};
+  const graft::Dropout dropout{call.dropout};
   return {mx::reshape(inputs[call.seed()], {}, s), mx::reshape(inputs[call.offset()], {}, s),
-          mx::array(dropout_threshold(call.dropout)), mx::array(1.0f / (1.0f - call.dropout))};
+          mx::array(dropout.threshold()), mx::array(dropout.scale())};
 }
 
 mx::array dropped(const LoraCall& call, const mx::array& x, const Arrays& dropout, mx::Stream s) {

@@ -54,6 +54,34 @@ std::int64_t outer_task_cols(std::int64_t cols, int threads) {
 // some cache, and that partial sums of their small chunks would be more to move than they are.
 constexpr std::int64_t kLateRows = kMostOuterRows;
 
+// Which elements of rows [row, row + rows) × columns [col, col + cols) of an (M, n) matrix are
+// kept. Whole rows are one stretch of counters. Else each row has its own, and lies where its first
+// bit has the place in a byte that its element has in a counter: for that, rows are n % 8 bits and
+// whole bytes apart.
+struct Elements {
+  std::int64_t row = 0, rows = 0, n = 0, col = 0, cols = 0;
+
+  std::int64_t first() const { return row * n + col; }
+  std::int64_t row_stride() const { return cols == n ? n : (7 + cols + 7) / 8 * 8 + n % 8; }
+  std::int64_t bytes() const { return ceil_div(7 + rows * row_stride(), 8) + kKeptSlack; }
+
+  Kept keep(const Kernels& kernels, const Dropout& dropout, std::uint8_t* bits) const {
+    const auto fill = [&](std::int64_t element, std::int64_t count, std::uint8_t* to) {
+      kernels.dropout_bits(dropout, static_cast<std::uint64_t>(element / 8),
+                           ceil_div(element % 8 + count, 8), to);
+    };
+    const Kept kept{bits, first() % 8, row_stride()};
+    if (cols == n) {
+      fill(first(), rows * n, bits);
+    } else {
+      for (std::int64_t i = 0; i < rows; ++i) {
+        fill(first() + i * n, cols, bits + (kept.first + i * kept.row_stride) / 8);
+      }
+    }
+    return kept;
+  }
+};
+
 // One call: what is packed for all tasks, and each worker's own scratch.
 class Run {
  public:
@@ -64,10 +92,10 @@ class Run {
   struct Worker {
     std::uint32_t* x;        // row panels of a chunk
     std::uint32_t* low;      // their low-rank panels
-    std::uint32_t* dropped;  // one row panel of drop(x)
+    std::uint32_t* dropped;  // row panels of drop(x) in a pass of the shrink, unscaled
     float* h;                // of the panels in a pass of the shrink, [rank][stride] each
     float* rows;             // dense float rows of a chunk, where a matrix has to be rewritten
-    float* mask;             // output dropout of a chunk
+    std::uint8_t* kept;      // bits of dropout, of a row panel of x or a chunk of y
     float* sums;             // a block of columns of an outer product, [rank][outer_cols_]
   };
 
@@ -82,10 +110,12 @@ class Run {
   void task(std::int64_t chunk, std::int64_t split, const Worker& worker);
   void pack_chunk(std::int64_t first, std::int64_t last, bool write_h, const Worker& worker);
   void shrink(std::int64_t panel, int panels, const std::uint32_t* x, const Worker& worker);
-  const void* dropped_panel(std::int64_t row, int rows, const Worker& worker);
-  void add_outer_products(std::int64_t chunk, const Worker& worker);
-  void fill_mask(std::int64_t first, std::int64_t last, std::int64_t split, const Worker& worker);
-  void multiply(std::int64_t first, std::int64_t last, std::int64_t split, const Worker& worker);
+  const std::uint32_t* drop_panels(std::int64_t panel, int panels, const std::uint32_t* x,
+                                   const Worker& worker);
+  Elements output_elements(std::int64_t chunk, std::int64_t split) const;
+  void add_outer_products(std::int64_t chunk, const Kept& kept, const Worker& worker);
+  void multiply(std::int64_t chunk, std::int64_t split, const Kept& kept, const Worker& worker);
+  bool needs_dense_copy(const OuterProduct& outer) const;
   std::int64_t chunks_with_partials(const OuterProduct& outer) const;
   int panel_rows(std::int64_t panel) const {
     return static_cast<int>(partition_.panel_row(panel + 1) - partition_.panel_row(panel));
@@ -100,10 +130,12 @@ class Run {
   const int threads_;  // read once: workers_ has one each
   const Partition partition_;
   const std::int64_t rank_;
-  const bool row_shrink_;                // h straight from rows of x
-  const int shrink_panels_;              // at once
-  const Dropout* const output_dropout_;  // null also where no y is wanted
-  std::int64_t outer_cols_ = 0;          // of outer products that a task finishes
+  const bool row_shrink_;                   // h straight from rows of x
+  const int shrink_panels_;                 // at once
+  const Dropout* const input_dropout_;      // null for none
+  const Dropout* const output_dropout_;     // null also where nothing needs it
+  const float input_scale_, output_scale_;  // of what they keep
+  std::int64_t outer_cols_ = 0;             // of outer products that a task finishes
   const std::int64_t
       x_panel_size_;  // from a row panel to the next; 0 if no base product keeps them
   const std::uint32_t* w_ = nullptr;  // column panels
@@ -132,15 +164,17 @@ bool shrinks_from_rows(const Product& p, const Kernels& kernels) {
          p.low_rank->input_dropout == nullptr;
 }
 
-// What the shrink reads is the packed x of the base product.
+// The packed x of a chunk stays for the base product, and the shrink reads it.
 bool shrinks_packed_panels(const Product& p) {
-  return p.low_rank != nullptr && p.weight != nullptr && p.y.present() &&
-         p.low_rank->input_dropout == nullptr;
+  return p.low_rank != nullptr && p.weight != nullptr && p.y.present();
 }
 
-bool needs_dense_copy(const OuterProduct& outer) {
-  return outer.dropout != nullptr || outer.matrix.col_stride != 1;
+bool any_dropped(const std::vector<OuterProduct>& outer_products) {
+  return std::any_of(outer_products.begin(), outer_products.end(),
+                     [](const OuterProduct& outer) { return outer.dropped; });
 }
+
+float scale_of(const Dropout* dropout) { return dropout != nullptr ? dropout->scale() : 1.0f; }
 
 Run::Run(Context& context, const Product& product)
     : p_(product),
@@ -150,8 +184,13 @@ Run::Run(Context& context, const Product& product)
       rank_(product.low_rank ? product.low_rank->rank : 0),
       row_shrink_(shrinks_from_rows(product, kernels_)),
       shrink_panels_(shrinks_packed_panels(product) ? kernels_.shrink_panels : 1),
-      output_dropout_(product.low_rank && product.y.present() ? product.low_rank->output_dropout
-                                                              : nullptr),
+      input_dropout_(product.low_rank ? product.low_rank->input_dropout : nullptr),
+      output_dropout_(product.low_rank &&
+                              (product.y.present() || any_dropped(product.outer_products))
+                          ? product.low_rank->output_dropout
+                          : nullptr),
+      input_scale_(scale_of(input_dropout_)),
+      output_scale_(scale_of(output_dropout_)),
       x_panel_size_(product.weight && product.y.present() ? kernels_.row_panel_size(product.k)
                                                           : 0) {
   const LowRank* low = p_.low_rank;
@@ -182,10 +221,18 @@ Run::Run(Context& context, const Product& product)
     partials_at.push_back(layout.reserve<float>(chunks_with_partials(outer) * rank_ * outer.cols));
     if (needs_dense_copy(outer)) dense_cols = std::max(dense_cols, outer.cols);
   }
-  const bool input_dropout = low && low->input_dropout;
   const std::int64_t low_size = kernels_.row_panel_size(rank_);
+  std::int64_t kept_bytes = 0;
+  if (input_dropout_ != nullptr) kept_bytes = Elements{0, kernels_.rows, p_.k, 0, p_.k}.bytes();
+  if (output_dropout_ != nullptr && partition_.chunks() > 0) {  // the first chunk is the largest
+    for (std::int64_t split = 0; split < partition_.splits; ++split) {
+      Elements most = output_elements(0, split);
+      most.rows = chunk_rows;
+      kept_bytes = std::max(kept_bytes, most.bytes());
+    }
+  }
   struct Offsets {
-    std::size_t x, low, dropped, h, rows, mask, sums;
+    std::size_t x, low, dropped, h, rows, kept, sums;
   };
   std::vector<Offsets> offsets;
   for (int i = 0; i < threads_; ++i) {
@@ -193,12 +240,11 @@ Run::Run(Context& context, const Product& product)
     o.x = layout.reserve<float>(
         std::max(chunk_panels * x_panel_size_, kernels_.row_panel_size(p_.k)));
     o.low = layout.reserve<float>(chunk_panels * low_size);
-    o.dropped = layout.reserve<float>(input_dropout ? kernels_.row_panel_size(p_.k) : 0);
+    o.dropped = layout.reserve<float>(
+        input_dropout_ != nullptr ? shrink_panels_ * kernels_.row_panel_size(p_.k) : 0);
     o.h = layout.reserve<float>(shrink_panels_ * kernels_.h_panel_size(rank_));
-    o.rows = layout.reserve<float>(
-        std::max(chunk_rows * dense_cols, input_dropout ? kernels_.rows * p_.k : 0));
-    o.mask = layout.reserve<float>(
-        output_dropout_ ? chunk_rows * partition_.most_split_panels() * kernels_.width : 0);
+    o.rows = layout.reserve<float>(chunk_rows * dense_cols);
+    o.kept = layout.reserve<std::uint8_t>(kept_bytes);
     o.sums = layout.reserve<float>(p_.outer_products.empty() ? 0 : rank_ * outer_cols_);
     offsets.push_back(o);
   }
@@ -230,7 +276,7 @@ Run::Run(Context& context, const Product& product)
   for (const std::size_t at : partials_at) partials_.push_back(floats(at));
   for (const Offsets& o : offsets) {
     workers_.push_back({words(o.x), words(o.low), words(o.dropped), floats(o.h), floats(o.rows),
-                        floats(o.mask), floats(o.sums)});
+                        layout.at<std::uint8_t>(o.kept), floats(o.sums)});
   }
 }
 
@@ -296,9 +342,12 @@ void Run::task(std::int64_t chunk, std::int64_t split, const Worker& worker) {
   const std::int64_t first = partition_.first_panel(chunk);
   const std::int64_t last = partition_.first_panel(chunk + 1);
   pack_chunk(first, last, split == 0, worker);
-  if (output_dropout_ != nullptr) fill_mask(first, last, split, worker);
-  if (split == 0) add_outer_products(chunk, worker);
-  if (p_.y.present()) multiply(first, last, split, worker);
+  Kept kept;
+  if (output_dropout_ != nullptr) {
+    kept = output_elements(chunk, split).keep(kernels_, *output_dropout_, worker.kept);
+  }
+  if (split == 0) add_outer_products(chunk, kept, worker);
+  if (p_.y.present()) multiply(chunk, split, kept, worker);
 }
 
 // Packs the rows of a chunk, and while panels are hot, their h.
@@ -320,10 +369,10 @@ void Run::pack_chunk(std::int64_t first, std::int64_t last, bool write_h, const 
     shrink(oldest, packed, x - (packed - 1) * x_panel_size_, worker);
     for (int i = 0; i < packed; ++i) {
       const float* h = worker.h + i * kernels_.h_panel_size(rank_);
-      kernels_.low_rank_panel(h, rank_, low->scaling,
+      kernels_.low_rank_panel(h, rank_, low->scaling * input_scale_ * output_scale_,
                               worker.low + (oldest + i - first) * kernels_.row_panel_size(rank_));
       if (h_ != nullptr && write_h) {
-        kernels_.transpose(h, kernels_.stride, rank_, panel_rows(oldest + i), 1.0f,
+        kernels_.transpose(h, kernels_.stride, rank_, panel_rows(oldest + i), input_scale_,
                            h_ + partition_.panel_row(oldest + i) * rank_, rank_);
       }
     }
@@ -336,19 +385,37 @@ void Run::shrink(std::int64_t panel, int panels, const std::uint32_t* x, const W
   const std::int64_t row = partition_.panel_row(panel);
   if (row_shrink_) {
     kernels_.row_shrink(p_.x.at(row, 0), panel_rows(panel), p_.k, a_, rank_, worker.h);
-  } else if (p_.low_rank->input_dropout != nullptr) {
-    kernels_.shrink(dropped_panel(row, panel_rows(panel), worker), 1, p_.k, a_, rank_, worker.h);
   } else {
+    if (input_dropout_ != nullptr) x = drop_panels(panel, panels, x, worker);
     kernels_.shrink(x, panels, p_.k, a_, rank_, worker.h);
   }
 }
 
-const void* Run::dropped_panel(std::int64_t row, int rows, const Worker& worker) {
-  kernels_.dropout_mask(*p_.low_rank->input_dropout, static_cast<std::uint64_t>(row * p_.k),
-                        rows * p_.k, worker.rows);
-  kernels_.drop_rows(p_.x.at(row, 0), rows, p_.k, worker.rows, p_.k, worker.rows);
-  kernels_.pack_rows({worker.rows, DType::kFloat32, p_.k, 1}, rows, p_.k, worker.dropped);
+const std::uint32_t* Run::drop_panels(std::int64_t panel, int panels, const std::uint32_t* x,
+                                      const Worker& worker) {
+  for (int i = 0; i < panels; ++i) {
+    const std::int64_t at = i * kernels_.row_panel_size(p_.k);
+    const Elements elements{partition_.panel_row(panel + i), panel_rows(panel + i), p_.k, 0, p_.k};
+    const Kept kept = elements.keep(kernels_, *input_dropout_, worker.kept);
+    kernels_.drop_panel(x + at, panel_rows(panel + i), p_.k, kept, worker.dropped + at);
+  }
   return worker.dropped;
+}
+
+// What output dropout masks in a task: its share of columns, or whole rows where there are outer
+// products of them too.
+Elements Run::output_elements(std::int64_t chunk, std::int64_t split) const {
+  const std::int64_t row = partition_.panel_row(partition_.first_panel(chunk));
+  const std::int64_t rows = partition_.panel_row(partition_.first_panel(chunk + 1)) - row;
+  if (split == 0 && any_dropped(p_.outer_products)) return {row, rows, p_.n, 0, p_.n};
+  const std::int64_t col = partition_.split_panel(split) * kernels_.width;
+  const std::int64_t end = partition_.split_panel(split + 1) * kernels_.width;
+  return {row, rows, p_.n, col, std::min(p_.n, end) - col};
+}
+
+// Rows of the matrix are rewritten before outer products are made of them.
+bool Run::needs_dense_copy(const OuterProduct& outer) const {
+  return (outer.dropped && output_dropout_ != nullptr) || outer.matrix.col_stride != 1;
 }
 
 // The chunks before the late rows; all of them where a row has to be rewritten before it is read.
@@ -362,7 +429,7 @@ std::int64_t Run::chunks_with_partials(const OuterProduct& outer) const {
 }
 
 // This chunk's part of each outer product: its rows have just been read.
-void Run::add_outer_products(std::int64_t chunk, const Worker& worker) {
+void Run::add_outer_products(std::int64_t chunk, const Kept& kept, const Worker& worker) {
   const std::int64_t row = partition_.panel_row(partition_.first_panel(chunk));
   const std::int64_t rows = partition_.panel_row(partition_.first_panel(chunk + 1)) - row;
   for (std::size_t i = 0; i < p_.outer_products.size(); ++i) {
@@ -370,17 +437,7 @@ void Run::add_outer_products(std::int64_t chunk, const Worker& worker) {
     if (chunk >= chunks_with_partials(outer)) continue;
     Source matrix = outer.matrix.at(row, 0);
     if (needs_dense_copy(outer)) {
-      const float* mask = nullptr;
-      std::int64_t mask_stride = outer.cols;
-      if (outer.dropout != nullptr && outer.dropout == output_dropout_ && partition_.splits == 1) {
-        mask = worker.mask;  // the same elements as dx
-        mask_stride = partition_.n_panels * kernels_.width;
-      } else if (outer.dropout != nullptr) {
-        kernels_.dropout_mask(*outer.dropout, static_cast<std::uint64_t>(row * outer.cols),
-                              rows * outer.cols, worker.rows);
-        mask = worker.rows;
-      }
-      kernels_.drop_rows(matrix, rows, outer.cols, mask, mask_stride, worker.rows);
+      kernels_.drop_rows(matrix, rows, outer.cols, outer.dropped ? kept : Kept(), worker.rows);
       matrix = {worker.rows, DType::kFloat32, outer.cols, 1};
     }
     const float* coefficients = outer.coefficients != nullptr ? outer.coefficients : h_;
@@ -389,33 +446,18 @@ void Run::add_outer_products(std::int64_t chunk, const Worker& worker) {
   }
 }
 
-// The output dropout of a chunk's share of columns, [row][share], zero past the last column.
-void Run::fill_mask(std::int64_t first, std::int64_t last, std::int64_t split,
-                    const Worker& worker) {
-  const std::int64_t col = partition_.split_panel(split) * kernels_.width;
-  const std::int64_t end = partition_.split_panel(split + 1) * kernels_.width;
-  const std::int64_t cols = std::min(p_.n, end) - col;
-  float* mask = worker.mask;
-  for (std::int64_t row = partition_.panel_row(first); row < partition_.panel_row(last); ++row) {
-    kernels_.dropout_mask(*output_dropout_, static_cast<std::uint64_t>(row * p_.n + col), cols,
-                          mask);
-    std::fill(mask + cols, mask + (end - col), 0.0f);
-    mask += end - col;
-  }
-}
-
 // The tiles of a chunk: column panels outside, so that each is read from memory once a chunk.
-void Run::multiply(std::int64_t first, std::int64_t last, std::int64_t split,
-                   const Worker& worker) {
+void Run::multiply(std::int64_t chunk, std::int64_t split, const Kept& kept, const Worker& worker) {
+  const std::int64_t first = partition_.first_panel(chunk);
+  const std::int64_t last = partition_.first_panel(chunk + 1);
   const std::int64_t first_column = partition_.split_panel(split);
   const std::int64_t last_column = partition_.split_panel(split + 1);
-  const std::int64_t mask_stride = (last_column - first_column) * kernels_.width;
   const std::int64_t first_row = partition_.panel_row(first);
+  const std::int64_t kept_col = output_elements(chunk, split).col;
   TileArgs tile;
   tile.steps = w_ != nullptr ? kernels_.steps(p_.k) : 0;
   tile.low_steps = rank_ > 0 ? kernels_.steps(rank_) : 0;
   tile.b_stride = b_step_;
-  tile.mask_stride = mask_stride;
   tile.y_stride = p_.y.dim(0) > 1 ? p_.y.stride(0) : p_.n;
   tile.y_bfloat16 = p_.y.dtype() == DType::kBFloat16;
   tile.accumulate = p_.accumulate;
@@ -433,9 +475,7 @@ void Run::multiply(std::int64_t first, std::int64_t last, std::int64_t split,
       read_ahead(tile, column + 1 == last_column, w_bytes, panel - first, last - first);
       tile.x = worker.x + (panel - first) * x_panel_size_;
       tile.h = worker.low + (panel - first) * kernels_.row_panel_size(rank_);
-      tile.mask = output_dropout_ ? worker.mask + (row - first_row) * mask_stride +
-                                        (column - first_column) * kernels_.width
-                                  : nullptr;
+      tile.kept = kept.at(row - first_row, col - kept_col);
       tile.y = static_cast<char*>(p_.y.mutable_data()) + (row * tile.y_stride + col) * y_size;
       kernels_.tile(tile);
     }
@@ -471,18 +511,19 @@ void Run::finish_outer_product(const Block& block, const Worker& worker) {
   write_gradient(sums, first, cols, outer);
 }
 
-// out, columns [first, first + cols) = scaling · sums [rank][outer_cols_].
+// out, columns [first, first + cols) = scaling · sums [rank][outer_cols_], scaled as dropout asks.
 void Run::write_gradient(const float* sums, std::int64_t first, std::int64_t cols,
                          const OuterProduct& outer) const {
   const std::int64_t row_stride = outer.out.stride(0), col_stride = outer.out.stride(1);
   float* const out = outer.out.mutable_data_as<float>() + first * col_stride;
+  const float scaling = outer.scaling * (outer.dropped ? output_scale_ : 1.0f);
   if (row_stride == 1) {
-    kernels_.transpose(sums, outer_cols_, rank_, cols, outer.scaling, out, col_stride);
+    kernels_.transpose(sums, outer_cols_, rank_, cols, scaling, out, col_stride);
     return;
   }
   for (std::int64_t j = 0; j < rank_; ++j) {
     for (std::int64_t c = 0; c < cols; ++c) {
-      out[j * row_stride + c * col_stride] = outer.scaling * sums[j * outer_cols_ + c];
+      out[j * row_stride + c * col_stride] = scaling * sums[j * outer_cols_ + c];
     }
   }
 }
