@@ -4,13 +4,15 @@ include(CMakePackageConfigHelpers)
 set(package_dir ${CMAKE_INSTALL_LIBDIR}/cmake/graft)
 
 install(DIRECTORY include/graft DESTINATION ${CMAKE_INSTALL_INCLUDEDIR})
-install(TARGETS graft_core EXPORT graft-core ARCHIVE DESTINATION ${CMAKE_INSTALL_LIBDIR}
+install(TARGETS graft_core EXPORT graft-core
+  ARCHIVE DESTINATION ${CMAKE_INSTALL_LIBDIR} LIBRARY DESTINATION ${CMAKE_INSTALL_LIBDIR}
   INCLUDES DESTINATION ${CMAKE_INSTALL_INCLUDEDIR})
 install(EXPORT graft-core NAMESPACE graft:: FILE graft-core-targets.cmake
   DESTINATION ${package_dir})
 
 if(TARGET graft_mlx)
-  install(TARGETS graft_mlx EXPORT graft-mlx ARCHIVE DESTINATION ${CMAKE_INSTALL_LIBDIR}
+  install(TARGETS graft_mlx EXPORT graft-mlx
+    ARCHIVE DESTINATION ${CMAKE_INSTALL_LIBDIR} LIBRARY DESTINATION ${CMAKE_INSTALL_LIBDIR}
     PUBLIC_HEADER DESTINATION ${CMAKE_INSTALL_INCLUDEDIR}/graft/mlx
     INCLUDES DESTINATION ${CMAKE_INSTALL_INCLUDEDIR})
   install(EXPORT graft-mlx NAMESPACE graft:: FILE graft-mlx-targets.cmake
@@ -19,7 +21,8 @@ if(TARGET graft_mlx)
 endif()
 if(TARGET graft_cli)
   # MLX stays where it was found. (INSTALL_RPATH_USE_LINK_PATH leaves out folders of this tree.)
-  set_target_properties(graft_cli PROPERTIES INSTALL_RPATH $<TARGET_FILE_DIR:mlx>)
+  set_target_properties(graft_cli PROPERTIES
+    INSTALL_RPATH "${CMAKE_INSTALL_FULL_LIBDIR};$<TARGET_FILE_DIR:mlx>")
   install(TARGETS graft_cli RUNTIME DESTINATION ${CMAKE_INSTALL_BINDIR})
   # What the program says of itself, for man and for shells.
   set(usage_dir ${CMAKE_CURRENT_BINARY_DIR}/usage)
@@ -40,7 +43,8 @@ if(TARGET graft_cli)
 endif()
 
 configure_package_config_file(cmake/graft-config.cmake.in
-  ${CMAKE_CURRENT_BINARY_DIR}/graft-config.cmake INSTALL_DESTINATION ${package_dir})
+  ${CMAKE_CURRENT_BINARY_DIR}/graft-config.cmake INSTALL_DESTINATION ${package_dir}
+  PATH_VARS CMAKE_INSTALL_INCLUDEDIR)
 # Before 1.0 any minor version may change the interface.
 write_basic_package_version_file(${CMAKE_CURRENT_BINARY_DIR}/graft-config-version.cmake
   COMPATIBILITY SameMinorVersion)

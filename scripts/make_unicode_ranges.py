@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Writes apps/graft/tokenizer/unicode_ranges.inc, the character classes of the pre-tokenizer.
+"""Writes llm/tokenizer/unicode_ranges.inc, the character classes of the pre-tokenizer.
 
 Each code point is classified by asking Hugging Face `tokenizers` itself how it splits, because its
 two Unicode tables (Rust's for Digits, Oniguruma's for the regular expression of ByteLevel) belong
@@ -15,7 +15,7 @@ import sys
 import tokenizers
 from tokenizers import pre_tokenizers
 
-OUT = pathlib.Path(__file__).parent.parent / "apps/graft/tokenizer/unicode_ranges.inc"
+OUT = pathlib.Path(__file__).parent.parent / "llm/tokenizer/unicode_ranges.inc"
 
 byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
 digits = pre_tokenizers.Digits(individual_digits=True)

@@ -31,8 +31,8 @@ std::string strides_string(const ConstTensorView& view) {
 
 }  // namespace
 
-void Check::fail(const std::string& message) const {
-  throw Error(ErrorCode::kInvalidArgument, "[" + std::string(op_) + "] " + message);
+void Check::fail(ErrorCode code, const std::string& message) const {
+  throw Error(code, "[" + std::string(op_) + "] " + message);
 }
 
 void Check::rank(const char* tensor, const ConstTensorView& view, int rank) const {
@@ -134,6 +134,12 @@ void Check::output(const char* tensor, const ConstTensorView& view,
   writable(tensor, view);
 }
 
+void Check::rows_output(const char* tensor, const TensorView& view, Device at) const {
+  device(tensor, view, at);
+  last_axis_dense(tensor, view);
+  writable(tensor, view);
+}
+
 void Check::floats(const char* tensor, const ConstTensorView& view, std::int64_t size,
                    const ConstTensorView& like) const {
   shape(tensor, view, {size});
@@ -148,17 +154,31 @@ void Check::epsilon(float eps) const {
   }
 }
 
+void Check::scale(float scale) const {
+  if (!(std::isfinite(scale) && scale > 0.0f)) {
+    fail("scale: expected a positive number, got " + std::to_string(scale));
+  }
+}
+
+void Check::rotary(const Rotary& rotary) const {
+  if (!(std::isfinite(rotary.theta) && rotary.theta > 0.0f)) {
+    fail("rotary.theta: expected a positive number, got " + std::to_string(rotary.theta));
+  }
+  if (rotary.position < 0) {
+    fail("rotary.position: expected at least 0, got " + std::to_string(rotary.position));
+  }
+}
+
+void Check::place(const Context& context, Device device) const {
+  if (context.device() == device) return;
+  fail("context: expected one for device " + to_string(device) + ", got one for " +
+       to_string(context.device()));
+}
+
 void require(const char* op, const Support& support) {
   if (!support) {
     throw Error(ErrorCode::kUnsupported, "[" + std::string(op) + "] " + support.reason);
   }
-}
-
-Support on_cpu(Device device) {
-  if (device.type == DeviceType::kCpu) return {};
-  const Support available = backend_available(device.type);
-  if (!available) return available;
-  return Support::no(std::string(name_of(device.type)) + " has no kernel for this operation");
 }
 
 Support float_on_cpu(const char* tensor, const ConstTensorView& view) {

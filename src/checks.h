@@ -4,6 +4,9 @@
 #include <initializer_list>
 #include <string>
 
+#include "graft/context.h"
+#include "graft/error.h"
+#include "graft/rope.h"
 #include "graft/supports.h"
 #include "graft/tensor_view.h"
 
@@ -15,7 +18,10 @@ class Check {
  public:
   explicit Check(const char* op) : op_(op) {}
 
-  [[noreturn]] void fail(const std::string& message) const;
+  [[noreturn]] void fail(const std::string& message) const {
+    fail(ErrorCode::kInvalidArgument, message);
+  }
+  [[noreturn]] void fail(ErrorCode code, const std::string& message) const;
 
   /// Throws `message` as kInvalidArgument unless `condition` holds. A message that has to be put
   /// together is for `if` and fail(): a call may take less time than its text.
@@ -53,6 +59,9 @@ class Check {
   /// The same, and writable.
   void output(const char* tensor, const ConstTensorView& view, const ConstTensorView& like) const;
 
+  /// An output whose rows are written whole: rows dense, writable, on `device`.
+  void rows_output(const char* tensor, const TensorView& view, Device device) const;
+
   /// (size) of float32, dense, on the device of `like`.
   void floats(const char* tensor, const ConstTensorView& view, std::int64_t size,
               const ConstTensorView& like) const;
@@ -60,15 +69,21 @@ class Check {
   /// A finite number of at least 0.
   void epsilon(float eps) const;
 
+  /// A finite number above 0.
+  void scale(float scale) const;
+
+  /// theta and position make sense.
+  void rotary(const Rotary& rotary) const;
+
+  /// The context is for the device of the tensors.
+  void place(const Context& context, Device device) const;
+
  private:
   const char* op_;
 };
 
 /// Throws Error (kUnsupported) with the reason, unless `support` says yes.
 void require(const char* op, const Support& support);
-
-/// Yes on the CPU; elsewhere why not. For operations that have CPU kernels alone.
-Support on_cpu(Device device);
 
 /// Yes if `view` is absent, float32 or bfloat16: what CPU kernels take. "No" names the tensor.
 Support float_on_cpu(const char* tensor, const ConstTensorView& view);

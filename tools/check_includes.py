@@ -1,8 +1,10 @@
 #!/usr/bin/env python3
-"""Checks that includes point one way: apps -> hosts -> include <- src.
+"""Checks that includes point one way: apps, benchmarks -> llm -> hosts -> include <- src, and within
+src: rooms -> product, weight -> backend.
 
 Every quoted include of a file in one of these folders is looked up the way the compiler would, and
-must land in a folder that the arrows allow. The core (include, src) takes no framework's header.
+must land in a folder that the arrows allow. The core (include, src) takes no framework's header; its
+rooms, the folders of src with an operation each, don't include each other.
 Prints one line a fault and exits with 1.
 
 usage: check_includes.py [REPOSITORY]
@@ -17,25 +19,42 @@ ARROWS = {
     "include": {"include"},
     "src": {"include", "src"},
     "hosts": {"include", "hosts"},
-    "apps": {"include", "hosts", "apps"},
-    "examples": {"include", "hosts"},
+    "llm": {"include", "hosts", "llm"},
+    "apps": {"include", "hosts", "llm", "benchmarks", "apps"},
+    "benchmarks": {"include", "hosts", "llm", "apps", "benchmarks"},
+    "examples": {"include", "hosts", "llm"},
+}
+# Within src: folder -> the folders its files may include. Others are rooms, which may include their own
+# files and all of these. What lies in src itself is for everybody.
+SHARED = {
+    "backend": {"backend"},
+    "weight": {"weight", "product", "backend"},
+    "product": {"weight", "product", "backend"},
+    "": {"backend"},
 }
 FRAMEWORKS = re.compile(r"^(mlx|torch|ATen|c10|pybind11|nanobind|Python\.h)(/|$)")
 INCLUDE = re.compile(r'^\s*#\s*include\s*([<"])([^>"]+)[>"]')
 SOURCES = {".h", ".hpp", ".inc", ".cc", ".cpp", ".cu", ".cuh", ".metal", ".mm"}
 
 
-def landing_folder(root, file, name):
-    """The first top-level folder that `name`, included from `file`, is found in, or None."""
-    # A host's headers are named as they are installed: graft/mlx/lora.h is hosts/mlx/lora.h.
+def room_of(parts):
+    """The folder within src that src/<parts> lies in; "" for a file of src itself."""
+    return parts[1] if len(parts) > 2 else ""
+
+
+def landing(root, file, name):
+    """The parts of the path at which `name`, included from `file`, is found first, or None."""
+    # Headers are named as they are installed: graft/mlx/lora.h is hosts/mlx/lora.h.
     parts = Path(name).parts
+    if len(parts) > 2 and parts[:2] == ("graft", "llm"):
+        return ("llm",)
     if len(parts) > 2 and parts[0] == "graft" and (root / "hosts" / parts[1]).is_dir():
-        return "hosts"
+        return ("hosts",)
     places = [file.parent, root, *(root / folder for folder in ARROWS)]
     for place in places:
         target = (place / name).resolve()
         if target.is_file() and target.is_relative_to(root):
-            return target.relative_to(root).parts[0]
+            return target.relative_to(root).parts
     return None
 
 
@@ -52,9 +71,15 @@ def faults(root):
                 if folder in ("include", "src") and FRAMEWORKS.match(name):
                     yield f"{where}: the core includes a framework's header, {name}"
                     continue
-                landing = landing_folder(root, file, name)
-                if landing in ARROWS and landing not in allowed:
-                    yield f"{where}: {folder}/ may not include {landing}/ ({name})"
+                found = landing(root, file, name)
+                if not found or found[0] not in ARROWS:
+                    continue
+                if found[0] not in allowed:
+                    yield f"{where}: {folder}/ may not include {found[0]}/ ({name})"
+                elif folder == found[0] == "src":
+                    room, other = room_of(file.relative_to(root).parts), room_of(found)
+                    if other not in SHARED.get(room, {room, *SHARED}) | {""}:
+                        yield f"{where}: src/{room or '*'} may not include src/{other}/ ({name})"
 
 
 def main():

@@ -35,7 +35,7 @@ expect_output() {
 
 build_example core || { cat core.log; exit 1; }
 expect_output core_example ": y 4, dx 4, dA 32, dB 32"
-for name in views threads; do expect_output "core_$name" "$(< "core/$name.out")"; done
+for name in views threads executor; do expect_output "core_$name" "$(< "core/$name.out")"; done
 # What the environment may ask for.
 GRAFT_CPU_ISA=portable expect_output core_example "on portable: y 4, dx 4, dA 32, dB 32"
 
@@ -63,3 +63,9 @@ else
   grep -q "built without MLX" mlx.log || { cat mlx.log; exit 1; }
   echo "check_install: mlx: refused, as this copy was built without MLX"
 fi
+
+# Headers of another version than the library are refused.
+sed -i 's/^#define GRAFT_VERSION_MINOR .*/#define GRAFT_VERSION_MINOR 99/' "$prefix/include/graft/version.h"
+if build_example core; then echo "check_install: took headers of another version"; exit 1; fi
+grep -q "its headers are" core.log || { cat core.log; exit 1; }
+echo "check_install: headers of another version: refused"

@@ -1,7 +1,8 @@
 #include <csignal>
 
-#include "apps/graft/allocator.h"
 #include "apps/graft/commands/command_line.h"
+#include "apps/graft/user_error.h"
+#include "graft/llm/process/allocator.h"
 
 int main(int argc, char** argv) {
   // A write past the limit on file sizes is then an error that says so, and not the end.

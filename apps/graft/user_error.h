@@ -1,21 +1,10 @@
 #pragma once
 
-#include <stdexcept>
-#include <string>
+#include "graft/llm/user_error.h"
 
 namespace graft::app {
 
-/// A mistake in what the user gave (a file, a line, a flag), or a machine that cannot go on. The
-/// message is one line that names the place and the fix; the program prints it and exits with 1.
-class UserError : public std::runtime_error {
- public:
-  explicit UserError(const std::string& message) : std::runtime_error(message) {}
-};
-
-/// Flags that cannot be meant together, or a value that one cannot have: the program exits with 2.
-class UsageError : public UserError {
- public:
-  using UserError::UserError;
-};
+/// The program is written in the library's names.
+using namespace llm;
 
 }  // namespace graft::app

@@ -13,7 +13,7 @@ int main() {
   std::vector<float> h(rows * rank), dy(rows * out, 1.0f);
 
   graft::Context context;  // scratch memory, kept between calls
-  graft::PackedWeight packed({w.data(), f32, {out, in}});
+  const auto packed = graft::Weight::packed({w.data(), f32, {out, in}});
   graft::Adapter adapter{{a.data(), f32, {in, rank}}, {b.data(), f32, {rank, out}}, 2.0f};
 
   // y = x·Wᵀ + 2·(x·A)·B, in one pass.

@@ -11,7 +11,7 @@ int main() {
   graft::set_num_threads(2);  // of the pool that all calls share
 
   const std::vector<float> w(out * in, 1.0f / 64), x(rows * in, 0.5f);
-  const graft::PackedWeight packed({w.data(), f32, {out, in}});
+  const auto packed = graft::Weight::packed({w.data(), f32, {out, in}});
 
   std::vector<std::vector<float>> results(4, std::vector<float>(rows * out));
   std::vector<std::thread> threads;

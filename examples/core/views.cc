@@ -25,8 +25,8 @@ int main() {
   // Packed as bfloat16, for forward only: a quarter of the memory of the default. The float32
   // weights are not needed any more.
   std::vector<float> w(out * in, 1.0f / 32);
-  const graft::PackedWeight packed({w.data(), f32, {out, in}}, graft::DType::kBFloat16,
-                                   graft::Packing::kForward);
+  const auto packed = graft::Weight::packed({w.data(), f32, {out, in}}, graft::DType::kBFloat16,
+                                            graft::Packing::kForward);
   w.clear();
 
   graft::Context context;

@@ -72,7 +72,7 @@ class Backward : public detail::FusedPrimitive {
  public:
   Backward(mx::Stream stream, const detail::Caller& caller, const AttentionOptions& options,
            Wanted wanted)
-      : FusedPrimitive(stream, caller, Direction::kBackward), options_(options), wanted_(wanted) {}
+      : FusedPrimitive(stream, caller, Pass::kBackward), options_(options), wanted_(wanted) {}
 
   static Arrays make(const Arrays& inputs, const detail::Caller& caller,
                      const AttentionOptions& options, Wanted wanted, mx::Stream s) {
@@ -142,7 +142,7 @@ class Backward : public detail::FusedPrimitive {
 class Forward : public detail::FusedPrimitive {
  public:
   Forward(mx::Stream stream, const detail::Caller& caller, const AttentionOptions& options)
-      : FusedPrimitive(stream, caller, Direction::kForward), options_(options) {}
+      : FusedPrimitive(stream, caller, Pass::kForward), options_(options) {}
 
   static Arrays make(const Arrays& inputs, const detail::Caller& caller,
                      const AttentionOptions& options, mx::Stream s) {
@@ -270,7 +270,7 @@ mx::array attention(const mx::array& q, const mx::array& k, const mx::array& v,
   const detail::Caller caller{kOp};
   const Support support = supported(inputs, options, s);
   if (support) return Forward::make(inputs, caller, options, s)[0];
-  return detail::counted(composed_attention(inputs, options, s), caller, Direction::kForward,
+  return detail::counted(composed_attention(inputs, options, s), caller, Pass::kForward,
                          support.reason, s);
 }
 

@@ -25,13 +25,13 @@ thread_local const ModuleScope* innermost = nullptr;
 
 }  // namespace
 
-const char* name_of(Direction direction) {
-  switch (direction) {
-    case Direction::kForward:
+const char* name_of(Pass pass) {
+  switch (pass) {
+    case Pass::kForward:
       return "forward";
-    case Direction::kBackward:
+    case Pass::kBackward:
       return "backward";
-    case Direction::kTangent:
+    case Pass::kTangent:
       return "tangent";
   }
   return "";

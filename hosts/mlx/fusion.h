@@ -9,27 +9,27 @@
 namespace graft::mlx {
 
 /// Which derivative of an operation a record is about.
-enum class Direction : std::uint8_t {
+enum class Pass : std::uint8_t {
   kForward,   ///< The value.
   kBackward,  ///< Reverse mode: `mx::vjp`, `mx::grad`.
   kTangent,   ///< Forward mode: `mx::jvp`.
 };
 
 /// "forward", "backward" or "tangent".
-const char* name_of(Direction direction);
+const char* name_of(Pass pass);
 
 /// How often one operation of one module ran, one way and for one reason.
 struct FusionRecord {
-  std::string op;      ///< "lora_linear", "lora_delta", "linear", "swiglu", ...
-  std::string module;  ///< The innermost ModuleScope when the op was called; may be empty.
-  Direction direction = Direction::kForward;  ///< Which derivative ran.
-  bool fused = true;                          ///< If false, composed from MLX's own ops.
-  std::string reason;                         ///< Why not fused; empty if it was.
+  std::string op;              ///< "lora_linear", "lora_delta", "linear", "swiglu", ...
+  std::string module;          ///< The innermost ModuleScope when the op was called; may be empty.
+  Pass pass = Pass::kForward;  ///< Which derivative ran.
+  bool fused = true;           ///< If false, composed from MLX's own ops.
+  std::string reason;          ///< Why not fused; empty if it was.
   std::uint64_t runs = 0;  ///< Evaluations, not calls: a compiled graph counts each time it runs.
 };
 
 /// What has been evaluated since the start or the last reset, by any thread; records with no runs
-/// are left out. Sorted by op, module, direction.
+/// are left out. Sorted by op, module, pass.
 std::vector<FusionRecord> fusion_report();
 
 /// Sets every count to zero.

@@ -67,7 +67,7 @@ mx::array layer_norm(const mx::array& x, const Optional& weight, const Optional&
     return detail::metal_layer_norm(call, composed, {kOp}, s);
   }
   // Elsewhere composed whatever the answer is, until there is a kernel to answer yes.
-  return detail::counted(composed_norm(call, s), {kOp}, Direction::kForward, support.reason, s);
+  return detail::counted(composed_norm(call, s), {kOp}, Pass::kForward, support.reason, s);
 }
 
 }  // namespace graft::mlx

@@ -38,7 +38,7 @@ mx::array run(LinearCall call, Arrays inputs, int in_features, const std::option
     return metal ? detail::metal_linear(call, inputs, caller, s)
                  : detail::fused_linear(call, inputs, caller, s);
   }
-  return detail::counted(detail::composed_linear(call, inputs, s), caller, Direction::kForward,
+  return detail::counted(detail::composed_linear(call, inputs, s), caller, Pass::kForward,
                          support.reason, s);
 }
 
@@ -46,11 +46,11 @@ mx::array run(LinearCall call, Arrays inputs, int in_features, const std::option
 
 mx::array linear(const mx::array& x, const Weight& w, const std::optional<mx::array>& bias,
                  mx::StreamOrDevice s) {
-  if (w == nullptr) detail::reject(kOp, "w", "a packed weight", "null");
-  if (w->rows()) return linear(x, *w->rows(), bias, s);
+  detail::expect_present(kOp, "w", w);
+  if (const auto* array = detail::array_of(w)) return linear(x, *array, bias, s);
   LinearCall call;
-  call.weight = w->panels();
-  return run(std::move(call), {x}, w->in_features(), bias, s);
+  call.weight = w;
+  return run(std::move(call), {x}, static_cast<int>(w.in_features()), bias, s);
 }
 
 mx::array linear(const mx::array& x, const mx::array& w, const std::optional<mx::array>& bias,

@@ -17,14 +17,14 @@ constexpr const char* kOp = "linear_cross_entropy";
 
 // What a call is besides its arrays, which come in this order: x, targets, [w].
 struct Call {
-  detail::Panels weight;  // if null, w is among the arrays
+  Weight weight;  // if absent, w is among the arrays
   int ignore_index = -100;
 
-  bool plain() const { return weight == nullptr; }
-  BaseWeight shape_of_weight(const Arrays& inputs) const {
-    if (!plain()) return BaseWeight(*weight);
+  bool plain() const { return !weight.present(); }
+  Weight shape_of_weight(const Arrays& inputs) const {
+    if (!plain()) return weight;
     const auto& w = inputs[2];
-    return BaseWeight(detail::shape_only(w.dtype(), {w.shape(0), w.shape(1)}));
+    return detail::shape_only(w.dtype(), {w.shape(0), w.shape(1)});
   }
   bool operator==(const Call&) const = default;
 };
@@ -63,7 +63,7 @@ Support supported(const Call& call, const Arrays& inputs, bool with_gradient, mx
 class Gradient : public detail::FusedPrimitive {
  public:
   Gradient(mx::Stream stream, const detail::Caller& caller, Call call)
-      : FusedPrimitive(stream, caller, Direction::kBackward), call_(std::move(call)) {}
+      : FusedPrimitive(stream, caller, Pass::kBackward), call_(std::move(call)) {}
 
   void eval_cpu(const Arrays& inputs, Arrays& outputs) override {
     outputs[0].copy_shared_buffer(inputs.back());
@@ -88,7 +88,7 @@ class Gradient : public detail::FusedPrimitive {
 class Forward : public detail::FusedPrimitive {
  public:
   Forward(mx::Stream stream, const detail::Caller& caller, Call call)
-      : FusedPrimitive(stream, caller, Direction::kForward), call_(std::move(call)) {}
+      : FusedPrimitive(stream, caller, Pass::kForward), call_(std::move(call)) {}
 
   static Arrays make(const Call& call, const Arrays& inputs, const detail::Caller& caller,
                      mx::Stream s, bool want_gradient = false) {
@@ -102,7 +102,7 @@ class Forward : public detail::FusedPrimitive {
     LinearCrossEntropy params;
     params.x = detail::rows_view(inputs[0], stream(), true);
     params.targets = detail::flat_view(inputs[1], stream());
-    const ConstTensorView w = call_.plain() ? detail::matrix_view(inputs[2]) : ConstTensorView();
+    params.weight = call_.plain() ? detail::matrix_view(inputs[2]) : call_.weight;
     params.ignore_index = call_.ignore_index;
     params.losses = detail::allocate_flat(outputs[0]);
     if (gradient_wanted_) {
@@ -110,11 +110,7 @@ class Forward : public detail::FusedPrimitive {
     } else {
       outputs[1].set_data(mx::allocator::malloc(0));
     }
-    dispatch(outputs, [params, w, weight = call_.weight](Context& context) {
-      LinearCrossEntropy ready = params;
-      ready.weight = weight ? BaseWeight(*weight) : BaseWeight(w);
-      linear_cross_entropy(context, ready);
-    });
+    dispatch(outputs, [params](Context& context) { linear_cross_entropy(context, params); });
   }
 
   Arrays vjp(const Arrays& primals, const Arrays& cotangents, const std::vector<int>& argnums,
@@ -193,7 +189,7 @@ mx::array run(const Call& call, Arrays inputs, mx::StreamOrDevice device) {
   const detail::Caller caller{kOp};
   const Support support = supported(call, inputs, false, s);
   if (support) return Forward::make(call, inputs, caller, s)[0];
-  return detail::counted(composed_losses(call, inputs, s)[0], caller, Direction::kForward,
+  return detail::counted(composed_losses(call, inputs, s)[0], caller, Pass::kForward,
                          support.reason, s);
 }
 
@@ -201,19 +197,22 @@ mx::array run(const Call& call, Arrays inputs, mx::StreamOrDevice device) {
 
 mx::array linear_cross_entropy(const mx::array& x, const Weight& w, const mx::array& targets,
                                int ignore_index, mx::StreamOrDevice s) {
-  if (w == nullptr) detail::reject(kOp, "w", "a packed weight", "null");
-  if (w->rows()) return linear_cross_entropy(x, *w->rows(), targets, ignore_index, s);
-  if (x.ndim() > 0) {
-    detail::expect_shape(kOp, "x", x, detail::with_last(x.shape(), w->in_features()));
+  detail::expect_present(kOp, "w", w);
+  if (const auto* array = detail::array_of(w)) {
+    return linear_cross_entropy(x, *array, targets, ignore_index, s);
   }
-  return run({w->panels(), ignore_index}, {x, targets}, s);
+  if (x.ndim() > 0) {
+    detail::expect_shape(kOp, "x", x,
+                         detail::with_last(x.shape(), static_cast<int>(w.in_features())));
+  }
+  return run({w, ignore_index}, {x, targets}, s);
 }
 
 mx::array linear_cross_entropy(const mx::array& x, const mx::array& w, const mx::array& targets,
                                int ignore_index, mx::StreamOrDevice s) {
   detail::expect_matrix(kOp, "w", w);
   if (x.ndim() > 0) detail::expect_shape(kOp, "x", x, detail::with_last(x.shape(), w.shape(1)));
-  return run({nullptr, ignore_index}, {x, targets, w}, s);
+  return run({{}, ignore_index}, {x, targets, w}, s);
 }
 
 }  // namespace graft::mlx

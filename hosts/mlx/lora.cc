@@ -51,7 +51,7 @@ Support supported(const LoraCall& call, const Arrays& inputs, mx::Stream s) {
 mx::array run(const char* op, const LoraCall& call, const Arrays& inputs, mx::Stream s) {
   const detail::Caller caller{op};
   if (const Support support = supported(call, inputs, s); !support) {
-    return detail::counted(detail::composed_lora(call, inputs, s)[0], caller, Direction::kForward,
+    return detail::counted(detail::composed_lora(call, inputs, s)[0], caller, Pass::kForward,
                            support.reason, s);
   }
   if (!detail::on_metal(s)) return detail::fused_lora(call, inputs, caller, s);
@@ -97,14 +97,16 @@ mx::array lora_linear(const mx::array& x, const Weight& w, const std::optional<m
                       const mx::array& a, const mx::array& b, float scaling, const Dropout& dropout,
                       mx::StreamOrDevice s) {
   check_adapter(kLinear, x, a, b, scaling);
-  if (w == nullptr) detail::reject(kLinear, "w", "a packed weight", "null");
-  if (w->rows()) return lora_linear(x, *w->rows(), bias, a, b, scaling, dropout, s);
-  if (w->in_features() != x.shape(-1) || w->out_features() != b.shape(1)) {
-    detail::reject(kLinear, "w", detail::shape_string({b.shape(1), x.shape(-1)}),
-                   detail::shape_string({w->out_features(), w->in_features()}));
+  detail::expect_present(kLinear, "w", w);
+  if (const auto* array = detail::array_of(w)) {
+    return lora_linear(x, *array, bias, a, b, scaling, dropout, s);
+  }
+  const mx::Shape shape = detail::shape_of(w), expected{b.shape(1), x.shape(-1)};
+  if (shape != expected) {
+    detail::reject(kLinear, "w", detail::shape_string(expected), detail::shape_string(shape));
   }
   LoraCall call;
-  call.weight = w->panels();
+  call.weight = w;
   call.scaling = scaling;
   return run_linear(std::move(call), x, std::nullopt, bias, a, b, dropout, mx::to_stream(s));
 }

@@ -14,14 +14,9 @@ namespace {
 
 constexpr const char* kLayer = "LoRALayer";
 
-Weight checked(Weight weight) {
-  if (weight == nullptr) detail::reject(kLayer, "weight", "a packed weight", "null");
-  return weight;
-}
-
-void check(const LoRAOptions& options, const FrozenWeight& weight) {
-  const auto largest =
-      std::min({static_cast<int>(kMaxLoraRank), weight.in_features(), weight.out_features()});
+void check(const LoRAOptions& options, const Weight& weight) {
+  detail::expect_present(kLayer, "weight", weight);
+  const auto largest = std::min({kMaxLoraRank, weight.in_features(), weight.out_features()});
   if (options.rank < 1 || options.rank > largest) {
     detail::reject(kLayer, "rank", "1 to " + std::to_string(largest), std::to_string(options.rank));
   }
@@ -62,7 +57,7 @@ LoRALayer::LoRALayer(const mx::array& weight, std::optional<mx::array> bias,
     : LoRALayer(pack(weight, options.dtype), std::move(bias), options) {}
 
 LoRALayer::LoRALayer(Weight weight, std::optional<mx::array> bias, const LoRAOptions& options)
-    : base_((check(options, *checked(weight)), std::move(weight))),
+    : base_((check(options, weight), std::move(weight))),
       bias_(std::move(bias)),
       a_(initial_a(in_features(), options)),
       b_(mx::zeros({options.rank, out_features()}, mx::float32)),
@@ -97,7 +92,7 @@ void LoRALayer::merge() {
   if (merged()) return;
   const auto delta = mx::multiply(mx::matmul(a_, b_), mx::array(scaling_));
   const auto w = mx::add(mx::astype(unpack(base_), mx::float32), mx::transpose(delta));
-  merged_ = pack(w, base_->dtype(), base_->serves_backward());
+  merged_ = pack(w, detail::dtype_of(base_.dtype()), base_.serves(Direction::kBackward));
 }
 
 void LoRALayer::set_a(mx::array a) {

@@ -62,9 +62,9 @@ class LoRALayer {
   /// base product alone. Both packed weights are held until unmerge(). Nothing if merged already.
   void merge();
   /// Goes back to the very weight the layer was made with, bit for bit. Nothing if not merged.
-  void unmerge() { merged_.reset(); }
+  void unmerge() { merged_ = {}; }
   /// The adapter is folded into the weight.
-  bool merged() const { return merged_ != nullptr; }
+  bool merged() const { return merged_.present(); }
 
   const mx::array& a() const { return a_; }  ///< (in_features, rank).
   const mx::array& b() const { return b_; }  ///< (rank, out_features).
@@ -85,9 +85,9 @@ class LoRALayer {
   /// (out_features), if the layer has one.
   const std::optional<mx::array>& bias() const { return bias_; }
   /// Features that come in: the last axis of x.
-  int in_features() const { return base_->in_features(); }
+  int in_features() const { return static_cast<int>(base_.in_features()); }
   /// Features that go out: the last axis of y.
-  int out_features() const { return base_->out_features(); }
+  int out_features() const { return static_cast<int>(base_.out_features()); }
   int rank() const { return a_.shape(1); }           ///< Columns of A.
   float scaling() const { return scaling_; }         ///< alpha / rank.
   const std::string& name() const { return name_; }  ///< Module name in `fusion_report`.

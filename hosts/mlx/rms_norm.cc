@@ -33,10 +33,7 @@ Arrays composed_norm(const Arrays& inputs, float eps, mx::Stream s) {
 class Backward : public detail::FusedPrimitive {
  public:
   Backward(mx::Stream stream, const detail::Caller& caller, float eps, bool ds, bool dweight)
-      : FusedPrimitive(stream, caller, Direction::kBackward),
-        eps_(eps),
-        ds_(ds),
-        dweight_(dweight) {}
+      : FusedPrimitive(stream, caller, Pass::kBackward), eps_(eps), ds_(ds), dweight_(dweight) {}
 
   static Arrays make(const Arrays& inputs, const detail::Caller& caller, float eps, bool ds,
                      bool dweight, mx::Stream s) {
@@ -104,7 +101,7 @@ class Backward : public detail::FusedPrimitive {
 class Forward : public detail::FusedPrimitive {
  public:
   Forward(mx::Stream stream, const detail::Caller& caller, float eps)
-      : FusedPrimitive(stream, caller, Direction::kForward), eps_(eps) {}
+      : FusedPrimitive(stream, caller, Pass::kForward), eps_(eps) {}
 
   static Arrays make(const Arrays& inputs, const detail::Caller& caller, float eps, mx::Stream s) {
     auto node = std::make_shared<Forward>(s, caller, eps);
@@ -238,7 +235,7 @@ Arrays run(const Arrays& inputs, float eps, mx::StreamOrDevice device) {
   }
   if (support) return Forward::make(inputs, caller, eps, s);
   Arrays outputs = composed_norm(inputs, eps, s);
-  outputs[0] = detail::counted(outputs[0], caller, Direction::kForward, support.reason, s);
+  outputs[0] = detail::counted(outputs[0], caller, Pass::kForward, support.reason, s);
   return outputs;
 }
 

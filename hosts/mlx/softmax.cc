@@ -46,8 +46,7 @@ mx::array softmax(const mx::array& x, float scale, mx::StreamOrDevice device) {
     return detail::metal_softmax(x, scale, composed, {kOp}, s);
   }
   // Elsewhere composed whatever the answer is, until there is a kernel to answer yes.
-  return detail::counted(composed_softmax(x, scale, s), {kOp}, Direction::kForward, support.reason,
-                         s);
+  return detail::counted(composed_softmax(x, scale, s), {kOp}, Pass::kForward, support.reason, s);
 }
 
 }  // namespace graft::mlx

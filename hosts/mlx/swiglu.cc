@@ -24,7 +24,7 @@ bool all_batched(const std::vector<int>& axes) {
 class Backward : public detail::FusedPrimitive {
  public:
   Backward(mx::Stream stream, const detail::Caller& caller)
-      : FusedPrimitive(stream, caller, Direction::kBackward) {}
+      : FusedPrimitive(stream, caller, Pass::kBackward) {}
 
   static Arrays make(const Arrays& inputs, const detail::Caller& caller, mx::Stream s) {
     const auto shape = inputs[0].shape();
@@ -68,7 +68,7 @@ class Backward : public detail::FusedPrimitive {
 class Forward : public detail::FusedPrimitive {
  public:
   Forward(mx::Stream stream, const detail::Caller& caller)
-      : FusedPrimitive(stream, caller, Direction::kForward) {}
+      : FusedPrimitive(stream, caller, Pass::kForward) {}
 
   static mx::array make(const Arrays& inputs, const detail::Caller& caller, mx::Stream s) {
     return mx::array(inputs[0].shape(), inputs[0].dtype(), std::make_shared<Forward>(s, caller),
@@ -133,7 +133,7 @@ mx::array swiglu(const mx::array& gate, const mx::array& up, mx::StreamOrDevice 
   const detail::Caller caller{kOp};
   const Support support = supported(gate, s);
   if (support) return Forward::make({gate, up}, caller, s);
-  return detail::counted(detail::composed_swiglu(gate, up, s), caller, Direction::kForward,
+  return detail::counted(detail::composed_swiglu(gate, up, s), caller, Pass::kForward,
                          support.reason, s);
 }
 

@@ -16,9 +16,8 @@ Weight packed_for_cpu(const mx::array& w, mx::Dtype dtype, bool backward, mx::St
   mx::array source = viewable ? w : mx::astype(w, mx::float32, s);
   source.eval();
   try {
-    return std::make_shared<const FrozenWeight>(
-        PackedWeight(detail::matrix_view(source), *detail::dtype_of(dtype),
-                     backward ? Packing::kForwardAndBackward : Packing::kForward));
+    return Weight::packed(detail::matrix_view(source), *detail::dtype_of(dtype),
+                          backward ? Packing::kForwardAndBackward : Packing::kForward);
   } catch (const Error& error) {
     throw std::invalid_argument(error.what());
   }
@@ -27,32 +26,12 @@ Weight packed_for_cpu(const mx::array& w, mx::Dtype dtype, bool backward, mx::St
 Weight kept_for_metal(const mx::array& w, mx::Dtype dtype, mx::Stream s) {
   mx::array rows = mx::contiguous(mx::astype(w, dtype, s), false, s);
   rows.eval();
-  return std::make_shared<const FrozenWeight>(std::move(rows));
+  const ConstTensorView view(rows.data<std::byte>(), *detail::dtype_of(dtype),
+                             {rows.shape(0), rows.shape(1)}, {DeviceType::kMetal, 0});
+  return Weight::owning(view, std::move(rows));
 }
 
 }  // namespace
-
-FrozenWeight::FrozenWeight(PackedWeight panels)
-    : panels_(std::make_shared<const PackedWeight>(std::move(panels))) {}
-
-FrozenWeight::FrozenWeight(mx::array rows) : rows_(std::move(rows)) {}
-
-int FrozenWeight::out_features() const {
-  return rows_ ? rows_->shape(0) : static_cast<int>(panels_->out_features());
-}
-
-int FrozenWeight::in_features() const {
-  return rows_ ? rows_->shape(1) : static_cast<int>(panels_->in_features());
-}
-
-mx::Dtype FrozenWeight::dtype() const {
-  if (rows_) return rows_->dtype();
-  return panels_->dtype() == DType::kBFloat16 ? mx::bfloat16 : mx::float32;
-}
-
-bool FrozenWeight::serves_backward() const { return rows_ || panels_->serves_backward(); }
-
-std::size_t FrozenWeight::nbytes() const { return rows_ ? rows_->nbytes() : panels_->nbytes(); }
 
 Weight pack(const mx::array& w, mx::Dtype dtype, bool backward, mx::StreamOrDevice device) {
   detail::expect_matrix("pack", "w", w);
@@ -67,8 +46,9 @@ Weight pack(const mx::array& w, mx::Dtype dtype, bool backward, mx::StreamOrDevi
 }
 
 mx::array unpack(const Weight& w, mx::StreamOrDevice s) {
-  if (w == nullptr) detail::reject("unpack", "w", "a packed weight", "null");
-  return w->rows() ? *w->rows() : detail::unpacked(w->panels(), mx::to_stream(s));
+  detail::expect_present("unpack", "w", w);
+  if (const mx::array* array = detail::array_of(w)) return *array;
+  return detail::unpacked(w, mx::to_stream(s));
 }
 
 }  // namespace graft::mlx

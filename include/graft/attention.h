@@ -1,6 +1,9 @@
 #pragma once
 
+#include <cstddef>
+
 #include "graft/context.h"
+#include "graft/export.h"
 #include "graft/rope.h"
 #include "graft/supports.h"
 #include "graft/tensor_view.h"
@@ -59,15 +62,23 @@ struct AttentionBackward {
 
 /// @{
 /// Whether such a call can run here, and if not, why.
-Support supports(const AttentionForward& params);
-Support supports(const AttentionBackward& params);
+GRAFT_EXPORT Support supports(const AttentionForward& params);
+GRAFT_EXPORT Support supports(const AttentionBackward& params);
+/// @}
+
+/// @{
+/// Bytes of scratch that such a call takes from a context of so many threads. Reads no tensor.
+/// Throws Error for a call that is not supported.
+GRAFT_EXPORT std::size_t scratch_bytes(const AttentionForward& params, int threads = num_threads());
+GRAFT_EXPORT std::size_t scratch_bytes(const AttentionBackward& params,
+                                       int threads = num_threads());
 /// @}
 
 /// @{
 /// Each throws Error; on an error no output is touched. Results do not depend on the number of
 /// threads.
-void attention_forward(Context& context, const AttentionForward& params);
-void attention_backward(Context& context, const AttentionBackward& params);
+GRAFT_EXPORT void attention_forward(Context& context, const AttentionForward& params);
+GRAFT_EXPORT void attention_backward(Context& context, const AttentionBackward& params);
 /// @}
 
 }  // namespace graft

@@ -3,18 +3,67 @@
 #include <cstddef>
 #include <memory>
 
+#include "graft/export.h"
+#include "graft/tensor_view.h"
+
 namespace graft {
 
-/// Scratch memory for calls into the library, kept between calls and grown as needed.
+/// A host's own threads, to run parallel work in place of Graft's pool: two pools that wait for
+/// each other by spinning cost milliseconds. The kernels deal out their tasks themselves, so that
+/// any schedule will do: at the same time, one after another, in any order.
+class GRAFT_EXPORT Executor {
+ public:
+  virtual ~Executor() = default;
+
+  /// Threads that calls divide their work for, 1 to 1024. The same inputs at the same number give
+  /// the same bits, whatever `run` does with it.
+  virtual int threads() const = 0;
+
+  /// Calls `work(state, worker)` at most once for each worker in [0, workers), on threads of its
+  /// choice, and returns when no call is running or to come; what the calls wrote can then be read
+  /// by the caller. A call that has begun may wait for others that have begun, so each needs a
+  /// thread to itself until it returns (fibers that share one won't do). Calls left out cost
+  /// nothing but speed: the work goes to the others, or to the caller. `work` does not throw. `run`
+  /// may, once no call is running or to come: it ends the operation, whose outputs are then
+  /// undefined.
+  virtual void run(int workers, void (*work)(void* state, int worker), void* state) = 0;
+};
+
+/// A CUDA device as a caller lends it: its stream, and memory from the caller's own allocator.
+/// Nothing of it is owned.
+struct CudaPlace {
+  int device = 0;          ///< Which one, as CUDA counts them.
+  void* stream = nullptr;  ///< A cudaStream_t. Kernels are put on it and not waited for.
+  void* state = nullptr;   ///< Handed to both functions.
+  /// `bytes` bytes on `device`, for use in the order of `stream`; null if there are none.
+  void* (*allocate)(void* state, std::size_t bytes, void* stream) = nullptr;
+  /// Gives back what `allocate` gave, to be used again in the order of `stream`.
+  void (*free)(void* state, void* memory, void* stream) = nullptr;
+};
+
+/// Where calls into the library run: on which device, who runs their parallel work, and where
+/// their scratch memory comes from, which is kept between calls and grown as needed. A call's
+/// tensors must be on the context's device.
 ///
 /// A context serves one call at a time: give each calling thread its own. It holds no results, so
 /// it may be destroyed as soon as a call has returned.
-class Context {
+class GRAFT_EXPORT Context {
  public:
-  Context() = default;                               ///< Holds no memory yet.
+  Context() = default;  ///< The CPU. Holds no memory yet; runs on Graft's pool.
+  /// The CPU. Holds no memory yet; runs on `executor`, which must outlive it and is not owned.
+  explicit Context(Executor& executor) : executor_(&executor) {}
+  /// A CUDA device. Throws Error (kUnsupported) if this build or this machine has no kernels for
+  /// it.
+  explicit Context(const CudaPlace& place);
   Context(Context&&) noexcept = default;             ///< Takes the other one's memory.
   Context& operator=(Context&&) noexcept = default;  ///< Takes the other one's memory.
   ~Context() = default;
+
+  /// Where the tensors of calls must be.
+  Device device() const { return device_; }
+
+  /// What a CUDA context was made of; for kernels.
+  const CudaPlace& cuda() const { return cuda_; }
 
   /// At least `bytes` bytes, aligned to 4096, with undefined contents. The block stays valid until
   /// the next call of `scratch`. Throws Error (kOutOfMemory).
@@ -23,23 +72,33 @@ class Context {
   /// Bytes held now.
   std::size_t scratch_bytes() const { return capacity_; }
 
+  /// Who runs parallel work; null for Graft's pool.
+  Executor* executor() const { return executor_; }
+
+  /// Threads that a call divides its work for: the executor's, or num_threads(). Throws Error
+  /// (kInvalidArgument) if the executor's are none or too many.
+  int threads() const;
+
  private:
   struct Free {
     void operator()(std::byte* block) const;
   };
 
+  Device device_;
+  CudaPlace cuda_;
   std::unique_ptr<std::byte, Free> block_;
   std::size_t capacity_ = 0;
+  Executor* executor_ = nullptr;
 };
 
-/// Threads that CPU kernels use, the caller included. All contexts share one pool; calls from
-/// several threads take turns. At first: GRAFT_NUM_THREADS, or else every core this process may
-/// run on.
-int num_threads();
+/// Threads of Graft's pool, the caller included. All contexts without an executor share it; calls
+/// from several threads take turns. At first: GRAFT_NUM_THREADS, or else every core this process
+/// may run on.
+GRAFT_EXPORT int num_threads();
 
 /// Sets `num_threads()`; `threads` of 0 asks for the default again. Waits for a running call.
 /// The same inputs on the same number of threads give the same bits; on another number, sums over
 /// rows (gradients of A and B) may round differently. Throws Error if `threads` is negative.
-void set_num_threads(int threads);
+GRAFT_EXPORT void set_num_threads(int threads);
 
 }  // namespace graft

@@ -3,6 +3,8 @@
 #include <stdexcept>
 #include <string>
 
+#include "graft/export.h"
+
 namespace graft {
 
 /// What kind of thing went wrong. The message says which tensor, file or line, and what to do.
@@ -14,7 +16,7 @@ enum class ErrorCode {
 
 /// The one exception type the library throws. The message opens with the operation in brackets,
 /// for example `[lora_linear] b: expected (8, 512), got (16, 512)`.
-class Error : public std::runtime_error {
+class GRAFT_EXPORT Error : public std::runtime_error {
  public:
   /// An error of kind `code`; `message` is what `what()` returns.
   Error(ErrorCode code, const std::string& message) : std::runtime_error(message), code_(code) {}

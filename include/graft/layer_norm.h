@@ -1,6 +1,9 @@
 #pragma once
 
+#include <cstddef>
+
 #include "graft/context.h"
+#include "graft/export.h"
 #include "graft/supports.h"
 #include "graft/tensor_view.h"
 
@@ -38,15 +41,23 @@ struct LayerNormBackward {
 
 /// @{
 /// Whether such a call can run here, and if not, why.
-Support supports(const LayerNormForward& params);
-Support supports(const LayerNormBackward& params);
+GRAFT_EXPORT Support supports(const LayerNormForward& params);
+GRAFT_EXPORT Support supports(const LayerNormBackward& params);
+/// @}
+
+/// @{
+/// Bytes of scratch that such a call takes from a context of so many threads. Reads no tensor.
+/// Throws Error for a call that is not supported.
+GRAFT_EXPORT std::size_t scratch_bytes(const LayerNormForward& params, int threads = num_threads());
+GRAFT_EXPORT std::size_t scratch_bytes(const LayerNormBackward& params,
+                                       int threads = num_threads());
 /// @}
 
 /// @{
 /// Each throws Error; on an error no output is touched. Results do not depend on the number of
 /// threads.
-void layer_norm_forward(Context& context, const LayerNormForward& params);
-void layer_norm_backward(Context& context, const LayerNormBackward& params);
+GRAFT_EXPORT void layer_norm_forward(Context& context, const LayerNormForward& params);
+GRAFT_EXPORT void layer_norm_backward(Context& context, const LayerNormBackward& params);
 /// @}
 
 }  // namespace graft

@@ -1,11 +1,13 @@
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
 
 #include "graft/context.h"
-#include "graft/packed_weight.h"
+#include "graft/export.h"
 #include "graft/supports.h"
 #include "graft/tensor_view.h"
+#include "graft/weight.h"
 
 namespace graft {
 
@@ -18,7 +20,7 @@ namespace graft {
 /// share one head product.
 struct LinearCrossEntropy {
   ConstTensorView x;        ///< (M, in_features), rows dense, float32 or bfloat16.
-  BaseWeight weight;        ///< (vocabulary, in_features); for dx, packed kForwardAndBackward.
+  Weight weight;            ///< (vocabulary, in_features); for dx, packed kForwardAndBackward.
   ConstTensorView targets;  ///< (M) int32 in [0, vocabulary) or `ignore_index`.
   std::int32_t ignore_index = -100;  ///< Target of the rows to leave out.
   TensorView losses;                 ///< (M) float32, overwritten.
@@ -26,9 +28,14 @@ struct LinearCrossEntropy {
 };
 
 /// Whether such a call can run here, and if not, why.
-Support supports(const LinearCrossEntropy& params);
+GRAFT_EXPORT Support supports(const LinearCrossEntropy& params);
+
+/// Bytes of scratch that such a call takes from a context of so many threads. Reads no tensor.
+/// Throws Error for a call that is not supported.
+GRAFT_EXPORT std::size_t scratch_bytes(const LinearCrossEntropy& params,
+                                       int threads = num_threads());
 
 /// Throws Error, also for a target outside the vocabulary; on an error no output is touched.
-void linear_cross_entropy(Context& context, const LinearCrossEntropy& params);
+GRAFT_EXPORT void linear_cross_entropy(Context& context, const LinearCrossEntropy& params);
 
 }  // namespace graft

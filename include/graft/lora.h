@@ -1,12 +1,15 @@
 #pragma once
 
 #include <algorithm>
+#include <cstddef>
 #include <cstdint>
+#include <span>
 
 #include "graft/context.h"
-#include "graft/packed_weight.h"
+#include "graft/export.h"
 #include "graft/supports.h"
 #include "graft/tensor_view.h"
+#include "graft/weight.h"
 
 namespace graft {
 
@@ -74,7 +77,7 @@ struct LoraDeltaBackward {
 /// on over h and B before it is stored.
 struct LoraLinearForward {
   ConstTensorView x;     ///< (M, in_features), any strides, float32 or bfloat16.
-  BaseWeight weight;     ///< (out_features, in_features).
+  Weight weight;         ///< (out_features, in_features).
   ConstTensorView bias;  ///< (out_features), optional.
   Adapter adapter;       ///< A and B for the features of x and y.
   Dropout dropout;       ///< On x on its way to A; none by default.
@@ -87,7 +90,7 @@ struct LoraLinearBackward {
   ConstTensorView dy;  ///< (M, out_features), any strides.
   ConstTensorView x;   ///< (M, in_features), as given to forward; needed for da.
   ConstTensorView h;   ///< (M, rank) float32, as forward wrote it; needed for db.
-  BaseWeight weight;   ///< Needed for dx; if packed, for kForwardAndBackward.
+  Weight weight;       ///< Needed for dx; if packed, for kForwardAndBackward.
   Adapter adapter;     ///< A and B for the features of x and y.
   Dropout dropout;     ///< As given to forward.
   TensorView dx;       ///< (M, in_features) = dy·W + drop'(scaling·dy·Bᵀ·Aᵀ), rows dense.
@@ -95,20 +98,50 @@ struct LoraLinearBackward {
   TensorView db;       ///< (rank, out_features) float32, any strides.
 };
 
+/// Layers that read one x, as q, k and v do, or gate and up: x is the same view in all. Each has
+/// its own weight, bias, adapter, dropout, rank and y; one without an adapter leaves A, B, dropout
+/// and h away. x is read and packed once for all of them.
+using LoraSiblingsForward = std::span<const LoraLinearForward>;
+
+/// Their gradients: x and dx are the same views in all, or absent in all. dx is the sum over the
+/// layers, Σ dy·W + drop'(scaling·dy·Bᵀ·Aᵀ), accumulated in float32 and written once. One without
+/// an adapter leaves A, B, h, da and db away.
+using LoraSiblingsBackward = std::span<const LoraLinearBackward>;
+
 /// @{
 /// Whether such a call can run here, and if not, why.
-Support supports(const LoraDeltaForward& params);
-Support supports(const LoraDeltaBackward& params);
-Support supports(const LoraLinearForward& params);
-Support supports(const LoraLinearBackward& params);
+GRAFT_EXPORT Support supports(const LoraDeltaForward& params);
+GRAFT_EXPORT Support supports(const LoraDeltaBackward& params);
+GRAFT_EXPORT Support supports(const LoraLinearForward& params);
+GRAFT_EXPORT Support supports(const LoraLinearBackward& params);
+GRAFT_EXPORT Support supports(const LoraSiblingsForward& layers);
+GRAFT_EXPORT Support supports(const LoraSiblingsBackward& layers);
+/// @}
+
+/// @{
+/// Bytes of scratch that such a call takes from a context of so many threads. Reads no tensor.
+/// Throws Error for a call that is not supported.
+GRAFT_EXPORT std::size_t scratch_bytes(const LoraDeltaForward& params, int threads = num_threads());
+GRAFT_EXPORT std::size_t scratch_bytes(const LoraDeltaBackward& params,
+                                       int threads = num_threads());
+GRAFT_EXPORT std::size_t scratch_bytes(const LoraLinearForward& params,
+                                       int threads = num_threads());
+GRAFT_EXPORT std::size_t scratch_bytes(const LoraLinearBackward& params,
+                                       int threads = num_threads());
+GRAFT_EXPORT std::size_t scratch_bytes(const LoraSiblingsForward& layers,
+                                       int threads = num_threads());
+GRAFT_EXPORT std::size_t scratch_bytes(const LoraSiblingsBackward& layers,
+                                       int threads = num_threads());
 /// @}
 
 /// @{
 /// Each throws Error; on an error no output is touched.
-void lora_delta_forward(Context& context, const LoraDeltaForward& params);
-void lora_delta_backward(Context& context, const LoraDeltaBackward& params);
-void lora_linear_forward(Context& context, const LoraLinearForward& params);
-void lora_linear_backward(Context& context, const LoraLinearBackward& params);
+GRAFT_EXPORT void lora_delta_forward(Context& context, const LoraDeltaForward& params);
+GRAFT_EXPORT void lora_delta_backward(Context& context, const LoraDeltaBackward& params);
+GRAFT_EXPORT void lora_linear_forward(Context& context, const LoraLinearForward& params);
+GRAFT_EXPORT void lora_linear_backward(Context& context, const LoraLinearBackward& params);
+GRAFT_EXPORT void lora_linear_forward(Context& context, const LoraSiblingsForward& layers);
+GRAFT_EXPORT void lora_linear_backward(Context& context, const LoraSiblingsBackward& layers);
 /// @}
 
 }  // namespace graft

@@ -3,6 +3,7 @@
 #include <cstdint>
 #include <optional>
 
+#include "graft/export.h"
 #include "graft/metal.h"
 #include "graft/supports.h"
 #include "graft/tensor_view.h"
@@ -19,21 +20,21 @@ struct LayerNorm {
 };
 
 /// Whether kernels take it: float32, float16 or bfloat16; sizes that fit an int.
-Support supports(const LayerNorm& call);
+GRAFT_EXPORT Support supports(const LayerNorm& call);
 
 /// Inputs: x (..., features), weight and bias (features) if there are such, and eps, float32, 0-d;
 /// all row-major. Outputs: y, like x, mean and rstd (...) float32.
 ///
 /// One launch, a row a simdgroup or a threadgroup. Throws Error if not supported; there must be
 /// something to do.
-Call layer_norm_forward(const LayerNorm& call);
+GRAFT_EXPORT Call layer_norm_forward(const LayerNorm& call);
 
 /// Inputs: dy and x (..., features), mean and rstd as forward wrote them, and weight if there is
 /// one. Output: dx, like x. Otherwise as forward.
-Call layer_norm_backward(const LayerNorm& call);
+GRAFT_EXPORT Call layer_norm_backward(const LayerNorm& call);
 
 /// Inputs: dy and x (rows, features), mean and rstd (rows). Outputs: dweight_blocks and
 /// dbias_blocks (row_blocks(rows), features) float32, for add_blocks().
-Call layer_norm_sums(const LayerNorm& call);
+GRAFT_EXPORT Call layer_norm_sums(const LayerNorm& call);
 
 }  // namespace graft::metal

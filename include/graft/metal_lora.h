@@ -2,6 +2,7 @@
 
 #include <cstdint>
 
+#include "graft/export.h"
 #include "graft/metal.h"
 #include "graft/supports.h"
 #include "graft/tensor_view.h"
@@ -28,7 +29,7 @@ struct LoraDelta {
 };
 
 /// Whether a kernel takes it: ranks 1 to 256; float32, float16 or bfloat16; sizes that fit an int.
-Support supports(const LoraDelta& call);
+GRAFT_EXPORT Support supports(const LoraDelta& call);
 
 /// Inputs: x (rows, in_features), a (in_features, rank), b (rank, out_features), all row-major, and
 /// scalars (0-d): scaling float32, and with dropout seed and offset uint64, threshold uint32 and
@@ -38,7 +39,7 @@ Support supports(const LoraDelta& call);
 /// One launch: h is made once for a block of rows, in threadgroup memory, and used there, from some
 /// rows on in simdgroup matrices; of a few rows each is a simdgroup's own. Throws Error if not
 /// supported, or if there is nothing to do.
-Call lora_delta(const LoraDelta& call);
+GRAFT_EXPORT Call lora_delta(const LoraDelta& call);
 
 /// What a gradient of A or B is made of: scaling·drop(matrix)ᵀ·coefficients, or its transpose.
 struct LoraOuter {
@@ -53,7 +54,7 @@ struct LoraOuter {
 /// Inputs: matrix (rows, columns) and coefficients (rows, rank), row-major, and scalars as
 /// lora_delta takes them. Output: gradient, float32. One launch, always the same bits. Throws Error
 /// if there is nothing to do.
-Call lora_outer(const LoraOuter& call);
+GRAFT_EXPORT Call lora_outer(const LoraOuter& call);
 
 /// What h = drop(x)·A is made of, where a kernel of its own makes it.
 struct LoraShrink {
@@ -67,7 +68,7 @@ struct LoraShrink {
 
 /// Inputs: x (rows, in_features), a (in_features, rank), row-major, and with dropout scalars as
 /// lora_delta takes them. Output: h (rows, rank) float32. Throws Error if there is nothing to do.
-Call lora_shrink(const LoraShrink& call);
+GRAFT_EXPORT Call lora_shrink(const LoraShrink& call);
 
 /// What y = x·Wᵀ + bias + scaling·h·B is made of; or backward dx = dy·W + drop(scaling·g·Aᵀ), where
 /// dy is x, g is h, and Aᵀ is B. Of rank 0 it is the base product alone.
@@ -85,16 +86,16 @@ struct LoraLinear {
 };
 
 /// Whether kernels take it: as of LoraDelta; x and W of one type, or W float32 or bfloat16.
-Support supports(const LoraLinear& call);
+GRAFT_EXPORT Support supports(const LoraLinear& call);
 
 /// Whether h is better made in the launch than in one of its own before, by what each moves: a few
 /// rows, forward. Nothing in a launch may wait for another threadgroup, so each makes h for itself.
-bool shrinks_within(const LoraLinear& call);
+GRAFT_EXPORT bool shrinks_within(const LoraLinear& call);
 
 /// Inputs: x, w, [h (rows, rank) float32, b (rank, columns), scaling], [bias (columns)], row-major,
 /// and with dropout scalars as lora_delta takes them; with `shrinks`, which shrinks_within must
 /// have said, a (depth, rank) instead of h. Outputs: y, and with `shrinks` h. Throws Error if not
 /// supported, or if there is nothing to do.
-Call lora_linear(const LoraLinear& call);
+GRAFT_EXPORT Call lora_linear(const LoraLinear& call);
 
 }  // namespace graft::metal

@@ -2,6 +2,7 @@
 
 #include <cstdint>
 
+#include "graft/export.h"
 #include "graft/metal.h"
 #include "graft/supports.h"
 #include "graft/tensor_view.h"
@@ -18,21 +19,21 @@ struct RmsNorm {
 };
 
 /// Whether kernels take it: float32, float16 or bfloat16; sizes that fit an int.
-Support supports(const RmsNorm& call);
+GRAFT_EXPORT Support supports(const RmsNorm& call);
 
 /// Inputs: x (..., features), weight (features), with residual that one, like x, and eps, float32,
 /// 0-d; all row-major. Outputs: y, like x, with residual the sum, like x, and rstd (...) float32.
 ///
 /// One launch, a row a simdgroup or a threadgroup. Throws Error if not supported; there must be
 /// something to do.
-Call rms_norm_forward(const RmsNorm& call);
+GRAFT_EXPORT Call rms_norm_forward(const RmsNorm& call);
 
 /// Inputs: dy and s (..., features), weight, rstd as forward wrote it, and with residual dsum, like
 /// dy. Output: ds, like s. Otherwise as forward.
-Call rms_norm_backward(const RmsNorm& call);
+GRAFT_EXPORT Call rms_norm_backward(const RmsNorm& call);
 
 /// Inputs: dy and s (rows, features) and rstd (rows). Output: dweight_blocks (row_blocks(rows),
 /// features) float32, for add_blocks().
-Call rms_norm_dweight(const RmsNorm& call);
+GRAFT_EXPORT Call rms_norm_dweight(const RmsNorm& call);
 
 }  // namespace graft::metal

@@ -2,16 +2,17 @@
 
 #include <cstdint>
 
+#include "graft/export.h"
 #include "graft/metal.h"
 #include "graft/tensor_view.h"
 
 namespace graft::metal {
 
 /// Kernels that sum a matrix over its rows sum blocks of so many rows apart.
-int rows_of_block(std::int64_t rows);
+GRAFT_EXPORT int rows_of_block(std::int64_t rows);
 
 /// How many blocks that makes.
-std::int64_t row_blocks(std::int64_t rows);
+GRAFT_EXPORT std::int64_t row_blocks(std::int64_t rows);
 
 /// Sums of blocks, to be added up.
 struct BlockSums {
@@ -21,6 +22,6 @@ struct BlockSums {
 
 /// Input: blocks (any number, features) float32. Output: sums (features). Always in the same
 /// order, so that results are the same in every run.
-Call add_blocks(const BlockSums& call);
+GRAFT_EXPORT Call add_blocks(const BlockSums& call);
 
 }  // namespace graft::metal

@@ -2,6 +2,7 @@
 
 #include <cstdint>
 
+#include "graft/export.h"
 #include "graft/metal.h"
 #include "graft/supports.h"
 #include "graft/tensor_view.h"
@@ -16,16 +17,16 @@ struct Softmax {
 };
 
 /// Whether kernels take it: float32, float16 or bfloat16; sizes that fit an int.
-Support supports(const Softmax& call);
+GRAFT_EXPORT Support supports(const Softmax& call);
 
 /// Inputs: x (..., features), row-major, and scale, float32, 0-d. Output: y, like x.
 ///
 /// One launch, a row a simdgroup or a threadgroup. Throws Error if not supported; there must be
 /// something to do.
-Call softmax_forward(const Softmax& call);
+GRAFT_EXPORT Call softmax_forward(const Softmax& call);
 
 /// Inputs: dy and y (..., features), row-major, and scale, float32, 0-d. Output: dx, like y.
 /// Otherwise as forward.
-Call softmax_backward(const Softmax& call);
+GRAFT_EXPORT Call softmax_backward(const Softmax& call);
 
 }  // namespace graft::metal

@@ -1,6 +1,9 @@
 #pragma once
 
+#include <cstddef>
+
 #include "graft/context.h"
+#include "graft/export.h"
 #include "graft/supports.h"
 #include "graft/tensor_view.h"
 
@@ -38,15 +41,22 @@ struct RmsNormBackward {
 
 /// @{
 /// Whether such a call can run here, and if not, why.
-Support supports(const RmsNormForward& params);
-Support supports(const RmsNormBackward& params);
+GRAFT_EXPORT Support supports(const RmsNormForward& params);
+GRAFT_EXPORT Support supports(const RmsNormBackward& params);
+/// @}
+
+/// @{
+/// Bytes of scratch that such a call takes from a context of so many threads. Reads no tensor.
+/// Throws Error for a call that is not supported.
+GRAFT_EXPORT std::size_t scratch_bytes(const RmsNormForward& params, int threads = num_threads());
+GRAFT_EXPORT std::size_t scratch_bytes(const RmsNormBackward& params, int threads = num_threads());
 /// @}
 
 /// @{
 /// Each throws Error; on an error no output is touched. Results do not depend on the number of
 /// threads.
-void rms_norm_forward(Context& context, const RmsNormForward& params);
-void rms_norm_backward(Context& context, const RmsNormBackward& params);
+GRAFT_EXPORT void rms_norm_forward(Context& context, const RmsNormForward& params);
+GRAFT_EXPORT void rms_norm_backward(Context& context, const RmsNormBackward& params);
 /// @}
 
 }  // namespace graft

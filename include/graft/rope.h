@@ -1,8 +1,10 @@
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
 
 #include "graft/context.h"
+#include "graft/export.h"
 #include "graft/supports.h"
 #include "graft/tensor_view.h"
 
@@ -28,9 +30,13 @@ struct Rope {
 };
 
 /// Whether such a call can run here, and if not, why.
-Support supports(const Rope& params);
+GRAFT_EXPORT Support supports(const Rope& params);
+
+/// Bytes of scratch that such a call takes from a context of so many threads. Reads no tensor.
+/// Throws Error for a call that is not supported.
+GRAFT_EXPORT std::size_t scratch_bytes(const Rope& params, int threads = num_threads());
 
 /// Throws Error; on an error no output is touched.
-void rope(Context& context, const Rope& params);
+GRAFT_EXPORT void rope(Context& context, const Rope& params);
 
 }  // namespace graft

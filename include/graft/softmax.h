@@ -1,6 +1,9 @@
 #pragma once
 
+#include <cstddef>
+
 #include "graft/context.h"
+#include "graft/export.h"
 #include "graft/supports.h"
 #include "graft/tensor_view.h"
 
@@ -29,15 +32,22 @@ struct SoftmaxBackward {
 
 /// @{
 /// Whether such a call can run here, and if not, why.
-Support supports(const SoftmaxForward& params);
-Support supports(const SoftmaxBackward& params);
+GRAFT_EXPORT Support supports(const SoftmaxForward& params);
+GRAFT_EXPORT Support supports(const SoftmaxBackward& params);
+/// @}
+
+/// @{
+/// Bytes of scratch that such a call takes from a context of so many threads. Reads no tensor.
+/// Throws Error for a call that is not supported.
+GRAFT_EXPORT std::size_t scratch_bytes(const SoftmaxForward& params, int threads = num_threads());
+GRAFT_EXPORT std::size_t scratch_bytes(const SoftmaxBackward& params, int threads = num_threads());
 /// @}
 
 /// @{
 /// Each throws Error; on an error no output is touched. Results do not depend on the number of
 /// threads.
-void softmax_forward(Context& context, const SoftmaxForward& params);
-void softmax_backward(Context& context, const SoftmaxBackward& params);
+GRAFT_EXPORT void softmax_forward(Context& context, const SoftmaxForward& params);
+GRAFT_EXPORT void softmax_backward(Context& context, const SoftmaxBackward& params);
 /// @}
 
 }  // namespace graft

@@ -4,6 +4,7 @@
 #include <utility>
 #include <vector>
 
+#include "graft/export.h"
 #include "graft/tensor_view.h"
 
 namespace graft {
@@ -23,19 +24,19 @@ struct Support {
 };
 
 /// Whether this build and this machine have kernels for `type` at all.
-Support backend_available(DeviceType type);
+GRAFT_EXPORT Support backend_available(DeviceType type);
 
 /// The instruction set that CPU kernels run on here, the best first that both the build and the
 /// CPU have: "avx512_bf16", "avx512", "avx2" or "portable". The environment variable GRAFT_CPU_ISA
 /// may name a lesser one.
-const char* cpu_isa();
+GRAFT_EXPORT const char* cpu_isa();
 
 /// Every instruction set that this machine can run, best first.
-std::vector<std::string> cpu_isas();
+GRAFT_EXPORT std::vector<std::string> cpu_isas();
 
 /// Makes CPU kernels use `name`, one of `cpu_isas()`. Weights that are packed already keep their
 /// layout and must be packed again. For tests and measurements: not while a call is running.
 /// Throws Error if this machine cannot run it.
-void set_cpu_isa(const std::string& name);
+GRAFT_EXPORT void set_cpu_isa(const std::string& name);
 
 }  // namespace graft

@@ -1,6 +1,9 @@
 #pragma once
 
+#include <cstddef>
+
 #include "graft/context.h"
+#include "graft/export.h"
 #include "graft/supports.h"
 #include "graft/tensor_view.h"
 
@@ -26,14 +29,21 @@ struct SwigluBackward {
 
 /// @{
 /// Whether such a call can run here, and if not, why.
-Support supports(const SwigluForward& params);
-Support supports(const SwigluBackward& params);
+GRAFT_EXPORT Support supports(const SwigluForward& params);
+GRAFT_EXPORT Support supports(const SwigluBackward& params);
+/// @}
+
+/// @{
+/// Bytes of scratch that such a call takes from a context of so many threads. Reads no tensor.
+/// Throws Error for a call that is not supported.
+GRAFT_EXPORT std::size_t scratch_bytes(const SwigluForward& params, int threads = num_threads());
+GRAFT_EXPORT std::size_t scratch_bytes(const SwigluBackward& params, int threads = num_threads());
 /// @}
 
 /// @{
 /// Each throws Error; on an error no output is touched.
-void swiglu_forward(Context& context, const SwigluForward& params);
-void swiglu_backward(Context& context, const SwigluBackward& params);
+GRAFT_EXPORT void swiglu_forward(Context& context, const SwigluForward& params);
+GRAFT_EXPORT void swiglu_backward(Context& context, const SwigluBackward& params);
 /// @}
 
 }  // namespace graft

@@ -7,22 +7,24 @@
 #include <span>
 #include <string>
 
+#include "graft/export.h"
+
 namespace graft {
 
 /// Element types. bfloat16 is the upper half of an IEEE float32; float16 is IEEE binary16.
 enum class DType : std::uint8_t { kFloat32, kFloat16, kBFloat16, kInt32 };
 
 /// Bytes of one element.
-std::size_t size_of(DType dtype);
+GRAFT_EXPORT std::size_t size_of(DType dtype);
 
 /// "float32", "float16", "bfloat16" or "int32".
-const char* name_of(DType dtype);
+GRAFT_EXPORT const char* name_of(DType dtype);
 
 /// Kinds of device that memory can live on.
 enum class DeviceType : std::uint8_t { kCpu, kCuda, kMetal };
 
 /// "cpu", "cuda" or "metal".
-const char* name_of(DeviceType type);
+GRAFT_EXPORT const char* name_of(DeviceType type);
 
 /// Where a tensor's memory lives. `index` counts devices of one type.
 struct Device {
@@ -36,7 +38,7 @@ struct Device {
 /// Strides are in elements, not bytes; they may be zero or negative. The memory must outlive every
 /// call that is given the view. A default-constructed view has rank 0 and stands for "absent"
 /// wherever an argument is optional; a present view may have no elements and then a null pointer.
-class ConstTensorView {
+class GRAFT_EXPORT ConstTensorView {
  public:
   static constexpr int kMaxRank = 8;  ///< Dimensions a view can have at most.
 
@@ -83,6 +85,9 @@ class ConstTensorView {
 
   /// "(2, 64, 512)".
   std::string shape_string() const;
+
+  /// The same memory, read the same way.
+  bool operator==(const ConstTensorView&) const = default;
 
  private:
   const void* data_ = nullptr;

@@ -1,11 +1,8 @@
 #include "graft/attention.h"
 
-#include <cmath>
 #include <string>
 
-#include "attention/cpu.h"
-#include "checks.h"
-#include "rope/rotary_checks.h"
+#include "backend/table.h"
 
 namespace graft {
 
@@ -43,14 +40,12 @@ void check_inputs(const Check& check, const ConstTensorView& q, const ConstTenso
     check.fail("k: expected a number of heads that divides q's " + std::to_string(heads) +
                ", got " + std::to_string(kv_heads));
   }
-  if (!(std::isfinite(options.scale) && options.scale > 0.0f)) {
-    check.fail("scale: expected a positive number, got " + std::to_string(options.scale));
-  }
+  check.scale(options.scale);
   if ((options.causal || options.rotary.enabled) && keys < queries) {
     check.fail("k: expected at least as many keys as queries, got " + std::to_string(keys) +
                " for " + std::to_string(queries));
   }
-  if (options.rotary.enabled) check_rotary(check, options.rotary);
+  if (options.rotary.enabled) check.rotary(options.rotary);
 }
 
 void check_logsumexp(const Check& check, const ConstTensorView& logsumexp,
@@ -61,20 +56,18 @@ void check_logsumexp(const Check& check, const ConstTensorView& logsumexp,
   check.dense("logsumexp", logsumexp);
 }
 
-Support supports_heads(const ConstTensorView& q) {
-  if (q.rank() == 4 && (q.dim(3) % 8 != 0 || q.dim(3) == 0 || q.dim(3) > kMaxHeadDim)) {
-    return Support::no("q: head dimension " + std::to_string(q.dim(3)) +
-                       " has no kernel, multiples of 8 up to " + std::to_string(kMaxHeadDim) +
-                       " do");
-  }
-  return all_of({on_cpu(q.device()), float_on_cpu("q", q)});
-}
-
 }  // namespace
 
-Support supports(const AttentionForward& params) { return supports_heads(params.q); }
+Support supports(const AttentionForward& params) { return supports_on(params.q.device(), params); }
+Support supports(const AttentionBackward& params) { return supports_on(params.q.device(), params); }
 
-Support supports(const AttentionBackward& params) { return supports_heads(params.q); }
+std::size_t scratch_bytes(const AttentionForward& params, int threads) {
+  return scratch_bytes_on(params.q.device(), kForward, params, threads);
+}
+
+std::size_t scratch_bytes(const AttentionBackward& params, int threads) {
+  return scratch_bytes_on(params.q.device(), kBackward, params, threads);
+}
 
 void attention_forward(Context& context, const AttentionForward& params) {
   const Check check(kForward);
@@ -83,8 +76,7 @@ void attention_forward(Context& context, const AttentionForward& params) {
   check_heads(check, "y", params.y, {q.dim(0), q.dim(1), q.dim(2), q.dim(3)}, q);
   check.writable("y", params.y);
   if (params.logsumexp.present()) check_logsumexp(check, params.logsumexp, q);
-  require(kForward, supports(params));
-  cpu::attention_forward(context, params);
+  run_on(q.device(), kForward, context, params);
 }
 
 void attention_backward(Context& context, const AttentionBackward& params) {
@@ -97,8 +89,7 @@ void attention_backward(Context& context, const AttentionBackward& params) {
   check_gradient(check, "dq", params.dq, q);
   check_gradient(check, "dk", params.dk, params.k);
   check_gradient(check, "dv", params.dv, params.v);
-  require(kBackward, supports(params));
-  cpu::attention_backward(context, params);
+  run_on(q.device(), kBackward, context, params);
 }
 
 }  // namespace graft

@@ -8,10 +8,10 @@
 // key head are added afterwards, in order. 10·d FLOPs for each query and key that it sees.
 
 #include <algorithm>
+#include <vector>
 
-#include "attention/cpu.h"
 #include "attention/heads.h"
-#include "backend/cpu/scratch_layout.h"
+#include "backend/cpu/scratch.h"
 #include "backend/cpu/softmax.h"
 #include "backend/cpu/threads.h"
 
@@ -22,9 +22,9 @@ namespace {
 // block's scores stay in a core's cache up to some thousand keys.
 constexpr std::int64_t kBlockPanels = 5;
 
-class Backward {
+class BackwardRun {
  public:
-  explicit Backward(const AttentionBackward& params)
+  explicit BackwardRun(const AttentionBackward& params)
       : p_(params),
         shape_(params.q, params.k, params.options),
         kernels_(kernels_for(DType::kFloat32)),
@@ -36,6 +36,9 @@ class Backward {
         block_rows_(kBlockPanels * kernels_.rows) {}
 
   void operator()(Context& context);
+  std::size_t scratch_bytes(int threads) const {
+    return bytes_of([&](Scratch& scratch) { return layout(scratch, threads); });
+  }
 
  private:
   struct Worker {
@@ -49,11 +52,21 @@ class Backward {
     float* dq;          // [row][d] of a row panel; also a row of y
   };
 
+  struct Parts {
+    float* k_by_rows;
+    float* k_by_columns;
+    float* v_by_rows;
+    float* dk;  // (B, heads, keys, d), before heads are added
+    float* dv;
+    std::vector<Worker> workers;
+  };
+
   struct Block {
     std::int64_t b, head, first, count;
     std::int64_t seen;  // by the block's last query
   };
 
+  Parts layout(Scratch& scratch, int threads) const;
   void pack(std::int64_t task, float* rows) const;
   void head(std::int64_t b, std::int64_t head, const Worker& worker) const;
   void block(const Block& block, std::int64_t panels, const Worker& worker) const;
@@ -79,59 +92,53 @@ class Backward {
   const HeadRows head_rows_;
   const KeyPanels packed_;
   const std::int64_t ld_, block_rows_;
-  float* k_by_rows_ = nullptr;
-  float* k_by_columns_ = nullptr;
-  float* v_by_rows_ = nullptr;
-  float* dk_ = nullptr;  // (B, heads, keys, d), before heads are added
-  float* dv_ = nullptr;
+  Parts parts_;
 };
 
-void Backward::operator()(Context& context) {
-  const int workers = num_threads();
+BackwardRun::Parts BackwardRun::layout(Scratch& scratch, int threads) const {
   const std::int64_t d = shape_.d, width = kernels_.width;
-  const std::int64_t d_panels = ceil_div(d, width);
   const std::int64_t gradient_size =
       keys_wanted() ? shape_.batch * shape_.heads * shape_.keys * d : 0;
   const std::int64_t row_size = std::max(block_rows_, width) * d;
-  const std::int64_t columns_size = d_panels * block_rows_ * width;
+  const std::int64_t columns_size = ceil_div(d, width) * block_rows_ * width;
   const std::int64_t scores_size = block_rows_ * ld_;
-  const std::int64_t panel_size = kernels_.stride * std::max({d, ld_, block_rows_});
-  const std::int64_t dq_size = kernels_.rows * d;
+  Parts parts;
+  parts.k_by_rows = scratch.take<float>(packed_.by_rows_size());
+  parts.k_by_columns = scratch.take<float>(packed_.by_columns_size());
+  parts.v_by_rows = scratch.take<float>(packed_.by_rows_size());
+  parts.dk = scratch.take<float>(gradient_size);
+  parts.dv = scratch.take<float>(gradient_size);
+  for (int i = 0; i < threads; ++i) {
+    Worker worker;
+    worker.q = scratch.take<float>(row_size);
+    worker.dy = scratch.take<float>(row_size);
+    worker.q_columns = scratch.take<float>(columns_size);
+    worker.dy_columns = scratch.take<float>(columns_size);
+    worker.scores = scratch.take<float>(scores_size);
+    worker.dp = scratch.take<float>(scores_size);
+    worker.x_panel = scratch.take<float>(kernels_.stride * std::max({d, ld_, block_rows_}));
+    worker.dq = scratch.take<float>(kernels_.rows * d);
+    parts.workers.push_back(worker);
+  }
+  return parts;
+}
 
-  ScratchLayout layout;
-  const auto k_by_rows = layout.reserve<float>(packed_.by_rows_size());
-  const auto k_by_columns = layout.reserve<float>(packed_.by_columns_size());
-  const auto v_by_rows = layout.reserve<float>(packed_.by_rows_size());
-  const auto dk = layout.reserve<float>(gradient_size);
-  const auto dv = layout.reserve<float>(gradient_size);
-  const auto q = layout.reserve<float>(workers * row_size);
-  const auto dy = layout.reserve<float>(workers * row_size);
-  const auto q_columns = layout.reserve<float>(workers * columns_size);
-  const auto dy_columns = layout.reserve<float>(workers * columns_size);
-  const auto scores = layout.reserve<float>(workers * scores_size);
-  const auto dp = layout.reserve<float>(workers * scores_size);
-  const auto x_panel = layout.reserve<float>(workers * panel_size);
-  const auto dq = layout.reserve<float>(workers * dq_size);
-  layout.allocate(context);
-  k_by_rows_ = layout.at<float>(k_by_rows);
-  k_by_columns_ = layout.at<float>(k_by_columns);
-  v_by_rows_ = layout.at<float>(v_by_rows);
-  dk_ = layout.at<float>(dk);
-  dv_ = layout.at<float>(dv);
-
-  parallel_for(packed_.tasks(), workers, [&](std::int64_t task, int worker) {
-    pack(task, layout.at<float>(q) + worker * row_size);
-  });
-  parallel_for(shape_.batch * shape_.heads, workers, [&](std::int64_t task, int w) {
-    head(task / shape_.heads, task % shape_.heads,
-         Worker{layout.at<float>(q) + w * row_size, layout.at<float>(dy) + w * row_size,
-                layout.at<float>(q_columns) + w * columns_size,
-                layout.at<float>(dy_columns) + w * columns_size,
-                layout.at<float>(scores) + w * scores_size, layout.at<float>(dp) + w * scores_size,
-                layout.at<float>(x_panel) + w * panel_size, layout.at<float>(dq) + w * dq_size});
+void BackwardRun::operator()(Context& context) {
+  const int threads = context.threads();
+  const std::int64_t width = kernels_.width;
+  parts_ = lay_out(context, [&](Scratch& scratch) { return layout(scratch, threads); });
+  const auto on_workers = [&](std::int64_t count, const auto& task) {
+    parallel_for(context, count, threads, [&](std::int64_t i, int worker) {
+      task(i, parts_.workers[static_cast<std::size_t>(worker)]);
+    });
+  };
+  on_workers(packed_.tasks(),
+             [&](std::int64_t task, const Worker& worker) { pack(task, worker.q); });
+  on_workers(shape_.batch * shape_.heads, [&](std::int64_t task, const Worker& worker) {
+    head(task / shape_.heads, task % shape_.heads, worker);
   });
   if (!keys_wanted()) return;
-  parallel_for(packed_.tasks(), [&](std::int64_t task) {
+  parallel_for(context, packed_.tasks(), [&](std::int64_t task) {
     const std::int64_t kv_head = task / packed_.key_panels() % shape_.kv_heads;
     const std::int64_t first = task % packed_.key_panels() * width;
     sum_heads(task / packed_.key_panels() / shape_.kv_heads, kv_head, first,
@@ -139,22 +146,22 @@ void Backward::operator()(Context& context) {
   });
 }
 
-void Backward::pack(std::int64_t task, float* rows) const {
+void BackwardRun::pack(std::int64_t task, float* rows) const {
   const std::int64_t panel = task % packed_.key_panels();
   const std::int64_t kv_head = task / packed_.key_panels() % shape_.kv_heads;
   const std::int64_t b = task / packed_.key_panels() / shape_.kv_heads;
   const std::int64_t first = panel * kernels_.width;
   const std::int64_t count = std::min<std::int64_t>(kernels_.width, shape_.keys - first);
   head_rows_.load_keys(p_.k, b, first, count, kv_head, rows);
-  packed_.pack(rows, count, b, kv_head, panel, k_by_rows_, k_by_columns_);
+  packed_.pack(rows, count, b, kv_head, panel, parts_.k_by_rows, parts_.k_by_columns);
   head_rows_.load(p_.v, b, first, count, kv_head, rows);
-  packed_.pack(rows, count, b, kv_head, panel, v_by_rows_, nullptr);
+  packed_.pack(rows, count, b, kv_head, panel, parts_.v_by_rows, nullptr);
 }
 
-void Backward::head(std::int64_t b, std::int64_t head, const Worker& worker) const {
+void BackwardRun::head(std::int64_t b, std::int64_t head, const Worker& worker) const {
   if (keys_wanted()) {
-    std::fill_n(dk_ + head_offset(b, head), shape_.keys * shape_.d, 0.0f);
-    std::fill_n(dv_ + head_offset(b, head), shape_.keys * shape_.d, 0.0f);
+    std::fill_n(parts_.dk + head_offset(b, head), shape_.keys * shape_.d, 0.0f);
+    std::fill_n(parts_.dv + head_offset(b, head), shape_.keys * shape_.d, 0.0f);
   }
   const std::int64_t panels = ceil_div(shape_.queries, kernels_.rows);
   const std::int64_t blocks = ceil_div(panels, kBlockPanels);
@@ -166,7 +173,7 @@ void Backward::head(std::int64_t b, std::int64_t head, const Worker& worker) con
   }
 }
 
-void Backward::block(const Block& block, std::int64_t panels, const Worker& worker) const {
+void BackwardRun::block(const Block& block, std::int64_t panels, const Worker& worker) const {
   const std::int64_t d = shape_.d, width = kernels_.width;
   const std::int64_t kv_head = shape_.kv_head_of(block.head);
   head_rows_.load_queries(p_.q, block.b, block.first, block.count, block.head, worker.q);
@@ -180,7 +187,7 @@ void Backward::block(const Block& block, std::int64_t panels, const Worker& work
     const std::int64_t seen = shape_.seen(block.first + row + count - 1);
     kernels_.pack_rows({worker.dp + row * ld_, DType::kFloat32, ld_, 1}, static_cast<int>(count),
                        seen, worker.x_panel);
-    products(worker.x_panel, count, packed_.column_panel(k_by_columns_, block.b, kv_head, 0),
+    products(worker.x_panel, count, packed_.column_panel(parts_.k_by_columns, block.b, kv_head, 0),
              shape_.keys * width, seen, worker.dq, false);
     const std::int64_t query = block.first + row;
     head_rows_.turn_back(worker.dq, count, query + shape_.keys - shape_.queries);
@@ -198,13 +205,14 @@ void Backward::block(const Block& block, std::int64_t panels, const Worker& work
                           worker.dy_columns + at);
   }
   const std::int64_t at = head_offset(block.b, block.head);
-  if (p_.dk.present()) key_gradient(block, worker.dp, worker.q_columns, dk_ + at, worker);
-  if (p_.dv.present()) key_gradient(block, worker.scores, worker.dy_columns, dv_ + at, worker);
+  if (p_.dk.present()) key_gradient(block, worker.dp, worker.q_columns, parts_.dk + at, worker);
+  if (p_.dv.present())
+    key_gradient(block, worker.scores, worker.dy_columns, parts_.dv + at, worker);
 }
 
 // Rows [row, row + count) of p and ds, zero up to the last key that the block sees.
-void Backward::scores_of_panel(const Block& block, std::int64_t row, std::int64_t count,
-                               const Worker& worker) const {
+void BackwardRun::scores_of_panel(const Block& block, std::int64_t row, std::int64_t count,
+                                  const Worker& worker) const {
   const std::int64_t d = shape_.d, width = kernels_.width;
   const std::int64_t kv_head = shape_.kv_head_of(block.head);
   const std::int64_t seen = shape_.seen(block.first + row + count - 1);
@@ -223,8 +231,8 @@ void Backward::scores_of_panel(const Block& block, std::int64_t row, std::int64_
       kernels_.tile(tile);
     }
   };
-  multiply(worker.q, k_by_rows_, worker.scores);
-  multiply(worker.dy, v_by_rows_, worker.dp);
+  multiply(worker.q, parts_.k_by_rows, worker.scores);
+  multiply(worker.dy, parts_.v_by_rows, worker.dp);
 
   const float* const logsumexp =
       p_.logsumexp.data_as<float>() + (block.b * shape_.heads + block.head) * shape_.queries;
@@ -241,8 +249,8 @@ void Backward::scores_of_panel(const Block& block, std::int64_t row, std::int64_
 }
 
 // sum (keys, d) += factorsᵀ · (the rows whose column panels are `columns`).
-void Backward::key_gradient(const Block& block, const float* factors, const float* columns,
-                            float* sum, const Worker& worker) const {
+void BackwardRun::key_gradient(const Block& block, const float* factors, const float* columns,
+                               float* sum, const Worker& worker) const {
   const std::int64_t d = shape_.d, width = kernels_.width;
   const std::int64_t panels = ceil_div(block.seen, kernels_.rows);
   for (std::int64_t i = 0; i < panels; ++i) {
@@ -260,9 +268,9 @@ void Backward::key_gradient(const Block& block, const float* factors, const floa
 }
 
 // y (count, d) = or += x · (column panels, `panel_stride` elements apart).
-void Backward::products(const float* x_panel, std::int64_t count, const float* by_columns,
-                        std::int64_t panel_stride, std::int64_t steps, float* y,
-                        bool accumulate) const {
+void BackwardRun::products(const float* x_panel, std::int64_t count, const float* by_columns,
+                           std::int64_t panel_stride, std::int64_t steps, float* y,
+                           bool accumulate) const {
   const std::int64_t d = shape_.d, width = kernels_.width;
   TileArgs tile;
   tile.rows = static_cast<int>(count);
@@ -278,8 +286,8 @@ void Backward::products(const float* x_panel, std::int64_t count, const float* b
   }
 }
 
-void Backward::sum_heads(std::int64_t b, std::int64_t kv_head, std::int64_t first,
-                         std::int64_t count) const {
+void BackwardRun::sum_heads(std::int64_t b, std::int64_t kv_head, std::int64_t first,
+                            std::int64_t count) const {
   const std::int64_t d = shape_.d, group = shape_.heads / shape_.kv_heads;
   const auto sum = [&](float* partial, const TensorView& out, bool turned) {
     float* const rows = partial + head_offset(b, kv_head * group) + first * d;
@@ -291,15 +299,21 @@ void Backward::sum_heads(std::int64_t b, std::int64_t kv_head, std::int64_t firs
       head_rows_.store(rows + i * d, 1.0f, out, b, first + i, kv_head);
     }
   };
-  if (p_.dk.present()) sum(dk_, p_.dk, true);
-  if (p_.dv.present()) sum(dv_, p_.dv, false);
+  if (p_.dk.present()) sum(parts_.dk, p_.dk, true);
+  if (p_.dv.present()) sum(parts_.dv, p_.dv, false);
 }
 
 }  // namespace
 
+Support supports(const AttentionBackward& params) { return supports_heads(params.q); }
+
 void attention_backward(Context& context, const AttentionBackward& params) {
-  Backward backward(params);
-  backward(context);
+  BackwardRun run(params);
+  run(context);
+}
+
+std::size_t scratch_bytes(const AttentionBackward& params, int threads) {
+  return BackwardRun(params).scratch_bytes(threads);
 }
 
 }  // namespace graft::cpu

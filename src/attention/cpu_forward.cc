@@ -9,10 +9,11 @@
 #include <algorithm>
 #include <cmath>
 #include <limits>
+#include <string>
+#include <vector>
 
-#include "attention/cpu.h"
 #include "attention/heads.h"
-#include "backend/cpu/scratch_layout.h"
+#include "backend/cpu/scratch.h"
 #include "backend/cpu/softmax.h"
 #include "backend/cpu/threads.h"
 
@@ -25,9 +26,9 @@ constexpr std::int64_t kTaskPanels = 4;
 // the products.
 constexpr std::int64_t kFewQueries = 2;
 
-class Forward {
+class ForwardRun {
  public:
-  explicit Forward(const AttentionForward& params)
+  explicit ForwardRun(const AttentionForward& params)
       : p_(params),
         shape_(params.q, params.k, params.options),
         kernels_(kernels_for(DType::kFloat32)),
@@ -38,17 +39,28 @@ class Forward {
         ld_(packed_.key_panels() * kernels_.width) {}
 
   void operator()(Context& context);
+  std::size_t scratch_bytes(int threads) const {
+    return bytes_of([&](Scratch& scratch) { return layout(scratch, threads); });
+  }
 
  private:
   struct Worker {
     float* rows;     // of q or of a key panel
-    float* q_panel;  // row panel of q
+    float* q_panel;  // row panel of q; of few queries, their rows
     float* scores;   // [row][ld_]
     float* p_panel;  // row panel of p
     float* y;        // [row][d]
   };
 
-  void few_queries(Context& context);
+  struct Parts {
+    float* k_by_rows;
+    float* v_by_columns;
+    std::vector<Worker> workers;
+  };
+
+  // Keys are read as they lie, and nothing is packed.
+  bool few_queries() const { return shape_.queries <= kFewQueries; }
+  Parts layout(Scratch& scratch, int threads) const;
   void decode(std::int64_t b, std::int64_t kv_head, const Worker& worker) const;
   void pack(std::int64_t task, const Worker& worker) const;
   void panel(std::int64_t b, std::int64_t head, std::int64_t first, std::int64_t count,
@@ -63,65 +75,75 @@ class Forward {
   const HeadRows head_rows_;
   const KeyPanels packed_;
   const std::int64_t ld_;
-  float* k_by_rows_ = nullptr;
-  float* v_by_columns_ = nullptr;
+  Parts parts_;
 };
 
-void Forward::operator()(Context& context) {
+ForwardRun::Parts ForwardRun::layout(Scratch& scratch, int threads) const {
+  const std::int64_t d = shape_.d;
+  const bool few = few_queries();
+  const std::int64_t rows = std::max<std::int64_t>(kernels_.width, few ? 0 : kernels_.stride);
+  // Rows of scores: a row panel's, or every query of the heads that read one key head.
+  const std::int64_t group = shape_.heads / shape_.kv_heads * shape_.queries;
+  const std::int64_t score_rows = few ? group : kernels_.rows;
+  Parts parts;
+  parts.k_by_rows = scratch.take<float>(few ? 0 : packed_.by_rows_size());
+  parts.v_by_columns = scratch.take<float>(few ? 0 : packed_.by_columns_size());
+  for (int i = 0; i < threads; ++i) {
+    Worker worker;
+    worker.rows = scratch.take<float>(rows * d);
+    worker.q_panel = scratch.take<float>((few ? group : kernels_.stride) * d);
+    worker.scores = scratch.take<float>(score_rows * ld_);
+    worker.p_panel = scratch.take<float>(few ? 0 : kernels_.stride * ld_);
+    worker.y = scratch.take<float>(score_rows * d);
+    parts.workers.push_back(worker);
+  }
+  return parts;
+}
+
+void ForwardRun::operator()(Context& context) {
   if (shape_.batch == 0 || shape_.heads == 0 || shape_.queries == 0) return;
-  if (shape_.queries <= kFewQueries) return few_queries(context);
-
-  const std::int64_t width = kernels_.width, d = shape_.d;
-  ScratchLayout layout;
-  const auto k_by_rows = layout.reserve<float>(packed_.by_rows_size());
-  const auto v_by_columns = layout.reserve<float>(packed_.by_columns_size());
-  const int workers = num_threads();
-  const std::int64_t most_rows = std::max<std::int64_t>(width, kernels_.stride);
-  const auto rows = layout.reserve<float>(workers * most_rows * d);
-  const auto q_panel = layout.reserve<float>(workers * kernels_.stride * d);
-  const auto scores = layout.reserve<float>(workers * kernels_.rows * ld_);
-  const auto p_panel = layout.reserve<float>(workers * kernels_.stride * ld_);
-  const auto y = layout.reserve<float>(workers * kernels_.rows * d);
-  layout.allocate(context);
-  k_by_rows_ = layout.at<float>(k_by_rows);
-  v_by_columns_ = layout.at<float>(v_by_columns);
-  const auto worker_at = [&](int worker) {
-    return Worker{layout.at<float>(rows) + worker * most_rows * d,
-                  layout.at<float>(q_panel) + worker * kernels_.stride * d,
-                  layout.at<float>(scores) + worker * kernels_.rows * ld_,
-                  layout.at<float>(p_panel) + worker * kernels_.stride * ld_,
-                  layout.at<float>(y) + worker * kernels_.rows * d};
+  const int threads = context.threads();
+  parts_ = lay_out(context, [&](Scratch& scratch) { return layout(scratch, threads); });
+  const auto on_workers = [&](std::int64_t count, const auto& task) {
+    parallel_for(context, count, threads, [&](std::int64_t i, int worker) {
+      task(i, parts_.workers[static_cast<std::size_t>(worker)]);
+    });
   };
-
-  parallel_for(packed_.tasks(), workers,
-               [&](std::int64_t task, int worker) { pack(task, worker_at(worker)); });
+  if (few_queries()) {
+    on_workers(shape_.batch * shape_.kv_heads, [&](std::int64_t task, const Worker& worker) {
+      decode(task / shape_.kv_heads, task % shape_.kv_heads, worker);
+    });
+    return;
+  }
+  on_workers(packed_.tasks(), [&](std::int64_t task, const Worker& worker) { pack(task, worker); });
   const std::int64_t panels = ceil_div(shape_.queries, kernels_.rows);
   const std::int64_t blocks = ceil_div(panels, kTaskPanels);
   const std::int64_t each = shape_.batch * shape_.heads;
-  parallel_for(blocks * each, workers, [&](std::int64_t task, int worker) {
+  on_workers(blocks * each, [&](std::int64_t task, const Worker& worker) {
     const std::int64_t block = blocks - 1 - task / each;  // the last ones see most keys
     const std::int64_t b = task % each / shape_.heads, head = task % each % shape_.heads;
     for (std::int64_t i = panels * block / blocks; i < panels * (block + 1) / blocks; ++i) {
       const std::int64_t first = shape_.queries * i / panels;
-      panel(b, head, first, shape_.queries * (i + 1) / panels - first, worker_at(worker));
+      panel(b, head, first, shape_.queries * (i + 1) / panels - first, worker);
     }
   });
 }
 
-void Forward::pack(std::int64_t task, const Worker& worker) const {
+void ForwardRun::pack(std::int64_t task, const Worker& worker) const {
   const std::int64_t panel = task % packed_.key_panels();
   const std::int64_t head = task / packed_.key_panels() % shape_.kv_heads;
   const std::int64_t b = task / packed_.key_panels() / shape_.kv_heads;
   const std::int64_t first = panel * kernels_.width;
   const std::int64_t count = std::min<std::int64_t>(kernels_.width, shape_.keys - first);
   head_rows_.load_keys(p_.k, b, first, count, head, worker.rows);
-  packed_.pack(worker.rows, count, b, head, panel, k_by_rows_, nullptr);
+  packed_.pack(worker.rows, count, b, head, panel, parts_.k_by_rows, nullptr);
   head_rows_.load(p_.v, b, first, count, head, worker.rows);
-  packed_.pack(worker.rows, count, b, head, panel, nullptr, v_by_columns_);
+  packed_.pack(worker.rows, count, b, head, panel, nullptr, parts_.v_by_columns);
 }
 
 // scores = p unnormalised; writes logsumexp and returns the factor that normalises.
-float Forward::softmax(float* scores, std::int64_t b, std::int64_t head, std::int64_t query) const {
+float ForwardRun::softmax(float* scores, std::int64_t b, std::int64_t head,
+                          std::int64_t query) const {
   const float scale = shape_.options.scale;
   const std::int64_t seen = shape_.seen(query);
   float logsumexp = -std::numeric_limits<float>::infinity(), factor = 0.0f;
@@ -138,8 +160,8 @@ float Forward::softmax(float* scores, std::int64_t b, std::int64_t head, std::in
   return factor;
 }
 
-void Forward::panel(std::int64_t b, std::int64_t head, std::int64_t first, std::int64_t count,
-                    const Worker& worker) const {
+void ForwardRun::panel(std::int64_t b, std::int64_t head, std::int64_t first, std::int64_t count,
+                       const Worker& worker) const {
   const std::int64_t d = shape_.d, width = kernels_.width;
   const std::int64_t kv_head = shape_.kv_head_of(head);
   const std::int64_t seen = shape_.seen(first + count - 1);
@@ -153,7 +175,7 @@ void Forward::panel(std::int64_t b, std::int64_t head, std::int64_t first, std::
   tile.y_stride = ld_;
   tile.cols = static_cast<int>(width);  // past the last key: lanes that nobody reads
   for (std::int64_t j = 0; j * width < seen; ++j) {
-    tile.w = packed_.row_panel(k_by_rows_, b, kv_head, j);
+    tile.w = packed_.row_panel(parts_.k_by_rows, b, kv_head, j);
     tile.y = worker.scores + j * width;
     kernels_.tile(tile);
   }
@@ -171,7 +193,7 @@ void Forward::panel(std::int64_t b, std::int64_t head, std::int64_t first, std::
   tile.y_stride = d;
   for (std::int64_t j = 0; j * width < d; ++j) {
     tile.cols = static_cast<int>(std::min<std::int64_t>(width, d - j * width));
-    tile.w = packed_.column_panel(v_by_columns_, b, kv_head, j);
+    tile.w = packed_.column_panel(parts_.v_by_columns, b, kv_head, j);
     tile.y = worker.y + j * width;
     kernels_.tile(tile);
   }
@@ -180,27 +202,8 @@ void Forward::panel(std::int64_t b, std::int64_t head, std::int64_t first, std::
   }
 }
 
-void Forward::few_queries(Context& context) {
-  const int workers = num_threads();
-  const std::int64_t d = shape_.d;
-  const std::int64_t group = shape_.heads / shape_.kv_heads * shape_.queries;
-  ScratchLayout layout;
-  const auto rows = layout.reserve<float>(workers * kernels_.width * d);
-  const auto q = layout.reserve<float>(workers * group * d);
-  const auto scores = layout.reserve<float>(workers * group * ld_);
-  const auto y = layout.reserve<float>(workers * group * d);
-  layout.allocate(context);
-  parallel_for(shape_.batch * shape_.kv_heads, workers, [&](std::int64_t task, int worker) {
-    decode(task / shape_.kv_heads, task % shape_.kv_heads,
-           Worker{layout.at<float>(rows) + worker * kernels_.width * d,
-                  layout.at<float>(q) + worker * group * d,
-                  layout.at<float>(scores) + worker * group * ld_, nullptr,
-                  layout.at<float>(y) + worker * group * d});
-  });
-}
-
 // All queries of the query heads that read one key head, against each of its keys in turn.
-void Forward::decode(std::int64_t b, std::int64_t kv_head, const Worker& worker) const {
+void ForwardRun::decode(std::int64_t b, std::int64_t kv_head, const Worker& worker) const {
   const std::int64_t d = shape_.d, width = kernels_.width, queries = shape_.queries;
   const std::int64_t heads = shape_.heads / shape_.kv_heads, first_head = kv_head * heads;
   for (std::int64_t h = 0; h < heads; ++h) {
@@ -238,9 +241,24 @@ void Forward::decode(std::int64_t b, std::int64_t kv_head, const Worker& worker)
 
 }  // namespace
 
+Support supports_heads(const ConstTensorView& q) {
+  if (q.rank() == 4 && (q.dim(3) % 8 != 0 || q.dim(3) == 0 || q.dim(3) > kMaxHeadDim)) {
+    return Support::no("q: head dimension " + std::to_string(q.dim(3)) +
+                       " has no kernel, multiples of 8 up to " + std::to_string(kMaxHeadDim) +
+                       " do");
+  }
+  return float_on_cpu("q", q);
+}
+
+Support supports(const AttentionForward& params) { return supports_heads(params.q); }
+
 void attention_forward(Context& context, const AttentionForward& params) {
-  Forward forward(params);
-  forward(context);
+  ForwardRun run(params);
+  run(context);
+}
+
+std::size_t scratch_bytes(const AttentionForward& params, int threads) {
+  return ForwardRun(params).scratch_bytes(threads);
 }
 
 }  // namespace graft::cpu

@@ -4,16 +4,20 @@
 #include <cstdint>
 #include <memory>
 
-#include "backend/cpu/kernels.h"
-#include "backend/cpu/packed_panels.h"
+#include "backend/cpu/rotary_angles.h"
 #include "backend/cpu/rows.h"
+#include "checks.h"
 #include "graft/attention.h"
-#include "rope/angles.h"
+#include "product/cpu/kernels.h"
+#include "product/cpu/packed_panels.h"
 
 // What forward, backward and decoding share: the shape, and how rows of one head are read and
 // written through strides, in float32 and turned.
 
 namespace graft::cpu {
+
+/// What both directions ask of a head.
+Support supports_heads(const ConstTensorView& q);
 
 struct AttentionShape {
   std::int64_t batch, queries, keys, heads, kv_heads, d;
@@ -46,8 +50,8 @@ class HeadRows {
  public:
   HeadRows(const AttentionShape& shape, const RowKernels& rows) : shape_(shape), rows_(rows) {
     if (shape.options.rotary.enabled) {
-      angles_ = rope_angles(shape.options.rotary.theta, shape.d / 2, shape.options.rotary.position,
-                            shape.keys);
+      angles_ = rotary_angles(shape.options.rotary.theta, shape.d / 2,
+                              shape.options.rotary.position, shape.keys);
     }
   }
 
@@ -103,7 +107,7 @@ class HeadRows {
 
   const AttentionShape& shape_;
   const RowKernels& rows_;
-  std::shared_ptr<const RopeAngles> angles_;
+  std::shared_ptr<const RotaryAngles> angles_;
 };
 
 /// Column panels (kernels.h) of every key and value head, in the two roles that a matrix (keys, d)

@@ -5,7 +5,7 @@
 #include <vector>
 
 #include "backend/element.h"
-#include "rope/reference.h"
+#include "backend/rotary_reference.h"
 
 namespace graft::reference {
 

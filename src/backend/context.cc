@@ -3,6 +3,7 @@
 #include <cstdlib>
 #include <string>
 
+#include "checks.h"
 #include "graft/error.h"
 
 namespace graft {
@@ -12,6 +13,12 @@ constexpr std::size_t kAlignment = 4096;
 }
 
 void Context::Free::operator()(std::byte* block) const { std::free(block); }
+
+Context::Context(const CudaPlace& place) : device_{DeviceType::kCuda, place.device}, cuda_(place) {
+  require("context", backend_available(DeviceType::kCuda));
+  Check("context").that(place.allocate != nullptr && place.free != nullptr,
+                        "allocate, free: expected functions, got null");
+}
 
 std::byte* Context::scratch(std::size_t bytes) {
   if (bytes > capacity_) {

@@ -1,6 +1,6 @@
 #include "graft/layer_norm.h"
 
-#include "checks.h"
+#include "backend/table.h"
 
 namespace graft {
 
@@ -27,17 +27,20 @@ void check_affine(const Check& check, const char* name, const ConstTensorView& v
   check.dense(name, vector);
 }
 
-Support supports_on(Device device) {
-  return all_of({on_cpu(device), Support::no("no CPU kernel for layer_norm yet")});
-}
-
 }  // namespace
 
-Support supports(const LayerNormForward& params) { return supports_on(params.x.device()); }
+Support supports(const LayerNormForward& p) { return supports_on(p.x.device(), p); }
+Support supports(const LayerNormBackward& p) { return supports_on(p.dy.device(), p); }
 
-Support supports(const LayerNormBackward& params) { return supports_on(params.dy.device()); }
+std::size_t scratch_bytes(const LayerNormForward& params, int threads) {
+  return scratch_bytes_on(params.x.device(), kForward, params, threads);
+}
 
-void layer_norm_forward(Context&, const LayerNormForward& p) {
+std::size_t scratch_bytes(const LayerNormBackward& params, int threads) {
+  return scratch_bytes_on(params.dy.device(), kBackward, params, threads);
+}
+
+void layer_norm_forward(Context& context, const LayerNormForward& p) {
   const Check check(kForward);
   check_first(check, "x", p.x, p.eps);
   check_affine(check, "weight", p.weight, p.x);
@@ -45,10 +48,10 @@ void layer_norm_forward(Context&, const LayerNormForward& p) {
   check.output("y", p.y, p.x);
   if (p.mean.present()) check.floats("mean", p.mean, p.x.dim(0), p.x);
   if (p.rstd.present()) check.floats("rstd", p.rstd, p.x.dim(0), p.x);
-  require(kForward, supports(p));
+  run_on(p.x.device(), kForward, context, p);
 }
 
-void layer_norm_backward(Context&, const LayerNormBackward& p) {
+void layer_norm_backward(Context& context, const LayerNormBackward& p) {
   const Check check(kBackward);
   check_first(check, "dy", p.dy, p.eps);
   check.matrix("x", p.x, p.dy);
@@ -60,7 +63,7 @@ void layer_norm_backward(Context&, const LayerNormBackward& p) {
   if (p.dx.present()) check.output("dx", p.dx, p.dy);
   if (p.dweight.present()) check.floats("dweight", p.dweight, p.dy.dim(1), p.dy);
   if (p.dbias.present()) check.floats("dbias", p.dbias, p.dy.dim(1), p.dy);
-  require(kBackward, supports(p));
+  run_on(p.dy.device(), kBackward, context, p);
 }
 
 }  // namespace graft

@@ -1,19 +1,21 @@
 #include "graft/linear.h"
 
-#include "checks.h"
-#include "linear/cpu.h"
-#include "linear/weight_checks.h"
+#include "backend/table.h"
+#include "weight/weight.h"
 
 namespace graft {
 namespace {
 
+constexpr const char* kForward = "linear";
+constexpr const char* kBackward = "linear_backward";
+
 void check(const LinearForward& p) {
-  const Check check("linear");
-  check_weight(check, p.weight, p.x.device(), cpu::Direction::kForward);
+  const Check check(kForward);
+  check_weight(check, p.weight, p.x.device(), Direction::kForward);
   check.rank("x", p.x, 2);
   check.shape("x", p.x, {p.x.dim(0), p.weight.in_features()});
   check.shape("y", p.y, {p.x.dim(0), p.weight.out_features()});
-  check_rows_output(check, "y", p.y, p.x.device());
+  check.rows_output("y", p.y, p.x.device());
   if (p.bias.present()) {
     check.shape("bias", p.bias, {p.weight.out_features()});
     check.device("bias", p.bias, p.x.device());
@@ -21,36 +23,35 @@ void check(const LinearForward& p) {
 }
 
 void check(const LinearBackward& p) {
-  const Check check("linear_backward");
-  check_weight(check, p.weight, p.dy.device(), cpu::Direction::kBackward);
+  const Check check(kBackward);
+  check_weight(check, p.weight, p.dy.device(), Direction::kBackward);
   check.rank("dy", p.dy, 2);
   check.shape("dy", p.dy, {p.dy.dim(0), p.weight.out_features()});
   check.shape("dx", p.dx, {p.dy.dim(0), p.weight.in_features()});
-  check_rows_output(check, "dx", p.dx, p.dy.device());
+  check.rows_output("dx", p.dx, p.dy.device());
 }
 
 }  // namespace
 
-Support supports(const LinearForward& p) {
-  return all_of({on_cpu(p.x.device()), float_on_cpu("x", p.x), weight_on_cpu(p.weight),
-                 float_on_cpu("bias", p.bias), float_on_cpu("y", p.y)});
+Support supports(const LinearForward& p) { return supports_on(p.x.device(), p); }
+Support supports(const LinearBackward& p) { return supports_on(p.dy.device(), p); }
+
+std::size_t scratch_bytes(const LinearForward& params, int threads) {
+  return scratch_bytes_on(params.x.device(), kForward, params, threads);
 }
 
-Support supports(const LinearBackward& p) {
-  return all_of({on_cpu(p.dy.device()), float_on_cpu("dy", p.dy), weight_on_cpu(p.weight),
-                 float_on_cpu("dx", p.dx)});
+std::size_t scratch_bytes(const LinearBackward& params, int threads) {
+  return scratch_bytes_on(params.dy.device(), kBackward, params, threads);
 }
 
 void linear_forward(Context& context, const LinearForward& params) {
   check(params);
-  require("linear", supports(params));
-  cpu::linear_forward(context, params);
+  run_on(params.x.device(), kForward, context, params);
 }
 
 void linear_backward(Context& context, const LinearBackward& params) {
   check(params);
-  require("linear_backward", supports(params));
-  cpu::linear_backward(context, params);
+  run_on(params.dy.device(), kBackward, context, params);
 }
 
 }  // namespace graft

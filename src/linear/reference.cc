@@ -5,7 +5,7 @@
 namespace graft::reference {
 
 void linear_forward(const LinearForward& params) {
-  const ConstTensorView& w = params.weight.plain();
+  const ConstTensorView& w = params.weight.view();
   for (std::int64_t m = 0; m < params.x.dim(0); ++m) {
     for (std::int64_t n = 0; n < w.dim(0); ++n) {
       double sum = params.bias.present() ? load_element(params.bias, n * params.bias.stride(0)) : 0;
@@ -18,7 +18,7 @@ void linear_forward(const LinearForward& params) {
 }
 
 void linear_backward(const LinearBackward& params) {
-  const ConstTensorView& w = params.weight.plain();
+  const ConstTensorView& w = params.weight.view();
   for (std::int64_t m = 0; m < params.dy.dim(0); ++m) {
     for (std::int64_t k = 0; k < w.dim(1); ++k) {
       double sum = 0;

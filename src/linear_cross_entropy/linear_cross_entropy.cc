@@ -1,10 +1,7 @@
 #include "graft/linear_cross_entropy.h"
 
-#include <string>
-
-#include "checks.h"
-#include "linear/weight_checks.h"
-#include "linear_cross_entropy/cpu.h"
+#include "backend/table.h"
+#include "weight/weight.h"
 
 namespace graft {
 
@@ -12,22 +9,11 @@ namespace {
 
 constexpr const char* kOp = "linear_cross_entropy";
 
-void check_targets(const Check& check, const LinearCrossEntropy& p) {
-  const std::int64_t vocabulary = p.weight.out_features();
-  for (std::int64_t row = 0; row < p.targets.dim(0); ++row) {
-    const std::int32_t target = p.targets.data_as<std::int32_t>()[row * p.targets.stride(0)];
-    if (target == p.ignore_index || (target >= 0 && target < vocabulary)) continue;
-    check.fail("targets: expected 0 to " + std::to_string(vocabulary - 1) + ", or " +
-               std::to_string(p.ignore_index) + " to ignore, got " + std::to_string(target) +
-               " at row " + std::to_string(row));
-  }
-}
-
 void check_params(const LinearCrossEntropy& p) {
   const Check check(kOp);
   const Device device = p.x.device();
   check_weight(check, p.weight, device,
-               p.dx.present() ? cpu::Direction::kBackward : cpu::Direction::kForward);
+               p.dx.present() ? Direction::kBackward : Direction::kForward);
   check.rank("x", p.x, 2);
   check.shape("x", p.x, {p.x.dim(0), p.weight.in_features()});
   check.last_axis_dense("x", p.x);
@@ -41,22 +27,23 @@ void check_params(const LinearCrossEntropy& p) {
   if (p.dx.present()) {
     check.shape("dx", p.dx, {p.x.dim(0), p.weight.in_features()});
     check.dtype("dx", p.dx, {p.x.dtype()});
-    check_rows_output(check, "dx", p.dx, device);
+    check.rows_output("dx", p.dx, device);
   }
 }
 
 }  // namespace
 
 Support supports(const LinearCrossEntropy& params) {
-  return all_of(
-      {on_cpu(params.x.device()), float_on_cpu("x", params.x), weight_on_cpu(params.weight)});
+  return supports_on(params.x.device(), params);
+}
+
+std::size_t scratch_bytes(const LinearCrossEntropy& params, int threads) {
+  return scratch_bytes_on(params.x.device(), kOp, params, threads);
 }
 
 void linear_cross_entropy(Context& context, const LinearCrossEntropy& params) {
   check_params(params);
-  require(kOp, supports(params));
-  check_targets(Check(kOp), params);
-  cpu::linear_cross_entropy(context, params);
+  run_on(params.x.device(), kOp, context, params);
 }
 
 }  // namespace graft

@@ -9,7 +9,7 @@
 namespace graft::reference {
 
 void linear_cross_entropy(const LinearCrossEntropy& params) {
-  const ConstTensorView& w = params.weight.plain();
+  const ConstTensorView& w = params.weight.view();
   const std::int64_t features = w.dim(1), vocabulary = w.dim(0);
   std::vector<double> p(static_cast<std::size_t>(vocabulary));
   for (std::int64_t m = 0; m < params.x.dim(0); ++m) {

@@ -1,11 +1,17 @@
-#include "lora/cpu.h"
-
 #include <array>
+#include <span>
 
-#include "backend/cpu/product.h"
+#include "backend/table.h"
+#include "graft/lora.h"
+#include "product/cpu/product.h"
+#include "weight/weight.h"
 
 namespace graft::cpu {
 namespace {
+
+Support adapter_on_cpu(const Adapter& adapter) {
+  return all_of({float_on_cpu("a", adapter.a), float_on_cpu("b", adapter.b)});
+}
 
 const Dropout* active(const Dropout& dropout) {
   return dropout.threshold() > 0 ? &dropout : nullptr;
@@ -14,6 +20,12 @@ const Dropout* active(const Dropout& dropout) {
 // bfloat16 activations multiply as bfloat16 where no weight says otherwise.
 DType multiply_type(const ConstTensorView& activations) {
   return activations.dtype() == DType::kBFloat16 ? DType::kBFloat16 : DType::kFloat32;
+}
+
+DType multiply_type(const LoraLinearForward& params) { return params.weight.dtype(); }
+
+DType multiply_type(const LoraLinearBackward& params) {
+  return params.weight.present() ? params.weight.dtype() : multiply_type(params.dy);
 }
 
 LowRank forward_pair(const Adapter& adapter, const Dropout& dropout, const TensorView& h) {
@@ -38,14 +50,15 @@ LowRank backward_pair(const Adapter& adapter, const Dropout& dropout) {
   return pair;
 }
 
-// dA = s·drop(x)ᵀ·g and dB = s·hᵀ·dy, for whichever is wanted.
+// dA = s·drop(x)ᵀ·g and dB = s·hᵀ·dy of a term, for whichever is wanted.
 template <class Params>
-void add_adapter_gradients(const Params& params, Product& product) {
+void add_adapter_gradients(const Params& params, std::size_t term, Product& product) {
   if (params.da.present()) {
     OuterProduct da;
+    da.term = term;
     da.matrix = Source::of(params.x);
     da.cols = params.x.dim(1);
-    da.dropped = true;
+    da.dropped = active(params.dropout) != nullptr;
     da.scaling = params.adapter.scaling;
     da.out = TensorView(params.da.mutable_data(), params.da.dtype(),
                         std::array{params.da.dim(1), params.da.dim(0)},
@@ -54,6 +67,7 @@ void add_adapter_gradients(const Params& params, Product& product) {
   }
   if (params.db.present()) {
     OuterProduct db;
+    db.term = term;
     db.coefficients = params.h.template data_as<float>();
     db.matrix = Source::of(params.dy);
     db.cols = params.dy.dim(1);
@@ -64,58 +78,172 @@ void add_adapter_gradients(const Params& params, Product& product) {
 }
 
 template <class Params>
-void backward(Context& context, const Params& params, const BaseWeight* weight) {
-  const LowRank pair = backward_pair(params.adapter, params.dropout);
+Term delta_backward_term(const Params& params) {
+  Term term;
+  term.k = params.adapter.b.dim(1);
+  term.n = params.adapter.a.dim(0);
+  term.x = Source::of(params.dy);
+  term.pair = backward_pair(params.adapter, params.dropout);
+  term.y = params.dx;
+  return term;
+}
+
+Product product_of(const LoraDeltaForward& params) {
+  Term term;
+  term.k = params.adapter.a.dim(0);
+  term.n = params.adapter.b.dim(1);
+  term.x = Source::of(params.x);
+  term.pair = forward_pair(params.adapter, params.dropout, params.h);
+  term.y = params.y;
+  Product product;
+  product.m = params.x.dim(0);
+  product.multiply = multiply_type(params.x);
+  product.terms.push_back(term);
+  product.accumulate = params.accumulate;
+  return product;
+}
+
+Product product_of(const LoraDeltaBackward& params) {
   Product product;
   product.m = params.dy.dim(0);
-  product.k = params.adapter.b.dim(1);
-  product.n = params.adapter.a.dim(0);
-  product.x = Source::of(params.dy);
-  product.weight = weight;
   product.direction = Direction::kBackward;
   product.multiply = multiply_type(params.dy);
-  product.low_rank = &pair;
-  product.y = params.dx;
-  add_adapter_gradients(params, product);
-  run(context, product);
+  product.terms.push_back(delta_backward_term(params));
+  add_adapter_gradients(params, 0, product);
+  return product;
+}
+
+Product product_of(const LoraSiblingsForward& layers) {
+  Product product;
+  product.m = layers.front().x.dim(0);
+  product.multiply = layers.front().weight.dtype();
+  product.terms.reserve(layers.size());
+  for (const LoraLinearForward& params : layers) {
+    Term term;
+    term.k = params.weight.in_features();
+    term.n = params.weight.out_features();
+    term.x = Source::of(params.x);
+    term.weight = &params.weight;
+    term.bias = params.bias;
+    if (params.adapter.a.present()) {
+      term.pair = forward_pair(params.adapter, params.dropout, params.h);
+    }
+    term.y = params.y;
+    product.terms.push_back(term);
+  }
+  return product;
+}
+
+Product product_of(const LoraSiblingsBackward& layers) {
+  Product product;
+  product.m = layers.front().dy.dim(0);
+  product.direction = Direction::kBackward;
+  product.multiply = multiply_type(layers.front());
+  product.terms.reserve(layers.size());
+  for (const LoraLinearBackward& params : layers) {
+    Term term;
+    if (params.adapter.a.present()) {
+      term = delta_backward_term(params);
+      add_adapter_gradients(params, product.terms.size(), product);
+    } else {
+      term.k = params.dy.dim(1);
+      term.n = params.dx.present() ? params.dx.dim(1) : 0;
+      term.x = Source::of(params.dy);
+      term.y = params.dx;
+    }
+    if (params.weight.present()) term.weight = &params.weight;
+    product.terms.push_back(term);
+  }
+  return product;
+}
+
+LoraSiblingsForward alone(const LoraLinearForward& params) { return {&params, 1}; }
+LoraSiblingsBackward alone(const LoraLinearBackward& params) { return {&params, 1}; }
+
+// All of them, if they multiply in one type.
+template <class Params>
+Support supports_each(std::span<const Params> layers) {
+  for (const Params& params : layers) {
+    if (Support support = cpu::supports(params); !support) return support;
+    if (multiply_type(params) != multiply_type(layers.front())) {
+      return Support::no(
+          "weight: layers that share x multiply in one type, not in float32 and in "
+          "bfloat16");
+    }
+  }
+  return {};
 }
 
 }  // namespace
 
+Support supports(const LoraDeltaForward& p) {
+  return all_of({float_on_cpu("x", p.x), adapter_on_cpu(p.adapter), float_on_cpu("y", p.y)});
+}
+
+Support supports(const LoraDeltaBackward& p) {
+  return all_of({float_on_cpu("dy", p.dy), float_on_cpu("x", p.x), adapter_on_cpu(p.adapter),
+                 float_on_cpu("dx", p.dx)});
+}
+
+Support supports(const LoraLinearForward& p) {
+  return all_of({float_on_cpu("x", p.x), weight_on_cpu(p.weight), float_on_cpu("bias", p.bias),
+                 adapter_on_cpu(p.adapter), float_on_cpu("y", p.y)});
+}
+
+Support supports(const LoraLinearBackward& p) {
+  return all_of({float_on_cpu("dy", p.dy), float_on_cpu("x", p.x), weight_on_cpu(p.weight),
+                 adapter_on_cpu(p.adapter), float_on_cpu("dx", p.dx)});
+}
+
+Support supports(const LoraSiblingsForward& layers) { return supports_each(layers); }
+Support supports(const LoraSiblingsBackward& layers) { return supports_each(layers); }
+
+std::size_t scratch_bytes(const LoraDeltaForward& params, int threads) {
+  return scratch_bytes(product_of(params), threads);
+}
+
+std::size_t scratch_bytes(const LoraDeltaBackward& params, int threads) {
+  return scratch_bytes(product_of(params), threads);
+}
+
+std::size_t scratch_bytes(const LoraLinearForward& params, int threads) {
+  return cpu::scratch_bytes(alone(params), threads);
+}
+
+std::size_t scratch_bytes(const LoraLinearBackward& params, int threads) {
+  return cpu::scratch_bytes(alone(params), threads);
+}
+
+std::size_t scratch_bytes(const LoraSiblingsForward& layers, int threads) {
+  return scratch_bytes(product_of(layers), threads);
+}
+
+std::size_t scratch_bytes(const LoraSiblingsBackward& layers, int threads) {
+  return scratch_bytes(product_of(layers), threads);
+}
+
+void lora_linear_forward(Context& context, const LoraSiblingsForward& layers) {
+  run(context, product_of(layers));
+}
+
+void lora_linear_backward(Context& context, const LoraSiblingsBackward& layers) {
+  run(context, product_of(layers));
+}
+
 void lora_delta_forward(Context& context, const LoraDeltaForward& params) {
-  const LowRank pair = forward_pair(params.adapter, params.dropout, params.h);
-  Product product;
-  product.m = params.x.dim(0);
-  product.k = params.adapter.a.dim(0);
-  product.n = params.adapter.b.dim(1);
-  product.x = Source::of(params.x);
-  product.multiply = multiply_type(params.x);
-  product.low_rank = &pair;
-  product.y = params.y;
-  product.accumulate = params.accumulate;
-  run(context, product);
+  run(context, product_of(params));
 }
 
 void lora_linear_forward(Context& context, const LoraLinearForward& params) {
-  const LowRank pair = forward_pair(params.adapter, params.dropout, params.h);
-  Product product;
-  product.m = params.x.dim(0);
-  product.k = params.weight.in_features();
-  product.n = params.weight.out_features();
-  product.x = Source::of(params.x);
-  product.weight = &params.weight;
-  product.bias = params.bias;
-  product.low_rank = &pair;
-  product.y = params.y;
-  run(context, product);
+  cpu::lora_linear_forward(context, alone(params));
 }
 
 void lora_delta_backward(Context& context, const LoraDeltaBackward& params) {
-  backward(context, params, nullptr);
+  run(context, product_of(params));
 }
 
 void lora_linear_backward(Context& context, const LoraLinearBackward& params) {
-  backward(context, params, params.weight.present() ? &params.weight : nullptr);
+  cpu::lora_linear_backward(context, alone(params));
 }
 
 }  // namespace graft::cpu

@@ -130,9 +130,11 @@ void lora_delta_backward(const LoraDeltaBackward& params) {
 }
 
 void lora_linear_forward(const LoraLinearForward& params) {
-  Matrix y = delta_forward(params.x, params.adapter, params.dropout, params.h);
-  const ConstTensorView& w = params.weight.plain();
-  add_scaled(y, multiply(read(params.x), transpose(read(w), w.dim(1)), w.dim(0)), 1.0);
+  const ConstTensorView& w = params.weight.view();
+  Matrix y = multiply(read(params.x), transpose(read(w), w.dim(1)), w.dim(0));
+  if (params.adapter.a.present()) {
+    add_scaled(y, delta_forward(params.x, params.adapter, params.dropout, params.h), 1.0);
+  }
   if (params.bias.present()) {
     for (auto& row : y) {
       for (std::size_t n = 0; n < row.size(); ++n) {
@@ -144,12 +146,28 @@ void lora_linear_forward(const LoraLinearForward& params) {
 }
 
 void lora_linear_backward(const LoraLinearBackward& params) {
-  Matrix dx = delta_backward(params.dy, params.x, params.h, params.adapter, params.dropout,
-                             params.da, params.db);
-  if (!params.dx.present()) return;
-  const ConstTensorView& w = params.weight.plain();
-  add_scaled(dx, multiply(read(params.dy), read(w), w.dim(1)), 1.0);
-  write(dx, params.dx);
+  lora_linear_backward(LoraSiblingsBackward(&params, 1));
+}
+
+void lora_linear_forward(const LoraSiblingsForward& layers) {
+  for (const LoraLinearForward& params : layers) lora_linear_forward(params);
+}
+
+void lora_linear_backward(const LoraSiblingsBackward& layers) {
+  const TensorView& dx_out = layers.front().dx;
+  Matrix dx = dx_out.present() ? zeros(dx_out.dim(0), dx_out.dim(1)) : Matrix();
+  for (const LoraLinearBackward& params : layers) {
+    if (params.adapter.a.present()) {
+      add_scaled(dx,
+                 delta_backward(params.dy, params.x, params.h, params.adapter, params.dropout,
+                                params.da, params.db),
+                 1.0);
+    }
+    if (!dx_out.present()) continue;
+    const ConstTensorView& w = params.weight.view();
+    add_scaled(dx, multiply(read(params.dy), read(w), w.dim(1)), 1.0);
+  }
+  write(dx, dx_out);
 }
 
 }  // namespace graft::reference

@@ -10,5 +10,7 @@ void lora_delta_forward(const LoraDeltaForward& params);
 void lora_delta_backward(const LoraDeltaBackward& params);
 void lora_linear_forward(const LoraLinearForward& params);
 void lora_linear_backward(const LoraLinearBackward& params);
+void lora_linear_forward(const LoraSiblingsForward& layers);
+void lora_linear_backward(const LoraSiblingsBackward& layers);
 
 }  // namespace graft::reference

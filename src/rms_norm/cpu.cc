@@ -1,17 +1,17 @@
 // RMS norm reads each row twice, the second time from the first-level cache: bound by memory
 // (float32: 8 bytes an element forward, 16 with a residual, 12 to 16 backward).
 
-#include "rms_norm/cpu.h"
-
 #include <algorithm>
 #include <cmath>
 
 #include "backend/cpu/isa.h"
 #include "backend/cpu/rows.h"
-#include "backend/cpu/scratch_layout.h"
+#include "backend/cpu/scratch.h"
 #include "backend/cpu/spans.h"
 #include "backend/cpu/targets.h"
 #include "backend/cpu/threads.h"
+#include "checks.h"
+#include "graft/rms_norm.h"
 
 #undef HWY_TARGET_INCLUDE
 #define HWY_TARGET_INCLUDE "rms_norm/cpu.cc"
@@ -63,11 +63,11 @@ void Add(const T* x, const T* residual, std::int64_t count, T* sum) {
 }
 
 template <class T>
-void RunForward(const RmsNormForward& p, const float* weight) {
+void RunForward(const Context& context, const RmsNormForward& p, const float* weight) {
   const std::int64_t rows = p.x.dim(0), count = p.x.dim(1);
   const std::int64_t each =
       std::max<std::int64_t>(1, kSpanElements / std::max<std::int64_t>(1, count));
-  parallel_for((rows + each - 1) / each, [&](std::int64_t task) HWY_ATTR {
+  parallel_for(context, (rows + each - 1) / each, [&](std::int64_t task) HWY_ATTR {
     for (std::int64_t row = task * each; row < std::min(rows, (task + 1) * each); ++row) {
       const T* s = element<T>(p.x, row, 0);
       if (p.residual.present()) {
@@ -116,10 +116,10 @@ void BackwardRow(const RmsNormBackward& p, std::int64_t row, const float* weight
 
 // Groups of rows depend on the shape alone, and their parts of dweight are added in order.
 template <class T>
-void RunBackward(const RmsNormBackward& p, const float* weight, float* partials,
-                 std::int64_t rows_a_group) {
+void RunBackward(const Context& context, const RmsNormBackward& p, const float* weight,
+                 float* partials, std::int64_t rows_a_group) {
   const std::int64_t rows = p.dy.dim(0), count = p.dy.dim(1);
-  parallel_for((rows + rows_a_group - 1) / rows_a_group, [&](std::int64_t group) HWY_ATTR {
+  parallel_for(context, (rows + rows_a_group - 1) / rows_a_group, [&](std::int64_t group) HWY_ATTR {
     float* const dweight = partials == nullptr ? nullptr : partials + group * count;
     if (dweight != nullptr) std::fill_n(dweight, count, 0.0f);
     const std::int64_t last = std::min(rows, (group + 1) * rows_a_group);
@@ -129,15 +129,16 @@ void RunBackward(const RmsNormBackward& p, const float* weight, float* partials,
   });
 }
 
-void RmsNormForwardHere(const RmsNormForward& p, const float* weight) {
-  p.x.dtype() == DType::kFloat32 ? RunForward<float>(p, weight)
-                                 : RunForward<hwy::bfloat16_t>(p, weight);
+void RmsNormForwardHere(const Context& context, const RmsNormForward& p, const float* weight) {
+  p.x.dtype() == DType::kFloat32 ? RunForward<float>(context, p, weight)
+                                 : RunForward<hwy::bfloat16_t>(context, p, weight);
 }
 
-void RmsNormBackwardHere(const RmsNormBackward& p, const float* weight, float* partials,
-                         std::int64_t rows_a_group) {
-  p.dy.dtype() == DType::kFloat32 ? RunBackward<float>(p, weight, partials, rows_a_group)
-                                  : RunBackward<hwy::bfloat16_t>(p, weight, partials, rows_a_group);
+void RmsNormBackwardHere(const Context& context, const RmsNormBackward& p, const float* weight,
+                         float* partials, std::int64_t rows_a_group) {
+  p.dy.dtype() == DType::kFloat32
+      ? RunBackward<float>(context, p, weight, partials, rows_a_group)
+      : RunBackward<hwy::bfloat16_t>(context, p, weight, partials, rows_a_group);
 }
 
 }  // namespace HWY_NAMESPACE
@@ -150,35 +151,78 @@ namespace graft::cpu {
 HWY_EXPORT(RmsNormForwardHere);
 HWY_EXPORT(RmsNormBackwardHere);
 
+namespace {
+
+// Groups of rows whose part of dweight is summed apart: enough rows to be worth a partial sum, few
+// enough groups that adding them costs nothing.
+struct Groups {
+  std::int64_t rows_each, count;
+
+  explicit Groups(std::int64_t rows) {
+    constexpr std::int64_t kLeastRows = 16, kMostGroups = 64;
+    rows_each = std::max(kLeastRows, (rows + kMostGroups - 1) / kMostGroups);
+    count = (rows + rows_each - 1) / rows_each;
+  }
+};
+
+struct Parts {
+  float* weight;    // in float32
+  float* partials;  // of dweight: [group][column]; null if it is not wanted
+};
+
+Parts layout(Scratch& scratch, const RmsNormForward& params) {
+  return {scratch.take<float>(params.x.dim(1)), nullptr};
+}
+
+Parts layout(Scratch& scratch, const RmsNormBackward& params) {
+  Parts parts{scratch.take<float>(params.dy.dim(1)), nullptr};
+  if (params.dweight.present()) {
+    parts.partials = scratch.take<float>(Groups(params.dy.dim(0)).count * params.dy.dim(1));
+  }
+  return parts;
+}
+
+template <class Params>
+Parts lay_out_for(Context& context, const Params& params) {
+  const Parts parts = lay_out(context, [&](Scratch& scratch) { return layout(scratch, params); });
+  row_kernels().load(params.weight.data(), params.weight.dtype(), params.weight.dim(0),
+                     parts.weight);
+  return parts;
+}
+
+}  // namespace
+
+Support supports(const RmsNormForward& p) {
+  return all_of({float_on_cpu("x", p.x), float_on_cpu("weight", p.weight)});
+}
+
+Support supports(const RmsNormBackward& p) {
+  return all_of({float_on_cpu("dy", p.dy), float_on_cpu("weight", p.weight)});
+}
+
+std::size_t scratch_bytes(const RmsNormForward& params, int) {
+  return bytes_of([&](Scratch& scratch) { return layout(scratch, params); });
+}
+
+std::size_t scratch_bytes(const RmsNormBackward& params, int) {
+  return bytes_of([&](Scratch& scratch) { return layout(scratch, params); });
+}
+
 void rms_norm_forward(Context& context, const RmsNormForward& params) {
-  const RowKernels& rows = row_kernels();
-  ScratchLayout layout;
-  const auto weight = layout.reserve<float>(params.x.dim(1));
-  layout.allocate(context);
-  rows.load(params.weight.data(), params.weight.dtype(), params.x.dim(1), layout.at<float>(weight));
-  HWY_DYNAMIC_DISPATCH(RmsNormForwardHere)(params, layout.at<float>(weight));
+  HWY_DYNAMIC_DISPATCH(RmsNormForwardHere)(context, params, lay_out_for(context, params).weight);
 }
 
 void rms_norm_backward(Context& context, const RmsNormBackward& params) {
-  // Enough rows to be worth a partial sum, few enough groups that adding them costs nothing.
-  constexpr std::int64_t kLeastRows = 16, kMostGroups = 64;
-  const std::int64_t count = params.dy.dim(1), m = params.dy.dim(0);
-  const std::int64_t rows_a_group = std::max(kLeastRows, (m + kMostGroups - 1) / kMostGroups);
-  const std::int64_t groups = (m + rows_a_group - 1) / rows_a_group;
-  const bool sums = params.dweight.present();
-  const RowKernels& rows = row_kernels();
-  ScratchLayout layout;
-  const auto weight = layout.reserve<float>(count);
-  const auto partials = layout.reserve<float>(sums ? groups * count : 0);
-  layout.allocate(context);
-  rows.load(params.weight.data(), params.weight.dtype(), count, layout.at<float>(weight));
+  const Parts parts = lay_out_for(context, params);
+  const Groups groups(params.dy.dim(0));
   HWY_DYNAMIC_DISPATCH(RmsNormBackwardHere)
-  (params, layout.at<float>(weight), sums ? layout.at<float>(partials) : nullptr, rows_a_group);
-  if (!sums) return;
+  (context, params, parts.weight, parts.partials, groups.rows_each);
+  if (parts.partials == nullptr) return;
+  const std::int64_t columns = params.dy.dim(1);
   float* const dweight = params.dweight.mutable_data_as<float>();
-  std::fill_n(dweight, count, 0.0f);
-  for (std::int64_t group = 0; group < groups; ++group) {
-    rows.add(layout.at<float>(partials) + group * count, 1.0f, count, dweight);
+  std::fill_n(dweight, columns, 0.0f);
+  for (std::int64_t group = 0; group < groups.count; ++group) {
+    row_kernels().add(parts.partials + group * columns, 1.0f, columns, dweight);
   }
 }
 

@@ -1,7 +1,6 @@
 #include "graft/rms_norm.h"
 
-#include "checks.h"
-#include "rms_norm/cpu.h"
+#include "backend/table.h"
 
 namespace graft {
 
@@ -20,13 +19,15 @@ void check_common(const Check& check, const ConstTensorView& weight, float eps,
 
 }  // namespace
 
-Support supports(const RmsNormForward& p) {
-  return all_of({on_cpu(p.x.device()), float_on_cpu("x", p.x), float_on_cpu("weight", p.weight)});
+Support supports(const RmsNormForward& p) { return supports_on(p.x.device(), p); }
+Support supports(const RmsNormBackward& p) { return supports_on(p.dy.device(), p); }
+
+std::size_t scratch_bytes(const RmsNormForward& params, int threads) {
+  return scratch_bytes_on(params.x.device(), kForward, params, threads);
 }
 
-Support supports(const RmsNormBackward& p) {
-  return all_of(
-      {on_cpu(p.dy.device()), float_on_cpu("dy", p.dy), float_on_cpu("weight", p.weight)});
+std::size_t scratch_bytes(const RmsNormBackward& params, int threads) {
+  return scratch_bytes_on(params.dy.device(), kBackward, params, threads);
 }
 
 void rms_norm_forward(Context& context, const RmsNormForward& p) {
@@ -42,8 +43,7 @@ void rms_norm_forward(Context& context, const RmsNormForward& p) {
   }
   check.output("y", p.y, p.x);
   if (p.rstd.present()) check.floats("rstd", p.rstd, p.x.dim(0), p.x);
-  require(kForward, supports(p));
-  cpu::rms_norm_forward(context, p);
+  run_on(p.x.device(), kForward, context, p);
 }
 
 void rms_norm_backward(Context& context, const RmsNormBackward& p) {
@@ -56,8 +56,7 @@ void rms_norm_backward(Context& context, const RmsNormBackward& p) {
   if (p.dsum.present()) check.matrix("dsum", p.dsum, p.dy);
   if (p.ds.present()) check.output("ds", p.ds, p.dy);
   if (p.dweight.present()) check.floats("dweight", p.dweight, p.dy.dim(1), p.dy);
-  require(kBackward, supports(p));
-  cpu::rms_norm_backward(context, p);
+  run_on(p.dy.device(), kBackward, context, p);
 }
 
 }  // namespace graft

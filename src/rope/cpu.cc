@@ -1,11 +1,26 @@
-#include "rope/cpu.h"
-
+#include "backend/cpu/rotary_angles.h"
 #include "backend/cpu/rows.h"
-#include "backend/cpu/scratch_layout.h"
+#include "backend/cpu/scratch.h"
 #include "backend/cpu/threads.h"
-#include "rope/angles.h"
+#include "checks.h"
+#include "graft/rope.h"
 
 namespace graft::cpu {
+
+namespace {
+
+// A row for each worker.
+float* worker_rows(Scratch& scratch, const Rope& params, int workers) {
+  return scratch.take<float>(workers * params.x.dim(3));
+}
+
+}  // namespace
+
+Support supports(const Rope& params) { return float_on_cpu("x", params.x); }
+
+std::size_t scratch_bytes(const Rope& params, int threads) {
+  return bytes_of([&](Scratch& scratch) { return worker_rows(scratch, params, threads); });
+}
 
 void rope(Context& context, const Rope& params) {
   const ConstTensorView& x = params.x;
@@ -14,14 +29,13 @@ void rope(Context& context, const Rope& params) {
   if (x.size() == 0) return;
   const RowKernels& rows = row_kernels();
   const Rotary& rotary = params.rotary;
-  const auto angles = rope_angles(rotary.theta, d / 2, rotary.position, tokens);
-  ScratchLayout layout;
-  const int workers = num_threads();
-  const auto row = layout.reserve<float>(workers * d);
-  layout.allocate(context);
+  const auto angles = rotary_angles(rotary.theta, d / 2, rotary.position, tokens);
+  const int workers = context.threads();
+  float* const row =
+      lay_out(context, [&](Scratch& scratch) { return worker_rows(scratch, params, workers); });
 
-  parallel_for(x.dim(0) * tokens, workers, [&](std::int64_t task, int worker) {
-    float* const turned = layout.at<float>(row) + worker * d;
+  parallel_for(context, x.dim(0) * tokens, workers, [&](std::int64_t task, int worker) {
+    float* const turned = row + worker * d;
     const std::int64_t b = task / tokens, t = task % tokens, position = rotary.position + t;
     for (std::int64_t h = 0; h < heads; ++h) {
       const auto at = [&](const ConstTensorView& view) {

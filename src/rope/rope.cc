@@ -1,24 +1,13 @@
 #include "graft/rope.h"
 
-#include <cmath>
-#include <string>
-
-#include "rope/cpu.h"
-#include "rope/rotary_checks.h"
+#include "backend/table.h"
 
 namespace graft {
 
-void check_rotary(const Check& check, const Rotary& rotary) {
-  if (!(std::isfinite(rotary.theta) && rotary.theta > 0.0f)) {
-    check.fail("rotary.theta: expected a positive number, got " + std::to_string(rotary.theta));
-  }
-  if (rotary.position < 0) {
-    check.fail("rotary.position: expected at least 0, got " + std::to_string(rotary.position));
-  }
-}
+Support supports(const Rope& params) { return supports_on(params.x.device(), params); }
 
-Support supports(const Rope& params) {
-  return all_of({on_cpu(params.x.device()), float_on_cpu("x", params.x)});
+std::size_t scratch_bytes(const Rope& params, int threads) {
+  return scratch_bytes_on(params.x.device(), "rope", params, threads);
 }
 
 void rope(Context& context, const Rope& params) {
@@ -34,9 +23,8 @@ void rope(Context& context, const Rope& params) {
   check.device("y", params.y, x.device());
   check.last_axis_dense("y", params.y);
   check.writable("y", params.y);
-  check_rotary(check, params.rotary);
-  require("rope", supports(params));
-  cpu::rope(context, params);
+  check.rotary(params.rotary);
+  run_on(x.device(), "rope", context, params);
 }
 
 }  // namespace graft

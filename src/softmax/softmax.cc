@@ -1,9 +1,6 @@
 #include "graft/softmax.h"
 
-#include <cmath>
-#include <string>
-
-#include "checks.h"
+#include "backend/table.h"
 
 namespace graft {
 
@@ -17,34 +14,35 @@ void check_first(const Check& check, const char* name, const ConstTensorView& ma
   check.rank(name, matrix, 2);
   check.floating(name, matrix);
   check.last_axis_dense(name, matrix);
-  if (!(std::isfinite(scale) && scale > 0.0f)) {
-    check.fail("scale: expected a positive number, got " + std::to_string(scale));
-  }
-}
-
-Support supports_on(Device device) {
-  return all_of({on_cpu(device), Support::no("no CPU kernel for softmax yet")});
+  check.scale(scale);
 }
 
 }  // namespace
 
-Support supports(const SoftmaxForward& params) { return supports_on(params.x.device()); }
+Support supports(const SoftmaxForward& params) { return supports_on(params.x.device(), params); }
+Support supports(const SoftmaxBackward& params) { return supports_on(params.dy.device(), params); }
 
-Support supports(const SoftmaxBackward& params) { return supports_on(params.dy.device()); }
+std::size_t scratch_bytes(const SoftmaxForward& params, int threads) {
+  return scratch_bytes_on(params.x.device(), kForward, params, threads);
+}
 
-void softmax_forward(Context&, const SoftmaxForward& params) {
+std::size_t scratch_bytes(const SoftmaxBackward& params, int threads) {
+  return scratch_bytes_on(params.dy.device(), kBackward, params, threads);
+}
+
+void softmax_forward(Context& context, const SoftmaxForward& params) {
   const Check check(kForward);
   check_first(check, "x", params.x, params.scale);
   check.output("y", params.y, params.x);
-  require(kForward, supports(params));
+  run_on(params.x.device(), kForward, context, params);
 }
 
-void softmax_backward(Context&, const SoftmaxBackward& params) {
+void softmax_backward(Context& context, const SoftmaxBackward& params) {
   const Check check(kBackward);
   check_first(check, "dy", params.dy, params.scale);
   check.matrix("y", params.y, params.dy);
   check.output("dx", params.dx, params.dy);
-  require(kBackward, supports(params));
+  run_on(params.dy.device(), kBackward, context, params);
 }
 
 }  // namespace graft

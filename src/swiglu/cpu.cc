@@ -1,11 +1,11 @@
 // SwiGLU is bound by memory (float32: 12 bytes an element forward, 20 backward), so the kernel is
 // one pass of some 40 instructions a vector.
 
-#include "swiglu/cpu.h"
-
 #include "backend/cpu/isa.h"
 #include "backend/cpu/spans.h"
 #include "backend/cpu/targets.h"
+#include "checks.h"
+#include "graft/swiglu.h"
 
 #undef HWY_TARGET_INCLUDE
 #define HWY_TARGET_INCLUDE "swiglu/cpu.cc"
@@ -68,9 +68,9 @@ void BackwardSpan(const T* dy, const T* gate, const T* up, T* dgate, T* dup, std
 }
 
 template <class T>
-void RunForward(const SwigluForward& p) {
+void RunForward(const Context& context, const SwigluForward& p) {
   const bool one_row = without_gaps({p.gate, p.up, p.y});
-  for_each_span(p.y.dim(0), p.y.dim(1), one_row,
+  for_each_span(context, p.y.dim(0), p.y.dim(1), one_row,
                 [&](std::int64_t row, std::int64_t col, std::int64_t count) {
                   ForwardSpan(element<T>(p.gate, row, col), element<T>(p.up, row, col),
                               element<T>(p.y, row, col), count);
@@ -78,9 +78,9 @@ void RunForward(const SwigluForward& p) {
 }
 
 template <class T>
-void RunBackward(const SwigluBackward& p) {
+void RunBackward(const Context& context, const SwigluBackward& p) {
   const bool one_row = without_gaps({p.dy, p.gate, p.up, p.dgate, p.dup});
-  for_each_span(p.dy.dim(0), p.dy.dim(1), one_row,
+  for_each_span(context, p.dy.dim(0), p.dy.dim(1), one_row,
                 [&](std::int64_t row, std::int64_t col, std::int64_t count) {
                   BackwardSpan(element<T>(p.dy, row, col), element<T>(p.gate, row, col),
                                element<T>(p.up, row, col), element<T>(p.dgate, row, col),
@@ -88,12 +88,14 @@ void RunBackward(const SwigluBackward& p) {
                 });
 }
 
-void SwigluForwardHere(const SwigluForward& p) {
-  p.y.dtype() == DType::kFloat32 ? RunForward<float>(p) : RunForward<hwy::bfloat16_t>(p);
+void SwigluForwardHere(const Context& context, const SwigluForward& p) {
+  p.y.dtype() == DType::kFloat32 ? RunForward<float>(context, p)
+                                 : RunForward<hwy::bfloat16_t>(context, p);
 }
 
-void SwigluBackwardHere(const SwigluBackward& p) {
-  p.dy.dtype() == DType::kFloat32 ? RunBackward<float>(p) : RunBackward<hwy::bfloat16_t>(p);
+void SwigluBackwardHere(const Context& context, const SwigluBackward& p) {
+  p.dy.dtype() == DType::kFloat32 ? RunBackward<float>(context, p)
+                                  : RunBackward<hwy::bfloat16_t>(context, p);
 }
 
 }  // namespace HWY_NAMESPACE
@@ -106,14 +108,20 @@ namespace graft::cpu {
 HWY_EXPORT(SwigluForwardHere);
 HWY_EXPORT(SwigluBackwardHere);
 
-void swiglu_forward(const SwigluForward& params) {
+Support supports(const SwigluForward& p) { return float_on_cpu("gate", p.gate); }
+Support supports(const SwigluBackward& p) { return float_on_cpu("gate", p.gate); }
+
+std::size_t scratch_bytes(const SwigluForward&, int) { return 0; }
+std::size_t scratch_bytes(const SwigluBackward&, int) { return 0; }
+
+void swiglu_forward(Context& context, const SwigluForward& params) {
   init_isa();
-  HWY_DYNAMIC_DISPATCH(SwigluForwardHere)(params);
+  HWY_DYNAMIC_DISPATCH(SwigluForwardHere)(context, params);
 }
 
-void swiglu_backward(const SwigluBackward& params) {
+void swiglu_backward(Context& context, const SwigluBackward& params) {
   init_isa();
-  HWY_DYNAMIC_DISPATCH(SwigluBackwardHere)(params);
+  HWY_DYNAMIC_DISPATCH(SwigluBackwardHere)(context, params);
 }
 
 }  // namespace graft::cpu

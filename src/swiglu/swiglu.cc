@@ -1,7 +1,6 @@
 #include "graft/swiglu.h"
 
-#include "checks.h"
-#include "swiglu/cpu.h"
+#include "backend/table.h"
 
 namespace graft {
 
@@ -10,27 +9,29 @@ namespace {
 constexpr const char* kForward = "swiglu";
 constexpr const char* kBackward = "swiglu_backward";
 
-Support supports_gate(const ConstTensorView& gate) {
-  return all_of({on_cpu(gate.device()), float_on_cpu("gate", gate)});
-}
-
 }  // namespace
 
-Support supports(const SwigluForward& params) { return supports_gate(params.gate); }
+Support supports(const SwigluForward& params) { return supports_on(params.gate.device(), params); }
+Support supports(const SwigluBackward& params) { return supports_on(params.gate.device(), params); }
 
-Support supports(const SwigluBackward& params) { return supports_gate(params.gate); }
+std::size_t scratch_bytes(const SwigluForward& params, int threads) {
+  return scratch_bytes_on(params.gate.device(), kForward, params, threads);
+}
 
-void swiglu_forward(Context&, const SwigluForward& params) {
+std::size_t scratch_bytes(const SwigluBackward& params, int threads) {
+  return scratch_bytes_on(params.gate.device(), kBackward, params, threads);
+}
+
+void swiglu_forward(Context& context, const SwigluForward& params) {
   const Check check(kForward);
   check.rank("gate", params.gate, 2);
   check.last_axis_dense("gate", params.gate);
   check.matrix("up", params.up, params.gate);
   check.output("y", params.y, params.gate);
-  require(kForward, supports(params));
-  cpu::swiglu_forward(params);
+  run_on(params.gate.device(), kForward, context, params);
 }
 
-void swiglu_backward(Context&, const SwigluBackward& params) {
+void swiglu_backward(Context& context, const SwigluBackward& params) {
   const Check check(kBackward);
   check.rank("gate", params.gate, 2);
   check.last_axis_dense("gate", params.gate);
@@ -38,8 +39,7 @@ void swiglu_backward(Context&, const SwigluBackward& params) {
   check.matrix("dy", params.dy, params.gate);
   if (params.dgate.present()) check.output("dgate", params.dgate, params.gate);
   if (params.dup.present()) check.output("dup", params.dup, params.gate);
-  require(kBackward, supports(params));
-  cpu::swiglu_backward(params);
+  run_on(params.gate.device(), kBackward, context, params);
 }
 
 }  // namespace graft

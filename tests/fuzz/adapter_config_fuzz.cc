@@ -1,12 +1,12 @@
 // The reader of adapter_config.json: the input is the file.
 
-#include "apps/graft/adapter/adapter_config.h"
-#include "apps/graft/model/model_names.h"
+#include "graft/llm/adapter/adapter_config.h"
+#include "graft/llm/model/model_names.h"
 #include "tests/fuzz/fuzz.h"
 
 extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size) {
-  using namespace graft::app;
-  using namespace graft::app::fuzz;
+  using namespace graft::llm;
+  using namespace graft::llm::fuzz;
   read_or_refuse([&] {
     const AdapterConfig config = read_adapter_config(view(data, size), kName);
     require(config.options.rank >= 1, "a rank is at least 1");

@@ -3,12 +3,12 @@
 
 #include <sstream>
 
-#include "apps/graft/data/batches.h"
-#include "apps/graft/data/dataset.h"
-#include "tests/app/tiny_tokenizer.h"
+#include "graft/llm/data/batches.h"
+#include "graft/llm/data/dataset.h"
 #include "tests/fuzz/fuzz.h"
+#include "tests/llm/tokenizer/tiny_tokenizer.h"
 
-namespace graft::app::fuzz {
+namespace graft::llm::fuzz {
 namespace {
 
 void check_sample(const Sample& sample, const DataOptions& options, const Tokenizer& tokenizer) {
@@ -22,11 +22,11 @@ void check_sample(const Sample& sample, const DataOptions& options, const Tokeni
 }
 
 }  // namespace
-}  // namespace graft::app::fuzz
+}  // namespace graft::llm::fuzz
 
 extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size) {
-  using namespace graft::app;
-  using namespace graft::app::fuzz;
+  using namespace graft::llm;
+  using namespace graft::llm::fuzz;
   static const GgufFile file = testing::TinyTokenizer().file();
   static const Tokenizer tokenizer(file);
   if (size == 0) return 0;

@@ -7,10 +7,10 @@
 #include <string>
 #include <string_view>
 
-#include "apps/graft/tokenizer/utf8.h"
-#include "apps/graft/user_error.h"
+#include "graft/llm/files/utf8.h"
+#include "graft/llm/user_error.h"
 
-namespace graft::app::fuzz {
+namespace graft::llm::fuzz {
 
 /// What stands for the file in messages.
 inline const std::string kName = "some/file";
@@ -41,4 +41,4 @@ void read_or_refuse(const Read& read) {
   }
 }
 
-}  // namespace graft::app::fuzz
+}  // namespace graft::llm::fuzz

@@ -4,14 +4,14 @@
 #include <sstream>
 #include <vector>
 
-#include "apps/graft/model/gguf_file.h"
-#include "apps/graft/model/llama_config.h"
-#include "apps/graft/model/llama_tensors.h"
-#include "apps/graft/tokenizer/chat_template.h"
-#include "apps/graft/tokenizer/tokenizer.h"
+#include "graft/llm/chat/chat_template.h"
+#include "graft/llm/model/llama_config.h"
+#include "graft/llm/model/llama_tensors.h"
+#include "graft/llm/tokenizer/tokenizer.h"
+#include "graft/llm/weights/gguf_file.h"
 #include "tests/fuzz/fuzz.h"
 
-namespace graft::app::fuzz {
+namespace graft::llm::fuzz {
 namespace {
 
 void check_tensors(const GgufFile& file, std::size_t size) {
@@ -33,11 +33,11 @@ void check_tensors(const GgufFile& file, std::size_t size) {
 }
 
 }  // namespace
-}  // namespace graft::app::fuzz
+}  // namespace graft::llm::fuzz
 
 extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size) {
-  using namespace graft::app;
-  using namespace graft::app::fuzz;
+  using namespace graft::llm;
+  using namespace graft::llm::fuzz;
   read_or_refuse([&] {
     std::istringstream in{std::string(view(data, size))};
     const GgufFile file = GgufFile::read(in, size, kName);

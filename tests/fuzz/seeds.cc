@@ -6,10 +6,10 @@
 #include <filesystem>
 #include <fstream>
 
-#include "apps/graft/model/projection.h"
-#include "tests/app/tiny_tokenizer.h"
+#include "graft/llm/model/projection.h"
+#include "tests/llm/tokenizer/tiny_tokenizer.h"
 
-namespace graft::app::testing {
+namespace graft::llm::testing {
 namespace {
 
 namespace fs = std::filesystem;
@@ -103,10 +103,10 @@ void write_tokenizer(Corpus corpus) {
 }
 
 }  // namespace
-}  // namespace graft::app::testing
+}  // namespace graft::llm::testing
 
 int main(int argc, char** argv) {
-  using namespace graft::app::testing;
+  using namespace graft::llm::testing;
   if (argc != 2) {
     std::fprintf(stderr, "usage: fuzz_seeds FOLDER\n");
     return 2;

@@ -7,12 +7,12 @@
 #include <numeric>
 #include <optional>
 
-#include "apps/graft/tokenizer/chat_template.h"
-#include "apps/graft/tokenizer/tokenizer.h"
-#include "tests/app/tiny_tokenizer.h"
+#include "graft/llm/chat/chat_template.h"
+#include "graft/llm/tokenizer/tokenizer.h"
 #include "tests/fuzz/fuzz.h"
+#include "tests/llm/tokenizer/tiny_tokenizer.h"
 
-namespace graft::app::fuzz {
+namespace graft::llm::fuzz {
 namespace {
 
 constexpr std::size_t kMaxEntries = 64;
@@ -71,11 +71,11 @@ void check_chat(const GgufFile& file, const Tokenizer& tokenizer, const std::str
 }
 
 }  // namespace
-}  // namespace graft::app::fuzz
+}  // namespace graft::llm::fuzz
 
 extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size) {
-  using namespace graft::app;
-  using namespace graft::app::fuzz;
+  using namespace graft::llm;
+  using namespace graft::llm::fuzz;
   FuzzedDataProvider input(data, size);
   bool has_all_bytes = false;
   const testing::TinyTokenizer tiny = consume_tokenizer(input, has_all_bytes);

@@ -6,10 +6,10 @@
 #include <string>
 #include <vector>
 
+#include "hosts/mlx/truth.h"
 #include "metal/layouts.h"
 #include "metal/mlx_text.h"
 #include "metal/shader.h"
-#include "mlx/truth.h"
 
 namespace graft::standin {
 namespace {

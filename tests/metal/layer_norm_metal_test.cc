@@ -11,10 +11,10 @@
 #include "graft/metal_rows.h"
 #include "graft/mlx/fusion.h"
 #include "graft/mlx/layer_norm.h"
+#include "hosts/mlx/truth.h"
 #include "layer_norm/reference.h"
 #include "metal/evaluate.h"
 #include "metal/rows_test.h"
-#include "mlx/truth.h"
 
 namespace graft::standin {
 namespace {

@@ -9,9 +9,9 @@
 #include "graft/mlx/detail/metal_lora.h"
 #include "graft/mlx/fusion.h"
 #include "graft/mlx/lora.h"
+#include "hosts/mlx/truth.h"
 #include "metal/evaluate.h"
 #include "metal/layouts.h"
-#include "mlx/truth.h"
 
 namespace graft::standin {
 namespace {
@@ -117,7 +117,7 @@ void check_delta_gradients(const Shape& shape, mx::Dtype dtype) {
   bool backward = false;
   for (const auto& record : mlx::fusion_report()) {
     EXPECT_TRUE(record.fused) << record.reason;
-    backward |= record.direction == mlx::Direction::kBackward;
+    backward |= record.pass == mlx::Pass::kBackward;
   }
   EXPECT_TRUE(backward);
 }

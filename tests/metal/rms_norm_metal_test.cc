@@ -10,9 +10,9 @@
 #include "graft/mlx/fusion.h"
 #include "graft/mlx/rms_norm.h"
 #include "graft/rms_norm.h"
+#include "hosts/mlx/truth.h"
 #include "metal/evaluate.h"
 #include "metal/rows_test.h"
-#include "mlx/truth.h"
 #include "rms_norm/reference.h"
 
 namespace graft::standin {

@@ -14,8 +14,8 @@
 #include "graft/metal_rows.h"
 #include "graft/mlx/fusion.h"
 #include "graft/tensor_view.h"
+#include "hosts/mlx/truth.h"
 #include "metal/evaluate.h"
-#include "mlx/truth.h"
 
 // What the tests of operations over rows have in common.
 namespace graft::standin {
@@ -58,8 +58,8 @@ inline TensorView vector_view(std::vector<float>& data) {
 inline void expect_fused(const std::string& op) {
   const auto report = mlx::fusion_report();
   ASSERT_EQ(report.size(), 2u);
-  EXPECT_EQ(report[0].direction, mlx::Direction::kForward);
-  EXPECT_EQ(report[1].direction, mlx::Direction::kBackward);
+  EXPECT_EQ(report[0].pass, mlx::Pass::kForward);
+  EXPECT_EQ(report[1].pass, mlx::Pass::kBackward);
   for (const auto& record : report) {
     EXPECT_EQ(record.op, op);
     EXPECT_TRUE(record.fused) << record.reason;

@@ -11,9 +11,9 @@
 #include "graft/mlx/fusion.h"
 #include "graft/mlx/softmax.h"
 #include "graft/softmax.h"
+#include "hosts/mlx/truth.h"
 #include "metal/evaluate.h"
 #include "metal/rows_test.h"
-#include "mlx/truth.h"
 #include "softmax/reference.h"
 
 namespace graft::standin {

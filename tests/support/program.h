@@ -7,7 +7,7 @@
 
 #include "tests/support/tiny_model.h"
 
-namespace graft::app::testing {
+namespace graft::llm::testing {
 
 /// How a run of the program ended, and what it printed.
 struct Outcome {
@@ -30,4 +30,4 @@ inline Outcome run_program(const TemporaryFolder& folder, const std::string& arg
           read_text(folder.file("err"))};
 }
 
-}  // namespace graft::app::testing
+}  // namespace graft::llm::testing

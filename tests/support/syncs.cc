@@ -23,7 +23,7 @@ extern "C" int fsync(int fd) {
   return 0;
 }
 
-namespace graft::app::testing {
+namespace graft::llm::testing {
 
 NotedSyncs::NotedSyncs() {
   noted.clear();
@@ -37,4 +37,4 @@ bool NotedSyncs::has(const std::string& path) const {
   return ::stat(path.c_str(), &about) == 0 && noted.contains({about.st_dev, about.st_ino});
 }
 
-}  // namespace graft::app::testing
+}  // namespace graft::llm::testing

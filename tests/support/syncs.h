@@ -2,7 +2,7 @@
 
 #include <string>
 
-namespace graft::app::testing {
+namespace graft::llm::testing {
 
 /// While one lives, what the program has the system put on disk (fsync) is noted.
 class NotedSyncs {
@@ -16,4 +16,4 @@ class NotedSyncs {
   bool has(const std::string& path) const;
 };
 
-}  // namespace graft::app::testing
+}  // namespace graft::llm::testing

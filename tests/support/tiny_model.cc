@@ -11,7 +11,7 @@
 #include "mlx/random.h"
 #include "mlx/transforms.h"
 
-namespace graft::app::testing {
+namespace graft::llm::testing {
 namespace {
 
 const std::vector<std::string> kSpecials = {"<|endoftext|>", "<|im_start|>", "<|im_end|>"};
@@ -132,4 +132,4 @@ std::string read_text(const std::string& path) {
   return text.str();
 }
 
-}  // namespace graft::app::testing
+}  // namespace graft::llm::testing

@@ -7,7 +7,7 @@
 
 #include "mlx/array.h"
 
-namespace graft::app::testing {
+namespace graft::llm::testing {
 
 namespace mx = ::mlx::core;
 
@@ -52,4 +52,4 @@ class TemporaryFolder {
 void write_text(const std::string& path, const std::string& text);
 std::string read_text(const std::string& path);
 
-}  // namespace graft::app::testing
+}  // namespace graft::llm::testing

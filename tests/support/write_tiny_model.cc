@@ -8,7 +8,7 @@
 
 int main(int argc, char** argv) {
   if (argc < 2 || argc > 4) return 2;
-  graft::app::testing::TinyModel model;
+  graft::llm::testing::TinyModel model;
   model.merges.emplace_back("~ ~");  // transformers takes a list of one for a string
   if (argc > 2) model.context_length = std::stoi(argv[2]);
   if (argc > 3) model.num_layers = std::stoi(argv[3]);

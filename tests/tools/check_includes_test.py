@@ -15,7 +15,9 @@ class CheckIncludes(unittest.TestCase):
         scratch = tempfile.TemporaryDirectory()
         self.addCleanup(scratch.cleanup)
         self.root = Path(scratch.name).resolve()
-        for header in ("include/graft/lora.h", "src/lora/cpu.h", "hosts/mlx/lora.h"):
+        for header in ("include/graft/lora.h", "src/lora/cpu.h", "src/linear/cpu.h", "src/checks.h",
+                       "src/backend/table.h", "src/weight/weight.h", "src/product/cpu/run.h",
+                       "hosts/mlx/lora.h"):
             self.write(header, "")
 
     def write(self, path, text):
@@ -48,6 +50,29 @@ class CheckIncludes(unittest.TestCase):
 
     def test_finds_a_public_header_that_includes_a_room(self):
         self.assertEqual(1, len(self.faults_of("include/graft/a.h", '#include "lora/cpu.h"\n')))
+
+    def test_lets_rooms_include_what_is_shared(self):
+        shared = ("checks.h", "backend/table.h", "weight/weight.h", "product/cpu/run.h")
+        text = "".join(f'#include "{name}"\n' for name in shared)
+        self.assertEqual([], self.faults_of("src/lora/lora.cc", text))
+        self.assertEqual([], self.faults_of("src/product/cpu/run.cc", text))
+        self.assertEqual([], self.faults_of("src/weight/weight.cc", text))
+        self.assertEqual([], self.faults_of("src/backend/table.cc",
+                                            '#include "backend/table.h"\n#include "checks.h"\n'))
+
+    def test_finds_a_room_that_includes_another(self):
+        faults = self.faults_of("src/lora/lora.cc", '#include "linear/cpu.h"\n')
+        self.assertEqual(["src/lora/lora.cc:1: src/lora may not include src/linear/ (linear/cpu.h)"],
+                         faults)
+
+    def test_finds_a_room_below_the_rooms(self):
+        for file in ("src/backend/cpu/a.cc", "src/product/a.cc", "src/weight/a.cc", "src/a.cc"):
+            faults = self.faults_of(file, '#include "linear/cpu.h"\n')
+            self.assertEqual(1, sum(fault.startswith(file) for fault in faults), file)
+
+    def test_finds_a_back_end_that_includes_what_stands_on_it(self):
+        self.assertEqual(2, len(self.faults_of(
+            "src/backend/a.cc", '#include "weight/weight.h"\n#include "product/cpu/run.h"\n')))
 
     def test_finds_a_framework_in_the_core(self):
         self.assertEqual(1, len(self.faults_of("src/lora/lora.cc", "#include <mlx/array.h>\n")))

@@ -12,17 +12,17 @@
 #include <string>
 #include <vector>
 
-#include "apps/graft/adapter/registry.h"
-#include "apps/graft/data/fingerprint.h"
-#include "apps/graft/input/json_text.h"
-#include "apps/graft/model/gguf_file.h"
-#include "apps/graft/model/llama_config.h"
-#include "apps/graft/model/llama_tensors.h"
 #include "apps/graft/terminal/format.h"
 #include "apps/graft/terminal/interrupt.h"
 #include "apps/graft/terminal/line_reader.h"
-#include "apps/graft/train/interrupt.h"
 #include "apps/graft/user_error.h"
+#include "graft/llm/adapter/registry.h"
+#include "graft/llm/data/fingerprint.h"
+#include "graft/llm/files/json_text.h"
+#include "graft/llm/model/llama_config.h"
+#include "graft/llm/model/llama_tensors.h"
+#include "graft/llm/train/interrupt.h"
+#include "graft/llm/weights/gguf_file.h"
 
 namespace graft::app {
 namespace {

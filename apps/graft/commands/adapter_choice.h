@@ -2,8 +2,9 @@
 
 #include <string>
 
-#include "apps/graft/adapter/registry.h"
 #include "apps/graft/commands/common.h"
+#include "apps/graft/user_error.h"
+#include "graft/llm/adapter/registry.h"
 
 namespace graft::app {
 

@@ -2,7 +2,7 @@
 
 #include <fmt/format.h>
 
-#include "apps/graft/bench/problem.h"
+#include "benchmarks/graft_bench/problem.h"
 
 namespace graft::app {
 

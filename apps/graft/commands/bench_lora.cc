@@ -8,17 +8,17 @@
 #include <string>
 #include <vector>
 
-#include "apps/graft/adapter/atomic_file.h"
-#include "apps/graft/bench/blas.h"
-#include "apps/graft/bench/candidates.h"
-#include "apps/graft/bench/facts.h"
-#include "apps/graft/bench/overhead_plot.h"
-#include "apps/graft/bench/peak.h"
-#include "apps/graft/bench/table.h"
 #include "apps/graft/commands/common.h"
 #include "apps/graft/terminal/format.h"
 #include "apps/graft/user_error.h"
+#include "benchmarks/graft_bench/blas.h"
+#include "benchmarks/graft_bench/candidates.h"
+#include "benchmarks/graft_bench/facts.h"
+#include "benchmarks/graft_bench/overhead_plot.h"
+#include "benchmarks/graft_bench/peak.h"
+#include "benchmarks/graft_bench/table.h"
 #include "graft/context.h"
+#include "graft/llm/files/atomic_file.h"
 #include "graft/mlx/fusion.h"
 #include "graft/supports.h"
 
@@ -101,8 +101,8 @@ Facts facts_of(const BenchLoraFlags& flags, const Machine& machine, const Blas& 
 void refuse_composed() {
   for (const mlx::FusionRecord& record : mlx::fusion_report()) {
     if (record.fused) continue;
-    throw UserError(fmt::format("{} {} did not run fused: {}", record.op, name_of(record.direction),
-                                record.reason));
+    throw UserError(
+        fmt::format("{} {} did not run fused: {}", record.op, name_of(record.pass), record.reason));
   }
 }
 

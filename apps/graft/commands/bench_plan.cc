@@ -8,12 +8,12 @@
 #include <variant>
 #include <vector>
 
-#include "apps/graft/adapter/atomic_file.h"
-#include "apps/graft/bench/plan.h"
-#include "apps/graft/bench/plan_table.h"
 #include "apps/graft/commands/common.h"
 #include "apps/graft/user_error.h"
+#include "benchmarks/graft_bench/plan.h"
+#include "benchmarks/graft_bench/plan_table.h"
 #include "graft/context.h"
+#include "graft/llm/files/atomic_file.h"
 #include "graft/mlx/fusion.h"
 
 namespace graft::app {

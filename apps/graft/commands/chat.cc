@@ -10,13 +10,13 @@
 #include <utility>
 #include <vector>
 
-#include "apps/graft/generate/conversation.h"
 #include "apps/graft/terminal/format.h"
 #include "apps/graft/terminal/interrupt.h"
 #include "apps/graft/terminal/line_reader.h"
 #include "apps/graft/terminal/style.h"
 #include "apps/graft/terminal/wrap.h"
 #include "apps/graft/user_error.h"
+#include "graft/llm/generate/conversation.h"
 
 namespace graft::app {
 namespace {

@@ -18,13 +18,14 @@
 #include "apps/graft/commands/finetune_command.h"
 #include "apps/graft/commands/info.h"
 #include "apps/graft/commands/model_flags.h"
+#include "apps/graft/commands/number_range.h"
 #include "apps/graft/commands/run_commands.h"
 #include "apps/graft/terminal/tell.h"
-#include "apps/graft/train/interrupt.h"
 #include "apps/graft/usage/completions.h"
 #include "apps/graft/usage/help.h"
 #include "apps/graft/usage/man_page.h"
 #include "apps/graft/user_error.h"
+#include "graft/llm/train/interrupt.h"
 #include "graft/version.h"
 
 namespace graft::app {
@@ -67,7 +68,7 @@ void add_info(CLI::App& program) {
       ->type_name(kFile);
   add_dtype_flag(*command, flags->dtype, "How base weights would be kept");
   command->add_option("--rank", flags->rank, "Rank of the adapter")
-      ->check(CLI::PositiveNumber)
+      ->check(at_least<std::int64_t>(1))
       ->capture_default_str();
   command->callback([flags] { run_info(*flags); });
 }
@@ -75,16 +76,16 @@ void add_info(CLI::App& program) {
 void add_measurement_flags(CLI::App& command, MeasurementFlags& flags) {
   add_threads_flag(command, flags.threads);
   command.add_option("--rounds", flags.rounds, "Times that each way of computing takes its turn")
-      ->check(CLI::PositiveNumber)
+      ->check(at_least(1))
       ->capture_default_str();
   command.add_option("--block-ms", flags.block_ms, "Milliseconds of a turn, or one call if longer")
-      ->check(CLI::PositiveNumber)
+      ->check(above(0.0))
       ->capture_default_str();
   command
       .add_option("--rotate-mb", flags.rotate_mb,
                   "Megabytes of inputs to go round; usually twice the cores' own caches, and 0 "
                   "measures one set that stays in them")
-      ->check(CLI::Range(0.0, 4096.0));
+      ->check(between(0.0, 4096.0));
   command.add_flag("--quick", flags.quick, "A few small shapes only");
   command.add_option("--csv", flags.csv, "Write the results to this file")->type_name(kFile);
 }
@@ -95,7 +96,7 @@ void add_bench_lora(CLI::App& bench) {
       "lora", "Fused LoRA against OpenBLAS calls and against MLX's own ops, in one run");
   add_dtype_flag(*command, flags->dtype, "Element type of all tensors");
   command->add_option("--dropout", flags->dropout, "Of the rows with dropout; 0 leaves them out")
-      ->check(CLI::Range(0.0, 0.99))
+      ->check(between(0.0f, 0.99f))
       ->capture_default_str();
   add_measurement_flags(*command, *flags);
   command

@@ -4,18 +4,19 @@
 #include <fmt/format.h>
 
 #include <cstdint>
+#include <nlohmann/json.hpp>
 #include <utility>
 
-#include "apps/graft/adapter/adapter_file.h"
-#include "apps/graft/data/fingerprint.h"
-#include "apps/graft/model/llama_config.h"
-#include "apps/graft/model/llama_tensors.h"
-#include "apps/graft/model/llama_weights.h"
 #include "apps/graft/terminal/available_memory.h"
 #include "apps/graft/terminal/format.h"
-#include "apps/graft/train/memory_estimate.h"
 #include "apps/graft/user_error.h"
 #include "graft/context.h"
+#include "graft/llm/adapter/adapter_file.h"
+#include "graft/llm/data/fingerprint.h"
+#include "graft/llm/model/llama_config.h"
+#include "graft/llm/model/llama_tensors.h"
+#include "graft/llm/model/llama_weights.h"
+#include "graft/llm/train/memory_estimate.h"
 
 namespace graft::app {
 
@@ -26,6 +27,18 @@ void use_threads(int threads) {
   if (void* symbol = ::dlsym(RTLD_DEFAULT, "openblas_set_num_threads")) {
     reinterpret_cast<SetThreads>(symbol)(num_threads());
   }
+}
+
+nlohmann::ordered_json what_is_missing(const Dataset& data) {
+  nlohmann::ordered_json facts = {{"truncated", data.truncated}};
+  if (data.truncated > 0) facts["first_truncated_line"] = data.first_truncated_line;
+  facts["left_out"] = nlohmann::ordered_json::array();
+  for (const LeftOut& some : data.left_out) {
+    facts["left_out"].push_back({{"reason", name_of(some.reason)},
+                                 {"samples", some.samples},
+                                 {"first_line", some.first_line}});
+  }
+  return facts;
 }
 
 mx::Dtype dtype_named(const std::string& name) {

@@ -1,10 +1,13 @@
 #pragma once
 
+#include <nlohmann/json_fwd.hpp>
 #include <string>
 
-#include "apps/graft/model/gguf_file.h"
-#include "apps/graft/model/llama.h"
-#include "apps/graft/tokenizer/tokenizer.h"
+#include "apps/graft/user_error.h"
+#include "graft/llm/data/dataset.h"
+#include "graft/llm/model/llama.h"
+#include "graft/llm/tokenizer/tokenizer.h"
+#include "graft/llm/weights/gguf_file.h"
 
 namespace graft::app {
 
@@ -38,6 +41,10 @@ struct LoadedModel {
  private:
   mutable std::string fingerprint_;
 };
+
+/// For programs: the samples of a file that were cut off or left out, and where the first of each
+/// kind stands.
+nlohmann::ordered_json what_is_missing(const Dataset& data);
 
 /// Uses `threads` threads, 0 for all cores, in Graft's kernels and in the BLAS behind MLX.
 void use_threads(int threads);

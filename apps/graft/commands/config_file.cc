@@ -10,9 +10,9 @@
 #include <string>
 #include <vector>
 
-#include "apps/graft/input/input_file.h"
-#include "apps/graft/input/json_text.h"
 #include "apps/graft/user_error.h"
+#include "graft/llm/files/input_file.h"
+#include "graft/llm/files/json_text.h"
 
 namespace graft::app {
 namespace {

@@ -13,13 +13,13 @@
 #include <utility>
 #include <vector>
 
-#include "apps/graft/data/dataset.h"
-#include "apps/graft/evaluate/mean_loss.h"
-#include "apps/graft/evaluate/questions.h"
-#include "apps/graft/input/input_file.h"
-#include "apps/graft/input/json_text.h"
 #include "apps/graft/terminal/format.h"
 #include "apps/graft/user_error.h"
+#include "graft/llm/data/dataset.h"
+#include "graft/llm/evaluate/mean_loss.h"
+#include "graft/llm/evaluate/questions.h"
+#include "graft/llm/files/input_file.h"
+#include "graft/llm/files/json_text.h"
 
 namespace graft::app {
 namespace {
@@ -48,7 +48,14 @@ struct Result {
 
 std::string data_file(const EvaluateFlags& flags) {
   namespace fs = std::filesystem;
-  if (!fs::is_directory(flags.data)) return flags.data;
+  if (!fs::is_directory(flags.data)) {
+    if (flags.split_given && fs::exists(flags.data)) {
+      throw UsageError(fmt::format(
+          "--split: it chooses a file of a folder, and --data {} is a file; leave it out",
+          flags.data));
+    }
+    return flags.data;
+  }
   const fs::path file = fs::path(flags.data) / (flags.split + ".jsonl");
   if (!fs::exists(file)) {
     throw UserError(
@@ -83,8 +90,8 @@ Exam read_exam(const EvaluateFlags& flags, const LoadedModel& model) {
   return exam;
 }
 
-Result examine(std::string name, const Exam& exam, const LoadedModel& model, const Adapter* adapter,
-               const EvaluateFlags& flags) {
+Result examine(std::string name, const Exam& exam, const LoadedModel& model,
+               const ModelAdapter* adapter, const EvaluateFlags& flags) {
   Result result;
   result.name = std::move(name);
   result.loss = mean_loss(model.llama, adapter, exam.samples.samples, flags.batch_size,
@@ -154,7 +161,7 @@ ordered_json to_json(const Exam& exam, const std::vector<Result>& results, int s
   ordered_json json;
   json["data"] = exam.path;
   json["samples"] = exam.samples.samples.size();
-  json["truncated"] = exam.samples.truncated;
+  json.update(what_is_missing(exam.samples));
   for (const Result& result : results) {
     ordered_json& one = json["results"][result.name];
     one["loss"] = result.loss.loss;
@@ -195,9 +202,13 @@ void run_evaluate(const EvaluateFlags& flags) {
     return;
   }
   print_answers(exam, results, flags.show);
+  if (!exam.samples.left_out.empty()) fmt::print("{}\n", left_out_text(exam.samples));
   if (exam.samples.truncated > 0) {
-    fmt::print("{} samples cut off at {} tokens for the loss (--max-seq-length)\n",
-               format_count(exam.samples.truncated), exam.max_seq_length);
+    fmt::print(
+        "{} samples cut off at {} tokens for the loss, the first in line {} "
+        "(--max-seq-length)\n",
+        format_count(exam.samples.truncated), exam.max_seq_length,
+        exam.samples.first_truncated_line);
   }
   if (results.size() == 1) {
     print_one(results.front());

@@ -15,6 +15,7 @@ struct EvaluateFlags {
   bool compare_base = false;
   std::string data;
   std::string split = "test";
+  bool split_given = false;
   std::int64_t max_seq_length = 2048;
   bool mask_prompt = false;
   int max_tokens = 64;

@@ -1,6 +1,7 @@
 #include "apps/graft/commands/finetune.h"
 
 #include <fmt/format.h>
+#include <fmt/ranges.h>
 
 #include <algorithm>
 #include <csignal>
@@ -8,24 +9,26 @@
 #include <iterator>
 #include <memory>
 #include <optional>
+#include <set>
+#include <string>
 #include <utility>
 #include <vector>
 
-#include "apps/graft/adapter/adapter_file.h"
-#include "apps/graft/adapter/folder_lock.h"
 #include "apps/graft/commands/finetune_memory.h"
 #include "apps/graft/commands/finetune_output.h"
 #include "apps/graft/commands/finetune_resume.h"
 #include "apps/graft/commands/run_folder.h"
-#include "apps/graft/data/batches.h"
-#include "apps/graft/data/dataset.h"
-#include "apps/graft/evaluate/mean_loss.h"
-#include "apps/graft/train/batch_log.h"
-#include "apps/graft/train/interrupt.h"
-#include "apps/graft/train/loop.h"
-#include "apps/graft/train/trainer.h"
 #include "apps/graft/user_error.h"
 #include "graft/context.h"
+#include "graft/llm/adapter/adapter_file.h"
+#include "graft/llm/data/batches.h"
+#include "graft/llm/data/dataset.h"
+#include "graft/llm/evaluate/mean_loss.h"
+#include "graft/llm/files/folder_lock.h"
+#include "graft/llm/train/batch_log.h"
+#include "graft/llm/train/interrupt.h"
+#include "graft/llm/train/loop.h"
+#include "graft/llm/train/trainer.h"
 #include "graft/mlx/fusion.h"
 
 namespace graft::app {
@@ -57,6 +60,39 @@ SavedAdapter initial_adapter(const FinetuneFlags& flags, const LlamaConfig& conf
   AdapterLayout layout(config, options);
   std::vector<LoraPair> pairs = layout.initial_pairs(flags.seed);
   return {std::move(layout), std::move(pairs)};
+}
+
+// An adapter to start from brings its own sizes and places: flags that say otherwise would be
+// overruled in silence. From here on the flags are those of the adapter.
+void take_sizes_of_adapter(FinetuneFlags& flags, const LlamaConfig& config,
+                           const AdapterLayout& layout) {
+  const bool by_folder = !flags.init_adapter.empty();
+  if (!by_folder && flags.resume_adapter_file.empty()) return;
+  const AdapterOptions& found = layout.options();
+  std::vector<std::string> targets;
+  for (const Projection projection : found.targets) targets.emplace_back(name_of(projection));
+  const auto check = [&](const char* flag, bool same, const std::string& has) {
+    if (same || !flags.given.contains(flag)) return;
+    throw UsageError(
+        fmt::format("{}: the adapter that the run starts from has {}; leave this flag "
+                    "out, or start anew without {} {}",
+                    flag, has, by_folder ? "--init-adapter" : "--resume-adapter-file",
+                    by_folder ? flags.init_adapter : flags.resume_adapter_file));
+  };
+  check("--rank", flags.adapter.rank == found.rank, fmt::format("rank {}", found.rank));
+  check("--alpha", flags.adapter.alpha == found.alpha, fmt::format("alpha {}", found.alpha));
+  check(
+      "--num-layers",
+      found.layers == last_layers(config, flags.num_layers) ||
+          (flags.num_layers == -1 && std::ssize(found.layers) == config.num_layers),
+      found.layers.empty() ? "all layers" : fmt::format("layers {}", fmt::join(found.layers, ",")));
+  check("--target-modules",
+        std::set(flags.target_modules.begin(), flags.target_modules.end()) ==
+            std::set(targets.begin(), targets.end()),
+        fmt::format("modules {}", fmt::join(targets, ",")));
+  flags.adapter.rank = found.rank;
+  flags.adapter.alpha = found.alpha;
+  flags.target_modules = targets;
 }
 
 // The first `max_batches` batches of a split, -1 being all.
@@ -99,9 +135,9 @@ RunData read_run_data(const FinetuneFlags& flags, const LoadedModel& model) {
   RunData data;
   data.max_seq_length =
       std::min<std::int64_t>(flags.max_seq_length, model.llama.config().context_length);
-  data.splits =
-      read_data(flags.data, model.file, model.tokenizer,
-                {.max_seq_length = data.max_seq_length, .mask_prompt = flags.mask_prompt});
+  data.splits = read_data(flags.data, model.file, model.tokenizer,
+                          {.max_seq_length = data.max_seq_length, .mask_prompt = flags.mask_prompt},
+                          {.valid = flags.val_batches != 0, .test = flags.test});
   data.batching = {
       .batch_size = flags.batch_size, .seed = flags.seed, .pad_token = model.tokenizer.pad()};
   data.valid = batches_of(data.splits.valid, data.batching, flags.val_batches);
@@ -133,11 +169,12 @@ TrainOptions train_options(const FinetuneFlags& flags) {
 
 RunEnd train(const FinetuneFlags& flags, const InterruptWatch& interrupts, Trainer& trainer,
              Batches& batches, BatchLog& batch_log, const std::vector<Batch>& valid,
-             RunFolder& folder, LoopState& loop, RunOutput& output) {
+             RunFolder& folder, std::int64_t expected_memory, LoopState& loop, RunOutput& output) {
   const LrSchedule schedule = train_options(flags).schedule;
   LoopObserver observer;
   observer.on_step = [&](int iteration, double loss, double rate, double left) {
     output.step(iteration, loss, rate, left);
+    return_memory_above(expected_memory);
   };
   observer.on_report = [&](const TrainReport& report) {
     output.report(report);
@@ -185,7 +222,7 @@ std::vector<LoraPair> settle_adapter(const FinetuneFlags& flags, const Trainer& 
 void test(const FinetuneFlags& flags, const InterruptWatch& interrupts, const Llama& model,
           const AdapterLayout& layout, std::vector<LoraPair> pairs,
           const std::vector<Batch>& batches, RunOutput& output) {
-  const Adapter adapter{&layout, std::move(pairs), std::nullopt, {}};
+  const ModelAdapter adapter{&layout, std::move(pairs), std::nullopt, {}};
   const auto mean = mean_loss(model, &adapter, batches, [&] { return interrupts.requested(); });
   if (!mean) {
     throw Interrupted(fmt::format("interrupted while testing; training is done and saved in {}",
@@ -212,6 +249,7 @@ void run_finetune(FinetuneFlags flags) {
   const LlamaConfig& config = model.llama.config();
   const SavedAdapter initial =
       from ? load_adapter(from->path, config) : initial_adapter(flags, config);
+  if (!from) take_sizes_of_adapter(flags, config, initial.layout);
   const RunData data = read_run_data(flags, model);
   const RunInputs inputs = inputs_of(flags, data.splits);
   if (from) check_same_inputs(flags, inputs, from->checkpoint.inputs);
@@ -226,12 +264,13 @@ void run_finetune(FinetuneFlags flags) {
   }
   Trainer trainer(model.llama, initial.layout, initial.pairs, train_options(flags));
   if (from) trainer.restore(from->trainer_state(initial.pairs));
-  output->memory(check_memory({.flags = flags,
-                               .config = config,
-                               .layout = initial.layout,
-                               .data = data.splits,
-                               .pad_token = data.batching.pad_token,
-                               .first_iteration = trainer.iteration()}));
+  const std::int64_t expected_memory = check_memory({.flags = flags,
+                                                     .config = config,
+                                                     .layout = initial.layout,
+                                                     .data = data.splits,
+                                                     .pad_token = data.batching.pad_token,
+                                                     .first_iteration = trainer.iteration()});
+  output->memory(expected_memory);
   // All that may fail comes before what an earlier run left is replaced.
   prepare_adapter_folder(flags.adapter_path);
   if (!lock) {
@@ -250,8 +289,8 @@ void run_finetune(FinetuneFlags flags) {
   const int first = trainer.iteration();
   const InterruptWatch interrupts;
   RunOutcome outcome;
-  outcome.end =
-      train(flags, interrupts, trainer, batches, batch_log, data.valid, folder, loop, *output);
+  outcome.end = train(flags, interrupts, trainer, batches, batch_log, data.valid, folder,
+                      expected_memory, loop, *output);
   outcome.iteration = trainer.iteration();
   outcome.trained = trainer.iteration() > first;
   outcome.modules = std::ssize(initial.layout.modules());

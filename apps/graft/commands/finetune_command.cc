@@ -1,6 +1,7 @@
 #include "apps/graft/commands/finetune_command.h"
 
 #include <CLI/CLI.hpp>
+#include <algorithm>
 #include <cstdint>
 #include <memory>
 #include <string>
@@ -10,35 +11,42 @@
 #include "apps/graft/commands/finetune.h"
 #include "apps/graft/commands/finetune_flags.h"
 #include "apps/graft/commands/model_flags.h"
-#include "apps/graft/model/projection.h"
+#include "apps/graft/commands/number_range.h"
+#include "apps/graft/user_error.h"
+#include "graft/llm/model/projection.h"
 #include "graft/lora.h"
 
 namespace graft::app {
 namespace {
 
+constexpr const char* kAllModules = "all";
+
 void add_adapter_flags(CLI::App& command, FinetuneFlags& flags) {
   begin_group(command, "Adapter");
   command.add_option("--rank", flags.adapter.rank, "Rank of A and B")
-      ->check(CLI::Range(std::int64_t{1}, kMaxLoraRank))
+      ->check(between<int>(1, kMaxLoraRank))
       ->capture_default_str();
   command.add_option("--alpha", flags.adapter.alpha, "The adapter counts alpha / rank times")
-      ->check(CLI::PositiveNumber)
+      ->check(above(0.0f))
       ->capture_default_str();
   command.add_option("--dropout", flags.adapter.dropout, "Dropout on the adapter's input")
-      ->check(CLI::Range(0.0, 0.999))
+      ->check(between(0.0f, 0.999f))
       ->capture_default_str();
   command.add_option("--num-layers", flags.num_layers, "Adapt the last so many layers; -1 is all")
+      ->check(at_least(-1))
       ->capture_default_str();
   std::vector<std::string> names;
   for (const Projection projection : kAllProjections) names.emplace_back(name_of(projection));
   flags.target_modules = names;
+  std::vector<std::string> words = names;
+  words.emplace_back(kAllModules);
   command.add_option("--target-modules", flags.target_modules, "Projections to adapt")
-      ->check(CLI::IsMember(names))
+      ->check(CLI::IsMember(words))
       ->delimiter(',')
-      ->default_str("all");
+      ->default_str(kAllModules);
   command
       .add_option("--init-adapter", flags.init_adapter,
-                  "Start from this adapter, with its rank and modules")
+                  "Start from this adapter, with its rank, layers and modules")
       ->type_name(kFolder);
   command
       .add_option("--resume-adapter-file", flags.resume_adapter_file,
@@ -50,44 +58,45 @@ void add_adapter_flags(CLI::App& command, FinetuneFlags& flags) {
 void add_training_flags(CLI::App& command, FinetuneFlags& flags) {
   begin_group(command, "Training");
   command.add_option("--batch-size", flags.batch_size, "Samples an iteration")
-      ->check(CLI::PositiveNumber)
+      ->check(at_least(1))
       ->capture_default_str();
   command.add_option("--iters", flags.loop.iters, "Iterations")
-      ->check(CLI::NonNegativeNumber)
+      ->check(at_least(0))
       ->capture_default_str();
   command
       .add_option("--grad-accumulation-steps", flags.grad_accumulation_steps,
                   "Iterations an update, as of one larger batch")
-      ->check(CLI::PositiveNumber)
+      ->check(at_least(1))
       ->capture_default_str();
   command.add_option("--optimizer", flags.optimizer, "What updates the adapter")
       ->check(CLI::IsMember({"adamw", "adam", "sgd"}))
       ->capture_default_str();
   command.add_option("--learning-rate", flags.learning_rate, "Learning rate, at its peak")
-      ->check(CLI::NonNegativeNumber)
+      ->check(at_least(0.0))
       ->capture_default_str();
   command.add_option("--lr-schedule", flags.lr_schedule, "Course of the rate after the warm-up")
       ->check(CLI::IsMember({"constant", "linear", "cosine"}))
       ->capture_default_str();
   command.add_option("--warmup", flags.warmup, "Iterations in which the rate climbs to its peak")
-      ->check(CLI::NonNegativeNumber)
+      ->check(at_least(0))
       ->capture_default_str();
   command.add_option("--weight-decay", flags.weight_decay, "AdamW's weight decay")
-      ->check(CLI::NonNegativeNumber)
+      ->check(at_least(0.0))
       ->capture_default_str();
   command
       .add_option("--max-grad-norm", flags.max_grad_norm,
                   "Shorten longer gradients to this norm; 0 is off")
-      ->check(CLI::NonNegativeNumber)
+      ->check(at_least(0.0))
       ->capture_default_str();
   command
       .add_option("--early-stop", flags.loop.early_stop,
                   "End after N validations without a better one, and keep the best; 0 is never")
-      ->check(CLI::NonNegativeNumber)
+      ->check(at_least(0))
       ->capture_default_str();
   command.add_flag("--grad-checkpoint", flags.grad_checkpoint,
                    "Less memory, more time: compute activations twice");
   command.add_option("--seed", flags.seed, "Seed of the adapter, the batches and dropout")
+      ->check(at_least<std::uint64_t>(0))
       ->capture_default_str();
 }
 
@@ -101,7 +110,7 @@ void add_data_flags(CLI::App& command, FinetuneFlags& flags) {
   command
       .add_option("--max-seq-length", flags.max_seq_length,
                   "Cut longer samples off after so many tokens")
-      ->check(CLI::Range(2, 1 << 20))
+      ->check(between<std::int64_t>(2, 1 << 20))
       ->capture_default_str();
   command.add_flag("--mask-prompt", flags.mask_prompt,
                    "Train on answers alone, not on what they answer");
@@ -114,23 +123,23 @@ void add_report_flags(CLI::App& command, FinetuneFlags& flags) {
       ->type_name(kFolder)
       ->capture_default_str();
   command.add_option("--steps-per-report", flags.loop.steps_per_report, "Iterations a report")
-      ->check(CLI::PositiveNumber)
+      ->check(at_least(1))
       ->capture_default_str();
   command.add_option("--steps-per-eval", flags.loop.steps_per_eval, "Iterations a validation")
-      ->check(CLI::PositiveNumber)
+      ->check(at_least(1))
       ->capture_default_str();
   command
       .add_option("--val-batches", flags.val_batches, "Batches to validate on; -1 is all, 0 none")
-      ->check(CLI::Range(-1, 1 << 30))
+      ->check(at_least(-1))
       ->capture_default_str();
   command.add_flag("--test", flags.test, "Measure the adapter on test.jsonl in the end");
   command.add_option("--test-batches", flags.test_batches, "Batches of that at most; -1 is all")
-      ->check(CLI::Range(-1, 1 << 30))
+      ->check(at_least(-1))
       ->capture_default_str();
   command
       .add_option("--save-every", flags.loop.save_every,
                   "Iterations a checkpoint; 0 saves at the end only")
-      ->check(CLI::NonNegativeNumber)
+      ->check(at_least(0))
       ->capture_default_str();
   command.add_flag("--resume", flags.resume, "Go on from the last checkpoint in --adapter-path");
   command
@@ -139,9 +148,17 @@ void add_report_flags(CLI::App& command, FinetuneFlags& flags) {
       ->type_name(kFile);
   command.add_flag("--require-fused", flags.require_fused,
                    "Fail if an adapted projection did not run fused");
-  CLI::Option* quiet = command.add_flag("--quiet", flags.quiet, "Print nothing but errors");
+  CLI::Option* quiet = command.add_flag(
+      "--quiet", flags.quiet, "Print nothing but errors and what is left out of the data");
   command.add_flag("--json", flags.json, "Print a JSON object a line, for programs")
       ->excludes(quiet);
+}
+
+// In place of "all", what it stands for.
+void name_modules(std::vector<std::string>& modules) {
+  if (std::ranges::find(modules, kAllModules) == modules.end()) return;
+  modules.clear();
+  for (const Projection projection : kAllProjections) modules.emplace_back(name_of(projection));
 }
 
 // A resumed run has these from its checkpoint.
@@ -172,6 +189,7 @@ void add_finetune(CLI::App& program, const char* name) {
     for (const CLI::Option* option : command->get_options()) {
       if (option->count() > 0) flags->given.insert(option->get_name());
     }
+    name_modules(flags->target_modules);
     require_unless_resumed(*flags, "--model");
     require_unless_resumed(*flags, "--data");
     run_finetune(*flags);

@@ -9,8 +9,8 @@
 #include <string_view>
 #include <type_traits>
 
-#include "apps/graft/tokenizer/utf8.h"
 #include "apps/graft/user_error.h"
+#include "graft/llm/files/utf8.h"
 
 namespace graft::app {
 namespace {

@@ -7,8 +7,9 @@
 #include <vector>
 
 #include "apps/graft/commands/common.h"
-#include "apps/graft/model/adapter_layout.h"
-#include "apps/graft/train/loop.h"
+#include "apps/graft/user_error.h"
+#include "graft/llm/model/adapter_layout.h"
+#include "graft/llm/train/loop.h"
 
 namespace graft::app {
 

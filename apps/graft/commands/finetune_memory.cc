@@ -10,14 +10,14 @@
 #include <utility>
 #include <vector>
 
-#include "apps/graft/allocator.h"
-#include "apps/graft/data/batches.h"
 #include "apps/graft/terminal/available_memory.h"
 #include "apps/graft/terminal/format.h"
-#include "apps/graft/terminal/memory.h"
-#include "apps/graft/train/memory_estimate.h"
 #include "apps/graft/user_error.h"
 #include "graft/context.h"
+#include "graft/llm/data/batches.h"
+#include "graft/llm/process/allocator.h"
+#include "graft/llm/process/memory.h"
+#include "graft/llm/train/memory_estimate.h"
 
 namespace graft::app {
 namespace {
@@ -204,6 +204,12 @@ std::optional<Setting> setting_that_fits(const RunMemory& memory, std::int64_t m
 }
 
 }  // namespace
+
+void return_memory_above(std::int64_t expected) {
+  // So that a run that stays near its estimate, as with batches of one shape, never pays for it.
+  constexpr std::int64_t kTolerated = 20;  // a part of so many
+  if (resident_memory_bytes() > expected + expected / kTolerated) return_freed_memory();
+}
 
 std::int64_t check_memory(const RunToFit& run) {
   return_freed_memory();

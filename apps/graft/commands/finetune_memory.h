@@ -3,9 +3,10 @@
 #include <cstdint>
 
 #include "apps/graft/commands/finetune_flags.h"
-#include "apps/graft/data/dataset.h"
-#include "apps/graft/model/adapter_layout.h"
-#include "apps/graft/model/llama_config.h"
+#include "apps/graft/user_error.h"
+#include "graft/llm/data/dataset.h"
+#include "graft/llm/model/adapter_layout.h"
+#include "graft/llm/model/llama_config.h"
 
 namespace graft::app {
 
@@ -22,5 +23,9 @@ struct RunToFit {
 /// Estimates the peak memory of the run in bytes. Throws UserError if it is more than there is; the
 /// message names the flags with which the run would fit.
 std::int64_t check_memory(const RunToFit& run);
+
+/// Between two iterations: gives back what malloc keeps if the process has grown past what was
+/// expected. Batches of many lengths leave holes that fit no later one, and they add up.
+void return_memory_above(std::int64_t expected);
 
 }  // namespace graft::app

@@ -9,14 +9,15 @@
 #include <string_view>
 #include <vector>
 
-#include "apps/graft/input/json_text.h"
+#include "apps/graft/commands/run_record.h"
+#include "apps/graft/commands/training_display.h"
 #include "apps/graft/terminal/format.h"
-#include "apps/graft/terminal/memory.h"
 #include "apps/graft/terminal/tell.h"
-#include "apps/graft/terminal/training_display.h"
 #include "apps/graft/terminal/wrap.h"
-#include "apps/graft/train/run_record.h"
+#include "apps/graft/user_error.h"
 #include "graft/context.h"
+#include "graft/llm/files/json_text.h"
+#include "graft/llm/process/memory.h"
 #include "graft/lora.h"
 
 namespace graft::app {
@@ -110,10 +111,12 @@ class TextOutput : public RunOutput {
     entry(name, fmt::format("{} samples, {} tokens to train on",
                             format_count(static_cast<std::int64_t>(data.samples.size())),
                             format_count(data.num_targets())));
+    if (!data.left_out.empty()) entry("", left_out_text(data));
     if (data.truncated == 0) return;
-    entry("",
-          fmt::format("{} samples cut off at {} tokens, the longest had {} (--max-seq-length)",
-                      format_count(data.truncated), max_seq_length, format_count(data.longest)));
+    entry("", fmt::format("{} samples cut off at {} tokens, the first in line {}, the longest had "
+                          "{} (--max-seq-length)",
+                          format_count(data.truncated), max_seq_length, data.first_truncated_line,
+                          format_count(data.longest)));
   }
 
   const FinetuneFlags& flags_;
@@ -176,9 +179,9 @@ class JsonOutput : public RunOutput {
 
  private:
   static ordered_json data(const Dataset& data) {
-    return {{"samples", data.samples.size()},
-            {"tokens", data.num_targets()},
-            {"truncated", data.truncated}};
+    ordered_json facts = {{"samples", data.samples.size()}, {"tokens", data.num_targets()}};
+    facts.update(what_is_missing(data));
+    return facts;
   }
 
   static const char* name_of(RunEnd end) {
@@ -204,6 +207,15 @@ class JsonOutput : public RunOutput {
 };
 
 }  // namespace
+
+void RunOutput::start(const RunFacts& facts) {
+  const auto warn_of = [](const Dataset& data) {
+    if (!data.left_out.empty()) warn(fmt::format("{}: {}", data.path, left_out_text(data)));
+  };
+  warn_of(facts.data.train);
+  if (facts.data.valid) warn_of(*facts.data.valid);
+  if (facts.data.test) warn_of(*facts.data.test);
+}
 
 std::unique_ptr<RunOutput> make_run_output(const FinetuneFlags& flags) {
   if (flags.json) return std::make_unique<JsonOutput>(flags);

@@ -5,12 +5,13 @@
 #include <string>
 
 #include "apps/graft/commands/finetune_flags.h"
-#include "apps/graft/data/dataset.h"
-#include "apps/graft/evaluate/mean_loss.h"
-#include "apps/graft/model/adapter_layout.h"
-#include "apps/graft/model/llama_config.h"
-#include "apps/graft/terminal/fusion_table.h"
-#include "apps/graft/train/loop.h"
+#include "apps/graft/commands/fusion_table.h"
+#include "apps/graft/user_error.h"
+#include "graft/llm/data/dataset.h"
+#include "graft/llm/evaluate/mean_loss.h"
+#include "graft/llm/model/adapter_layout.h"
+#include "graft/llm/model/llama_config.h"
+#include "graft/llm/train/loop.h"
 
 namespace graft::app {
 
@@ -32,12 +33,13 @@ struct RunOutcome {
   FusionSummary fusion;
 };
 
-/// What a run says on standard output as it goes along. This one says nothing: --quiet.
+/// What a run says on standard output as it goes along. This one says nothing there, and on
+/// standard error only what a user must not miss: --quiet.
 class RunOutput {
  public:
   virtual ~RunOutput() = default;
 
-  virtual void start(const RunFacts&) {}
+  virtual void start(const RunFacts& facts);
   virtual void memory(std::int64_t) {}  ///< Bytes that the run will need at its peak, about.
   virtual void resumed(int, const std::string&) {}   ///< After which iteration, and from where.
   virtual void note(const std::string&) {}           ///< What the user may not expect.

@@ -7,10 +7,10 @@
 #include <string>
 #include <vector>
 
-#include "apps/graft/data/fingerprint.h"
 #include "apps/graft/terminal/tell.h"
 #include "apps/graft/user_error.h"
 #include "graft/context.h"
+#include "graft/llm/data/fingerprint.h"
 #include "graft/lora.h"
 #include "graft/version.h"
 

@@ -3,8 +3,9 @@
 #include <optional>
 
 #include "apps/graft/commands/finetune_flags.h"
-#include "apps/graft/data/dataset.h"
-#include "apps/graft/train/checkpoint.h"
+#include "apps/graft/user_error.h"
+#include "graft/llm/data/dataset.h"
+#include "graft/llm/train/checkpoint.h"
 
 namespace graft::app {
 

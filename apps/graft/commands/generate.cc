@@ -15,13 +15,13 @@
 #include <utility>
 #include <vector>
 
-#include "apps/graft/adapter/adapter_file.h"
-#include "apps/graft/data/fingerprint.h"
-#include "apps/graft/generate/generator.h"
-#include "apps/graft/generate/prompt_cache.h"
-#include "apps/graft/generate/reply_text.h"
-#include "apps/graft/tokenizer/chat_template.h"
 #include "apps/graft/user_error.h"
+#include "graft/llm/adapter/adapter_file.h"
+#include "graft/llm/chat/chat_template.h"
+#include "graft/llm/data/fingerprint.h"
+#include "graft/llm/generate/generator.h"
+#include "graft/llm/generate/prompt_cache.h"
+#include "graft/llm/generate/reply_text.h"
 
 namespace graft::app {
 namespace {

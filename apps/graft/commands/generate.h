@@ -7,7 +7,8 @@
 
 #include "apps/graft/commands/adapter_choice.h"
 #include "apps/graft/commands/common.h"
-#include "apps/graft/generate/sampler.h"
+#include "apps/graft/user_error.h"
+#include "graft/llm/generate/sampler.h"
 
 namespace graft::app {
 

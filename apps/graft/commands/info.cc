@@ -2,13 +2,19 @@
 
 #include <fmt/format.h>
 
+#include <algorithm>
+#include <span>
 #include <string>
+#include <string_view>
+#include <vector>
 
-#include "apps/graft/model/llama_config.h"
-#include "apps/graft/model/llama_tensors.h"
 #include "apps/graft/terminal/format.h"
+#include "apps/graft/user_error.h"
+#include "graft/capabilities.h"
 #include "graft/context.h"
 #include "graft/linear_cross_entropy.h"
+#include "graft/llm/model/llama_config.h"
+#include "graft/llm/model/llama_tensors.h"
 #include "graft/lora.h"
 #include "graft/mlx/fusion.h"
 #include "graft/supports.h"
@@ -42,6 +48,35 @@ ConstTensorView shape_of(std::int64_t rows, std::int64_t columns, DType dtype = 
 
 TensorView output_of(std::int64_t rows, std::int64_t columns) {
   return {nullptr, DType::kFloat32, {rows, columns}};
+}
+
+// What of an operation has kernels: the element types, and why others have none.
+std::string types_of(std::span<const Capability> answers) {
+  std::vector<std::string> types, reasons;
+  for (const Capability& answer : answers) {
+    if (answer.support) {
+      types.push_back(name_of(answer.dtype));
+    } else if (std::find(reasons.begin(), reasons.end(), answer.support.reason) == reasons.end()) {
+      reasons.push_back(answer.support.reason);
+    }
+  }
+  const std::string none = fmt::format("no: {}", fmt::join(reasons, "; "));
+  if (types.empty()) return none;
+  return fmt::format("{}{}", fmt::join(types, ", "), reasons.empty() ? "" : "; " + none);
+}
+
+void print_operations(DeviceType type) {
+  fmt::print("\nFused operations on {}:\n", name_of(type));
+  const std::vector<Capability> all = capabilities({type, 0});
+  for (auto first = all.begin(); first != all.end();) {
+    const auto last = std::find_if(first, all.end(), [&](const Capability& other) {
+      return std::string_view(other.op) != first->op || other.direction != first->direction;
+    });
+    fmt::print("  {:<22}{:<10}{}\n", first->op,
+               first->direction == Direction::kForward ? "forward" : "backward",
+               types_of({first, last}));
+    first = last;
+  }
 }
 
 void print_projection(const LlamaConfig& config, Projection projection, const InfoFlags& flags) {
@@ -117,12 +152,15 @@ void run_info(const InfoFlags& flags) {
   print_fact("threads", std::to_string(num_threads()));
   print_fact("cpu",
              fmt::format("{} (this machine runs: {})", cpu_isa(), fmt::join(cpu_isas(), ", ")));
+  std::vector<DeviceType> here;
   for (const DeviceType type : {DeviceType::kCpu, DeviceType::kCuda, DeviceType::kMetal}) {
     const Support support =
         type == DeviceType::kMetal ? mlx::metal_available() : backend_available(type);
     print_fact(fmt::format("back-end {} ", name_of(type)),
                support ? "yes" : "no: " + support.reason);
+    if (support) here.push_back(type);
   }
+  for (const DeviceType type : here) print_operations(type);
   if (!flags.model.empty()) print_model(flags);
 }
 

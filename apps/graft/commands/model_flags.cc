@@ -1,5 +1,7 @@
 #include "apps/graft/commands/model_flags.h"
 
+#include "apps/graft/commands/number_range.h"
+
 namespace graft::app {
 
 void add_dtype_flag(CLI::App& command, std::string& dtype, const std::string& help) {
@@ -10,7 +12,7 @@ void add_dtype_flag(CLI::App& command, std::string& dtype, const std::string& he
 
 void add_threads_flag(CLI::App& command, int& threads) {
   command.add_option("--threads", threads, "Threads to use; 0 is every core")
-      ->check(CLI::NonNegativeNumber)
+      ->check(at_least(0))
       ->capture_default_str();
 }
 

@@ -10,7 +10,9 @@
 #include "apps/graft/commands/evaluate.h"
 #include "apps/graft/commands/generate.h"
 #include "apps/graft/commands/model_flags.h"
-#include "apps/graft/tokenizer/utf8.h"
+#include "apps/graft/commands/number_range.h"
+#include "apps/graft/user_error.h"
+#include "graft/llm/files/utf8.h"
 
 namespace graft::app {
 namespace {
@@ -23,8 +25,8 @@ constexpr const char* kData = "Data";
 constexpr const char* kOutput = "Output";
 
 constexpr const char* kRegistryPlace =
-    "Folder of named adapters [$GRAFT_HOME/adapters, or else $XDG_DATA_HOME/graft/adapters, or "
-    "else ~/.local/share/graft/adapters]";
+    "Folder of named adapters; usually $GRAFT_HOME/adapters, or else "
+    "$XDG_DATA_HOME/graft/adapters, or else ~/.local/share/graft/adapters";
 
 // What the tokenizer would refuse later, without knowing which flag it came from.
 std::string check_utf8(const std::string& text) {
@@ -41,8 +43,9 @@ void add_run_flags(CLI::App& command, ModelFlags& model, AdapterFlags& adapter, 
           ->type_name(kFolder);
   CLI::Option* name = command.add_option(
       "--adapter", adapter.name,
-      has_default ? "Name of an adapter in the registry [its default, if that is for this model]"
-                  : "Name of an adapter in the registry");
+      has_default
+          ? "Name of an adapter in the registry; usually its default, if that is for this model"
+          : "Name of an adapter in the registry");
   name->excludes(path);
   if (has_default) {
     command.add_flag("--no-adapter", adapter.none, "Leave out the registry's default too")
@@ -58,40 +61,41 @@ void add_sampling_flags(CLI::App& command, SamplingFlags& flags) {
   command
       .add_option("--temp", options.temperature,
                   "Temperature; 0 takes the likeliest token, whatever the flags below say")
-      ->check(CLI::NonNegativeNumber)
+      ->check(at_least(0.0))
       ->capture_default_str();
   command.add_option("--top-k", options.top_k, "Keep so many of the likeliest tokens; 0 is all")
-      ->check(CLI::NonNegativeNumber)
+      ->check(at_least(0))
       ->capture_default_str();
   command.add_option("--top-p", options.top_p, "Keep the likeliest tokens of this much mass")
-      ->check(CLI::Range(0.0, 1.0))
+      ->check(above_up_to(0.0, 1.0))
       ->capture_default_str();
   command
       .add_option("--min-p", options.min_p,
                   "Keep tokens at least this likely, relative to the likeliest")
-      ->check(CLI::Range(0.0, 1.0))
+      ->check(between(0.0, 1.0))
       ->capture_default_str();
   command
       .add_option("--repetition-penalty", options.repetition_penalty,
                   "Above 1 makes recent tokens less likely, also at --temp 0; 1 is off")
-      ->check(CLI::PositiveNumber)
+      ->check(above(0.0))
       ->capture_default_str();
   command
       .add_option("--repetition-context-size", options.repetition_context_size,
                   "How many tokens are recent, those of the prompt included")
-      ->check(CLI::NonNegativeNumber)
+      ->check(at_least(0))
       ->capture_default_str();
-  command.add_option("--seed", flags.seed, "Seed of sampling [another one each time]");
+  command.add_option("--seed", flags.seed, "Seed of sampling; usually another one each time")
+      ->check(at_least<std::uint64_t>(0));
 }
 
 void add_system_prompt_flag(CLI::App& command, std::optional<std::string>& system_prompt) {
-  command.add_option("--system-prompt", system_prompt, "System message [the model's own]")
+  command.add_option("--system-prompt", system_prompt, "System message; usually the model's own")
       ->check(check_utf8);
 }
 
 void add_max_tokens_flag(CLI::App& command, int& max_tokens) {
   command.add_option("--max-tokens,-m", max_tokens, "Stop a reply after so many tokens")
-      ->check(CLI::NonNegativeNumber)
+      ->check(at_least(0))
       ->capture_default_str();
 }
 
@@ -108,8 +112,10 @@ void add_generate(CLI::App& program) {
       ->required()
       ->check(check_utf8);
   add_system_prompt_flag(*command, flags->system_prompt);
-  command->add_flag("--ignore-chat-template", flags->raw,
-                    "Let the model continue the prompt as it stands, not answer it");
+  command
+      ->add_flag("--ignore-chat-template", flags->raw,
+                 "Let the model continue the prompt as it stands, not answer it")
+      ->excludes("--system-prompt");
   command
       ->add_option("--prompt-cache,--prompt-cache-file", flags->prompt_cache,
                    "File for what the model makes of the prompt (keys and values): written if "
@@ -120,7 +126,7 @@ void add_generate(CLI::App& program) {
   begin_group(*command, kReply);
   add_max_tokens_flag(*command, flags->max_tokens);
   command->add_option("--num-samples", flags->num_samples, "Answers to give, one after the other")
-      ->check(CLI::PositiveNumber)
+      ->check(at_least(1))
       ->capture_default_str();
   command
       ->add_option("--stop", flags->stops,
@@ -170,26 +176,29 @@ void add_evaluate(CLI::App& program) {
       ->add_option("--max-seq-length", flags->max_seq_length,
                    "Cut longer samples off for the loss, in tokens; the model's context is the "
                    "limit")
-      ->check(CLI::Range(2, 1 << 20))
+      ->check(between<std::int64_t>(2, 1 << 20))
       ->capture_default_str();
   command->add_flag(
       "--mask-prompt", flags->mask_prompt,
       "Loss of answers alone, not of what they answer, as in training with this flag");
   command->add_option("--batch-size", flags->batch_size, "Samples at a time, at most")
-      ->check(CLI::PositiveNumber)
+      ->check(at_least(1))
       ->capture_default_str();
 
   begin_group(*command, kOutput);
   command
       ->add_option("--max-tokens,-m", flags->max_tokens,
                    "Longest answer, in tokens; 0 measures the loss alone")
-      ->check(CLI::NonNegativeNumber)
+      ->check(at_least(0))
       ->capture_default_str();
   command->add_option("--show", flags->show, "Print the first so many answers")
-      ->check(CLI::NonNegativeNumber)
+      ->check(at_least(0))
       ->capture_default_str();
   command->add_flag("--json", flags->json, "Print one JSON object");
-  command->callback([flags] { run_evaluate(*flags); });
+  command->callback([flags, command] {
+    flags->split_given = command->count("--split") > 0;
+    run_evaluate(*flags);
+  });
 }
 
 void add_adapter(CLI::App& program) {
@@ -207,7 +216,7 @@ void add_adapter(CLI::App& program) {
   add->add_option("name", flags->name, "Name to give it")->required();
   add->add_option("folder", flags->source, "Folder of the adapter")->required();
   add->add_option("--model", flags->model,
-                  "The model that it is for, in GGUF [the one that the adapter names]")
+                  "The model that it is for, in GGUF; usually the one that the adapter names")
       ->type_name(kFile);
   add->add_flag("--replace", flags->replace, "Put it in the place of one of that name");
   add->callback([flags] { run_adapter_add(*flags); });

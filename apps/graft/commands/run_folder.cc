@@ -4,8 +4,8 @@
 
 #include <utility>
 
-#include "apps/graft/allocator.h"
 #include "apps/graft/user_error.h"
+#include "graft/llm/process/allocator.h"
 
 namespace graft::app {
 namespace {

@@ -4,14 +4,15 @@
 #include <string>
 #include <vector>
 
-#include "apps/graft/adapter/adapter_file.h"
 #include "apps/graft/commands/finetune_flags.h"
-#include "apps/graft/data/batches.h"
-#include "apps/graft/model/llama_config.h"
-#include "apps/graft/train/checkpoint.h"
-#include "apps/graft/train/loop.h"
-#include "apps/graft/train/run_record.h"
-#include "apps/graft/train/trainer.h"
+#include "apps/graft/commands/run_record.h"
+#include "apps/graft/user_error.h"
+#include "graft/llm/adapter/adapter_file.h"
+#include "graft/llm/data/batches.h"
+#include "graft/llm/model/llama_config.h"
+#include "graft/llm/train/checkpoint.h"
+#include "graft/llm/train/loop.h"
+#include "graft/llm/train/trainer.h"
 
 namespace graft::app {
 

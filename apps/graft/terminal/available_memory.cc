@@ -9,7 +9,8 @@
 #include <optional>
 #include <sstream>
 
-#include "apps/graft/terminal/memory.h"
+#include "apps/graft/user_error.h"
+#include "graft/llm/process/memory.h"
 
 #ifdef __APPLE__
 #include <sys/sysctl.h>

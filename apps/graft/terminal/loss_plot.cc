@@ -8,8 +8,9 @@
 #include <iterator>
 #include <limits>
 
-#include "apps/graft/input/printable.h"
 #include "apps/graft/terminal/svg.h"
+#include "apps/graft/user_error.h"
+#include "graft/llm/files/printable.h"
 
 namespace graft::app {
 namespace {

@@ -3,7 +3,8 @@
 #include <algorithm>
 #include <cstdio>
 
-#include "apps/graft/input/printable.h"
+#include "apps/graft/user_error.h"
+#include "graft/llm/files/printable.h"
 
 namespace graft::app {
 namespace {

@@ -12,16 +12,16 @@
 namespace graft::mlx::detail {
 namespace {
 
-// A source: no inputs, the packed weight is its state.
+// A source: no inputs, the weight is its state.
 class Unpack : public mx::UnaryPrimitive {
  public:
-  Unpack(mx::Stream stream, Panels weight)
+  Unpack(mx::Stream stream, Weight weight)
       : mx::UnaryPrimitive(stream), weight_(std::move(weight)) {}
 
   void eval_cpu(const std::vector<mx::array>&, mx::array& output) override {
     const TensorView view = allocate(output);
     mx::cpu::get_command_encoder(stream()).dispatch(
-        [view, weight = weight_, keep = output.data_shared_ptr()] { weight->unpack(view); });
+        [view, weight = weight_, keep = output.data_shared_ptr()] { weight.unpack(view); });
   }
   void eval_gpu(const std::vector<mx::array>&, mx::array&) override {
     throw std::runtime_error("[unpack] a packed weight unpacks on a CPU stream only");
@@ -31,20 +31,19 @@ class Unpack : public mx::UnaryPrimitive {
     return static_cast<const Unpack&>(other).weight_ == weight_;
   }
   std::vector<mx::Shape> output_shapes(const std::vector<mx::array>&) override {
-    return {{static_cast<int>(weight_->out_features()), static_cast<int>(weight_->in_features())}};
+    return {{static_cast<int>(weight_.out_features()), static_cast<int>(weight_.in_features())}};
   }
 
  private:
-  Panels weight_;
+  Weight weight_;
 };
 
 }  // namespace
 
-mx::array unpacked(const Panels& w, mx::Stream s) {
-  const auto dtype = w->dtype() == DType::kBFloat16 ? mx::bfloat16 : mx::float32;
+mx::array unpacked(const Weight& w, mx::Stream s) {
   const mx::Stream cpu = s.device == mx::Device::cpu ? s : mx::default_stream(mx::Device::cpu);
-  return mx::array({static_cast<int>(w->out_features()), static_cast<int>(w->in_features())}, dtype,
-                   std::make_shared<Unpack>(cpu, w), {});
+  return mx::array({static_cast<int>(w.out_features()), static_cast<int>(w.in_features())},
+                   dtype_of(w.dtype()), std::make_shared<Unpack>(cpu, w), {});
 }
 
 mx::array composed_product(const mx::array& x, const mx::array& w, mx::Stream s) {

@@ -31,6 +31,6 @@ mx::array composed_linear_cross_entropy(const mx::array& x, const mx::array& w,
                                         const mx::array& targets, int ignore_index, mx::Stream s);
 
 // The weight as an array, unpacked when the graph is evaluated.
-mx::array unpacked(const Panels& w, mx::Stream s);
+mx::array unpacked(const Weight& w, mx::Stream s);
 
 }  // namespace graft::mlx::detail

@@ -8,16 +8,16 @@
 namespace graft::mlx::detail {
 namespace {
 
-BaseWeight base_only(const LinearCall& call, const Arrays& inputs) {
-  if (!call.plain()) return BaseWeight(*call.weight);
-  return BaseWeight(shape_only(inputs[1].dtype(), {inputs[1].shape(0), inputs[1].shape(1)}));
+Weight base_only(const LinearCall& call, const Arrays& inputs) {
+  if (!call.plain()) return call.weight;
+  return shape_only(inputs[1].dtype(), {inputs[1].shape(0), inputs[1].shape(1)});
 }
 
 // dx = dy·W. Inputs: dy, [w]. x is not among them, so that nothing holds it for this.
 class LinearBackwardNode : public FusedPrimitive {
  public:
   LinearBackwardNode(mx::Stream stream, const Caller& caller, LinearCall call)
-      : FusedPrimitive(stream, caller, Direction::kBackward), call_(std::move(call)) {}
+      : FusedPrimitive(stream, caller, Pass::kBackward), call_(std::move(call)) {}
 
   static mx::array make(const LinearCall& call, const Arrays& inputs, const Caller& caller,
                         mx::Stream s) {
@@ -27,11 +27,9 @@ class LinearBackwardNode : public FusedPrimitive {
 
   void eval_cpu(const Arrays& inputs, Arrays& outputs) override {
     const ConstTensorView dy = rows_view(inputs[0], stream());
-    const ConstTensorView w = call_.plain() ? matrix_view(inputs[1]) : ConstTensorView();
+    const Weight w = call_.plain() ? matrix_view(inputs[1]) : call_.weight;
     const TensorView dx = allocate_rows(outputs[0]);
-    dispatch(outputs, [dy, w, dx, weight = call_.weight](Context& context) {
-      linear_backward(context, {dy, weight ? BaseWeight(*weight) : BaseWeight(w), dx});
-    });
+    dispatch(outputs, [dy, w, dx](Context& context) { linear_backward(context, {dy, w, dx}); });
   }
 
   std::pair<Arrays, std::vector<int>> vmap(const Arrays& inputs,
@@ -64,7 +62,7 @@ class LinearBackwardNode : public FusedPrimitive {
  private:
   static mx::Shape dx_shape(const LinearCall& call, const Arrays& inputs) {
     const int in_features =
-        call.plain() ? inputs[1].shape(1) : static_cast<int>(call.weight->in_features());
+        call.plain() ? inputs[1].shape(1) : static_cast<int>(call.weight.in_features());
     return with_last(inputs[0].shape(), in_features);
   }
 
@@ -74,7 +72,7 @@ class LinearBackwardNode : public FusedPrimitive {
 class LinearForwardNode : public FusedPrimitive {
  public:
   LinearForwardNode(mx::Stream stream, const Caller& caller, LinearCall call)
-      : FusedPrimitive(stream, caller, Direction::kForward), call_(std::move(call)) {}
+      : FusedPrimitive(stream, caller, Pass::kForward), call_(std::move(call)) {}
 
   static mx::array make(const LinearCall& call, const Arrays& inputs, const Caller& caller,
                         mx::Stream s) {
@@ -84,12 +82,12 @@ class LinearForwardNode : public FusedPrimitive {
 
   void eval_cpu(const Arrays& inputs, Arrays& outputs) override {
     const ConstTensorView x = rows_view(inputs[0], stream());
-    const ConstTensorView w = call_.plain() ? matrix_view(inputs[1]) : ConstTensorView();
+    const Weight w = call_.plain() ? matrix_view(inputs[1]) : call_.weight;
     const ConstTensorView bias =
         call_.bias ? vector_view(inputs[call_.bias_index()]) : ConstTensorView();
     const TensorView y = allocate_rows(outputs[0]);
-    dispatch(outputs, [x, w, bias, y, weight = call_.weight](Context& context) {
-      linear_forward(context, {x, weight ? BaseWeight(*weight) : BaseWeight(w), bias, y});
+    dispatch(outputs, [x, w, bias, y](Context& context) {
+      linear_forward(context, {x, w, bias, y});
     });
   }
 

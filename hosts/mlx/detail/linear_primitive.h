@@ -7,14 +7,14 @@ namespace graft::mlx::detail {
 
 // What a linear call is besides its arrays, which come in this order: x, [w], [bias].
 struct LinearCall {
-  Panels weight;      // if null, w is among the arrays
+  Weight weight;      // if absent, w is among the arrays
   bool bias = false;  // bias is among the arrays
 
-  bool plain() const { return weight == nullptr; }
+  bool plain() const { return !weight.present(); }
   std::size_t bias_index() const { return plain() ? 2 : 1; }
   std::size_t count() const { return bias_index() + (bias ? 1u : 0u); }
   int out_features(const Arrays& inputs) const {
-    return plain() ? inputs[1].shape(0) : static_cast<int>(weight->out_features());
+    return plain() ? inputs[1].shape(0) : static_cast<int>(weight.out_features());
   }
 
   bool operator==(const LinearCall&) const = default;

@@ -50,8 +50,8 @@ Operands views_of(const LoraCall& call, const Arrays& inputs, mx::Stream s) {
   return operands;
 }
 
-BaseWeight base_of(const LoraCall& call, const Operands& operands) {
-  return call.weight ? BaseWeight(*call.weight) : BaseWeight(operands.w);
+Weight base_of(const LoraCall& call, const Operands& operands) {
+  return call.weight.present() ? call.weight : operands.w;
 }
 
 Support supports_backward(const LoraCall& call, const Arrays& inputs, Wanted wanted, mx::Stream s) {
@@ -98,9 +98,7 @@ struct DropoutSource {
 class LoraBackward : public FusedPrimitive {
  public:
   LoraBackward(mx::Stream stream, const Caller& caller, LoraCall call, Wanted wanted)
-      : FusedPrimitive(stream, caller, Direction::kBackward),
-        call_(std::move(call)),
-        wanted_(wanted) {}
+      : FusedPrimitive(stream, caller, Pass::kBackward), call_(std::move(call)), wanted_(wanted) {}
 
   void eval_cpu(const Arrays& inputs, Arrays& outputs) override {
     const Operands operands = views_of(call_, inputs, stream());
@@ -176,7 +174,7 @@ class LoraBackward : public FusedPrimitive {
 class LoraForward : public FusedPrimitive {
  public:
   LoraForward(mx::Stream stream, const Caller& caller, LoraCall call)
-      : FusedPrimitive(stream, caller, Direction::kForward), call_(std::move(call)) {}
+      : FusedPrimitive(stream, caller, Pass::kForward), call_(std::move(call)) {}
 
   static Arrays make(const LoraCall& call, const Arrays& inputs, const Caller& caller,
                      mx::Stream s) {

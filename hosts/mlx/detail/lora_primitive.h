@@ -13,13 +13,13 @@ namespace graft::mlx::detail {
 // What a lora_delta or lora_linear call is besides its arrays. The arrays come in this order, the
 // optional ones only if present: x, a, b, [w], [bias], [seed, offset].
 struct LoraCall {
-  Panels weight;
+  Weight weight;
   bool plain = false;  // w is among the arrays; neither: lora_delta
   bool bias = false;   // bias is among the arrays
   float scaling = 1.0f;
   float dropout = 0.0f;  // if not 0, seed and offset are among the arrays
 
-  bool has_weight() const { return plain || weight != nullptr; }
+  bool has_weight() const { return plain || weight.present(); }
   std::size_t w() const { return 3; }
   std::size_t bias_index() const { return 3u + (plain ? 1u : 0u); }
   std::size_t seed() const { return bias_index() + (bias ? 1u : 0u); }

@@ -35,9 +35,9 @@ class MetalNode : public FusedPrimitive {
  public:
   // `composed` computes the same outputs from MLX ops, for derivatives; a node with `counts` is one
   // evaluation in the report. The kernel reads the first `read` inputs, all if it is 0.
-  MetalNode(mx::Stream stream, const Caller& caller, Direction direction, bool counts,
+  MetalNode(mx::Stream stream, const Caller& caller, Pass pass, bool counts,
             std::shared_ptr<mx::Primitive> kernel, ArraysFunction composed, std::size_t read = 0)
-      : FusedPrimitive(stream, caller, direction),
+      : FusedPrimitive(stream, caller, pass),
         counts_(counts),
         kernel_(std::move(kernel)),
         composed_(std::move(composed)),

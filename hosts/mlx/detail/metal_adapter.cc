@@ -30,8 +30,8 @@ mx::array launch_outer(Arrays inputs, bool by_column, const Sources& sources,
   auto kernel = kernel_of(metal::lora_outer(outer), inputs, outputs, s);
   const std::size_t read = inputs.size();
   sources.append_to(inputs);
-  auto node = std::make_shared<MetalNode>(s, caller, Direction::kBackward, counts,
-                                          std::move(kernel), composed, read);
+  auto node = std::make_shared<MetalNode>(s, caller, Pass::kBackward, counts, std::move(kernel),
+                                          composed, read);
   return mx::array::make_arrays(outputs.shapes, outputs.dtypes, node, inputs)[0];
 }
 

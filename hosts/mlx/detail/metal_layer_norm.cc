@@ -61,7 +61,7 @@ std::shared_ptr<const RowLaunch> backward(const Norm& norm) {
                          norm.eps};
   };
   RowLaunch launch;
-  launch.direction = Direction::kBackward;
+  launch.pass = Pass::kBackward;
   launch.has_rows = {true, true, true, true};
   if (norm.weight) launch.has_rows.push_back(false);
   launch.call = [call](const Arrays& in) { return metal::layer_norm_backward(shape_of(call(in))); };

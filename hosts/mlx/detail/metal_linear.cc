@@ -39,7 +39,7 @@ std::shared_ptr<const RowLaunch> shared(RowLaunch launch) {
 mx::array launch_base_dx(const mx::array& dy, const mx::array& w, const Caller& caller,
                          mx::Stream s) {
   RowLaunch launch;
-  launch.direction = Direction::kBackward;
+  launch.pass = Pass::kBackward;
   launch.has_rows = {true, false};
   launch.call = [](const Arrays& in) { return metal::lora_linear(shape_of(in[0], in[1], false)); };
   launch.outputs = [](const Arrays& in) {
@@ -86,12 +86,12 @@ RowLaunch base_launch(const LinearCall& call, const Caller& caller, mx::Stream s
 // h = drop(x)·A, or g = dy·Bᵀ, of a launch of its own, not to be differentiated: the derivatives of
 // what reads it make it again.
 mx::array launch_shrink(const LoraCall& call, const mx::array& x, const mx::array& a,
-                        mx::Dtype multiply, const Arrays& dropout, const Caller& caller,
-                        Direction direction, mx::Stream s) {
+                        mx::Dtype multiply, const Arrays& dropout, const Caller& caller, Pass pass,
+                        mx::Stream s) {
   Arrays inputs{mx::stop_gradient(x, s), mx::stop_gradient(a, s)};
   inputs.insert(inputs.end(), dropout.begin(), dropout.end());
   RowLaunch launch;
-  launch.direction = direction;
+  launch.pass = pass;
   launch.has_rows.resize(inputs.size());
   launch.has_rows[0] = true;
   launch.call = [multiply](const Arrays& in) {
@@ -122,7 +122,7 @@ mx::array launch_dx(const LoraCall& call, const mx::array& g, const mx::array& w
   Arrays inputs{sources.dy, w, g, mx::transpose(sources.a, s), mx::array(call.scaling)};
   inputs.insert(inputs.end(), sources.dropout.begin(), sources.dropout.end());
   RowLaunch launch;
-  launch.direction = Direction::kBackward;
+  launch.pass = Pass::kBackward;
   launch.read = inputs.size();
   launch.has_rows = sources.has_rows(launch.read, {2});
   launch.call = [drops = call.dropout > 0](const Arrays& in) {
@@ -180,7 +180,7 @@ Arrays gradients(const LoraCall& call, const LinearInputs& at, const Arrays& pri
   std::optional<mx::array> g;
   if (asked(at.x) || asked(at.a)) {
     g = launch_shrink(call, dy, mx::transpose(b, s), multiply_type(x, w), {}, caller,
-                      Direction::kBackward, s);
+                      Pass::kBackward, s);
   }
   Arrays results;
   for (const int argnum : argnums) {
@@ -248,7 +248,7 @@ Arrays launch_linear(const LoraCall& call, const Arrays& operands, const Arrays&
   const LinearInputs at(call, dropout.empty() && metal::shrinks_within(shape));
   const mx::array h = at.shrinks() ? a
                                    : launch_shrink(call, x, a, multiply_type(x, w), dropout, caller,
-                                                   Direction::kForward, s);
+                                                   Pass::kForward, s);
   Arrays inputs{x, w, h, b, mx::array(call.scaling)};
   if (call.bias) inputs.push_back(operands[4]);
   inputs.insert(inputs.end(), dropout.begin(), dropout.end());

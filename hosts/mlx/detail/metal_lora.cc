@@ -37,12 +37,12 @@ Outputs outputs_of(const Arrays& inputs) {
 }
 
 // What both directions have in common: the same kernels, of (x, A, B) or of (dy, Bᵀ, Aᵀ).
-RowLaunch launch_of(const LoraCall& call, Direction direction) {
+RowLaunch launch_of(const LoraCall& call, Pass pass) {
   RowLaunch launch;
-  launch.direction = direction;
-  const auto drops = call.dropout == 0                  ? metal::Drops::kNothing
-                     : direction == Direction::kForward ? metal::Drops::kInput
-                                                        : metal::Drops::kOutput;
+  launch.pass = pass;
+  const auto drops = call.dropout == 0        ? metal::Drops::kNothing
+                     : pass == Pass::kForward ? metal::Drops::kInput
+                                              : metal::Drops::kOutput;
   launch.call = [drops](const Arrays& in) {
     return metal::lora_delta(shape_of(in[0], in[1], in[2], drops));
   };
@@ -57,7 +57,7 @@ Arrays launch_dx(const LoraCall& call, const Sources& sources, const mx::array& 
                  const Caller& caller, mx::Stream s) {
   Arrays inputs{sources.dy, mx::transpose(sources.b, s), mx::transpose(sources.a, s), scaling};
   inputs.insert(inputs.end(), sources.dropout.begin(), sources.dropout.end());
-  RowLaunch launch = launch_of(call, Direction::kBackward);
+  RowLaunch launch = launch_of(call, Pass::kBackward);
   launch.read = inputs.size();
   launch.has_rows = sources.has_rows(launch.read, {});
   launch.composed = [call, s, read = launch.read](const Arrays& in) {
@@ -106,7 +106,7 @@ mx::array metal_delta(const LoraCall& call, const Arrays& inputs, const Caller& 
   Arrays launched{inputs[0], inputs[1], inputs[2], mx::array(call.scaling)};
   const Arrays dropout = dropout_inputs(call, inputs, s);
   launched.insert(launched.end(), dropout.begin(), dropout.end());
-  RowLaunch launch = launch_of(call, Direction::kForward);
+  RowLaunch launch = launch_of(call, Pass::kForward);
   launch.has_rows.resize(launched.size());
   launch.has_rows[0] = true;
   launch.composed = [call, s](const Arrays& in) {

@@ -40,7 +40,7 @@ mx::array composed_rstd(const mx::array& values, const Norm& norm) {
 // derivatives of this see all of s; and so below.
 std::shared_ptr<const RowLaunch> backward(const Norm& norm, bool residual) {
   RowLaunch launch;
-  launch.direction = Direction::kBackward;
+  launch.pass = Pass::kBackward;
   launch.has_rows = {true, true, false, true};
   if (residual) launch.has_rows.push_back(true);
   launch.call = [residual](const Arrays& in) {

@@ -12,7 +12,7 @@ class RowsNode : public MetalNode {
  public:
   RowsNode(mx::Stream stream, const Caller& caller, std::shared_ptr<const RowLaunch> row_launch,
            std::shared_ptr<mx::Primitive> kernel)
-      : MetalNode(stream, caller, row_launch->direction, row_launch->counts, std::move(kernel),
+      : MetalNode(stream, caller, row_launch->pass, row_launch->counts, std::move(kernel),
                   row_launch->composed, row_launch->read),
         row_launch_(std::move(row_launch)) {}
 
@@ -57,7 +57,7 @@ mx::array launch_add(const mx::array& blocks, const RowSums& sums, mx::Dtype dty
   const auto composed = [dtype, s](const Arrays& in) {
     return Arrays{mx::astype(mx::sum(in[0], 0, false, s), dtype, s)};
   };
-  auto node = std::make_shared<MetalNode>(s, caller, Direction::kBackward, false,
+  auto node = std::make_shared<MetalNode>(s, caller, Pass::kBackward, false,
                                           kernel_of(call, {blocks}, outputs, s), composed);
   return mx::array::make_arrays(outputs.shapes, outputs.dtypes, node, {blocks})[0];
 }
@@ -120,7 +120,7 @@ Arrays launch_sums(const RowSums& sums, const Arrays& inputs, const Caller& call
     for (mx::array& matrix : matrices) matrix = sums_of_blocks(matrix, blocks, each, s);
     return matrices;
   };
-  auto node = std::make_shared<MetalNode>(s, caller, Direction::kBackward, sums.counts,
+  auto node = std::make_shared<MetalNode>(s, caller, Pass::kBackward, sums.counts,
                                           kernel_of(sums.call, inputs, outputs, s), composed);
   const Arrays apart = mx::array::make_arrays(outputs.shapes, outputs.dtypes, node, inputs);
   for (std::size_t i = 0; i < apart.size(); ++i) {

@@ -15,7 +15,7 @@ struct RowLaunch {
   using Gradients = std::function<Arrays(const Arrays& primals, const Arrays& cotangents,
                                          const std::vector<int>& argnums, const Arrays& outputs)>;
 
-  Direction direction = Direction::kForward;
+  Pass pass = Pass::kForward;
   std::vector<bool> has_rows;                             // of each input
   std::function<metal::Call(const Arrays& inputs)> call;  // if there is anything to do
   std::function<Outputs(const Arrays& inputs)> outputs;

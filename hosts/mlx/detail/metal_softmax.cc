@@ -19,7 +19,7 @@ Outputs like_first(const Arrays& inputs) { return {{inputs[0].shape()}, {inputs[
 // Inputs: dy, y, scale. Output: dx.
 std::shared_ptr<const RowLaunch> backward(mx::Stream s) {
   RowLaunch launch;
-  launch.direction = Direction::kBackward;
+  launch.pass = Pass::kBackward;
   launch.has_rows = {true, true, false};
   launch.call = [](const Arrays& in) { return metal::softmax_backward(shape_of(in[0])); };
   launch.outputs = like_first;

@@ -38,8 +38,8 @@ Support allowed(mx::Stream stream) {
   return {};
 }
 
-Support serves_dx(const Panels& weight) {
-  if (weight == nullptr || weight->serves_backward()) return {};
+Support serves_dx(const Weight& weight) {
+  if (weight.serves(Direction::kBackward)) return {};
   return Support::no("the weight is packed for forward only");
 }
 
@@ -80,7 +80,7 @@ Arrays FusedPrimitive::composed_vjp(const Arrays& primals, const Arrays& cotange
   };
   // Counted on the way in, since a caller may evaluate any one of the gradients.
   Arrays marked = cotangents;
-  marked[0] = counted(marked[0], caller_, Direction::kBackward, reason, stream());
+  marked[0] = counted(marked[0], caller_, Pass::kBackward, reason, stream());
   return vjp_in(outputs, primals, marked, argnums);
 }
 
@@ -94,7 +94,7 @@ Arrays FusedPrimitive::jvp(const Arrays& primals, const Arrays& tangents,
   const auto function = [this](const Arrays& inputs) { return composed(inputs); };
   Arrays derivatives =
       mx::jvp(of_variables(function, primals, argnums), picked(primals, argnums), tangents).second;
-  derivatives[0] = counted(derivatives[0], caller_, Direction::kTangent,
+  derivatives[0] = counted(derivatives[0], caller_, Pass::kTangent,
                            "forward-mode derivatives have no kernel", stream());
   return derivatives;
 }
@@ -103,7 +103,7 @@ std::pair<Arrays, std::vector<int>> FusedPrimitive::vmap(const Arrays& inputs,
                                                          const std::vector<int>& axes) {
   const auto function = [this](const Arrays& values) { return composed(values); };
   Arrays outputs = mx::vmap(function, axes)(inputs);
-  outputs[0] = counted(outputs[0], caller_, Direction::kForward,
+  outputs[0] = counted(outputs[0], caller_, Pass::kForward,
                        "vmap over this combination of operands has no kernel", stream());
   return {outputs, std::vector<int>(outputs.size(), 0)};
 }

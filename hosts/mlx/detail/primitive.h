@@ -18,15 +18,14 @@
 namespace graft::mlx::detail {
 
 using Arrays = std::vector<mx::array>;
-using Panels = std::shared_ptr<const PackedWeight>;
 using ArraysFunction = std::function<Arrays(const Arrays&)>;
 
 // Why a call may not run fused whatever its operands: fusion is off, or the stream is on a device
 // without kernels.
 Support allowed(mx::Stream stream);
 
-// No if `weight` is packed for forward only. A plain weight, null here, serves any product.
-Support serves_dx(const Panels& weight);
+// No if `weight` is packed for forward only. Yes if it is absent, being among the arrays.
+Support serves_dx(const Weight& weight);
 
 // No if one of the first `count` arrays has a dtype the library cannot even view.
 Support dtypes_known(const Arrays& inputs, std::size_t count);
@@ -35,10 +34,10 @@ Support dtypes_known(const Arrays& inputs, std::size_t count);
 // subclass has no kernel for are composed from MLX ops through `composed`, and counted as such.
 class FusedPrimitive : public mx::Primitive {
  public:
-  FusedPrimitive(mx::Stream stream, Caller caller, Direction direction)
+  FusedPrimitive(mx::Stream stream, Caller caller, Pass pass)
       : mx::Primitive(stream),
         caller_(std::move(caller)),
-        tally_(Tallies::instance().line(caller_, direction)) {}
+        tally_(Tallies::instance().line(caller_, pass)) {}
 
   void eval_gpu(const Arrays& inputs, Arrays& outputs) override;
   Arrays vjp(const Arrays& primals, const Arrays& cotangents, const std::vector<int>& argnums,

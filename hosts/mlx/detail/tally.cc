@@ -11,11 +11,11 @@ namespace {
 // The identity, counting.
 class Counted : public mx::UnaryPrimitive {
  public:
-  Counted(mx::Stream stream, Caller caller, Direction direction, std::string reason)
+  Counted(mx::Stream stream, Caller caller, Pass pass, std::string reason)
       : mx::UnaryPrimitive(stream),
         caller_(std::move(caller)),
         reason_(std::move(reason)),
-        tally_(Tallies::instance().line(caller_, direction, reason_)) {}
+        tally_(Tallies::instance().line(caller_, pass, reason_)) {}
 
   void eval_cpu(const std::vector<mx::array>& inputs, mx::array& output) override {
     output.copy_shared_buffer(inputs[0]);
@@ -28,17 +28,16 @@ class Counted : public mx::UnaryPrimitive {
   std::vector<mx::array> vjp(const std::vector<mx::array>&,
                              const std::vector<mx::array>& cotangents, const std::vector<int>&,
                              const std::vector<mx::array>&) override {
-    return {counted(cotangents[0], caller_, Direction::kBackward, reason_, stream())};
+    return {counted(cotangents[0], caller_, Pass::kBackward, reason_, stream())};
   }
   std::vector<mx::array> jvp(const std::vector<mx::array>&, const std::vector<mx::array>& tangents,
                              const std::vector<int>&) override {
-    return {counted(tangents[0], caller_, Direction::kTangent, reason_, stream())};
+    return {counted(tangents[0], caller_, Pass::kTangent, reason_, stream())};
   }
   std::pair<std::vector<mx::array>, std::vector<int>> vmap(const std::vector<mx::array>& inputs,
                                                            const std::vector<int>& axes) override {
     mx::array out(inputs[0].shape(), inputs[0].dtype(),
-                  std::make_shared<Counted>(stream(), caller_, Direction::kForward, reason_),
-                  inputs);
+                  std::make_shared<Counted>(stream(), caller_, Pass::kForward, reason_), inputs);
     return {{out}, axes};
   }
   const char* name() const override { return "GraftCounted"; }
@@ -59,9 +58,9 @@ Tallies& Tallies::instance() {
   return *tallies;
 }
 
-Tally& Tallies::line(const Caller& caller, Direction direction, const std::string& reason) {
+Tally& Tallies::line(const Caller& caller, Pass pass, const std::string& reason) {
   const std::lock_guard lock(mutex_);
-  return lines_[Key(caller.op, caller.module, direction, reason)];
+  return lines_[Key(caller.op, caller.module, pass, reason)];
 }
 
 std::vector<FusionRecord> Tallies::report() {
@@ -70,8 +69,8 @@ std::vector<FusionRecord> Tallies::report() {
   for (const auto& [key, tally] : lines_) {
     const auto runs = tally.runs_.load(std::memory_order_relaxed);
     if (runs == 0) continue;
-    const auto& [op, module, direction, reason] = key;
-    records.push_back({op, module, direction, reason.empty(), reason, runs});
+    const auto& [op, module, pass, reason] = key;
+    records.push_back({op, module, pass, reason.empty(), reason, runs});
   }
   return records;
 }
@@ -81,10 +80,10 @@ void Tallies::reset() {
   for (auto& [key, tally] : lines_) tally.runs_.store(0, std::memory_order_relaxed);
 }
 
-mx::array counted(const mx::array& x, const Caller& caller, Direction direction,
-                  const std::string& reason, mx::Stream stream) {
-  return mx::array(x.shape(), x.dtype(),
-                   std::make_shared<Counted>(stream, caller, direction, reason), {x});
+mx::array counted(const mx::array& x, const Caller& caller, Pass pass, const std::string& reason,
+                  mx::Stream stream) {
+  return mx::array(x.shape(), x.dtype(), std::make_shared<Counted>(stream, caller, pass, reason),
+                   {x});
 }
 
 }  // namespace graft::mlx::detail

@@ -37,19 +37,19 @@ class Tallies {
   static Tallies& instance();
 
   // The line for these; an empty reason means fused.
-  Tally& line(const Caller& caller, Direction direction, const std::string& reason = "");
+  Tally& line(const Caller& caller, Pass pass, const std::string& reason = "");
   std::vector<FusionRecord> report();
   void reset();
 
  private:
-  using Key = std::tuple<std::string, std::string, Direction, std::string>;
+  using Key = std::tuple<std::string, std::string, Pass, std::string>;
   std::mutex mutex_;
   std::map<Key, Tally> lines_;
 };
 
 // `x` itself, through a graph node that counts each evaluation as a composed run of `caller`, and,
 // if asked, each evaluation of its gradient as a composed backward run.
-mx::array counted(const mx::array& x, const Caller& caller, Direction direction,
-                  const std::string& reason, mx::Stream stream);
+mx::array counted(const mx::array& x, const Caller& caller, Pass pass, const std::string& reason,
+                  mx::Stream stream);
 
 }  // namespace graft::mlx::detail

@@ -3,6 +3,7 @@
 #include <mlx/allocator.h>
 #include <mlx/backend/cpu/encoder.h>
 
+#include <any>
 #include <array>
 #include <cstring>
 #include <memory>
@@ -80,6 +81,20 @@ std::optional<DType> dtype_of(mx::Dtype dtype) {
   return std::nullopt;
 }
 
+mx::Dtype dtype_of(DType dtype) {
+  switch (dtype) {
+    case DType::kFloat32:
+      return mx::float32;
+    case DType::kFloat16:
+      return mx::float16;
+    case DType::kBFloat16:
+      return mx::bfloat16;
+    case DType::kInt32:
+      return mx::int32;
+  }
+  throw std::logic_error("graft::mlx: unknown dtype");
+}
+
 std::int64_t rows_of(const mx::Shape& shape) {
   std::int64_t rows = 1;
   for (std::size_t axis = 0; axis + 1 < shape.size(); ++axis) {
@@ -124,6 +139,18 @@ void expect_floating(const char* op, const char* tensor, const mx::array& array)
 
 void expect_matrix(const char* op, const char* tensor, const mx::array& array) {
   if (array.ndim() != 2) reject(op, tensor, "a matrix", shape_string(array.shape()));
+}
+
+void expect_present(const char* op, const char* name, const Weight& weight) {
+  if (!weight.present()) reject(op, name, "a weight", "none");
+}
+
+const mx::array* array_of(const Weight& weight) {
+  return std::any_cast<mx::array>(&weight.owner());
+}
+
+mx::Shape shape_of(const Weight& weight) {
+  return {static_cast<int>(weight.out_features()), static_cast<int>(weight.in_features())};
 }
 
 TensorView shape_only(mx::Dtype dtype, std::initializer_list<std::int64_t> shape) {

@@ -6,6 +6,7 @@
 #include <string>
 
 #include "graft/tensor_view.h"
+#include "graft/weight.h"
 
 namespace graft::mlx::detail {
 
@@ -13,6 +14,7 @@ namespace mx = ::mlx::core;
 
 // The library's element type for MLX's; none if it has none.
 std::optional<DType> dtype_of(mx::Dtype dtype);
+mx::Dtype dtype_of(DType dtype);
 
 // Product of all dimensions but the last: the rows that x flattens to.
 std::int64_t rows_of(const mx::Shape& shape);
@@ -30,6 +32,13 @@ void expect_shape(const char* op, const char* tensor, const mx::array& array,
                   const mx::Shape& expected);
 void expect_floating(const char* op, const char* tensor, const mx::array& array);
 void expect_matrix(const char* op, const char* tensor, const mx::array& array);
+void expect_present(const char* op, const char* name, const Weight& weight);
+
+// The array that a weight was made from, if it owns one: a plain weight, for any stream.
+const mx::array* array_of(const Weight& weight);
+
+// (out_features, in_features).
+mx::Shape shape_of(const Weight& weight);
 
 // A view of the right shape and element type over nothing, for asking `graft::supports` about
 // arrays that are not evaluated yet. The dtype must be one the library knows.

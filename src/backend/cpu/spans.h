@@ -33,9 +33,10 @@ T* element(const TensorView& matrix, std::int64_t row, std::int64_t col) {
 }
 
 /// Calls `span(row, col, count)` for pieces of rows that together cover (rows, cols), on all
-/// threads. Matrices without gaps are one long row to it.
+/// threads of the context. Matrices without gaps are one long row to it.
 template <class Span>
-void for_each_span(std::int64_t rows, std::int64_t cols, bool one_row, Span&& span) {
+void for_each_span(const Context& context, std::int64_t rows, std::int64_t cols, bool one_row,
+                   Span&& span) {
   if (rows == 0 || cols == 0) return;
   if (one_row) {
     cols *= rows;
@@ -44,7 +45,7 @@ void for_each_span(std::int64_t rows, std::int64_t cols, bool one_row, Span&& sp
   const std::int64_t pieces = (cols + kSpanElements - 1) / kSpanElements;  // of a row
   const std::int64_t rows_a_task = std::max<std::int64_t>(1, kSpanElements / cols);
   const std::int64_t groups = (rows + rows_a_task - 1) / rows_a_task;
-  parallel_for(groups * pieces, [&](std::int64_t task) {
+  parallel_for(context, groups * pieces, [&](std::int64_t task) {
     const std::int64_t first = task / pieces * rows_a_task;
     const std::int64_t col = task % pieces * kSpanElements;
     const std::int64_t count = std::min(kSpanElements, cols - col);

@@ -87,6 +87,8 @@ int default_threads() {
   return cores;
 }
 
+constexpr int kMostThreads = 1024;
+
 // A worker that finds no work spins for about this many pauses (some 200 µs), so that the next call
 // of a training step finds it awake (0.1 µs), and then sleeps (25–70 µs to wake).
 constexpr int kSpins = 6000;
@@ -172,6 +174,35 @@ class Pool {
 
 thread_local bool inside_task = false;
 
+// Marks this thread as one that runs tasks, for as long as it lives.
+class InsideTask {
+ public:
+  ~InsideTask() { inside_task = before_; }
+
+ private:
+  const bool before_ = std::exchange(inside_task, true);
+};
+
+// The tasks of one call on an executor. Whoever comes takes the next one, so that tasks start in
+// order under any schedule, and one that waits for an earlier one waits for a worker that has
+// begun.
+struct Dealt {
+  const std::int64_t count;
+  const internal::TaskFn fn;
+  void* const state;
+  std::atomic<std::int64_t> next{0};
+
+  static void work(void* self, int worker) {
+    Dealt& dealt = *static_cast<Dealt*>(self);
+    const InsideTask inside;
+    for (;;) {
+      const std::int64_t task = dealt.next.fetch_add(1, std::memory_order_relaxed);
+      if (task >= dealt.count) return;
+      dealt.fn(dealt.state, task, worker);
+    }
+  }
+};
+
 void Pool::work(int worker) {
   inside_task = true;
   while (!stop_.load(std::memory_order_relaxed)) {
@@ -205,19 +236,25 @@ void Countdown::wait_long() const {
   spin_until(kSpins, [this] { return left_.load(std::memory_order_acquire) <= 0; });
 }
 
-void internal::run_tasks(std::int64_t count, int threads, TaskFn fn, void* state) {
+void internal::run_tasks(Executor* executor, std::int64_t count, int threads, TaskFn fn,
+                         void* state) {
   if (count <= 0) return;
   const bool alone = inside_task || count == 1 || threads == 1;
   if (alone) {
     for (std::int64_t i = 0; i < count; ++i) fn(state, i, 0);
     return;
   }
+  if (executor != nullptr) {
+    Dealt dealt{count, fn, state};
+    executor->run(static_cast<int>(std::min<std::int64_t>(count, threads)), &Dealt::work, &dealt);
+    Dealt::work(&dealt, 0);  // what is left if it ran no worker
+    return;
+  }
   Shared& s = shared();
   const std::lock_guard<std::mutex> lock(s.turn);
-  inside_task = true;
+  const InsideTask inside;
   if (s.pool == nullptr || s.pool->threads() != threads) s.pool = std::make_unique<Pool>(threads);
   s.pool->run(count, fn, state);
-  inside_task = false;
 }
 
 }  // namespace graft::cpu
@@ -226,10 +263,22 @@ namespace graft {
 
 int num_threads() { return cpu::shared().threads.load(); }
 
+int Context::threads() const {
+  if (executor_ == nullptr) return num_threads();
+  const int threads = executor_->threads();
+  if (threads < 1 || threads > cpu::kMostThreads) {
+    throw Error(ErrorCode::kInvalidArgument, "[context] executor: expected 1 to " +
+                                                 std::to_string(cpu::kMostThreads) +
+                                                 " threads, got " + std::to_string(threads));
+  }
+  return threads;
+}
+
 void set_num_threads(int threads) {
-  if (threads < 0 || threads > 1024) {
-    throw Error(ErrorCode::kInvalidArgument,
-                "[set_num_threads] threads: expected 0 to 1024, got " + std::to_string(threads));
+  if (threads < 0 || threads > cpu::kMostThreads) {
+    throw Error(ErrorCode::kInvalidArgument, "[set_num_threads] threads: expected 0 to " +
+                                                 std::to_string(cpu::kMostThreads) + ", got " +
+                                                 std::to_string(threads));
   }
   cpu::Shared& s = cpu::shared();
   const std::lock_guard<std::mutex> lock(s.turn);

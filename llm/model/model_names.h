@@ -1,0 +1,17 @@
+#pragma once
+
+#include <string>
+#include <string_view>
+#include <vector>
+
+namespace graft::llm {
+
+/// Whether two names can be of one model. A name is a path, a Hugging Face id, or what a file calls
+/// its model: folders, letter case, punctuation, ".gguf" and the kind of quantization are left out,
+/// so that "HuggingFaceTB/SmolLM2-135M-Instruct" is "models/SmolLM2-135M-Instruct.Q4_1.gguf".
+bool same_model(std::string_view one, std::string_view other);
+
+/// Whether `name` is one of `names`, or there is nothing to compare.
+bool is_named(std::string_view name, const std::vector<std::string>& names);
+
+}  // namespace graft::llm

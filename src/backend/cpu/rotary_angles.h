@@ -1,0 +1,29 @@
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <vector>
+
+namespace graft::cpu {
+
+/// Cosines and sines of a rotary embedding for `positions` positions from `first` on:
+/// [position][pairs].
+struct RotaryAngles {
+  float theta = 0;
+  std::int64_t pairs = 0, first = 0, positions = 0;
+  std::vector<float> cos, sin;
+
+  const float* cos_at(std::int64_t position) const {
+    return cos.data() + (position - first) * pairs;
+  }
+  const float* sin_at(std::int64_t position) const {
+    return sin.data() + (position - first) * pairs;
+  }
+};
+
+/// Angles that cover positions [first, first + count). Tables are kept by theta and pairs, since a
+/// model asks for the same ones in each layer and step.
+std::shared_ptr<const RotaryAngles> rotary_angles(float theta, std::int64_t pairs,
+                                                  std::int64_t first, std::int64_t count);
+
+}  // namespace graft::cpu

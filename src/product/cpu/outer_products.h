@@ -1,0 +1,43 @@
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <vector>
+
+#include "product/cpu/plan.h"
+
+namespace graft::cpu {
+
+/// The outer products of a product: each chunk of rows adds its part while its rows are in cache,
+/// and blocks of columns are finished, independently of each other, once all they need is there.
+class OuterProducts {
+ public:
+  /// Columns of an outer product that one task finishes.
+  struct Block {
+    std::size_t product;
+    std::int64_t first;
+  };
+
+  OuterProducts(const Plan& plan, const ProductScratch& scratch);
+
+  /// This chunk's part of each outer product, its h and the mask of its share of y being there.
+  void add(std::int64_t chunk, const WorkerScratch& worker) const;
+  void finish(const Block& block, const WorkerScratch& worker) const;
+
+  /// What can be finished without any chunk's part or h, and what needs them all.
+  const std::vector<Block>& early() const { return early_; }
+  const std::vector<Block>& late() const { return late_; }
+
+ private:
+  Source dense_rows(const OuterProduct& outer, std::int64_t chunk,
+                    const WorkerScratch& worker) const;
+  const float* coefficients(const OuterProduct& outer, std::int64_t row) const;
+  void write(const OuterProduct& outer, const float* sums, std::int64_t first,
+             std::int64_t cols) const;
+
+  const Plan& plan_;
+  const ProductScratch& scratch_;
+  std::vector<Block> early_, late_;
+};
+
+}  // namespace graft::cpu

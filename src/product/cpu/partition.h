@@ -1,0 +1,60 @@
+#pragma once
+
+#include <algorithm>
+#include <cstddef>
+#include <cstdint>
+#include <vector>
+
+#include "product/cpu/kernels.h"
+#include "product/cpu/packed_panels.h"
+
+namespace graft::cpu {
+
+/// How the rows and columns of y are dealt out: row panels of near-equal height (so that no edge
+/// tile is small), chunks of consecutive panels whose packed x stays in a core's cache, and where
+/// rows are few, ranges of columns too.
+struct Partition {
+  std::int64_t m, n_panels;               // rows, and column panels of all outputs
+  std::int64_t panels;                    // of rows
+  std::vector<std::int64_t> chunk_panel;  // the first panel of each chunk, and the end
+  std::int64_t splits = 1;                // of the columns
+
+  /// `row_panel_size`: 32-bit elements of a row panel, of all inputs together.
+  Partition(const Kernels& kernels, std::int64_t rows_of_y, std::int64_t row_panel_size,
+            std::int64_t column_panels, int threads)
+      : m(rows_of_y),
+        n_panels(column_panels),
+        panels(ceil_div(rows_of_y, kernels.rows)),
+        chunk_panel{0} {
+    // About 128 rows a chunk; fewer where K is so large that they would leave a 1 MiB cache.
+    constexpr std::int64_t kChunkRows = 140, kLeastRows = 14, kChunkBytes = 5 << 18;
+    const std::int64_t panel_bytes = std::max<std::int64_t>(1, row_panel_size * 4);
+    const std::int64_t most = std::clamp<std::int64_t>(
+        kChunkBytes / panel_bytes, 2, std::max(2, static_cast<int>(kChunkRows / kernels.rows)));
+    const bool by_rows = panels >= 4 * threads;
+    // Few rows: every thread packs them, and multiplies its share of the columns.
+    if (!by_rows && threads > 1) splits = std::clamp<std::int64_t>(n_panels, 1, threads);
+    // Many: chunks grow smaller to the end, so that threads of unequal speed end together.
+    const std::int64_t least = std::min(most, ceil_div(kLeastRows, kernels.rows));
+    for (std::int64_t left = panels; left > 0; left = panels - chunk_panel.back()) {
+      const std::int64_t fair = threads > 1 && by_rows ? ceil_div(left, 2 * threads) : left;
+      chunk_panel.push_back(chunk_panel.back() + std::min(left, std::clamp(fair, least, most)));
+    }
+  }
+
+  std::int64_t chunks() const { return static_cast<std::int64_t>(chunk_panel.size()) - 1; }
+  std::int64_t first_panel(std::int64_t chunk) const {
+    return chunk_panel[static_cast<std::size_t>(chunk)];
+  }
+  std::int64_t panel_row(std::int64_t panel) const {
+    return m * panel / std::max<std::int64_t>(1, panels);
+  }
+  int panel_rows(std::int64_t panel) const {
+    return static_cast<int>(panel_row(panel + 1) - panel_row(panel));
+  }
+  std::int64_t first_row(std::int64_t chunk) const { return panel_row(first_panel(chunk)); }
+  std::int64_t split_panel(std::int64_t split) const { return n_panels * split / splits; }
+  std::int64_t most_chunk_panels() const { return chunks() == 0 ? 0 : chunk_panel[1]; }
+};
+
+}  // namespace graft::cpu

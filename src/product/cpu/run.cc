@@ -1,0 +1,333 @@
+#include <algorithm>
+#include <vector>
+
+#include "backend/cpu/threads.h"
+#include "backend/element.h"
+#include "product/cpu/outer_products.h"
+#include "product/cpu/packed_panels.h"
+#include "product/cpu/plan.h"
+#include "product/cpu/product.h"
+#include "weight/dense_cpu.h"
+
+namespace graft::cpu {
+namespace {
+
+// A term's operands as tiles read them.
+struct Operands {
+  const std::uint32_t* weight = nullptr;  // column panels; null: no base product
+  const std::uint32_t* shrink = nullptr;  // packed S
+  const std::uint32_t* expand = nullptr;  // column panels of E,
+  std::int64_t expand_step = 0;           // 32-bit elements from a step of one to the next
+  std::int64_t expand_panel = 0;          // and from a panel to the next
+  float* h = nullptr;                     // (M, rank), if the caller or an outer product wants it
+};
+
+class Run {
+ public:
+  Run(Context& context, const Product& product);
+  void operator()();
+
+ private:
+  void pack_biases_and_weights();
+  void pack_pairs(std::int64_t task);
+  void task(std::int64_t chunk, std::int64_t split, const WorkerScratch& worker);
+  void pack_chunk(const Input& input, std::int64_t chunk, bool write_h,
+                  const WorkerScratch& worker);
+  void make_h(std::size_t term, std::int64_t chunk, std::int64_t panel, int panels,
+              const std::uint32_t* x, bool write_h, const WorkerScratch& worker);
+  const std::uint32_t* drop_panels(const Term& term, std::int64_t panel, int panels,
+                                   const std::uint32_t* x, const WorkerScratch& worker) const;
+  void multiply(std::size_t output, std::int64_t chunk, std::int64_t split,
+                const WorkerScratch& worker) const;
+  void multiply_panel(std::size_t output, std::size_t term, std::int64_t chunk, std::int64_t split,
+                      std::int64_t column, const WorkerScratch& worker) const;
+  const std::uint32_t* weight_panel(std::size_t term, std::int64_t panel) const {
+    return operands_[term].weight + panel * kernels_.column_panel_size(p_.terms[term].k);
+  }
+  const std::uint32_t* next_weight_panel(std::size_t output, std::size_t term, std::int64_t column,
+                                         std::int64_t end) const;
+
+  const Context& context_;
+  const Product& p_;
+  const Plan plan_;
+  const Kernels& kernels_;
+  const Partition& partition_;
+  const ProductScratch scratch_;
+  const OuterProducts outer_products_;
+  std::vector<Operands> operands_;  // of each term
+  std::int64_t packing_tasks_ = 0;  // of the pairs
+  Countdown pairs_packed_;
+};
+
+Run::Run(Context& context, const Product& product)
+    : context_(context),
+      p_(product),
+      plan_(product, context.threads()),
+      kernels_(plan_.kernels),
+      partition_(plan_.partition),
+      scratch_(lay_out(context, [this](Scratch& scratch) { return plan_.layout(scratch); })),
+      outer_products_(plan_, scratch_) {
+  operands_.reserve(p_.terms.size());
+  for (std::size_t i = 0; i < p_.terms.size(); ++i) {
+    const Term& term = p_.terms[i];
+    const TermPlan& plan = plan_.terms[i];
+    const TermScratch& scratch = scratch_.terms[i];
+    Operands to;
+    if (term.weight != nullptr && term.y.present()) {
+      to.weight = plan.packs_weight ? scratch.weight : packed_panels(*term.weight, p_.direction);
+    }
+    const LowRank& pair = term.pair;
+    to.shrink =
+        plan.packs_shrink ? scratch.shrink : static_cast<const std::uint32_t*>(pair.shrink.data);
+    to.expand =
+        plan.packs_expand ? scratch.expand : static_cast<const std::uint32_t*>(pair.expand.data);
+    to.expand_step = plan.packs_expand ? kernels_.width : pair.expand.row_stride;
+    to.expand_panel = plan.packs_expand ? kernels_.column_panel_size(pair.rank) : kernels_.width;
+    to.h = plan.owns_h ? scratch.h : pair.h;
+    operands_.push_back(to);
+    packing_tasks_ += plan.shrink_tasks + plan.expand_tasks;
+  }
+}
+
+void Run::operator()() {
+  pack_biases_and_weights();
+  // What can be finished early fills the end of the first round of tasks; the rest is the second.
+  const auto& early = outer_products_.early();
+  const auto& late = outer_products_.late();
+  const std::int64_t tasks = plan_.tasks();
+  pairs_packed_.start(packing_tasks_);
+  parallel_for(context_, packing_tasks_ + tasks + static_cast<std::int64_t>(early.size()),
+               plan_.threads, [&](std::int64_t i, int index) {
+                 const WorkerScratch& worker = scratch_.workers[static_cast<std::size_t>(index)];
+                 if (i < packing_tasks_) return pack_pairs(i);
+                 i -= packing_tasks_;
+                 if (i < tasks) return task(i / partition_.splits, i % partition_.splits, worker);
+                 outer_products_.finish(early[static_cast<std::size_t>(i - tasks)], worker);
+               });
+  parallel_for(context_, static_cast<std::int64_t>(late.size()), plan_.threads,
+               [&](std::int64_t i, int index) {
+                 outer_products_.finish(late[static_cast<std::size_t>(i)],
+                                        scratch_.workers[static_cast<std::size_t>(index)]);
+               });
+}
+
+void Run::pack_biases_and_weights() {
+  for (std::size_t i = 0; i < p_.terms.size(); ++i) {
+    const Term& term = p_.terms[i];
+    const std::int64_t padded = ceil_div(term.n, kernels_.width) * kernels_.width;
+    for (std::int64_t j = 0; term.bias.present() && j < padded; ++j) {
+      scratch_.terms[i].bias[j] =
+          j < term.n ? load_element(term.bias, j * term.bias.stride(0)) : 0.0f;
+    }
+    if (plan_.terms[i].packs_weight) {
+      const Source w = Source::of(term.weight->view());
+      pack_panels(context_, kernels_, p_.direction == Direction::kForward ? w : w.transposed(),
+                  term.n, term.k, scratch_.terms[i].weight);
+    }
+  }
+}
+
+// The first tasks pack each S, a group of columns at a time, and each E, a range of panels at a
+// time; the others pack rows of x until they need them.
+void Run::pack_pairs(std::int64_t task) {
+  std::size_t i = 0;
+  while (task >= plan_.terms[i].shrink_tasks + plan_.terms[i].expand_tasks) {
+    task -= plan_.terms[i].shrink_tasks + plan_.terms[i].expand_tasks;
+    ++i;
+  }
+  const Term& term = p_.terms[i];
+  const TermPlan& plan = plan_.terms[i];
+  if (task < plan.shrink_tasks) {
+    const std::int64_t col = task * kernels_.wide_shrink_cols;
+    const std::int64_t cols = std::min<std::int64_t>(kernels_.wide_shrink_cols, plan.rank - col);
+    kernels_.pack_a(term.pair.shrink.at(0, col), term.k, cols,
+                    scratch_.terms[i].shrink + kernels_.packed_a_size(term.k, col));
+  } else {
+    const std::int64_t range = task - plan.shrink_tasks;
+    const std::int64_t panels = ceil_div(term.n, kernels_.width);
+    const std::int64_t last = panels * (range + 1) / plan.expand_tasks;
+    for (std::int64_t j = panels * range / plan.expand_tasks; j < last; ++j) {
+      pack_panel(kernels_, term.pair.expand.transposed(), term.n, plan.rank, j,
+                 scratch_.terms[i].expand);
+    }
+  }
+  pairs_packed_.done();
+}
+
+void Run::task(std::int64_t chunk, std::int64_t split, const WorkerScratch& worker) {
+  for (const Input& input : plan_.inputs) pack_chunk(input, chunk, split == 0, worker);
+  for (std::size_t i = 0; i < p_.terms.size(); ++i) {
+    const TermPlan& plan = plan_.terms[i];
+    if (plan.output_dropout == nullptr) continue;
+    const DropoutElements elements = plan_.output_elements(i, chunk, split);
+    elements.keep(kernels_, *plan.output_dropout, worker.kept + plan.kept_at);
+  }
+  if (split == 0) outer_products_.add(chunk, worker);
+  for (std::size_t o = 0; o < plan_.outputs.size(); ++o) {
+    if (p_.terms[plan_.outputs[o].first].y.present()) multiply(o, chunk, split, worker);
+  }
+}
+
+// Packs the rows of a chunk, and while panels are hot, makes the h of every term that reads them.
+void Run::pack_chunk(const Input& input, std::int64_t chunk, bool write_h,
+                     const WorkerScratch& worker) {
+  const std::int64_t first = partition_.first_panel(chunk),
+                     last = partition_.first_panel(chunk + 1);
+  const Term& reader = p_.terms[input.first];
+  std::uint32_t* const panels = worker.x_panels + input.panels_at;
+  for (std::int64_t panel = first; panel < last; ++panel) {
+    const int rows = partition_.panel_rows(panel);
+    std::uint32_t* const x = panels + (panel - first) * input.panel_size;
+    Source here = reader.x.at(partition_.panel_row(panel), 0);
+    // The next panel's rows begin `rows` on: too few bytes a row for a prefetcher to find them.
+    if (panel + 1 < last) here.ahead = rows * here.row_bytes();
+    if (input.packs) kernels_.pack_rows(here, rows, reader.k, x);
+
+    const int packed = static_cast<int>((panel - first) % input.shrink_panels) + 1;
+    if (packed < input.shrink_panels && panel + 1 < last) continue;
+    for (std::size_t i = input.first; i < input.last; ++i) {
+      if (plan_.terms[i].rank == 0) continue;
+      make_h(i, chunk, panel + 1 - packed, packed, x - (packed - 1) * input.panel_size, write_h,
+             worker);
+    }
+  }
+}
+
+// The h of consecutive row panels, which lie packed at x: as low-rank panels, and as rows.
+void Run::make_h(std::size_t i, std::int64_t chunk, std::int64_t panel, int panels,
+                 const std::uint32_t* x, bool write_h, const WorkerScratch& worker) {
+  const Term& term = p_.terms[i];
+  const TermPlan& plan = plan_.terms[i];
+  const Operands& operands = operands_[i];
+  const std::int64_t h_size = kernels_.h_panel_size(plan.rank);
+  pairs_packed_.wait();
+  if (plan.row_shrink) {
+    for (int j = 0; j < panels; ++j) {
+      kernels_.row_shrink(term.x.at(partition_.panel_row(panel + j), 0),
+                          partition_.panel_rows(panel + j), term.k, operands.shrink, plan.rank,
+                          worker.h + j * h_size);
+    }
+  } else {
+    if (term.pair.input_dropout != nullptr) x = drop_panels(term, panel, panels, x, worker);
+    kernels_.shrink(x, panels, term.k, operands.shrink, plan.rank, worker.h);
+  }
+
+  const std::int64_t size = kernels_.row_panel_size(plan.rank);
+  const float scaling = term.pair.scaling * plan.input_scale * plan.output_scale;
+  std::uint32_t* const h_panels = worker.h_panels + plan.h_panels_at;
+  for (int j = 0; j < panels; ++j) {
+    const float* const h = worker.h + j * h_size;
+    kernels_.low_rank_panel(h, plan.rank, scaling,
+                            h_panels + (panel + j - partition_.first_panel(chunk)) * size);
+    if (operands.h != nullptr && write_h) {
+      kernels_.transpose(h, kernels_.stride, plan.rank, partition_.panel_rows(panel + j),
+                         plan.input_scale, operands.h + partition_.panel_row(panel + j) * plan.rank,
+                         plan.rank);
+    }
+  }
+}
+
+const std::uint32_t* Run::drop_panels(const Term& term, std::int64_t panel, int panels,
+                                      const std::uint32_t* x, const WorkerScratch& worker) const {
+  for (int j = 0; j < panels; ++j) {
+    const std::int64_t at = j * kernels_.row_panel_size(term.k);
+    const int rows = partition_.panel_rows(panel + j);
+    const DropoutElements elements{partition_.panel_row(panel + j), rows, term.k, 0, term.k};
+    const Kept kept = elements.keep(kernels_, *term.pair.input_dropout, worker.kept);
+    kernels_.drop_panel(x + at, rows, term.k, kept, worker.dropped + at);
+  }
+  return worker.dropped;
+}
+
+// The tiles of a chunk: column panels outside, so that each is read from memory once a chunk.
+void Run::multiply(std::size_t o, std::int64_t chunk, std::int64_t split,
+                   const WorkerScratch& worker) const {
+  const Output& output = plan_.outputs[o];
+  const std::int64_t first = std::max(output.first_column, partition_.split_panel(split));
+  const std::int64_t last = std::min(output.last_column, partition_.split_panel(split + 1));
+  for (std::int64_t column = first; column < last; ++column) {
+    for (std::size_t i = output.first; i < output.last; ++i) {
+      multiply_panel(o, i, chunk, split, column, worker);
+    }
+  }
+}
+
+// The panel of a weight that is read after that of term i, null if that is the last before `end`.
+const std::uint32_t* Run::next_weight_panel(std::size_t o, std::size_t i, std::int64_t column,
+                                            std::int64_t end) const {
+  const Output& output = plan_.outputs[o];
+  if (i + 1 < output.last) return weight_panel(i + 1, column - output.first_column);
+  if (column + 1 == end) return nullptr;
+  if (column + 1 == output.last_column) return weight_panel(plan_.outputs[o + 1].first, 0);
+  return weight_panel(output.first, column + 1 - output.first_column);
+}
+
+// One term's tiles of a column panel. Terms before an output's last leave their sum in scratch.
+void Run::multiply_panel(std::size_t o, std::size_t i, std::int64_t chunk, std::int64_t split,
+                         std::int64_t column, const WorkerScratch& worker) const {
+  const Output& output = plan_.outputs[o];
+  const Term& term = p_.terms[i];
+  const TermPlan& plan = plan_.terms[i];
+  const Operands& operands = operands_[i];
+  const Input& input = plan_.inputs[plan_.input_of(i)];
+  const std::int64_t first = partition_.first_panel(chunk);
+  const std::int64_t panels = partition_.first_panel(chunk + 1) - first;
+  const std::int64_t end = partition_.split_panel(split + 1);
+  const std::int64_t width = kernels_.width;
+  const std::int64_t panel_of_y = column - output.first_column, col = panel_of_y * width;
+  const bool completes = i + 1 == output.last;
+
+  TileArgs tile;
+  tile.cols = static_cast<int>(std::min<std::int64_t>(width, term.n - col));
+  std::int64_t ahead = 0;  // bytes to the weight's panel that comes next
+  if (operands.weight != nullptr) {
+    const std::uint32_t* const here = weight_panel(i, panel_of_y);
+    const std::uint32_t* const next = next_weight_panel(o, i, column, end);
+    tile.w = here;
+    tile.steps = kernels_.steps(term.k);
+    if (next != nullptr)
+      ahead = static_cast<const char*>(static_cast<const void*>(next)) -
+              static_cast<const char*>(tile.w);
+  }
+  tile.b = operands.expand + panel_of_y * operands.expand_panel;
+  tile.b_stride = operands.expand_step;
+  tile.low_steps = plan.rank > 0 ? kernels_.steps(plan.rank) : 0;
+  const DropoutElements elements = plan_.output_elements(i, chunk, split);
+  const Kept kept =
+      plan.output_dropout != nullptr ? elements.kept(worker.kept + plan.kept_at) : Kept();
+  tile.bias = term.bias.present() ? scratch_.terms[i].bias + col : nullptr;
+  const std::int64_t y_stride = term.y.dim(0) > 1 ? term.y.stride(0) : term.n;
+  const auto y_size = static_cast<std::int64_t>(size_of(term.y.dtype()));
+  if (completes) {
+    tile.y_stride = y_stride;
+    tile.y_bfloat16 = term.y.dtype() == DType::kBFloat16;
+    tile.accumulate = p_.accumulate;
+  } else {
+    tile.y_stride = width;
+    tile.cols = static_cast<int>(width);  // zeros past the last
+  }
+  for (std::int64_t panel = 0; panel < panels; ++panel) {
+    const std::int64_t row = partition_.panel_row(first + panel);
+    float* const partial = worker.partial + panel * kernels_.rows * width;
+    tile.rows = partition_.panel_rows(first + panel);
+    read_ahead(tile, ahead == 0, ahead, panel, panels);
+    tile.x = worker.x_panels + input.panels_at + panel * input.panel_size;
+    tile.h = worker.h_panels + plan.h_panels_at + panel * kernels_.row_panel_size(plan.rank);
+    tile.kept = kept.at(row - elements.row, col - elements.col);
+    tile.start = i > output.first ? partial : nullptr;
+    tile.y = completes ? static_cast<char*>(term.y.mutable_data()) + (row * y_stride + col) * y_size
+                       : static_cast<void*>(partial);
+    kernels_.tile(tile);
+  }
+}
+
+}  // namespace
+
+void run(Context& context, const Product& product) { Run(context, product)(); }
+
+std::size_t scratch_bytes(const Product& product, int threads) {
+  const Plan plan(product, threads);
+  return bytes_of([&plan](Scratch& scratch) { return plan.layout(scratch); });
+}
+
+}  // namespace graft::cpu

@@ -1,0 +1,178 @@
+#include "graft/linear.h"
+
+#include <gtest/gtest.h>
+
+#include <cmath>
+#include <limits>
+#include <string>
+#include <tuple>
+#include <vector>
+
+#include "graft/error.h"
+#include "linear/reference.h"
+#include "support/compare.h"
+#include "support/isas.h"
+#include "support/plain.h"
+#include "support/tensor.h"
+
+namespace graft {
+namespace {
+
+using test::Layout;
+using test::Plain;
+using test::Tensor;
+
+struct Case {
+  DType dtype, weight_dtype;
+  Tensor x, w, bias, dy, y, dx;
+
+  Case(std::int64_t m, std::int64_t k, std::int64_t n, DType activations, DType weights,
+       const Layout& in = {}, const Layout& out = {})
+      : dtype(activations),
+        weight_dtype(weights),
+        x(activations, {m, k}, in),
+        w(weights, {n, k}, in),
+        bias(activations, {n}),
+        dy(activations, {m, n}, in),
+        y(activations, {m, n}, out),
+        dx(activations, {m, k}, out) {
+    x.fill_random(1), w.fill_random(2), bias.fill_random(3), dy.fill_random(4);
+    y.fill(-7), dx.fill(-7);
+  }
+};
+
+// Runs both directions through `weight` and holds them against the reference.
+void check(const Case& c, const Weight& weight) {
+  Context context;
+  linear_forward(context, {c.x, weight, c.bias, c.y});
+  linear_backward(context, {c.dy, weight, c.dx});
+
+  const std::int64_t m = c.y.view().dim(0), n = c.y.view().dim(1), k = c.dx.view().dim(1);
+  Tensor y(DType::kFloat32, {m, n}), dx(DType::kFloat32, {m, k});
+  reference::linear_forward({c.x, ConstTensorView(c.w), c.bias, y});
+  reference::linear_backward({c.dy, ConstTensorView(c.w), dx});
+
+  const DType type = c.weight_dtype == DType::kBFloat16 ? DType::kBFloat16 : c.dtype;
+  const Plain w = Plain::of(c.w, type);
+  Plain plain_y = Plain::of(c.x, type).times(w.transposed(), type);
+  for (std::int64_t i = 0; i < m; ++i) {
+    for (std::int64_t j = 0; j < n; ++j) plain_y.at(i, j) += c.bias.get(j);
+  }
+  const Plain plain_dx = Plain::of(c.dy, type).times(w, type);
+  EXPECT_TRUE(test::as_good_as(c.y.values(), plain_y.values(), y.values(), type));
+  EXPECT_TRUE(test::as_good_as(c.dx.values(), plain_dx.values(), dx.values(), type));
+  for (const Tensor* t : {&c.x, &c.w, &c.dy, &c.y, &c.dx}) EXPECT_TRUE(t->guarded());
+}
+
+const std::vector<std::tuple<int, int, int>> kShapes = {
+    {0, 5, 7},    {5, 0, 7},    {5, 7, 0},    {1, 1, 1},     {1, 37, 45},   {13, 17, 31},
+    {14, 16, 32}, {15, 33, 33}, {57, 64, 65}, {61, 101, 97}, {150, 20, 70}, {301, 9, 40}};
+
+void check_shapes(DType activations, DType weights) {
+  test::on_each_isa([&] {
+    for (const auto& [m, k, n] : kShapes) {
+      SCOPED_TRACE(std::to_string(m) + "x" + std::to_string(k) + "x" + std::to_string(n));
+      const Case dense(m, k, n, activations, weights);
+      check(dense, Weight::packed(dense.w, weights));
+      check(dense, ConstTensorView(dense.w));
+      const Case columns(m, k, n, activations, weights, {.offset = 1, .gap = 2, .order = {1, 0}},
+                         {.offset = 3, .gap = 5, .order = {}});
+      check(columns, Weight::packed(columns.w, weights));
+      const Case gaps(m, k, n, activations, weights, {.offset = 1, .gap = 3, .order = {}});
+      check(gaps, Weight::packed(gaps.w, weights));
+    }
+  });
+}
+
+TEST(Linear, Float32) { check_shapes(DType::kFloat32, DType::kFloat32); }
+TEST(Linear, BFloat16) { check_shapes(DType::kBFloat16, DType::kBFloat16); }
+TEST(Linear, Float32ActivationsOverABFloat16Weight) {
+  check_shapes(DType::kFloat32, DType::kBFloat16);
+}
+TEST(Linear, BFloat16ActivationsOverAFloat32Weight) {
+  check_shapes(DType::kBFloat16, DType::kFloat32);
+}
+
+TEST(Linear, SameBitsForAnyNumberOfThreads) {
+  for (const int m : {3, 40, 300}) {
+    std::vector<Case> results;
+    for (const int threads : {1, 2, 5}) {
+      results.emplace_back(m, 65, 131, DType::kFloat32, DType::kFloat32);
+      const Case& c = results.back();
+      test::with_threads(threads, [&] { check(c, Weight::packed(c.w)); });
+      EXPECT_EQ(c.y.bytes(), results.front().y.bytes());
+      EXPECT_EQ(c.dx.bytes(), results.front().dx.bytes());
+    }
+  }
+}
+
+TEST(Linear, NanAndInfinityReachOnlyTheirRow) {
+  test::on_each_isa([] {
+    for (const DType type : {DType::kFloat32, DType::kBFloat16}) {
+      const Case c(15, 33, 40, type, type);
+      Case poisoned(15, 33, 40, type, type);
+      poisoned.x.set(3 * 33 + 32, std::numeric_limits<double>::quiet_NaN());
+      poisoned.x.set(7 * 33 + 5, std::numeric_limits<double>::infinity());
+      const Weight weight = Weight::packed(c.w, type);
+      Context context;
+      linear_forward(context, {c.x, weight, {}, c.y});
+      linear_forward(context, {poisoned.x, weight, {}, poisoned.y});
+      for (int i = 0; i < 15; ++i) {
+        for (int j = 0; j < 40; ++j) {
+          const double value = poisoned.y.get(i * 40 + j);
+          if (i == 3) {
+            EXPECT_TRUE(std::isnan(value));
+          } else if (i == 7) {
+            EXPECT_TRUE(std::isinf(value));
+          } else {
+            EXPECT_EQ(value, c.y.get(i * 40 + j));
+          }
+        }
+      }
+    }
+  });
+}
+
+std::string error_of(const LinearForward& params) {
+  Context context;
+  try {
+    linear_forward(context, params);
+  } catch (const Error& error) {
+    return error.what();
+  }
+  return "";
+}
+
+TEST(Linear, RefusesWhatItCannotTake) {
+  const Case c(2, 3, 4, DType::kFloat32, DType::kFloat32);
+  const Weight weight = ConstTensorView(c.w);
+  EXPECT_EQ(error_of({c.dy, weight, {}, c.y}), "[linear] x: expected (2, 3), got (2, 4)");
+  EXPECT_EQ(error_of({c.x, weight, c.x, c.y}), "[linear] bias: expected (4), got (2, 3)");
+  EXPECT_EQ(error_of({c.x, weight, {}, c.dx}), "[linear] y: expected (2, 4), got (2, 3)");
+  EXPECT_EQ(error_of({c.x, {}, {}, c.y}),
+            "[linear] weight: expected a packed or a plain weight, got none");
+  const TensorView half(c.x.view().mutable_data(), DType::kFloat16, {2, 3});
+  EXPECT_EQ(error_of({half, weight, {}, c.y}),
+            "[linear] x: float16 has no CPU kernel, float32 and bfloat16 do");
+  EXPECT_FALSE(supports(LinearForward{half, weight, {}, c.y}));
+
+  const Weight forward_only = Weight::packed(c.w, DType::kFloat32, Packing::kForward);
+  Context context;
+  EXPECT_THROW(linear_backward(context, {c.dy, forward_only, c.dx}), Error);
+  EXPECT_EQ(c.dx.get(0), -7);
+  EXPECT_THROW(Weight::packed(c.bias), Error);
+}
+
+TEST(Linear, AWeightPackedForAnotherInstructionSetIsRefused) {
+  if (cpu_isas().size() < 2) GTEST_SKIP() << "this machine has one instruction set only";
+  const Case c(2, 3, 4, DType::kFloat32, DType::kFloat32);
+  const std::string before = cpu_isa();
+  const Weight packed = Weight::packed(c.w);
+  set_cpu_isa("portable");
+  const std::string message = error_of({c.x, packed, {}, c.y});
+  set_cpu_isa(before);
+  EXPECT_NE(message.find("pack it again"), std::string::npos) << message;
+}
+
+}  // namespace
+}  // namespace graft

@@ -1,0 +1,374 @@
+#include "graft/lora.h"
+
+#include <gtest/gtest.h>
+
+#include <array>
+#include <cmath>
+#include <string>
+#include <vector>
+
+#include "backend/philox.h"
+#include "graft/error.h"
+#include "lora/reference.h"
+#include "support/compare.h"
+#include "support/isas.h"
+#include "support/plain.h"
+#include "support/tensor.h"
+
+namespace graft {
+namespace {
+
+using test::as_good_as;
+using test::Layout;
+using test::Plain;
+using test::Tensor;
+
+struct Types {
+  DType activations, weight, adapter;
+};
+
+constexpr DType kF32 = DType::kFloat32, kBF16 = DType::kBFloat16;
+
+struct Case {
+  Types types;
+  std::int64_t m, k, n, rank;
+  Tensor x, w, bias, a, b, dy;  // in
+  Tensor y, h, dx, da, db;      // out
+  Dropout dropout;
+  float scaling = 1.75f;
+
+  Case(std::array<int, 4> shape, Types t, float p = 0.0f, const Layout& in = {},
+       const Layout& out = {})
+      : types(t),
+        m(shape[0]),
+        k(shape[1]),
+        n(shape[2]),
+        rank(shape[3]),
+        x(t.activations, {m, k}, in),
+        w(t.weight, {n, k}, in),
+        bias(t.activations, {n}),
+        a(t.adapter, {k, rank}, in),
+        b(t.adapter, {rank, n}, in),
+        dy(t.activations, {m, n}, in),
+        y(t.activations, {m, n}, out),
+        h(kF32, {m, rank}),
+        dx(t.activations, {m, k}, out),
+        da(kF32, {k, rank}, in),
+        db(kF32, {rank, n}, in),
+        dropout{p, 99, 1234567} {
+    x.fill_random(1), w.fill_random(2), bias.fill_random(3), dy.fill_random(6);
+    a.fill_random(4), b.fill_random(5);
+    for (Tensor* t_out : {&y, &h, &dx, &da, &db}) t_out->fill(-7);
+  }
+
+  Adapter adapter() const { return {a, b, scaling}; }
+  LoraLinearForward linear(const Weight& weight) const {
+    return {x, weight, bias, adapter(), dropout, y, h};
+  }
+  LoraLinearBackward linear_gradients(const Weight& weight) const {
+    return {dy, x, h, weight, adapter(), dropout, dx, da, db};
+  }
+  LoraDeltaForward delta(bool accumulate = false) const {
+    return {x, adapter(), dropout, accumulate, y, h};
+  }
+  LoraDeltaBackward delta_gradients() const { return {dy, x, h, adapter(), dropout, dx, da, db}; }
+  DType multiply_type() const {
+    return types.weight == kBF16 || types.activations == kBF16 ? kBF16 : kF32;
+  }
+  void expect_guarded() const {
+    for (const Tensor* t : {&x, &w, &a, &b, &dy, &y, &h, &dx, &da, &db}) {
+      EXPECT_TRUE(t->guarded());
+    }
+  }
+};
+
+Plain dropped(const Case& c, Plain matrix, DType type) {
+  const double threshold = std::round(65536 * static_cast<double>(c.dropout.p));
+  for (std::int64_t i = 0; i < matrix.rows(); ++i) {
+    for (std::int64_t j = 0; j < matrix.cols(); ++j) {
+      const auto element = static_cast<std::uint64_t>(i * matrix.cols() + j);
+      matrix.at(i, j) *= dropout_keeps(element, c.dropout) ? 65536 / (65536 - threshold) : 0.0;
+    }
+  }
+  return matrix.scaled(1.0, type);
+}
+
+// The same results as chains of plain operations, every intermediate rounded to the multiply type.
+struct Composed {
+  Plain y, h, dx, da, db;
+
+  explicit Composed(const Case& c, bool with_base)
+      : y(c.m, c.n), h(c.m, c.rank), dx(c.m, c.k), da(c.k, c.rank), db(c.rank, c.n) {
+    const DType t = c.multiply_type();
+    const Plain x = Plain::of(c.x, t), a = Plain::of(c.a, t), b = Plain::of(c.b, t);
+    const Plain dy = Plain::of(c.dy, t), x_dropped = dropped(c, x, t);
+    h = x_dropped.times(a, t);
+    const Plain scaled_g = dy.times(b.transposed(), t).scaled(c.scaling, t);
+    y = h.times(b, t).scaled(c.scaling, t);
+    dx = dropped(c, scaled_g.times(a.transposed(), t), t);
+    da = x_dropped.transposed().times(scaled_g, t);
+    db = h.transposed().times(dy, t).scaled(c.scaling, t);
+    if (!with_base) return;
+    const Plain w = Plain::of(c.w, t);
+    y = y.plus(x.times(w.transposed(), t), t);
+    for (std::int64_t i = 0; i < c.m; ++i) {
+      for (std::int64_t j = 0; j < c.n; ++j) y.at(i, j) += c.bias.get(j);
+    }
+    y = y.scaled(1.0, t);
+    dx = dx.plus(dy.times(w, t), t);
+  }
+};
+
+// The reference's results, in float32. Its h is also what the kernels' backward was given.
+struct Truth {
+  Tensor y, h, dx, da, db;
+
+  explicit Truth(const Case& c, bool with_base)
+      : y(kF32, {c.m, c.n}),
+        h(kF32, {c.m, c.rank}),
+        dx(kF32, {c.m, c.k}),
+        da(kF32, {c.k, c.rank}),
+        db(kF32, {c.rank, c.n}) {
+    const Weight w = ConstTensorView(c.w);
+    if (with_base) {
+      reference::lora_linear_forward({c.x, w, c.bias, c.adapter(), c.dropout, y, h});
+      reference::lora_linear_backward({c.dy, c.x, h, w, c.adapter(), c.dropout, dx, da, db});
+    } else {
+      reference::lora_delta_forward({c.x, c.adapter(), c.dropout, false, y, h});
+      reference::lora_delta_backward({c.dy, c.x, h, c.adapter(), c.dropout, dx, da, db});
+    }
+  }
+};
+
+void compare(const Case& c, bool with_base) {
+  const Truth truth(c, with_base);
+  const Composed composed(c, with_base);
+  const DType type = c.multiply_type();
+  // Products with A, with B and with W, and their sum.
+  constexpr int kSteps = 4;
+  EXPECT_TRUE(as_good_as(c.y.values(), composed.y.values(), truth.y.values(), type, kSteps)) << "y";
+  EXPECT_TRUE(as_good_as(c.h.values(), composed.h.values(), truth.h.values(), type, kSteps)) << "h";
+  EXPECT_TRUE(as_good_as(c.dx.values(), composed.dx.values(), truth.dx.values(), type, kSteps))
+      << "dx";
+  EXPECT_TRUE(as_good_as(c.da.values(), composed.da.values(), truth.da.values(), type, kSteps))
+      << "da";
+  EXPECT_TRUE(as_good_as(c.db.values(), composed.db.values(), truth.db.values(), type, kSteps))
+      << "db";
+  c.expect_guarded();
+}
+
+void check_linear(const Case& c, const Weight& weight) {
+  Context context;
+  lora_linear_forward(context, c.linear(weight));
+  lora_linear_backward(context, c.linear_gradients(weight));
+  compare(c, true);
+}
+
+void check_delta(const Case& c) {
+  Context context;
+  lora_delta_forward(context, c.delta());
+  lora_delta_backward(context, c.delta_gradients());
+  compare(c, false);
+}
+
+const std::vector<std::array<int, 4>> kShapes = {
+    {0, 5, 7, 2},
+    {5, 0, 7, 2},
+    {5, 7, 0, 2},
+    {1, 1, 1, 1},
+    {1, 37, 45, 3},
+    {13, 17, 31, 1},
+    {14, 16, 32, 8},
+    {15, 33, 33, 9},
+    {29, 64, 65, 16},
+    {61, 101, 97, 7},
+    {128, 64, 96, 8},
+    {3, 40, 50, 256},
+    {4, 12, 9, 255},
+    {150, 70, 130, 5},
+    {57, 23, 64, 33},
+    // Several chunks, and rows whose outer products are made late.
+    {417, 40, 101, 20},
+    {620, 25, 34, 12}};
+
+void check_shapes(Types types) {
+  const Layout columns{.offset = 1, .gap = 2, .order = {1, 0}};
+  const Layout gaps{.offset = 3, .gap = 5, .order = {}};
+  test::on_each_isa([&] {
+    for (const auto& shape : kShapes) {
+      SCOPED_TRACE(testing::PrintToString(shape));
+      for (const float p : {0.0f, 0.3f}) {
+        const Case dense(shape, types, p);
+        check_linear(dense, Weight::packed(dense.w, types.weight));
+        check_linear(Case(shape, types, p, gaps), ConstTensorView(dense.w));
+        const Case strided(shape, types, p, columns, gaps);
+        check_linear(strided, Weight::packed(strided.w, types.weight));
+        check_delta(Case(shape, types, p));
+        check_delta(Case(shape, types, p, columns, gaps));
+      }
+    }
+  });
+}
+
+TEST(Lora, Float32) { check_shapes({kF32, kF32, kF32}); }
+TEST(Lora, BFloat16) { check_shapes({kBF16, kBF16, kBF16}); }
+TEST(Lora, BFloat16WithAFloat32Adapter) { check_shapes({kBF16, kBF16, kF32}); }
+TEST(Lora, Float32ActivationsOverABFloat16Weight) { check_shapes({kF32, kBF16, kF32}); }
+
+// The check that the project began with: y = (x @ A @ B) · 2 on (2, 64, 512), rank 8, below 1e-4;
+// and around it batch × sequence × rank.
+TEST(Lora, DeltaIsBelow1e4OnTheFirstShapes) {
+  const auto largest_error = [](int rows, int rank) {
+    Case c({rows, 512, 512, rank}, {kF32, kF32, kF32});
+    c.scaling = 2.0f;
+    c.a.fill_random(4, 0.02), c.b.fill_random(5, 0.02);
+    Context context;
+    lora_delta_forward(context, c.delta());
+    Tensor y(kF32, {rows, 512});
+    reference::lora_delta_forward({c.x, c.adapter(), c.dropout, false, y, {}});
+    return test::max_error(c.y.values(), y.values());
+  };
+  EXPECT_LT(largest_error(2 * 64, 8), 1e-4);
+  for (const int batch : {1, 4}) {
+    for (const int sequence : {32, 128}) {
+      for (const int rank : {4, 8, 16, 32}) EXPECT_LT(largest_error(batch * sequence, rank), 1e-4);
+    }
+  }
+}
+
+TEST(Lora, DeltaCanAddToY) {
+  test::on_each_isa([] {
+    for (const DType type : {kF32, kBF16}) {
+      const Case c({31, 40, 45, 8}, {type, type, type});
+      Tensor before(type, {31, 45});
+      before.fill_random(9);
+      for (std::int64_t i = 0; i < before.size(); ++i) {
+        const_cast<Tensor&>(c.y).set(i, before.get(i));
+      }
+      Context context;
+      lora_delta_forward(context, c.delta(true));
+      Tensor truth(kF32, {31, 45});
+      for (std::int64_t i = 0; i < truth.size(); ++i) truth.set(i, before.get(i));
+      reference::lora_delta_forward({c.x, c.adapter(), c.dropout, true, truth, {}});
+      Plain plain = Composed(c, false).y.plus(Plain::of(before, type), type);
+      EXPECT_TRUE(as_good_as(c.y.values(), plain.values(), truth.values(), type));
+    }
+  });
+}
+
+// y is linear in each operand, so the slope over any step is exact but for rounding.
+TEST(Lora, GradientsAreTheSlopesOfTheReference) {
+  for (const float p : {0.0f, 0.4f}) {
+    Case c({3, 6, 5, 2}, {kF32, kF32, kF32}, p);
+    const Weight w = ConstTensorView(c.w);
+    reference::lora_linear_forward(c.linear(w));
+    reference::lora_linear_backward(c.linear_gradients(w));
+    const auto loss = [&] {
+      reference::lora_linear_forward(c.linear(w));
+      double sum = 0;
+      for (std::int64_t i = 0; i < c.y.size(); ++i) sum += c.y.get(i) * c.dy.get(i);
+      return sum;
+    };
+    for (auto [input, gradient] : {std::pair{&c.x, &c.dx}, {&c.a, &c.da}, {&c.b, &c.db}}) {
+      for (std::int64_t i = 0; i < input->size(); ++i) {
+        const double at = input->get(i);
+        input->set(i, at + 1);
+        const double above = loss();
+        input->set(i, at - 1);
+        const double below = loss();
+        input->set(i, at);
+        EXPECT_NEAR((above - below) / 2, gradient->get(i), 2e-5);
+      }
+    }
+  }
+}
+
+TEST(Lora, EveryGradientAloneIsTheSameAsTogether) {
+  const Case all({150, 64, 40, 8}, {kF32, kF32, kF32}, 0.2f);
+  const Weight weight = Weight::packed(all.w);
+  Context context;
+  lora_linear_forward(context, all.linear(weight));
+  lora_linear_backward(context, all.linear_gradients(weight));
+  for (int wanted = 0; wanted < 3; ++wanted) {
+    const Case one({150, 64, 40, 8}, {kF32, kF32, kF32}, 0.2f);
+    lora_linear_forward(context, one.linear(weight));
+    LoraLinearBackward params = one.linear_gradients(weight);
+    if (wanted != 0) params.dx = {};
+    if (wanted != 1) params.da = {}, params.x = {};
+    if (wanted != 2) params.db = {}, params.h = {};
+    lora_linear_backward(context, params);
+    EXPECT_EQ(one.dx.values() == all.dx.values(), wanted == 0);
+    EXPECT_EQ(one.da.values() == all.da.values(), wanted == 1);
+    EXPECT_EQ(one.db.values() == all.db.values(), wanted == 2);
+  }
+}
+
+TEST(Lora, SameBitsEveryTime) {
+  for (const int threads : {1, 2, 5}) {
+    std::vector<Case> results;
+    for (int round = 0; round < 3; ++round) {
+      results.emplace_back(std::array{300, 70, 90, 8}, Types{kF32, kF32, kF32}, 0.1f);
+      const Case& c = results.back();
+      test::with_threads(threads, [&] {
+        Context context;
+        const Weight weight = Weight::packed(c.w);
+        lora_linear_forward(context, c.linear(weight));
+        lora_linear_backward(context, c.linear_gradients(weight));
+      });
+      for (auto t : {&Case::y, &Case::h, &Case::dx, &Case::da, &Case::db}) {
+        EXPECT_EQ((c.*t).bytes(), (results.front().*t).bytes());
+      }
+    }
+  }
+}
+
+std::string error_of(const LoraLinearForward& params) {
+  Context context;
+  try {
+    lora_linear_forward(context, params);
+  } catch (const Error& error) {
+    return error.what();
+  }
+  return "";
+}
+
+TEST(Lora, RefusesWhatItCannotTake) {
+  const Case c({2, 3, 4, 2}, {kF32, kF32, kF32});
+  const Weight w = ConstTensorView(c.w);
+  LoraLinearForward p = c.linear(w);
+  p.adapter.b = c.a;
+  EXPECT_EQ(error_of(p), "[lora_linear] b: expected (2, 2), got (3, 2)");
+  p = c.linear(w);
+  p.adapter.a = c.b;
+  EXPECT_EQ(error_of(p), "[lora_linear] b: expected (4, 4), got (2, 4)");
+  p = c.linear(w);
+  p.dropout.p = 1.0f;
+  EXPECT_NE(error_of(p).find("[lora_linear] dropout: expected p in [0, 1)"), std::string::npos);
+  p = c.linear(w);
+  p.adapter.scaling = std::nanf("");
+  EXPECT_EQ(error_of(p), "[lora_linear] scaling: expected a finite number");
+  p = c.linear(w);
+  p.h = c.y;
+  EXPECT_EQ(error_of(p), "[lora_linear] h: expected (2, 2), got (2, 4)");
+  const Case wide({2, 300, 300, 257}, {kF32, kF32, kF32});
+  EXPECT_EQ(error_of(wide.linear(ConstTensorView(wide.w))),
+            "[lora_linear] a: expected a rank of 1 to 256 columns, got (300, 257)");
+
+  const TensorView half(c.a.view().mutable_data(), DType::kFloat16, {3, 2});
+  p = c.linear(w);
+  p.adapter.a = half;
+  EXPECT_EQ(error_of(p), "[lora_linear] a: float16 has no CPU kernel, float32 and bfloat16 do");
+  EXPECT_EQ(supports(p).reason, "a: float16 has no CPU kernel, float32 and bfloat16 do");
+  EXPECT_EQ(c.y.get(0), -7);
+
+  Context context;
+  LoraLinearBackward gradients = c.linear_gradients(w);
+  gradients.h = {};
+  EXPECT_THROW(lora_linear_backward(context, gradients), Error);
+  gradients = c.linear_gradients(w);
+  gradients.x = {};
+  EXPECT_THROW(lora_linear_backward(context, gradients), Error);
+}
+
+}  // namespace
+}  // namespace graft
