@@ -10,8 +10,9 @@ namespace mx = ::mlx::core;
 /// graft/softmax.h.
 ///
 /// MLX has a softmax of its own, which an unqualified call finds too: say graft::mlx::softmax.
-/// Fused on Metal; composed from MLX ops, in float32, elsewhere. Throws std::invalid_argument if x
-/// is a scalar or not floating-point, or scale is not positive.
+/// Fused on Metal and on the CPU; composed from MLX ops, in float32, where there is no kernel, as
+/// for float16 on the CPU. Throws std::invalid_argument if x is a scalar or not floating-point, or
+/// scale is not positive.
 mx::array softmax(const mx::array& x, float scale = 1.0f, mx::StreamOrDevice s = {});
 
 }  // namespace graft::mlx

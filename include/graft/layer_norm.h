@@ -13,8 +13,8 @@ namespace graft {
 /// (Ba, Kiros and Hinton, arXiv:1607.06450).
 ///
 /// All matrices are (M, features), float32, float16 or bfloat16, all of one dtype, rows dense,
-/// computed in float32. Kernels for Metal are in graft/metal_layer_norm.h; no other back-end has
-/// any yet.
+/// computed in float32. The CPU has kernels for float32 and bfloat16 (weight and bias may differ
+/// from the matrices), Metal for all three (metal::plan in graft/metal.h).
 struct LayerNormForward {
   ConstTensorView x;       ///< (M, features).
   ConstTensorView weight;  ///< (features), float32, float16 or bfloat16, dense, optional: 1.

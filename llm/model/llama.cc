@@ -84,7 +84,7 @@ mx::array Llama::project(const mx::array& x, int layer, Projection projection,
   const auto slot = static_cast<std::size_t>(found);
   const AdapterOptions& options = adapter->layout->options();
   const LoraPair& pair = adapter->pairs[slot];
-  graft::mlx::Dropout dropout;
+  graft::mlx::DropoutState dropout;
   if (adapter->dropout_seed) {
     dropout = {options.dropout, *adapter->dropout_seed, adapter->dropout_offsets[slot]};
   }

@@ -22,14 +22,14 @@ Support backend_available(DeviceType type) {
   return kRow[column_of(type)]();
 }
 
-#define GRAFT_ROW(Params, function)                                 \
-  const Kernel<Params>& kernel_on(DeviceType type, const Params&) { \
-    static constexpr Kernel<Params> kRow[] = {                      \
-        {cpu::supports, cpu::function, cpu::scratch_bytes},         \
-        {cuda::supports, cuda::function, cuda::scratch_bytes},      \
-        {metal::supports, nullptr, nullptr},                        \
-    };                                                              \
-    return kRow[column_of(type)];                                   \
+#define GRAFT_ROW(Params, function)                               \
+  const Entry<Params>& entry_of(DeviceType type, const Params&) { \
+    static constexpr Entry<Params> kRow[] = {                     \
+        {cpu::supports, cpu::function, cpu::scratch_bytes},       \
+        {cuda::supports, cuda::function, cuda::scratch_bytes},    \
+        {metal::supports, nullptr, nullptr},                      \
+    };                                                            \
+    return kRow[column_of(type)];                                 \
   }
 GRAFT_FOR_EACH_CALL(GRAFT_ROW)
 #undef GRAFT_ROW

@@ -2,15 +2,18 @@
 
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <cmath>
 #include <string>
 #include <utility>
 #include <vector>
 
+#include "backend/bfloat16.h"
 #include "checks.h"
 #include "graft/error.h"
 #include "layer_norm/reference.h"
 #include "support/compare.h"
+#include "support/isas.h"
 #include "support/tensor.h"
 
 namespace graft {
@@ -25,6 +28,12 @@ void set(Tensor& tensor, const Values& values) {
   for (std::size_t i = 0; i < values.size(); ++i) {
     tensor.set(static_cast<std::int64_t>(i), values[i]);
   }
+}
+
+double largest(const Values& values) {
+  double most = 0;
+  for (const double value : values) most = std::max(most, std::abs(value));
+  return most;
 }
 
 struct Case {
@@ -186,18 +195,299 @@ TEST(LayerNorm, ReferenceTakesEveryDtypeAndLayout) {
   }
 }
 
-TEST(LayerNorm, NoBackEndHasKernelsYet) {
-  const Case c(DType::kFloat32, 2, 3);
-  EXPECT_FALSE(supports(c.forward()));
-  EXPECT_FALSE(supports(c.backward()));
-  EXPECT_EQ(supports(c.forward()).reason, "no CPU kernel for layer_norm yet");
-  EXPECT_EQ(supports(c.backward()).reason, "no CPU kernel for layer_norm yet");
-  for (const DeviceType type : {DeviceType::kCuda, DeviceType::kMetal}) {
-    LayerNormForward p = c.forward();
-    p.x = ConstTensorView(c.x.view().data(), DType::kFloat32, {2, 3}, {type, 0});
-    EXPECT_FALSE(supports(p));
-    EXPECT_EQ(supports(p).reason, backend_available(type).reason);
+// The composed computation: every operation rounds its result to the dtype; sums are in float32.
+struct Plain {
+  Values y, mean, rstd, dx, dweight, dbias;
+
+  Plain(const Case& c, std::int64_t m, std::int64_t n, DType dtype) {
+    const auto r = [dtype](float value) {
+      return dtype == DType::kBFloat16 ? from_bfloat16(to_bfloat16(value)) : value;
+    };
+    const auto at = [](const Tensor& t, std::int64_t i) { return static_cast<float>(t.get(i)); };
+    const float count = static_cast<float>(n);
+    std::vector<float> weight_sums(static_cast<std::size_t>(n)), bias_sums(weight_sums);
+    for (std::int64_t first = 0; first < m * n; first += n) {
+      float sum = 0, squares = 0, sum_g = 0, dot = 0;
+      for (std::int64_t i = 0; i < n; ++i) sum += at(c.x, first + i);
+      const float of_row = r(sum / count);
+      std::vector<float> apart;
+      for (std::int64_t i = 0; i < n; ++i) {
+        apart.push_back(r(at(c.x, first + i) - of_row));
+        squares += r(apart.back() * apart.back());
+      }
+      const float rs = r(1 / r(std::sqrt(r(r(squares / count) + c.eps))));
+      mean.push_back(of_row), rstd.push_back(rs);
+      std::vector<float> g, normal;
+      for (std::int64_t i = 0; i < n; ++i) {
+        const auto place = static_cast<std::size_t>(i);
+        const float dy = at(c.dy, first + i);
+        normal.push_back(r(apart[place] * rs));
+        y.push_back(r(r(normal.back() * at(c.weight, i)) + at(c.bias, i)));
+        g.push_back(r(dy * at(c.weight, i)));
+        sum_g += g.back(), dot += r(g.back() * normal.back());
+        weight_sums[place] += r(dy * normal.back()), bias_sums[place] += dy;
+      }
+      for (std::size_t i = 0; i < g.size(); ++i) {
+        const float straight = r(g[i] - r(sum_g / count));
+        dx.push_back(r(r(straight - r(normal[i] * r(dot / count))) * rs));
+      }
+    }
+    dweight.assign(weight_sums.begin(), weight_sums.end());
+    dbias.assign(bias_sums.begin(), bias_sums.end());
   }
+};
+
+void check_case(DType dtype, std::int64_t m, std::int64_t n, const Layout& layout, bool saved,
+                double spread = 1) {
+  SCOPED_TRACE(std::string(name_of(dtype)) + " " + std::to_string(m) + "x" + std::to_string(n) +
+               (saved ? " mean and rstd saved" : ""));
+  Case c(dtype, m, n, layout);
+  c.x.fill_random(1, spread);
+  Case truth = c;
+  truth.y = truth.y.as(DType::kFloat32), truth.dx = truth.dx.as(DType::kFloat32);
+  reference::layer_norm_forward(truth.forward());
+  reference::layer_norm_backward(truth.backward());
+  const Plain plain(c, m, n, dtype);
+  Context context;
+  layer_norm_forward(context, c.forward());
+  LayerNormBackward backward = c.backward();
+  if (!saved) backward.mean = {}, backward.rstd = {};
+  layer_norm_backward(context, backward);
+  // `term`: the largest of what may cancel in an output, of which a float32 loses a rounding.
+  const auto good = [&](const Tensor& t, const Values& of_plain, const Tensor& of_truth, DType d,
+                        double term = 0) {
+    const Values right = of_truth.values();
+    const double bound = 2 * test::max_error(of_plain, right) + test::epsilon(d) * largest(right) +
+                         test::epsilon(DType::kFloat32) * term;
+    return test::close(t.values(), right, bound);
+  };
+  const double x = largest(c.x.values()), rstd = largest(truth.rstd.values());
+  const double g = largest(c.dy.values()) * largest(c.weight.values());
+  EXPECT_TRUE(good(c.y, plain.y, truth.y, dtype));
+  EXPECT_TRUE(good(c.mean, plain.mean, truth.mean, DType::kFloat32, x));
+  // Few values may all be lucky in `plain`: of one there are three roundings after the sum.
+  EXPECT_TRUE(
+      test::as_good_as(c.rstd.values(), plain.rstd, truth.rstd.values(), DType::kFloat32, 3));
+  EXPECT_TRUE(good(c.dx, plain.dx, truth.dx, dtype, g * rstd));
+  EXPECT_TRUE(good(c.dweight, plain.dweight, truth.dweight, DType::kFloat32));
+  EXPECT_TRUE(good(c.dbias, plain.dbias, truth.dbias, DType::kFloat32));
+  for (const Tensor* t : {&c.x, &c.y, &c.mean, &c.rstd, &c.dy, &c.dx, &c.dweight, &c.dbias}) {
+    EXPECT_TRUE(t->guarded());
+  }
+}
+
+TEST(LayerNorm, MatchesTheReferenceOnHostileShapes) {
+  const std::vector<std::pair<int, int>> shapes = {
+      {0, 5},    {1, 1},   {7, 1},    {1, 7},    {3, 15},   {2, 16},   {4, 17},   {5, 31},
+      {13, 576}, {17, 97}, {1, 8200}, {1100, 3}, {211, 31}, {67, 129}, {2, 20011}};
+  test::on_each_isa([&] {
+    for (const auto& [m, n] : shapes) {
+      for (const DType dtype : {DType::kFloat32, DType::kBFloat16}) {
+        check_case(dtype, m, n, {}, false);
+        check_case(dtype, m, n, {.offset = 1, .gap = 3, .order = {}}, true, 1e15);
+      }
+    }
+  });
+}
+
+TEST(LayerNorm, RowsMayHaveNoElements) {
+  const Case c(DType::kFloat32, 3, 0);
+  Context context;
+  layer_norm_forward(context, c.forward());
+  layer_norm_backward(context, c.backward());
+  EXPECT_TRUE(test::close(c.mean.values(), Values(3, std::nan("")), 0));
+  EXPECT_TRUE(test::close(c.rstd.values(), Values(3, std::nan("")), 0));
+}
+
+// A large output is written past the caches, from any address: a few rows at a time are not.
+TEST(LayerNorm, LargeOutputsAreTheSame) {
+  for (const auto& [dtype, m] : {std::pair{DType::kFloat32, 1031}, {DType::kBFloat16, 2063}}) {
+    Case large(dtype, m, 4099, {.offset = 1, .gap = 2, .order = {}});
+    const Case few = large;
+    test::on_each_isa([&, rows = m] {
+      large.y.fill(-7), large.dx.fill(-7);
+      Context context;
+      LayerNormForward forward = large.forward();
+      LayerNormBackward backward = large.backward();
+      backward.mean = {}, backward.rstd = {};
+      layer_norm_forward(context, forward);
+      layer_norm_backward(context, backward);
+      forward.mean = {}, forward.rstd = {}, backward.dweight = {}, backward.dbias = {};
+      for (std::int64_t row = 0; row < rows; row += 100) {
+        const auto part = [&](const Tensor& t) { return test::rows_of(t, row, 100); };
+        forward.x = part(few.x), forward.y = part(few.y);
+        layer_norm_forward(context, forward);
+        backward.x = part(few.x), backward.dy = part(few.dy), backward.dx = part(few.dx);
+        layer_norm_backward(context, backward);
+      }
+      EXPECT_TRUE(large.y.bytes() == few.y.bytes());
+      EXPECT_TRUE(large.dx.bytes() == few.dx.bytes());
+    });
+    EXPECT_TRUE(large.y.guarded());
+    EXPECT_TRUE(large.dx.guarded());
+  }
+}
+
+// The kernels' mean and variance, where a sum in float32 or mean(x²) − mean² would have no digits.
+TEST(LayerNorm, KernelsKeepTheVarianceBesideALargeMean) {
+  test::on_each_isa([] {
+    for (const std::int64_t n : {3, 1000, 5003}) {
+      Case c(DType::kFloat32, 2, n);
+      c.eps = 0;
+      for (std::int64_t i = 0; i < 2 * n; ++i)
+        c.x.set(i, 16777216.0 + 2.0 * static_cast<double>(i % 3));
+      Context context;
+      layer_norm_forward(context, c.forward());
+      const Values y = c.y.values(), rstd = c.rstd.values();
+      reference::layer_norm_forward(c.forward());
+      EXPECT_TRUE(test::close(y, c.y.values(), 2e-6));
+      EXPECT_TRUE(test::close(rstd, c.rstd.values(), 1e-6));
+    }
+  });
+}
+
+TEST(LayerNorm, KernelsGiveTheBiasForARowOfEqualValues) {
+  test::on_each_isa([] {
+    Case c(DType::kFloat32, 1, 1021);
+    c.x.fill(0.7);
+    Context context;
+    layer_norm_forward(context, c.forward());
+    // What is left of the mean's rounding, times rstd at most 1/√eps.
+    EXPECT_TRUE(test::close(c.y.values(), c.bias.values(), 1e-6));
+  });
+}
+
+TEST(LayerNorm, NanAndInfinityStayInTheirRow) {
+  test::on_each_isa([] {
+    for (const double value : {std::nan(""), static_cast<double>(INFINITY)}) {
+      Case c(DType::kFloat32, 6, 19);
+      c.x.set(25, value);
+      Context context;
+      layer_norm_forward(context, c.forward());
+      for (std::int64_t i = 0; i < c.y.size(); ++i) {
+        EXPECT_EQ(std::isnan(c.y.get(i)), i / 19 == 1) << i;
+      }
+      layer_norm_backward(context, c.backward());
+      for (std::int64_t i = 0; i < c.dx.size(); ++i) {
+        EXPECT_EQ(std::isnan(c.dx.get(i)), i / 19 == 1) << i;
+      }
+      for (const double sum : c.dbias.values()) EXPECT_TRUE(std::isfinite(sum));
+    }
+  });
+}
+
+TEST(LayerNorm, OutputsMayReplaceInputs) {
+  for (const DType dtype : {DType::kFloat32, DType::kBFloat16}) {
+    const Case expected(dtype, 7, 37), c(dtype, 7, 37), other(dtype, 7, 37);
+    Context context;
+    layer_norm_forward(context, expected.forward());
+    layer_norm_backward(context, expected.backward());
+    LayerNormForward forward = c.forward();
+    LayerNormBackward backward = expected.backward();
+    forward.y = c.x;
+    layer_norm_forward(context, forward);
+    EXPECT_EQ(c.x.values(), expected.y.values());
+    backward.dy = c.dy, backward.dx = c.dy;
+    layer_norm_backward(context, backward);
+    EXPECT_EQ(c.dy.values(), expected.dx.values());
+    backward.dy = other.dy, backward.x = other.x, backward.dx = other.x;
+    layer_norm_backward(context, backward);
+    EXPECT_EQ(other.x.values(), expected.dx.values());
+  }
+}
+
+// Each output of backward is the same whatever else is asked for.
+TEST(LayerNorm, KernelsLeaveOutWhatIsAbsent) {
+  const Case all(DType::kFloat32, 21, 37);
+  Context context;
+  layer_norm_forward(context, all.forward());
+  layer_norm_backward(context, all.backward());
+  for (int wanted = 0; wanted < 8; ++wanted) {
+    SCOPED_TRACE(wanted);
+    const Case c(DType::kFloat32, 21, 37);
+    LayerNormBackward p = c.backward();
+    p.mean = {}, p.rstd = {};
+    if ((wanted & 1) == 0) p.dx = {};
+    if ((wanted & 2) == 0) p.dweight = {};
+    if ((wanted & 4) == 0) p.dbias = {};
+    layer_norm_backward(context, p);
+    const std::pair<const Tensor*, const Tensor*> outputs[] = {
+        {&c.dx, &all.dx}, {&c.dweight, &all.dweight}, {&c.dbias, &all.dbias}};
+    for (int i = 0; i < 3; ++i) {
+      const auto& [output, expected] = outputs[i];
+      if ((wanted >> i & 1) == 0) {
+        EXPECT_EQ(output->values(), Values(output->values().size(), -7));
+      } else {
+        EXPECT_TRUE(test::close(output->values(), expected->values(), 1e-5));
+      }
+    }
+  }
+}
+
+TEST(LayerNorm, WeightAndBiasAreOptionalAndOfAnyDtype) {
+  for (const DType dtype : {DType::kFloat32, DType::kBFloat16}) {
+    for (const bool weighted : {false, true}) {
+      for (const bool biased : {false, true}) {
+        Case c(DType::kFloat32, 6, 37);
+        c.weight = c.weight.as(dtype), c.bias = c.bias.as(dtype);
+        LayerNormForward forward = c.forward();
+        LayerNormBackward backward = c.backward();
+        if (!weighted) forward.weight = {}, backward.weight = {};
+        if (!biased) forward.bias = {};
+        forward.mean = {}, forward.rstd = {}, backward.mean = {}, backward.rstd = {};
+        Context context;
+        layer_norm_forward(context, forward);
+        layer_norm_backward(context, backward);
+        const Values y = c.y.values(), dx = c.dx.values();
+        reference::layer_norm_forward(forward);
+        reference::layer_norm_backward(backward);
+        EXPECT_TRUE(test::close(y, c.y.values(), 1e-6));
+        EXPECT_TRUE(test::close(dx, c.dx.values(), 1e-6));
+      }
+    }
+  }
+}
+
+TEST(LayerNorm, SameBitsForAnyNumberOfThreads) {
+  std::vector<Case> results;
+  for (const int threads : {1, 2, 3}) {
+    results.emplace_back(DType::kFloat32, 1301, 97);
+    const Case& c = results.back();
+    test::with_threads(threads, [&] {
+      Context context;
+      layer_norm_forward(context, c.forward());
+      layer_norm_backward(context, c.backward());
+    });
+    const Case& first = results.front();
+    for (const auto& [one, other] : {std::pair{&c.y, &first.y},
+                                     {&c.mean, &first.mean},
+                                     {&c.rstd, &first.rstd},
+                                     {&c.dx, &first.dx},
+                                     {&c.dweight, &first.dweight},
+                                     {&c.dbias, &first.dbias}}) {
+      EXPECT_EQ(one->bytes(), other->bytes());
+    }
+  }
+}
+
+TEST(LayerNorm, SaysWhatHasKernels) {
+  for (const DType dtype : {DType::kFloat32, DType::kBFloat16}) {
+    const Case c(dtype, 2, 3);
+    EXPECT_TRUE(supports(c.forward()));
+    EXPECT_TRUE(supports(c.backward()));
+  }
+  const Case c(DType::kFloat32, 2, 3), half(DType::kFloat16, 2, 3);
+  EXPECT_EQ(supports(half.forward()).reason,
+            "x: float16 has no CPU kernel, float32 and bfloat16 do");
+  EXPECT_EQ(supports(half.backward()).reason,
+            "dy: float16 has no CPU kernel, float32 and bfloat16 do");
+  LayerNormForward p = c.forward();
+  p.bias = half.bias;
+  EXPECT_EQ(supports(p).reason, "bias: float16 has no CPU kernel, float32 and bfloat16 do");
+  p = c.forward();
+  p.x = ConstTensorView(c.x.view().data(), DType::kFloat32, {2, 3}, {DeviceType::kCuda, 0});
+  EXPECT_FALSE(supports(p));
+  EXPECT_EQ(supports(p).reason, backend_available(DeviceType::kCuda).reason);
 }
 
 void run(const LayerNormForward& params) {
@@ -225,25 +515,12 @@ std::string error_of(const Params& params, ErrorCode code) {
 TEST(LayerNorm, WhatIsNotSupportedThrowsTheReasonAndTouchesNothing) {
   const Case c(DType::kFloat16, 2, 3);
   EXPECT_EQ(error_of(c.forward(), ErrorCode::kUnsupported),
-            "[layer_norm] no CPU kernel for layer_norm yet");
+            "[layer_norm] x: float16 has no CPU kernel, float32 and bfloat16 do");
   EXPECT_EQ(error_of(c.backward(), ErrorCode::kUnsupported),
-            "[layer_norm_backward] no CPU kernel for layer_norm yet");
+            "[layer_norm_backward] dy: float16 has no CPU kernel, float32 and bfloat16 do");
   for (const Tensor* output : {&c.y, &c.mean, &c.rstd, &c.dx, &c.dweight, &c.dbias}) {
     EXPECT_EQ(output->values(), Values(output->values().size(), -7));
   }
-}
-
-// What is optional may be left out without an error of another kind.
-TEST(LayerNorm, OptionalTensorsMayBeAbsent) {
-  const Case c(DType::kFloat32, 2, 3);
-  LayerNormForward forward;
-  forward.x = c.x, forward.y = c.y;
-  EXPECT_EQ(error_of(forward, ErrorCode::kUnsupported),
-            "[layer_norm] no CPU kernel for layer_norm yet");
-  LayerNormBackward backward;
-  backward.dy = c.dy, backward.x = c.x;
-  EXPECT_EQ(error_of(backward, ErrorCode::kUnsupported),
-            "[layer_norm_backward] no CPU kernel for layer_norm yet");
 }
 
 TEST(LayerNorm, ForwardRefusesWhatItCannotTake) {

@@ -2,15 +2,19 @@
 
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <cmath>
 #include <limits>
 #include <string>
+#include <utility>
 #include <vector>
 
+#include "backend/bfloat16.h"
 #include "checks.h"
 #include "graft/error.h"
 #include "softmax/reference.h"
 #include "support/compare.h"
+#include "support/isas.h"
 #include "support/tensor.h"
 
 namespace graft {
@@ -110,18 +114,206 @@ TEST(Softmax, ReferenceTakesEveryDtypeAndLayout) {
   }
 }
 
-TEST(Softmax, NoBackEndHasKernelsYet) {
-  const Case c(DType::kFloat32, 2, 3, 1);
-  EXPECT_FALSE(supports(c.forward()));
-  EXPECT_FALSE(supports(c.backward()));
-  EXPECT_EQ(supports(c.forward()).reason, "no CPU kernel for softmax yet");
-  EXPECT_EQ(supports(c.backward()).reason, "no CPU kernel for softmax yet");
-  for (const DeviceType type : {DeviceType::kCuda, DeviceType::kMetal}) {
-    SoftmaxForward p = c.forward();
-    p.x = ConstTensorView(c.x.view().data(), DType::kFloat32, {2, 3}, {type, 0});
-    EXPECT_FALSE(supports(p));
-    EXPECT_EQ(supports(p).reason, backend_available(type).reason);
+// The composed computation: every operation rounds its result to the dtype; sums are in float32.
+struct Plain {
+  std::vector<double> y, dx;
+
+  // dx is that of `given`, the y which backward is called with.
+  Plain(const Case& c, const Tensor& given, std::int64_t m, std::int64_t n, DType dtype) {
+    const auto r = [dtype](float value) {
+      return dtype == DType::kBFloat16 ? from_bfloat16(to_bfloat16(value)) : value;
+    };
+    const auto at = [](const Tensor& t, std::int64_t i) { return static_cast<float>(t.get(i)); };
+    for (std::int64_t first = 0; first < m * n; first += n) {
+      std::vector<float> z;
+      float largest = -INFINITY, sum = 0, dot = 0;
+      for (std::int64_t i = 0; i < n; ++i) {
+        z.push_back(r(at(c.x, first + i) * c.scale));
+        largest = std::max(largest, z.back());
+      }
+      for (float& value : z) sum += value = r(std::exp(r(value - largest)));
+      for (std::int64_t i = 0; i < n; ++i) {
+        y.push_back(r(z[static_cast<std::size_t>(i)] / r(sum)));
+        dot += r(at(c.dy, first + i) * at(given, first + i));
+      }
+      for (std::int64_t i = 0; i < n; ++i) {
+        const float apart = r(at(c.dy, first + i) - r(dot));
+        dx.push_back(r(r(apart * at(given, first + i)) * c.scale));
+      }
+    }
   }
+};
+
+void check_case(DType dtype, std::int64_t m, std::int64_t n, float scale, const Layout& layout,
+                double spread = 1) {
+  SCOPED_TRACE(std::string(name_of(dtype)) + " " + std::to_string(m) + "x" + std::to_string(n) +
+               " scale " + std::to_string(scale));
+  Case c(dtype, m, n, scale, layout);
+  c.x.fill_random(1, spread);
+  Context context;
+  softmax_forward(context, c.forward());
+  softmax_backward(context, c.backward());
+  Case truth = c;
+  truth.y = truth.y.as(DType::kFloat32), truth.dx = truth.dx.as(DType::kFloat32);
+  reference::softmax_backward(truth.backward());  // of the kernel's y
+  reference::softmax_forward(truth.forward());
+  const Plain plain(c, c.y, m, n, dtype);
+  EXPECT_TRUE(test::as_good_as(c.y.values(), plain.y, truth.y.values(), dtype));
+  EXPECT_TRUE(test::as_good_as(c.dx.values(), plain.dx, truth.dx.values(), dtype));
+  for (const Tensor* t : {&c.x, &c.y, &c.dy, &c.dx}) EXPECT_TRUE(t->guarded());
+}
+
+TEST(Softmax, MatchesTheReferenceOnHostileShapes) {
+  const std::vector<std::pair<int, int>> shapes = {
+      {0, 5},     {3, 0},     {1, 1},     {7, 1},    {1, 7},    {3, 15},
+      {2, 16},    {3, 17},    {5, 31},    {4, 64},   {13, 97},  {17, 576},
+      {2, 16384}, {1, 16385}, {3, 20011}, {1100, 3}, {211, 129}};
+  test::on_each_isa([&] {
+    for (const auto& [m, n] : shapes) {
+      for (const DType dtype : {DType::kFloat32, DType::kBFloat16}) {
+        check_case(dtype, m, n, 1.0f, {});
+        check_case(dtype, m, n, 0.35f, {.offset = 1, .gap = 3, .order = {}}, 20);
+      }
+    }
+  });
+}
+
+// A large output is written past the caches, from any address: a few rows at a time are not.
+TEST(Softmax, LargeOutputsAreTheSame) {
+  for (const auto& [dtype, m] : {std::pair{DType::kFloat32, 1031}, {DType::kBFloat16, 2063}}) {
+    Case large(dtype, m, 4099, 0.7f, {.offset = 1, .gap = 2, .order = {}});
+    const Case few = large;
+    test::on_each_isa([&, rows = m] {
+      large.y.fill(-7), large.dx.fill(-7);
+      Context context;
+      softmax_forward(context, large.forward());
+      softmax_backward(context, large.backward());
+      for (std::int64_t row = 0; row < rows; row += 100) {
+        const auto part = [&](const Tensor& t) { return test::rows_of(t, row, 100); };
+        softmax_forward(context, {part(few.x), few.scale, part(few.y)});
+        softmax_backward(context, {part(few.dy), part(few.y), few.scale, part(few.dx)});
+      }
+      EXPECT_TRUE(large.y.bytes() == few.y.bytes());
+      EXPECT_TRUE(large.dx.bytes() == few.dx.bytes());
+    });
+    EXPECT_TRUE(large.y.guarded());
+    EXPECT_TRUE(large.dx.guarded());
+  }
+}
+
+// In float32 the exponentials are right to their last digits, however far below the largest.
+TEST(Softmax, SmallSharesAreAccurate) {
+  test::on_each_isa([] {
+    for (const float scale : {1.0f, 0.125f, 3.0f}) {
+      constexpr std::int64_t kCount = 2001;
+      Case c(DType::kFloat32, 1, kCount, scale);
+      for (std::int64_t i = 0; i < kCount; ++i) {
+        c.x.set(i, -87.0 / scale * static_cast<double>(i) / (kCount - 1));
+      }
+      Context context;
+      softmax_forward(context, c.forward());
+      const auto fast = c.y.values();
+      reference::softmax_forward(c.forward());
+      const auto truth = c.y.values();
+      for (std::size_t i = 0; i < fast.size(); ++i) {
+        // e^t is off by |t| roundings for one of t as a float32: two of them, as in scale · x and
+        // the difference of that from the largest, and a few for the sum and the exponential.
+        const double t = 87.0 * static_cast<double>(i) / (kCount - 1);
+        EXPECT_NEAR(fast[i] / truth[i], 1, (2 * t + 5) * std::ldexp(1.0, -24)) << i;
+      }
+    }
+  });
+}
+
+TEST(Softmax, KernelsTakeWhatIsNotFiniteAndWhatIsHuge) {
+  const std::vector<std::pair<std::vector<double>, float>> rows = {
+      {{-kInfinity, 3, 3}, 1},     {{-kInfinity, -kInfinity}, 1},
+      {{1, kInfinity}, 1},         {{-kInfinity, kInfinity}, 1},
+      {{kNan, 1, 2}, 1},           {{1, 2, kNan}, 1},
+      {{kNan, kInfinity}, 1},      {{1e30, 1e30, -1e30}, 1},
+      {{3e38, -3e38, 3e38}, 1},    {{-3e38}, 100},
+      {{-3e38, -3e38}, 3e38f},     {{3e38, -3e38, -kInfinity}, 1e-38f},
+      {{1e-38, 2e-38, 0}, 1e38f},  {{0, -88, -100, -104, -150, -1e4}, 1},
+      {{1, 2, -kInfinity}, 1e-44f}};
+  test::on_each_isa([&] {
+    for (const auto& [row, scale] : rows) {
+      for (const std::int64_t times : {1, 29, 8192}) {  // in whole vectors, parts, and long rows
+        const auto count = static_cast<std::int64_t>(row.size());
+        Case c(DType::kFloat32, 1, count * times, scale);
+        for (std::int64_t i = 0; i < c.x.size(); ++i) {
+          c.x.set(i, row[static_cast<std::size_t>(i % count)]);
+        }
+        SCOPED_TRACE(std::to_string(row[0]) + "... scale " + std::to_string(scale) + " times " +
+                     std::to_string(times));
+        Context context;
+        softmax_forward(context, c.forward());
+        const auto fast = c.y.values();
+        reference::softmax_forward(c.forward());
+        EXPECT_TRUE(test::close(fast, c.y.values(), 1e-6));
+      }
+    }
+  });
+}
+
+TEST(Softmax, NanStaysInItsRow) {
+  test::on_each_isa([] {
+    Case c(DType::kFloat32, 3, 19, 1);
+    c.x.set(25, kNan), c.dy.set(3, kNan);
+    Context context;
+    softmax_forward(context, c.forward());
+    for (std::int64_t i = 0; i < 57; ++i) EXPECT_EQ(std::isnan(c.y.get(i)), i / 19 == 1) << i;
+    softmax_backward(context, c.backward());
+    for (std::int64_t i = 0; i < 57; ++i) EXPECT_EQ(std::isnan(c.dx.get(i)), i / 19 != 2) << i;
+  });
+}
+
+TEST(Softmax, OutputsMayReplaceInputs) {
+  for (const DType dtype : {DType::kFloat32, DType::kBFloat16}) {
+    for (const std::int64_t n : {21, 17001}) {
+      const Case expected(dtype, 3, n, 0.7f), c(dtype, 3, n, 0.7f), other(dtype, 3, n, 0.7f);
+      Context context;
+      softmax_forward(context, expected.forward());
+      softmax_backward(context, expected.backward());
+      softmax_forward(context, {c.x, c.scale, c.x});
+      EXPECT_EQ(c.x.values(), expected.y.values());
+      softmax_backward(context, {c.dy, c.x, c.scale, c.dy});
+      EXPECT_EQ(c.dy.values(), expected.dx.values());
+      softmax_backward(context, {other.dy, c.x, c.scale, c.x});
+      EXPECT_EQ(c.x.values(), expected.dx.values());
+    }
+  }
+}
+
+TEST(Softmax, SameBitsForAnyNumberOfThreads) {
+  std::vector<Case> results;
+  for (const int threads : {1, 2, 3}) {
+    results.emplace_back(DType::kFloat32, 301, 97, 1.0f);
+    const Case& c = results.back();
+    test::with_threads(threads, [&] {
+      Context context;
+      softmax_forward(context, c.forward());
+      softmax_backward(context, c.backward());
+    });
+    EXPECT_EQ(c.y.bytes(), results.front().y.bytes());
+    EXPECT_EQ(c.dx.bytes(), results.front().dx.bytes());
+  }
+}
+
+TEST(Softmax, SaysWhatHasKernels) {
+  for (const DType dtype : {DType::kFloat32, DType::kBFloat16}) {
+    const Case c(dtype, 2, 3, 1);
+    EXPECT_TRUE(supports(c.forward()));
+    EXPECT_TRUE(supports(c.backward()));
+  }
+  const Case half(DType::kFloat16, 2, 3, 1), c(DType::kFloat32, 2, 3, 1);
+  EXPECT_EQ(supports(half.forward()).reason,
+            "x: float16 has no CPU kernel, float32 and bfloat16 do");
+  EXPECT_EQ(supports(half.backward()).reason,
+            "dy: float16 has no CPU kernel, float32 and bfloat16 do");
+  SoftmaxForward p = c.forward();
+  p.x = ConstTensorView(c.x.view().data(), DType::kFloat32, {2, 3}, {DeviceType::kCuda, 0});
+  EXPECT_FALSE(supports(p));
+  EXPECT_EQ(supports(p).reason, backend_available(DeviceType::kCuda).reason);
 }
 
 void run(const SoftmaxForward& params) {
@@ -149,9 +341,9 @@ std::string error_of(const Params& params, ErrorCode code) {
 TEST(Softmax, WhatIsNotSupportedThrowsTheReasonAndTouchesNothing) {
   const Case c(DType::kFloat16, 2, 3, 1);
   EXPECT_EQ(error_of(c.forward(), ErrorCode::kUnsupported),
-            "[softmax] no CPU kernel for softmax yet");
+            "[softmax] x: float16 has no CPU kernel, float32 and bfloat16 do");
   EXPECT_EQ(error_of(c.backward(), ErrorCode::kUnsupported),
-            "[softmax_backward] no CPU kernel for softmax yet");
+            "[softmax_backward] dy: float16 has no CPU kernel, float32 and bfloat16 do");
   EXPECT_EQ(c.y.values(), std::vector<double>(6, -7));
   EXPECT_EQ(c.dx.values(), std::vector<double>(6, -7));
 }

@@ -102,4 +102,13 @@ testing::AssertionResult Tensor::guarded() const {
   return testing::AssertionSuccess();
 }
 
+TensorView rows_of(const Tensor& matrix, std::int64_t first, std::int64_t count) {
+  const TensorView all = matrix.view();
+  const std::int64_t shape[] = {std::min(count, all.dim(0) - first), all.dim(1)};
+  const std::int64_t strides[] = {all.stride(0), all.stride(1)};
+  auto* const data = static_cast<std::byte*>(all.mutable_data()) +
+                     first * all.stride(0) * static_cast<std::int64_t>(size_of(all.dtype()));
+  return TensorView(data, all.dtype(), shape, strides);
+}
+
 }  // namespace graft::test

@@ -54,4 +54,7 @@ class Tensor {
   mutable std::vector<std::byte> memory_;
 };
 
+/// Rows [first, first + count) of a matrix, as far as it has them.
+TensorView rows_of(const Tensor& matrix, std::int64_t first, std::int64_t count);
+
 }  // namespace graft::test

@@ -31,7 +31,7 @@ HWY_INLINE void Store(V value, float* to) { hn::StoreU(value, D(), to); }
 HWY_INLINE void Store(V value, hwy::bfloat16_t* to) {
   const hn::Rebind<std::uint16_t, D> half;
   const hn::Rebind<std::int32_t, D> whole;
-  const VU upper = hn::ShiftRight<16>(RoundToUpperHalf(value));
+  const VU upper = hn::ShiftRight<16>(RoundUpperHalf(D(), value));
   hn::StoreU(hn::DemoteTo(half, hn::BitCast(whole, upper)), half,
              reinterpret_cast<std::uint16_t*>(to));
 }

@@ -24,17 +24,22 @@ using VU = hn::Vec<DU>;
 // Lanes are known at compile time on every target that is compiled (targets.h).
 constexpr int kLanes = static_cast<int>(HWY_LANES(float));
 
-// Rounds float32 to bfloat16 in the upper half of each lane (ties to even; NaN stays NaN).
+// float32 rounded to bfloat16 in the upper half of each lane (ties to even; NaN stays NaN); the
+// lower half holds nothing.
 template <class Floats>
-HWY_INLINE hn::Vec<hn::RebindToUnsigned<Floats>> RoundToUpperHalf(Floats d, hn::Vec<Floats> value) {
+HWY_INLINE hn::Vec<hn::RebindToUnsigned<Floats>> RoundUpperHalf(Floats, hn::Vec<Floats> value) {
   const hn::RebindToUnsigned<Floats> du;
   const auto bits = hn::BitCast(du, value);
   const auto odd = hn::And(hn::ShiftRight<16>(bits), hn::Set(du, 1));
   const auto rounded = hn::Add(bits, hn::Add(odd, hn::Set(du, 0x7fff)));
   const auto quiet = hn::Or(bits, hn::Set(du, 0x400000));
-  (void)d;
-  const auto result = hn::IfThenElse(hn::RebindMask(du, hn::IsNaN(value)), quiet, rounded);
-  return hn::And(result, hn::Set(du, 0xffff0000u));
+  return hn::IfThenElse(hn::RebindMask(du, hn::IsNaN(value)), quiet, rounded);
+}
+
+// The same with zeros in the lower half.
+template <class Floats>
+HWY_INLINE hn::Vec<hn::RebindToUnsigned<Floats>> RoundToUpperHalf(Floats d, hn::Vec<Floats> value) {
+  return hn::And(RoundUpperHalf(d, value), hn::Set(hn::RebindToUnsigned<Floats>(), 0xffff0000u));
 }
 
 HWY_INLINE VU RoundToUpperHalf(V value) { return RoundToUpperHalf(D(), value); }

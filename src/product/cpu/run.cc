@@ -22,9 +22,9 @@ struct Operands {
   float* h = nullptr;                     // (M, rank), if the caller or an outer product wants it
 };
 
-class Run {
+class ProductRun {
  public:
-  Run(Context& context, const Product& product);
+  ProductRun(Context& context, const Product& product);
   void operator()();
 
  private:
@@ -59,7 +59,7 @@ class Run {
   Countdown pairs_packed_;
 };
 
-Run::Run(Context& context, const Product& product)
+ProductRun::ProductRun(Context& context, const Product& product)
     : context_(context),
       p_(product),
       plan_(product, context.threads()),
@@ -89,7 +89,7 @@ Run::Run(Context& context, const Product& product)
   }
 }
 
-void Run::operator()() {
+void ProductRun::operator()() {
   pack_biases_and_weights();
   // What can be finished early fills the end of the first round of tasks; the rest is the second.
   const auto& early = outer_products_.early();
@@ -111,7 +111,7 @@ void Run::operator()() {
                });
 }
 
-void Run::pack_biases_and_weights() {
+void ProductRun::pack_biases_and_weights() {
   for (std::size_t i = 0; i < p_.terms.size(); ++i) {
     const Term& term = p_.terms[i];
     const std::int64_t padded = ceil_div(term.n, kernels_.width) * kernels_.width;
@@ -129,7 +129,7 @@ void Run::pack_biases_and_weights() {
 
 // The first tasks pack each S, a group of columns at a time, and each E, a range of panels at a
 // time; the others pack rows of x until they need them.
-void Run::pack_pairs(std::int64_t task) {
+void ProductRun::pack_pairs(std::int64_t task) {
   std::size_t i = 0;
   while (task >= plan_.terms[i].shrink_tasks + plan_.terms[i].expand_tasks) {
     task -= plan_.terms[i].shrink_tasks + plan_.terms[i].expand_tasks;
@@ -154,7 +154,7 @@ void Run::pack_pairs(std::int64_t task) {
   pairs_packed_.done();
 }
 
-void Run::task(std::int64_t chunk, std::int64_t split, const WorkerScratch& worker) {
+void ProductRun::task(std::int64_t chunk, std::int64_t split, const WorkerScratch& worker) {
   for (const Input& input : plan_.inputs) pack_chunk(input, chunk, split == 0, worker);
   for (std::size_t i = 0; i < p_.terms.size(); ++i) {
     const TermPlan& plan = plan_.terms[i];
@@ -169,8 +169,8 @@ void Run::task(std::int64_t chunk, std::int64_t split, const WorkerScratch& work
 }
 
 // Packs the rows of a chunk, and while panels are hot, makes the h of every term that reads them.
-void Run::pack_chunk(const Input& input, std::int64_t chunk, bool write_h,
-                     const WorkerScratch& worker) {
+void ProductRun::pack_chunk(const Input& input, std::int64_t chunk, bool write_h,
+                            const WorkerScratch& worker) {
   const std::int64_t first = partition_.first_panel(chunk),
                      last = partition_.first_panel(chunk + 1);
   const Term& reader = p_.terms[input.first];
@@ -194,8 +194,8 @@ void Run::pack_chunk(const Input& input, std::int64_t chunk, bool write_h,
 }
 
 // The h of consecutive row panels, which lie packed at x: as low-rank panels, and as rows.
-void Run::make_h(std::size_t i, std::int64_t chunk, std::int64_t panel, int panels,
-                 const std::uint32_t* x, bool write_h, const WorkerScratch& worker) {
+void ProductRun::make_h(std::size_t i, std::int64_t chunk, std::int64_t panel, int panels,
+                        const std::uint32_t* x, bool write_h, const WorkerScratch& worker) {
   const Term& term = p_.terms[i];
   const TermPlan& plan = plan_.terms[i];
   const Operands& operands = operands_[i];
@@ -227,8 +227,9 @@ void Run::make_h(std::size_t i, std::int64_t chunk, std::int64_t panel, int pane
   }
 }
 
-const std::uint32_t* Run::drop_panels(const Term& term, std::int64_t panel, int panels,
-                                      const std::uint32_t* x, const WorkerScratch& worker) const {
+const std::uint32_t* ProductRun::drop_panels(const Term& term, std::int64_t panel, int panels,
+                                             const std::uint32_t* x,
+                                             const WorkerScratch& worker) const {
   for (int j = 0; j < panels; ++j) {
     const std::int64_t at = j * kernels_.row_panel_size(term.k);
     const int rows = partition_.panel_rows(panel + j);
@@ -240,8 +241,8 @@ const std::uint32_t* Run::drop_panels(const Term& term, std::int64_t panel, int 
 }
 
 // The tiles of a chunk: column panels outside, so that each is read from memory once a chunk.
-void Run::multiply(std::size_t o, std::int64_t chunk, std::int64_t split,
-                   const WorkerScratch& worker) const {
+void ProductRun::multiply(std::size_t o, std::int64_t chunk, std::int64_t split,
+                          const WorkerScratch& worker) const {
   const Output& output = plan_.outputs[o];
   const std::int64_t first = std::max(output.first_column, partition_.split_panel(split));
   const std::int64_t last = std::min(output.last_column, partition_.split_panel(split + 1));
@@ -253,8 +254,8 @@ void Run::multiply(std::size_t o, std::int64_t chunk, std::int64_t split,
 }
 
 // The panel of a weight that is read after that of term i, null if that is the last before `end`.
-const std::uint32_t* Run::next_weight_panel(std::size_t o, std::size_t i, std::int64_t column,
-                                            std::int64_t end) const {
+const std::uint32_t* ProductRun::next_weight_panel(std::size_t o, std::size_t i,
+                                                   std::int64_t column, std::int64_t end) const {
   const Output& output = plan_.outputs[o];
   if (i + 1 < output.last) return weight_panel(i + 1, column - output.first_column);
   if (column + 1 == end) return nullptr;
@@ -263,8 +264,9 @@ const std::uint32_t* Run::next_weight_panel(std::size_t o, std::size_t i, std::i
 }
 
 // One term's tiles of a column panel. Terms before an output's last leave their sum in scratch.
-void Run::multiply_panel(std::size_t o, std::size_t i, std::int64_t chunk, std::int64_t split,
-                         std::int64_t column, const WorkerScratch& worker) const {
+void ProductRun::multiply_panel(std::size_t o, std::size_t i, std::int64_t chunk,
+                                std::int64_t split, std::int64_t column,
+                                const WorkerScratch& worker) const {
   const Output& output = plan_.outputs[o];
   const Term& term = p_.terms[i];
   const TermPlan& plan = plan_.terms[i];
@@ -323,7 +325,7 @@ void Run::multiply_panel(std::size_t o, std::size_t i, std::int64_t chunk, std::
 
 }  // namespace
 
-void run(Context& context, const Product& product) { Run(context, product)(); }
+void run(Context& context, const Product& product) { ProductRun(context, product)(); }
 
 std::size_t scratch_bytes(const Product& product, int threads) {
   const Plan plan(product, threads);

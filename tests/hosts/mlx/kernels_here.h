@@ -6,7 +6,7 @@
 #include <set>
 #include <string>
 
-#include "graft/mlx/detail/metal.h"
+#include "graft/mlx/detail/metal_runner.h"
 #include "graft/mlx/fusion.h"
 
 // The tests of the host are the same wherever they run; what runs fused there is not.
@@ -18,8 +18,13 @@ inline bool on_metal() { return detail::on_metal(mx::to_stream({})); }
 // Whether this device has kernels for an op; the others are composed, and say why.
 inline bool has_kernels(const std::string& op) {
   static const std::set<std::string> none_on_metal{"attention", "linear_cross_entropy", "swiglu"};
-  static const std::set<std::string> none_on_cpu{"layer_norm", "softmax"};
-  return (on_metal() ? none_on_metal : none_on_cpu).count(op) == 0;
+  return !on_metal() || none_on_metal.count(op) == 0;
+}
+
+// Why an op on a tensor of this dtype has none: the CPU's are for float32 and bfloat16.
+inline std::string reason_for(const char* tensor, mx::Dtype dtype) {
+  if (on_metal() || dtype != mx::float16) return "";
+  return std::string(tensor) + ": float16 has no CPU kernel, float32 and bfloat16 do";
 }
 
 // Everything that was counted ran fused, as far as there are kernels.
