@@ -1,5 +1,6 @@
 #include "graft/capabilities.h"
 
+#include <array>
 #include <initializer_list>
 
 #include "backend/calls.h"
@@ -74,6 +75,20 @@ constexpr Question kQuestions[] = {
      [](const Samples& s) {
        return supports(LoraLinearBackward{
            s.rows(), s.rows(), s.h(), s.weight(), s.adapter(), {}, s.rows(), s.da(), s.db()});
+     }},
+    {"lora_siblings", kForward,
+     [](const Samples& s) {
+       const LoraLinearForward layer{s.rows(), s.weight(), s.row(), s.adapter(),
+                                     {},       s.rows(),   s.h()};
+       const std::array layers{layer, layer};
+       return supports(LoraSiblingsForward(layers));
+     }},
+    {"lora_siblings", kBackward,
+     [](const Samples& s) {
+       const LoraLinearBackward layer{s.rows(), s.rows(), s.h(),  s.weight(), s.adapter(),
+                                      {},       s.rows(), s.da(), s.db()};
+       const std::array layers{layer, layer};
+       return supports(LoraSiblingsBackward(layers));
      }},
     {"softmax", kForward,
      [](const Samples& s) {

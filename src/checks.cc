@@ -43,7 +43,9 @@ void Check::rank(const char* tensor, const ConstTensorView& view, int rank) cons
     fail(std::string(tensor) + ": expected " + std::to_string(rank) + " dimensions, got " +
          view.shape_string());
   }
-  if (view.data() == nullptr && view.size() > 0) {
+  // Metal's buffers are the host's: their views have no pointers.
+  const bool pointed_to = view.data() != nullptr || view.device().type == DeviceType::kMetal;
+  if (!pointed_to && view.size() > 0) {
     fail(std::string(tensor) + ": expected memory for " + view.shape_string() +
          ", got a null pointer");
   }

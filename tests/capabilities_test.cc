@@ -2,15 +2,17 @@
 
 #include <gtest/gtest.h>
 
+#include <iterator>
 #include <map>
+#include <set>
 #include <string>
 
 namespace graft {
 namespace {
 
-const char* const kOps[] = {"attention",  "layer_norm",  "linear",   "linear_cross_entropy",
-                            "lora_delta", "lora_linear", "rms_norm", "rope",
-                            "softmax",    "swiglu"};
+const char* const kOps[] = {"attention",  "layer_norm",    "linear",      "linear_cross_entropy",
+                            "lora_delta", "lora_siblings", "lora_linear", "rms_norm",
+                            "rope",       "softmax",       "swiglu"};
 
 TEST(Capabilities, AskForEveryOperationBothWaysInThreeTypes) {
   std::map<std::string, int> asked;
@@ -26,6 +28,16 @@ TEST(Capabilities, TheCpuTakesFloat32AndBFloat16) {
         capability.dtype != DType::kFloat16 && op != "softmax" && op != "layer_norm";
     EXPECT_EQ(capability.support.yes, expected) << op << ": " << capability.support.reason;
     EXPECT_EQ(capability.support.reason.empty(), expected) << op;
+  }
+}
+
+TEST(Capabilities, MetalHasKernelsForSomeInAllThreeTypes) {
+  const std::set<std::string> some{"layer_norm",  "linear",   "lora_delta",
+                                   "lora_linear", "rms_norm", "softmax"};
+  for (const Capability& capability : capabilities({DeviceType::kMetal, 0})) {
+    EXPECT_EQ(capability.support.yes, some.count(capability.op) == 1)
+        << capability.op << " in " << name_of(capability.dtype) << ": "
+        << capability.support.reason;
   }
 }
 

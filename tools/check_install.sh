@@ -63,3 +63,9 @@ else
   grep -q "built without MLX" mlx.log || { cat mlx.log; exit 1; }
   echo "check_install: mlx: refused, as this copy was built without MLX"
 fi
+
+# Headers of another version than the library are refused.
+sed -i 's/^#define GRAFT_VERSION_MINOR .*/#define GRAFT_VERSION_MINOR 99/' "$prefix/include/graft/version.h"
+if build_example core; then echo "check_install: took headers of another version"; exit 1; fi
+grep -q "its headers are" core.log || { cat core.log; exit 1; }
+echo "check_install: headers of another version: refused"

@@ -52,7 +52,7 @@ mx::array fused_graph(const Case& item, const Arrays& inputs, const Weight& pack
     case Op::kLoraLinear:
       break;
   }
-  const mlx::Dropout dropout{.p = item.dropout};
+  const mlx::DropoutState dropout{.p = item.dropout};
   return packed.present()
              ? mlx::lora_linear(x, packed, std::nullopt, inputs[1], inputs[2], kScaling, dropout)
              : mlx::lora_linear(x, inputs[3], std::nullopt, inputs[1], inputs[2], kScaling,

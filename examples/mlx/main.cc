@@ -29,7 +29,7 @@ int main() {
               mx::mean(gradients[0]).item<float>(), mx::mean(gradients[1]).item<float>(),
               mx::mean(delta(x)).item<float>());
   for (const auto& record : graft::mlx::fusion_report()) {
-    std::printf("%s %s: %s\n", record.op.c_str(), graft::mlx::name_of(record.direction),
+    std::printf("%s %s: %s\n", record.op.c_str(), graft::mlx::name_of(record.pass),
                 record.fused ? "fused" : record.reason.c_str());
   }
 }

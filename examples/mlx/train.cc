@@ -22,7 +22,7 @@ int main() {
 
   // A pure function of its arrays: the step's dropout is one of them, so that it could be compiled.
   const auto loss = [&](const std::vector<mx::array>& in) {
-    const graft::mlx::Dropout dropout{layer.dropout().p, in[4], in[5]};
+    const graft::mlx::DropoutState dropout{layer.dropout().p, in[4], in[5]};
     return mx::mean(mx::square(layer.forward(in[2], in[0], in[1], dropout) - in[3]));
   };
   const auto value_and_grad = mx::value_and_grad(loss, std::vector<int>{0, 1});
@@ -39,7 +39,7 @@ int main() {
   for (int step = 0; step < 300; ++step) {
     const auto x = mx::random::normal({64, 96}, mx::random::key(100 + step));
     const auto y = mx::matmul(x, mx::transpose(wanted));
-    const graft::mlx::Dropout& dropout = layer.dropout();
+    const graft::mlx::DropoutState& dropout = layer.dropout();
     auto [value, gradients] =
         value_and_grad({layer.a(), layer.b(), x, y, dropout.seed, dropout.offset});
     auto a = layer.a() - 1.0f * gradients[0];
@@ -62,7 +62,6 @@ int main() {
 
   for (const auto& record : graft::mlx::fusion_report()) {
     std::printf("%s of %s, %s: %s\n", record.op.c_str(), record.module.c_str(),
-                graft::mlx::name_of(record.direction),
-                record.fused ? "fused" : record.reason.c_str());
+                graft::mlx::name_of(record.pass), record.fused ? "fused" : record.reason.c_str());
   }
 }

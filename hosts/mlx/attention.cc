@@ -2,16 +2,17 @@
 
 #include <mlx/fast.h>
 
-#include <algorithm>
 #include <string>
 
 #include "graft/mlx/detail/primitive.h"
-#include "graft/mlx/detail/views.h"
 
 namespace graft::mlx {
 namespace {
 
 using detail::Arrays;
+using detail::FusedNode;
+using detail::Outputs;
+using detail::Views;
 
 constexpr const char* kOp = "attention";
 
@@ -43,22 +44,6 @@ mx::array composed_attention(const Arrays& inputs, const AttentionOptions& optio
 // log Σ_j exp(score_ij), of a shape only: no composed op reads it.
 mx::Shape logsumexp_shape(const mx::array& q) { return {q.shape(0), q.shape(2), q.shape(1)}; }
 
-// Under vmap every array has one more leading dimension, which joins the sequences and leaves
-// again.
-Arrays joined(const Arrays& batched, mx::Stream s) {
-  Arrays flat;
-  for (const auto& x : batched) flat.push_back(mx::flatten(x, 0, 1, s));
-  return flat;
-}
-Arrays parted(const Arrays& flat, int batch, mx::Stream s) {
-  Arrays batched;
-  for (const auto& x : flat) batched.push_back(mx::unflatten(x, 0, {batch, x.shape(0) / batch}, s));
-  return batched;
-}
-bool all_batched(const std::vector<int>& axes) {
-  return std::all_of(axes.begin(), axes.end(), [](int axis) { return axis >= 0; });
-}
-
 struct Wanted {
   bool dq = false;
   bool dk = false;
@@ -68,172 +53,97 @@ struct Wanted {
 };
 
 // Inputs: dy, q, k, v, y, logsumexp. Outputs: the wanted of dq, dk and dv.
-class Backward : public detail::FusedPrimitive {
- public:
-  Backward(mx::Stream stream, const detail::Caller& caller, const AttentionOptions& options,
-           Wanted wanted)
-      : FusedPrimitive(stream, caller, Pass::kBackward), options_(options), wanted_(wanted) {}
+struct Backward {
+  struct State {
+    AttentionOptions options;
+    Wanted wanted;
+    bool operator==(const State& other) const {
+      return equal(options, other.options) && wanted == other.wanted;
+    }
+  };
+  using Params = AttentionBackward;
+  static constexpr const char* kName = "GraftAttentionBackward";
+  static constexpr Pass kPass = Pass::kBackward;
+  static constexpr auto kRun = attention_backward;
+  static constexpr bool kBatchJoinsFirst = true;
 
-  static Arrays make(const Arrays& inputs, const detail::Caller& caller,
-                     const AttentionOptions& options, Wanted wanted, mx::Stream s) {
-    auto node = std::make_shared<Backward>(s, caller, options, wanted);
-    auto shapes = node->output_shapes(inputs);
-    const std::vector<mx::Dtype> dtypes(shapes.size(), inputs[1].dtype());
-    return mx::array::make_arrays(std::move(shapes), dtypes, node, inputs);
+  static Outputs outputs(const State& state, const Arrays& in) {
+    Outputs outputs;
+    if (state.wanted.dq) outputs.add(in[1].shape(), in[1].dtype());
+    if (state.wanted.dk) outputs.add(in[2].shape(), in[1].dtype());
+    if (state.wanted.dv) outputs.add(in[3].shape(), in[1].dtype());
+    return outputs;
   }
-
-  void eval_cpu(const Arrays& inputs, Arrays& outputs) override {
-    AttentionBackward params;
-    params.dy = detail::strided_view(inputs[0], stream());
-    params.q = detail::strided_view(inputs[1], stream());
-    params.k = detail::strided_view(inputs[2], stream());
-    params.v = detail::strided_view(inputs[3], stream());
-    params.y = detail::strided_view(inputs[4], stream());
-    params.logsumexp = detail::dense_view(inputs[5], stream());
-    params.options = options_;
+  static Params params(const State& state, Views& views, const Arrays& in, const Arrays& out) {
+    Params params;
+    params.dy = views.tensor(in[0]);
+    params.q = views.tensor(in[1]);
+    params.k = views.tensor(in[2]);
+    params.v = views.tensor(in[3]);
+    params.y = views.tensor(in[4]);
+    params.logsumexp = views.dense_tensor(in[5]);
+    params.options = state.options;
     std::size_t next = 0;
-    if (wanted_.dq) params.dq = detail::allocate(outputs[next++]);
-    if (wanted_.dk) params.dk = detail::allocate(outputs[next++]);
-    if (wanted_.dv) params.dv = detail::allocate(outputs[next++]);
-    dispatch(outputs, [params](Context& context) { attention_backward(context, params); });
+    if (state.wanted.dq) params.dq = views.out_tensor(out[next++]);
+    if (state.wanted.dk) params.dk = views.out_tensor(out[next++]);
+    if (state.wanted.dv) params.dv = views.out_tensor(out[next]);
+    return params;
   }
-
-  std::pair<Arrays, std::vector<int>> vmap(const Arrays& inputs,
-                                           const std::vector<int>& axes) override {
-    if (!all_batched(axes)) return FusedPrimitive::vmap(inputs, axes);
-    const Arrays first = detail::batch_first(inputs, axes);
-    const Arrays flat = make(joined(first, stream()), caller(), options_, wanted_, stream());
-    return {parted(flat, first[0].shape(0), stream()), std::vector<int>(flat.size(), 0)};
+  static std::vector<bool> has_rows(const State&, const Arrays& in) {
+    return std::vector<bool>(in.size(), true);
   }
-
-  const char* name() const override { return "GraftAttentionBackward"; }
-  bool is_equivalent(const mx::Primitive& other) const override {
-    const auto& o = static_cast<const Backward&>(other);
-    return equal(o.options_, options_) && o.wanted_ == wanted_;
-  }
-  std::vector<mx::Shape> output_shapes(const Arrays& inputs) override {
-    std::vector<mx::Shape> shapes;
-    if (wanted_.dq) shapes.push_back(inputs[1].shape());
-    if (wanted_.dk) shapes.push_back(inputs[2].shape());
-    if (wanted_.dv) shapes.push_back(inputs[3].shape());
-    return shapes;
-  }
-
- protected:
   // Makes y and logsumexp again instead of reading them, so that derivatives see all of q, k, v.
-  Arrays composed(const Arrays& inputs) const override {
-    const mx::Stream s = const_cast<Backward*>(this)->stream();
-    const auto y = [&](const Arrays& values) {
-      return Arrays{composed_attention(values, options_, s)};
-    };
+  static Arrays composed(const State& state, const Arrays& in, mx::Stream s) {
+    const auto y = [&](const Arrays& v) { return Arrays{composed_attention(v, state.options, s)}; };
     std::vector<int> argnums;
-    if (wanted_.dq) argnums.push_back(0);
-    if (wanted_.dk) argnums.push_back(1);
-    if (wanted_.dv) argnums.push_back(2);
-    return detail::vjp_in(y, {inputs[1], inputs[2], inputs[3]}, {inputs[0]}, argnums);
+    if (state.wanted.dq) argnums.push_back(0);
+    if (state.wanted.dk) argnums.push_back(1);
+    if (state.wanted.dv) argnums.push_back(2);
+    return detail::vjp_in(y, {in[1], in[2], in[3]}, {in[0]}, argnums);
   }
-
- private:
-  AttentionOptions options_;
-  Wanted wanted_;
 };
 
 // Inputs: q, k, v. Outputs: y, and logsumexp for backward, which no caller sees.
-class Forward : public detail::FusedPrimitive {
- public:
-  Forward(mx::Stream stream, const detail::Caller& caller, const AttentionOptions& options)
-      : FusedPrimitive(stream, caller, Pass::kForward), options_(options) {}
+struct Forward {
+  struct State {
+    AttentionOptions options;
+    bool operator==(const State& other) const { return equal(options, other.options); }
+  };
+  using Params = AttentionForward;
+  static constexpr const char* kName = "GraftAttention";
+  static constexpr Pass kPass = Pass::kForward;
+  static constexpr auto kRun = attention_forward;
+  static constexpr bool kBatchJoinsFirst = true;
 
-  static Arrays make(const Arrays& inputs, const detail::Caller& caller,
-                     const AttentionOptions& options, mx::Stream s) {
-    auto node = std::make_shared<Forward>(s, caller, options);
-    return mx::array::make_arrays(node->output_shapes(inputs), {inputs[0].dtype(), mx::float32},
-                                  node, inputs);
+  static Outputs outputs(const State&, const Arrays& in) {
+    return {{in[0].shape(), logsumexp_shape(in[0])}, {in[0].dtype(), mx::float32}};
+  }
+  static Params params(const State& state, Views& views, const Arrays& in, const Arrays& out) {
+    Params params;
+    params.q = views.tensor(in[0]);
+    params.k = views.tensor(in[1]);
+    params.v = views.tensor(in[2]);
+    params.options = state.options;
+    params.y = views.out_tensor(out[0]);
+    params.logsumexp = views.out_tensor(out[1]);
+    return params;
+  }
+  static std::vector<bool> has_rows(const State&, const Arrays&) { return {true, true, true}; }
+
+  static Arrays composed(const State& state, const Arrays& in, mx::Stream s) {
+    return {composed_attention(in, state.options, s),
+            mx::zeros(logsumexp_shape(in[0]), mx::float32, s)};
   }
 
-  void eval_cpu(const Arrays& inputs, Arrays& outputs) override {
-    AttentionForward params;
-    params.q = detail::strided_view(inputs[0], stream());
-    params.k = detail::strided_view(inputs[1], stream());
-    params.v = detail::strided_view(inputs[2], stream());
-    params.options = options_;
-    params.y = detail::allocate(outputs[0]);
-    params.logsumexp = detail::allocate(outputs[1]);
-    dispatch(outputs, [params](Context& context) { attention_forward(context, params); });
+  static Arrays gradients(const detail::Gradients<State>& call) {
+    const Arrays inputs{call.cotangents[0], call.primals[0], call.primals[1],
+                        call.primals[2],    call.outputs[0], call.outputs[1]};
+    const Backward::State wanted{call.state.options, {call.asked(0), call.asked(1), call.asked(2)}};
+    const Support support = FusedNode<Backward>::supported(wanted, inputs, call.s);
+    if (!support) return call.composed(support, 1, call.argnums);
+    return FusedNode<Backward>::make(wanted, inputs, call.caller, call.s);
   }
-
-  Arrays vjp(const Arrays& primals, const Arrays& cotangents, const std::vector<int>& argnums,
-             const Arrays& outputs) override {
-    const auto asks = [&](int i) {
-      return std::find(argnums.begin(), argnums.end(), i) != argnums.end();
-    };
-    const Wanted wanted{asks(0), asks(1), asks(2)};
-    if (const auto support = supported(primals, wanted); !support) {
-      return composed_vjp(primals, {cotangents[0]}, argnums, support.reason);
-    }
-    return Backward::make(
-        {cotangents[0], primals[0], primals[1], primals[2], outputs[0], outputs[1]}, caller(),
-        options_, wanted, stream());
-  }
-
-  std::pair<Arrays, std::vector<int>> vmap(const Arrays& inputs,
-                                           const std::vector<int>& axes) override {
-    if (!all_batched(axes)) return FusedPrimitive::vmap(inputs, axes);
-    const Arrays first = detail::batch_first(inputs, axes);
-    const Arrays flat = make(joined(first, stream()), caller(), options_, stream());
-    return {parted(flat, first[0].shape(0), stream()), {0, 0}};
-  }
-
-  const char* name() const override { return "GraftAttention"; }
-  bool is_equivalent(const mx::Primitive& other) const override {
-    return equal(static_cast<const Forward&>(other).options_, options_);
-  }
-  std::vector<mx::Shape> output_shapes(const Arrays& inputs) override {
-    return {inputs[0].shape(), logsumexp_shape(inputs[0])};
-  }
-
- protected:
-  Arrays composed(const Arrays& inputs) const override {
-    const mx::Stream s = const_cast<Forward*>(this)->stream();
-    return {composed_attention(inputs, options_, s),
-            mx::zeros(logsumexp_shape(inputs[0]), mx::float32, s)};
-  }
-
- private:
-  Support supported(const Arrays& primals, Wanted wanted) {
-    if (auto support = detail::allowed(stream()); !support) return support;
-    const TensorView q = detail::shape_only(primals[0].shape(), primals[0].dtype());
-    const TensorView k = detail::shape_only(primals[1].shape(), primals[1].dtype());
-    AttentionBackward params;
-    params.dy = q;
-    params.q = q;
-    params.k = k;
-    params.v = k;
-    params.y = q;
-    params.logsumexp = detail::shape_only(logsumexp_shape(primals[0]), mx::float32);
-    params.options = options_;
-    if (wanted.dq) params.dq = q;
-    if (wanted.dk) params.dk = k;
-    if (wanted.dv) params.dv = k;
-    return graft::supports(params);
-  }
-
-  AttentionOptions options_;
 };
-
-Support supported(const Arrays& inputs, const AttentionOptions& options, mx::Stream s) {
-  if (auto support = detail::allowed(s); !support) return support;
-  if (auto support = detail::dtypes_known(inputs, inputs.size()); !support) return support;
-  const TensorView q = detail::shape_only(inputs[0].shape(), inputs[0].dtype());
-  AttentionForward params;
-  params.q = q;
-  params.k = detail::shape_only(inputs[1].shape(), inputs[1].dtype());
-  params.v = params.k;
-  params.options = options;
-  params.y = q;
-  params.logsumexp = detail::shape_only(logsumexp_shape(inputs[0]), mx::float32);
-  return graft::supports(params);
-}
 
 void check(const Arrays& inputs, const AttentionOptions& options) {
   const mx::array& q = inputs[0];
@@ -266,12 +176,7 @@ mx::array attention(const mx::array& q, const mx::array& k, const mx::array& v,
                     const AttentionOptions& options, mx::StreamOrDevice device) {
   const Arrays inputs{q, k, v};
   check(inputs, options);
-  const mx::Stream s = mx::to_stream(device);
-  const detail::Caller caller{kOp};
-  const Support support = supported(inputs, options, s);
-  if (support) return Forward::make(inputs, caller, options, s)[0];
-  return detail::counted(composed_attention(inputs, options, s), caller, Pass::kForward,
-                         support.reason, s);
+  return detail::fused_or_composed<Forward>({options}, inputs, {kOp}, mx::to_stream(device))[0];
 }
 
 }  // namespace graft::mlx

@@ -65,7 +65,7 @@ class Gradient : public detail::FusedPrimitive {
   Gradient(mx::Stream stream, const detail::Caller& caller, Call call)
       : FusedPrimitive(stream, caller, Pass::kBackward), call_(std::move(call)) {}
 
-  void eval_cpu(const Arrays& inputs, Arrays& outputs) override {
+  void evaluate(const Arrays& inputs, Arrays& outputs) override {
     outputs[0].copy_shared_buffer(inputs.back());
     dispatch({}, [](Context&) {});
   }
@@ -77,7 +77,7 @@ class Gradient : public detail::FusedPrimitive {
  protected:
   Arrays composed(const Arrays& inputs) const override {
     const Arrays primals(inputs.begin(), inputs.end() - 1);
-    return {composed_gradient(call_, primals, const_cast<Gradient*>(this)->stream())};
+    return {composed_gradient(call_, primals, own_stream())};
   }
 
  private:
@@ -98,7 +98,7 @@ class Forward : public detail::FusedPrimitive {
                                   {mx::float32, inputs[0].dtype()}, node, inputs);
   }
 
-  void eval_cpu(const Arrays& inputs, Arrays& outputs) override {
+  void evaluate(const Arrays& inputs, Arrays& outputs) override {
     LinearCrossEntropy params;
     params.x = detail::rows_view(inputs[0], stream(), true);
     params.targets = detail::flat_view(inputs[1], stream());
@@ -150,7 +150,7 @@ class Forward : public detail::FusedPrimitive {
 
  protected:
   Arrays composed(const Arrays& inputs) const override {
-    const mx::Stream s = const_cast<Forward*>(this)->stream();
+    const mx::Stream s = own_stream();
     return {composed_losses(call_, inputs, s)[0], composed_gradient(call_, inputs, s)};
   }
 

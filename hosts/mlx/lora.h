@@ -14,7 +14,7 @@ namespace graft::mlx {
 /// Seed and offset are arrays, evaluated with the graph: pass them into a compiled function as
 /// inputs, or every step repeats one mask. Give every module, step and microbatch counters of its
 /// own: `dropout_counters(x)` says how many a call takes.
-struct Dropout {
+struct DropoutState {
   float p = 0.0f;  ///< Chance that an element is dropped, in [0, 1).
   mx::array seed = mx::array(std::uint64_t{0}, mx::uint64);    ///< One integer, taken as uint64.
   mx::array offset = mx::array(std::uint64_t{0}, mx::uint64);  ///< One integer, taken as uint64.
@@ -38,11 +38,11 @@ mx::array lora_forward_fused(const mx::array& x, const mx::array& a, const mx::a
 /// Shapes as in lora_forward_fused, W (out_features, in_features), bias (out_features).
 mx::array lora_linear(const mx::array& x, const Weight& w, const std::optional<mx::array>& bias,
                       const mx::array& a, const mx::array& b, float scaling,
-                      const Dropout& dropout = {}, mx::StreamOrDevice s = {});
+                      const DropoutState& dropout = {}, mx::StreamOrDevice s = {});
 
 /// The same with a plain weight, packed anew each time. Its gradient is composed from MLX ops.
 mx::array lora_linear(const mx::array& x, const mx::array& w, const std::optional<mx::array>& bias,
                       const mx::array& a, const mx::array& b, float scaling,
-                      const Dropout& dropout = {}, mx::StreamOrDevice s = {});
+                      const DropoutState& dropout = {}, mx::StreamOrDevice s = {});
 
 }  // namespace graft::mlx

@@ -78,10 +78,10 @@ mx::array LoRALayer::forward(const mx::array& x) {
 }
 
 mx::array LoRALayer::forward(const mx::array& x, const mx::array& a, const mx::array& b,
-                             const Dropout& dropout) const {
+                             const DropoutState& dropout) const {
   const ModuleScope scope(name_.empty() ? ModuleScope::current() : name_);
   if (merged()) return linear(x, merged_, bias_);
-  return lora_linear(x, base_, bias_, a, b, scaling_, training_ ? dropout : Dropout{});
+  return lora_linear(x, base_, bias_, a, b, scaling_, training_ ? dropout : DropoutState{});
 }
 
 std::int64_t LoRALayer::num_parameters() const {

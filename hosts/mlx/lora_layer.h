@@ -48,7 +48,7 @@ class LoRALayer {
   /// nothing of the layer changes. Only the base, scaling and mode are the layer's; while
   /// evaluating or merged, `dropout` is not used.
   mx::array forward(const mx::array& x, const mx::array& a, const mx::array& b,
-                    const Dropout& dropout = {}) const;
+                    const DropoutState& dropout = {}) const;
 
   /// Training applies dropout, evaluating does not. A new layer trains.
   void train(bool training = true) { training_ = training; }
@@ -77,7 +77,7 @@ class LoRALayer {
 
   /// Dropout as the next training forward will use it. Seed and offset are arrays: to compile a
   /// function around forward(x), pass the offset in, set it, and return it afterwards.
-  const Dropout& dropout() const { return dropout_; }
+  const DropoutState& dropout() const { return dropout_; }
   /// Sets seed and offset, one integer each, for example from a checkpoint.
   void set_dropout_state(mx::array seed, mx::array offset);
 
@@ -99,7 +99,7 @@ class LoRALayer {
   mx::array a_;
   mx::array b_;
   float scaling_;
-  Dropout dropout_;
+  DropoutState dropout_;
   bool training_ = true;
   std::string name_;
 };

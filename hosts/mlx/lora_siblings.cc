@@ -178,7 +178,7 @@ class SiblingsBackward : public FusedPrimitive {
         wanted_(std::move(wanted)),
         others_(other_tallies(all_, Pass::kBackward)) {}
 
-  void eval_cpu(const Arrays& inputs, Arrays& outputs) override {
+  void evaluate(const Arrays& inputs, Arrays& outputs) override {
     auto layers = backward_params(all_, wanted_, inputs, {true, stream()}, [&](std::size_t i) {
       return i == 0 && wanted_.dx ? allocate_rows(outputs[i]) : allocate(outputs[i]);
     });
@@ -271,7 +271,7 @@ class SiblingsForward : public FusedPrimitive {
     return layers;
   }
 
-  void eval_cpu(const Arrays& inputs, Arrays& outputs) override {
+  void evaluate(const Arrays& inputs, Arrays& outputs) override {
     auto layers = params(all_, inputs, {true, stream()},
                          [&](std::size_t i) { return allocate_rows(outputs[i]); });
     dispatch(outputs, [layers = std::move(layers), read = ReadDropout(all_, inputs),

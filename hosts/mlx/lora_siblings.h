@@ -18,7 +18,7 @@ struct LoraSibling {
   std::optional<mx::array> a = {};     ///< (in_features, rank); none with `b` for no adapter.
   std::optional<mx::array> b = {};     ///< (rank, out_features).
   float scaling = 1.0f;                ///< Multiplies A·B.
-  Dropout dropout = {};                ///< On the adapter's input.
+  DropoutState dropout = {};           ///< On the adapter's input.
   std::string module = ModuleScope::current();  ///< Whose runs `fusion_report` counts.
 };
 

@@ -3,30 +3,78 @@
 #include <cmath>
 #include <string>
 
-#include "graft/mlx/detail/metal.h"
-#include "graft/mlx/detail/metal_softmax.h"
 #include "graft/mlx/detail/primitive.h"
-#include "graft/mlx/detail/views.h"
 #include "graft/softmax.h"
 
 namespace graft::mlx {
 namespace {
 
+using detail::Arrays;
+using detail::FusedNode;
+using detail::Outputs;
+using detail::Views;
+
 constexpr const char* kOp = "softmax";
 
-Support supported(const mx::array& x, float scale, mx::Stream s) {
-  if (auto support = detail::allowed(s); !support) return support;
-  if (auto support = detail::dtypes_known({x}, 1); !support) return support;
-  const TensorView matrix = detail::rows_only(x.shape(), x.dtype());
-  return graft::supports(SoftmaxForward{matrix, scale, matrix});
-}
+struct Scale {
+  float scale;
+  bool operator==(const Scale&) const = default;
+};
 
-mx::array composed_softmax(const mx::array& x, float scale, mx::Stream s) {
-  if (scale == 1.0f) return mx::softmax(x, -1, true, s);
-  // The factor makes the product float32, as it is in the kernels.
-  const auto z = mx::multiply(x, mx::array(scale), s);
-  return mx::astype(mx::softmax(z, -1, true, s), x.dtype(), s);
-}
+// Inputs: dy, y. Output: dx.
+struct Backward {
+  using State = Scale;
+  using Params = SoftmaxBackward;
+  static constexpr const char* kName = "GraftSoftmaxBackward";
+  static constexpr Pass kPass = Pass::kBackward;
+  static constexpr auto kRun = softmax_backward;
+
+  static Outputs outputs(const State&, const Arrays& in) {
+    return {{in[0].shape()}, {in[0].dtype()}};
+  }
+  static Params params(const State& state, Views& views, const Arrays& in, const Arrays& out) {
+    return {views.rows(in[0]), views.rows(in[1]), state.scale, views.out_rows(out[0])};
+  }
+  static std::vector<bool> has_rows(const State&, const Arrays&) { return {true, true}; }
+
+  static Arrays composed(const State& state, const Arrays& in, mx::Stream s) {
+    const mx::array dy = mx::astype(in[0], mx::float32, s), y = mx::astype(in[1], mx::float32, s);
+    const mx::array dot = mx::sum(mx::multiply(dy, y, s), -1, true, s);
+    const mx::array dx = mx::multiply(y, mx::subtract(dy, dot, s), s);
+    return {mx::astype(mx::multiply(dx, mx::array(state.scale), s), in[0].dtype(), s)};
+  }
+};
+
+// Input: x. Output: y.
+struct Forward {
+  using State = Scale;
+  using Params = SoftmaxForward;
+  static constexpr const char* kName = "GraftSoftmax";
+  static constexpr Pass kPass = Pass::kForward;
+  static constexpr auto kRun = softmax_forward;
+
+  static Outputs outputs(const State&, const Arrays& in) {
+    return {{in[0].shape()}, {in[0].dtype()}};
+  }
+  static Params params(const State& state, Views& views, const Arrays& in, const Arrays& out) {
+    return {views.rows(in[0]), state.scale, views.out_rows(out[0])};
+  }
+  static std::vector<bool> has_rows(const State&, const Arrays&) { return {true}; }
+
+  static Arrays composed(const State& state, const Arrays& in, mx::Stream s) {
+    if (state.scale == 1.0f) return {mx::softmax(in[0], -1, true, s)};
+    // The factor makes the product float32, as it is in the kernels.
+    const auto z = mx::multiply(in[0], mx::array(state.scale), s);
+    return {mx::astype(mx::softmax(z, -1, true, s), in[0].dtype(), s)};
+  }
+
+  static Arrays gradients(const detail::Gradients<State>& call) {
+    const Arrays inputs{call.cotangents[0], call.outputs[0]};
+    const Support support = FusedNode<Backward>::supported(call.state, inputs, call.s);
+    if (!support) return call.composed(support, 1, call.argnums);
+    return FusedNode<Backward>::make(call.state, inputs, call.caller, call.s);
+  }
+};
 
 }  // namespace
 
@@ -36,17 +84,7 @@ mx::array softmax(const mx::array& x, float scale, mx::StreamOrDevice device) {
   if (!(std::isfinite(scale) && scale > 0.0f)) {
     detail::reject(kOp, "scale", "a positive number", std::to_string(scale));
   }
-  const mx::Stream s = mx::to_stream(device);
-  const bool metal = detail::on_metal(s);
-  const Support support = metal ? detail::softmax_on_metal(x) : supported(x, scale, s);
-  if (metal && support) {
-    const auto composed = [scale, s](const detail::Arrays& in) {
-      return detail::Arrays{composed_softmax(in[0], scale, s)};
-    };
-    return detail::metal_softmax(x, scale, composed, {kOp}, s);
-  }
-  // Elsewhere composed whatever the answer is, until there is a kernel to answer yes.
-  return detail::counted(composed_softmax(x, scale, s), {kOp}, Pass::kForward, support.reason, s);
+  return detail::fused_or_composed<Forward>({scale}, {x}, {kOp}, mx::to_stream(device))[0];
 }
 
 }  // namespace graft::mlx

@@ -5,7 +5,7 @@
 
 #include "graft/error.h"
 #include "graft/mlx/detail/composed.h"
-#include "graft/mlx/detail/metal.h"
+#include "graft/mlx/detail/metal_runner.h"
 #include "graft/mlx/detail/views.h"
 
 namespace graft::mlx {

@@ -12,7 +12,7 @@ namespace graft {
 
 /// Whether an operation has a kernel for usual shapes in one element type.
 struct Capability {
-  const char* op;       ///< "lora_linear", as errors name it.
+  const char* op;       ///< "lora_linear", as errors name it; "lora_siblings" is it over a list.
   Direction direction;  ///< Its value or its gradients; linear_cross_entropy's backward is with dx.
   DType dtype;          ///< Of activations, weights and adapters.
   Support support;      ///< What `supports` says of such a call.

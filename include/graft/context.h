@@ -92,8 +92,9 @@ class GRAFT_EXPORT Context {
 };
 
 /// Threads of Graft's pool, the caller included. All contexts without an executor share it; calls
-/// from several threads take turns. At first: GRAFT_NUM_THREADS, or else every core this process
-/// may run on.
+/// from several threads take turns. Its workers start when a call first needs them; if the system
+/// starts no more threads, the call throws Error (kOutOfMemory) and leaves none behind. At first:
+/// GRAFT_NUM_THREADS, or else every core this process may run on.
 GRAFT_EXPORT int num_threads();
 
 /// Sets `num_threads()`; `threads` of 0 asks for the default again. Waits for a running call.

@@ -13,7 +13,7 @@ namespace graft {
 /// (Ba, Kiros and Hinton, arXiv:1607.06450).
 ///
 /// All matrices are (M, features), float32, float16 or bfloat16, all of one dtype, rows dense,
-/// computed in float32. Kernels for Metal are in graft/metal_layer_norm.h; no other back-end has
+/// computed in float32. Metal has kernels (metal::plan in graft/metal.h); no other back-end has
 /// any yet.
 struct LayerNormForward {
   ConstTensorView x;       ///< (M, features).

@@ -14,8 +14,8 @@ namespace graft {
 ///
 /// All matrices are (M, features), float32, float16 or bfloat16, all of one dtype, rows dense,
 /// computed in float32. Where x is −∞, y is 0; a row of nothing but −∞, or with a NaN or +∞ in it,
-/// is all NaN, as MLX has it. Kernels for Metal are in graft/metal_softmax.h; no other back-end has
-/// any yet.
+/// is all NaN, as MLX has it. Metal has kernels (metal::plan in graft/metal.h); no other back-end
+/// has any yet.
 struct SoftmaxForward {
   ConstTensorView x;   ///< (M, features).
   float scale = 1.0f;  ///< Positive; attention's 1 / √d.

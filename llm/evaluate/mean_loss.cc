@@ -16,7 +16,7 @@ mx::array array_of(const std::vector<std::int32_t>& values, const Batch& batch) 
 
 class Mean {
  public:
-  void add(const Llama& model, const Adapter* adapter, const Batch& batch) {
+  void add(const Llama& model, const ModelAdapter* adapter, const Batch& batch) {
     sum_ += static_cast<double>(loss_sum(model, adapter, batch).item<float>());
     targets_ += batch.num_targets;
   }
@@ -32,7 +32,7 @@ class Mean {
 
 }  // namespace
 
-mx::array loss_sum(const Llama& model, const Adapter* adapter, const Batch& batch,
+mx::array loss_sum(const Llama& model, const ModelAdapter* adapter, const Batch& batch,
                    Activations activations) {
   return model.loss_sum(array_of(batch.tokens, batch), array_of(batch.targets, batch), adapter,
                         activations);
@@ -40,7 +40,7 @@ mx::array loss_sum(const Llama& model, const Adapter* adapter, const Batch& batc
 
 double MeanLoss::perplexity() const { return std::exp(loss); }
 
-std::optional<MeanLoss> mean_loss(const Llama& model, const Adapter* adapter,
+std::optional<MeanLoss> mean_loss(const Llama& model, const ModelAdapter* adapter,
                                   std::span<const Batch> batches,
                                   const std::function<bool()>& stop) {
   Mean mean;
@@ -51,8 +51,8 @@ std::optional<MeanLoss> mean_loss(const Llama& model, const Adapter* adapter,
   return mean.value();
 }
 
-MeanLoss mean_loss(const Llama& model, const Adapter* adapter, const std::vector<Sample>& samples,
-                   int batch_size, std::int32_t pad_token) {
+MeanLoss mean_loss(const Llama& model, const ModelAdapter* adapter,
+                   const std::vector<Sample>& samples, int batch_size, std::int32_t pad_token) {
   std::int64_t longest = 1;
   for (const Sample& sample : samples) longest = std::max(longest, std::ssize(sample.tokens));
   const std::int64_t rows = std::clamp<std::int64_t>(kTokensAtATime / longest, 1, batch_size);

@@ -16,7 +16,7 @@ namespace graft::llm {
 inline constexpr std::int64_t kTokensAtATime = 8192;
 
 /// Sum of the losses of all targets of a batch, as Llama::loss_sum.
-mx::array loss_sum(const Llama& model, const Adapter* adapter, const Batch& batch,
+mx::array loss_sum(const Llama& model, const ModelAdapter* adapter, const Batch& batch,
                    Activations activations = Activations::kKept);
 
 struct MeanLoss {
@@ -28,12 +28,12 @@ struct MeanLoss {
 
 /// The mean loss of all targets in `batches`, each token counting the same; nothing if `stop` said
 /// so between two of them.
-std::optional<MeanLoss> mean_loss(const Llama& model, const Adapter* adapter,
+std::optional<MeanLoss> mean_loss(const Llama& model, const ModelAdapter* adapter,
                                   std::span<const Batch> batches,
                                   const std::function<bool()>& stop = {});
 
 /// The same of all targets in `samples`: at most `batch_size` at a time, fewer if they are long.
-MeanLoss mean_loss(const Llama& model, const Adapter* adapter, const std::vector<Sample>& samples,
-                   int batch_size, std::int32_t pad_token);
+MeanLoss mean_loss(const Llama& model, const ModelAdapter* adapter,
+                   const std::vector<Sample>& samples, int batch_size, std::int32_t pad_token);
 
 }  // namespace graft::llm

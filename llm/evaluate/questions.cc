@@ -72,7 +72,7 @@ std::vector<std::vector<std::size_t>> answered_together(const std::vector<Questi
 }
 
 std::vector<std::string> answer_all(const std::vector<Question>& questions, const Llama& model,
-                                    const Adapter* adapter, const Tokenizer& tokenizer,
+                                    const ModelAdapter* adapter, const Tokenizer& tokenizer,
                                     int max_tokens, int batch_size) {
   std::vector<std::string> answers(questions.size());
   for (const auto& group : answered_together(questions, max_tokens, batch_size)) {

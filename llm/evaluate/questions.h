@@ -28,7 +28,7 @@ std::vector<std::vector<std::size_t>> answered_together(const std::vector<Questi
 
 /// The model's likeliest answer to each, without blanks around it.
 std::vector<std::string> answer_all(const std::vector<Question>& questions, const Llama& model,
-                                    const Adapter* adapter, const Tokenizer& tokenizer,
+                                    const ModelAdapter* adapter, const Tokenizer& tokenizer,
                                     int max_tokens, int batch_size);
 
 }  // namespace graft::llm

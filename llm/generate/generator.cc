@@ -60,7 +60,7 @@ Generated generate(Sequence& sequence, std::span<const int> prompt, const Genera
   return generated;
 }
 
-std::vector<std::vector<int>> generate_greedy(const Llama& model, const Adapter* adapter,
+std::vector<std::vector<int>> generate_greedy(const Llama& model, const ModelAdapter* adapter,
                                               const std::vector<std::vector<int>>& prompts,
                                               int max_tokens, const StopTest& stops) {
   std::vector<std::vector<int>> outputs(prompts.size());

@@ -42,7 +42,7 @@ Generated generate(Sequence& sequence, std::span<const int> prompt, const Genera
 
 /// The most likely continuation of each prompt, up to a stop token or `max_tokens`, decoded
 /// together: prompts are padded on the left, and finished rows leave the batch.
-std::vector<std::vector<int>> generate_greedy(const Llama& model, const Adapter* adapter,
+std::vector<std::vector<int>> generate_greedy(const Llama& model, const ModelAdapter* adapter,
                                               const std::vector<std::vector<int>>& prompts,
                                               int max_tokens, const StopTest& stops);
 

@@ -74,7 +74,7 @@ void Llama::set_adapter(AdapterLayout layout, std::vector<LoraPair> pairs) {
 }
 
 graft::mlx::LoraSibling Llama::sibling(int layer, Projection projection,
-                                       const Adapter* adapter) const {
+                                       const ModelAdapter* adapter) const {
   graft::mlx::LoraSibling sibling{
       .weight = layers_[static_cast<std::size_t>(layer)].weights[index_of(projection)],
       .module = AdaptedModule{layer, projection, 0, 0}.path()};
@@ -94,7 +94,7 @@ graft::mlx::LoraSibling Llama::sibling(int layer, Projection projection,
 
 std::vector<mx::array> Llama::project(const mx::array& x, int layer,
                                       std::initializer_list<Projection> projections,
-                                      const Adapter* adapter) const {
+                                      const ModelAdapter* adapter) const {
   std::vector<graft::mlx::LoraSibling> siblings;
   for (const Projection projection : projections) {
     siblings.push_back(sibling(layer, projection, adapter));
@@ -103,7 +103,7 @@ std::vector<mx::array> Llama::project(const mx::array& x, int layer,
 }
 
 mx::array Llama::attend(const mx::array& x, int layer, KvCache* cache,
-                        const std::optional<mx::array>& mask, const Adapter* adapter) const {
+                        const std::optional<mx::array>& mask, const ModelAdapter* adapter) const {
   const int batch = x.shape(0);
   const int length = x.shape(1);
   const std::vector<mx::array> qkv =
@@ -148,7 +148,7 @@ mx::array Llama::attend_cached(const mx::array& q, const mx::array& k, const mx:
       1, 2);
 }
 
-mx::array Llama::feed_forward(const mx::array& x, int layer, const Adapter* adapter) const {
+mx::array Llama::feed_forward(const mx::array& x, int layer, const ModelAdapter* adapter) const {
   const std::vector<mx::array> gate_up =
       project(x, layer, {Projection::kGate, Projection::kUp}, adapter);
   const mx::array gated = [&] {
@@ -167,7 +167,7 @@ Llama::Stream Llama::with_norm(const mx::array& residual, int layer) const {
 // Each block's output is added to the residual stream in the norm before the next block.
 Llama::Stream Llama::through_layer(const Stream& in, int layer, KvCache* cache,
                                    const std::optional<mx::array>& mask,
-                                   const Adapter* adapter) const {
+                                   const ModelAdapter* adapter) const {
   const auto add_norm = [&](const mx::array& x, const mx::array& residual, const mx::array& weight,
                             const std::string& module) -> Stream {
     const ModuleScope scope(module);
@@ -189,7 +189,7 @@ Llama::Stream Llama::through_layer(const Stream& in, int layer, KvCache* cache,
 // As through_layer, but backward finds nothing of the layer but in.residual. in.normed is made
 // again as well: the norm alone gives the same bits as the one that added the same sum up.
 Llama::Stream Llama::through_recomputed_layer(const Stream& in, int layer,
-                                              const Adapter& adapter) const {
+                                              const ModelAdapter& adapter) const {
   std::vector<mx::array> variables = {in.normed, in.residual};  // then the layer's pairs
   std::vector<std::size_t> slots;
   for (const Projection projection : kAllProjections) {
@@ -201,7 +201,7 @@ Llama::Stream Llama::through_recomputed_layer(const Stream& in, int layer,
   }
   const bool first = layer == adapter.layout->modules().front().layer;
   const auto forward = [this, layer, slots, adapter, first](const std::vector<mx::array>& x) {
-    Adapter here = adapter;
+    ModelAdapter here = adapter;
     for (std::size_t i = 0; i < slots.size(); ++i) {
       here.pairs[slots[i]] = {x[2 + 2 * i], x[3 + 2 * i]};
     }
@@ -226,7 +226,7 @@ Llama::Stream Llama::through_recomputed_layer(const Stream& in, int layer,
   return {out[0], out[1]};
 }
 
-mx::array Llama::hidden(const mx::array& tokens, KvCache* cache, const Adapter* adapter,
+mx::array Llama::hidden(const mx::array& tokens, KvCache* cache, const ModelAdapter* adapter,
                         Activations activations) const {
   const std::optional<mx::array> mask = cache ? cache->mask(tokens.shape(1)) : std::nullopt;
   Stream stream = with_norm(embedding_(tokens), 0);
@@ -241,22 +241,22 @@ mx::array Llama::hidden(const mx::array& tokens, KvCache* cache, const Adapter* 
   return stream.normed;
 }
 
-mx::array Llama::loss_sum(const mx::array& tokens, const mx::array& targets, const Adapter* adapter,
-                          Activations activations) const {
+mx::array Llama::loss_sum(const mx::array& tokens, const mx::array& targets,
+                          const ModelAdapter* adapter, Activations activations) const {
   const mx::array rows =
       mx::reshape(hidden(tokens, nullptr, adapter, activations), {-1, config_.hidden_size});
   const ModuleScope scope("lm_head");
   return mx::sum(graft::mlx::linear_cross_entropy(rows, head_, mx::reshape(targets, {-1})));
 }
 
-mx::array Llama::logits(const mx::array& tokens, const Adapter* adapter) const {
+mx::array Llama::logits(const mx::array& tokens, const ModelAdapter* adapter) const {
   const mx::array rows = hidden(tokens, nullptr, adapter);
   const ModuleScope scope("lm_head");
   return graft::mlx::linear(rows, head_);
 }
 
 mx::array Llama::next_logits(const mx::array& tokens, KvCache& cache,
-                             const Adapter* adapter) const {
+                             const ModelAdapter* adapter) const {
   const mx::array all = hidden(tokens, &cache, adapter);
   const int batch = all.shape(0);
   const int length = all.shape(1);

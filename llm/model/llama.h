@@ -18,7 +18,7 @@ namespace graft::llm {
 
 /// An adapter as a forward pass takes it. All of it is input, so that gradients are those of a
 /// plain function of the pairs.
-struct Adapter {
+struct ModelAdapter {
   const AdapterLayout* layout = nullptr;
   std::vector<LoraPair> pairs;  ///< In the layout's order.
   /// In training with dropout: the seed, and one counter offset a module. Empty otherwise.
@@ -53,19 +53,19 @@ class Llama {
   void set_adapter(AdapterLayout layout, std::vector<LoraPair> pairs);
   void clear_adapter() { held_.reset(); }
   /// The adapter held, or nullptr. Valid until another takes its place.
-  const Adapter* adapter() const { return held_ ? &held_->adapter : nullptr; }
+  const ModelAdapter* adapter() const { return held_ ? &held_->adapter : nullptr; }
 
   /// Sum of the losses of all targets that are not -100; tokens and targets are (B, T) int32.
   /// Rows are padded on the right: a causal model never looks there. Gradients in the adapter's
   /// pairs are the same, bit for bit, whichever way activations are held.
-  mx::array loss_sum(const mx::array& tokens, const mx::array& targets, const Adapter* adapter,
+  mx::array loss_sum(const mx::array& tokens, const mx::array& targets, const ModelAdapter* adapter,
                      Activations activations = Activations::kKept) const;
 
   /// Logits (B, T, vocab) of a whole sequence at once, as training computes them.
-  mx::array logits(const mx::array& tokens, const Adapter* adapter) const;
+  mx::array logits(const mx::array& tokens, const ModelAdapter* adapter) const;
 
   /// Feeds tokens (B, T) after those in the cache and gives the logits (B, vocab) of the last one.
-  mx::array next_logits(const mx::array& tokens, KvCache& cache, const Adapter* adapter) const;
+  mx::array next_logits(const mx::array& tokens, KvCache& cache, const ModelAdapter* adapter) const;
 
  private:
   struct Layer {
@@ -76,7 +76,7 @@ class Llama {
 
   struct HeldAdapter {
     AdapterLayout layout;
-    Adapter adapter;  // Points to the layout, so that the two stay where they are.
+    ModelAdapter adapter;  // Points to the layout, so that the two stay where they are.
   };
 
   // Between two layers: the residual stream, and what the norm before the next layer made of it.
@@ -85,22 +85,23 @@ class Llama {
     mx::array residual;
   };
 
-  mx::array hidden(const mx::array& tokens, KvCache* cache, const Adapter* adapter,
+  mx::array hidden(const mx::array& tokens, KvCache* cache, const ModelAdapter* adapter,
                    Activations activations = Activations::kKept) const;
   Stream with_norm(const mx::array& residual, int layer) const;
   Stream through_layer(const Stream& in, int layer, KvCache* cache,
-                       const std::optional<mx::array>& mask, const Adapter* adapter) const;
-  Stream through_recomputed_layer(const Stream& in, int layer, const Adapter& adapter) const;
-  graft::mlx::LoraSibling sibling(int layer, Projection projection, const Adapter* adapter) const;
+                       const std::optional<mx::array>& mask, const ModelAdapter* adapter) const;
+  Stream through_recomputed_layer(const Stream& in, int layer, const ModelAdapter& adapter) const;
+  graft::mlx::LoraSibling sibling(int layer, Projection projection,
+                                  const ModelAdapter* adapter) const;
   // Of projections that all read x, in their order.
   std::vector<mx::array> project(const mx::array& x, int layer,
                                  std::initializer_list<Projection> projections,
-                                 const Adapter* adapter) const;
+                                 const ModelAdapter* adapter) const;
   mx::array attend(const mx::array& x, int layer, KvCache* cache,
-                   const std::optional<mx::array>& mask, const Adapter* adapter) const;
+                   const std::optional<mx::array>& mask, const ModelAdapter* adapter) const;
   mx::array attend_cached(const mx::array& q, const mx::array& k, const mx::array& v, int layer,
                           KvCache& cache, const std::optional<mx::array>& mask) const;
-  mx::array feed_forward(const mx::array& x, int layer, const Adapter* adapter) const;
+  mx::array feed_forward(const mx::array& x, int layer, const ModelAdapter* adapter) const;
 
   LlamaConfig config_;
   Embedding embedding_;

@@ -126,7 +126,7 @@ StepResult Trainer::step(const Batch& batch) {
 
 double Trainer::add_gradients(const Batch& batch) {
   const auto loss_of = [&](const std::vector<mx::array>& parameters) {
-    Adapter adapter{&layout_, pairs_from(parameters), std::nullopt, {}};
+    ModelAdapter adapter{&layout_, pairs_from(parameters), std::nullopt, {}};
     if (layout_.options().dropout > 0) {
       adapter.dropout_seed = mx::array(dropout_.seed, mx::uint64);
       for (const std::uint64_t offset : dropout_.offsets) {
@@ -186,7 +186,7 @@ void Trainer::clear_gradients() {
 
 std::optional<double> Trainer::evaluate(std::span<const Batch> batches,
                                         const std::function<bool()>& stop) const {
-  const Adapter adapter{&layout_, pairs(), std::nullopt, {}};
+  const ModelAdapter adapter{&layout_, pairs(), std::nullopt, {}};
   const std::optional<MeanLoss> mean = mean_loss(model_, &adapter, batches, stop);
   if (!mean) return std::nullopt;
   if (!std::isfinite(mean->loss)) {

@@ -22,9 +22,9 @@ namespace {
 // block's scores stay in a core's cache up to some thousand keys.
 constexpr std::int64_t kBlockPanels = 5;
 
-class Backward {
+class BackwardRun {
  public:
-  explicit Backward(const AttentionBackward& params)
+  explicit BackwardRun(const AttentionBackward& params)
       : p_(params),
         shape_(params.q, params.k, params.options),
         kernels_(kernels_for(DType::kFloat32)),
@@ -95,7 +95,7 @@ class Backward {
   Parts parts_;
 };
 
-Backward::Parts Backward::layout(Scratch& scratch, int threads) const {
+BackwardRun::Parts BackwardRun::layout(Scratch& scratch, int threads) const {
   const std::int64_t d = shape_.d, width = kernels_.width;
   const std::int64_t gradient_size =
       keys_wanted() ? shape_.batch * shape_.heads * shape_.keys * d : 0;
@@ -123,7 +123,7 @@ Backward::Parts Backward::layout(Scratch& scratch, int threads) const {
   return parts;
 }
 
-void Backward::operator()(Context& context) {
+void BackwardRun::operator()(Context& context) {
   const int threads = context.threads();
   const std::int64_t width = kernels_.width;
   parts_ = lay_out(context, [&](Scratch& scratch) { return layout(scratch, threads); });
@@ -146,7 +146,7 @@ void Backward::operator()(Context& context) {
   });
 }
 
-void Backward::pack(std::int64_t task, float* rows) const {
+void BackwardRun::pack(std::int64_t task, float* rows) const {
   const std::int64_t panel = task % packed_.key_panels();
   const std::int64_t kv_head = task / packed_.key_panels() % shape_.kv_heads;
   const std::int64_t b = task / packed_.key_panels() / shape_.kv_heads;
@@ -158,7 +158,7 @@ void Backward::pack(std::int64_t task, float* rows) const {
   packed_.pack(rows, count, b, kv_head, panel, parts_.v_by_rows, nullptr);
 }
 
-void Backward::head(std::int64_t b, std::int64_t head, const Worker& worker) const {
+void BackwardRun::head(std::int64_t b, std::int64_t head, const Worker& worker) const {
   if (keys_wanted()) {
     std::fill_n(parts_.dk + head_offset(b, head), shape_.keys * shape_.d, 0.0f);
     std::fill_n(parts_.dv + head_offset(b, head), shape_.keys * shape_.d, 0.0f);
@@ -173,7 +173,7 @@ void Backward::head(std::int64_t b, std::int64_t head, const Worker& worker) con
   }
 }
 
-void Backward::block(const Block& block, std::int64_t panels, const Worker& worker) const {
+void BackwardRun::block(const Block& block, std::int64_t panels, const Worker& worker) const {
   const std::int64_t d = shape_.d, width = kernels_.width;
   const std::int64_t kv_head = shape_.kv_head_of(block.head);
   head_rows_.load_queries(p_.q, block.b, block.first, block.count, block.head, worker.q);
@@ -211,8 +211,8 @@ void Backward::block(const Block& block, std::int64_t panels, const Worker& work
 }
 
 // Rows [row, row + count) of p and ds, zero up to the last key that the block sees.
-void Backward::scores_of_panel(const Block& block, std::int64_t row, std::int64_t count,
-                               const Worker& worker) const {
+void BackwardRun::scores_of_panel(const Block& block, std::int64_t row, std::int64_t count,
+                                  const Worker& worker) const {
   const std::int64_t d = shape_.d, width = kernels_.width;
   const std::int64_t kv_head = shape_.kv_head_of(block.head);
   const std::int64_t seen = shape_.seen(block.first + row + count - 1);
@@ -249,8 +249,8 @@ void Backward::scores_of_panel(const Block& block, std::int64_t row, std::int64_
 }
 
 // sum (keys, d) += factorsᵀ · (the rows whose column panels are `columns`).
-void Backward::key_gradient(const Block& block, const float* factors, const float* columns,
-                            float* sum, const Worker& worker) const {
+void BackwardRun::key_gradient(const Block& block, const float* factors, const float* columns,
+                               float* sum, const Worker& worker) const {
   const std::int64_t d = shape_.d, width = kernels_.width;
   const std::int64_t panels = ceil_div(block.seen, kernels_.rows);
   for (std::int64_t i = 0; i < panels; ++i) {
@@ -268,9 +268,9 @@ void Backward::key_gradient(const Block& block, const float* factors, const floa
 }
 
 // y (count, d) = or += x · (column panels, `panel_stride` elements apart).
-void Backward::products(const float* x_panel, std::int64_t count, const float* by_columns,
-                        std::int64_t panel_stride, std::int64_t steps, float* y,
-                        bool accumulate) const {
+void BackwardRun::products(const float* x_panel, std::int64_t count, const float* by_columns,
+                           std::int64_t panel_stride, std::int64_t steps, float* y,
+                           bool accumulate) const {
   const std::int64_t d = shape_.d, width = kernels_.width;
   TileArgs tile;
   tile.rows = static_cast<int>(count);
@@ -286,8 +286,8 @@ void Backward::products(const float* x_panel, std::int64_t count, const float* b
   }
 }
 
-void Backward::sum_heads(std::int64_t b, std::int64_t kv_head, std::int64_t first,
-                         std::int64_t count) const {
+void BackwardRun::sum_heads(std::int64_t b, std::int64_t kv_head, std::int64_t first,
+                            std::int64_t count) const {
   const std::int64_t d = shape_.d, group = shape_.heads / shape_.kv_heads;
   const auto sum = [&](float* partial, const TensorView& out, bool turned) {
     float* const rows = partial + head_offset(b, kv_head * group) + first * d;
@@ -308,12 +308,12 @@ void Backward::sum_heads(std::int64_t b, std::int64_t kv_head, std::int64_t firs
 Support supports(const AttentionBackward& params) { return supports_heads(params.q); }
 
 void attention_backward(Context& context, const AttentionBackward& params) {
-  Backward backward(params);
-  backward(context);
+  BackwardRun run(params);
+  run(context);
 }
 
 std::size_t scratch_bytes(const AttentionBackward& params, int threads) {
-  return Backward(params).scratch_bytes(threads);
+  return BackwardRun(params).scratch_bytes(threads);
 }
 
 }  // namespace graft::cpu

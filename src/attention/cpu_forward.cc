@@ -26,9 +26,9 @@ constexpr std::int64_t kTaskPanels = 4;
 // the products.
 constexpr std::int64_t kFewQueries = 2;
 
-class Forward {
+class ForwardRun {
  public:
-  explicit Forward(const AttentionForward& params)
+  explicit ForwardRun(const AttentionForward& params)
       : p_(params),
         shape_(params.q, params.k, params.options),
         kernels_(kernels_for(DType::kFloat32)),
@@ -78,7 +78,7 @@ class Forward {
   Parts parts_;
 };
 
-Forward::Parts Forward::layout(Scratch& scratch, int threads) const {
+ForwardRun::Parts ForwardRun::layout(Scratch& scratch, int threads) const {
   const std::int64_t d = shape_.d;
   const bool few = few_queries();
   const std::int64_t rows = std::max<std::int64_t>(kernels_.width, few ? 0 : kernels_.stride);
@@ -100,7 +100,7 @@ Forward::Parts Forward::layout(Scratch& scratch, int threads) const {
   return parts;
 }
 
-void Forward::operator()(Context& context) {
+void ForwardRun::operator()(Context& context) {
   if (shape_.batch == 0 || shape_.heads == 0 || shape_.queries == 0) return;
   const int threads = context.threads();
   parts_ = lay_out(context, [&](Scratch& scratch) { return layout(scratch, threads); });
@@ -129,7 +129,7 @@ void Forward::operator()(Context& context) {
   });
 }
 
-void Forward::pack(std::int64_t task, const Worker& worker) const {
+void ForwardRun::pack(std::int64_t task, const Worker& worker) const {
   const std::int64_t panel = task % packed_.key_panels();
   const std::int64_t head = task / packed_.key_panels() % shape_.kv_heads;
   const std::int64_t b = task / packed_.key_panels() / shape_.kv_heads;
@@ -142,7 +142,8 @@ void Forward::pack(std::int64_t task, const Worker& worker) const {
 }
 
 // scores = p unnormalised; writes logsumexp and returns the factor that normalises.
-float Forward::softmax(float* scores, std::int64_t b, std::int64_t head, std::int64_t query) const {
+float ForwardRun::softmax(float* scores, std::int64_t b, std::int64_t head,
+                          std::int64_t query) const {
   const float scale = shape_.options.scale;
   const std::int64_t seen = shape_.seen(query);
   float logsumexp = -std::numeric_limits<float>::infinity(), factor = 0.0f;
@@ -159,8 +160,8 @@ float Forward::softmax(float* scores, std::int64_t b, std::int64_t head, std::in
   return factor;
 }
 
-void Forward::panel(std::int64_t b, std::int64_t head, std::int64_t first, std::int64_t count,
-                    const Worker& worker) const {
+void ForwardRun::panel(std::int64_t b, std::int64_t head, std::int64_t first, std::int64_t count,
+                       const Worker& worker) const {
   const std::int64_t d = shape_.d, width = kernels_.width;
   const std::int64_t kv_head = shape_.kv_head_of(head);
   const std::int64_t seen = shape_.seen(first + count - 1);
@@ -202,7 +203,7 @@ void Forward::panel(std::int64_t b, std::int64_t head, std::int64_t first, std::
 }
 
 // All queries of the query heads that read one key head, against each of its keys in turn.
-void Forward::decode(std::int64_t b, std::int64_t kv_head, const Worker& worker) const {
+void ForwardRun::decode(std::int64_t b, std::int64_t kv_head, const Worker& worker) const {
   const std::int64_t d = shape_.d, width = kernels_.width, queries = shape_.queries;
   const std::int64_t heads = shape_.heads / shape_.kv_heads, first_head = kv_head * heads;
   for (std::int64_t h = 0; h < heads; ++h) {
@@ -252,12 +253,12 @@ Support supports_heads(const ConstTensorView& q) {
 Support supports(const AttentionForward& params) { return supports_heads(params.q); }
 
 void attention_forward(Context& context, const AttentionForward& params) {
-  Forward forward(params);
-  forward(context);
+  ForwardRun run(params);
+  run(context);
 }
 
 std::size_t scratch_bytes(const AttentionForward& params, int threads) {
-  return Forward(params).scratch_bytes(threads);
+  return ForwardRun(params).scratch_bytes(threads);
 }
 
 }  // namespace graft::cpu

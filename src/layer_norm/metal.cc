@@ -1,72 +1,91 @@
+#include "layer_norm/metal.h"
+
+#include "backend/metal/limits.h"
+#include "backend/metal/plan.h"
 #include "backend/metal/rows.h"
 #include "backend/metal/shaders.h"
-#include "checks.h"
-#include "graft/metal_layer_norm.h"
+#include "backend/table.h"
 
 namespace graft::metal {
 namespace {
 
-// The vectors' types are in arguments: of others MLX would make another text of one name.
-void add_argument(Call& result, const char* name, const std::optional<DType>& vector) {
-  if (vector) result.arguments.push_back({name, *vector});
+// As in metal.metal.
+struct NormScalars {
+  std::uint32_t features;
+  float eps;
+};
+
+std::vector<std::byte> scalars_of(const ConstTensorView& x, float eps) {
+  return bytes_of(NormScalars{static_cast<std::uint32_t>(x.dim(1)), eps});
 }
 
-std::string flag(bool given) { return given ? "true" : "false"; }
+std::vector<const char*> text() { return {shaders::kRows, shaders::kLayerNorm}; }
+
+Support vector_on_metal(const char* name, const ConstTensorView& vector) {
+  return vector.present() ? all_of({is_floating(vector.dtype()), is_dense(name, vector)})
+                          : Support{};
+}
 
 }  // namespace
 
-Support supports(const LayerNorm& call) {
-  return all_of({is_floating(call.dtype), is_floating(call.weight.value_or(DType::kFloat32)),
-                 is_floating(call.bias.value_or(DType::kFloat32)),
-                 rows_fit(call.rows, call.features)});
+Support supports(const LayerNormForward& p) {
+  return all_of({is_floating(p.x.dtype()), vector_on_metal("weight", p.weight),
+                 vector_on_metal("bias", p.bias), rows_fit(p.x.dim(0), p.x.dim(1)),
+                 is_dense("x", p.x), is_dense("y", p.y)});
 }
 
-Call layer_norm_forward(const LayerNorm& call) {
-  require("layer_norm", supports(call));
-  const bool weight = call.weight.has_value(), bias = call.bias.has_value();
-  const std::string kernel =
-      std::string("layer_norm") + (weight ? "_weight" : "") + (bias ? "_bias" : "");
-  Call result = row_call(kernel, "x", call.rows, call.features, call.dtype);
-  result.header += shaders::kLayerNorm;
-  result.inputs = {"x"};
-  if (weight) result.inputs.push_back("weight");
-  if (bias) result.inputs.push_back("bias");
-  result.inputs.push_back("eps");
-  result.outputs = {"y", "mean", "rstd"};
-  add_argument(result, "W", call.weight);
-  add_argument(result, "B", call.bias);
-  result.body += "layer_norm<T, KEPT, " + flag(weight) + ", " + flag(bias) + ">(x, " +
-                 (weight ? "weight" : "x") + ", " + (bias ? "bias" : "x") +
-                 ", eps, y, mean, rstd,\n    features, team);\n";
-  return result;
+Support supports(const LayerNormBackward& p) {
+  if (!p.mean.present() || !p.rstd.present()) {
+    return Support::no("mean and rstd: Metal kernels read what forward wrote");
+  }
+  return all_of({is_floating(p.dy.dtype()), vector_on_metal("weight", p.weight),
+                 rows_fit(p.dy.dim(0), p.dy.dim(1)), is_dense("dy", p.dy), is_dense("x", p.x),
+                 is_dense("dx", p.dx)});
 }
 
-Call layer_norm_backward(const LayerNorm& call) {
-  require("layer_norm_backward", supports(call));
-  const bool weight = call.weight.has_value();
-  const std::string kernel = std::string("layer_norm_backward") + (weight ? "_weight" : "");
-  Call result = row_call(kernel, "dy", call.rows, call.features, call.dtype);
-  result.header += shaders::kLayerNorm;
-  result.inputs = {"dy", "x", "mean", "rstd"};
-  if (weight) result.inputs.push_back("weight");
-  result.outputs = {"dx"};
-  add_argument(result, "W", call.weight);
-  result.body += "layer_norm_backward<T, KEPT, " + flag(weight) + ">(dy, x, mean, rstd, " +
-                 (weight ? "weight" : "dy") + ", dx, features, team);\n";
-  return result;
+Plan layer_norm_forward(const LayerNormForward& p) {
+  Plan plan;
+  if (p.x.size() == 0) return plan;
+  Numbering inputs(Operand::Of::kInputs), outputs(Operand::Of::kOutputs);
+  const Operand x = inputs.next(p.x), weight = inputs.next(p.weight), bias = inputs.next(p.bias);
+  const Operand y = outputs.next(p.y), mean = outputs.next(p.mean), rstd = outputs.next(p.rstd);
+  const DType dtype = p.x.dtype();
+  Step step =
+      row_step("layer_norm", text(), p.x.dim(0), p.x.dim(1),
+               {dtype, p.weight.present() ? p.weight.dtype() : dtype,
+                p.bias.present() ? p.bias.dtype() : dtype, p.weight.present(), p.bias.present()});
+  step.reads = {x, is_absent(weight) ? x : weight, is_absent(bias) ? x : bias};
+  step.writes = {y, given_or(plan, mean, DType::kFloat32, {p.x.dim(0)}),
+                 given_or(plan, rstd, DType::kFloat32, {p.x.dim(0)})};
+  step.scalars = scalars_of(p.x, p.eps);
+  plan.steps.push_back(std::move(step));
+  return plan;
 }
 
-Call layer_norm_sums(const LayerNorm& call) {
-  require("layer_norm_backward", supports(call));
-  Call result = block_call("layer_norm_sums", "dy", call.rows, call.features);
-  result.header += shaders::kLayerNorm;
-  result.arguments.push_back({"T", call.dtype});
-  result.inputs = {"dy", "x", "mean", "rstd"};
-  result.outputs = {"dweight_blocks", "dbias_blocks"};
-  result.body +=
-      "layer_norm_sums(dy, x, mean, rstd, dweight_blocks, dbias_blocks, features, col, block,\n"
-      "                first, end);\n";
-  return result;
+Plan layer_norm_backward(const LayerNormBackward& p) {
+  Plan plan;
+  Numbering inputs(Operand::Of::kInputs), outputs(Operand::Of::kOutputs);
+  const Operand dy = inputs.next(p.dy), x = inputs.next(p.x), weight = inputs.next(p.weight);
+  const Operand mean = inputs.next(p.mean), rstd = inputs.next(p.rstd);
+  const Operand dx = outputs.next(p.dx), dweight = outputs.next(p.dweight);
+  const Operand dbias = outputs.next(p.dbias);
+  const std::int64_t rows = p.dy.dim(0), features = p.dy.dim(1);
+  const DType dtype = p.dy.dtype();
+  if (features == 0) return plan;
+  if (p.dx.present() && rows > 0) {
+    Step step =
+        row_step("layer_norm_backward", text(), rows, features,
+                 {dtype, p.weight.present() ? p.weight.dtype() : dtype, p.weight.present()});
+    step.reads = {dy, x, is_absent(weight) ? dy : weight, mean, rstd};
+    step.writes = {dx};
+    step.scalars = scalars_of(p.dy, p.eps);
+    plan.steps.push_back(std::move(step));
+  }
+  if (p.dweight.present() || p.dbias.present()) {
+    add_sums(plan, "layer_norm_sums", text(), rows, features, dtype, {dy, x, mean, rstd},
+             {dweight, dbias});
+  }
+  return plan;
 }
 
 }  // namespace graft::metal

@@ -1,6 +1,7 @@
 #include "graft/linear.h"
 
 #include "backend/table.h"
+#include "linear/metal.h"
 #include "weight/weight.h"
 
 namespace graft {
@@ -16,10 +17,7 @@ void check(const LinearForward& p) {
   check.shape("x", p.x, {p.x.dim(0), p.weight.in_features()});
   check.shape("y", p.y, {p.x.dim(0), p.weight.out_features()});
   check.rows_output("y", p.y, p.x.device());
-  if (p.bias.present()) {
-    check.shape("bias", p.bias, {p.weight.out_features()});
-    check.device("bias", p.bias, p.x.device());
-  }
+  check_bias(check, p.bias, p.weight, p.x.device());
 }
 
 void check(const LinearBackward& p) {
@@ -52,6 +50,18 @@ void linear_forward(Context& context, const LinearForward& params) {
 void linear_backward(Context& context, const LinearBackward& params) {
   check(params);
   run_on(params.dy.device(), kBackward, context, params);
+}
+
+metal::Plan metal::plan(const LinearForward& params) {
+  check(params);
+  require(kForward, metal::supports(params));
+  return metal::linear_forward(params);
+}
+
+metal::Plan metal::plan(const LinearBackward& params) {
+  check(params);
+  require(kBackward, metal::supports(params));
+  return metal::linear_backward(params);
 }
 
 }  // namespace graft

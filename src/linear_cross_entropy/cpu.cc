@@ -130,9 +130,9 @@ std::vector<std::int64_t> rows_that_count(const LinearCrossEntropy& params) {
   return rows;
 }
 
-class Run {
+class LossRun {
  public:
-  Run(Context& context, const LinearCrossEntropy& params);
+  LossRun(Context& context, const LinearCrossEntropy& params);
   void operator()();
 
  private:
@@ -174,7 +174,7 @@ class Run {
   std::int64_t first_panel_ = 0, panels_ = 0, first_row_ = 0, chunk_rows_ = 0;
 };
 
-Run::Run(Context& context, const LinearCrossEntropy& params)
+LossRun::LossRun(Context& context, const LinearCrossEntropy& params)
     : context_(context),
       p_(params),
       softmax_(softmax_kernels()),
@@ -197,14 +197,14 @@ Run::Run(Context& context, const LinearCrossEntropy& params)
   }
 }
 
-void Run::operator()() {
+void LossRun::operator()() {
   clear_ignored_rows();
   for (std::int64_t panel = 0; panel < plan_.panels; panel += plan_.most_panels) {
     chunk(panel, std::min(plan_.most_panels, plan_.panels - panel));
   }
 }
 
-void Run::clear_ignored_rows() const {
+void LossRun::clear_ignored_rows() const {
   const std::int64_t row_bytes = plan_.k * static_cast<std::int64_t>(size_of(p_.x.dtype()));
   std::size_t next = 0;  // in rows_
   for (std::int64_t row = 0; row < p_.x.dim(0); ++row) {
@@ -221,7 +221,7 @@ void Run::clear_ignored_rows() const {
   }
 }
 
-void Run::chunk(std::int64_t first_panel, std::int64_t panels) {
+void LossRun::chunk(std::int64_t first_panel, std::int64_t panels) {
   first_panel_ = first_panel;
   panels_ = panels;
   first_row_ = plan_.first_row(first_panel);
@@ -241,7 +241,7 @@ void Run::chunk(std::int64_t first_panel, std::int64_t panels) {
 }
 
 // Packs a panel of the rows that count.
-void Run::gather(std::int64_t panel) {
+void LossRun::gather(std::int64_t panel) {
   const std::int64_t first = panel_row(panel), count = panel_row(panel + 1) - first;
   const auto element = static_cast<std::int64_t>(size_of(p_.x.dtype()));
   std::byte* const rows = parts_.gathered + panel * kernels_.rows * plan_.k * element;
@@ -255,7 +255,7 @@ void Run::gather(std::int64_t panel) {
                      parts_.x_panels + panel * kernels_.row_panel_size(plan_.k));
 }
 
-void Run::logits(std::int64_t slice, const Worker& worker) {
+void LossRun::logits(std::int64_t slice, const Worker& worker) {
   const auto [first, last] = slice_at(slice);
   Partial* const partials = parts_.partials + slice * plan_.most_rows;
   std::fill(partials, partials + chunk_rows_,
@@ -291,7 +291,7 @@ void Run::logits(std::int64_t slice, const Worker& worker) {
   }
 }
 
-void Run::finish_losses() const {
+void LossRun::finish_losses() const {
   for (std::int64_t row = 0; row < chunk_rows_; ++row) {
     Partial all = parts_.partials[row];
     for (std::int64_t slice = 1; slice < plan_.slices; ++slice) {
@@ -305,7 +305,7 @@ void Run::finish_losses() const {
   }
 }
 
-void Run::gradient(std::int64_t slice, const Worker& worker) {
+void LossRun::gradient(std::int64_t slice, const Worker& worker) {
   const auto [first, last] = slice_at(slice);
   std::uint32_t* const p_panels = worker.p_panels;
   float* const sum = parts_.sums + slice * plan_.most_rows * plan_.k;
@@ -348,7 +348,7 @@ void Run::gradient(std::int64_t slice, const Worker& worker) {
   }
 }
 
-void Run::sum_gradient(std::int64_t row) const {
+void LossRun::sum_gradient(std::int64_t row) const {
   float* const sum = parts_.sums + row * plan_.k;
   for (std::int64_t slice = 1; slice < plan_.slices; ++slice) {
     const float* const part = sum + slice * plan_.most_rows * plan_.k;
@@ -381,7 +381,7 @@ Support supports(const LinearCrossEntropy& params) {
 
 void linear_cross_entropy(Context& context, const LinearCrossEntropy& params) {
   check_targets(Check("linear_cross_entropy"), params);
-  Run(context, params)();
+  LossRun(context, params)();
 }
 
 std::size_t scratch_bytes(const LinearCrossEntropy& params, int threads) {

@@ -6,6 +6,7 @@
 #include <string>
 
 #include "backend/table.h"
+#include "lora/metal.h"
 #include "weight/weight.h"
 
 namespace graft {
@@ -110,10 +111,7 @@ void check_linear(const Check& check, const LoraLinearForward& p) {
   check_adapter(check, p.adapter, p.x.device());
   check_weight_fits(check, p, p.x.device(), Direction::kForward);
   check_forward(check, p);
-  if (p.bias.present()) {
-    check.shape("bias", p.bias, {p.weight.out_features()});
-    check.device("bias", p.bias, p.x.device());
-  }
+  check_bias(check, p.bias, p.weight, p.x.device());
 }
 
 void check_linear(const Check& check, const LoraLinearBackward& p) {
@@ -132,10 +130,7 @@ void check_plain(const Check& check, const LoraLinearForward& p) {
   check.shape("x", p.x, {p.x.dim(0), p.weight.in_features()});
   check.shape("y", p.y, {p.x.dim(0), p.weight.out_features()});
   check.rows_output("y", p.y, device);
-  if (p.bias.present()) {
-    check.shape("bias", p.bias, {p.weight.out_features()});
-    check.device("bias", p.bias, device);
-  }
+  check_bias(check, p.bias, p.weight, device);
   check.that(!p.h.present(), "h: expected with an adapter only");
 }
 
@@ -251,6 +246,30 @@ void lora_linear_forward(Context& context, const LoraSiblingsForward& layers) {
 void lora_linear_backward(Context& context, const LoraSiblingsBackward& layers) {
   check_siblings(kLinearBackward, layers);
   run_on(device_of(layers), kLinearBackward, context, layers);
+}
+
+metal::Plan metal::plan(const LoraDeltaForward& params) {
+  check(params);
+  require(kDelta, metal::supports(params));
+  return metal::lora_delta_forward(params);
+}
+
+metal::Plan metal::plan(const LoraDeltaBackward& params) {
+  check(params);
+  require(kDeltaBackward, metal::supports(params));
+  return metal::lora_delta_backward(params);
+}
+
+metal::Plan metal::plan(const LoraLinearForward& params) {
+  check_linear(Check(kLinear), params);
+  require(kLinear, metal::supports(params));
+  return metal::lora_linear_forward(params);
+}
+
+metal::Plan metal::plan(const LoraLinearBackward& params) {
+  check_linear(Check(kLinearBackward), params);
+  require(kLinearBackward, metal::supports(params));
+  return metal::lora_linear_backward(params);
 }
 
 }  // namespace graft

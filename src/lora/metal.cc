@@ -1,209 +1,244 @@
+#include "lora/metal.h"
+
 #include "backend/metal/limits.h"
 #include "backend/metal/shaders.h"
-#include "backend/metal/tiles.h"
-#include "checks.h"
-#include "graft/lora.h"
-#include "graft/metal_lora.h"
-#include "lora/metal_calls.h"
+#include "backend/table.h"
+#include "product/metal/product.h"
+#include "product/metal/tiles.h"
 
 namespace graft::metal {
 namespace {
 
 constexpr int kBlockThreads = 256;
+constexpr int kFewRows = 4;  // up to so many: a simdgroup a row
 
-std::string small_header() {
-  return std::string(shaders::kPhilox) + shaders::kView + shaders::kLora;
+// As in metal.metal.
+struct DeltaScalars {
+  std::int64_t a_row, a_col, b_row, b_col;
+  std::uint32_t rows, in_features, out_features;
+  float scaling;
+  std::uint32_t threshold;
+  float keep;
+};
+struct OuterScalars {
+  std::int64_t col_stride, rank_stride;
+  std::uint32_t rows, columns;
+  float scaling;
+  std::uint32_t threshold;
+  float keep;
+};
+
+std::uint32_t u32(std::int64_t value) { return static_cast<std::uint32_t>(value); }
+
+// y = drop_y(scaling·(drop_x(x)·A)·B) and h. Backward, dx is the same of dy, Bᵀ and Aᵀ.
+struct Delta {
+  Tensor x, a, b;
+  float scaling;
+  Drop drop;
+  bool drops_y;  // else x
+  Operand y, h;
+};
+
+void add_delta(Plan& plan, const Delta& p) {
+  const DType x = p.x.view.dtype();
+  const std::int64_t rows = p.x.view.dim(0), out_features = p.b.view.dim(1);
+  const int rank = static_cast<int>(p.a.view.dim(1));
+  const bool drops = p.drop.any();
+  Step step;
+  step.kernel.parts = {shaders::kPhilox, shaders::kView, shaders::kTile, shaders::kShrink,
+                       shaders::kLora};
+  step.kernel.arguments = {x,    p.a.view.dtype(),    p.b.view.dtype(),
+                           rank, drops && !p.drops_y, drops && p.drops_y};
+  step.reads = {p.x.at, p.a.at, p.b.at, drops ? p.drop.seed : p.x.at,
+                drops ? p.drop.offset : p.x.at};
+  step.writes = {p.y, p.h};
+  step.scalars = bytes_of(DeltaScalars{
+      p.a.view.stride(0), p.a.view.stride(1), p.b.view.stride(0), p.b.view.stride(1), u32(rows),
+      u32(p.a.view.dim(0)), u32(out_features), p.scaling, p.drop.threshold, p.drop.keep});
+  if (rows <= kFewRows) {  // a simdgroup a row
+    step.kernel.function = "lora_delta_row";
+    step.grid = {static_cast<int>(rows) * kLanes, 1, 1};
+    step.threadgroup = {kLanes, 1, 1};
+  } else if (rows < kTileRows) {
+    constexpr int kRows = 8;  // few, so that small inputs make many blocks
+    step.kernel.function = "lora_delta_block";
+    step.kernel.arguments.push_back(kRows);
+    step.grid = {groups_of(rows, kRows) * kBlockThreads, 1, 1};
+    step.threadgroup = {kBlockThreads, 1, 1};
+    step.threadgroup_bytes = kRows * rank * 4;
+  } else {
+    // Blocks of 32 rows ask for A and B half as often as blocks of 16, which is what h leaves room
+    // for at high ranks, and what makes enough blocks of fewer rows.
+    constexpr int kCols = 64;
+    const int block = rows >= 1024 && rank <= 64 ? 32 : 16;
+    step.kernel.function = "lora_delta_tile";
+    set_tiles(step, block, kCols, groups_of(rows, block), 1, x);
+    step.threadgroup_bytes += block * ((rank + 15) / 16 * 16) * static_cast<int>(size_of(x));
+  }
+  plan.steps.push_back(std::move(step));
 }
 
-// lora_delta without its grid and body.
-Call delta_call(const LoraDelta& call, const char* way) {
-  Call result;
-  result.kernel = std::string("graft_lora_delta_") + way +
-                  (call.drops == Drops::kInput    ? "_drop_x"
-                   : call.drops == Drops::kOutput ? "_drop_y"
-                                                  : "");
-  result.inputs = {"x", "a", "b", "scaling"};
-  result.strided = {"a", "b"};
-  if (call.drops != Drops::kNothing) add_dropout_inputs(result);
-  result.outputs = {"y", "h"};
-  result.header = small_header();
-  result.arguments = {{"T", call.x}, {"RANK", static_cast<int>(call.rank)}};
-  return result;
+// scaling·drop(matrix)ᵀ·coefficients, (columns, rank): the gradient of A, of x and g, or,
+// transposed, of B, of dy and h. Any strides.
+void add_outer(Plan& plan, const Tensor& matrix, const Operand& coefficients, float scaling,
+               const Drop& drop, const Operand& out, const ConstTensorView& gradient) {
+  constexpr int kSimdgroups = kBlockThreads / kLanes, kOuterColumns = 8;  // as in metal.metal
+  if (gradient.size() == 0) return;
+  const int rank = static_cast<int>(gradient.dim(1));
+  Step step;
+  step.kernel = {
+      "lora_outer",
+      {shaders::kPhilox, shaders::kView, shaders::kTile, shaders::kShrink, shaders::kLora},
+      {matrix.view.dtype(), rank, drop.any(), kSimdgroups}};
+  step.reads = {matrix.at, coefficients, drop.any() ? drop.seed : matrix.at,
+                drop.any() ? drop.offset : matrix.at};
+  step.writes = {out};
+  step.scalars =
+      bytes_of(OuterScalars{gradient.stride(0), gradient.stride(1), u32(matrix.view.dim(0)),
+                            u32(matrix.view.dim(1)), scaling, drop.threshold, drop.keep});
+  step.grid = {groups_of(gradient.dim(0), kLanes) * kBlockThreads, groups_of(rank, kOuterColumns),
+               1};
+  step.threadgroup = {kBlockThreads, 1, 1};
+  step.threadgroup_bytes = kSimdgroups * kOuterColumns * kLanes * 4;
+  plan.steps.push_back(std::move(step));
 }
 
-// "drop of x, drop of y", as bodies pass them.
-std::string both_drops(const LoraDelta& call) {
-  return std::string(drop_of(call.drops == Drops::kInput)) + ", " +
-         drop_of(call.drops == Drops::kOutput);
+// Operands of a backward call that both ops have.
+struct Backward {
+  Tensor dy, x, a, b;
+  Operand h, dx, da, db;
+  Drop drop;
+};
+
+// da and db, if they are asked for.
+template <class Params>
+void add_gradients(Plan& plan, const Backward& at, const Operand& g, const Params& p) {
+  const float scaling = p.adapter.scaling;
+  if (p.da.present()) add_outer(plan, at.x, g, scaling, at.drop, at.da, p.da);
+  if (p.db.present()) add_outer(plan, at.dy, at.h, scaling, {}, at.db, p.db.transposed());
 }
 
-// A simdgroup a row.
-Call delta_rows(const LoraDelta& call) {
-  Call result = delta_call(call, "row");
-  result.body =
-      "lora_delta_row<T, RANK>(x, " + view_of("a") +
-      ",\n"
-      "                        " +
-      view_of("b") +
-      ",\n"
-      "                        scaling, y, h, threadgroup_position_in_grid.x,\n"
-      "                        uint(a_shape[0]), uint(b_shape[1]), thread_index_in_simdgroup,\n"
-      "                        " +
-      both_drops(call) + ");\n";
-  result.grid = {static_cast<int>(call.rows) * kLanes, 1, 1};
-  result.threadgroup = {kLanes, 1, 1};
-  return result;
+template <class Params>
+void number_outputs(Backward& at, const Params& p) {
+  Numbering outputs(Operand::Of::kOutputs);
+  at.dx = outputs.next(p.dx), at.da = outputs.next(p.da), at.db = outputs.next(p.db);
 }
 
-// A threadgroup a block of rows: few, so that small inputs make many blocks.
-Call delta_blocks(const LoraDelta& call) {
-  constexpr int kRows = 8;
-  Call result = delta_call(call, "block");
-  result.arguments.push_back({"ROWS", kRows});
-  result.body =
-      "threadgroup float h_block[ROWS * RANK];\n"
-      "lora_delta_block<T, RANK, ROWS>(x, " +
-      view_of("a") +
-      ",\n"
-      "                                " +
-      view_of("b") +
-      ",\n"
-      "                                scaling, y, h, h_block,\n"
-      "                                threadgroup_position_in_grid.x, uint(x_shape[0]),\n"
-      "                                uint(a_shape[0]), uint(b_shape[1]),\n"
-      "                                thread_index_in_threadgroup, threads_per_threadgroup.x,\n"
-      "                                simdgroup_index_in_threadgroup,\n"
-      "                                simdgroups_per_threadgroup, thread_index_in_simdgroup,\n"
-      "                                " +
-      both_drops(call) + ");\n";
-  result.grid = {groups_of(call.rows, kRows) * kBlockThreads, 1, 1};
-  result.threadgroup = {kBlockThreads, 1, 1};
-  result.threadgroup_bytes = kRows * static_cast<int>(call.rank) * 4;
-  return result;
-}
-
-// x as a tile's left operand.
-std::string dropped_x(bool drops) {
-  const std::string drop = drop_of(drops);
-  return "Dropped<T, decltype(x), decltype(" + drop +
-         ")>{x, uint(x_shape[0]), uint(x_shape[1]),\n"
-         "    " +
-         drop + "}";
-}
-
-// The same in simdgroup matrices. Blocks of 32 rows ask for A and B half as often as blocks of 16,
-// which is what h leaves room for at high ranks, and what makes enough blocks of fewer rows.
-Call delta_tiles(const LoraDelta& call) {
-  constexpr int kCols = 64;
-  const int rank = static_cast<int>(call.rank);
-  const int rows = call.rows >= 1024 && rank <= 64 ? 32 : 16;
-  Call result = delta_call(call, "tile");
-  result.header = tile_header() + shaders::kLoraTiles;
-  result.body = std::string(kTileDeclarations) +
-                "threadgroup T h_block[ROWS * ((RANK + 15) / 16 * 16)];\n"
-                "lora_delta_tile<T, RANK, ROWS, COLS>(\n"
-                "    " +
-                dropped_x(call.drops == Drops::kInput) +
-                ",\n"
-                "    " +
-                viewed("a", "uint(a_shape[0])", "RANK") +
-                ",\n"
-                "    " +
-                viewed("b", "RANK", "uint(b_shape[1])") +
-                ", scaling, y, h,\n"
-                "    " +
-                drop_of(call.drops == Drops::kOutput) +
-                ", place, h_block, left_tile, right_tile, strips);\n";
-  set_tiles(result, rows, kCols, groups_of(call.rows, rows), 1, call.x);
-  result.threadgroup_bytes += rows * ((rank + 15) / 16 * 16) * static_cast<int>(size_of(call.x));
-  return result;
+Operand new_g(Plan& plan, const Backward& at) {
+  return temporary(plan, DType::kFloat32, {at.dy.view.dim(0), at.b.view.dim(0)});
 }
 
 }  // namespace
 
-Support rank_fits(std::int64_t rank, std::int64_t least) {
-  if (rank >= least && rank <= kMaxLoraRank) return {};
-  return Support::no("Metal kernels take ranks of 1 to 256, not " + std::to_string(rank));
+Support supports(const LoraDeltaForward& p) {
+  if (p.accumulate) return Support::no("Metal kernels overwrite y");
+  return all_of({pair_on_metal(p.adapter), is_floating(p.x.dtype()),
+                 sizes_fit({p.x.dim(0) * kLanes}), is_dense("x", p.x), is_dense("y", p.y)});
 }
 
-Support supports(const LoraDelta& call) {
-  return all_of({is_floating(call.x), is_floating(call.a), is_floating(call.b),
-                 rank_fits(call.rank, 1),
-                 sizes_fit({call.rows * kLanes, call.in_features, call.out_features})});
+Support supports(const LoraDeltaBackward& p) {
+  return all_of({pair_on_metal(p.adapter), is_floating(p.dy.dtype()),
+                 sizes_fit({p.dy.dim(0) * kLanes}), is_dense("dy", p.dy), is_dense("x", p.x),
+                 is_dense("dx", p.dx)});
 }
 
-Call lora_delta(const LoraDelta& call) {
-  require("lora_delta", supports(call));
-  if (call.rows <= kFewRows) return delta_rows(call);
-  return call.rows < kTileRows ? delta_blocks(call) : delta_tiles(call);
+Support supports(const LoraLinearForward& p) {
+  return all_of({product_on_metal(p.x, p.weight, p.bias), pair_on_metal(p.adapter),
+                 is_dense("x", p.x), is_dense("y", p.y)});
 }
 
-Call lora_outer(const LoraOuter& call) {
-  constexpr int kSimdgroups = kBlockThreads / kLanes, kOuterColumns = 8;  // as in metal.metal
-  Call result;
-  result.kernel = std::string("graft_lora_outer") + (call.dropout ? "_dropout" : "");
-  result.inputs = {"matrix", "coefficients", "scaling"};
-  if (call.dropout) add_dropout_inputs(result);
-  result.outputs = {"gradient"};
-  result.header = small_header();
-  result.arguments = {{"T", call.matrix},
-                      {"RANK", static_cast<int>(call.rank)},
-                      {"SIMDGROUPS", kSimdgroups},
-                      {"BY_COLUMN", call.by_column}};
-  result.body =
-      "threadgroup float partial[SIMDGROUPS * 8 * 32];\n"
-      "lora_outer<T, RANK, SIMDGROUPS, BY_COLUMN>(matrix, coefficients, scaling, gradient, "
-      "partial,\n"
-      "                                           uint(matrix_shape[0]), uint(matrix_shape[1]),\n"
-      "                                           uint2(threadgroup_position_in_grid.x,\n"
-      "                                                 threadgroup_position_in_grid.y),\n"
-      "                                           simdgroup_index_in_threadgroup,\n"
-      "                                           thread_index_in_simdgroup,\n"
-      "                                           " +
-      std::string(drop_of(call.dropout)) + ");\n";
-  result.grid = {groups_of(call.columns, kLanes) * kBlockThreads,
-                 groups_of(call.rank, kOuterColumns), 1};
-  result.threadgroup = {kBlockThreads, 1, 1};
-  result.threadgroup_bytes = kSimdgroups * kOuterColumns * kLanes * 4;
-  return result;
+Support supports(const LoraLinearBackward& p) {
+  return all_of({product_on_metal(p.dy, p.weight, {}), pair_on_metal(p.adapter),
+                 is_dense("dy", p.dy), is_dense("x", p.x), is_dense("dx", p.dx)});
 }
 
-Call lora_shrink(const LoraShrink& call) {
-  const bool tiles = call.rows >= kTileRows;
-  const int rank = static_cast<int>(call.rank);
-  Call result;
-  result.kernel = std::string("graft_lora_shrink_") + (tiles ? "tile" : "row") +
-                  (call.dropout ? "_dropout" : "");
-  result.inputs = {"x", "a"};
-  result.strided = {"a"};
-  if (call.dropout) add_dropout_inputs(result);
-  result.outputs = {"h"};
-  result.arguments = {{"T", call.multiply}, {"RANK", rank}};
-  if (!tiles) {
-    result.header = small_header();
-    result.body = "lora_shrink<T, RANK>(x, " + view_of("a") +
-                  ", h, threadgroup_position_in_grid.x, uint(a_shape[0]),\n"
-                  "                     thread_index_in_simdgroup, " +
-                  std::string(drop_of(call.dropout)) + ");\n";
-    result.grid = {static_cast<int>(call.rows) * kLanes, 1, 1};
-    result.threadgroup = {kLanes, 1, 1};
-    return result;
+Plan lora_delta_forward(const LoraDeltaForward& p) {
+  Plan plan;
+  const std::int64_t rows = p.x.dim(0);
+  if (rows == 0) return plan;
+  Numbering inputs(Operand::Of::kInputs), outputs(Operand::Of::kOutputs);
+  const Tensor x = next(inputs, p.x), a = next(inputs, p.adapter.a), b = next(inputs, p.adapter.b);
+  const Drop drop = next_drop(inputs, p.dropout);
+  const Operand y = outputs.next(p.y);
+  const Operand h = given_or(plan, outputs.next(p.h), DType::kFloat32, {rows, p.adapter.a.dim(1)});
+  add_delta(plan, {x, a, b, p.adapter.scaling, drop, false, y, h});
+  return plan;
+}
+
+Plan lora_delta_backward(const LoraDeltaBackward& p) {
+  Plan plan;
+  Numbering inputs(Operand::Of::kInputs);
+  Backward at;
+  at.dy = next(inputs, p.dy), at.x = next(inputs, p.x), at.h = inputs.next(p.h);
+  at.a = next(inputs, p.adapter.a), at.b = next(inputs, p.adapter.b);
+  at.drop = next_drop(inputs, p.dropout);
+  number_outputs(at, p);
+  const Operand g = new_g(plan, at);
+  if (at.dy.view.dim(0) > 0) {
+    if (p.dx.present()) {
+      add_delta(plan, {at.dy, at.b.transposed(), at.a.transposed(), p.adapter.scaling, at.drop,
+                       true, at.dx, g});
+    } else if (p.da.present()) {
+      add_shrink(plan, {at.dy, at.b.transposed(), p.dy.dtype(), {}, g});
+    }
   }
-  constexpr int kRows = 16;                                 // so few that there are many blocks
-  const int cols = rank <= 16 ? 16 : rank <= 32 ? 32 : 64;  // as in metal_tiles.metal
-  result.header = tile_header() + shaders::kLoraTiles;
-  result.body = std::string(kTileDeclarations) +
-                "shrink_block<T, RANK, ROWS>(\n"
-                "    " +
-                dropped_x(call.dropout) +
-                ",\n"
-                "    " +
-                viewed("a", "uint(a_shape[0])", "RANK") +
-                ",\n"
-                "    StoreH{h, uint(x_shape[0]), RANK, place}, place, left_tile, right_tile, "
-                "strips);\n";
-  set_tiles(result, kRows, cols, groups_of(call.rows, kRows), 1, call.multiply);
-  return result;
+  add_gradients(plan, at, g, p);
+  return plan;
+}
+
+Plan lora_linear_forward(const LoraLinearForward& p) {
+  Plan plan;
+  const std::int64_t rows = p.x.dim(0), rank = p.adapter.a.dim(1);
+  if (rows == 0) return plan;
+  Numbering inputs(Operand::Of::kInputs), outputs(Operand::Of::kOutputs);
+  Product product;
+  product.x = next(inputs, p.x);
+  product.w = next(inputs, p.weight.view());
+  product.bias = next(inputs, p.bias);
+  const Tensor a = next(inputs, p.adapter.a);
+  product.b = next(inputs, p.adapter.b);
+  product.scaling = p.adapter.scaling;
+  const Drop drop = next_drop(inputs, p.dropout);
+  product.y = outputs.next(p.y), product.y_view = p.y;
+  product.h = given_or(plan, outputs.next(p.h), DType::kFloat32, {rows, rank});
+  const bool within =
+      !drop.any() && p.y.size() > 0 && shrinks_within(rows, p.x.dim(1), p.y.dim(1), rank);
+  if (within) {
+    product.a = a;
+  } else {
+    add_shrink(plan, {product.x, a, multiply_type(p.x, p.weight.view()), drop, product.h});
+  }
+  if (p.y.size() > 0) add_product(plan, product);
+  return plan;
+}
+
+Plan lora_linear_backward(const LoraLinearBackward& p) {
+  Plan plan;
+  Numbering inputs(Operand::Of::kInputs);
+  Backward at;
+  at.dy = next(inputs, p.dy), at.x = next(inputs, p.x), at.h = inputs.next(p.h);
+  const Tensor w = next(inputs, p.weight.view());
+  at.a = next(inputs, p.adapter.a), at.b = next(inputs, p.adapter.b);
+  at.drop = next_drop(inputs, p.dropout);
+  number_outputs(at, p);
+  const Operand g = new_g(plan, at);
+  if (at.dy.view.dim(0) > 0 && (p.dx.present() || p.da.present())) {
+    add_shrink(plan, {at.dy, at.b.transposed(), multiply_type(p.dy, p.weight.view()), {}, g});
+  }
+  if (p.dx.present() && p.dx.size() > 0) {
+    Product product;
+    product.x = at.dy;
+    product.w = w;
+    product.transposed = false;
+    product.b = at.a.transposed();
+    product.scaling = p.adapter.scaling;
+    product.h = g;
+    product.drop = at.drop;
+    product.y = at.dx, product.y_view = p.dx;
+    add_product(plan, product);
+  }
+  add_gradients(plan, at, g, p);
+  return plan;
 }
 
 }  // namespace graft::metal

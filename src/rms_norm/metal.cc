@@ -1,74 +1,83 @@
+#include "rms_norm/metal.h"
+
+#include "backend/metal/limits.h"
+#include "backend/metal/plan.h"
 #include "backend/metal/rows.h"
 #include "backend/metal/shaders.h"
-#include "checks.h"
-#include "graft/metal_rms_norm.h"
+#include "backend/table.h"
 
 namespace graft::metal {
 namespace {
 
-// Names the text of a call with or without a residual.
-std::string with_residual(const char* kernel, const RmsNorm& call) {
-  return std::string(call.residual ? "add_" : "") + kernel;
+// As in metal.metal.
+struct NormScalars {
+  std::uint32_t features;
+  float eps;
+};
+
+std::vector<std::byte> scalars_of(const ConstTensorView& x, float eps) {
+  return bytes_of(NormScalars{static_cast<std::uint32_t>(x.dim(1)), eps});
 }
 
-// The weight's type is in the argument: of another one MLX would make another text of one name.
-void add_arguments(Call& result, const RmsNorm& call) {
-  result.header += shaders::kRmsNorm;
-  result.arguments.push_back({"W", call.weight});
+std::vector<const char*> text() { return {shaders::kRows, shaders::kRmsNorm}; }
+
+Support weight_on_metal(const ConstTensorView& weight) {
+  return all_of({is_floating(weight.dtype()), is_dense("weight", weight)});
 }
 
 }  // namespace
 
-Support supports(const RmsNorm& call) {
-  return all_of(
-      {is_floating(call.dtype), is_floating(call.weight), rows_fit(call.rows, call.features)});
+Support supports(const RmsNormForward& p) {
+  return all_of({is_floating(p.x.dtype()), weight_on_metal(p.weight),
+                 rows_fit(p.x.dim(0), p.x.dim(1)), is_dense("x", p.x),
+                 is_dense("residual", p.residual), is_dense("y", p.y), is_dense("sum", p.sum)});
 }
 
-Call rms_norm_forward(const RmsNorm& call) {
-  require("rms_norm", supports(call));
-  Call result =
-      row_call(with_residual("rms_norm", call), "x", call.rows, call.features, call.dtype);
-  add_arguments(result, call);
-  if (call.residual) {
-    result.inputs = {"x", "weight", "residual", "eps"};
-    result.outputs = {"y", "sum", "rstd"};
-    result.body +=
-        "rms_norm<T, KEPT, true>(x, weight, residual, eps, y, sum, rstd, features, team);\n";
-  } else {
-    result.inputs = {"x", "weight", "eps"};
-    result.outputs = {"y", "rstd"};
-    result.body += "rms_norm<T, KEPT, false>(x, weight, x, eps, y, y, rstd, features, team);\n";
+Support supports(const RmsNormBackward& p) {
+  if (!p.rstd.present()) return Support::no("rstd: Metal kernels read what forward wrote");
+  return all_of({is_floating(p.dy.dtype()), weight_on_metal(p.weight),
+                 rows_fit(p.dy.dim(0), p.dy.dim(1)), is_dense("dy", p.dy), is_dense("s", p.s),
+                 is_dense("dsum", p.dsum), is_dense("ds", p.ds)});
+}
+
+Plan rms_norm_forward(const RmsNormForward& p) {
+  Plan plan;
+  if (p.x.size() == 0) return plan;
+  Numbering inputs(Operand::Of::kInputs), outputs(Operand::Of::kOutputs);
+  const Operand x = inputs.next(p.x), residual = inputs.next(p.residual);
+  const Operand weight = inputs.next(p.weight);
+  const Operand y = outputs.next(p.y), sum = outputs.next(p.sum), rstd = outputs.next(p.rstd);
+  Step step = row_step("rms_norm", text(), p.x.dim(0), p.x.dim(1),
+                       {p.x.dtype(), p.weight.dtype(), p.residual.present()});
+  step.reads = {x, is_absent(residual) ? x : residual, weight};
+  step.writes = {y, given_or(plan, sum, p.x.dtype(), {1}),  // not written without a residual
+                 given_or(plan, rstd, DType::kFloat32, {p.x.dim(0)})};
+  step.scalars = scalars_of(p.x, p.eps);
+  plan.steps.push_back(std::move(step));
+  return plan;
+}
+
+Plan rms_norm_backward(const RmsNormBackward& p) {
+  Plan plan;
+  Numbering inputs(Operand::Of::kInputs), outputs(Operand::Of::kOutputs);
+  const Operand dy = inputs.next(p.dy), s = inputs.next(p.s), weight = inputs.next(p.weight);
+  const Operand rstd = inputs.next(p.rstd), dsum = inputs.next(p.dsum);
+  const Operand ds = outputs.next(p.ds), dweight = outputs.next(p.dweight);
+  const std::int64_t rows = p.dy.dim(0), features = p.dy.dim(1);
+  if (features == 0) return plan;
+  if (p.ds.present() && rows > 0) {
+    Step step = row_step("rms_norm_backward", text(), rows, features,
+                         {p.dy.dtype(), p.weight.dtype(), p.dsum.present()});
+    step.reads = {dy, s, weight, rstd, is_absent(dsum) ? dy : dsum};
+    step.writes = {ds};
+    step.scalars = scalars_of(p.dy, p.eps);
+    plan.steps.push_back(std::move(step));
   }
-  return result;
-}
-
-Call rms_norm_backward(const RmsNorm& call) {
-  require("rms_norm_backward", supports(call));
-  Call result = row_call(with_residual("rms_norm_backward", call), "dy", call.rows, call.features,
-                         call.dtype);
-  add_arguments(result, call);
-  result.inputs = {"dy", "s", "weight", "rstd"};
-  if (call.residual) result.inputs.push_back("dsum");
-  result.outputs = {"ds"};
-  result.body += call.residual
-                     ? "rms_norm_backward<T, KEPT, true>(dy, s, weight, rstd, dsum, ds, features,\n"
-                       "                                 team);\n"
-                     : "rms_norm_backward<T, KEPT, false>(dy, s, weight, rstd, dy, ds, features,\n"
-                       "                                  team);\n";
-  return result;
-}
-
-Call rms_norm_dweight(const RmsNorm& call) {
-  require("rms_norm_backward", supports(call));
-  Call result = block_call("rms_norm_dweight", "dy", call.rows, call.features);
-  result.header += shaders::kRmsNorm;
-  result.arguments.push_back({"T", call.dtype});
-  result.inputs = {"dy", "s", "rstd"};
-  result.outputs = {"dweight_blocks"};
-  result.body +=
-      "dweight_blocks[ulong(block) * features + col] =\n"
-      "    rms_norm_dweight(dy, s, rstd, features, col, first, end);\n";
-  return result;
+  if (p.dweight.present()) {
+    add_sums(plan, "rms_norm_dweight", text(), rows, features, p.dy.dtype(), {dy, s, rstd},
+             {dweight});
+  }
+  return plan;
 }
 
 }  // namespace graft::metal

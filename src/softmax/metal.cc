@@ -1,35 +1,51 @@
+#include "softmax/metal.h"
+
+#include "backend/metal/limits.h"
+#include "backend/metal/plan.h"
 #include "backend/metal/rows.h"
 #include "backend/metal/shaders.h"
-#include "checks.h"
-#include "graft/metal_softmax.h"
+#include "backend/table.h"
 
 namespace graft::metal {
+namespace {
 
-Support supports(const Softmax& call) {
-  return all_of({is_floating(call.dtype), rows_fit(call.rows, call.features)});
+// As in metal.metal.
+struct SoftmaxScalars {
+  std::uint32_t features;
+  float scale;
+};
+
+Plan plan_of(const char* kernel, const ConstTensorView& first, std::vector<Operand> reads,
+             float scale) {
+  Plan plan;
+  if (first.size() == 0) return plan;
+  Step step = row_step(kernel, {shaders::kRows, shaders::kSoftmax}, first.dim(0), first.dim(1),
+                       {first.dtype()});
+  step.reads = std::move(reads);
+  step.writes = {output(0)};
+  step.scalars = bytes_of(SoftmaxScalars{static_cast<std::uint32_t>(first.dim(1)), scale});
+  plan.steps = {step};
+  return plan;
 }
 
-Call softmax_forward(const Softmax& call) {
-  require("softmax", supports(call));
-  const bool kept = kept_of(call.features) > 0;
-  Call result =
-      row_call(kept ? "softmax" : "softmax_long", "x", call.rows, call.features, call.dtype);
-  result.inputs = {"x", "scale"};
-  result.outputs = {"y"};
-  result.header += shaders::kSoftmax;
-  result.body += kept ? "softmax_short<T, KEPT>(x, scale, y, features, team);\n"
-                      : "softmax_long<T>(x, scale, y, features, team);\n";
-  return result;
+}  // namespace
+
+Support supports(const SoftmaxForward& p) {
+  return all_of({is_floating(p.x.dtype()), rows_fit(p.x.dim(0), p.x.dim(1)), is_dense("x", p.x),
+                 is_dense("y", p.y)});
 }
 
-Call softmax_backward(const Softmax& call) {
-  require("softmax_backward", supports(call));
-  Call result = row_call("softmax_backward", "dy", call.rows, call.features, call.dtype);
-  result.inputs = {"dy", "y", "scale"};
-  result.outputs = {"dx"};
-  result.header += shaders::kSoftmax;
-  result.body += "softmax_backward<T, KEPT>(dy, y, scale, dx, features, team);\n";
-  return result;
+Support supports(const SoftmaxBackward& p) {
+  return all_of({is_floating(p.dy.dtype()), rows_fit(p.dy.dim(0), p.dy.dim(1)),
+                 is_dense("dy", p.dy), is_dense("y", p.y), is_dense("dx", p.dx)});
+}
+
+Plan softmax_forward(const SoftmaxForward& p) {
+  return plan_of("softmax", p.x, {input(0)}, p.scale);
+}
+
+Plan softmax_backward(const SoftmaxBackward& p) {
+  return plan_of("softmax_backward", p.dy, {input(0), input(1)}, p.scale);
 }
 
 }  // namespace graft::metal

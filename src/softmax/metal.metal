@@ -6,10 +6,10 @@
 constant constexpr float kSmallest = -3.402823466e+38f;
 
 // The row stays in registers: one read. Threads without elements keep -inf, which adds nothing.
-template <typename T, int kKept, typename X, typename Team>
-void softmax_short(X x, float scale, device T* y, uint features, Team team) {
+template <typename T, int kKept, bool kNarrow>
+void softmax_short(const device T* x, float scale, device T* y, uint features, Team<kNarrow> team) {
   const ulong begin = ulong(team.row) * features;
-  float kept[kKept];
+  float kept[kKept > 0 ? kKept : 1];
   float most = kSmallest;
   for (int i = 0; i < kKept; ++i) {
     const uint n = team.index + uint(i) * team.size();
@@ -30,8 +30,8 @@ void softmax_short(X x, float scale, device T* y, uint features, Team team) {
 }
 
 // Two reads: maximum and sum come from one, the sum made smaller whenever the maximum grows.
-template <typename T, typename X, typename Team>
-void softmax_long(X x, float scale, device T* y, uint features, Team team) {
+template <typename T, bool kNarrow>
+void softmax_long(const device T* x, float scale, device T* y, uint features, Team<kNarrow> team) {
   const ulong begin = ulong(team.row) * features;
   float mine = kSmallest, sum = 0.0f;
   for (uint n = team.index; n < features; n += team.size()) {
@@ -47,8 +47,41 @@ void softmax_long(X x, float scale, device T* y, uint features, Team team) {
   }
 }
 
-template <typename T, int kKept, typename DY, typename Y, typename Team>
-void softmax_backward(DY dy, Y y, float scale, device T* dx, uint features, Team team) {
+struct SoftmaxScalars {
+  uint features;
+  float scale;
+};
+
+// Threads keep kKept elements of a row each, or, if that is 0, read them again.
+template <typename T, int kKept, bool kNarrow>
+[[kernel]] void softmax(const device T* x [[buffer(0)]], device T* y [[buffer(1)]],
+                        constant const SoftmaxScalars& scalars [[buffer(2)]],
+                        uint group [[threadgroup_position_in_grid]],
+                        uint index [[thread_index_in_threadgroup]],
+                        uint lane [[thread_index_in_simdgroup]],
+                        uint simdgroup [[simdgroup_index_in_threadgroup]],
+                        uint simdgroups [[simdgroups_per_threadgroup]]) {
+  threadgroup float shared[kNarrow ? 1 : 32];
+  const Team<kNarrow> team = team_of<kNarrow>(group, index, lane, simdgroup, simdgroups, shared);
+  if (kKept > 0) {
+    softmax_short<T, kKept>(x, scalars.scale, y, scalars.features, team);
+  } else {
+    softmax_long<T>(x, scalars.scale, y, scalars.features, team);
+  }
+}
+
+template <typename T, int kKept, bool kNarrow>
+[[kernel]] void softmax_backward(const device T* dy [[buffer(0)]], const device T* y [[buffer(1)]],
+                                 device T* dx [[buffer(2)]],
+                                 constant const SoftmaxScalars& scalars [[buffer(3)]],
+                                 uint group [[threadgroup_position_in_grid]],
+                                 uint index [[thread_index_in_threadgroup]],
+                                 uint lane [[thread_index_in_simdgroup]],
+                                 uint simdgroup [[simdgroup_index_in_threadgroup]],
+                                 uint simdgroups [[simdgroups_per_threadgroup]]) {
+  threadgroup float shared[kNarrow ? 1 : 32];
+  const Team<kNarrow> team = team_of<kNarrow>(group, index, lane, simdgroup, simdgroups, shared);
+  const uint features = scalars.features;
   const ulong begin = ulong(team.row) * features;
   Kept<kKept> slopes, values;
   float dot = 0.0f;
@@ -66,6 +99,6 @@ void softmax_backward(DY dy, Y y, float scale, device T* dx, uint features, Team
     if (n >= features) break;
     const float slope = kKept > 0 ? slopes.kept(i) : float(dy[begin + n]);
     const float value = kKept > 0 ? values.kept(i) : float(y[begin + n]);
-    dx[begin + n] = T(scale * value * (slope - dot));
+    dx[begin + n] = T(scalars.scale * value * (slope - dot));
   }
 }

@@ -83,6 +83,13 @@ void check_weight(const Check& check, const Weight& weight, Device device, Direc
   weight.storage()->check_usable(check);
 }
 
+void check_bias(const Check& check, const ConstTensorView& bias, const Weight& weight,
+                Device device) {
+  if (!bias.present()) return;
+  check.shape("bias", bias, {weight.out_features()});
+  check.device("bias", bias, device);
+}
+
 Support weight_on_cpu(const Weight& weight) {
   return weight.is_packed() ? Support{} : float_on_cpu("weight", weight.view());
 }

@@ -26,6 +26,10 @@ class Weight::Storage {
 /// A weight is given, lies on `device`, and if packed, serves `direction` with the kernels in use.
 void check_weight(const Check& check, const Weight& weight, Device device, Direction direction);
 
+/// If there is a bias: one number for each row of `weight`, on `device`.
+void check_bias(const Check& check, const ConstTensorView& bias, const Weight& weight,
+                Device device);
+
 /// Yes if CPU kernels take it, packed or plain.
 Support weight_on_cpu(const Weight& weight);
 

@@ -1,6 +1,5 @@
 #include "metal/evaluate.h"
 
-#include <mlx/fast_primitives.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -37,7 +36,8 @@ std::string check_text(const std::string& text) {
   return "";
 }
 
-Extent extent_of(const std::tuple<int, int, int>& size) {
+template <class Size>
+Extent extent_of(const Size& size) {
   const auto& [x, y, z] = size;
   return {{static_cast<std::uint32_t>(x), static_cast<std::uint32_t>(y),
            static_cast<std::uint32_t>(z)}};
@@ -45,6 +45,7 @@ Extent extent_of(const std::tuple<int, int, int>& size) {
 
 // From the first element that lies in memory to the last, whatever the strides.
 Buffer memory_of(const mx::array& array) {
+  if (array.size() == 0) return {};
   std::int64_t first = 0, last = 0;
   for (std::size_t axis = 0; axis < array.ndim(); ++axis) {
     const std::int64_t reach = array.strides()[axis] * (array.shape()[axis] - 1);
@@ -56,46 +57,32 @@ Buffer memory_of(const mx::array& array) {
           static_cast<std::size_t>(-first * size)};
 }
 
-// An input and what the kernel's signature has behind it: shape, strides and rank, if its text
-// names them.
-struct Input {
-  std::vector<std::int64_t> strides;
-  int rank;
-
-  void append_to(std::vector<Buffer>& buffers, const mx::array& array,
-                 const std::tuple<bool, bool, bool>& named) {
-    buffers.push_back(memory_of(array));
-    if (array.ndim() == 0) return;
-    const auto& [with_shape, with_strides, with_rank] = named;
-    strides.assign(array.strides().begin(), array.strides().end());
-    rank = static_cast<int>(array.ndim());
-    if (with_shape) {
-      buffers.push_back({const_cast<int*>(array.shape().data()), array.ndim() * 4, true});
-    }
-    if (with_strides) buffers.push_back({strides.data(), strides.size() * 8, true});
-    if (with_rank) buffers.push_back({&rank, 4, true});
-  }
-};
-
 }  // namespace
 
-// Buffers as MLX's eval_gpu binds them.
-void Standin::launch(const mx::Primitive& kernel, const Arrays& inputs, Arrays& outputs) {
+void Standin::launch(const metal::Step& step, const Arrays& arrays) {
   const std::lock_guard lock(mutex_);
-  const auto state = static_cast<const mx::fast::CustomKernel&>(kernel).state();
-  Launched launched{std::get<0>(state),
-                    std::get<1>(state),
-                    extent_of(std::get<2>(state)),
-                    extent_of(std::get<3>(state)),
-                    {}};
   std::vector<Buffer> buffers;
-  std::vector<Input> described(inputs.size());
-  for (std::size_t i = 0; i < inputs.size(); ++i) {
-    described[i].append_to(buffers, inputs[i], std::get<4>(state)[i]);
+  for (std::size_t i = 0; i < arrays.size(); ++i) {
+    buffers.push_back(memory_of(arrays[i]));
+    buffers.back().initialized = i < step.reads.size();
   }
-  for (mx::array& output : outputs) {
-    buffers.push_back({output.data<char>(), output.nbytes(), false});
+  if (!step.scalars.empty()) {
+    buffers.push_back({const_cast<std::byte*>(step.scalars.data()), step.scalars.size()});
   }
+  execute({step.kernel.name(),
+           step.kernel.text(),
+           extent_of(step.grid),
+           extent_of(step.threadgroup),
+           {}},
+          buffers);
+}
+
+void Standin::copied(const mx::array& array) {
+  const std::lock_guard lock(mutex_);
+  copies_.push_back(array.nbytes());
+}
+
+void Standin::execute(Launched launched, const std::vector<Buffer>& buffers) {
   try {
     if (fault_.empty()) fault_ = check_text(launched.text);
     if (fault_.empty()) {
@@ -133,6 +120,7 @@ Evaluated evaluate_on_metal(const std::function<Arrays(const Arrays&)>& function
   }
   mlx::detail::set_metal_standin(outer);
   result.launched = standin.launched();
+  result.copies = standin.copies();
   result.fault = standin.take_fault();
   return result;
 }

@@ -10,7 +10,7 @@
 #include <utility>
 #include <vector>
 
-#include "graft/mlx/detail/metal.h"
+#include "graft/mlx/detail/metal_runner.h"
 #include "metal/machine.h"
 #include "metal/shader.h"
 
@@ -19,36 +19,41 @@ namespace graft::standin {
 namespace mx = ::mlx::core;
 using Arrays = std::vector<mx::array>;
 
-/// A Metal kernel of a graph: what MLX would compile and launch.
+/// A launch of a plan: what Metal would compile and run.
 struct Launched {
   std::string name, text;
   Extent grid, group;
   Traffic traffic;
 };
 
-/// Executes the text that MLX would compile, wherever in a graph and whenever MLX evaluates it.
+/// Executes the plans of nodes of a graph, whenever MLX evaluates them.
 class Standin : public mlx::detail::MetalStandin {
  public:
   /// Threads go on in an order that is drawn from `seed`. `before` is put before each text.
   explicit Standin(std::uint32_t seed = 0, std::string before = "")
       : machine_(seed), before_(std::move(before)) {}
 
-  void launch(const mx::Primitive& kernel, const Arrays& inputs, Arrays& outputs) override;
+  void launch(const metal::Step& step, const Arrays& buffers) override;
+  void copied(const mx::array& array) override;
 
   /// So far, in order. Not while something is evaluated.
   const std::vector<Launched>& launched() const { return launched_; }
+  /// Bytes of each array that was copied to make its rows dense, likewise.
+  const std::vector<std::size_t>& copies() const { return copies_; }
   /// The first thing that went wrong since the last call, "" if nothing did. After it, nothing is
   /// launched until it is taken.
   std::string take_fault();
 
  private:
   const Shader& shader_of(const std::string& text);
+  void execute(Launched launched, const std::vector<Buffer>& buffers);
 
   std::mutex mutex_;  // streams have threads of their own
   Machine machine_;
   std::string before_;
   std::map<std::string, std::unique_ptr<Shader>> shaders_;
   std::vector<Launched> launched_;
+  std::vector<std::size_t> copies_;
   std::string fault_;
 };
 
@@ -56,7 +61,8 @@ class Standin : public mlx::detail::MetalStandin {
 struct Evaluated {
   std::vector<mx::array> outputs;
   std::vector<Launched> launched;
-  std::string fault;  ///< The first one; "" if there was none.
+  std::vector<std::size_t> copies;  ///< As Standin says.
+  std::string fault;                ///< The first one; "" if there was none.
 };
 
 /// Builds the graph of `function` of `inputs` as on a machine with Metal, and evaluates it: MLX's

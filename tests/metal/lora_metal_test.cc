@@ -1,4 +1,5 @@
-// The shaders of src/lora/metal.metal: the text that MLX would compile, executed on the stand-in.
+// The shaders of src/lora and src/product: the text that Metal would compile, executed on the
+// stand-in.
 #include <gtest/gtest.h>
 #include <mlx/mlx.h>
 
@@ -6,7 +7,7 @@
 #include <string>
 #include <vector>
 
-#include "graft/mlx/detail/metal_lora.h"
+#include "graft/mlx/detail/lora_primitive.h"
 #include "graft/mlx/fusion.h"
 #include "graft/mlx/lora.h"
 #include "hosts/mlx/truth.h"
@@ -208,7 +209,7 @@ const std::vector<Shape> kLinearShapes = {
     {70, 33, 31, 33}, {3, 300, 67, 8}, {4, 130, 33, 130}, {520, 9, 505, 3}, {520, 505, 9, 19}};
 
 // x, w, bias, a, b, dy -> y, dx, da, db and the gradients of w and bias.
-Arrays linear_and_gradients(const Arrays& arrays, const mlx::Dropout& dropout = {}) {
+Arrays linear_and_gradients(const Arrays& arrays, const mlx::DropoutState& dropout = {}) {
   const auto y = [&](const Arrays& p) {
     return Arrays{mlx::lora_linear(p[0], p[1], p[2], p[3], p[4], 0.5f, dropout)};
   };
@@ -272,7 +273,7 @@ TEST(LoraMetal, DropoutIsTheSameAsOnTheCpu) {
     p.push_back(mx::array(std::uint64_t{0x1234567890abcdef}, mx::uint64));
     p.push_back(mx::array(std::uint64_t{0xfffffffff}, mx::uint64));
     const auto function = [](const Arrays& in) {
-      return linear_and_gradients(in, mlx::Dropout{0.4f, in[6], in[7]});
+      return linear_and_gradients(in, mlx::DropoutState{0.4f, in[6], in[7]});
     };
     const Evaluated run = evaluate_on_metal(function, p);
     EXPECT_EQ(run.fault, "");
@@ -322,7 +323,7 @@ TEST(LoraMetal, DropoutOfTheDelta) {
     const Evaluated run = evaluate_on_metal(
         [&](const Arrays& arrays) {
           return with_gradients(
-              [&](const Arrays& q) { return mlx::detail::metal_delta(call, q, {"lora_delta"}, s); },
+              [&](const Arrays& q) { return mlx::detail::lora(call, q, {"lora_delta"}, s); },
               arrays);
         },
         p);

@@ -30,7 +30,7 @@ Arrays lora_operands(const Problem& p) {
   return operands;
 }
 
-Arrays lora_linear(const Arrays& in, const mlx::Dropout& dropout) {
+Arrays lora_linear(const Arrays& in, const mlx::DropoutState& dropout) {
   return {mlx::lora_linear(in[0], in[3], std::nullopt, in[1], in[2], kScaling, dropout)};
 }
 
@@ -47,7 +47,7 @@ const std::vector<Operation>& operations() {
        unfused_lora_linear, unfused_lora_linear_backward},
       {"lora_linear_dropout", lora_operands,
        [](const Arrays& in) {
-         mlx::Dropout dropout;
+         mlx::DropoutState dropout;
          dropout.p = 0.1f;
          return lora_linear(in, dropout);
        },

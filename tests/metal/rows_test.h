@@ -10,8 +10,8 @@
 #include <string>
 #include <vector>
 
+#include "backend/metal/rows.h"
 #include "graft/metal.h"
-#include "graft/metal_rows.h"
 #include "graft/mlx/fusion.h"
 #include "graft/tensor_view.h"
 #include "hosts/mlx/truth.h"
@@ -142,34 +142,41 @@ inline void expect_folded(const RowOp& op, const std::vector<mx::array>& inputs,
   EXPECT_EQ(run.launched.size(), 1u);
 }
 
-// What every launch has to keep to.
-inline void expect_within_limits(const metal::Call& call) {
-  EXPECT_LE(call.threadgroup[0] * call.threadgroup[1] * call.threadgroup[2], 1024);
-  EXPECT_LE(call.threadgroup_bytes, 32 << 10);
-  for (const int size : call.grid) EXPECT_GE(size, 1);
-  for (const char c : call.header + call.body) EXPECT_LT(static_cast<unsigned char>(c), 128);
+// What every step of a plan has to keep to.
+inline void expect_within_limits(const metal::Plan& plan) {
+  for (const metal::Step& step : plan.steps) {
+    EXPECT_LE(step.threadgroup[0] * step.threadgroup[1] * step.threadgroup[2], 1024);
+    EXPECT_LE(step.threadgroup_bytes, 32 << 10);
+    for (const int size : step.grid) EXPECT_GE(size, 1);
+    for (const char c : step.kernel.text()) EXPECT_LT(static_cast<unsigned char>(c), 128);
+  }
 }
 
 // Each row has a simdgroup, or a threadgroup of whole simdgroups.
-inline void expect_rows_covered(const metal::Call& call, std::int64_t rows) {
-  expect_within_limits(call);
-  EXPECT_EQ(call.grid[1], 1);
-  EXPECT_EQ(call.grid[2], 1);
-  EXPECT_EQ(call.threadgroup[0] % 32, 0);
-  const bool narrow = call.kernel.find("simdgroup") != std::string::npos;
-  EXPECT_EQ(std::int64_t{call.grid[0]}, rows * (narrow ? 32 : call.threadgroup[0]));
+inline void expect_rows_covered(const metal::Step& step, std::int64_t rows) {
+  EXPECT_EQ(step.grid[1] * step.grid[2], 1);
+  EXPECT_EQ(step.threadgroup[0] % 32, 0);
+  const bool narrow = std::get<bool>(step.kernel.arguments.back());
+  EXPECT_EQ(std::int64_t{step.grid[0]}, rows * (narrow ? 32 : step.threadgroup[0]));
 }
 
-// Each column of each block of rows has a thread, and so has each sum of them.
-inline void expect_blocks_covered(const metal::Call& call, std::int64_t rows,
+// The steps after those of the rows: each column of each block of rows has a thread, and so has
+// each of the `sums` that are made of blocks.
+inline void expect_blocks_covered(const metal::Plan& plan, std::size_t sums, std::int64_t rows,
                                   std::int64_t features) {
-  expect_within_limits(call);
-  EXPECT_EQ(std::int64_t{call.grid[0]}, features);
-  EXPECT_GE(std::int64_t{call.grid[1]} * metal::rows_of_block(rows), rows);
-  EXPECT_LT(std::int64_t{call.grid[1] - 1} * metal::rows_of_block(rows), rows);
-  const metal::Call add = metal::add_blocks({features, DType::kFloat32});
-  expect_within_limits(add);
-  EXPECT_EQ(std::int64_t{add.grid[0]}, features);
+  ASSERT_EQ(plan.steps.size(), 2 + sums);
+  const metal::Step& blocks = plan.steps[1];
+  EXPECT_EQ(std::int64_t{blocks.grid[0]}, features);
+  EXPECT_GE(std::int64_t{blocks.grid[1]} * metal::rows_of_block(rows), rows);
+  EXPECT_LT(std::int64_t{blocks.grid[1] - 1} * metal::rows_of_block(rows), rows);
+  for (std::size_t i = 0; i < sums; ++i) {
+    EXPECT_EQ(std::int64_t{plan.steps[2 + i].grid[0]}, features);
+  }
+}
+
+// Views of no memory, as hosts hand them to metal::plan.
+inline TensorView on_metal(DType dtype, std::initializer_list<std::int64_t> shape) {
+  return {nullptr, dtype, shape, {DeviceType::kMetal, 0}};
 }
 
 inline void for_shapes(const std::function<void(std::int64_t, std::int64_t)>& visit) {

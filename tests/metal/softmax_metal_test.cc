@@ -1,4 +1,4 @@
-// The shaders of src/softmax/metal.metal: the text that MLX would compile, executed on the
+// The shaders of src/softmax/metal.metal: the text that Metal would compile, executed on the
 // stand-in.
 #include <gtest/gtest.h>
 #include <mlx/mlx.h>
@@ -7,7 +7,8 @@
 #include <limits>
 #include <string>
 
-#include "graft/metal_softmax.h"
+#include "graft/error.h"
+#include "graft/metal.h"
 #include "graft/mlx/fusion.h"
 #include "graft/mlx/softmax.h"
 #include "graft/softmax.h"
@@ -141,9 +142,19 @@ TEST(SoftmaxMetal, Transforms) {
 }
 
 TEST(SoftmaxMetal, SaysWhyNot) {
-  const metal::Softmax integers{3, 4, DType::kInt32}, large{std::int64_t{1} << 30, 4, {}};
-  EXPECT_EQ(metal::supports(integers).reason, "no Metal kernel takes dtype int32");
-  EXPECT_EQ(metal::supports(large).reason, "Metal kernels take sizes below 2^31");
+  const auto reason = [](const TensorView& x) {
+    const SoftmaxForward forward{x, 1.0f, x};
+    const SoftmaxBackward backward{x, x, 1.0f, x};
+    EXPECT_EQ(supports(forward).reason, supports(backward).reason);
+    return supports(forward).reason;
+  };
+  EXPECT_EQ(reason(on_metal(DType::kFloat16, {3, 4})), "");
+  EXPECT_EQ(reason(on_metal(DType::kInt32, {3, 4})), "no Metal kernel takes dtype int32");
+  EXPECT_EQ(reason(on_metal(DType::kFloat32, {std::int64_t{1} << 30, 4})),
+            "Metal kernels take sizes below 2^31");
+  EXPECT_THROW(metal::plan(SoftmaxForward{on_metal(DType::kFloat32, {3, 4}), 1.0f,
+                                          on_metal(DType::kFloat32, {3, 5})}),
+               Error);
   mlx::set_fused_enabled(false);
   mlx::reset_fusion_report();
   const auto run =
@@ -155,10 +166,14 @@ TEST(SoftmaxMetal, SaysWhyNot) {
 
 TEST(SoftmaxMetal, LaunchesStayWithinLimits) {
   for_shapes([](std::int64_t rows, std::int64_t features) {
-    const metal::Softmax call{rows, features, DType::kBFloat16};
-    if (!metal::supports(call)) return;
-    expect_rows_covered(metal::softmax_forward(call), rows);
-    expect_rows_covered(metal::softmax_backward(call), rows);
+    const TensorView x = on_metal(DType::kBFloat16, {rows, features});
+    if (!supports(SoftmaxForward{x, 1.0f, x})) return;
+    for (const auto& plan :
+         {metal::plan(SoftmaxForward{x, 1.0f, x}), metal::plan(SoftmaxBackward{x, x, 1.0f, x})}) {
+      ASSERT_EQ(plan.steps.size(), 1u);
+      expect_within_limits(plan);
+      expect_rows_covered(plan.steps[0], rows);
+    }
   });
 }
 

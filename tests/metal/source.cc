@@ -108,9 +108,12 @@ Source translate(const std::string& text) {
     instance = match[1];
     cpp = std::regex_replace(cpp, instantiation, "");
   }
-  if (!std::regex_search(cpp, match, kernel)) {
-    throw std::runtime_error("metal source: there is no kernel in it");
-  }
+  // The kernel that is instantiated, else the first one.
+  const std::string wanted = instance.substr(0, instance.find('<'));
+  std::sregex_iterator found(cpp.begin(), cpp.end(), kernel), none;
+  while (found != none && !wanted.empty() && (*found)[1] != wanted) ++found;
+  if (found == none) throw std::runtime_error("metal source: there is no kernel in it");
+  match = *found;
   if (instance.empty()) instance = match[1];
   const auto open = static_cast<std::size_t>(match.position() + match.length()) - 1;
   Source source;

@@ -21,7 +21,7 @@ namespace mx = ::mlx::core;
 
 namespace {
 
-void write_logits(const graft::app::LoadedModel& model, const graft::app::Adapter* adapter,
+void write_logits(const graft::app::LoadedModel& model, const graft::app::ModelAdapter* adapter,
                   const std::vector<int>& tokens, std::ofstream& out) {
   const mx::array row(tokens.data(), {1, static_cast<int>(tokens.size())}, mx::int32);
   mx::array logits = mx::contiguous(mx::astype(model.llama.logits(row, adapter), mx::float32));

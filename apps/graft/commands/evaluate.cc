@@ -90,8 +90,8 @@ Exam read_exam(const EvaluateFlags& flags, const LoadedModel& model) {
   return exam;
 }
 
-Result examine(std::string name, const Exam& exam, const LoadedModel& model, const Adapter* adapter,
-               const EvaluateFlags& flags) {
+Result examine(std::string name, const Exam& exam, const LoadedModel& model,
+               const ModelAdapter* adapter, const EvaluateFlags& flags) {
   Result result;
   result.name = std::move(name);
   result.loss = mean_loss(model.llama, adapter, exam.samples.samples, flags.batch_size,

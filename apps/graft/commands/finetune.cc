@@ -222,7 +222,7 @@ std::vector<LoraPair> settle_adapter(const FinetuneFlags& flags, const Trainer& 
 void test(const FinetuneFlags& flags, const InterruptWatch& interrupts, const Llama& model,
           const AdapterLayout& layout, std::vector<LoraPair> pairs,
           const std::vector<Batch>& batches, RunOutput& output) {
-  const Adapter adapter{&layout, std::move(pairs), std::nullopt, {}};
+  const ModelAdapter adapter{&layout, std::move(pairs), std::nullopt, {}};
   const auto mean = mean_loss(model, &adapter, batches, [&] { return interrupts.requested(); });
   if (!mean) {
     throw Interrupted(fmt::format("interrupted while testing; training is done and saved in {}",

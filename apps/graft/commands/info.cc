@@ -2,10 +2,8 @@
 
 #include <fmt/format.h>
 
-#include <algorithm>
-#include <span>
 #include <string>
-#include <string_view>
+#include <utility>
 #include <vector>
 
 #include "apps/graft/terminal/format.h"
@@ -50,32 +48,44 @@ TensorView output_of(std::int64_t rows, std::int64_t columns) {
   return {nullptr, DType::kFloat32, {rows, columns}};
 }
 
-// What of an operation has kernels: the element types, and why others have none.
-std::string types_of(std::span<const Capability> answers) {
-  std::vector<std::string> types, reasons;
-  for (const Capability& answer : answers) {
-    if (answer.support) {
-      types.push_back(name_of(answer.dtype));
-    } else if (std::find(reasons.begin(), reasons.end(), answer.support.reason) == reasons.end()) {
-      reasons.push_back(answer.support.reason);
+// One operation in one direction: the element types that have kernels, and why others have none.
+struct Fused {
+  std::string op, types, reasons;
+  std::string directions;
+};
+
+std::vector<Fused> fused_on(DeviceType type) {
+  std::vector<Fused> lines;
+  for (const Capability& answer : capabilities({type, 0})) {
+    const std::string direction = answer.direction == Direction::kForward ? "forward" : "backward";
+    if (lines.empty() || lines.back().op != answer.op || lines.back().directions != direction) {
+      lines.push_back({answer.op, "", "", direction});
     }
+    Fused& line = lines.back();
+    std::string& list = answer.support ? line.types : line.reasons;
+    if (!list.empty()) list += answer.support ? ", " : "; ";
+    list += answer.support ? name_of(answer.dtype)
+                           : fmt::format("{} no: {}", name_of(answer.dtype), answer.support.reason);
   }
-  const std::string none = fmt::format("no: {}", fmt::join(reasons, "; "));
-  if (types.empty()) return none;
-  return fmt::format("{}{}", fmt::join(types, ", "), reasons.empty() ? "" : "; " + none);
+  return lines;
 }
 
 void print_operations(DeviceType type) {
   fmt::print("\nFused operations on {}:\n", name_of(type));
-  const std::vector<Capability> all = capabilities({type, 0});
-  for (auto first = all.begin(); first != all.end();) {
-    const auto last = std::find_if(first, all.end(), [&](const Capability& other) {
-      return std::string_view(other.op) != first->op || other.direction != first->direction;
-    });
-    fmt::print("  {:<22}{:<10}{}\n", first->op,
-               first->direction == Direction::kForward ? "forward" : "backward",
-               types_of({first, last}));
-    first = last;
+  std::vector<Fused> lines;
+  for (Fused& line : fused_on(type)) {
+    const bool both =
+        !lines.empty() && lines.back().op == line.op && lines.back().types == line.types;
+    if (both) {
+      lines.back().directions += ", " + line.directions;
+    } else {
+      lines.push_back(std::move(line));
+    }
+  }
+  for (const Fused& line : lines) {
+    fmt::print("  {:<22}{:<19}{}\n", line.op, line.directions,
+               line.types.empty() ? line.reasons
+                                  : line.types + (line.reasons.empty() ? "" : "; " + line.reasons));
   }
 }
 

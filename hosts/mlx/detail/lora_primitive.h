@@ -1,12 +1,6 @@
 #pragma once
 
-#include <optional>
-#include <string>
-
-#include "graft/lora.h"
 #include "graft/mlx/detail/primitive.h"
-#include "graft/mlx/linear.h"
-#include "graft/mlx/lora.h"
 
 namespace graft::mlx::detail {
 
@@ -29,12 +23,8 @@ struct LoraCall {
   bool operator==(const LoraCall&) const = default;
 };
 
-// Whether the kernels take this call forward; the arrays need not be evaluated.
-Support supports_forward(const LoraCall& call, const Arrays& inputs, mx::Stream s);
-
-// y, (..., out_features), fused.
-mx::array fused_lora(const LoraCall& call, const Arrays& inputs, const Caller& caller,
-                     mx::Stream s);
+// y, (..., out_features): fused where the device of `s` has kernels for the call, else composed.
+mx::array lora(const LoraCall& call, const Arrays& inputs, const Caller& caller, mx::Stream s);
 
 // {y, h} from MLX ops, h = drop(x)·A in float32.
 Arrays composed_lora(const LoraCall& call, const Arrays& inputs, mx::Stream s);

@@ -3,7 +3,6 @@
 #include <sstream>
 #include <stdexcept>
 
-#include "graft/mlx/detail/metal.h"
 #include "graft/mlx/detail/views.h"
 
 namespace graft::mlx::detail {
@@ -29,9 +28,11 @@ ArraysFunction of_variables(const ArraysFunction& function, const Arrays& primal
 
 }  // namespace
 
-Support allowed(mx::Stream stream) {
+Support allowed(mx::Stream stream, bool on_cpu_only) {
   if (!fused_enabled()) return Support::no("fusion is turned off");
-  if (on_metal(stream)) return Support::no("there is no Metal kernel for it");
+  if (on_metal(stream)) {
+    return on_cpu_only ? Support::no("there is no Metal kernel for it") : Support{};
+  }
   if (stream.device != mx::Device::cpu) {
     return Support::no("the stream is on a GPU that is not Metal's");
   }
@@ -59,10 +60,30 @@ Context& FusedPrimitive::thread_context() {
   return context;
 }
 
-void FusedPrimitive::eval_gpu(const Arrays&, Arrays&) {
-  throw std::runtime_error(std::string("[") + caller_.op +
-                           "] this build of Graft has kernels for the CPU only: evaluate on a CPU "
-                           "stream, or call the op on a GPU stream to compose it from MLX ops");
+void FusedPrimitive::eval_cpu(const Arrays& inputs, Arrays& outputs) {
+  if (metal_standin() == nullptr) return evaluate(inputs, outputs);
+  run_on_metal(inputs, outputs);
+}
+
+void FusedPrimitive::eval_gpu(const Arrays& inputs, Arrays& outputs) {
+  if (!on_metal(stream())) {
+    throw std::runtime_error(
+        std::string("[") + caller_.op +
+        "] Graft has kernels for the CPU and for Metal only: evaluate on a CPU "
+        "stream, or call the op on a GPU stream to compose it from MLX ops");
+  }
+  run_on_metal(inputs, outputs);
+}
+
+void FusedPrimitive::run_on_metal(const Arrays& inputs, const Arrays& outputs) {
+  Views views(Views::For::kMetal, stream());
+  const metal::Plan steps = plan(views, inputs, outputs);
+  run_plan(steps, views.inputs(), views.outputs(), stream());
+  count();
+}
+
+metal::Plan FusedPrimitive::plan(Views&, const Arrays&, const Arrays&) const {
+  throw std::logic_error(std::string("[") + caller_.op + "] there is no Metal kernel for it");
 }
 
 Arrays vjp_in(const ArraysFunction& function, const Arrays& primals, const Arrays& cotangents,

@@ -4,6 +4,7 @@
 #include <mlx/mlx.h>
 #include <mlx/primitives.h>
 
+#include <algorithm>
 #include <functional>
 #include <memory>
 #include <string>
@@ -11,18 +12,19 @@
 #include <vector>
 
 #include "graft/context.h"
+#include "graft/mlx/detail/metal_runner.h"
 #include "graft/mlx/detail/tally.h"
+#include "graft/mlx/detail/views.h"
 #include "graft/mlx/weight.h"
 #include "graft/supports.h"
 
 namespace graft::mlx::detail {
 
-using Arrays = std::vector<mx::array>;
 using ArraysFunction = std::function<Arrays(const Arrays&)>;
 
 // Why a call may not run fused whatever its operands: fusion is off, or the stream is on a device
-// without kernels.
-Support allowed(mx::Stream stream);
+// without kernels. `on_cpu_only`: the operation has none for Metal.
+Support allowed(mx::Stream stream, bool on_cpu_only = true);
 
 // No if `weight` is packed for forward only. Yes if it is absent, being among the arrays.
 Support serves_dx(const Weight& weight);
@@ -39,6 +41,7 @@ class FusedPrimitive : public mx::Primitive {
         caller_(std::move(caller)),
         tally_(Tallies::instance().line(caller_, pass)) {}
 
+  void eval_cpu(const Arrays& inputs, Arrays& outputs) override;
   void eval_gpu(const Arrays& inputs, Arrays& outputs) override;
   Arrays vjp(const Arrays& primals, const Arrays& cotangents, const std::vector<int>& argnums,
              const Arrays& outputs) override;
@@ -48,8 +51,14 @@ class FusedPrimitive : public mx::Primitive {
                                            const std::vector<int>& axes) override;
 
  protected:
-  // What eval_cpu computes, all outputs, from MLX's own ops.
+  // All outputs from MLX's own ops.
   virtual Arrays composed(const Arrays& inputs) const = 0;
+
+  // All outputs by kernels of the CPU.
+  virtual void evaluate(const Arrays& inputs, Arrays& outputs) = 0;
+
+  // What kernels of Metal are launched for it. Pure; the arrays are `views`'s to look at.
+  virtual metal::Plan plan(Views& views, const Arrays& inputs, const Arrays& outputs) const;
 
   // Gradients of `composed` in the inputs that `argnums` names, counted as backward with `reason`.
   // There may be fewer cotangents than outputs; the last outputs then have none.
@@ -70,11 +79,14 @@ class FusedPrimitive : public mx::Primitive {
   }
 
   const Caller& caller() const { return caller_; }
+  mx::Stream own_stream() const { return const_cast<FusedPrimitive*>(this)->stream(); }
 
   // One more evaluation, for the report.
   void count() const { tally_.add(); }
 
  private:
+  void run_on_metal(const Arrays& inputs, const Arrays& outputs);
+
   // Scratch of the stream's own thread.
   static Context& thread_context();
 
@@ -82,12 +94,180 @@ class FusedPrimitive : public mx::Primitive {
   Tally& tally_;
 };
 
-// mx::vjp of `function` in the inputs that `argnums` names; the others are held constant.
-Arrays vjp_in(const ArraysFunction& function, const Arrays& primals, const Arrays& cotangents,
-              const std::vector<int>& argnums);
-
 // If the same axis position can be moved to the front in every array that `axes` marks (-1 marks
 // none), those arrays with it moved there.
 Arrays batch_first(const Arrays& inputs, const std::vector<int>& axes);
+
+// The outputs of a node.
+struct Outputs {
+  std::vector<mx::Shape> shapes;
+  std::vector<mx::Dtype> dtypes;
+
+  void add(mx::Shape shape, mx::Dtype dtype) {
+    shapes.push_back(std::move(shape));
+    dtypes.push_back(dtype);
+  }
+};
+
+// What an op's gradients() is told, and what it may ask for.
+template <class State>
+struct Gradients {
+  const State& state;
+  const Arrays &primals, &cotangents;
+  const std::vector<int>& argnums;
+  const Arrays& outputs;
+  const Caller& caller;
+  mx::Stream s;
+  // Those in `of` from MLX ops, for a reason. Of the outputs only the first `visible` have
+  // cotangents that anybody gives.
+  std::function<Arrays(const Support& no, std::size_t visible, const std::vector<int>& of)>
+      composed;
+
+  // Whether the gradient of input i is asked for.
+  bool asked(std::size_t i) const {
+    return std::find(argnums.begin(), argnums.end(), static_cast<int>(i)) != argnums.end();
+  }
+  // `computed`, which are those that are asked for, each in the dtype of its primal.
+  Arrays as_primals(Arrays computed) const {
+    for (std::size_t i = 0; i < computed.size(); ++i) {
+      const mx::array& primal = primals[static_cast<std::size_t>(argnums[i])];
+      computed[i] = mx::astype(computed[i], primal.dtype(), s);
+    }
+    return computed;
+  }
+};
+
+// A node that is a call of the core, as Op says it with static functions alone:
+//
+//   State, Params     what the call is besides its arrays, comparable; the core's struct for it
+//   kName, kPass, kRun                  kRun(context, params) is the core's function
+//   outputs(state, inputs)              their shapes and dtypes
+//   params(state, views, inputs, outputs)
+//   has_rows(state, inputs)  which inputs a batch of is just more rows of them; none: it is not
+//   kBatchJoinsFirst    if that batch has to join the first dimension, the number of them being
+//   fixed composed(state, inputs, stream)     all outputs from MLX's own ops gradients(call)     if
+//   it has any by kernels: as Gradients above says before_run(state, inputs)  if params are to be
+//   completed on the stream, just before kRun
+template <class Op>
+class FusedNode final : public FusedPrimitive {
+ public:
+  using State = typename Op::State;
+
+  FusedNode(mx::Stream stream, Caller caller, State state)
+      : FusedPrimitive(stream, std::move(caller), Op::kPass), state_(std::move(state)) {}
+
+  static Arrays make(const State& state, const Arrays& inputs, const Caller& caller, mx::Stream s) {
+    const Outputs outputs = Op::outputs(state, inputs);
+    return mx::array::make_arrays(outputs.shapes, outputs.dtypes,
+                                  std::make_shared<FusedNode>(s, caller, state), inputs);
+  }
+
+  // Whether the device of `s` has kernels for it; the arrays need not be evaluated.
+  static Support supported(const State& state, const Arrays& inputs, mx::Stream s) {
+    if (auto support = allowed(s, !kHasPlan); !support) return support;
+    const Outputs made = Op::outputs(state, inputs);
+    Arrays outputs;
+    for (std::size_t i = 0; i < made.shapes.size(); ++i) {
+      outputs.emplace_back(made.shapes[i], made.dtypes[i], nullptr, Arrays{});
+    }
+    Views views(Views::For::kQuestion, s);
+    const auto params = Op::params(state, views, inputs, outputs);
+    return views.viewable() ? supports(params) : views.viewable();
+  }
+
+  Arrays vjp(const Arrays& primals, const Arrays& cotangents, const std::vector<int>& argnums,
+             const Arrays& outputs) override {
+    if constexpr (requires { &Op::gradients; }) {
+      const auto from_ops = [&](const Support& no, std::size_t visible,
+                                const std::vector<int>& of) {
+        const Arrays given(cotangents.begin(), cotangents.begin() + static_cast<int>(visible));
+        return composed_vjp(primals, given, of, no.reason);
+      };
+      return Op::gradients(Gradients<State>{state_, primals, cotangents, argnums, outputs, caller(),
+                                            stream(), from_ops});
+    } else {
+      return FusedPrimitive::vjp(primals, cotangents, argnums, outputs);
+    }
+  }
+
+  std::pair<Arrays, std::vector<int>> vmap(const Arrays& inputs,
+                                           const std::vector<int>& axes) override {
+    const std::vector<bool> has_rows = Op::has_rows(state_, inputs);
+    bool more_rows = has_rows.size() == axes.size();
+    for (std::size_t i = 0; more_rows && i < axes.size(); ++i) {
+      more_rows = (axes[i] >= 0) == has_rows[i];
+    }
+    if (!more_rows) return FusedPrimitive::vmap(inputs, axes);
+    Arrays moved = batch_first(inputs, axes);
+    constexpr bool kJoins = requires { Op::kBatchJoinsFirst; };
+    const int batch = moved[0].shape(0);
+    for (mx::array& array : moved) {
+      if (kJoins) array = mx::flatten(array, 0, 1, stream());
+    }
+    Arrays outputs = make(state_, moved, caller(), stream());
+    for (mx::array& array : outputs) {
+      if (kJoins) array = mx::unflatten(array, 0, {batch, array.shape(0) / batch}, stream());
+    }
+    return {outputs, std::vector<int>(outputs.size(), 0)};
+  }
+
+  const char* name() const override { return Op::kName; }
+  bool is_equivalent(const mx::Primitive& other) const override {
+    return static_cast<const FusedNode&>(other).state_ == state_;
+  }
+  std::vector<mx::Shape> output_shapes(const Arrays& inputs) override {
+    return Op::outputs(state_, inputs).shapes;
+  }
+
+ protected:
+  Arrays composed(const Arrays& inputs) const override {
+    return Op::composed(state_, inputs, own_stream());
+  }
+
+  void evaluate(const Arrays& inputs, Arrays& outputs) override {
+    Views views(Views::For::kCpu, stream());
+    const auto params = Op::params(state_, views, inputs, outputs);
+    if constexpr (requires { Op::before_run(state_, inputs); }) {
+      dispatch(outputs, [params, complete = Op::before_run(state_, inputs)](Context& context) {
+        auto completed = params;
+        complete(completed);
+        Op::kRun(context, completed);
+      });
+    } else {
+      dispatch(outputs, [params](Context& context) { Op::kRun(context, params); });
+    }
+  }
+
+  metal::Plan plan(Views& views, const Arrays& inputs, const Arrays& outputs) const override {
+    if constexpr (kHasPlan) {
+      return metal::plan(Op::params(state_, views, inputs, outputs));
+    } else {
+      return FusedPrimitive::plan(views, inputs, outputs);
+    }
+  }
+
+ private:
+  static constexpr bool kHasPlan = requires(const typename Op::Params& params) {
+    metal::plan(params);
+  };
+
+  State state_;
+};
+
+// All outputs of a call: from a fused node if the device has kernels for it, else from MLX ops, and
+// counted with the reason.
+template <class Op>
+Arrays fused_or_composed(const typename Op::State& state, const Arrays& inputs,
+                         const Caller& caller, mx::Stream s) {
+  const Support support = FusedNode<Op>::supported(state, inputs, s);
+  if (support) return FusedNode<Op>::make(state, inputs, caller, s);
+  Arrays outputs = Op::composed(state, inputs, s);
+  outputs[0] = counted(outputs[0], caller, Op::kPass, support.reason, s);
+  return outputs;
+}
+
+// mx::vjp of `function` in the inputs that `argnums` names; the others are held constant.
+Arrays vjp_in(const ArraysFunction& function, const Arrays& primals, const Arrays& cotangents,
+              const std::vector<int>& argnums);
 
 }  // namespace graft::mlx::detail

@@ -12,6 +12,8 @@
 #include <utility>
 #include <vector>
 
+#include "graft/mlx/detail/metal_runner.h"
+
 namespace graft::mlx::detail {
 namespace {
 
@@ -69,6 +71,10 @@ mx::array scheduled_copy(const mx::array& x, mx::Stream stream) {
                     strides = x.strides()] { gather(from, to, itemsize, shape, strides); });
   encoder.add_temporary(copy);
   return copy;
+}
+
+std::vector<std::int64_t> sizes_of(const mx::array& x) {
+  return {x.shape().begin(), x.shape().end()};
 }
 
 }  // namespace
@@ -230,5 +236,86 @@ TensorView allocate(mx::array& out) {
   const std::vector<std::int64_t> shape(out.shape().begin(), out.shape().end());
   return {out.data<std::byte>(), known_dtype(out.dtype()), shape};
 }
+
+Views::Views(For purpose, mx::Stream stream)
+    : purpose_(purpose),
+      stream_(stream),
+      device_{on_metal(stream) ? DeviceType::kMetal : DeviceType::kCpu, 0} {}
+
+TensorView Views::blank(const mx::array& x, std::vector<std::int64_t> shape,
+                        std::vector<std::int64_t> strides) {
+  const auto dtype = dtype_of(x.dtype());
+  if (!dtype && viewable_) {
+    std::ostringstream reason;
+    reason << "no kernel takes dtype " << x.dtype();
+    viewable_ = Support::no(reason.str());
+  }
+  alignas(64) static std::byte nothing[64];
+  const DType known = dtype.value_or(DType::kFloat32);
+  if (strides.empty()) return {nothing, known, shape, device_};
+  return {nothing, known, shape, strides, device_};
+}
+
+ConstTensorView Views::dense_input(const mx::array& x, std::vector<std::int64_t> shape) {
+  if (purpose_ == For::kMetal) inputs_.push_back(row_contiguous(x, stream_));
+  return blank(x, std::move(shape));
+}
+
+ConstTensorView Views::rows(const mx::array& x) {
+  if (purpose_ == For::kCpu) return rows_view(x, stream_, true);
+  return dense_input(x, {rows_of(x.shape()), x.shape(-1)});
+}
+
+ConstTensorView Views::strided_rows(const mx::array& x) {
+  if (purpose_ == For::kCpu) return rows_view(x, stream_);
+  return dense_input(x, {rows_of(x.shape()), x.shape(-1)});
+}
+
+ConstTensorView Views::line(const mx::array& x) {
+  if (purpose_ == For::kCpu) return flat_view(x, stream_);
+  return dense_input(x, {static_cast<std::int64_t>(x.size())});
+}
+
+ConstTensorView Views::matrix(const mx::array& x) {
+  if (purpose_ == For::kCpu) return matrix_view(x);
+  if (purpose_ == For::kQuestion) return blank(x, {x.shape(0), x.shape(1)});
+  inputs_.push_back(x);
+  return blank(x, {x.shape(0), x.shape(1)}, {x.strides(0), x.strides(1)});
+}
+
+ConstTensorView Views::vector(const mx::array& x) {
+  return purpose_ == For::kCpu ? vector_view(x) : dense_input(x, {x.shape(0)});
+}
+
+ConstTensorView Views::weight(const mx::array& w) {
+  return purpose_ == For::kCpu ? matrix_view(w) : dense_input(w, {w.shape(0), w.shape(1)});
+}
+
+ConstTensorView Views::tensor(const mx::array& x) {
+  return purpose_ == For::kCpu ? strided_view(x, stream_) : dense_input(x, sizes_of(x));
+}
+
+ConstTensorView Views::dense_tensor(const mx::array& x) {
+  return purpose_ == For::kCpu ? dense_view(x, stream_) : dense_input(x, sizes_of(x));
+}
+
+TensorView Views::out_tensor(mx::array x) { return output(x, sizes_of(x)); }
+
+void Views::counter(const mx::array& x) {
+  if (purpose_ == For::kMetal) inputs_.push_back(row_contiguous(x, stream_));
+}
+
+TensorView Views::output(mx::array x, std::vector<std::int64_t> shape) {
+  if (purpose_ == For::kCpu) {
+    x.set_data(mx::allocator::malloc(x.nbytes()));
+    return {x.data<std::byte>(), known_dtype(x.dtype()), shape};
+  }
+  if (purpose_ == For::kMetal) outputs_.push_back(x);
+  return blank(x, std::move(shape));
+}
+
+TensorView Views::out_rows(mx::array x) { return output(x, {rows_of(x.shape()), x.shape(-1)}); }
+
+TensorView Views::out_line(mx::array x) { return output(x, {static_cast<std::int64_t>(x.size())}); }
 
 }  // namespace graft::mlx::detail

@@ -4,7 +4,9 @@
 
 #include <optional>
 #include <string>
+#include <vector>
 
+#include "graft/supports.h"
 #include "graft/tensor_view.h"
 #include "graft/weight.h"
 
@@ -69,5 +71,60 @@ ConstTensorView dense_view(const mx::array& x, mx::Stream stream);
 TensorView allocate_rows(mx::array& out);
 TensorView allocate_flat(mx::array& out);
 TensorView allocate(mx::array& out);
+
+// Makes an op's params of a node's arrays: on the CPU of their memory, copying what kernels cannot
+// take as it lies and allocating outputs; for Metal of their shapes alone, and keeping the arrays
+// in the order in which a plan counts them; and for `graft::supports` of arrays that are not
+// evaluated.
+//
+// So an op's params are written once. Views are to be asked for in the order in which the params
+// declare them, each once.
+class Views {
+ public:
+  enum class For : std::uint8_t { kCpu, kMetal, kQuestion };
+
+  Views(For purpose, mx::Stream stream);
+
+  // (rows, last dimension) without gaps.
+  ConstTensorView rows(const mx::array& x);
+  // The same in any strides, where that spares a copy.
+  ConstTensorView strided_rows(const mx::array& x);
+  // All elements in one line.
+  ConstTensorView line(const mx::array& x);
+  // A matrix, or a vector, in any strides; Metal takes no vectors with gaps.
+  ConstTensorView matrix(const mx::array& x);
+  ConstTensorView vector(const mx::array& x);
+  // In its own shape, the last axis without gaps; and with none at all.
+  ConstTensorView tensor(const mx::array& x);
+  ConstTensorView dense_tensor(const mx::array& x);
+  // W: a matrix in any strides, row-major for Metal.
+  ConstTensorView weight(const mx::array& w);
+  // A counter of dropout, which is no view: plans read it from memory.
+  void counter(const mx::array& x);
+
+  TensorView out_rows(mx::array x);
+  TensorView out_line(mx::array x);
+  TensorView out_tensor(mx::array x);
+
+  // What a plan counts.
+  const std::vector<mx::array>& inputs() const { return inputs_; }
+  std::vector<mx::array>& outputs() { return outputs_; }
+
+  // "No" if an array had a dtype that the library cannot even view.
+  const Support& viewable() const { return viewable_; }
+
+ private:
+  // A view of nothing.
+  TensorView blank(const mx::array& x, std::vector<std::int64_t> shape,
+                   std::vector<std::int64_t> strides = {});
+  ConstTensorView dense_input(const mx::array& x, std::vector<std::int64_t> shape);
+  TensorView output(mx::array x, std::vector<std::int64_t> shape);
+
+  For purpose_;
+  mx::Stream stream_;
+  Device device_;
+  Support viewable_;
+  std::vector<mx::array> inputs_, outputs_;
+};
 
 }  // namespace graft::mlx::detail

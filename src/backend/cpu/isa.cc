@@ -76,6 +76,8 @@ void init_isa() {
   });
 }
 
+Support available() { return {}; }
+
 bool use_bf16_dot() { return current().bf16_dot; }
 
 }  // namespace cpu

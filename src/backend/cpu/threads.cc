@@ -2,7 +2,10 @@
 
 #include <algorithm>
 #include <atomic>
+#include <chrono>
 #include <cstdlib>
+#include <exception>
+#include <limits>
 #include <memory>
 #include <mutex>
 #include <string>
@@ -14,8 +17,11 @@
 #include "graft/error.h"
 
 #if defined(__linux__)
+#include <linux/futex.h>
 #include <pthread.h>
 #include <sched.h>
+#include <sys/syscall.h>
+#include <unistd.h>
 #endif
 #if defined(__x86_64__)
 #include <immintrin.h>
@@ -32,13 +38,29 @@ void pause_briefly() {
 #endif
 }
 
-// Returns once `done()`; gives way to other threads after `spins` tries.
+using Clock = std::chrono::steady_clock;
+using std::chrono::microseconds;
+
+// How long a thread spins before it sleeps: the calls of a training step follow each other sooner,
+// and find workers awake (0.1 µs) instead of having to wake them (25–70 µs). By the clock, so that
+// one that the system puts aside has spun enough. With another process computing on each core,
+// shorter spins are slower, no spins much slower, and ones that yield instead of sleeping no
+// faster.
+constexpr microseconds kSpin{200};
+
+// Spins until `done()` for as long as told; says if it is.
 template <class Done>
-void spin_until(int spins, const Done& done) {
-  for (int spin = 0; !done(); ++spin) {
-    pause_briefly();
-    if (spin > spins) std::this_thread::yield();
-  }
+bool spin_until(const Done& done, microseconds spin) {
+  constexpr int kPausesALook = 32;  // at the clock: some 1 µs
+  if (spin.count() == 0) return false;
+  const Clock::time_point end = Clock::now() + spin;
+  do {
+    for (int i = 0; i < kPausesALook; ++i) {
+      if (done()) return true;
+      pause_briefly();
+    }
+  } while (Clock::now() < end);
+  return false;
 }
 
 // Cores this process may run on.
@@ -89,10 +111,6 @@ int default_threads() {
 
 constexpr int kMostThreads = 1024;
 
-// A worker that finds no work spins for about this many pauses (some 200 µs), so that the next call
-// of a training step finds it awake (0.1 µs), and then sleeps (25–70 µs to wake).
-constexpr int kSpins = 6000;
-
 // Workers and callers meet in `ticket_`: the number of tasks of the current job in the upper half,
 // the next task to hand out in the lower one. Whoever adds one and gets a task below the count owns
 // that task; a worker that comes late gets none and touches nothing, so a caller never waits for
@@ -102,8 +120,8 @@ class Pool {
   explicit Pool(int threads) : threads_(threads) {
     const std::vector<int> cores = allowed_cores();
     const bool one_core_each = threads <= static_cast<int>(cores.size());
-    spins_ = one_core_each ? kSpins : 0;
-    for (int i = 1; i < threads; ++i) workers_.emplace_back([this, i] { work(i); });
+    if (!one_core_each) spin_ = microseconds{0};
+    start_workers();
     if (!one_core_each) return;
     free_core_ = cores.front();
     for (std::size_t i = 0; i < workers_.size(); ++i) {
@@ -112,12 +130,7 @@ class Pool {
     }
   }
 
-  ~Pool() {
-    stop_.store(true);
-    wake_.fetch_add(1);
-    wake_.notify_all();
-    for (std::thread& worker : workers_) worker.join();
-  }
+  ~Pool() { stop_workers(); }
 
   int threads() const { return threads_; }
 
@@ -125,13 +138,13 @@ class Pool {
     make_room_for_caller();
     fn_ = fn;
     state_ = state;
-    finished_.store(0, std::memory_order_relaxed);
+    finished_.store(0);
     ticket_.store(static_cast<std::uint64_t>(count) << 32, std::memory_order_release);
-    wake_.fetch_add(1);
-    wake_.notify_all();
+    wake_.add(1);
+    wake_.wake_all();
 
     take_tasks(0);
-    spin_until(spins_, [&] { return finished_.load(std::memory_order_acquire) == count; });
+    finished_.wait_for(static_cast<std::uint32_t>(count), spin_);
   }
 
  private:
@@ -142,8 +155,28 @@ class Pool {
       const std::uint64_t ticket = ticket_.fetch_add(1, std::memory_order_acq_rel);
       if (!has_task(ticket)) return;
       fn_(state_, static_cast<std::int64_t>(ticket & 0xffffffffu), worker);
-      finished_.fetch_add(1, std::memory_order_release);
+      if (finished_.add(1) == ticket >> 32) finished_.wake_all();
     }
+  }
+
+  // All of them, or none and an Error.
+  void start_workers() {
+    try {
+      for (int i = 1; i < threads_; ++i) workers_.emplace_back([this, i] { work(i); });
+    } catch (const std::exception& error) {
+      const std::size_t started = workers_.size();
+      stop_workers();
+      throw Error(ErrorCode::kOutOfMemory, "[threads] could not start worker " +
+                                               std::to_string(started + 1) + " of " +
+                                               std::to_string(threads_ - 1) + ": " + error.what());
+    }
+  }
+
+  void stop_workers() {
+    stop_.store(true);
+    wake_.add(1);
+    wake_.wake_all();
+    for (std::thread& worker : workers_) worker.join();
   }
 
   void work(int worker);
@@ -160,12 +193,12 @@ class Pool {
   }
 
   const int threads_;
-  int spins_ = 0;
+  microseconds spin_ = kSpin;
   internal::TaskFn fn_ = nullptr;
   void* state_ = nullptr;
   alignas(64) std::atomic<std::uint64_t> ticket_{0};
-  alignas(64) std::atomic<std::int64_t> finished_{0};
-  alignas(64) std::atomic<std::uint32_t> wake_{0};
+  alignas(64) internal::WaitWord finished_;
+  alignas(64) internal::WaitWord wake_;
   std::atomic<bool> stop_{false};
   std::vector<std::thread> workers_;
   std::vector<int> cores_;  // that workers are pinned to; empty if they share
@@ -208,12 +241,7 @@ void Pool::work(int worker) {
   while (!stop_.load(std::memory_order_relaxed)) {
     const std::uint32_t seen = wake_.load();
     take_tasks(worker);
-    int spin = 0;
-    while (spin < spins_ && wake_.load(std::memory_order_relaxed) == seen) {
-      pause_briefly();
-      ++spin;
-    }
-    if (spin == spins_ && !has_task(ticket_.load())) wake_.wait(seen);
+    wake_.wait_past(seen, spin_);
   }
 }
 
@@ -232,9 +260,41 @@ Shared& shared() {
 
 }  // namespace
 
-void Countdown::wait_long() const {
-  spin_until(kSpins, [this] { return left_.load(std::memory_order_acquire) <= 0; });
+template <class Done>
+void internal::WaitWord::wait_until(const Done& done, microseconds spin) const {
+  if (done(load()) || spin_until([&] { return done(load()); }, spin)) return;
+  for (std::uint32_t value = load(); !done(value); value = load()) sleep_at(value);
 }
+
+void internal::WaitWord::wait_for(std::uint32_t wanted, microseconds spin) const {
+  wait_until([wanted](std::uint32_t value) { return value == wanted; }, spin);
+}
+
+void internal::WaitWord::wait_past(std::uint32_t seen, microseconds spin) const {
+  wait_until([seen](std::uint32_t value) { return value != seen; }, spin);
+}
+
+// Not std::atomic's wait, which in libstdc++ yields four times before it sleeps, each time for a
+// slice of whoever else wants the core.
+void internal::WaitWord::sleep_at(std::uint32_t value) const {
+  sleepers_.fetch_add(1);
+#if defined(__linux__)
+  syscall(SYS_futex, &value_, FUTEX_WAIT_PRIVATE, value, nullptr);
+#else
+  value_.wait(value);
+#endif
+  sleepers_.fetch_sub(1);
+}
+
+void internal::WaitWord::wake_sleepers() {
+#if defined(__linux__)
+  syscall(SYS_futex, &value_, FUTEX_WAKE_PRIVATE, std::numeric_limits<int>::max());
+#else
+  value_.notify_all();
+#endif
+}
+
+void Countdown::wait_long() const { left_.wait_for(0, kSpin); }
 
 void internal::run_tasks(Executor* executor, std::int64_t count, int threads, TaskFn fn,
                          void* state) {
@@ -253,7 +313,10 @@ void internal::run_tasks(Executor* executor, std::int64_t count, int threads, Ta
   Shared& s = shared();
   const std::lock_guard<std::mutex> lock(s.turn);
   const InsideTask inside;
-  if (s.pool == nullptr || s.pool->threads() != threads) s.pool = std::make_unique<Pool>(threads);
+  if (s.pool == nullptr || s.pool->threads() != threads) {
+    s.pool.reset();  // its threads end before others start
+    s.pool = std::make_unique<Pool>(threads);
+  }
   s.pool->run(count, fn, state);
 }
 

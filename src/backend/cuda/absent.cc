@@ -1,4 +1,3 @@
-#include "backend/backend.h"
 #include "backend/table.h"
 
 // Stands in for the CUDA back-end in builds that do not have it: every call is answered "no".

@@ -18,15 +18,11 @@ inline uint philox_word(ulong seed, ulong counter, uint lane) {
 }
 
 // drop(x) of the element with a row-major index, rounded to T. A dropped element is 0 whatever x is.
-struct NoDropout {
+template <bool kDrops>
+struct Dropout {
   template <typename T>
   T apply(T x, ulong element) const {
-    return x;
-  }
-};
-struct PhiloxDropout {
-  template <typename T>
-  T apply(T x, ulong element) const {
+    if (!kDrops) return x;
     const bool kept = philox_word(seed, offset + element / 4, uint(element % 4)) >= threshold;
     return kept ? T(float(x) * keep) : T(0.0f);
   }
@@ -35,3 +31,8 @@ struct PhiloxDropout {
   uint threshold;
   float keep;
 };
+template <bool kDrops>
+Dropout<kDrops> dropout_of(const device ulong* seed, const device ulong* offset, uint threshold,
+                           float keep) {
+  return {kDrops ? *seed : 0, kDrops ? *offset : 0, threshold, keep};
+}

@@ -2,8 +2,8 @@
 
 #include <limits>
 
+#include "backend/metal/plan.h"
 #include "backend/metal/shaders.h"
-#include "graft/metal_rows.h"
 
 namespace graft::metal {
 namespace {
@@ -20,10 +20,10 @@ int threads_of(std::int64_t features) {
   return features <= std::int64_t{256} * kMostKept ? 256 : 512;
 }
 
-std::string last_of(const char* matrix) {
-  const std::string name = matrix;
-  return name + "_shape[" + name + "_ndim - 1]";
-}
+// As in rows.metal.
+struct BlockScalars {
+  std::uint32_t rows, features;
+};
 
 }  // namespace
 
@@ -40,46 +40,17 @@ int kept_of(std::int64_t features) {
   return kept <= kMostKept ? kept : 0;
 }
 
-Call row_call(const std::string& kernel, const char* matrix, std::int64_t rows,
-              std::int64_t features, DType dtype) {
-  const int threads = threads_of(features), count = static_cast<int>(rows);
+Step row_step(const char* kernel, std::vector<const char*> parts, std::int64_t rows,
+              std::int64_t features, std::vector<Kernel::Argument> arguments) {
+  const int threads = threads_of(features);
   const bool narrow = threads == kLanes;
-  Call call;
-  call.kernel = "graft_" + kernel + (narrow ? "_simdgroup" : "_threadgroup");
-  call.header = shaders::kRows;
-  call.body = "const uint features = uint(" + last_of(matrix) + ");\n";
-  if (narrow) {
-    call.body +=
-        "const SimdgroupTeam team = {thread_position_in_grid.x / 32, thread_index_in_simdgroup};\n";
-  } else {
-    call.body +=
-        "threadgroup float shared[32];\n"
-        "const ThreadgroupTeam team = {threadgroup_position_in_grid.x,\n"
-        "                              thread_index_in_threadgroup, thread_index_in_simdgroup,\n"
-        "                              simdgroup_index_in_threadgroup,\n"
-        "                              simdgroups_per_threadgroup, shared};\n";
-    call.threadgroup_bytes = 32 * 4;
-  }
-  call.arguments = {{"T", dtype}, {"KEPT", kept_of(features)}};
-  call.grid = {count * threads, 1, 1};
-  call.threadgroup = {narrow ? kRowsAThreadgroup * kLanes : threads, 1, 1};
-  return call;
-}
-
-Call block_call(const std::string& kernel, const char* matrix, std::int64_t rows,
-                std::int64_t features) {
-  Call call;
-  call.kernel = "graft_" + kernel;
-  call.header = shaders::kRows;
-  const std::string name = matrix;
-  call.body = "const uint rows = uint(" + name + "_shape[0]), features = uint(" + name +
-              "_shape[1]);\n"
-              "const uint col = thread_position_in_grid.x, block = thread_position_in_grid.y;\n"
-              "const uint first = block * ROWS, end = min(first + ROWS, rows);\n";
-  call.arguments = {{"ROWS", rows_of_block(rows)}};
-  call.grid = {static_cast<int>(features), static_cast<int>(row_blocks(rows)), 1};
-  call.threadgroup = {kColumnsAcross, kBlocksAcross, 1};
-  return call;
+  arguments.insert(arguments.end(), {kept_of(features), narrow});
+  Step step;
+  step.kernel = {kernel, std::move(parts), std::move(arguments)};
+  step.grid = {static_cast<int>(rows) * threads, 1, 1};
+  step.threadgroup = {narrow ? kRowsAThreadgroup * kLanes : threads, 1, 1};
+  step.threadgroup_bytes = narrow ? 4 : 32 * 4;
+  return step;
 }
 
 // Few, so that small inputs make many blocks; more where there are many rows, so that the second
@@ -91,19 +62,35 @@ std::int64_t row_blocks(std::int64_t rows) {
   return (rows + each - 1) / each;
 }
 
-Call add_blocks(const BlockSums& call) {
-  Call result;
-  result.kernel = "graft_add_blocks";
-  result.inputs = {"blocks"};
-  result.outputs = {"sums"};
-  result.header = shaders::kRows;
-  result.body =
-      "add_blocks<T>(blocks, sums, uint(blocks_shape[0]), uint(blocks_shape[1]),\n"
-      "              thread_position_in_grid.x);\n";
-  result.arguments = {{"T", call.sums}};
-  result.grid = {static_cast<int>(call.features), 1, 1};
-  result.threadgroup = {kLanes, 1, 1};
-  return result;
+void add_sums(Plan& plan, const char* kernel, std::vector<const char*> parts, std::int64_t rows,
+              std::int64_t features, DType dtype, std::vector<Operand> reads,
+              std::vector<Operand> outputs) {
+  const std::int64_t blocks = row_blocks(rows);
+  const auto scalars = [features](std::int64_t count) {
+    return bytes_of(
+        BlockScalars{static_cast<std::uint32_t>(count), static_cast<std::uint32_t>(features)});
+  };
+  Step sums;
+  sums.kernel = {kernel, std::move(parts), {dtype, rows_of_block(rows)}};
+  sums.reads = std::move(reads);
+  for (std::size_t i = 0; i < outputs.size(); ++i) {
+    sums.writes.push_back(temporary(plan, DType::kFloat32, {blocks, features}));
+  }
+  sums.scalars = scalars(rows);
+  sums.grid = {static_cast<int>(features), static_cast<int>(blocks), 1};
+  sums.threadgroup = {kColumnsAcross, kBlocksAcross, 1};
+  if (blocks > 0) plan.steps.push_back(sums);
+  for (std::size_t i = 0; i < outputs.size(); ++i) {
+    if (is_absent(outputs[i])) continue;
+    Step add;
+    add.kernel = {"add_blocks", {shaders::kRows}, {DType::kFloat32}};
+    add.reads = {sums.writes[i]};
+    add.writes = {outputs[i]};
+    add.scalars = scalars(blocks);
+    add.grid = {static_cast<int>(features), 1, 1};
+    add.threadgroup = {kLanes, 1, 1};
+    plan.steps.push_back(std::move(add));
+  }
 }
 
 }  // namespace graft::metal

@@ -2,6 +2,7 @@
 
 #include <cstdint>
 #include <string>
+#include <vector>
 
 #include "backend/metal/limits.h"
 #include "graft/metal.h"
@@ -15,15 +16,21 @@ Support rows_fit(std::int64_t rows, std::int64_t features);
 // the row is read again. A power of two or nearly: each number is a pipeline of its own.
 int kept_of(std::int64_t features);
 
-// A call whose body gives each row a team (src/backend/metal/rows.metal): the grid, the arguments T
-// and KEPT, and the declarations of `team` and `features`, the last dimension of `matrix`.
-Call row_call(const std::string& kernel, const char* matrix, std::int64_t rows,
-              std::int64_t features, DType dtype);
+// A launch of a kernel that gives each row a team: the grid, and template arguments KEPT and NARROW
+// after `arguments`.
+Step row_step(const char* kernel, std::vector<const char*> parts, std::int64_t rows,
+              std::int64_t features, std::vector<Kernel::Argument> arguments);
 
-// A call whose body makes a sum over each block of ROWS rows of the matrix (rows, features)
-// `matrix`, a thread a column of a block: the grid, ROWS, and declarations of `rows`, `features`,
-// `col`, `block`, and of the block's rows, `first` to `end`.
-Call block_call(const std::string& kernel, const char* matrix, std::int64_t rows,
-                std::int64_t features);
+// Kernels that sum a matrix over its rows sum blocks of so many rows apart; and how many that
+// makes.
+int rows_of_block(std::int64_t rows);
+std::int64_t row_blocks(std::int64_t rows);
+
+// Adds the launches of a kernel that makes sums over the blocks of a matrix (rows, features), one
+// for each of `outputs`, and of those that add blocks up, for outputs that are not absent,
+// (features) float32. Always in the same order, so that results are the same in every run.
+void add_sums(Plan& plan, const char* kernel, std::vector<const char*> parts, std::int64_t rows,
+              std::int64_t features, DType dtype, std::vector<Operand> reads,
+              std::vector<Operand> outputs);
 
 }  // namespace graft::metal

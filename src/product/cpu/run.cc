@@ -22,9 +22,9 @@ struct Operands {
   float* h = nullptr;                     // (M, rank), if the caller or an outer product wants it
 };
 
-class Run {
+class ProductRun {
  public:
-  Run(Context& context, const Product& product);
+  ProductRun(Context& context, const Product& product);
   void operator()();
 
  private:
@@ -61,7 +61,7 @@ class Run {
   Countdown pairs_packed_;
 };
 
-Run::Run(Context& context, const Product& product)
+ProductRun::ProductRun(Context& context, const Product& product)
     : context_(context),
       p_(product),
       plan_(product, context.threads()),
@@ -91,7 +91,7 @@ Run::Run(Context& context, const Product& product)
   }
 }
 
-void Run::operator()() {
+void ProductRun::operator()() {
   pack_biases_and_weights();
   // What can be finished early fills the end of the first round of tasks; the rest is the second.
   const auto& early = outer_products_.early();
@@ -113,7 +113,7 @@ void Run::operator()() {
                });
 }
 
-void Run::pack_biases_and_weights() {
+void ProductRun::pack_biases_and_weights() {
   for (std::size_t i = 0; i < p_.terms.size(); ++i) {
     const Term& term = p_.terms[i];
     const std::int64_t padded = ceil_div(term.n, kernels_.width) * kernels_.width;
@@ -131,7 +131,7 @@ void Run::pack_biases_and_weights() {
 
 // The first tasks pack each S, a group of columns at a time, and each E, a range of panels at a
 // time; the others pack rows of x until they need them.
-void Run::pack_pairs(std::int64_t task) {
+void ProductRun::pack_pairs(std::int64_t task) {
   std::size_t i = 0;
   while (task >= plan_.terms[i].shrink_tasks + plan_.terms[i].expand_tasks) {
     task -= plan_.terms[i].shrink_tasks + plan_.terms[i].expand_tasks;
@@ -156,7 +156,7 @@ void Run::pack_pairs(std::int64_t task) {
   pairs_packed_.done();
 }
 
-void Run::task(std::int64_t chunk, std::int64_t split, const WorkerScratch& worker) {
+void ProductRun::task(std::int64_t chunk, std::int64_t split, const WorkerScratch& worker) {
   for (const Input& input : plan_.inputs) pack_chunk(input, chunk, split == 0, worker);
   for (std::size_t i = 0; i < p_.terms.size(); ++i) {
     if (plan_.terms[i].output_dropout != nullptr) fill_mask(i, chunk, split, worker);
@@ -168,8 +168,8 @@ void Run::task(std::int64_t chunk, std::int64_t split, const WorkerScratch& work
 }
 
 // Packs the rows of a chunk, and while panels are hot, makes the h of every term that reads them.
-void Run::pack_chunk(const Input& input, std::int64_t chunk, bool write_h,
-                     const WorkerScratch& worker) {
+void ProductRun::pack_chunk(const Input& input, std::int64_t chunk, bool write_h,
+                            const WorkerScratch& worker) {
   const std::int64_t first = partition_.first_panel(chunk),
                      last = partition_.first_panel(chunk + 1);
   const Term& reader = p_.terms[input.first];
@@ -193,8 +193,8 @@ void Run::pack_chunk(const Input& input, std::int64_t chunk, bool write_h,
 }
 
 // The h of consecutive row panels, which lie packed at x: as low-rank panels, and as rows.
-void Run::make_h(std::size_t i, std::int64_t chunk, std::int64_t panel, int panels,
-                 const std::uint32_t* x, bool write_h, const WorkerScratch& worker) {
+void ProductRun::make_h(std::size_t i, std::int64_t chunk, std::int64_t panel, int panels,
+                        const std::uint32_t* x, bool write_h, const WorkerScratch& worker) {
   const Term& term = p_.terms[i];
   const TermPlan& plan = plan_.terms[i];
   const Operands& operands = operands_[i];
@@ -229,8 +229,8 @@ void Run::make_h(std::size_t i, std::int64_t chunk, std::int64_t panel, int pane
   }
 }
 
-const void* Run::dropped_panel(const Term& term, std::int64_t row, int rows,
-                               const WorkerScratch& worker) const {
+const void* ProductRun::dropped_panel(const Term& term, std::int64_t row, int rows,
+                                      const WorkerScratch& worker) const {
   const std::int64_t k = term.k;
   kernels_.dropout_mask(*term.pair.input_dropout, static_cast<std::uint64_t>(row * k), rows * k,
                         worker.rows);
@@ -240,8 +240,8 @@ const void* Run::dropped_panel(const Term& term, std::int64_t row, int rows,
 }
 
 // The output dropout of a chunk's share of columns, [row][share], zero past the last column.
-void Run::fill_mask(std::size_t i, std::int64_t chunk, std::int64_t split,
-                    const WorkerScratch& worker) const {
+void ProductRun::fill_mask(std::size_t i, std::int64_t chunk, std::int64_t split,
+                           const WorkerScratch& worker) const {
   const std::int64_t n = p_.terms[i].n;
   const std::int64_t col = partition_.split_panel(split) * kernels_.width;
   const std::int64_t end = partition_.split_panel(split + 1) * kernels_.width;
@@ -257,8 +257,8 @@ void Run::fill_mask(std::size_t i, std::int64_t chunk, std::int64_t split,
 }
 
 // The tiles of a chunk: column panels outside, so that each is read from memory once a chunk.
-void Run::multiply(std::size_t o, std::int64_t chunk, std::int64_t split,
-                   const WorkerScratch& worker) const {
+void ProductRun::multiply(std::size_t o, std::int64_t chunk, std::int64_t split,
+                          const WorkerScratch& worker) const {
   const Output& output = plan_.outputs[o];
   const std::int64_t first = std::max(output.first_column, partition_.split_panel(split));
   const std::int64_t last = std::min(output.last_column, partition_.split_panel(split + 1));
@@ -270,8 +270,8 @@ void Run::multiply(std::size_t o, std::int64_t chunk, std::int64_t split,
 }
 
 // The panel of a weight that is read after that of term i, null if that is the last before `end`.
-const std::uint32_t* Run::next_weight_panel(std::size_t o, std::size_t i, std::int64_t column,
-                                            std::int64_t end) const {
+const std::uint32_t* ProductRun::next_weight_panel(std::size_t o, std::size_t i,
+                                                   std::int64_t column, std::int64_t end) const {
   const Output& output = plan_.outputs[o];
   if (i + 1 < output.last) return weight_panel(i + 1, column - output.first_column);
   if (column + 1 == end) return nullptr;
@@ -280,8 +280,9 @@ const std::uint32_t* Run::next_weight_panel(std::size_t o, std::size_t i, std::i
 }
 
 // One term's tiles of a column panel. Terms before an output's last leave their sum in scratch.
-void Run::multiply_panel(std::size_t o, std::size_t i, std::int64_t chunk, std::int64_t split,
-                         std::int64_t column, const WorkerScratch& worker) const {
+void ProductRun::multiply_panel(std::size_t o, std::size_t i, std::int64_t chunk,
+                                std::int64_t split, std::int64_t column,
+                                const WorkerScratch& worker) const {
   const Output& output = plan_.outputs[o];
   const Term& term = p_.terms[i];
   const TermPlan& plan = plan_.terms[i];
@@ -343,7 +344,7 @@ void Run::multiply_panel(std::size_t o, std::size_t i, std::int64_t chunk, std::
 
 }  // namespace
 
-void run(Context& context, const Product& product) { Run(context, product)(); }
+void run(Context& context, const Product& product) { ProductRun(context, product)(); }
 
 std::size_t scratch_bytes(const Product& product, int threads) {
   const Plan plan(product, threads);

@@ -150,7 +150,7 @@ TEST_F(CommandsTest, InfoSaysWhatRunsFused) {
   EXPECT_EQ(info.status, 0) << info.err;
   for (const char* words :
        {kVersion, "back-end cpu", "Tiny", "lora_linear q_proj", "fused",
-        "rms_norm              backward  float32, bfloat16; no: ", "attention"}) {
+        "rms_norm              forward, backward  float32, bfloat16", "attention"}) {
     EXPECT_NE(info.out.find(words), std::string::npos) << words;
   }
 }

@@ -6,7 +6,7 @@
 #include <set>
 #include <string>
 
-#include "graft/mlx/detail/metal.h"
+#include "graft/mlx/detail/metal_runner.h"
 #include "graft/mlx/fusion.h"
 
 // The tests of the host are the same wherever they run; what runs fused there is not.

@@ -253,10 +253,10 @@ TEST(Lora, RejectsWhatDoesNotFit) {
             "[lora_linear] w: expected a weight, got none");
   EXPECT_EQ(message_of([&] { lora_linear(x, w, normal({5}, 1), a, b, 1.0f); }),
             "[lora_linear] bias: expected (6), got (5)");
-  EXPECT_EQ(message_of([&] { lora_linear(x, w, {}, a, b, 1.0f, Dropout{.p = 1.0f}); }),
+  EXPECT_EQ(message_of([&] { lora_linear(x, w, {}, a, b, 1.0f, DropoutState{.p = 1.0f}); }),
             "[lora_linear] dropout: expected a chance in [0, 1), got 1.000000");
   EXPECT_EQ(message_of([&] {
-              lora_linear(x, w, {}, a, b, 1.0f, Dropout{.p = 0.1f, .seed = mx::zeros({2})});
+              lora_linear(x, w, {}, a, b, 1.0f, DropoutState{.p = 0.1f, .seed = mx::zeros({2})});
             }),
             "[lora_linear] seed: expected one integer, got shape (2)");
   EXPECT_EQ(message_of([&] { lora_forward_fused(x, a, b, NAN); }),

@@ -29,7 +29,7 @@ struct Model {
     const auto x = normal({7, 32}, seed);
     const auto targets = mx::array({1, 2, 3, 4, -100, 6, 60}, {7});
     const auto loss = [&](const Arrays& in) {
-      const Dropout dropout{0.1f, mx::array(seed, mx::uint64), mx::array(0)};
+      const DropoutState dropout{0.1f, mx::array(seed, mx::uint64), mx::array(0)};
       const auto y = lora_linear(x, weight, std::nullopt, in[0], in[1], 2.0f, dropout);
       const auto z = swiglu(y, linear(x, weight));
       return mx::sum(linear_cross_entropy(z, head, targets));

@@ -213,7 +213,7 @@ TEST_F(LlamaTest, AdapterIsAddedToTheWeightsInHuggingFacesRowOrder) {
   AdapterOptions options{.rank = 3, .alpha = 6.0f};
   options.layers = {1};
   const AdapterLayout layout(llama().config(), options);
-  const Adapter adapter{&layout, random_pairs(layout), std::nullopt, {}};
+  const ModelAdapter adapter{&layout, random_pairs(layout), std::nullopt, {}};
 
   PlainLlama plain(tiny_);
   for (const AdaptedModule& module : layout.modules()) {
@@ -256,7 +256,7 @@ TEST_F(LlamaTest, RotaryRowsGoBackToHuggingFacesOrder) {
 
 TEST_F(LlamaTest, CachedDecodingEqualsTheTrainingForward) {
   const AdapterLayout layout(llama().config(), {.rank = 4});
-  const Adapter adapter{&layout, random_pairs(layout), std::nullopt, {}};
+  const ModelAdapter adapter{&layout, random_pairs(layout), std::nullopt, {}};
   const std::vector<int> list = tokens(100);
   const mx::array whole = llama().logits(row_of(list), &adapter);
   KvCache cache(tiny_.num_layers);
@@ -434,7 +434,7 @@ TEST_F(LlamaTest, GradientsFollowFiniteDifferencesOfTheLoss) {
   const mx::array inputs = row_of(tokens(16));
   const mx::array targets = row_of(tokens(16, 2));
   const auto loss_at = [&](const std::vector<mx::array>& flat) {
-    Adapter adapter{&layout, {}, std::nullopt, {}};
+    ModelAdapter adapter{&layout, {}, std::nullopt, {}};
     for (std::size_t i = 0; i < flat.size(); i += 2) {
       adapter.pairs.push_back({flat[i], flat[i + 1]});
     }

@@ -57,7 +57,7 @@ class GradCheckpointTest : public ::testing::Test {
       flat.push_back(mx::random::normal(pair.b.shape(), mx::float32, 0.0f, 0.05f, keys.next()));
     }
     const auto loss = [&](const std::vector<mx::array>& parameters) {
-      Adapter adapter{&layout, {}, std::nullopt, {}};
+      ModelAdapter adapter{&layout, {}, std::nullopt, {}};
       for (std::size_t i = 0; i < parameters.size(); i += 2) {
         adapter.pairs.push_back({parameters[i], parameters[i + 1]});
       }

@@ -40,7 +40,7 @@ void few_shrink(X x, A a, uint depth, uint index, uint simdgroup, uint lane,
 // the rank, for all rows of x from one read of W and B.
 template <typename T, typename Y, int kRows, typename X, typename W, typename H, typename B,
           typename BiasOf>
-void lora_linear_few(X x, W w, uint depth, H h, B b, uint rank, float scaling, BiasOf bias,
+void few_columns(X x, W w, uint depth, H h, B b, uint rank, float scaling, BiasOf bias,
                      device Y* y, uint cols, uint first_col, uint lane) {
   if (first_col >= cols) return;
   float sums[kRows * kFewColumns];
@@ -75,4 +75,48 @@ void lora_linear_few(X x, W w, uint depth, H h, B b, uint rank, float scaling, B
       y[ulong(i / kFewColumns) * cols + col] = Y(sum + bias.at(col));
     }
   }
+}
+
+struct ProductScalars {
+  long a_row, a_col, b_row, b_col;  // strides
+  uint rows, depth, cols, rank;
+  float scaling;
+  uint threshold;
+  float keep;
+};
+
+// Of rank 0, h and B are not read.
+template <typename T, typename X, typename W, typename B0, typename B, bool kBias, int kRows>
+[[kernel]] void product_few(
+    const device X* x [[buffer(0)]], const device W* w [[buffer(1)]],
+    const device B0* bias [[buffer(2)]], const device B* b [[buffer(3)]],
+    const device float* h [[buffer(4)]], device X* y [[buffer(5)]],
+    constant const ProductScalars& scalars [[buffer(6)]],
+    uint group [[threadgroup_position_in_grid]],
+    uint simdgroup [[simdgroup_index_in_threadgroup]], uint lane [[thread_index_in_simdgroup]]) {
+  const View<const device B*> view = {b, scalars.b_row, scalars.b_col};
+  const Bias<const device B0*, kBias> added = {bias};
+  few_columns<T, X, kRows>(x, w, scalars.depth, h, view, scalars.rank, scalars.scaling, added, y,
+                           scalars.cols, group * 32 + simdgroup * kFewColumns, lane);
+}
+
+// Makes h itself.
+template <typename T, typename X, typename W, typename B0, typename B, bool kBias, int kRows,
+          typename A, int kRank>
+[[kernel]] void product_few_shrinks(
+    const device X* x [[buffer(0)]], const device W* w [[buffer(1)]],
+    const device B0* bias [[buffer(2)]], const device B* b [[buffer(3)]],
+    const device A* a [[buffer(4)]], device X* y [[buffer(5)]], device float* h [[buffer(6)]],
+    constant const ProductScalars& scalars [[buffer(7)]],
+    uint group [[threadgroup_position_in_grid]], uint index [[thread_index_in_threadgroup]],
+    uint simdgroup [[simdgroup_index_in_threadgroup]], uint lane [[thread_index_in_simdgroup]]) {
+  threadgroup float parts[8 * kRows * kRank];
+  threadgroup float h_block[kRows * kRank];
+  const View<const device A*> view_a = {a, scalars.a_row, scalars.a_col};
+  few_shrink<T, kRank, kRows, 8>(x, view_a, scalars.depth, index, simdgroup, lane, parts, h_block);
+  for (uint i = index; i < uint(kRows * kRank) && group == 0; i += 256) h[i] = h_block[i];
+  const View<const device B*> view = {b, scalars.b_row, scalars.b_col};
+  const Bias<const device B0*, kBias> added = {bias};
+  few_columns<T, X, kRows>(x, w, scalars.depth, h_block, view, kRank, scalars.scaling, added, y,
+                           scalars.cols, group * 32 + simdgroup * kFewColumns, lane);
 }

@@ -1,3 +1,5 @@
+#include <metal_simdgroup_matrix>
+
 // A tile of a product in simdgroup matrices: kRows x kCols of y are a threadgroup's of 128 threads, four
 // simdgroups in two rows of two, each with a quarter of the tile in accumulators of 8 x 8. Operands are
 // staged in threadgroup memory, kTileDepth of the depth at a time, and padded with zeros there, so that
@@ -8,21 +10,12 @@ constant constexpr int kTileThreads = 128;
 
 // Operands, by where element (row, col) lies; zero outside. kByDepth: a row in memory goes along the depth
 // of a right operand, and threads that stage it do too.
-template <typename T, typename P>
-struct RowMajor {
-  enum { kByDepth = 0 };
+template <typename T, typename P, bool kTransposed>
+struct Stored {
+  enum { kByDepth = kTransposed };
   T at(uint row, uint col) const {
-    return row < rows && col < cols ? T(float(data[ulong(row) * cols + col])) : T(0.0f);
-  }
-  P data;
-  uint rows;
-  uint cols;
-};
-template <typename T, typename P>
-struct Transposed {
-  enum { kByDepth = 1 };
-  T at(uint row, uint col) const {
-    return row < rows && col < cols ? T(float(data[ulong(col) * rows + row])) : T(0.0f);
+    if (row >= rows || col >= cols) return T(0.0f);
+    return T(float(data[kTransposed ? ulong(col) * rows + row : ulong(row) * cols + col]));
   }
   P data;
   uint rows;
@@ -50,7 +43,7 @@ struct Scaled {
   float scaling;
 };
 // x on its way to A.
-template <typename T, typename P, typename Dropout>
+template <typename T, typename P, bool kDrops>
 struct Dropped {
   T at(uint row, uint col) const {
     const ulong element = ulong(row) * cols + col;
@@ -59,16 +52,13 @@ struct Dropped {
   P data;
   uint rows;
   uint cols;
-  Dropout dropout;
+  Dropout<kDrops> dropout;
 };
 
 // What is added to a column of y.
-struct NoBias {
-  float at(uint col) const { return 0.0f; }
-};
-template <typename P>
+template <typename P, bool kBias>
 struct Bias {
-  float at(uint col) const { return float(data[col]); }
+  float at(uint col) const { return kBias ? float(data[col]) : 0.0f; }
   P data;
 };
 
@@ -80,6 +70,11 @@ struct TilePlace {
   uint simdgroup;
   uint lane;
 };
+
+template <int kRows, int kCols>
+TilePlace tile_place(uint2 group, uint index, uint simdgroup, uint lane) {
+  return {group.y * kRows, group.x * kCols, index, simdgroup, lane};
+}
 
 // A simdgroup's quarter of a tile, kDown x kAcross matrices from (row, col) of the tile on.
 template <int kRows, int kCols>
@@ -192,3 +187,20 @@ void visit_sums(Visit visit, TilePlace place, threadgroup float* strips,
     }
   }
 }
+
+// Writes y = drop(sum) + bias.
+template <typename Y, typename BiasOf, bool kDrops>
+struct StoreY {
+  float take(float sum, uint tile_row, uint tile_col) const {
+    const uint row = place.row + tile_row, col = place.col + tile_col;
+    const ulong element = ulong(row) * cols + col;
+    if (row < rows && col < cols) y[element] = Y(dropout.apply(sum, element) + bias.at(col));
+    return sum;
+  }
+  device Y* y;
+  BiasOf bias;
+  Dropout<kDrops> dropout;
+  TilePlace place;
+  uint rows;
+  uint cols;
+};
