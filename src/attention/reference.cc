@@ -118,10 +118,10 @@ void attention_backward(const AttentionBackward& params) {
       Rows dk = zeros(load(params.k, b, kv_head)), dv = dk;
       for (std::int64_t h = kv_head * group; h < (kv_head + 1) * group; ++h) {
         const Head head(params.q, params.k, params.v, params.options, b, h);
-        const Rows dy = load(params.dy, b, h);
+        const Rows dy = load(params.dy, b, h), y = load(params.y, b, h);
         Rows dq = zeros(head.q);
         for (std::size_t i = 0; i < head.q.size(); ++i) {
-          const double delta = dot(dy[i], head.y[i]);
+          const double delta = dot(dy[i], y[i]);
           for (std::size_t j = 0; j < head.p[i].size(); ++j) {
             const double ds = scale * head.p[i][j] * (dot(dy[i], head.v[j]) - delta);
             add(head.k[j], ds, dq[i]);

@@ -131,10 +131,11 @@ void plain_attention(const AttentionForward& f, const AttentionBackward& g) {
       const Matrix y = product(p, transposed(v, d), dtype);
       store(y, f.y, b, h);
 
+      const Matrix given_y = load(g.y, b, h);
       Matrix ds = product(dy, v, dtype);
       for (std::size_t i = 0; i < ds.size(); ++i) {
         float delta = 0;
-        for (std::size_t e = 0; e < d; ++e) delta += dy[i][e] * y[i][e];
+        for (std::size_t e = 0; e < d; ++e) delta += dy[i][e] * given_y[i][e];
         for (std::size_t j = 0; j < keys; ++j) {
           ds[i][j] = r(scale * r(again[i][j] * r(ds[i][j] - r(delta))));
         }

@@ -56,14 +56,41 @@ testing::AssertionResult close(const std::vector<double>& actual, const std::vec
   return testing::AssertionSuccess();
 }
 
+namespace {
+
+double largest_of(const std::vector<double>& values) {
+  double largest = 0;
+  for (const double value : values) {
+    if (std::isfinite(value)) largest = std::max(largest, std::abs(value));
+  }
+  return largest;
+}
+
+}  // namespace
+
 testing::AssertionResult as_good_as(const std::vector<double>& actual,
                                     const std::vector<double>& plain,
                                     const std::vector<double>& truth, DType dtype, int roundings) {
-  double largest = 0;
-  for (const double t : truth) {
-    if (std::isfinite(t)) largest = std::max(largest, std::abs(t));
+  return close(actual, truth,
+               2 * max_error(plain, truth) + roundings * epsilon(dtype) * largest_of(truth));
+}
+
+testing::AssertionResult as_good_as_float32(const std::vector<double>& actual,
+                                            const std::vector<double>& plain,
+                                            const std::vector<double>& truth, DType dtype,
+                                            int roundings) {
+  if (actual.size() != truth.size()) {
+    return testing::AssertionFailure() << actual.size() << " elements, expected " << truth.size();
   }
-  return close(actual, truth, 2 * max_error(plain, truth) + roundings * epsilon(dtype) * largest);
+  const double computed =
+      2 * max_error(plain, truth) + roundings * epsilon(DType::kFloat32) * largest_of(truth);
+  const double stored = dtype == DType::kFloat32 ? 0 : epsilon(dtype);
+  for (std::size_t i = 0; i < actual.size(); ++i) {
+    const double size = std::isfinite(truth[i]) ? std::abs(truth[i]) : 0;
+    const auto result = close({actual[i]}, {truth[i]}, computed + stored * (size + computed));
+    if (!result) return testing::AssertionFailure() << i << ": " << result.message();
+  }
+  return testing::AssertionSuccess();
 }
 
 }  // namespace graft::test

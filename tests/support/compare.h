@@ -27,4 +27,11 @@ testing::AssertionResult as_good_as(const std::vector<double>& actual,
                                     const std::vector<double>& truth, DType dtype,
                                     int roundings = 1);
 
+/// The same of what is computed in float32 and rounded to `dtype` once, at the end: `plain` is of
+/// float32 operations, and so are the `roundings`; each element may be rounded to `dtype` besides.
+testing::AssertionResult as_good_as_float32(const std::vector<double>& actual,
+                                            const std::vector<double>& plain,
+                                            const std::vector<double>& truth, DType dtype,
+                                            int roundings = 1);
+
 }  // namespace graft::test
