@@ -1,5 +1,6 @@
 #!/usr/bin/env python3
-"""Writes tests/data/gguf_golden.json: what the gguf package reads in the header of the test model.
+"""Writes tests/data/gguf_golden.json: what the gguf package reads in the header of the test model, and
+in blocks of quantized types.
 
     python3 -m venv .venv && .venv/bin/pip install gguf==0.19.0
     .venv/bin/python scripts/make_gguf_golden.py
@@ -11,10 +12,28 @@ import pathlib
 import sys
 
 import gguf
+import numpy as np
 
 ROOT = pathlib.Path(__file__).parent.parent
 MODEL = ROOT / ".deps/model/SmolLM2-135M-Instruct.Q4_1.gguf"
 OUT = ROOT / "tests/data/gguf_golden.json"
+
+
+def random_blocks():
+    """Two rows of 256 elements of each type: random bits, with scales that are plain numbers."""
+    random = np.random.default_rng(7)
+    for name, scales in (("BF16", ()), ("Q4_0", (0,)), ("Q4_1", (0, 2)), ("Q8_0", (0,)),
+                         ("Q4_K", (0, 2)), ("Q6_K", (208,))):
+        kind = gguf.GGMLQuantizationType[name]
+        elements, size = gguf.GGML_QUANT_SIZES[kind]
+        blocks = random.integers(0, 256, (2 * 256 // elements, size), dtype=np.uint8)
+        if not scales:
+            blocks[:, 1] = 0x3C  # no number but a finite one
+        for at in scales:
+            blocks[:, at + 1] %= 0x38
+        data = blocks.reshape(2, -1)
+        values = gguf.quants.dequantize(data, kind)
+        yield [name, data.tobytes().hex(), [float(value) for value in values.reshape(-1)]]
 
 
 def main():
@@ -27,7 +46,8 @@ def main():
                if isinstance(field.contents(), list)}
     golden = {"made_by": "scripts/make_gguf_golden.py",
               "versions": {"gguf": importlib.metadata.version("gguf")},
-              "metadata": metadata, "array_lengths": lengths, "tensors": tensors}
+              "metadata": metadata, "array_lengths": lengths, "tensors": tensors,
+              "blocks": list(random_blocks())}
     text = json.dumps(golden, separators=(",", ":"))
     OUT.write_text(text.replace("],[", "],\n[").replace(',"', ',\n"', 1) + "\n")
     assert json.loads(OUT.read_text()) == golden

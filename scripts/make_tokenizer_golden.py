@@ -180,6 +180,12 @@ def main():
         ids = tokenizer.encode(text).ids
         texts.append({"text": text, "ids": ids, "decoded": tokenizer.decode(ids),
                       "decoded_with_special": tokenizer.decode(ids, skip_special_tokens=False)})
+        # Control tokens written in it as text: transformers' split_special_tokens.
+        tokenizer.encode_special_tokens = True
+        plain = tokenizer.encode(text).ids
+        tokenizer.encode_special_tokens = False
+        if plain != ids:
+            texts[-1]["plain_ids"] = plain
     tokens = [{"ids": ids, "decoded": tokenizer.decode(ids)}
               for ids in random_ids(100, tokenizer.get_vocab_size())]
     chats = []

@@ -166,6 +166,10 @@ void Check::rotary(const Rotary& rotary) const {
   if (!(std::isfinite(rotary.theta) && rotary.theta > 0.0f)) {
     fail("rotary.theta: expected a positive number, got " + std::to_string(rotary.theta));
   }
+  if (!(std::isfinite(rotary.scaling_factor) && rotary.scaling_factor > 0.0f)) {
+    fail("rotary.scaling_factor: expected a positive number, got " +
+         std::to_string(rotary.scaling_factor));
+  }
   if (rotary.position < 0) {
     fail("rotary.position: expected at least 0, got " + std::to_string(rotary.position));
   }

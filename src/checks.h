@@ -72,7 +72,7 @@ class Check {
   /// A finite number above 0.
   void scale(float scale) const;
 
-  /// theta and position make sense.
+  /// theta, position and scaling factor make sense.
   void rotary(const Rotary& rotary) const;
 
   /// The context is for the device of the tensors.

@@ -19,7 +19,8 @@ constexpr const char* kOp = "attention";
 bool equal(const AttentionOptions& a, const AttentionOptions& b) {
   const bool rotary = a.rotary.enabled == b.rotary.enabled && a.rotary.theta == b.rotary.theta &&
                       a.rotary.interleaved == b.rotary.interleaved &&
-                      a.rotary.position == b.rotary.position;
+                      a.rotary.position == b.rotary.position &&
+                      a.rotary.scaling_factor == b.rotary.scaling_factor;
   return rotary && a.scale == b.scale && a.causal == b.causal;
 }
 
@@ -30,8 +31,9 @@ mx::array composed_attention(const Arrays& inputs, const AttentionOptions& optio
   const auto v = mx::swapaxes(inputs[2], 1, 2, s);
   if (options.rotary.enabled) {
     const auto turn = [&](const mx::array& x, std::int64_t position) {
-      return mx::fast::rope(x, x.shape(-1), options.rotary.interleaved, options.rotary.theta, 1.0f,
-                            static_cast<int>(position), std::nullopt, s);
+      return mx::fast::rope(x, x.shape(-1), options.rotary.interleaved, options.rotary.theta,
+                            1.0f / options.rotary.scaling_factor, static_cast<int>(position),
+                            std::nullopt, s);
     };
     q = turn(q, options.rotary.position + k.shape(2) - q.shape(2));
     k = turn(k, options.rotary.position);

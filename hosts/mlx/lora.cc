@@ -274,7 +274,7 @@ mx::array run_linear(LoraCall call, const mx::array& x, const std::optional<mx::
     inputs.push_back(*bias);
     call.bias = true;
   }
-  if (dropout.p > 0.0f) {
+  if (graft::Dropout{dropout.p}.threshold() > 0) {
     inputs.push_back(counter(dropout.seed, "seed", s));
     inputs.push_back(counter(dropout.offset, "offset", s));
     call.dropout = dropout.p;
@@ -284,7 +284,7 @@ mx::array run_linear(LoraCall call, const mx::array& x, const std::optional<mx::
 
 }  // namespace
 
-std::uint64_t dropout_counters(const mx::array& x) { return (x.size() + 3) / 4; }
+std::uint64_t dropout_counters(const mx::array& x) { return (x.size() + 7) / 8; }
 
 mx::array lora_forward_fused(const mx::array& x, const mx::array& a, const mx::array& b,
                              float scaling, mx::StreamOrDevice s) {

@@ -15,7 +15,8 @@ namespace graft::mlx {
 /// inputs, or every step repeats one mask. Give every module, step and microbatch counters of its
 /// own: `dropout_counters(x)` says how many a call takes.
 struct DropoutState {
-  float p = 0.0f;  ///< Chance that an element is dropped, in [0, 1).
+  float p =
+      0.0f;  ///< Chance that an element is dropped, in [0, 1), taken to the nearest 1 / 65536.
   mx::array seed = mx::array(std::uint64_t{0}, mx::uint64);    ///< One integer, taken as uint64.
   mx::array offset = mx::array(std::uint64_t{0}, mx::uint64);  ///< One integer, taken as uint64.
 };

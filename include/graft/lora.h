@@ -1,5 +1,6 @@
 #pragma once
 
+#include <algorithm>
 #include <cstddef>
 #include <cstdint>
 #include <span>
@@ -25,15 +26,26 @@ struct Adapter {
 
 /// Inverted dropout on the adapter's input, drop(x) = mask·x / (1 − p); the base product sees x.
 ///
-/// The mask is Philox 4x32-10 (Salmon et al., SC11): key = seed; counter = offset + e / 4 with e
-/// the row-major index of the element in x (M, in_features); lane = e mod 4; the element is kept if
-/// its 32-bit word, as a fraction of 2³², is at least p. It is the same on every back-end, and made
-/// again in backward from the same seed and offset, never stored. Two calls whose counters
-/// [offset, offset + ⌈M·in_features / 4⌉) overlap share masks.
+/// The mask is Philox 4x32-7 (Salmon et al., SC11), 16 bits an element: key = seed; counter =
+/// offset + e / 8 with e the row-major index of the element in x (M, in_features); field = e mod 8
+/// of the counter's four words, the low half of a word before its high half. An element is dropped
+/// if its field is below threshold(), and multiplied by scale() if not, whatever value it has; p is
+/// taken to the nearest 1 / 65536. The mask is the same on every back-end, and made again in
+/// backward from the same seed and offset, never stored. Two calls whose counters
+/// [offset, offset + ⌈M·in_features / 8⌉), modulo 2⁶⁴, overlap share masks.
 struct Dropout {
-  float p = 0.0f;            ///< Chance that an element is dropped, in [0, 1); 0 is no dropout.
+  float p = 0.0f;            ///< Chance that an element is dropped, in [0, 1).
   std::uint64_t seed = 0;    ///< Philox key.
-  std::uint64_t offset = 0;  ///< Philox counter of the first four elements.
+  std::uint64_t offset = 0;  ///< Philox counter of the first eight elements.
+
+  /// 65536·p rounded to the nearest integer, halves up, and at most 65535: so near to 1 that all
+  /// would be dropped, one element of 65536 is kept. 0, of any p below 1 / 131072, is no dropout.
+  std::uint32_t threshold() const {
+    return std::min(static_cast<std::uint32_t>(double{p} * 65536.0 + 0.5), 65535u);
+  }
+  /// What an element that is kept is multiplied by: 1 / (1 − p) of the p that the threshold stands
+  /// for.
+  float scale() const { return 65536.0f / static_cast<float>(65536u - threshold()); }
 };
 
 /// Ranks that the kernels take.

@@ -77,9 +77,9 @@ struct Temporary {
 ///
 /// Inputs and outputs are counted in the order in which the call's params declare their views,
 /// those of structs within them included; absent views are not counted. Of a call with dropout,
-/// seed and offset are two inputs more, in their place: one uint64 each in the device's memory, so
-/// that a launch need not know them; those in the params are not looked at. Where nothing is to be
-/// computed there are no steps.
+/// whose threshold() is above 0, seed and offset are two inputs more, in their place: one uint64
+/// each in the device's memory, so that a launch need not know them; those in the params are not
+/// looked at. Where nothing is to be computed there are no steps.
 struct Plan {
   std::vector<Temporary> temporaries;  ///< To be allocated before the first step.
   std::vector<Step> steps;             ///< In order.

@@ -11,7 +11,7 @@
 namespace graft {
 
 /// Rotary position embedding (Su et al., RoFormer, arXiv:2104.09864): pair i of a head, i < d / 2,
-/// is turned by the angle position · theta^(−2i / d).
+/// is turned by the angle position / scaling_factor · theta^(−2i / d).
 struct Rotary {
   bool enabled = false;    ///< If not, operations that take a Rotary turn nothing.
   float theta = 10000.0f;  ///< Base of the angles' geometric series.
@@ -19,6 +19,9 @@ struct Rotary {
   /// order of the original paper and of Llama weights in GGUF files.
   bool interleaved = false;
   std::int64_t position = 0;  ///< Of the first token, at least 0.
+  /// Of linear position scaling (Chen et al., arXiv:2306.15595): a model for n tokens made to serve
+  /// n · factor of them. Above 0; 1 is no scaling.
+  float scaling_factor = 1.0f;
 };
 
 /// y = x turned; token t of every sequence is at `rotary.position + t`.

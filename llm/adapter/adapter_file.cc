@@ -4,6 +4,7 @@
 
 #include <cstdint>
 #include <filesystem>
+#include <map>
 #include <nlohmann/json.hpp>
 #include <utility>
 
@@ -65,26 +66,23 @@ std::string config_text(const AdapterLayout& layout, const std::string& base_mod
 // Far above any real one.
 constexpr std::uint64_t kMaxConfigBytes = std::uint64_t{1} << 20;
 
-AdapterLayout read_layout(const std::string& path, const LlamaConfig& model) {
+constexpr const char* kFingerprintKey = "graft.base_fingerprint";
+
+// An adapter without its pairs yet.
+SavedAdapter read_config(const std::string& path, const LlamaConfig& model) {
   const AdapterConfig config = read_adapter_config(read_input(path, kMaxConfigBytes), path);
-  if (!is_named(config.base_model, model.names)) {
-    throw UserError(fmt::format(
-        "{}: base_model_name_or_path: the adapter is of '{}', the model is '{}'; give that model "
-        "as --model, or put this one's name there if they are the same",
-        path, printable(config.base_model), printable(model.names.front())));
-  }
   try {
-    return AdapterLayout(model, config.options);
+    return {AdapterLayout(model, config.options), {}, {config.base_model}};
   } catch (const UserError& error) {
     throw UserError(fmt::format("{}: {}", path, error.what()));
   }
 }
 
-// Takes the pairs of `layout` out of a safetensors file. `description` is where the layout comes
-// from, as an error names it.
-std::vector<LoraPair> load_pairs(const std::string& file, const AdapterLayout& layout,
-                                 const char* description) {
-  auto tensors = read_safetensors(file);
+// Fills in what a safetensors file has of an adapter. `description` is where its layout comes from,
+// as an error names it.
+void load_weights(const std::string& file, const char* description, SavedAdapter& adapter) {
+  const AdapterLayout& layout = adapter.layout;
+  auto [tensors, metadata] = read_safetensors(file);
   const auto take = [&](const std::string& name, int rows, int columns) {
     const auto found = tensors.find(name);
     if (found == tensors.end()) {
@@ -105,39 +103,39 @@ std::vector<LoraPair> load_pairs(const std::string& file, const AdapterLayout& l
     }
     return transposed;
   };
-  std::vector<LoraPair> pairs;
   const int rank = layout.options().rank;
   for (const AdaptedModule& module : layout.modules()) {
     const mx::array a = take(tensor_name(module, 'A'), rank, module.in_features);
     const mx::array b = take(tensor_name(module, 'B'), module.out_features, rank);
-    pairs.push_back({a, b});
+    adapter.pairs.push_back({a, b});
   }
   if (!tensors.empty()) {
     throw UserError(fmt::format("{}: tensor {} does not belong to the adapter that {} describes",
                                 file, printable(tensors.begin()->first, 160), description));
   }
-  return pairs;
+  adapter.base.fingerprint = metadata[kFingerprintKey];
 }
 
 }  // namespace
 
 std::vector<FileContents> adapter_files(const AdapterLayout& layout,
-                                        const std::vector<LoraPair>& pairs,
-                                        const std::string& base_model) {
+                                        const std::vector<LoraPair>& pairs, const BaseModel& base) {
   std::vector<std::pair<std::string, mx::array>> tensors;
   for (std::size_t i = 0; i < pairs.size(); ++i) {
     const AdaptedModule& module = layout.modules()[i];
     tensors.emplace_back(tensor_name(module, 'A'), mx::transpose(pairs[i].a));
     tensors.emplace_back(tensor_name(module, 'B'), mx::transpose(pairs[i].b));
   }
-  return {{kAdapterWeightsFile, to_safetensors(tensors)},
-          {kAdapterConfigFile, config_text(layout, base_model)}};
+  std::map<std::string, std::string> metadata;
+  if (!base.fingerprint.empty()) metadata[kFingerprintKey] = base.fingerprint;
+  return {{kAdapterWeightsFile, to_safetensors(tensors, metadata)},
+          {kAdapterConfigFile, config_text(layout, base.name)}};
 }
 
 void save_adapter(const std::string& folder, const AdapterLayout& layout,
-                  const std::vector<LoraPair>& pairs, const std::string& base_model) {
+                  const std::vector<LoraPair>& pairs, const BaseModel& base) {
   make_folder(folder);
-  write_files_atomically(folder, adapter_files(layout, pairs, base_model));
+  write_files_atomically(folder, adapter_files(layout, pairs, base));
 }
 
 void prepare_adapter_folder(const std::string& folder) {
@@ -148,10 +146,9 @@ void prepare_adapter_folder(const std::string& folder) {
 }
 
 SavedAdapter load_adapter(const std::string& folder, const LlamaConfig& model) {
-  AdapterLayout layout = read_layout(in_folder(folder, kAdapterConfigFile), model);
-  std::vector<LoraPair> pairs =
-      load_pairs(in_folder(folder, kAdapterWeightsFile), layout, kAdapterConfigFile);
-  return {std::move(layout), std::move(pairs)};
+  SavedAdapter adapter = read_config(in_folder(folder, kAdapterConfigFile), model);
+  load_weights(in_folder(folder, kAdapterWeightsFile), kAdapterConfigFile, adapter);
+  return adapter;
 }
 
 SavedAdapter load_adapter_file(const std::string& file, const AdapterOptions& options,
@@ -159,11 +156,29 @@ SavedAdapter load_adapter_file(const std::string& file, const AdapterOptions& op
   const std::filesystem::path config =
       std::filesystem::path(file).parent_path() / kAdapterConfigFile;
   const bool described = std::filesystem::exists(config);
-  AdapterLayout layout =
-      described ? read_layout(config.string(), model) : AdapterLayout(model, options);
-  std::vector<LoraPair> pairs = load_pairs(
-      file, layout, described ? kAdapterConfigFile : "--rank, --num-layers and --target-modules");
-  return {std::move(layout), std::move(pairs)};
+  SavedAdapter adapter = described ? read_config(config.string(), model)
+                                   : SavedAdapter{AdapterLayout(model, options), {}};
+  load_weights(file, described ? kAdapterConfigFile : "--rank, --num-layers and --target-modules",
+               adapter);
+  return adapter;
+}
+
+std::string doubt_about_base(const BaseModel& base, const LlamaConfig& model,
+                             const std::function<std::string()>& fingerprint) {
+  const std::string trained_on = base.name.empty() ? "another file" : printable(base.name);
+  const std::string given = model.names.empty() ? "this one" : printable(model.names.front());
+  if (!base.fingerprint.empty()) {
+    if (base.fingerprint == fingerprint()) return {};
+    return fmt::format(
+        "was trained on {} as it was then, which is not {} as it is now: its answers may be wrong",
+        trained_on, given);
+  }
+  if (is_named(base.name, model.names)) return {};
+  return fmt::format(
+      "says that it was trained on '{}', and the model is '{}': if they are not the same, its "
+      "answers "
+      "are wrong",
+      trained_on, given);
 }
 
 }  // namespace graft::llm

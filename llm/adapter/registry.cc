@@ -83,9 +83,10 @@ class Scratch {
 
 // The copy is checked, as the source may change meanwhile; what is wrong with it is wrong with the
 // source.
-void check_copy(const std::string& copy, const std::string& source, const LlamaConfig& config) {
+BaseModel check_copy(const std::string& copy, const std::string& source,
+                     const LlamaConfig& config) {
   try {
-    load_adapter(copy, config);
+    return load_adapter(copy, config).base;
   } catch (const UserError& failure) {
     std::string message = failure.what();
     if (const std::size_t at = message.find(copy); at != std::string::npos) {
@@ -174,16 +175,22 @@ std::string AdapterRegistry::find(const std::string& name, const ModelIdentity& 
   const Entry entry = read_entry(name);
   if (!entry.problem.empty()) throw UserError(entry.problem);
   if (entry.model.fingerprint != model.fingerprint) {
+    const bool same_file =
+        fs::path(entry.model.file) == fs::absolute(model.file).lexically_normal();
     throw UserError(fmt::format(
-        "adapter '{}' was added for another model, {}; to use it with {} all the same, add it "
-        "again under another name: graft adapter add NAME {} --model {}",
-        name, entry.model.file, model.file, entry.folder, model.file));
+        "adapter '{}' was added for {}; to use it with {} all the same, add it again under another "
+        "name: graft adapter add NAME {} --model {}",
+        name,
+        same_file ? entry.model.file + ", which has changed since"
+                  : "another model, " + entry.model.file,
+        same_file ? "it" : model.file, entry.folder, model.file));
   }
   return entry.folder;
 }
 
-void AdapterRegistry::add(const std::string& name, const std::string& source,
-                          const ModelIdentity& model, const LlamaConfig& config, bool replace) {
+BaseModel AdapterRegistry::add(const std::string& name, const std::string& source,
+                               const ModelIdentity& model, const LlamaConfig& config,
+                               bool replace) {
   check_name(name);
   if (fs::exists(path_of(name)) && !replace) {
     throw UserError(fmt::format("there is an adapter '{}' in {}; --replace puts this in its place",
@@ -204,10 +211,11 @@ void AdapterRegistry::add(const std::string& name, const std::string& source,
                                   from.string(), error.message()));
     }
   }
-  check_copy(fresh, source, config);
+  BaseModel base = check_copy(fresh, source, config);
   const ordered_json about = {{"model", model.file}, {"fingerprint", model.fingerprint}};
   write_file_atomically((fs::path(fresh) / kEntryFile).string(), lossy_json_text(about, 2) + "\n");
   place_folder(fresh, path_of(name));
+  return base;
 }
 
 void AdapterRegistry::remove(const std::string& name) {

@@ -5,6 +5,7 @@
 #include <string>
 #include <vector>
 
+#include "graft/llm/adapter/adapter_file.h"
 #include "graft/llm/model/llama_config.h"
 
 namespace graft::llm {
@@ -47,9 +48,10 @@ class AdapterRegistry {
   std::string find(const std::string& name, const ModelIdentity& model) const;
 
   /// Copies an adapter in under a name, after checking every tensor against `config`. It is there
-  /// whole or not at all. Throws UserError; also if the name is taken, unless `replace`.
-  void add(const std::string& name, const std::string& source, const ModelIdentity& model,
-           const LlamaConfig& config, bool replace);
+  /// whole or not at all. Gives what the adapter says of its model. Throws UserError; also if the
+  /// name is taken, unless `replace`.
+  BaseModel add(const std::string& name, const std::string& source, const ModelIdentity& model,
+                const LlamaConfig& config, bool replace);
 
   void remove(const std::string& name);
   void check_exists(const std::string& name) const;  ///< Throws UserError, saying what there is.

@@ -3,9 +3,12 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <array>
 #include <string_view>
 #include <utility>
 
+#include "graft/llm/files/printable.h"
+#include "graft/llm/files/utf8.h"
 #include "graft/llm/user_error.h"
 
 namespace graft::llm {
@@ -13,6 +16,12 @@ namespace {
 
 constexpr std::string_view kStart = "<|im_start|>";
 constexpr std::string_view kEnd = "<|im_end|>";
+
+constexpr std::string_view kGenerationPrompt = "<|im_start|>assistant\n";
+
+// ChatML puts any word where the role goes. Models know these; another, as "Assistant" or "model",
+// would be a turn that they never saw, and never a target of training.
+constexpr std::array<std::string_view, 4> kRoles = {"system", "user", "assistant", "tool"};
 
 // Far longer than any in use; its system message stands before every chat.
 constexpr std::size_t kMaxTemplateBytes = std::size_t{64} << 10;
@@ -51,6 +60,12 @@ std::string unescape(std::string_view text) {
     }
   }
   return out;
+}
+
+std::vector<std::int32_t> ids_of(const std::vector<PlacedToken>& tokens) {
+  std::vector<std::int32_t> ids;
+  for (const PlacedToken& token : tokens) ids.push_back(token.id);
+  return ids;
 }
 
 struct Recognised {
@@ -110,7 +125,14 @@ std::string_view family_of(const std::string& source) {
 
 }  // namespace
 
-ChatTemplate::ChatTemplate(const GgufFile& file, const Tokenizer& tokenizer) {
+void ChatTemplate::check_role(std::string_view role) {
+  if (std::ranges::find(kRoles, role) != kRoles.end()) return;
+  throw UserError(fmt::format("role '{}' is not one that the chat template knows: {}",
+                              printable(std::string(role)), fmt::join(kRoles, ", ")));
+}
+
+ChatTemplate::ChatTemplate(const GgufFile& file, const Tokenizer& tokenizer, ControlTokens words)
+    : words_(words) {
   const std::string* source = file.find_string("tokenizer.chat_template");
   if (!source) {
     throw UserError(file.name() +
@@ -134,31 +156,52 @@ ChatTemplate::ChatTemplate(const GgufFile& file, const Tokenizer& tokenizer) {
   default_system_ = std::move(recognised->default_system);
 }
 
+void ChatTemplate::add_message(Rendered& rendered, const Message& message) {
+  check_role(message.role);
+  // Before other text counts among its bytes.
+  if (const std::size_t at = find_invalid_utf8(message.content); at != std::string::npos) {
+    throw UserError(
+        fmt::format("the {} message is not valid UTF-8 at byte {}", message.role, at + 1));
+  }
+  std::string& text = rendered.text;
+  text += fmt::format("{}{}\n", kStart, message.role);
+  const std::size_t begin = text.size();
+  text += message.content;
+  rendered.words.push_back({begin, text.size()});
+  text += kEnd;
+  if (message.role == "assistant") rendered.targets.push_back({begin, text.size()});
+  text += '\n';
+}
+
 ChatTemplate::Rendered ChatTemplate::render_messages(std::span<const Message> messages) const {
   Rendered rendered;
   std::string& text = rendered.text;
   if (default_system_ && !messages.empty() && messages[0].role != "system") {
     text += fmt::format("{}system\n{}{}\n", kStart, *default_system_, kEnd);
   }
-  for (const Message& message : messages) {
-    text += fmt::format("{}{}\n", kStart, message.role);
-    const std::size_t begin = text.size();
-    text += message.content;
-    text += kEnd;
-    if (message.role == "assistant") rendered.targets.push_back({begin, text.size()});
-    text += '\n';
-  }
+  for (const Message& message : messages) add_message(rendered, message);
   return rendered;
 }
 
 std::string ChatTemplate::render(std::span<const Message> messages, bool generation_prompt) const {
   std::string text = render_messages(messages).text;
-  if (generation_prompt) text += fmt::format("{}assistant\n", kStart);
+  if (generation_prompt) text += kGenerationPrompt;
   return text;
 }
 
-std::string ChatTemplate::render_next(const std::string& words) const {
-  return fmt::format("\n{}user\n{}{}\n{}assistant\n", kStart, words, kEnd, kStart);
+std::vector<PlacedToken> ChatTemplate::encode_rendered(const Tokenizer& tokenizer,
+                                                       const Rendered& rendered) const {
+  if (words_ == ControlTokens::kParsed) return tokenizer.encode_placed(rendered.text);
+  return tokenizer.encode_placed(rendered.text, rendered.words);
+}
+
+std::vector<std::int32_t> ChatTemplate::encode_next(const Tokenizer& tokenizer,
+                                                    const std::string& words) const {
+  Rendered rendered;
+  rendered.text = "\n";
+  add_message(rendered, {"user", words});
+  rendered.text += kGenerationPrompt;
+  return ids_of(encode_rendered(tokenizer, rendered));
 }
 
 ChatTokens ChatTemplate::encode(const Tokenizer& tokenizer,
@@ -166,7 +209,7 @@ ChatTokens ChatTemplate::encode(const Tokenizer& tokenizer,
   const Rendered rendered = render_messages(messages);
   ChatTokens chat;
   auto target = rendered.targets.begin();
-  for (const PlacedToken& token : tokenizer.encode_placed(rendered.text)) {
+  for (const PlacedToken& token : encode_rendered(tokenizer, rendered)) {
     while (target != rendered.targets.end() && token.begin >= target->end) ++target;
     // A token that starts before the content (a blank line merged with the one that ends the role)
     // belongs to the prompt.
@@ -179,7 +222,9 @@ ChatTokens ChatTemplate::encode(const Tokenizer& tokenizer,
 
 std::vector<std::int32_t> ChatTemplate::encode_prompt(const Tokenizer& tokenizer,
                                                       std::span<const Message> messages) const {
-  return tokenizer.encode(render(messages, true));
+  Rendered rendered = render_messages(messages);
+  rendered.text += kGenerationPrompt;
+  return ids_of(encode_rendered(tokenizer, rendered));
 }
 
 }  // namespace graft::llm

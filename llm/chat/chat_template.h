@@ -5,6 +5,7 @@
 #include <optional>
 #include <span>
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include "graft/llm/tokenizer/tokenizer.h"
@@ -13,7 +14,7 @@
 namespace graft::llm {
 
 struct Message {
-  std::string role;  ///< "system", "user", "assistant" or another name.
+  std::string role;  ///< One that ChatTemplate::check_role takes.
   std::string content;
 };
 
@@ -28,19 +29,26 @@ struct ChatTokens {
 /// their spelling, and never run.
 class ChatTemplate {
  public:
-  /// Throws UserError if the file has no template, one that is not ChatML, or lacks ChatML's
-  /// special tokens.
-  ChatTemplate(const GgufFile& file, const Tokenizer& tokenizer);
+  /// `words` is what control tokens written in the contents of messages are; those of the template
+  /// itself always count. Throws UserError if the file has no template, one that is not ChatML, or
+  /// lacks ChatML's special tokens.
+  ChatTemplate(const GgufFile& file, const Tokenizer& tokenizer,
+               ControlTokens words = ControlTokens::kText);
+
+  /// Throws UserError unless messages may have this role: "system", "user", "assistant" or "tool".
+  static void check_role(std::string_view role);
 
   /// The system message that a chat without one gets.
   const std::optional<std::string>& default_system() const { return default_system_; }
 
-  /// The chat as text; with `generation_prompt`, also the opening of an assistant's turn.
+  /// The chat as text; with `generation_prompt`, also the opening of an assistant's turn. This and
+  /// what encodes a chat throw UserError for a role that is not one of `roles()`, and for words
+  /// that are not valid UTF-8.
   std::string render(std::span<const Message> messages, bool generation_prompt) const;
 
   /// What follows the <|im_end|> of a reply when the user goes on, up to the next reply: with it,
   /// a chat grows at its end only.
-  std::string render_next(const std::string& words) const;
+  std::vector<std::int32_t> encode_next(const Tokenizer& tokenizer, const std::string& words) const;
 
   ChatTokens encode(const Tokenizer& tokenizer, std::span<const Message> messages) const;
 
@@ -49,17 +57,18 @@ class ChatTemplate {
                                           std::span<const Message> messages) const;
 
  private:
-  struct Span {
-    std::size_t begin;
-    std::size_t end;
-  };
   struct Rendered {
     std::string text;
-    std::vector<Span> targets;  // Ascending.
+    std::vector<TextPart> words;    // The contents of messages.
+    std::vector<TextPart> targets;  // Both ascending.
   };
 
+  static void add_message(Rendered& rendered, const Message& message);
   Rendered render_messages(std::span<const Message> messages) const;
+  std::vector<PlacedToken> encode_rendered(const Tokenizer& tokenizer,
+                                           const Rendered& rendered) const;
 
+  ControlTokens words_;
   std::optional<std::string> default_system_;
 };
 

@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <filesystem>
 #include <fstream>
+#include <initializer_list>
 #include <string_view>
 #include <system_error>
 #include <utility>
@@ -12,6 +13,7 @@
 #include "graft/llm/chat/chat_template.h"
 #include "graft/llm/files/input_file.h"
 #include "graft/llm/files/json_text.h"
+#include "graft/llm/files/utf8.h"
 #include "graft/llm/user_error.h"
 
 namespace graft::llm {
@@ -48,7 +50,6 @@ class DatasetReader {
       if (!read_line(in, line, kMaxLineBytes, place())) break;
       if (kept != nullptr) kept->append(line).append(1, '\n');
       std::string_view text = line;
-      constexpr std::string_view kByteOrderMark = "\xEF\xBB\xBF";
       if (line_ == 1 && text.starts_with(kByteOrderMark)) text.remove_prefix(kByteOrderMark.size());
       if (text.find_first_not_of(" \t\r") == std::string_view::npos) continue;
       add(sample(parse_json_line(text, place())));
@@ -92,13 +93,28 @@ class DatasetReader {
     return *format_;
   }
 
+  // What a chat would be trained without, as plain ChatML has no place for it.
+  void refuse_keys(const Json& object, std::initializer_list<const char*> keys,
+                   const char* whose) const {
+    for (const char* key : keys) {
+      const auto found = object.find(key);
+      if (found == object.end() || found->empty()) continue;  // null is empty too
+      fail(
+          fmt::format("\"{}\" of {}: the model's chat template has no place for it; leave it out, "
+                      "or write it into \"content\"",
+                      key, whose));
+    }
+  }
+
   std::vector<Message> messages_of(const Json& object) const {
+    refuse_keys(object, {"tools", "functions"}, "the chat");
     const auto found = object.find("messages");
     if (found == object.end()) fail("\"messages\" is missing");
     if (!found->is_array() || found->empty()) fail("\"messages\" is not a list of messages");
     std::vector<Message> messages;
     for (const Json& message : *found) {
       if (!message.is_object()) fail("a message is not a JSON object");
+      refuse_keys(message, {"tool_calls", "function_call"}, "a message");
       messages.push_back({text_of(message, "role"), text_of(message, "content")});
     }
     return messages;
@@ -118,7 +134,7 @@ class DatasetReader {
     const std::string& text = text_of(object, "text");
     if (text.empty()) return leave_out(LeftOutReason::kEmptyText);
     Sample sample;
-    sample.tokens = tokenizer_.encode(text);
+    sample.tokens = tokenizer_.encode(text, options_.written);
     if (sample.tokens.empty() || sample.tokens.back() != tokenizer_.eos()) {
       sample.tokens.push_back(tokenizer_.eos());
     }
@@ -128,6 +144,7 @@ class DatasetReader {
   }
 
   std::optional<Sample> chat(const std::vector<Message>& messages) {
+    for (const Message& message : messages) check_role(message.role);
     const auto is_answer = [](const Message& message) { return message.role == "assistant"; };
     const auto answers = std::ranges::count_if(messages, is_answer);
     const auto empty = std::ranges::count_if(messages, [&](const Message& message) {
@@ -136,12 +153,21 @@ class DatasetReader {
     dataset_.has_answers = true;
     if (answers > 0 && empty == answers) return leave_out(LeftOutReason::kEmptyAnswer);
     if (answers == 0 && options_.mask_prompt) return leave_out(LeftOutReason::kNoAnswer);
-    if (!template_) template_.emplace(model_, tokenizer_);
+    if (!template_) template_.emplace(model_, tokenizer_, options_.written);
     ChatTokens chat = template_->encode(tokenizer_, messages);
     Sample sample{std::move(chat.tokens), std::move(chat.is_target)};
     if (is_too_long(sample)) cut_chat(sample);
     if (!options_.mask_prompt) sample.is_target.assign(sample.tokens.size(), true);
     return sample;
+  }
+
+  // Before a chat is left out because nobody of the names that count answers in it.
+  void check_role(const std::string& role) const {
+    try {
+      ChatTemplate::check_role(role);
+    } catch (const UserError& error) {
+      fail(error.what());
+    }
   }
 
   bool is_too_long(const Sample& sample) const {

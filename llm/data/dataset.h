@@ -23,6 +23,8 @@ struct DataOptions {
   /// first answer does not fit is an error. At least 2.
   std::int64_t max_seq_length = 2048;
   bool mask_prompt = false;  ///< Train on what assistants say, not on the rest.
+  /// What control tokens are that the data has written out, as "<|im_end|>".
+  ControlTokens written = ControlTokens::kText;
 };
 
 /// Why a sample is left out: nothing in it can be trained on.

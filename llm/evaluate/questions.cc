@@ -4,6 +4,7 @@
 #include <cstdint>
 #include <iterator>
 #include <numeric>
+#include <span>
 #include <string_view>
 #include <utility>
 
@@ -20,14 +21,20 @@ std::string trimmed(const std::string& text) {
   return text.substr(first, text.find_last_not_of(kSpace) - first + 1);
 }
 
-// What the user says last in a chat: "<|im_start|>user\n...<|im_end|>\n<|im_start|>assistant\n".
-std::string users_words(const Tokenizer& tokenizer, const std::vector<int>& prompt) {
-  std::string text = tokenizer.decode(prompt, /*skip_special=*/false);
-  constexpr std::string_view kOpening = "<|im_start|>user\n";
-  if (const std::size_t start = text.rfind(kOpening); start != std::string::npos) {
-    text = text.substr(start + kOpening.size());
+// What the user says last in a chat, "<|im_start|>user\n...<|im_end|>\n<|im_start|>assistant\n".
+// The marks are looked for as tokens: the words may have them written out.
+std::string users_words(const Tokenizer& tokenizer, std::span<const int> prompt) {
+  constexpr std::string_view kUser = "user\n";
+  std::string text;
+  const auto end_mark = tokenizer.find_special("<|im_end|>");
+  for (std::size_t end = prompt.size(), at = prompt.size(); at-- > 0;) {
+    if (prompt[at] == end_mark) end = at;
+    if (prompt[at] != tokenizer.find_special("<|im_start|>")) continue;
+    text = tokenizer.decode(prompt.subspan(at + 1, end - at - 1), /*skip_special=*/false);
+    if (text.starts_with(kUser)) return trimmed(text.substr(kUser.size()));
+    end = at;
   }
-  return trimmed(text.substr(0, text.find("<|im_end|>")));
+  return trimmed(text);
 }
 
 }  // namespace

@@ -6,6 +6,9 @@
 
 namespace graft::llm {
 
+/// What some programs write in front of a text, of which it is no part.
+inline constexpr std::string_view kByteOrderMark = "\xEF\xBB\xBF";
+
 /// The first character of a byte sequence.
 struct Utf8Char {
   enum class Status {

@@ -31,7 +31,7 @@ Conversation::Conversation(const Llama& model, const Tokenizer& tokenizer,
 // a turn do not depend on what came before.
 std::vector<int> Conversation::turn(const std::string& words) const {
   if (!history_.empty()) {
-    const std::vector<int> next = tokenizer_.encode(template_.render_next(words));
+    const std::vector<int> next = template_.encode_next(tokenizer_, words);
     return joined(std::vector<int>{*tokenizer_.find_special("<|im_end|>")}, next);
   }
   std::vector<Message> messages;

@@ -3,7 +3,6 @@
 #include <fmt/format.h>
 
 #include <algorithm>
-#include <exception>
 #include <map>
 #include <nlohmann/json.hpp>
 #include <utility>
@@ -12,7 +11,6 @@
 #include "graft/llm/files/atomic_file.h"
 #include "graft/llm/user_error.h"
 #include "graft/llm/weights/safetensors.h"
-#include "mlx/io.h"
 
 namespace graft::llm {
 namespace {
@@ -26,15 +24,6 @@ std::string name_of(int layer, const char* what) {
   return fmt::format("layers.{}.{}", layer, what);
 }
 
-// Of a file that read_safetensors has checked.
-Metadata read_metadata(const std::string& path) {
-  try {
-    return mx::load_safetensors(path).second;
-  } catch (const std::exception&) {
-    return {};  // Not text: like a file of another kind.
-  }
-}
-
 std::string text_in(const Metadata& metadata, const std::string& key) {
   const auto found = metadata.find(key);
   return found == metadata.end() ? std::string() : found->second;
@@ -42,12 +31,15 @@ std::string text_in(const Metadata& metadata, const std::string& key) {
 
 void check_owner(const std::string& path, const Metadata& metadata, const PromptCacheOwner& owner) {
   const auto refuse = [&](const std::string& theirs, const std::string& ours) {
-    throw UserError(fmt::format(
-        "--prompt-cache: {} belongs to {}, not to {}; name another file, or delete this one", path,
-        theirs, ours));
+    // Of the same name, but not what it was.
+    const std::string why = theirs == ours
+                                ? fmt::format("was made with {}, which has changed since", ours)
+                                : fmt::format("belongs to {}, not to {}", theirs, ours);
+    throw UserError(
+        fmt::format("--prompt-cache: {} {}; name another file, or delete this one", path, why));
   };
   if (text_in(metadata, "model_fingerprint") != owner.model_fingerprint) {
-    refuse("another model, " + text_in(metadata, "model"), owner.model);
+    refuse("model " + text_in(metadata, "model"), "model " + owner.model);
   }
   if (text_in(metadata, "dtype") != owner.dtype) {
     refuse("the model in " + text_in(metadata, "dtype"), owner.dtype);
@@ -99,8 +91,7 @@ void save_prompt_cache(const std::string& path, const Sequence& sequence,
 Sequence load_prompt_cache(const std::string& path, const Llama& model,
                            const PromptCacheOwner& owner, std::span<const int> prompt) {
   const LlamaConfig& config = model.config();
-  const auto tensors = read_safetensors(path);
-  const Metadata metadata = read_metadata(path);
+  const auto [tensors, metadata] = read_safetensors(path);
   const auto damaged = [&](const std::string& what) {
     throw UserError(
         fmt::format("--prompt-cache: {}: {}; name another file, or delete this one", path, what));

@@ -11,7 +11,7 @@
 #include "graft/mlx/attention.h"
 #include "graft/mlx/fusion.h"
 #include "graft/mlx/linear_cross_entropy.h"
-#include "graft/mlx/lora.h"
+#include "graft/mlx/lora_siblings.h"
 #include "graft/mlx/rms_norm.h"
 #include "graft/mlx/swiglu.h"
 #include "mlx/fast.h"
@@ -73,46 +73,58 @@ void Llama::set_adapter(AdapterLayout layout, std::vector<LoraPair> pairs) {
   held_ = std::move(held);
 }
 
-mx::array Llama::project(const mx::array& x, int layer, Projection projection,
-                         const ModelAdapter* adapter) const {
-  const graft::Weight& weight =
-      layers_[static_cast<std::size_t>(layer)].weights[index_of(projection)];
-  const ModuleScope scope(AdaptedModule{layer, projection, 0, 0}.path());
+graft::mlx::LoraSibling Llama::sibling(int layer, Projection projection,
+                                       const ModelAdapter* adapter) const {
+  graft::mlx::LoraSibling sibling{
+      .weight = layers_[static_cast<std::size_t>(layer)].weights[index_of(projection)],
+      .module = AdaptedModule{layer, projection, 0, 0}.path()};
   const int found = adapter ? adapter->layout->find(layer, projection) : -1;
-  if (found < 0) return graft::mlx::linear(x, weight);
+  if (found < 0) return sibling;
 
   const auto slot = static_cast<std::size_t>(found);
   const AdapterOptions& options = adapter->layout->options();
-  const LoraPair& pair = adapter->pairs[slot];
-  graft::mlx::DropoutState dropout;
+  sibling.a = adapter->pairs[slot].a;
+  sibling.b = adapter->pairs[slot].b;
+  sibling.scaling = options.scaling();
   if (adapter->dropout_seed) {
-    dropout = {options.dropout, *adapter->dropout_seed, adapter->dropout_offsets[slot]};
+    sibling.dropout = {options.dropout, *adapter->dropout_seed, adapter->dropout_offsets[slot]};
   }
-  return graft::mlx::lora_linear(x, weight, std::nullopt, pair.a, pair.b, options.scaling(),
-                                 dropout);
+  return sibling;
+}
+
+std::vector<mx::array> Llama::project(const mx::array& x, int layer,
+                                      std::initializer_list<Projection> projections,
+                                      const ModelAdapter* adapter) const {
+  std::vector<graft::mlx::LoraSibling> siblings;
+  for (const Projection projection : projections) {
+    siblings.push_back(sibling(layer, projection, adapter));
+  }
+  return graft::mlx::lora_siblings(x, siblings);
 }
 
 mx::array Llama::attend(const mx::array& x, int layer, KvCache* cache,
                         const std::optional<mx::array>& mask, const ModelAdapter* adapter) const {
   const int batch = x.shape(0);
   const int length = x.shape(1);
-  const auto heads = [&](Projection projection, int count) {
-    return mx::reshape(project(x, layer, projection, adapter),
-                       {batch, length, count, config_.head_dim});
+  const std::vector<mx::array> qkv =
+      project(x, layer, {Projection::kQ, Projection::kK, Projection::kV}, adapter);
+  const auto heads = [&](std::size_t i, int count) {
+    return mx::reshape(qkv[i], {batch, length, count, config_.head_dim});
   };
-  const mx::array q = heads(Projection::kQ, config_.num_heads);
-  const mx::array k = heads(Projection::kK, config_.num_kv_heads);
-  const mx::array v = heads(Projection::kV, config_.num_kv_heads);
+  const mx::array q = heads(0, config_.num_heads);
+  const mx::array k = heads(1, config_.num_kv_heads);
+  const mx::array v = heads(2, config_.num_kv_heads);
   const mx::array y = [&] {
     const ModuleScope scope(fmt::format("model.layers.{}.self_attn", layer));
     if (cache) return attend_cached(q, k, v, layer, *cache, mask);
     AttentionOptions options{.scale = attention_scale(config_), .causal = true, .rotary = {}};
     options.rotary.enabled = true;
     options.rotary.theta = config_.rope_theta;
+    options.rotary.scaling_factor = config_.rope_scaling_factor;
     return graft::mlx::attention(q, k, v, options);
   }();
   return project(mx::reshape(y, {batch, length, config_.num_heads * config_.head_dim}), layer,
-                 Projection::kO, adapter);
+                 {Projection::kO}, adapter)[0];
 }
 
 mx::array Llama::attend_cached(const mx::array& q, const mx::array& k, const mx::array& v,
@@ -120,9 +132,10 @@ mx::array Llama::attend_cached(const mx::array& q, const mx::array& k, const mx:
                                const std::optional<mx::array>& mask) const {
   // Keys are turned once, on their way into the cache. MLX's rope wants (B, heads, T, d).
   const auto turn = [&](const mx::array& rows) {
-    return mx::swapaxes(mx::fast::rope(mx::swapaxes(rows, 1, 2), config_.head_dim, false,
-                                       config_.rope_theta, 1.0f, cache.length()),
-                        1, 2);
+    return mx::swapaxes(
+        mx::fast::rope(mx::swapaxes(rows, 1, 2), config_.head_dim, false, config_.rope_theta,
+                       1.0f / config_.rope_scaling_factor, cache.length()),
+        1, 2);
   };
   const mx::array turned = turn(q);
   const auto [keys, values] = cache.append(layer, turn(k), v);
@@ -138,13 +151,13 @@ mx::array Llama::attend_cached(const mx::array& q, const mx::array& k, const mx:
 }
 
 mx::array Llama::feed_forward(const mx::array& x, int layer, const ModelAdapter* adapter) const {
-  const mx::array gate = project(x, layer, Projection::kGate, adapter);
-  const mx::array up = project(x, layer, Projection::kUp, adapter);
+  const std::vector<mx::array> gate_up =
+      project(x, layer, {Projection::kGate, Projection::kUp}, adapter);
   const mx::array gated = [&] {
     const ModuleScope scope(fmt::format("model.layers.{}.mlp", layer));
-    return graft::mlx::swiglu(gate, up);
+    return graft::mlx::swiglu(gate_up[0], gate_up[1]);
   }();
-  return project(gated, layer, Projection::kDown, adapter);
+  return project(gated, layer, {Projection::kDown}, adapter)[0];
 }
 
 Llama::Stream Llama::with_norm(const mx::array& residual, int layer) const {

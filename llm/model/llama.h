@@ -1,6 +1,7 @@
 #pragma once
 
 #include <array>
+#include <initializer_list>
 #include <memory>
 #include <optional>
 #include <vector>
@@ -10,6 +11,7 @@
 #include "graft/llm/model/llama_config.h"
 #include "graft/llm/model/llama_weights.h"
 #include "graft/mlx/linear.h"
+#include "graft/mlx/lora_siblings.h"
 #include "mlx/array.h"
 
 namespace graft::llm {
@@ -89,8 +91,12 @@ class Llama {
   Stream through_layer(const Stream& in, int layer, KvCache* cache,
                        const std::optional<mx::array>& mask, const ModelAdapter* adapter) const;
   Stream through_recomputed_layer(const Stream& in, int layer, const ModelAdapter& adapter) const;
-  mx::array project(const mx::array& x, int layer, Projection projection,
-                    const ModelAdapter* adapter) const;
+  graft::mlx::LoraSibling sibling(int layer, Projection projection,
+                                  const ModelAdapter* adapter) const;
+  // Of projections that all read x, in their order.
+  std::vector<mx::array> project(const mx::array& x, int layer,
+                                 std::initializer_list<Projection> projections,
+                                 const ModelAdapter* adapter) const;
   mx::array attend(const mx::array& x, int layer, KvCache* cache,
                    const std::optional<mx::array>& mask, const ModelAdapter* adapter) const;
   mx::array attend_cached(const mx::array& q, const mx::array& k, const mx::array& v, int layer,

@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "graft/llm/files/printable.h"
+#include "graft/llm/model/llama_keys.h"
 #include "graft/llm/user_error.h"
 
 namespace graft::llm {
@@ -76,12 +77,15 @@ LlamaConfig read_llama_config(const GgufFile& file) {
     throw UserError(fmt::format("{}: architecture '{}' is not supported; Graft runs 'llama' models",
                                 file.name(), printable(architecture)));
   }
-  const std::string* scaling = file.find_string("llama.rope.scaling.type");
-  if ((scaling && *scaling != "none") || file.find_tensor("rope_freqs.weight")) {
-    throw UserError(fmt::format("{}: scaled rotary embeddings are not supported", file.name()));
-  }
+  check_llama_keys(file);
   if (file.find_unsigned("llama.expert_count").value_or(0) != 0) {
     throw UserError(fmt::format("{}: mixtures of experts are not supported", file.name()));
+  }
+  if (!file.find_bool("llama.attention.causal").value_or(true)) {
+    throw UserError(
+        fmt::format("{}: llama.attention.causal is false; Graft runs models that look "
+                    "back only",
+                    file.name()));
   }
 
   LlamaConfig config;
@@ -116,6 +120,7 @@ LlamaConfig read_llama_config(const GgufFile& file) {
                                 file.name(), config.head_dim));
   }
   config.rope_theta = positive(file, "llama.rope.freq_base", 10000.0);
+  config.rope_scaling_factor = rope_scaling_factor(file);
   config.rms_norm_eps = positive(file, "llama.attention.layer_norm_rms_epsilon", 1e-5);
 
   const GgufTensor* embedding = file.find_tensor("token_embd.weight");

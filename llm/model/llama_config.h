@@ -23,6 +23,7 @@ struct LlamaConfig {
   int vocab_size = 0;
   int context_length = 0;
   float rope_theta = 10000.0f;
+  float rope_scaling_factor = 1.0f;  ///< Positions are divided by it.
   float rms_norm_eps = 1e-5f;
 
   int in_features(Projection projection) const;
@@ -30,8 +31,8 @@ struct LlamaConfig {
 };
 
 /// Reads and checks the sizes. Throws UserError if the architecture is another one, a size is
-/// missing or impossible, or the file asks for something this model code does not do (scaled rotary
-/// embeddings, rotary over part of a head).
+/// missing or impossible, or a key of the architecture asks for something this model code does not
+/// do or know.
 LlamaConfig read_llama_config(const GgufFile& file);
 
 }  // namespace graft::llm

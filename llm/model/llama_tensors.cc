@@ -17,9 +17,21 @@ namespace {
 
 using Shape = std::vector<std::int64_t>;
 
-bool is_integer(GgmlType type) {
-  return type == GgmlType::kI8 || type == GgmlType::kI16 || type == GgmlType::kI32 ||
-         type == GgmlType::kI64;
+// What read_gguf_tensors takes.
+bool is_readable(GgmlType type) {
+  switch (type) {
+    case GgmlType::kF32:
+    case GgmlType::kF16:
+    case GgmlType::kBF16:
+    case GgmlType::kQ4_0:
+    case GgmlType::kQ4_1:
+    case GgmlType::kQ8_0:
+    case GgmlType::kQ4_K:
+    case GgmlType::kQ6_K:
+      return true;
+    default:
+      return false;
+  }
 }
 
 // Takes tensors out of the file's list, one expected tensor at a time.
@@ -33,13 +45,17 @@ class TensorList {
     const auto found = left_.find(name);
     if (found == left_.end()) fail(name, "is missing; is the file whole, and of a Llama model?");
     const GgufTensor& tensor = *found->second;
+    const GgmlTypeInfo& info = info_of(tensor.type);
+    if (!is_readable(tensor.type)) {
+      fail(name, fmt::format("type {} is not supported; use a file of F32, F16, BF16, Q4_0, Q4_1, "
+                             "Q8_0, Q4_K or Q6_K",
+                             info.name));
+    }
     if (tensor.shape != shape) {
       fail(name, fmt::format("expected ({}), got ({}); the file contradicts its own metadata",
                              fmt::join(shape, ", "), fmt::join(tensor.shape, ", ")));
     }
-    const GgmlTypeInfo& info = info_of(tensor.type);
-    const bool is_block = info.block_elements > 1;
-    if (is_integer(tensor.type) || (is_block && shape.size() == 1)) {
+    if (info.block_elements > 1 && shape.size() == 1) {
       fail(name, fmt::format("type {} is not supported here", info.name));
     }
     left_.erase(found);

@@ -3,20 +3,19 @@
 #include <fmt/format.h>
 
 #include <cstdint>
-#include <exception>
 #include <optional>
 #include <utility>
 
 #include "graft/llm/files/input_file.h"
 #include "graft/llm/model/llama_tensors.h"
 #include "graft/llm/user_error.h"
-#include "mlx/io.h"
+#include "graft/llm/weights/gguf_tensors.h"
 #include "mlx/ops.h"
 
 namespace graft::llm {
 namespace {
 
-// GGUF's 4-bit and 8-bit blocks of 32, as MLX's reader lays them out.
+// GGUF's 4-bit and 8-bit blocks of 32.
 constexpr int kGroupSize = 32;
 
 std::string shape_string(const mx::Shape& shape) {
@@ -64,11 +63,7 @@ LlamaWeights::LlamaWeights(const GgufFile& file)
   std::uint64_t bytes = 0;
   for (const GgufTensor& tensor : file.tensors()) bytes += tensor.bytes;
   check_fits_in_memory(bytes, file.name());
-  try {
-    tensors_ = mx::load_gguf(file.name()).first;
-  } catch (const std::exception& error) {
-    throw UserError(fmt::format("{}: MLX cannot read it: {}", file.name(), error.what()));
-  }
+  tensors_ = read_gguf_tensors(file);
 }
 
 mx::array LlamaWeights::tensor(const std::string& name) const {

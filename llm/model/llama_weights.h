@@ -39,8 +39,7 @@ mx::array rotary_rows_to_hugging_face(const mx::array& rows, int num_heads);
 /// one by one in float32, in Hugging Face's row order.
 class LlamaWeights {
  public:
-  /// Throws UserError. `file` is a file that GgufFile::open has checked; only then does MLX read
-  /// it.
+  /// Throws UserError.
   explicit LlamaWeights(const GgufFile& file);
 
   const LlamaConfig& config() const { return config_; }

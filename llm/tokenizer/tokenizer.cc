@@ -3,6 +3,7 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <array>
 #include <limits>
 #include <utility>
 
@@ -23,6 +24,33 @@ constexpr std::size_t kMaxCachedBytes = 64;  // Of one word.
 // Looking for special tokens tries every length that one has at every position.
 constexpr std::size_t kMaxSpecialBytes = 256;
 
+// Keys that say how text becomes tokens, and what they are for here; one that is not known could
+// change all of them.
+void check_keys(const GgufFile& file) {
+  constexpr std::string_view kPrefix = "tokenizer.ggml.";
+  constexpr std::array<std::string_view, 29> kKnown = {
+      // Used or checked.
+      "model", "pre", "tokens", "token_type", "merges", "bos_token_id", "eos_token_id",
+      "eot_token_id", "eom_token_id", "padding_token_id", "add_bos_token", "add_eos_token",
+      "add_sep_token", "add_space_prefix",
+      // Of other kinds of tokenizers, or for uses that Graft has none of: a byte is never unknown,
+      // merges make scores needless, and nothing is masked, classified or filled in.
+      "scores", "unknown_token_id", "seperator_token_id", "separator_token_id", "cls_token_id",
+      "mask_token_id", "prefix_token_id", "suffix_token_id", "middle_token_id", "fim_pre_token_id",
+      "fim_suf_token_id", "fim_mid_token_id", "fim_pad_token_id", "fim_rep_token_id",
+      "fim_sep_token_id"};
+  std::string unknown;
+  for (const auto& [key, value] : file.metadata()) {
+    if (!key.starts_with(kPrefix)) continue;
+    const std::string_view name = std::string_view(key).substr(kPrefix.size());
+    if (std::ranges::find(kKnown, name) != kKnown.end()) continue;
+    if (unknown.empty() || key < unknown) unknown = key;  // always the same one
+  }
+  if (unknown.empty()) return;
+  throw UserError(fmt::format("{}: metadata '{}' is not known to Graft and could change the tokens",
+                              file.name(), unknown));
+}
+
 // What is asked before the vocabulary is read, so that a file of another kind is refused by name.
 const std::vector<std::string>& vocabulary_of(const GgufFile& file) {
   const std::string& model = file.get_string("tokenizer.ggml.model");
@@ -35,8 +63,9 @@ const std::vector<std::string>& vocabulary_of(const GgufFile& file) {
     throw UserError(fmt::format("{}: pre-tokenizer '{}' is not supported, only 'smollm'",
                                 file.name(), pre ? printable(*pre) : "(none)"));
   }
+  check_keys(file);
   for (const char* key : {"tokenizer.ggml.add_bos_token", "tokenizer.ggml.add_eos_token",
-                          "tokenizer.ggml.add_space_prefix"}) {
+                          "tokenizer.ggml.add_sep_token", "tokenizer.ggml.add_space_prefix"}) {
     if (file.find_bool(key).value_or(false)) {
       throw UserError(
           fmt::format("{}: metadata '{}' is true, which is not supported", file.name(), key));
@@ -75,7 +104,8 @@ Tokenizer::Tokenizer(const GgufFile& file)
   pad_ = find_id(file, "tokenizer.ggml.padding_token_id", vocabulary.size()).value_or(eos_);
   ends_ = {eos_};
   const auto eot = find_id(file, "tokenizer.ggml.eot_token_id", vocabulary.size());
-  for (const auto& end : {eot, find_special("<|im_end|>"), find_special("<|endoftext|>")}) {
+  const auto eom = find_id(file, "tokenizer.ggml.eom_token_id", vocabulary.size());
+  for (const auto& end : {eot, eom, find_special("<|im_end|>"), find_special("<|endoftext|>")}) {
     if (end) ends_.push_back(*end);
   }
 }
@@ -105,24 +135,28 @@ void Tokenizer::add_specials(const GgufFile& file, const std::vector<std::string
   }
 }
 
-const Tokenizer::Special* Tokenizer::special_at(std::string_view text) const {
+const Tokenizer::Special* Tokenizer::special_at(std::string_view text, std::size_t free) const {
   if (!starts_special_[static_cast<std::uint8_t>(text[0])]) return nullptr;
   for (const std::size_t length : special_lengths_) {
     if (length > text.size()) continue;
     const auto found = specials_.find(std::string(text.substr(0, length)));
-    if (found != specials_.end()) return &*found;
+    if (found == specials_.end()) continue;
+    if (length <= free || !is_special(found->second)) return &*found;
   }
   return nullptr;
 }
 
-std::vector<PlacedToken> Tokenizer::encode_placed(std::string_view text) const {
+std::vector<PlacedToken> Tokenizer::encode_placed(std::string_view text,
+                                                  std::span<const TextPart> plain) const {
   if (const std::size_t at = find_invalid_utf8(text); at != std::string_view::npos) {
     throw UserError(fmt::format("text is not valid UTF-8 at byte {}", at));
   }
   std::vector<PlacedToken> tokens;
   std::size_t ordinary = 0;  // Where the text since the last special token starts.
   for (std::size_t at = 0; at < text.size();) {
-    const Special* special = special_at(text.substr(at));
+    while (!plain.empty() && plain.front().end <= at) plain = plain.subspan(1);
+    const std::size_t wall = plain.empty() ? text.size() : plain.front().begin;
+    const Special* special = special_at(text.substr(at), wall > at ? wall - at : 0);
     if (!special) {
       ++at;
       continue;
@@ -136,9 +170,11 @@ std::vector<PlacedToken> Tokenizer::encode_placed(std::string_view text) const {
   return tokens;
 }
 
-std::vector<std::int32_t> Tokenizer::encode(std::string_view text) const {
+std::vector<std::int32_t> Tokenizer::encode(std::string_view text, ControlTokens written) const {
+  const TextPart all{0, text.size()};
+  const std::span<const TextPart> plain(&all, written == ControlTokens::kText ? 1 : 0);
   std::vector<std::int32_t> ids;
-  for (const PlacedToken& token : encode_placed(text)) ids.push_back(token.id);
+  for (const PlacedToken& token : encode_placed(text, plain)) ids.push_back(token.id);
   return ids;
 }
 

@@ -19,6 +19,15 @@
 
 namespace graft::llm {
 
+/// What a control token such as "<|im_end|>" is where text has it written out.
+enum class ControlTokens : std::uint8_t { kParsed, kText };
+
+/// Bytes [begin, end) of a text.
+struct TextPart {
+  std::size_t begin;
+  std::size_t end;
+};
+
 /// Byte-level BPE from the metadata of a GGUF file, equal token for token to Hugging Face
 /// `tokenizers` on the tokenizer that the file was made from. May be shared by threads.
 class Tokenizer {
@@ -28,10 +37,16 @@ class Tokenizer {
 
   std::int32_t vocab_size() const { return static_cast<std::int32_t>(bytes_.size()); }
 
-  /// The tokens of `text`. Special tokens written in it count as such, and no others are added.
-  /// Throws UserError if `text` is not valid UTF-8.
-  std::vector<std::int32_t> encode(std::string_view text) const;
-  std::vector<PlacedToken> encode_placed(std::string_view text) const;
+  /// The tokens of `text`; none are added. A control token written in it counts as such, or is
+  /// text like any other (Hugging Face's split_special_tokens). Throws UserError if `text` is not
+  /// valid UTF-8.
+  std::vector<std::int32_t> encode(std::string_view text,
+                                   ControlTokens written = ControlTokens::kParsed) const;
+
+  /// The same, with where each token begins. What is written in `plain` parts, ascending, is text:
+  /// a control token counts only where it shares no byte with them.
+  std::vector<PlacedToken> encode_placed(std::string_view text,
+                                         std::span<const TextPart> plain = {}) const;
 
   /// The text of `tokens`. Bytes that are not valid UTF-8 become U+FFFD. Throws UserError for a
   /// token outside the vocabulary.
@@ -55,7 +70,8 @@ class Tokenizer {
   using Special = std::pair<const std::string, std::int32_t>;  // Text and id.
 
   void add_specials(const GgufFile& file, const std::vector<std::string>& vocabulary);
-  const Special* special_at(std::string_view text) const;
+  // The longest at the start of `text`; a control token has at most `free` bytes.
+  const Special* special_at(std::string_view text, std::size_t free) const;
   void encode_ordinary(std::string_view text, std::size_t begin,
                        std::vector<PlacedToken>& tokens) const;
 

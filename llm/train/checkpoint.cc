@@ -7,6 +7,7 @@
 #include <filesystem>
 #include <utility>
 
+#include "graft/llm/adapter/adapter_file.h"
 #include "graft/llm/data/fingerprint.h"
 #include "graft/llm/files/input_file.h"
 #include "graft/llm/files/json_text.h"
@@ -113,15 +114,24 @@ void save_checkpoint(const std::string& folder, const std::vector<FileContents>&
 
 std::optional<FoundCheckpoint> last_checkpoint(const std::string& folder,
                                                std::vector<std::string>& damaged) {
+  std::optional<UserError> other_format;
   for (const auto& [iteration, path] : newest_first(folder)) {
     try {
       FoundCheckpoint found{path.string(), read_whole(path)};
       if (found.checkpoint.trainer.iteration != iteration) throw UserError("it was renamed");
       return found;
+    } catch (const OtherFormat& error) {
+      damaged.push_back(fmt::format("{}: passed over: {}", path.string(), error.what()));
+      if (other_format) continue;
+      other_format.emplace(fmt::format(
+          "{}: {}: finish the run with the version of graft that began it, or start a new one in "
+          "another --adapter-path with --resume-adapter-file {}",
+          (path / kStateFile).string(), error.what(), (path / kAdapterWeightsFile).string()));
     } catch (const UserError& error) {
       damaged.push_back(fmt::format("{}: passed over: {}", path.string(), error.what()));
     }
   }
+  if (other_format) throw *other_format;
   return std::nullopt;
 }
 
@@ -130,7 +140,7 @@ void check_whole(const std::string& path) { read_whole(path); }
 TrainerState FoundCheckpoint::trainer_state(std::vector<LoraPair> pairs) const {
   TrainerState state = checkpoint.trainer;
   state.pairs = std::move(pairs);
-  const auto tensors = read_safetensors((fs::path(path) / kOptimizerFile).string());
+  const auto tensors = read_safetensors((fs::path(path) / kOptimizerFile).string()).tensors;
   visit_optimizer_tensors(state, [&](const char* name, std::vector<float>& values) {
     const auto found = tensors.find(name);
     if (found == tensors.end()) return;

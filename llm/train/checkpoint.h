@@ -58,7 +58,8 @@ struct FoundCheckpoint {
 };
 
 /// The whole checkpoint of the highest iteration below `folder`, if there is any. Each that is
-/// damaged and so passed over adds a line to `damaged`.
+/// damaged and so passed over adds a line to `damaged`. Throws UserError if none is
+/// whole, but one only of another version of graft.
 std::optional<FoundCheckpoint> last_checkpoint(const std::string& folder,
                                                std::vector<std::string>& damaged);
 

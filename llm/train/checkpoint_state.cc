@@ -1,5 +1,7 @@
 #include "graft/llm/train/checkpoint_state.h"
 
+#include <fmt/format.h>
+
 #include <limits>
 
 #include "graft/llm/user_error.h"
@@ -10,7 +12,9 @@ namespace {
 using nlohmann::json;
 using nlohmann::ordered_json;
 
-constexpr int kFormat = 2;
+// 2 had dropout's masks from Philox 4x32-10, 32 bits an element.
+constexpr int kFormat = 3;
+constexpr const char* kGenerator = "philox4x32-7, 16 bits";
 
 // nlohmann would cut a negative or a larger number off without a word.
 std::int64_t count_at(const json& object, const char* key, std::int64_t least = 0) {
@@ -50,7 +54,7 @@ ordered_json state_of(const Checkpoint& checkpoint) {
   state["optimizer"] = {{"steps", trainer.optimizer.steps}};
   state["pending_gradients"] = {{"targets", trainer.pending.targets},
                                 {"iterations", trainer.pending.iterations}};
-  state["dropout"] = {{"generator", "philox4x32-10"},
+  state["dropout"] = {{"generator", kGenerator},
                       {"seed", trainer.dropout.seed},
                       {"offsets", trainer.dropout.offsets}};
   state["loop"] = {{"loss_sum", loop.window.loss_sum},
@@ -66,7 +70,12 @@ ordered_json state_of(const Checkpoint& checkpoint) {
 }
 
 Checkpoint checkpoint_from_state(const json& state) {
-  if (state.at("format") != kFormat) throw UserError("another version of graft wrote it");
+  if (const std::int64_t format = count_at(state, "format", 1); format != kFormat) {
+    throw OtherFormat(
+        fmt::format("its format is {}, and this version of graft goes on from {} only, with other "
+                    "dropout masks",
+                    format, kFormat));
+  }
   Checkpoint checkpoint;
   checkpoint.flags = state.at("flags");
 
@@ -93,8 +102,12 @@ Checkpoint checkpoint_from_state(const json& state) {
   const json& pending = state.at("pending_gradients");
   trainer.pending.targets = count_at(pending, "targets");
   trainer.pending.iterations = iteration_at(pending, "iterations");
-  trainer.dropout.seed = state.at("dropout").at("seed").get<std::uint64_t>();
-  trainer.dropout.offsets = state.at("dropout").at("offsets").get<std::vector<std::uint64_t>>();
+  const json& dropout = state.at("dropout");
+  if (dropout.at("generator") != kGenerator) {
+    throw UserError(std::string("state.json: dropout's generator is not ") + kGenerator);
+  }
+  trainer.dropout.seed = dropout.at("seed").get<std::uint64_t>();
+  trainer.dropout.offsets = dropout.at("offsets").get<std::vector<std::uint64_t>>();
   return checkpoint;
 }
 

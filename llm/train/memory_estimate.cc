@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <array>
 #include <deque>
+#include <vector>
 
 namespace graft::llm {
 namespace {
@@ -142,9 +143,39 @@ class Step {
     live_.run(size_.hidden + size_.row, size_.row);
   }
 
-  void project(int layer, Projection projection, std::int64_t y, bool keep_h, std::int64_t freed) {
-    const std::int64_t low = h(layer, projection);
-    live_.run(y + low, freed + (keep_h ? 0 : low));
+  // Projections that one operation makes of one input, and their y.
+  struct Made {
+    Projection projection;
+    std::int64_t y;
+  };
+  using Siblings = std::vector<Made>;
+
+  Siblings qkv() const {
+    return {
+        {Projection::kQ, size_.query}, {Projection::kK, size_.key}, {Projection::kV, size_.key}};
+  }
+  Siblings gate_up() const {
+    return {{Projection::kGate, size_.inner}, {Projection::kUp, size_.inner}};
+  }
+
+  // Forward; each h stays whose pair has gradients.
+  void project(int layer, const Siblings& siblings, const Gradients& g, std::int64_t freed) {
+    std::int64_t made = 0;
+    for (const auto& [projection, y] : siblings) {
+      const std::int64_t low = h(layer, projection);
+      made += y + low;
+      if (!g.of(projection)) freed += low;
+    }
+    live_.run(made, freed);
+  }
+
+  // Backward: the gradients of each y and h are read for the last time.
+  void project_back(int layer, const Siblings& siblings, std::int64_t dx, std::int64_t freed) {
+    for (const auto& [projection, y] : siblings) {
+      dx += pair(layer, projection);
+      freed += y + h(layer, projection);
+    }
+    live_.run(dx, freed);
   }
 
   // From the normed input and the residual sum, both there, to those of the next layer. What `g`
@@ -152,21 +183,16 @@ class Step {
   void forward(int layer, const Gradients& g, bool keep_sum) {
     const auto unless = [](bool kept, std::int64_t bytes) { return kept ? 0 : bytes; };
     const Sizes& s = size_;
-    project(layer, Projection::kQ, s.query, g.of(Projection::kQ), 0);
-    project(layer, Projection::kK, s.key, g.of(Projection::kK), 0);
-    project(layer, Projection::kV, s.key, g.of(Projection::kV), unless(g.of_qkv(), s.hidden));
+    project(layer, qkv(), g, unless(g.of_qkv(), s.hidden));
     live_.run(s.query + s.logsumexp,
               unless(g.through_attention, s.query + 2 * s.key + s.logsumexp));
-    project(layer, Projection::kO, s.hidden, g.of(Projection::kO),
+    project(layer, {{Projection::kO, s.hidden}}, g,
             unless(g.through_attention || g.of(Projection::kO), s.query));
     live_.run(2 * s.hidden + s.row,
               s.hidden + unless(keep_sum, s.hidden) + unless(g.through_norm, s.row));
-    project(layer, Projection::kGate, s.inner, g.of(Projection::kGate), 0);
-    project(layer, Projection::kUp, s.inner, g.of(Projection::kUp),
-            unless(g.of_gate_or_up(), s.hidden));
+    project(layer, gate_up(), g, unless(g.of_gate_or_up(), s.hidden));
     live_.run(s.inner, unless(g.through_swiglu, 2 * s.inner));
-    const bool gated = g.of(Projection::kDown);
-    project(layer, Projection::kDown, s.hidden, gated, unless(gated, s.inner));
+    project(layer, {{Projection::kDown, s.hidden}}, g, unless(g.of(Projection::kDown), s.inner));
     live_.run(2 * s.hidden + s.row,
               s.hidden + unless(g.through_norm, s.hidden) + unless(g.out_of_layer, s.row));
   }
@@ -174,30 +200,22 @@ class Step {
   // From the gradients of the normed output and of the sum to those of what came in.
   void backward(int layer, const Gradients& g) {
     const auto when = [](bool kept, std::int64_t bytes) { return kept ? bytes : 0; };
-    const auto project_back = [&](Projection projection, std::int64_t dx, std::int64_t freed) {
-      live_.run(dx + pair(layer, projection), freed + h(layer, projection));
-    };
     const Sizes& s = size_;
     live_.run(s.hidden, 3 * s.hidden + s.row);  // both gradients and the sum
-    project_back(Projection::kDown, when(g.through_swiglu, s.inner),
+    // Its dy stays as the gradient of the residual sum.
+    project_back(layer, {{Projection::kDown, 0}}, when(g.through_swiglu, s.inner),
                  when(g.of(Projection::kDown), s.inner));
     if (!g.through_swiglu) return;
     live_.run(2 * s.inner, 3 * s.inner);
-    const std::int64_t mlp_dx = when(g.through_norm, s.hidden);
-    project_back(Projection::kGate, mlp_dx, s.inner);
-    project_back(Projection::kUp, mlp_dx, s.inner + when(g.of_gate_or_up(), s.hidden));
+    project_back(layer, gate_up(), when(g.through_norm, s.hidden),
+                 when(g.of_gate_or_up(), s.hidden));
     if (!g.through_norm) return;
-    live_.run(0, s.hidden);  // the sum of both takes the place of one
     live_.run(s.hidden, 3 * s.hidden + s.row);
-    project_back(Projection::kO, when(g.through_attention, s.query),
+    project_back(layer, {{Projection::kO, 0}}, when(g.through_attention, s.query),
                  when(!g.through_attention, s.query));
     if (!g.through_attention) return;
     live_.run(s.query + 2 * s.key, 3 * s.query + 2 * s.key + s.logsumexp);
-    const std::int64_t attention_dx = when(g.into_layer, s.hidden);
-    project_back(Projection::kQ, attention_dx, s.query);
-    project_back(Projection::kK, attention_dx, s.key);
-    project_back(Projection::kV, attention_dx, s.key + when(g.of_qkv(), s.hidden));
-    live_.run(0, 2 * attention_dx);
+    project_back(layer, qkv(), when(g.into_layer, s.hidden), when(g.of_qkv(), s.hidden));
   }
 
   const LlamaConfig& config_;

@@ -29,7 +29,7 @@ std::vector<LoraPair> pairs_from(const std::vector<mx::array>& parameters) {
   return pairs;
 }
 
-// One call of a module takes at most M·in_features / 4 counters, far below 2³²: this far apart, no
+// One call of a module takes M·in_features / 8 counters, far below 2³²: this far apart, no
 // two modules and no two iterations share a mask.
 constexpr int kCallBits = 32;
 

@@ -1,7 +1,6 @@
 #include "graft/llm/weights/gguf_file.h"
 
 #include <fmt/format.h>
-#include <unistd.h>
 
 #include <algorithm>
 #include <filesystem>
@@ -34,13 +33,7 @@ GgufFile GgufFile::open(const std::string& path) {
   const std::uintmax_t size = std::filesystem::file_size(path, error);
   if (error) throw UserError(fmt::format("{}: cannot be read: {}", path, error.message()));
 
-  GgufFile file = read(in, size, path);
-  check_mlx_limits(file);
-  // MLX maps the file for reading and writing, though it only reads.
-  if (::access(path.c_str(), W_OK) != 0) {
-    throw UserError(path + ": no write permission, which MLX's reader needs; run chmod u+w on it");
-  }
-  return file;
+  return read(in, size, path);
 }
 
 const GgufTensor* GgufFile::find_tensor(std::string_view name) const {

@@ -39,8 +39,7 @@ struct GgufTensor {
 /// Every error is a UserError of one line that opens with the file's name.
 class GgufFile {
  public:
-  /// Reads and checks the header of the file at `path`, and that MLX's reader can take the file
-  /// (see check_mlx_limits). Tensor data is not read.
+  /// Reads and checks the header of the file at `path`. Tensor data is not read.
   static GgufFile open(const std::string& path);
 
   /// The format's checks alone, on a stream of `size` bytes that starts at the header. `name`
@@ -79,9 +78,5 @@ class GgufFile {
   std::unordered_map<std::string, GgufValue> metadata_;
   std::vector<GgufTensor> tensors_;
 };
-
-/// Throws UserError if the file, though well-formed, holds something that MLX 0.32's GGUF reader
-/// would misread, crash on, or give up on in the middle.
-void check_mlx_limits(const GgufFile& file);
 
 }  // namespace graft::llm

@@ -8,6 +8,7 @@
 #include <fstream>
 #include <nlohmann/json.hpp>
 #include <system_error>
+#include <utility>
 
 #include "graft/llm/files/input_file.h"
 #include "graft/llm/files/json_text.h"
@@ -33,9 +34,10 @@ void check_header(const std::string& path) {
   check_fits_in_memory(size, path);
 }
 
-std::unordered_map<std::string, mx::array> load(const std::string& path) {
+Safetensors load(const std::string& path) {
   try {
-    return mx::load_safetensors(path).first;
+    auto [tensors, metadata] = mx::load_safetensors(path);
+    return {std::move(tensors), std::move(metadata)};
   } catch (const std::exception& error) {
     throw UserError(fmt::format("{}: MLX cannot read it: {}", path, error.what()));
   }
@@ -73,14 +75,14 @@ std::string to_safetensors(const std::vector<std::pair<std::string, mx::array>>&
   return bytes;
 }
 
-std::unordered_map<std::string, mx::array> read_safetensors(const std::string& path) {
+Safetensors read_safetensors(const std::string& path) {
   check_header(path);
-  std::unordered_map<std::string, mx::array> tensors = load(path);
-  for (auto& [name, tensor] : tensors) {
+  Safetensors file = load(path);
+  for (auto& [name, tensor] : file.tensors) {
     tensor = mx::astype(tensor, mx::float32);
     mx::eval(tensor);
   }
-  return tensors;
+  return file;
 }
 
 }  // namespace graft::llm

@@ -17,8 +17,13 @@ namespace mx = ::mlx::core;
 std::string to_safetensors(const std::vector<std::pair<std::string, mx::array>>& tensors,
                            const std::map<std::string, std::string>& metadata = {});
 
+struct Safetensors {
+  std::unordered_map<std::string, mx::array> tensors;  ///< Widened to float32.
+  std::unordered_map<std::string, std::string> metadata;
+};
+
 /// Reads a file after checking every name, type, shape and offset in its header against its size.
-/// Values are widened to float32. Throws UserError.
-std::unordered_map<std::string, mx::array> read_safetensors(const std::string& path);
+/// Throws UserError.
+Safetensors read_safetensors(const std::string& path);
 
 }  // namespace graft::llm

@@ -50,8 +50,7 @@ class HeadRows {
  public:
   HeadRows(const AttentionShape& shape, const RowKernels& rows) : shape_(shape), rows_(rows) {
     if (shape.options.rotary.enabled) {
-      angles_ = rotary_angles(shape.options.rotary.theta, shape.d / 2,
-                              shape.options.rotary.position, shape.keys);
+      angles_ = rotary_angles(shape.options.rotary, shape.d / 2, shape.keys);
     }
   }
 

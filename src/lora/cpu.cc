@@ -13,7 +13,9 @@ Support adapter_on_cpu(const Adapter& adapter) {
   return all_of({float_on_cpu("a", adapter.a), float_on_cpu("b", adapter.b)});
 }
 
-const Dropout* active(const Dropout& dropout) { return dropout.p > 0.0f ? &dropout : nullptr; }
+const Dropout* active(const Dropout& dropout) {
+  return dropout.threshold() > 0 ? &dropout : nullptr;
+}
 
 // bfloat16 activations multiply as bfloat16 where no weight says otherwise.
 DType multiply_type(const ConstTensorView& activations) {
@@ -56,7 +58,7 @@ void add_adapter_gradients(const Params& params, std::size_t term, Product& prod
     da.term = term;
     da.matrix = Source::of(params.x);
     da.cols = params.x.dim(1);
-    da.dropout = active(params.dropout);
+    da.dropped = active(params.dropout) != nullptr;
     da.scaling = params.adapter.scaling;
     da.out = TensorView(params.da.mutable_data(), params.da.dtype(),
                         std::array{params.da.dim(1), params.da.dim(0)},

@@ -67,12 +67,11 @@ void scale(Matrix& m, double factor) {
 }
 
 void apply_dropout(Matrix& m, const Dropout& dropout) {
-  if (dropout.p == 0.0f) return;
+  const double scale = 65536.0 / (65536 - dropout.threshold());
   std::uint64_t element = 0;
   for (auto& row : m) {
     for (double& value : row) {
-      const bool keep = dropout_keeps(element++, dropout.p, dropout.seed, dropout.offset);
-      value = keep ? value / (1.0 - static_cast<double>(dropout.p)) : 0.0;
+      value = dropout_keeps(element++, dropout) ? value * scale : 0.0;
     }
   }
 }

@@ -95,7 +95,7 @@ void check_case(DType dtype, const Shape& s, const AttentionOptions& options,
 AttentionOptions with(bool causal, bool rotary, bool interleaved = false) {
   AttentionOptions options;
   options.causal = causal;
-  options.rotary = {rotary, 10000.0f, interleaved, 5};
+  options.rotary = {rotary, 10000.0f, interleaved, 5, interleaved ? 3.0f : 1.0f};
   return options;
 }
 

@@ -83,12 +83,11 @@ struct Case {
 };
 
 Plain dropped(const Case& c, Plain matrix, DType type) {
-  if (c.dropout.p == 0.0f) return matrix;
+  const double threshold = std::round(65536 * static_cast<double>(c.dropout.p));
   for (std::int64_t i = 0; i < matrix.rows(); ++i) {
     for (std::int64_t j = 0; j < matrix.cols(); ++j) {
       const auto element = static_cast<std::uint64_t>(i * matrix.cols() + j);
-      const bool keep = dropout_keeps(element, c.dropout.p, c.dropout.seed, c.dropout.offset);
-      matrix.at(i, j) *= keep ? 1.0 / (1.0 - static_cast<double>(c.dropout.p)) : 0.0;
+      matrix.at(i, j) *= dropout_keeps(element, c.dropout) ? 65536 / (65536 - threshold) : 0.0;
     }
   }
   return matrix.scaled(1.0, type);

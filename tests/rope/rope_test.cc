@@ -40,7 +40,8 @@ TEST(Rope, MatchesTheReferenceOnHostileShapes) {
             const Layout layout{.offset = flags, .gap = 3, .order = {0, 2, 1, 3}};
             Tensor x(dtype, {s.batch, s.tokens, s.heads, s.d}, layout), y = x;
             x.fill_random(1);
-            const Rotary rotary{true, 10000.0f, (flags & 1) != 0, position};
+            const Rotary rotary{true, 10000.0f, (flags & 1) != 0, position,
+                                (flags & 2) != 0 ? 3.0f : 1.0f};
             const bool inverse = (flags & 2) != 0;
             Tensor truth = y.as(DType::kFloat32);
             reference::rope({x, rotary, inverse, truth});
@@ -94,12 +95,34 @@ TEST(Rope, EveryThetaHasAnglesOfItsOwn) {
   }
 }
 
+TEST(Rope, ScalesPositionsDown) {
+  // Every fourth position of the scaled turn is a whole one of the plain turn, at any length of the
+  // table of angles.
+  constexpr std::int64_t kTokens = 33, kHeadSize = 8;
+  Tensor x(DType::kFloat32, {1, kTokens, 1, kHeadSize}), scaled = x, plain = x;
+  for (std::int64_t i = 0; i < kTokens * kHeadSize; ++i) x.set(i, 1.0 + i % kHeadSize);
+  for (const std::int64_t position : {0, 400, 40000}) {
+    Context context;
+    rope(context, {x, {true, 100.0f, false, position, 4.0f}, false, scaled});
+    rope(context, {x, {true, 100.0f, false, position / 4, 1.0f}, false, plain});
+    for (std::int64_t t = 0; t < kTokens; t += 4) {
+      for (std::int64_t i = 0; i < kHeadSize; ++i) {
+        EXPECT_EQ(scaled.values()[static_cast<std::size_t>(t * kHeadSize + i)],
+                  plain.values()[static_cast<std::size_t>(t / 4 * kHeadSize + i)]);
+      }
+    }
+  }
+}
+
 TEST(Rope, RefusesWhatItCannotTake) {
   Context context;
   const Tensor odd(DType::kFloat32, {1, 1, 1, 3}), even(DType::kFloat32, {1, 1, 1, 4});
   EXPECT_THROW(rope(context, {odd, {}, false, odd}), Error);
   EXPECT_THROW(rope(context, {even, {true, 0.0f, false, 0}, false, even}), Error);
   EXPECT_THROW(rope(context, {even, {true, 1.0f, false, -1}, false, even}), Error);
+  for (const float factor : {0.0f, -1.0f, std::nanf("")}) {
+    EXPECT_THROW(rope(context, {even, {true, 1.0f, false, 0, factor}, false, even}), Error);
+  }
   EXPECT_THROW(rope(context, {even, {}, false, odd}), Error);
 }
 

@@ -94,6 +94,9 @@ void TinyModel::write(const std::string& path) const {
   metadata["llama.attention.head_count_kv"] = scalar(num_kv_heads);
   metadata["llama.context_length"] = scalar(context_length);
   metadata["llama.rope.freq_base"] = mx::array(rope_theta);
+  if (rope_scaling_factor != 1.0f) {
+    metadata["llama.rope.scaling.factor"] = mx::array(rope_scaling_factor);
+  }
   metadata["llama.attention.layer_norm_rms_epsilon"] = mx::array(rms_norm_eps);
   metadata["tokenizer.ggml.model"] = std::string("gpt2");
   metadata["tokenizer.ggml.pre"] = std::string("smollm");

@@ -21,6 +21,7 @@ struct TinyModel {
   int num_kv_heads = 2;
   int context_length = 128;
   float rope_theta = 10000.0f;
+  float rope_scaling_factor = 1.0f;  ///< Written as a factor without a type, if not 1.
   float rms_norm_eps = 1e-5f;
   std::uint64_t seed = 1;
   std::vector<std::string> merges = {"a b"};  ///< Each makes a token more.

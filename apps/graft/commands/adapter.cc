@@ -12,6 +12,7 @@
 #include <string>
 #include <vector>
 
+#include "apps/graft/commands/common.h"
 #include "apps/graft/terminal/format.h"
 #include "apps/graft/terminal/interrupt.h"
 #include "apps/graft/terminal/line_reader.h"
@@ -114,8 +115,10 @@ void run_adapter_add(const AdapterCommandFlags& flags) {
   const LlamaConfig config = read_llama_config(file);
   check_llama_tensors(file, config);  // An adapter's size follows from what the metadata claims.
   const std::string absolute = std::filesystem::absolute(path).lexically_normal().string();
-  registry.add(flags.name, flags.source, {absolute, fingerprint_of_file(path)}, config,
-               flags.replace);
+  const std::string fingerprint = fingerprint_of_file(path);
+  const BaseModel base =
+      registry.add(flags.name, flags.source, {absolute, fingerprint}, config, flags.replace);
+  warn_of_base(flags.source, doubt_about_base(base, config, [&] { return fingerprint; }));
   fmt::print("added {} for {}\n", flags.name, base_name(path));
 }
 

@@ -73,7 +73,7 @@ class Chat {
         sampler_(flags.sampling.sampler()),
         model_(flags.model, /*training=*/false),
         adapter_(choose_adapter(model_, flags.adapter, /*use_default=*/true).name),
-        template_(model_.file, model_.tokenizer),
+        template_(model_.file, model_.tokenizer, control_tokens(flags.parse_special)),
         conversation_(model_.llama, model_.tokenizer, template_, flags.system_prompt) {}
 
   void run() {

@@ -15,6 +15,7 @@ struct ChatFlags {
   AdapterFlags adapter;
   SamplingFlags sampling;
   std::optional<std::string> system_prompt;
+  bool parse_special = false;
   int max_tokens = 256;
 };
 

@@ -9,6 +9,7 @@
 
 #include "apps/graft/terminal/available_memory.h"
 #include "apps/graft/terminal/format.h"
+#include "apps/graft/terminal/tell.h"
 #include "apps/graft/user_error.h"
 #include "graft/context.h"
 #include "graft/llm/adapter/adapter_file.h"
@@ -74,12 +75,18 @@ LoadedModel::LoadedModel(const ModelFlags& flags, bool training)
 
 void LoadedModel::attach(const std::string& adapter_folder) {
   SavedAdapter saved = load_adapter(adapter_folder, llama.config());
+  warn_of_base(adapter_folder,
+               doubt_about_base(saved.base, llama.config(), [&] { return fingerprint(); }));
   llama.set_adapter(std::move(saved.layout), std::move(saved.pairs));
 }
 
 const std::string& LoadedModel::fingerprint() const {
   if (fingerprint_.empty()) fingerprint_ = fingerprint_of_file(file.name());
   return fingerprint_;
+}
+
+void warn_of_base(const std::string& folder, const std::string& doubt) {
+  if (!doubt.empty()) warn(fmt::format("warning: the adapter in {} {}", folder, doubt));
 }
 
 }  // namespace graft::app

@@ -18,6 +18,11 @@ struct ModelFlags {
   int threads = 0;
 };
 
+/// What marks such as <|im_end|> in a user's words are.
+inline ControlTokens control_tokens(bool parse_special) {
+  return parse_special ? ControlTokens::kParsed : ControlTokens::kText;
+}
+
 /// What --dtype names. Throws UserError.
 mx::Dtype dtype_named(const std::string& name);
 
@@ -31,8 +36,8 @@ struct LoadedModel {
   const Tokenizer tokenizer;
   Llama llama;
 
-  /// Puts an adapter from a folder on the model, in place of another. Throws UserError, and the one
-  /// before then stays.
+  /// Puts an adapter from a folder on the model, in place of another, and says on standard error if
+  /// it seems to be of another model. Throws UserError, and the one before then stays.
   void attach(const std::string& adapter_folder);
 
   /// fingerprint_of_file of the model's file, taken when first asked for.
@@ -41,6 +46,9 @@ struct LoadedModel {
  private:
   mutable std::string fingerprint_;
 };
+
+/// Says on standard error what doubt_about_base found, if anything, of the adapter in `folder`.
+void warn_of_base(const std::string& folder, const std::string& doubt);
 
 /// For programs: the samples of a file that were cut off or left out, and where the first of each
 /// kind stands.

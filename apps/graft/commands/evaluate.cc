@@ -73,13 +73,17 @@ Exam read_exam(const EvaluateFlags& flags, const LoadedModel& model) {
   exam.max_seq_length = std::min(flags.max_seq_length, context);
   std::ifstream in = open_input(exam.path, InputKind::kFileOrPipe);
   std::string lines;  // The file may be a pipe.
-  exam.samples = read_dataset(
-      in, exam.path, model.file, model.tokenizer,
-      {.max_seq_length = exam.max_seq_length, .mask_prompt = flags.mask_prompt}, &lines);
+  exam.samples = read_dataset(in, exam.path, model.file, model.tokenizer,
+                              {.max_seq_length = exam.max_seq_length,
+                               .mask_prompt = flags.mask_prompt,
+                               .written = control_tokens(flags.parse_special)},
+                              &lines);
   if (!exam.samples.has_answers || flags.max_tokens == 0) return exam;
   std::istringstream again(std::move(lines));
   const Dataset whole = read_dataset(again, exam.path, model.file, model.tokenizer,
-                                     {.max_seq_length = context, .mask_prompt = true});
+                                     {.max_seq_length = context,
+                                      .mask_prompt = true,
+                                      .written = control_tokens(flags.parse_special)});
   if (whole.truncated > 0) {
     throw UserError(
         fmt::format("{}: {} samples are longer than the model's context of {} tokens; "

@@ -18,6 +18,7 @@ struct EvaluateFlags {
   bool split_given = false;
   std::int64_t max_seq_length = 2048;
   bool mask_prompt = false;
+  bool parse_special = false;
   int max_tokens = 64;
   int batch_size = 64;
   int show = 5;

@@ -35,9 +35,14 @@ namespace graft::app {
 namespace {
 
 /// The adapter to start from: fresh, or another one's.
-SavedAdapter initial_adapter(const FinetuneFlags& flags, const LlamaConfig& config) {
+SavedAdapter initial_adapter(const FinetuneFlags& flags, const LoadedModel& model) {
+  const LlamaConfig& config = model.llama.config();
+  const auto warn_if_other = [&](const std::string& path, const BaseModel& base) {
+    warn_of_base(path, doubt_about_base(base, config, [&] { return model.fingerprint(); }));
+  };
   if (!flags.init_adapter.empty()) {
     SavedAdapter found = load_adapter(flags.init_adapter, config);
+    warn_if_other(flags.init_adapter, found.base);
     AdapterOptions options = found.layout.options();
     options.dropout = flags.adapter.dropout;
     return {AdapterLayout(config, options), std::move(found.pairs)};
@@ -53,6 +58,7 @@ SavedAdapter initial_adapter(const FinetuneFlags& flags, const LlamaConfig& conf
   }
   if (!flags.resume_adapter_file.empty()) {
     SavedAdapter found = load_adapter_file(flags.resume_adapter_file, options, config);
+    warn_if_other(flags.resume_adapter_file, found.base);
     options = found.layout.options();
     options.dropout = flags.adapter.dropout;
     return {AdapterLayout(config, options), std::move(found.pairs)};
@@ -136,7 +142,9 @@ RunData read_run_data(const FinetuneFlags& flags, const LoadedModel& model) {
   data.max_seq_length =
       std::min<std::int64_t>(flags.max_seq_length, model.llama.config().context_length);
   data.splits = read_data(flags.data, model.file, model.tokenizer,
-                          {.max_seq_length = data.max_seq_length, .mask_prompt = flags.mask_prompt},
+                          {.max_seq_length = data.max_seq_length,
+                           .mask_prompt = flags.mask_prompt,
+                           .written = control_tokens(flags.parse_special)},
                           {.valid = flags.val_batches != 0, .test = flags.test});
   data.batching = {
       .batch_size = flags.batch_size, .seed = flags.seed, .pad_token = model.tokenizer.pad()};
@@ -248,10 +256,10 @@ void run_finetune(FinetuneFlags flags) {
   flags.model.threads = num_threads();
   const LlamaConfig& config = model.llama.config();
   const SavedAdapter initial =
-      from ? load_adapter(from->path, config) : initial_adapter(flags, config);
+      from ? load_adapter(from->path, config) : initial_adapter(flags, model);
   if (!from) take_sizes_of_adapter(flags, config, initial.layout);
   const RunData data = read_run_data(flags, model);
-  const RunInputs inputs = inputs_of(flags, data.splits);
+  const RunInputs inputs = inputs_of(model.fingerprint(), data.splits);
   if (from) check_same_inputs(flags, inputs, from->checkpoint.inputs);
 
   const std::unique_ptr<RunOutput> output = make_run_output(flags);

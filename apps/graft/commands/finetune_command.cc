@@ -114,6 +114,7 @@ void add_data_flags(CLI::App& command, FinetuneFlags& flags) {
       ->capture_default_str();
   command.add_flag("--mask-prompt", flags.mask_prompt,
                    "Train on answers alone, not on what they answer");
+  add_parse_special_flag(command, flags.parse_special, "the data");
 }
 
 void add_report_flags(CLI::App& command, FinetuneFlags& flags) {

@@ -32,6 +32,7 @@ void visit_saved_flags(Flags& flags, Visit&& visit) {
   visit("--threads", flags.model.threads, kRefused);  // sums are split among them
   visit("--max-seq-length", flags.max_seq_length, kRefused);
   visit("--mask-prompt", flags.mask_prompt, kRefused);
+  visit("--parse-special", flags.parse_special, kRefused);
   visit("--rank", flags.adapter.rank, kRefused);
   visit("--alpha", flags.adapter.alpha, kRefused);
   visit("--dropout", flags.adapter.dropout, kRefused);

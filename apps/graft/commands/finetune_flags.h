@@ -38,6 +38,7 @@ struct FinetuneFlags {
   std::int64_t max_seq_length = 2048;
   std::uint64_t seed = 0;
   bool mask_prompt = false;
+  bool parse_special = false;
   bool test = false;
   bool grad_checkpoint = false;
   bool require_fused = false;

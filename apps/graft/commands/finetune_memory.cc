@@ -36,8 +36,9 @@ Setting setting_of(const FinetuneFlags& flags) {
 
 struct Need {
   std::int64_t peak = 0;  ///< What would be resident at the peak of training.
-  /// Tensors of the largest iteration or validation, allotted no sooner than they must be.
-  std::int64_t without_running_ahead = 0;
+  /// Of the tensors of the largest iteration or validation, allotted little sooner than they must
+  /// be.
+  std::int64_t bound = 0;
 };
 
 class RunMemory {
@@ -58,7 +59,9 @@ class RunMemory {
         return gradients ? step_bytes(run_.config, run_.layout, batch, activations, ahead)
                          : loss_bytes(run_.config, run_.layout, batch, ahead);
       };
-      need.without_running_ahead = std::max(need.without_running_ahead, bytes(0));
+      // With none to run ahead, MLX's thread would spin on a core that the kernels need.
+      constexpr int kLittle = 2;
+      need.bound = std::max(need.bound, bytes(kLittle));
       tensors = std::max(tensors, bytes(kRunAhead));
       scratch = std::max(scratch,
                          scratch_bytes(run_.config, run_.layout, batch, gradients, num_threads()));
@@ -218,7 +221,7 @@ std::int64_t check_memory(const RunToFit& run) {
   const AvailableMemory available = available_memory();
   const std::int64_t most = memory.resident() + available.bytes;
   if (now.peak <= most) {
-    bound_run_ahead(now.without_running_ahead);
+    bound_run_ahead(now.bound);
     return std::max(now.peak, peak_memory_bytes());
   }
   const std::string need = fmt::format("training needs about {} of memory and {} leaves it {}",

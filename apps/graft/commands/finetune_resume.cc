@@ -87,8 +87,8 @@ void refuse_interrupted_run(const FinetuneFlags& flags) {
                   flags.adapter_path, done, iters, checkpoints_folder(flags.adapter_path)));
 }
 
-RunInputs inputs_of(const FinetuneFlags& flags, const DataSplits& data) {
-  return {.model = fingerprint_of_file(flags.model.model),
+RunInputs inputs_of(const std::string& model, const DataSplits& data) {
+  return {.model = model,
           .train = fingerprint_of(data.train.samples),
           .valid = data.valid ? fingerprint_of(data.valid->samples) : "",
           .machine = machine_name()};

@@ -16,8 +16,8 @@ FoundCheckpoint checkpoint_to_resume(FinetuneFlags& flags);
 /// Throws UserError if a new run would write over one in --adapter-path that was interrupted.
 void refuse_interrupted_run(const FinetuneFlags& flags);
 
-/// What the losses depend on besides the flags.
-RunInputs inputs_of(const FinetuneFlags& flags, const DataSplits& data);
+/// What the losses depend on besides the flags; `model` is its fingerprint.
+RunInputs inputs_of(const std::string& model, const DataSplits& data);
 
 /// Throws UserError if the model or the data are no longer those of the checkpoint; says so on
 /// stderr if only the machine is another.

@@ -12,6 +12,7 @@
 #include <optional>
 #include <random>
 #include <string>
+#include <string_view>
 #include <utility>
 #include <vector>
 
@@ -19,6 +20,7 @@
 #include "graft/llm/adapter/adapter_file.h"
 #include "graft/llm/chat/chat_template.h"
 #include "graft/llm/data/fingerprint.h"
+#include "graft/llm/files/utf8.h"
 #include "graft/llm/generate/generator.h"
 #include "graft/llm/generate/prompt_cache.h"
 #include "graft/llm/generate/reply_text.h"
@@ -53,20 +55,32 @@ double seconds_since(Clock::time_point start) {
   return std::chrono::duration<double>(Clock::now() - start).count();
 }
 
+// Text from a file is the same prompt whoever wrote it: without a byte order mark, and with lines
+// that end as here.
 std::string prompt_text(const std::string& prompt) {
   if (prompt != "-") return prompt;
-  std::string text{std::istreambuf_iterator<char>(std::cin), {}};
+  const std::string given{std::istreambuf_iterator<char>(std::cin), {}};
+  if (const std::size_t at = find_invalid_utf8(given); at != std::string::npos) {
+    throw UserError(fmt::format("--prompt -: not valid UTF-8 at byte {}", at + 1));
+  }
+  std::string text;
+  for (std::size_t i = given.starts_with(kByteOrderMark) ? kByteOrderMark.size() : 0;
+       i < given.size(); ++i) {
+    if (!std::string_view(given).substr(i).starts_with("\r\n")) text += given[i];
+  }
   if (text.ends_with('\n')) text.pop_back();  // the end of the last line, not of a word
   return text;
 }
 
 std::vector<int> prompt_tokens(const GenerateFlags& flags, const LoadedModel& model) {
   const std::string text = prompt_text(flags.prompt);
-  if (flags.raw) return model.tokenizer.encode(text);
+  const ControlTokens written = control_tokens(flags.parse_special);
+  if (flags.raw) return model.tokenizer.encode(text, written);
   std::vector<Message> messages;
   if (flags.system_prompt) messages.push_back({"system", *flags.system_prompt});
   messages.push_back({"user", text});
-  return ChatTemplate(model.file, model.tokenizer).encode_prompt(model.tokenizer, messages);
+  return ChatTemplate(model.file, model.tokenizer, written)
+      .encode_prompt(model.tokenizer, messages);
 }
 
 PromptCacheOwner owner_of(const GenerateFlags& flags, const LoadedModel& model,

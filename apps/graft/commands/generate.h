@@ -29,6 +29,7 @@ struct GenerateFlags {
   std::string prompt;  ///< "-" is standard input.
   std::optional<std::string> system_prompt;
   bool raw = false;
+  bool parse_special = false;
   int max_tokens = 100;
   int num_samples = 1;
   std::vector<std::string> stops;

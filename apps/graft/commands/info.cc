@@ -2,6 +2,7 @@
 
 #include <fmt/format.h>
 
+#include <optional>
 #include <string>
 #include <utility>
 #include <vector>
@@ -11,8 +12,10 @@
 #include "graft/capabilities.h"
 #include "graft/context.h"
 #include "graft/linear_cross_entropy.h"
+#include "graft/llm/chat/chat_template.h"
 #include "graft/llm/model/llama_config.h"
 #include "graft/llm/model/llama_tensors.h"
+#include "graft/llm/tokenizer/tokenizer.h"
 #include "graft/lora.h"
 #include "graft/mlx/fusion.h"
 #include "graft/supports.h"
@@ -112,10 +115,32 @@ void print_projection(const LlamaConfig& config, Projection projection, const In
                 fmt::format("({}, {})", out, in), supports(forward), supports(backward));
 }
 
+/// What a model needs besides its weights: whether it runs here, and if not, why not.
+struct TextSupport {
+  std::string tokenizer;  // Reasons; empty if it runs.
+  std::string chat_template;
+};
+
+TextSupport text_support(const GgufFile& file) {
+  std::optional<Tokenizer> tokenizer;
+  try {
+    tokenizer.emplace(file);
+  } catch (const UserError& error) {
+    return {error.what(), "nothing runs without the tokenizer"};
+  }
+  try {
+    const ChatTemplate chat_template(file, *tokenizer);
+  } catch (const UserError& error) {
+    return {{}, error.what()};
+  }
+  return {};
+}
+
 void print_model(const InfoFlags& flags) {
   const GgufFile file = GgufFile::open(flags.model);
   const LlamaConfig config = read_llama_config(file);
   check_llama_tensors(file, config);
+  const TextSupport text = text_support(file);
   std::int64_t parameters = 0;
   for (const GgufTensor& tensor : file.tensors()) {
     std::int64_t size = 1;
@@ -131,6 +156,12 @@ void print_model(const InfoFlags& flags) {
                                   config.head_dim, config.num_kv_heads));
   print_fact("vocabulary", format_count(config.vocab_size));
   print_fact("context", format_count(config.context_length) + " tokens");
+  const auto print_text = [](const char* name, const std::string& reason) {
+    print_fact(name, reason.empty() ? "runs" : "does not run: " + reason);
+  };
+  print_text("tokenizer", text.tokenizer);
+  print_text("chat template", text.chat_template);
+  if (!text.tokenizer.empty()) throw UserError(text.tokenizer);  // no training either
 
   fmt::print("\nHow it trains, weights in {}, rank {}:\n", flags.dtype, flags.rank);
   for (const Projection projection : kAllProjections) print_projection(config, projection, flags);
@@ -152,6 +183,7 @@ void print_model(const InfoFlags& flags) {
   print_support("linear_cross_entropy",
                 fmt::format("({}, {})", config.vocab_size, config.hidden_size), supports(loss),
                 supports(loss_back));
+  if (!text.chat_template.empty()) throw UserError(text.chat_template);  // `generate` ends with it
 }
 
 }  // namespace

@@ -1,5 +1,7 @@
 #include "apps/graft/commands/model_flags.h"
 
+#include <fmt/format.h>
+
 #include "apps/graft/commands/number_range.h"
 
 namespace graft::app {
@@ -18,6 +20,12 @@ void add_threads_flag(CLI::App& command, int& threads) {
 
 void begin_group(CLI::App& command, const std::string& heading) {
   command.option_defaults()->group(heading);
+}
+
+void add_parse_special_flag(CLI::App& command, bool& parse_special, const std::string& in) {
+  command.add_flag(
+      "--parse-special", parse_special,
+      fmt::format("Take marks such as <|im_end|> in {} as the model's own, not as text", in));
 }
 
 void add_model_flags(CLI::App& command, ModelFlags& flags) {

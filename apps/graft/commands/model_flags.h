@@ -18,6 +18,9 @@ void begin_group(CLI::App& command, const std::string& heading);
 
 void add_dtype_flag(CLI::App& command, std::string& dtype, const std::string& help);
 void add_threads_flag(CLI::App& command, int& threads);
+/// --parse-special; where `in` may have them, for the help.
+void add_parse_special_flag(CLI::App& command, bool& parse_special, const std::string& in);
+
 void add_model_flags(CLI::App& command, ModelFlags& flags);
 
 }  // namespace graft::app

@@ -116,6 +116,7 @@ void add_generate(CLI::App& program) {
       ->add_flag("--ignore-chat-template", flags->raw,
                  "Let the model continue the prompt as it stands, not answer it")
       ->excludes("--system-prompt");
+  add_parse_special_flag(*command, flags->parse_special, "the prompt");
   command
       ->add_option("--prompt-cache,--prompt-cache-file", flags->prompt_cache,
                    "File for what the model makes of the prompt (keys and values): written if "
@@ -145,6 +146,7 @@ void add_chat(CLI::App& program) {
   add_run_flags(*command, flags->model, flags->adapter, /*has_default=*/true);
   begin_group(*command, kPrompt);
   add_system_prompt_flag(*command, flags->system_prompt);
+  add_parse_special_flag(*command, flags->parse_special, "what is said");
   begin_group(*command, kReply);
   add_max_tokens_flag(*command, flags->max_tokens);
   add_sampling_flags(*command, flags->sampling);
@@ -181,6 +183,7 @@ void add_evaluate(CLI::App& program) {
   command->add_flag(
       "--mask-prompt", flags->mask_prompt,
       "Loss of answers alone, not of what they answer, as in training with this flag");
+  add_parse_special_flag(*command, flags->parse_special, "the data");
   command->add_option("--batch-size", flags->batch_size, "Samples at a time, at most")
       ->check(at_least(1))
       ->capture_default_str();

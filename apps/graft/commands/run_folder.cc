@@ -34,7 +34,7 @@ RunFolder::RunFolder(const FinetuneFlags& flags, const AdapterLayout& layout,
 std::string RunFolder::save(const Trainer& trainer, const LoopState& loop) {
   return_freed_memory();  // else what is copied here comes on top of an iteration's room
   TrainerState state = trainer.state();
-  const std::vector<FileContents> adapter = adapter_files(layout_, state.pairs, flags_.model.model);
+  const std::vector<FileContents> adapter = adapter_files(layout_, state.pairs, base());
   const std::int64_t per_epoch = batches_.per_epoch();
   save_checkpoint(flags_.adapter_path, adapter,
                   {.flags = saved_flags(flags_),
@@ -53,7 +53,7 @@ std::string RunFolder::save(const Trainer& trainer, const LoopState& loop) {
 
 void RunFolder::resume(const Trainer& trainer) {
   saved_ = trainer.iteration();
-  publish(adapter_files(layout_, trainer.pairs(), flags_.model.model));
+  publish(adapter_files(layout_, trainer.pairs(), base()));
 }
 
 std::optional<std::vector<LoraPair>> RunFolder::go_back_to(int iteration,
@@ -66,7 +66,7 @@ std::optional<std::vector<LoraPair>> RunFolder::go_back_to(int iteration,
   } catch (const UserError&) {
     return std::nullopt;
   }
-  publish(adapter_files(layout_, pairs, flags_.model.model));
+  publish(adapter_files(layout_, pairs, base()));
   return pairs;
 }
 

@@ -8,6 +8,8 @@
 #include <utility>
 
 #include "apps/graft/terminal/interrupt.h"
+#include "apps/graft/user_error.h"
+#include "graft/llm/files/utf8.h"
 
 namespace graft::app {
 namespace {
@@ -55,6 +57,9 @@ bool LineReader::take_line(std::string& line) {
   line = buffer_.substr(0, end);
   buffer_.erase(0, end == std::string::npos ? end : end + 1);
   if (line.ends_with('\r')) line.pop_back();
+  if (std::exchange(is_first_, false) && line.starts_with(kByteOrderMark)) {
+    line.erase(0, kByteOrderMark.size());
+  }
   return true;
 }
 

@@ -5,7 +5,8 @@
 
 namespace graft::app {
 
-/// Lines from a terminal or a pipe, with word of Ctrl-C where an InterruptFlag lives.
+/// Lines from a terminal or a pipe, with word of Ctrl-C where an InterruptFlag lives. A byte order
+/// mark in front of them is dropped, and "\r\n" ends one as "\n" does.
 class LineReader {
  public:
   enum class Event {
@@ -27,6 +28,7 @@ class LineReader {
   int fd_;
   std::string buffer_;
   bool ended_ = false;
+  bool is_first_ = true;  // Of the lines, the next one.
 };
 
 }  // namespace graft::app

@@ -12,10 +12,11 @@ namespace {
 constexpr std::int64_t kMostKeptPositions = 32768;
 constexpr std::size_t kMostKeptTables = 8;
 
-std::shared_ptr<const RotaryAngles> make(float theta, std::int64_t pairs, std::int64_t first,
-                                         std::int64_t positions) {
+std::shared_ptr<const RotaryAngles> make(const Rotary& rotary, std::int64_t pairs,
+                                         std::int64_t first, std::int64_t positions) {
   auto angles = std::make_shared<RotaryAngles>();
-  angles->theta = theta;
+  angles->theta = rotary.theta;
+  angles->scaling_factor = rotary.scaling_factor;
   angles->pairs = pairs;
   angles->first = first;
   angles->positions = positions;
@@ -24,10 +25,11 @@ std::shared_ptr<const RotaryAngles> make(float theta, std::int64_t pairs, std::i
   angles->sin.resize(size);
   for (std::int64_t i = 0; i < pairs; ++i) {
     // In double: at position 10,000 a float32 angle would be off by 5e-4.
-    const double frequency =
-        std::pow(static_cast<double>(theta), -static_cast<double>(i) / static_cast<double>(pairs));
+    const double frequency = std::pow(static_cast<double>(rotary.theta),
+                                      -static_cast<double>(i) / static_cast<double>(pairs));
     for (std::int64_t p = 0; p < positions; ++p) {
-      const double angle = static_cast<double>(first + p) * frequency;
+      const double angle =
+          static_cast<double>(first + p) / static_cast<double>(rotary.scaling_factor) * frequency;
       const auto at = static_cast<std::size_t>(p * pairs + i);
       angles->cos[at] = static_cast<float>(std::cos(angle));
       angles->sin[at] = static_cast<float>(std::sin(angle));
@@ -38,23 +40,24 @@ std::shared_ptr<const RotaryAngles> make(float theta, std::int64_t pairs, std::i
 
 }  // namespace
 
-std::shared_ptr<const RotaryAngles> rotary_angles(float theta, std::int64_t pairs,
-                                                  std::int64_t first, std::int64_t count) {
-  const std::int64_t needed = first + count;
-  if (needed > kMostKeptPositions) return make(theta, pairs, first, count);
+std::shared_ptr<const RotaryAngles> rotary_angles(const Rotary& rotary, std::int64_t pairs,
+                                                  std::int64_t count) {
+  const std::int64_t needed = rotary.position + count;
+  if (needed > kMostKeptPositions) return make(rotary, pairs, rotary.position, count);
 
   static std::mutex mutex;
   static std::vector<std::shared_ptr<const RotaryAngles>> kept;
   const std::lock_guard<std::mutex> lock(mutex);
   const auto found = std::find_if(kept.begin(), kept.end(), [&](const auto& angles) {
-    return angles->theta == theta && angles->pairs == pairs;
+    return angles->theta == rotary.theta && angles->scaling_factor == rotary.scaling_factor &&
+           angles->pairs == pairs;
   });
   if (found != kept.end() && (*found)->positions >= needed) return *found;
   std::int64_t positions = 256;
   while (positions < needed) positions *= 2;
-  if (found != kept.end()) return *found = make(theta, pairs, 0, positions);
+  if (found != kept.end()) return *found = make(rotary, pairs, 0, positions);
   if (kept.size() == kMostKeptTables) kept.erase(kept.begin());
-  return kept.emplace_back(make(theta, pairs, 0, positions));
+  return kept.emplace_back(make(rotary, pairs, 0, positions));
 }
 
 }  // namespace graft::cpu

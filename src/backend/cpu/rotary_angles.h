@@ -4,12 +4,14 @@
 #include <memory>
 #include <vector>
 
+#include "graft/rope.h"
+
 namespace graft::cpu {
 
 /// Cosines and sines of a rotary embedding for `positions` positions from `first` on:
 /// [position][pairs].
 struct RotaryAngles {
-  float theta = 0;
+  float theta = 0, scaling_factor = 1;
   std::int64_t pairs = 0, first = 0, positions = 0;
   std::vector<float> cos, sin;
 
@@ -21,9 +23,9 @@ struct RotaryAngles {
   }
 };
 
-/// Angles that cover positions [first, first + count). Tables are kept by theta and pairs, since a
-/// model asks for the same ones in each layer and step.
-std::shared_ptr<const RotaryAngles> rotary_angles(float theta, std::int64_t pairs,
-                                                  std::int64_t first, std::int64_t count);
+/// Angles that cover `count` positions from `rotary.position` on. Tables are kept by theta, scaling
+/// factor and pairs, since a model asks for the same ones in each layer and step.
+std::shared_ptr<const RotaryAngles> rotary_angles(const Rotary& rotary, std::int64_t pairs,
+                                                  std::int64_t count);
 
 }  // namespace graft::cpu

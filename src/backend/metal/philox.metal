@@ -1,10 +1,10 @@
-// Dropout's random words: Philox 4x32-10, as src/backend/philox.h has it.
+// Dropout's random bits: Philox 4x32-7, as src/backend/philox.h has it.
 
-// The word of one element: counter offset + element / 4, lane element mod 4.
-inline uint philox_word(ulong seed, ulong counter, uint lane) {
+// The 16 bits of one element: counter offset + element / 8, field element mod 8.
+inline uint philox_field(ulong seed, ulong counter, uint field) {
   uint c0 = uint(counter), c1 = uint(counter >> 32), c2 = 0, c3 = 0;
   uint k0 = uint(seed), k1 = uint(seed >> 32);
-  for (int round = 0; round < 10; ++round) {
+  for (int round = 0; round < 7; ++round) {
     const uint high0 = mulhi(0xD2511F53u, c0), low0 = 0xD2511F53u * c0;
     const uint high1 = mulhi(0xCD9E8D57u, c2), low1 = 0xCD9E8D57u * c2;
     c0 = high1 ^ c1 ^ k0;
@@ -14,7 +14,8 @@ inline uint philox_word(ulong seed, ulong counter, uint lane) {
     k0 += 0x9E3779B9u;
     k1 += 0xBB67AE85u;
   }
-  return lane == 0 ? c0 : lane == 1 ? c1 : lane == 2 ? c2 : c3;
+  const uint low = field < 2 ? c0 : c1, high = field < 6 ? c2 : c3;
+  return ((field < 4 ? low : high) >> (field % 2 * 16)) & 0xFFFFu;
 }
 
 // drop(x) of the element with a row-major index, rounded to T. A dropped element is 0 whatever x is.
@@ -23,7 +24,7 @@ struct Dropout {
   template <typename T>
   T apply(T x, ulong element) const {
     if (!kDrops) return x;
-    const bool kept = philox_word(seed, offset + element / 4, uint(element % 4)) >= threshold;
+    const bool kept = philox_field(seed, offset + element / 8, uint(element % 8)) >= threshold;
     return kept ? T(float(x) * keep) : T(0.0f);
   }
   ulong seed;

@@ -1,6 +1,7 @@
 #pragma once
 
 #include <cstdint>
+#include <cstring>
 
 #include "graft/lora.h"
 #include "graft/tensor_view.h"
@@ -36,6 +37,28 @@ struct Source {
   }
 };
 
+/// Which elements of a matrix dropout keeps: bit `first` + row · row_stride + col, of what the
+/// kernels' `dropout_bits` wrote. Wherever that is, it need not be aligned.
+struct Kept {
+  const std::uint8_t* bits = nullptr;  // null: all of them, dropout being off
+  std::int64_t first = 0;
+  std::int64_t row_stride = 0;  // in bits
+
+  bool some() const { return bits != nullptr; }
+  Kept at(std::int64_t row, std::int64_t col) const {
+    return {bits, first + row * row_stride + col, row_stride};
+  }
+  /// Of 32 columns from `col` on, the first in the lowest bit.
+  std::uint32_t word(std::int64_t row, std::int64_t col) const {
+    const auto bit = static_cast<std::uint64_t>(first + row * row_stride + col);
+    std::uint64_t bytes;  // little-endian on every instruction set that there are kernels for
+    std::memcpy(&bytes, bits + bit / 8, sizeof(bytes));
+    return static_cast<std::uint32_t>(bytes >> bit % 8);
+  }
+};
+/// Bytes past the last that `dropout_bits` may write, and Kept::word read.
+inline constexpr std::int64_t kKeptSlack = 8;
+
 /// Rows that one call of `outer` sums over at most.
 inline constexpr std::int64_t kMostOuterRows = 256;
 
@@ -52,12 +75,11 @@ struct TileArgs {
   const void* b = nullptr;        // low-rank column panel
   std::int64_t b_stride = 0;      // elements (32-bit) from a step of b to the next
   std::int64_t low_steps = 0;     // of h and b
-  const float* mask = nullptr;    // multiplies the low-rank part, null for none: [row][mask_stride]
-  std::int64_t mask_stride = 0;
-  const float* bias = nullptr;   // `width` floats, or null
-  const float* start = nullptr;  // what the sums start from, [row][width], or null
-  void* y = nullptr;             // first element of the tile
-  std::int64_t y_stride = 0;     // elements from a row to the next
+  Kept kept;                      // masks the low-rank part; from the tile's first element on
+  const float* bias = nullptr;    // `width` floats, or null
+  const float* start = nullptr;   // what the sums start from, [row][width], or null
+  void* y = nullptr;              // first element of the tile
+  std::int64_t y_stride = 0;      // elements from a row to the next
   bool y_bfloat16 = false;
   bool accumulate = false;  // y += instead of y =
 };
@@ -105,13 +127,15 @@ struct Kernels {
   /// kMostOuterRows.
   void (*outer)(const float* coefficients, std::int64_t rank, const Source& x, std::int64_t m,
                 std::int64_t cols, float* out, std::int64_t ld);
-  /// `count` mask values from row-major element `first` on: 1 / (1 − p) where kept, else 0.
-  void (*dropout_mask)(const Dropout& dropout, std::uint64_t first, std::int64_t count,
-                       float* mask);
-  /// out [rows][cols] = mask ∘ x (rows × cols) as floats; a masked element is 0 whatever x holds.
-  /// `mask` has row stride `mask_stride`, and may be `out`; null copies.
-  void (*drop_rows)(const Source& x, std::int64_t rows, std::int64_t cols, const float* mask,
-                    std::int64_t mask_stride, float* out);
+  /// A byte for each of `count` counters from dropout.offset + `first` on, 1 where the field is
+  /// kept, the first field in the lowest bit. May write kKeptSlack bytes more.
+  void (*dropout_bits)(const Dropout& dropout, std::uint64_t first, std::int64_t count,
+                       std::uint8_t* bits);
+  /// Copies a row panel, 0 for what is not kept, whatever x holds; nothing is scaled.
+  void (*drop_panel)(const void* panel, int rows, std::int64_t k, const Kept& kept, void* dropped);
+  /// The same from rows of x to float32 out [rows][cols].
+  void (*drop_rows)(const Source& x, std::int64_t rows, std::int64_t cols, const Kept& kept,
+                    float* out);
   /// to [cols][to_stride] = scaling · (from [rows][from_stride])ᵀ.
   void (*transpose)(const float* from, std::int64_t from_stride, std::int64_t rows,
                     std::int64_t cols, float scaling, float* to, std::int64_t to_stride);

@@ -23,23 +23,13 @@ const float* OuterProducts::coefficients(const OuterProduct& outer, std::int64_t
   return h + row * term.rank;
 }
 
-// Rows [row, row + rows) of the matrix, dropped, as dense floats.
-Source OuterProducts::dense_rows(const OuterProduct& outer, std::int64_t row, std::int64_t rows,
+// A chunk's rows of the matrix, dropped (as dx is, by the same bits), as dense floats.
+Source OuterProducts::dense_rows(const OuterProduct& outer, std::int64_t chunk,
                                  const WorkerScratch& worker) const {
-  const Partition& partition = plan_.partition;
-  const TermPlan& term = plan_.terms[outer.term];
-  const float* mask = nullptr;
-  std::int64_t mask_stride = outer.cols;
-  if (outer.dropout != nullptr && outer.dropout == term.output_dropout && partition.splits == 1) {
-    mask = worker.mask + term.mask_at;  // the same elements as dx
-    mask_stride = partition.n_panels * plan_.kernels.width;
-  } else if (outer.dropout != nullptr) {
-    plan_.kernels.dropout_mask(*outer.dropout, static_cast<std::uint64_t>(row * outer.cols),
-                               rows * outer.cols, worker.rows);
-    mask = worker.rows;
-  }
-  plan_.kernels.drop_rows(outer.matrix.at(row, 0), rows, outer.cols, mask, mask_stride,
-                          worker.rows);
+  const DropoutElements all = plan_.output_elements(outer.term, chunk, 0);
+  const Kept kept =
+      outer.dropped ? all.kept(worker.kept + plan_.terms[outer.term].kept_at) : Kept();
+  plan_.kernels.drop_rows(outer.matrix.at(all.row, 0), all.rows, outer.cols, kept, worker.rows);
   return {worker.rows, DType::kFloat32, outer.cols, 1};
 }
 
@@ -52,7 +42,7 @@ void OuterProducts::add(std::int64_t chunk, const WorkerScratch& worker) const {
     if (chunk >= plan_.chunks_with_partials(outer)) continue;
     const std::int64_t rank = plan_.terms[outer.term].rank;
     const Source matrix =
-        needs_dense_copy(outer) ? dense_rows(outer, row, rows, worker) : outer.matrix.at(row, 0);
+        needs_dense_copy(outer) ? dense_rows(outer, chunk, worker) : outer.matrix.at(row, 0);
     plan_.kernels.outer(coefficients(outer, row), rank, matrix, rows, outer.cols,
                         scratch_.outer_partials[i] + chunk * rank * outer.cols, outer.cols);
   }
@@ -81,19 +71,21 @@ void OuterProducts::finish(const Block& block, const WorkerScratch& worker) cons
   write(outer, worker.sums, first, cols);
 }
 
-// out, columns [first, first + cols) = scaling · sums [rank][outer_cols].
+// out, columns [first, first + cols) = scaling · sums [rank][outer_cols], and dropout's factor.
 void OuterProducts::write(const OuterProduct& outer, const float* sums, std::int64_t first,
                           std::int64_t cols) const {
   const std::int64_t rank = plan_.terms[outer.term].rank, ld = plan_.outer_cols;
   const std::int64_t row_stride = outer.out.stride(0), col_stride = outer.out.stride(1);
   float* const out = outer.out.mutable_data_as<float>() + first * col_stride;
+  const float dropout_scale = outer.dropped ? plan_.terms[outer.term].output_scale : 1.0f;
+  const float scaling = outer.scaling * dropout_scale;
   if (row_stride == 1) {
-    plan_.kernels.transpose(sums, ld, rank, cols, outer.scaling, out, col_stride);
+    plan_.kernels.transpose(sums, ld, rank, cols, scaling, out, col_stride);
     return;
   }
   for (std::int64_t j = 0; j < rank; ++j) {
     for (std::int64_t c = 0; c < cols; ++c) {
-      out[j * row_stride + c * col_stride] = outer.scaling * sums[j * ld + c];
+      out[j * row_stride + c * col_stride] = scaling * sums[j * ld + c];
     }
   }
 }

@@ -29,7 +29,7 @@ class OuterProducts {
   const std::vector<Block>& late() const { return late_; }
 
  private:
-  Source dense_rows(const OuterProduct& outer, std::int64_t row, std::int64_t rows,
+  Source dense_rows(const OuterProduct& outer, std::int64_t chunk,
                     const WorkerScratch& worker) const;
   const float* coefficients(const OuterProduct& outer, std::int64_t row) const;
   void write(const OuterProduct& outer, const float* sums, std::int64_t first,

@@ -55,7 +55,6 @@ struct Partition {
   std::int64_t first_row(std::int64_t chunk) const { return panel_row(first_panel(chunk)); }
   std::int64_t split_panel(std::int64_t split) const { return n_panels * split / splits; }
   std::int64_t most_chunk_panels() const { return chunks() == 0 ? 0 : chunk_panel[1]; }
-  std::int64_t most_split_panels() const { return ceil_div(n_panels, splits); }
 };
 
 }  // namespace graft::cpu

@@ -42,6 +42,14 @@ bool makes_h_for_outer_products(const Product& product, std::size_t term) {
                      });
 }
 
+bool drops_rows(const Product& product, std::size_t term) {
+  return std::any_of(
+      product.outer_products.begin(), product.outer_products.end(),
+      [term](const OuterProduct& outer) { return outer.term == term && outer.dropped; });
+}
+
+float scale_of(const Dropout* dropout) { return dropout != nullptr ? dropout->scale() : 1.0f; }
+
 // Columns of outer products that a task finishes, of `cols` in all: whole register blocks on every
 // instruction set, some tasks a thread, and not so narrow that the rows' coefficients, packed anew
 // in each, cost much.
@@ -56,7 +64,7 @@ std::int64_t outer_task_cols(const Product& product, int threads) {
 }  // namespace
 
 bool needs_dense_copy(const OuterProduct& outer) {
-  return outer.dropout != nullptr || outer.matrix.col_stride != 1;
+  return outer.dropped || outer.matrix.col_stride != 1;
 }
 
 Plan::Plan(const Product& p, int thread_count)
@@ -66,7 +74,7 @@ Plan::Plan(const Product& p, int thread_count)
       partition(share()),
       outer_cols(outer_task_cols(p, thread_count)) {
   const std::int64_t chunk_panels = partition.most_chunk_panels();
-  std::int64_t x_panels = 0, h_panels = 0, mask = 0;
+  std::int64_t x_panels = 0, h_panels = 0, kept = 0;
   for (Input& input : inputs) {
     input.panels_at = x_panels;
     x_panels += chunk_panels * input.panel_size;
@@ -87,14 +95,16 @@ Plan::Plan(const Product& p, int thread_count)
     const std::int64_t column_panels = ceil_div(term.n, kernels.width);
     plan.shrink_tasks = plan.packs_shrink ? ceil_div(pair.rank, kernels.wide_shrink_cols) : 0;
     plan.expand_tasks = packs_expand ? std::min<std::int64_t>(threads, column_panels) : 0;
-    plan.output_dropout = has_pair && term.y.present() ? pair.output_dropout : nullptr;
+    plan.drops_rows = drops_rows(p, i);
+    plan.output_dropout =
+        has_pair && (term.y.present() || plan.drops_rows) ? pair.output_dropout : nullptr;
+    plan.input_scale = scale_of(pair.input_dropout);
+    plan.output_scale = scale_of(plan.output_dropout);
     plan.h_panels_at = h_panels;
     h_panels += chunk_panels * kernels.row_panel_size(pair.rank);
-    plan.mask_at = mask;
-    if (plan.output_dropout != nullptr) {
-      mask += chunk_panels * kernels.rows * partition.most_split_panels() * kernels.width;
-    }
+    plan.kept_at = kept;
     terms.push_back(plan);
+    kept += output_kept_bytes(i);
   }
 }
 
@@ -129,6 +139,28 @@ Partition Plan::share() {
   return Partition(kernels, product.m, row_panel_size, column_panels, threads);
 }
 
+DropoutElements Plan::output_elements(std::size_t term, std::int64_t chunk,
+                                      std::int64_t split) const {
+  const std::int64_t n = product.terms[term].n, row = partition.first_row(chunk);
+  const std::int64_t rows = partition.first_row(chunk + 1) - row;
+  if (split == 0 && terms[term].drops_rows) return {row, rows, n, 0, n};
+  const std::int64_t col = partition.split_panel(split) * kernels.width;
+  const std::int64_t end = partition.split_panel(split + 1) * kernels.width;
+  return {row, rows, n, col, std::min(n, end) - col};
+}
+
+// Of any task: the first chunk has the most panels.
+std::int64_t Plan::output_kept_bytes(std::size_t term) const {
+  if (terms[term].output_dropout == nullptr || partition.chunks() == 0) return 0;
+  std::int64_t most = 0;
+  for (std::int64_t split = 0; split < partition.splits; ++split) {
+    DropoutElements elements = output_elements(term, 0, split);
+    elements.rows = partition.most_chunk_panels() * kernels.rows;
+    most = std::max(most, elements.bytes());
+  }
+  return most;
+}
+
 std::int64_t Plan::chunks_with_partials(const OuterProduct& outer) const {
   std::int64_t chunk = partition.chunks();
   if (needs_dense_copy(outer)) return chunk;  // late rows are read where they lie
@@ -144,7 +176,7 @@ ProductScratch Plan::layout(Scratch& scratch) const {
   parts.outer_partials.reserve(product.outer_products.size());
   parts.workers.reserve(static_cast<std::size_t>(threads));
 
-  std::int64_t most_k = 0, most_dropped_k = 0, most_rank = 0, h_panels = 0, mask = 0;
+  std::int64_t most_k = 0, most_dropped_k = 0, most_rank = 0, h_panels = 0, kept = 0;
   for (std::size_t i = 0; i < terms.size(); ++i) {
     const Term& term = product.terms[i];
     const TermPlan& plan = terms[i];
@@ -161,12 +193,13 @@ ProductScratch Plan::layout(Scratch& scratch) const {
     parts.terms.push_back(to);
 
     most_k = std::max(most_k, term.k);
-    if (term.pair.input_dropout != nullptr) most_dropped_k = std::max(most_dropped_k, term.k);
+    if (term.pair.input_dropout != nullptr) {
+      most_dropped_k = std::max(most_dropped_k, term.k);
+      kept = std::max(kept, DropoutElements{0, kernels.rows, term.k, 0, term.k}.bytes());
+    }
     most_rank = std::max(most_rank, plan.rank);
     h_panels = plan.h_panels_at + chunk_panels * kernels.row_panel_size(plan.rank);
-    if (plan.output_dropout != nullptr) {
-      mask = plan.mask_at + chunk_rows * partition.most_split_panels() * kernels.width;
-    }
+    kept = std::max(kept, plan.kept_at + output_kept_bytes(i));
   }
   std::int64_t dense_cols = 0;
   for (const OuterProduct& outer : product.outer_products) {
@@ -186,11 +219,10 @@ ProductScratch Plan::layout(Scratch& scratch) const {
     worker.x_panels = scratch.take<std::uint32_t>(x_panels);
     worker.h_panels = scratch.take<std::uint32_t>(h_panels);
     worker.dropped = scratch.take<std::uint32_t>(
-        most_dropped_k > 0 ? kernels.row_panel_size(most_dropped_k) : 0);
+        most_dropped_k > 0 ? shrink_panels * kernels.row_panel_size(most_dropped_k) : 0);
     worker.h = scratch.take<float>(shrink_panels * kernels.h_panel_size(most_rank));
-    worker.rows =
-        scratch.take<float>(std::max(chunk_rows * dense_cols, kernels.rows * most_dropped_k));
-    worker.mask = scratch.take<float>(mask);
+    worker.rows = scratch.take<float>(chunk_rows * dense_cols);
+    worker.kept = scratch.take<std::uint8_t>(kept);
     worker.partial = scratch.take<float>(sums_terms ? chunk_rows * kernels.width : 0);
     worker.sums = scratch.take<float>(product.outer_products.empty() ? 0 : most_rank * outer_cols);
     parts.workers.push_back(worker);

@@ -5,6 +5,7 @@
 #include <vector>
 
 #include "backend/cpu/scratch.h"
+#include "product/cpu/dropout_elements.h"
 #include "product/cpu/partition.h"
 #include "product/cpu/product.h"
 
@@ -34,8 +35,10 @@ struct TermPlan {
   bool row_shrink;  // h straight from rows of x
   bool packs_weight, packs_shrink, packs_expand, owns_h;
   std::int64_t shrink_tasks, expand_tasks;  // that pack S, a group of columns each, and E
-  const Dropout* output_dropout;            // null also where no y is wanted
-  std::int64_t h_panels_at, mask_at;        // in a worker's parts
+  const Dropout* output_dropout;            // null also where nothing needs it
+  float input_scale, output_scale;          // of what dropout keeps
+  bool drops_rows;                          // whole ones, for an outer product
+  std::int64_t h_panels_at, kept_at;        // in a worker's parts
 };
 
 /// A term's packed operands, for all tasks.
@@ -51,10 +54,10 @@ struct TermScratch {
 struct WorkerScratch {
   std::uint32_t* x_panels;  // row panels of each input
   std::uint32_t* h_panels;  // low-rank panels of each term
-  std::uint32_t* dropped;   // one row panel of drop(x)
+  std::uint32_t* dropped;   // row panels of drop(x), unscaled, in a pass of the shrink
   float* h;                 // of the panels in a pass of the shrink, [rank][stride] each
   float* rows;              // dense float rows, where a matrix has to be rewritten
-  float* mask;              // output dropout of each term
+  std::uint8_t* kept;       // bits of dropout: on a row panel of x, or on a chunk of each term's y
   float* partial;           // a column panel of y before its last term: [panel][rows][width]
   float* sums;              // a block of columns of an outer product, [rank][outer_cols]
 };
@@ -73,6 +76,9 @@ struct Plan {
   /// Chunks whose part of an outer product is summed apart; of the rows after them, it is made
   /// late.
   std::int64_t chunks_with_partials(const OuterProduct& outer) const;
+  /// What a term's output dropout is on in a task: its share of columns, or whole rows where an
+  /// outer product is of them too.
+  DropoutElements output_elements(std::size_t term, std::int64_t chunk, std::int64_t split) const;
   std::int64_t tasks() const { return partition.chunks() * partition.splits; }
   std::size_t input_of(std::size_t term) const { return inputs.size() == 1 ? 0 : term; }
 
@@ -87,6 +93,7 @@ struct Plan {
 
  private:
   Partition share();
+  std::int64_t output_kept_bytes(std::size_t term) const;
 };
 
 /// Rows of the matrix are rewritten before the outer product is made of them.

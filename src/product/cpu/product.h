@@ -29,7 +29,7 @@ struct LowRank {
   std::int64_t rank = 0;  // 0: no pair
   float scaling = 1.0f;
   const Dropout* input_dropout = nullptr;   // on x before the shrink, null for none
-  const Dropout* output_dropout = nullptr;  // on s·h·E, null for none
+  const Dropout* output_dropout = nullptr;  // on s·h·E and outer products, null for none
   float* h = nullptr;                       // (M, rank) dense, overwritten with unscaled h, or null
 };
 
@@ -42,13 +42,14 @@ struct Term {
   TensorView y;  // (M, N), rows dense; absent: only h and outer products are wanted
 };
 
-/// out (rank, cols) = scaling · coefficientsᵀ · drop(matrix), summed over all rows.
+/// out (rank, cols) = scaling · coefficientsᵀ · matrix, summed over all rows; or of drop(matrix),
+/// with the output dropout of the term's pair, whose y has the same columns.
 struct OuterProduct {
   std::size_t term = 0;                 // whose rank it has
   const float* coefficients = nullptr;  // (M, rank) dense; null: the h that the term makes
   Source matrix;                        // (M, cols)
   std::int64_t cols = 0;
-  const Dropout* dropout = nullptr;
+  bool dropped = false;
   float scaling = 1.0f;
   TensorView out;  // (rank, cols) float32, any strides
 };

@@ -35,10 +35,8 @@ class ProductRun {
                   const WorkerScratch& worker);
   void make_h(std::size_t term, std::int64_t chunk, std::int64_t panel, int panels,
               const std::uint32_t* x, bool write_h, const WorkerScratch& worker);
-  const void* dropped_panel(const Term& term, std::int64_t row, int rows,
-                            const WorkerScratch& worker) const;
-  void fill_mask(std::size_t term, std::int64_t chunk, std::int64_t split,
-                 const WorkerScratch& worker) const;
+  const std::uint32_t* drop_panels(const Term& term, std::int64_t panel, int panels,
+                                   const std::uint32_t* x, const WorkerScratch& worker) const;
   void multiply(std::size_t output, std::int64_t chunk, std::int64_t split,
                 const WorkerScratch& worker) const;
   void multiply_panel(std::size_t output, std::size_t term, std::int64_t chunk, std::int64_t split,
@@ -159,7 +157,10 @@ void ProductRun::pack_pairs(std::int64_t task) {
 void ProductRun::task(std::int64_t chunk, std::int64_t split, const WorkerScratch& worker) {
   for (const Input& input : plan_.inputs) pack_chunk(input, chunk, split == 0, worker);
   for (std::size_t i = 0; i < p_.terms.size(); ++i) {
-    if (plan_.terms[i].output_dropout != nullptr) fill_mask(i, chunk, split, worker);
+    const TermPlan& plan = plan_.terms[i];
+    if (plan.output_dropout == nullptr) continue;
+    const DropoutElements elements = plan_.output_elements(i, chunk, split);
+    elements.keep(kernels_, *plan.output_dropout, worker.kept + plan.kept_at);
   }
   if (split == 0) outer_products_.add(chunk, worker);
   for (std::size_t o = 0; o < plan_.outputs.size(); ++o) {
@@ -206,54 +207,37 @@ void ProductRun::make_h(std::size_t i, std::int64_t chunk, std::int64_t panel, i
                           partition_.panel_rows(panel + j), term.k, operands.shrink, plan.rank,
                           worker.h + j * h_size);
     }
-  } else if (term.pair.input_dropout != nullptr) {
-    for (int j = 0; j < panels; ++j) {
-      const void* const dropped = dropped_panel(term, partition_.panel_row(panel + j),
-                                                partition_.panel_rows(panel + j), worker);
-      kernels_.shrink(dropped, 1, term.k, operands.shrink, plan.rank, worker.h + j * h_size);
-    }
   } else {
+    if (term.pair.input_dropout != nullptr) x = drop_panels(term, panel, panels, x, worker);
     kernels_.shrink(x, panels, term.k, operands.shrink, plan.rank, worker.h);
   }
 
   const std::int64_t size = kernels_.row_panel_size(plan.rank);
+  const float scaling = term.pair.scaling * plan.input_scale * plan.output_scale;
   std::uint32_t* const h_panels = worker.h_panels + plan.h_panels_at;
   for (int j = 0; j < panels; ++j) {
     const float* const h = worker.h + j * h_size;
-    kernels_.low_rank_panel(h, plan.rank, term.pair.scaling,
+    kernels_.low_rank_panel(h, plan.rank, scaling,
                             h_panels + (panel + j - partition_.first_panel(chunk)) * size);
     if (operands.h != nullptr && write_h) {
-      kernels_.transpose(h, kernels_.stride, plan.rank, partition_.panel_rows(panel + j), 1.0f,
-                         operands.h + partition_.panel_row(panel + j) * plan.rank, plan.rank);
+      kernels_.transpose(h, kernels_.stride, plan.rank, partition_.panel_rows(panel + j),
+                         plan.input_scale, operands.h + partition_.panel_row(panel + j) * plan.rank,
+                         plan.rank);
     }
   }
 }
 
-const void* ProductRun::dropped_panel(const Term& term, std::int64_t row, int rows,
-                                      const WorkerScratch& worker) const {
-  const std::int64_t k = term.k;
-  kernels_.dropout_mask(*term.pair.input_dropout, static_cast<std::uint64_t>(row * k), rows * k,
-                        worker.rows);
-  kernels_.drop_rows(term.x.at(row, 0), rows, k, worker.rows, k, worker.rows);
-  kernels_.pack_rows({worker.rows, DType::kFloat32, k, 1}, rows, k, worker.dropped);
-  return worker.dropped;
-}
-
-// The output dropout of a chunk's share of columns, [row][share], zero past the last column.
-void ProductRun::fill_mask(std::size_t i, std::int64_t chunk, std::int64_t split,
-                           const WorkerScratch& worker) const {
-  const std::int64_t n = p_.terms[i].n;
-  const std::int64_t col = partition_.split_panel(split) * kernels_.width;
-  const std::int64_t end = partition_.split_panel(split + 1) * kernels_.width;
-  const std::int64_t cols = std::min(n, end) - col;
-  float* mask = worker.mask + plan_.terms[i].mask_at;
-  for (std::int64_t row = partition_.first_row(chunk); row < partition_.first_row(chunk + 1);
-       ++row) {
-    kernels_.dropout_mask(*plan_.terms[i].output_dropout, static_cast<std::uint64_t>(row * n + col),
-                          cols, mask);
-    std::fill(mask + cols, mask + (end - col), 0.0f);
-    mask += end - col;
+const std::uint32_t* ProductRun::drop_panels(const Term& term, std::int64_t panel, int panels,
+                                             const std::uint32_t* x,
+                                             const WorkerScratch& worker) const {
+  for (int j = 0; j < panels; ++j) {
+    const std::int64_t at = j * kernels_.row_panel_size(term.k);
+    const int rows = partition_.panel_rows(panel + j);
+    const DropoutElements elements{partition_.panel_row(panel + j), rows, term.k, 0, term.k};
+    const Kept kept = elements.keep(kernels_, *term.pair.input_dropout, worker.kept);
+    kernels_.drop_panel(x + at, rows, term.k, kept, worker.dropped + at);
   }
+  return worker.dropped;
 }
 
 // The tiles of a chunk: column panels outside, so that each is read from memory once a chunk.
@@ -290,7 +274,6 @@ void ProductRun::multiply_panel(std::size_t o, std::size_t i, std::int64_t chunk
   const Input& input = plan_.inputs[plan_.input_of(i)];
   const std::int64_t first = partition_.first_panel(chunk);
   const std::int64_t panels = partition_.first_panel(chunk + 1) - first;
-  const std::int64_t first_column = partition_.split_panel(split);
   const std::int64_t end = partition_.split_panel(split + 1);
   const std::int64_t width = kernels_.width;
   const std::int64_t panel_of_y = column - output.first_column, col = panel_of_y * width;
@@ -311,10 +294,9 @@ void ProductRun::multiply_panel(std::size_t o, std::size_t i, std::int64_t chunk
   tile.b = operands.expand + panel_of_y * operands.expand_panel;
   tile.b_stride = operands.expand_step;
   tile.low_steps = plan.rank > 0 ? kernels_.steps(plan.rank) : 0;
-  tile.mask_stride = (end - first_column) * width;
-  const float* const mask = plan.output_dropout != nullptr
-                                ? worker.mask + plan.mask_at + (column - first_column) * width
-                                : nullptr;
+  const DropoutElements elements = plan_.output_elements(i, chunk, split);
+  const Kept kept =
+      plan.output_dropout != nullptr ? elements.kept(worker.kept + plan.kept_at) : Kept();
   tile.bias = term.bias.present() ? scratch_.terms[i].bias + col : nullptr;
   const std::int64_t y_stride = term.y.dim(0) > 1 ? term.y.stride(0) : term.n;
   const auto y_size = static_cast<std::int64_t>(size_of(term.y.dtype()));
@@ -333,8 +315,7 @@ void ProductRun::multiply_panel(std::size_t o, std::size_t i, std::int64_t chunk
     read_ahead(tile, ahead == 0, ahead, panel, panels);
     tile.x = worker.x_panels + input.panels_at + panel * input.panel_size;
     tile.h = worker.h_panels + plan.h_panels_at + panel * kernels_.row_panel_size(plan.rank);
-    tile.mask =
-        mask == nullptr ? nullptr : mask + (row - partition_.first_row(chunk)) * tile.mask_stride;
+    tile.kept = kept.at(row - elements.row, col - elements.col);
     tile.start = i > output.first ? partial : nullptr;
     tile.y = completes ? static_cast<char*>(term.y.mutable_data()) + (row * y_stride + col) * y_size
                        : static_cast<void*>(partial);

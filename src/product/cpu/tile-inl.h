@@ -12,6 +12,7 @@
 #include "backend/bfloat16.h"
 #include "backend/cpu/memory-inl.h"
 #include "backend/cpu/vectors-inl.h"
+#include "product/cpu/dropout-inl.h"
 #include "product/cpu/kernels.h"
 #include "product/cpu/shape-inl.h"
 
@@ -79,7 +80,7 @@ HWY_INLINE void StoreTile(const TileArgs& args, V (&acc)[Rows][2]) {
   }
 }
 
-// acc = mask ∘ (h · B) + bias + start + x · W: the low-rank steps come first, so that dropout can
+// acc = kept ∘ (h · B) + bias + start + x · W: the low-rank steps come first, so that dropout can
 // mask them alone. Cost: Rows · 2 multiply-adds of a vector a step; y is written once.
 template <class Multiply, int Rows>
 void TileRows(const TileArgs& args) {
@@ -93,12 +94,13 @@ void TileRows(const TileArgs& args) {
   const char* const w = static_cast<const char*>(args.w);
   AddProducts<Multiply, Rows>(static_cast<const X*>(args.h), static_cast<const W*>(args.b),
                               args.b_stride, args.low_steps, w, 0, acc);
-  if (args.mask != nullptr) {
+  if (args.kept.some()) {
+    const VU first = LaneBits(0), second = LaneBits(kLanes);
 #pragma GCC unroll 16
     for (int i = 0; i < Rows; ++i) {
-      const float* mask = args.mask + i * args.mask_stride;
-      acc[i][0] = hn::Mul(acc[i][0], hn::LoadU(d, mask));
-      acc[i][1] = hn::Mul(acc[i][1], hn::LoadU(d, mask + kLanes));
+      const VU word = hn::Set(DU(), args.kept.word(i, 0));
+      acc[i][0] = KeepLanes(word, first, acc[i][0]);
+      acc[i][1] = KeepLanes(word, second, acc[i][1]);
     }
   }
   if (args.bias != nullptr) {
@@ -168,7 +170,7 @@ inline void ExpandTile(const TileArgs& args) {
 }
 
 inline bool IsExpandTile(const TileArgs& args) {
-  return args.steps == 0 && args.low_steps == kExpandRank && args.mask == nullptr &&
+  return args.steps == 0 && args.low_steps == kExpandRank && !args.kept.some() &&
          args.bias == nullptr && args.start == nullptr && args.cols == kWidth && !args.y_bfloat16;
 }
 

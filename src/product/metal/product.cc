@@ -1,6 +1,5 @@
 #include "product/metal/product.h"
 
-#include <cmath>
 #include <string>
 
 #include "backend/metal/limits.h"
@@ -112,10 +111,9 @@ Step tile_step(const Product& p) {
 }  // namespace
 
 Drop next_drop(Numbering& inputs, const Dropout& dropout) {
-  if (!(dropout.p > 0.0f)) return {};
-  const auto threshold = static_cast<std::uint32_t>(std::ceil(std::ldexp(double{dropout.p}, 32)));
+  if (dropout.threshold() == 0) return {};
   const Operand seed = inputs.next(), offset = inputs.next();
-  return {seed, offset, threshold, 1.0f / (1.0f - dropout.p)};
+  return {seed, offset, dropout.threshold(), dropout.scale()};
 }
 
 DType multiply_type(const ConstTensorView& x, const ConstTensorView& weight) {

@@ -21,13 +21,13 @@ struct Tensor {
 // there is no seed.
 struct Drop {
   Operand seed = kAbsent, offset = kAbsent;
-  std::uint32_t threshold = 0;  // a random word below it drops its element
+  std::uint32_t threshold = 0;  // 16 random bits below it drop their element
   float keep = 1.0f;            // others are multiplied by it
 
   bool any() const { return !is_absent(seed); }
 };
 
-// Of params with p above 0, their seed and offset the next two inputs; else nothing.
+// Of params whose threshold is above 0, their seed and offset the next two inputs; else nothing.
 Drop next_drop(Numbering& inputs, const Dropout& dropout);
 
 // The next input or output of a call, with its view.

@@ -149,8 +149,9 @@ TEST_F(CommandsTest, InfoSaysWhatRunsFused) {
   const Outcome info = run("info --model " + model_);
   EXPECT_EQ(info.status, 0) << info.err;
   for (const char* words :
-       {kVersion, "back-end cpu", "Tiny", "lora_linear q_proj", "fused",
-        "rms_norm              forward, backward  float32, bfloat16", "attention"}) {
+       {kVersion, "back-end cpu", "Tiny", "lora_linear q_proj", "fused", "tokenizer     runs",
+        "chat template runs", "rms_norm              forward, backward  float32, bfloat16",
+        "attention"}) {
     EXPECT_NE(info.out.find(words), std::string::npos) << words;
   }
 }

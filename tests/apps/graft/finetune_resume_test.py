@@ -132,7 +132,9 @@ class Resume(FinetuneCase):
                 ("[" * 200000, "no whole checkpoint"),
                 ('{"a":' * 200000, "no whole checkpoint"),
                 ("[]", "no whole checkpoint"),
-                (lie("format", value=1), "no whole checkpoint"),
+                (lie("format", value=-1), "no whole checkpoint"),
+                (lie("format", value=4), "state.json: its format is 4"),
+                (lie("dropout", "generator", value="dice"), "dropout's generator is not philox"),
                 (lie("iteration", value=-1), "no whole checkpoint"),
                 (lie("flags", value=[]), "--model is missing"),
                 (lie("flags", "--batch-size", value=0), "--batch-size is 0; expected 1 or more"),
@@ -151,6 +153,21 @@ class Resume(FinetuneCase):
                 # Not even a new run takes its place without a word.
                 self.assertEqual(1, self.finetune(adapter, *self.inputs(), *FLAGS).returncode)
                 self.assertTrue(path.is_file())
+
+    def test_a_checkpoint_with_the_dropout_of_older_versions_is_refused(self):
+        adapter = self.cut(3)
+        for path in (adapter / "checkpoints").glob("*/state.json"):
+            state = json.loads(path.read_text(encoding="utf-8"))
+            state["format"] = 2
+            state["dropout"]["generator"] = "philox4x32-10"
+            path.write_text(json.dumps(state), encoding="utf-8")
+        newest = adapter / "checkpoints" / "0000003"
+        weights = newest / "adapter_model.safetensors"
+        words = [f"{newest / 'state.json'}: its format is 2", f"--resume-adapter-file {weights}"]
+        self.fail_with(words, adapter, "--resume")
+        self.fail_with(words, adapter, *self.inputs(), *FLAGS)
+        # What it learned is not lost.
+        self.succeed(self.scratch / "anew", *self.inputs(), *FLAGS, "--resume-adapter-file", weights)
 
     def test_a_run_without_a_whole_checkpoint_is_not_written_over(self):
         adapter = self.cut(2)

@@ -33,7 +33,6 @@ class Adapters(HostileInput):
                 ("exclude_modules", ["x"], "exclude_modules: ", "empty"),
                 ("layers_to_transform", [-1], "layer numbers"),
                 ("layers_to_transform", [7], "json: adapter layer 7", "0 to 0"),
-                ("base_model_name_or_path", "other/Mistral-7B-v0.1", "'other/Mistral-7B-v0.1'"),
                 ("base_model_name_or_path", 7, "name of a model")):
             path = self.at / "adapter/adapter_config.json"
             saved = json.loads((self.good / "adapter/adapter_config.json").read_text())

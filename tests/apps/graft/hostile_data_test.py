@@ -126,6 +126,14 @@ class Folders(HostileInput):
                 reachable = False
             if not reachable:
                 self.skipTest("the program lies where an ordinary user cannot reach it")
+        # All that is only read may be there to read only.
+        read_only = [path for path in self.at.rglob("*") if path.is_file()]
+        for path in read_only:
+            path.chmod(0o444)
+        done = run(self.with_adapter(), user)
+        self.assertEqual(0, done.returncode, done.stderr)
+        for path in read_only:
+            path.chmod(0o644)
         before = self.saved()
         (self.at / "adapter").chmod(0o555)
         self.expect(self.finetune(self.at), "adapter", "Permission denied", user=user)

@@ -112,7 +112,16 @@ class Models(HostileInput):
                 ("llama.attention.head_count_kv", UINT32, 4, "attn_k"),
                 ("llama.context_length", UINT32, 0, "llama.context_length"),
                 ("llama.rope.freq_base", FLOAT32, float("nan"), "positive number"),
-                ("llama.rope.scaling.type", STRING, "yarn", "rotary"),
+                ("llama.rope.scaling.type", STRING, "yarn", "rotary embeddings of type 'yarn'"),
+                ("llama.rope.scaling.type", STRING, "longrope\n", "rotary"),
+                ("llama.rope.scaling.factor", FLOAT32, float("nan"), "positive number"),
+                ("llama.rope.scaling.factor", FLOAT32, -4.0, "positive number"),
+                ("llama.rope.scaling.attn_factor", FLOAT32, 1.2, "attn_factor is 1.2"),
+                ("llama.rope.scaling.yarn_log_multiplier", FLOAT32, 0.1, "yarn_log_multiplier"),
+                ("llama.attention.sliding_window", UINT32, 32, "attention.sliding_window"),
+                ("llama.attention.scale", FLOAT32, 0.5, "'llama.attention.scale' is not known"),
+                ("llama.attention.causal", BOOL, False, "attention.causal"),
+                ("llama.logit_scale", FLOAT32, 2.0, "logit_scale"),
                 ("llama.expert_count", UINT32, 8, "experts")):
             self.expect_model(tiny_model().set(key, kind, value), words)
         self.expect_model(tiny_model().without("general.architecture"), "general.architecture",
@@ -129,6 +138,8 @@ class Models(HostileInput):
                 ("model", STRING, "llama", "'llama' is not supported"),
                 ("pre", STRING, "a\nb", "is not supported"),
                 ("add_bos_token", BOOL, True, "add_bos_token"),
+                ("add_sep_token", BOOL, True, "add_sep_token"),
+                ("remove_extra_whitespaces", BOOL, True, "is not known"),
                 ("tokens", ARRAY, (STRING, []), "vocabulary"),
                 ("tokens", ARRAY, (STRING, plain[:-1]), "token"),
                 ("tokens", ARRAY, (INT32, [1, 2]), "array of strings"),
@@ -158,6 +169,21 @@ class Models(HostileInput):
             self.expect_model(tiny_model().set("tokenizer.chat_template", STRING, template),
                               "chat template", words)
         self.expect_model(tiny_model().without("tokenizer.chat_template"), "no chat template")
+
+    def test_info_ends_as_generate_would(self):
+        for key, value, name in (("tokenizer.chat_template", "{{ '[INST]' }}", "chat template"),
+                                 ("tokenizer.ggml.pre", "qwen2", "tokenizer"),
+                                 ("tokenizer.ggml.model", "llama", "tokenizer")):
+            path = self.at / "model.gguf"
+            path.write_bytes(tiny_model().set(key, STRING, value).bytes())
+            info = run(["info", "--model", path])
+            answer = run(self.generate())
+            self.assertEqual(1, info.returncode)
+            self.assertEqual(answer.returncode, info.returncode)
+            self.assertEqual(answer.stderr, info.stderr)
+            self.assertRegex(info.stdout.decode(), name + " +does not run: ")
+            # Text can be trained on without a template, and nothing without a tokenizer.
+            self.assertEqual(name != "tokenizer", b"How it trains" in info.stdout)
 
     def test_prompts(self):
         self.expect(self.generate("--prompt", b"\xff".decode(errors="surrogateescape")), "--prompt",

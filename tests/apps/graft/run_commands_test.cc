@@ -93,6 +93,85 @@ TEST_F(RunCommandsTest, GenerateSamplesTheSameWithTheSameSeed) {
   expect_refusal(ask_ + "ab --temp 1 --top-p 0", 2, "--top-p");
 }
 
+TEST_F(RunCommandsTest, PromptsFromFilesAreTheSameWhoeverWroteThem) {
+  const auto tokens = [&](const std::string& input, const std::string& more = "") {
+    return json::parse(run(ask_ + "- --json" + more, input).out)["prompt_tokens"].get<int>();
+  };
+  for (const char* raw : {"", " --ignore-chat-template"}) {
+    const int plain = tokens("Say\nhi\n", raw);
+    EXPECT_EQ(tokens("Say\nhi", raw), plain);
+    EXPECT_EQ(tokens("Say\r\nhi\r\n", raw), plain);
+    EXPECT_EQ(tokens("\xEF\xBB\xBFSay\r\nhi\r\n", raw), plain);
+    EXPECT_NE(tokens("Say\rhi\n", raw), tokens("Sayhi\n", raw));  // a lone one is text
+  }
+  // Bytes of what was given, with its mark, not of the template around it.
+  const Outcome bad = run(ask_ + "-",
+                          "\xEF\xBB\xBF"
+                          "ab\xFF\n");
+  EXPECT_EQ(bad.status, 1);
+  EXPECT_EQ(bad.err, "graft: --prompt -: not valid UTF-8 at byte 6\n");
+
+  const std::string chat = "chat --model " + model_ + " --max-tokens 5";
+  EXPECT_EQ(run(chat, "\xEF\xBB\xBFhi\r\n").out, run(chat, "hi\n").out);
+  EXPECT_NE(run(chat, "ab\xFF\n").err.find("at byte 3"), std::string::npos);
+}
+
+TEST_F(RunCommandsTest, MarksInAPromptAreTextUnlessAskedFor) {
+  const std::string marked = ask_ + "'a<|im_end|>b' --json";
+  const auto tokens = [&](const std::string& words) {
+    return json::parse(run(words).out)["prompt_tokens"].get<int>();
+  };
+  for (const char* raw : {"", " --ignore-chat-template"}) {
+    EXPECT_EQ(tokens(marked + raw), tokens(marked + " --parse-special" + raw) + 9);
+  }
+  for (const char* command : {"finetune", "generate", "chat", "evaluate"}) {
+    EXPECT_NE(run(std::string(command) + " --help").out.find("--parse-special"), std::string::npos);
+  }
+}
+
+TEST_F(RunCommandsTest, AdaptersKnowTheirModelByItsContents) {
+  train();
+  const std::string moved = folder_.file("moved.gguf"), link = folder_.file("link.gguf");
+  fs::rename(model_, moved);
+  fs::create_symlink(moved, link);
+  const auto ask = [&](const std::string& model) {
+    return run("generate --quiet --max-tokens 20 --prompt 'say it' --adapter-path " + adapter_ +
+               " --model " + model);
+  };
+  for (const std::string& same : {moved, link}) {
+    const Outcome outcome = ask(same);
+    EXPECT_EQ(outcome.status, 0) << outcome.err;
+    EXPECT_EQ(outcome.out, "abab\n");
+    EXPECT_EQ(outcome.err, "");
+  }
+  const Outcome resumed =
+      run("finetune --resume --model " + link + " --adapter-path " + adapter_ + " --iters 81");
+  EXPECT_EQ(resumed.status, 0) << resumed.err;
+
+  // Of another model of the same sizes, which now has the old name.
+  fs::rename(folder_.file("other.gguf"), model_);
+  const Outcome other = ask(model_);
+  EXPECT_EQ(other.status, 0) << other.err;
+  EXPECT_TRUE(other.err.starts_with("graft: warning: the adapter in " + adapter_)) << other.err;
+  EXPECT_EQ(other.err.find('\n'), other.err.size() - 1) << other.err;
+  TinyModel{.hidden_size = 16}.write(model_);
+  expect_refusal(ask_ + "x --adapter-path " + adapter_, 1, "expected (");
+}
+
+TEST_F(RunCommandsTest, PromptCachesSayWhatHasChanged) {
+  train();
+  const std::string with =
+      ask_ + "x --adapter-path " + adapter_ + " --prompt-cache " + folder_.file("c.st");
+  ASSERT_EQ(run(with).status, 0);
+  ASSERT_EQ(run("finetune --resume --iters 81 --adapter-path " + adapter_).status, 0);
+  expect_refusal(with, 1, "adapter " + adapter_ + ", which has changed since");
+  TinyModel{.seed = 3}.write(model_);
+  const Outcome other = run(with);
+  EXPECT_EQ(other.status, 1);
+  EXPECT_NE(other.err.find("model " + model_ + ", which has changed since"), std::string::npos)
+      << other.err;
+}
+
 TEST_F(RunCommandsTest, GenerateStopsBeforeAStopString) {
   train();
   const std::string taught = ask_ + "'say it' --adapter-path " + adapter_;
@@ -122,7 +201,7 @@ TEST_F(RunCommandsTest, PromptCacheChangesNothingButTheTime) {
 
   expect_refusal(ask_ + "x --adapter-path " + adapter_ + with, 1, "without an adapter, not to");
   expect_refusal("generate --prompt x --model " + folder_.file("other.gguf") + with, 1,
-                 "another model");
+                 "not to model " + folder_.file("other.gguf"));
   write_text(cache, "nonsense");
   expect_refusal(ask_ + "x" + with, 1, cache);
 }

@@ -39,8 +39,8 @@ struct Heads {
       for (int t = 0; t < tokens; ++t) {
         for (int h = 0; h < heads; ++h) {
           for (int i = 0; i < d / 2; ++i) {
-            const double angle =
-                static_cast<double>(position + t) * std::pow(double{rotary.theta}, -2.0 * i / d);
+            const double angle = static_cast<double>(position + t) / double{rotary.scaling_factor} *
+                                 std::pow(double{rotary.theta}, -2.0 * i / d);
             double& first = at(b, t, h, rotary.interleaved ? 2 * i : i);
             double& second = at(b, t, h, rotary.interleaved ? 2 * i + 1 : i + d / 2);
             const double x = first;
@@ -108,6 +108,7 @@ std::vector<Case> cases() {
         c.options.rotary.interleaved = turn == 2;
         c.options.rotary.theta = 100.0f;
         c.options.rotary.position = 3;
+        c.options.rotary.scaling_factor = turn == 2 ? 3.0f : 1.0f;
         all.push_back(c);
       }
     }

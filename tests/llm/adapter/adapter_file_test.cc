@@ -87,7 +87,7 @@ TEST(AdapterFile, ComesBackAsItWasSaved) {
   options.targets = {Projection::kQ, Projection::kV, Projection::kDown};
   const AdapterLayout layout(config, options);
   const std::vector<LoraPair> pairs = random_pairs(layout);
-  save_adapter(folder.file("new/adapter"), layout, pairs, "base.gguf");
+  save_adapter(folder.file("new/adapter"), layout, pairs, {"base.gguf"});
 
   const SavedAdapter loaded = load_adapter(folder.file("new/adapter"), config);
   EXPECT_EQ(loaded.layout.options().rank, 3);
@@ -109,7 +109,7 @@ TEST(AdapterFile, IsLaidOutAsPeftReadsIt) {
   options.targets = {Projection::kK, Projection::kGate};
   const AdapterLayout layout(config, options);
   const std::vector<LoraPair> pairs = random_pairs(layout);
-  save_adapter(folder.path(), layout, pairs, "models/base.gguf");
+  save_adapter(folder.path(), layout, pairs, {"models/base.gguf"});
 
   const RawSafetensors raw = parse(read_text(folder.file("adapter_model.safetensors")));
   EXPECT_EQ(raw.header["__metadata__"]["format"], "pt");
@@ -162,7 +162,7 @@ class DamagedAdapter : public ::testing::Test {
     AdapterOptions options{.rank = 2};
     options.targets = {Projection::kQ};
     const AdapterLayout layout(config_, options);
-    save_adapter(folder_.path(), layout, random_pairs(layout), "base");
+    save_adapter(folder_.path(), layout, random_pairs(layout), {"base"});
     raw_ = parse(read_text(weights()));
     saved_ = json::parse(read_text(settings()));
   }
@@ -285,21 +285,42 @@ TEST_F(DamagedAdapter, ThatChangesTheWeightsIsRefused) {
   EXPECT_EQ(with_setting("alora_invocation_tokens", nullptr), "");
 }
 
-TEST_F(DamagedAdapter, OfAnotherModelIsRefused) {
-  const auto loads_on = [&](const std::vector<std::string>& names) {
+TEST_F(DamagedAdapter, ThatNamesAnotherModelIsDoubted) {
+  const auto doubt_on = [&](const std::vector<std::string>& names) {
     LlamaConfig config = small_config();
     config.names = names;
-    return message_of(folder_.path(), config);
+    const BaseModel base = load_adapter(folder_.path(), config).base;
+    EXPECT_EQ(base.fingerprint, "");
+    return doubt_about_base(base, config, [] {
+      ADD_FAILURE() << "reads the model for nothing";
+      return std::string();
+    });
   };
   EXPECT_EQ(with_setting("base_model_name_or_path", "org/Small-135M-Instruct"), "");
-  EXPECT_EQ(loads_on({"models/Small-135M-Instruct.Q4_1.gguf"}), "");
-  EXPECT_EQ(loads_on({"x.gguf", "small 135m instruct"}), "");
-  EXPECT_NE(loads_on({"Small-135M.gguf", "Small"}).find("org/Small-135M-Instruct"),
-            std::string::npos);
+  EXPECT_EQ(doubt_on({"models/Small-135M-Instruct.Q4_1.gguf"}), "");
+  EXPECT_EQ(doubt_on({"x.gguf", "small 135m instruct"}), "");
+  const std::string doubt = doubt_on({"Small-135M.gguf", "Small"});
+  EXPECT_NE(doubt.find("'org/Small-135M-Instruct'"), std::string::npos) << doubt;
+  EXPECT_NE(doubt.find("'Small-135M.gguf'"), std::string::npos) << doubt;
   for (const json& unknown : {json(nullptr), json("")}) {
     with_setting("base_model_name_or_path", unknown);
-    EXPECT_EQ(loads_on({"Other.gguf"}), "");
+    EXPECT_EQ(doubt_on({"Other.gguf"}), "");
   }
+}
+
+TEST(AdapterFile, KnowsItsModelByContents) {
+  const TemporaryFolder folder;
+  LlamaConfig config = small_config();
+  config.names = {"renamed.gguf"};
+  const AdapterLayout layout(config, {.rank = 2});
+  save_adapter(folder.path(), layout, random_pairs(layout), {"base.gguf", "0123456789abcdef"});
+  const BaseModel base = load_adapter(folder.path(), config).base;
+  EXPECT_EQ(base.name, "base.gguf");
+  EXPECT_EQ(base.fingerprint, "0123456789abcdef");
+  EXPECT_EQ(doubt_about_base(base, config, [] { return "0123456789abcdef"; }), "");
+  config.names = {"base.gguf"};  // of that name, but another one
+  const std::string doubt = doubt_about_base(base, config, [] { return "fedcba9876543210"; });
+  EXPECT_NE(doubt.find("base.gguf as it was then"), std::string::npos) << doubt;
 }
 
 TEST(ModelNames, KnowAModelInManySpellings) {

@@ -44,7 +44,7 @@ class RegistryTest : public ::testing::Test {
     AdapterOptions options{.rank = 3, .alpha = 6.0f};
     options.targets = {Projection::kQ, Projection::kV};
     const AdapterLayout layout(config_, options);
-    save_adapter(source_, layout, layout.initial_pairs(1), "base.gguf");
+    save_adapter(source_, layout, layout.initial_pairs(1), {"base.gguf"});
   }
 
   void add(const std::string& name, bool replace = false) {
@@ -157,6 +157,10 @@ TEST_F(RegistryTest, FindsOnlyForTheModelItWasAddedFor) {
   });
   EXPECT_NE(message.find("another model, /models/base.gguf"), std::string::npos) << message;
   EXPECT_NE(message.find("graft adapter add"), std::string::npos) << message;
+  EXPECT_NE(message_of([&] {
+              registry_.find("cron", {"/models/base.gguf", "fedcba9876543210"});
+            }).find("/models/base.gguf, which has changed since"),
+            std::string::npos);
 }
 
 TEST_F(RegistryTest, HasOneDefaultThatGoesWithItsAdapter) {

@@ -3,8 +3,10 @@
 #include <gtest/gtest.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <filesystem>
 #include <fstream>
+#include <tuple>
 
 #include "graft/llm/chat/chat_template.h"
 #include "graft/llm/user_error.h"
@@ -65,7 +67,8 @@ const char* const kRendered =
     "<|im_start|>assistant\nhello<|im_end|>\n";
 
 TEST_F(DatasetTest, ReadsText) {
-  const Dataset data = read("{\"text\": \"hello\"}\n{\"text\": \"he<|im_end|>\"}\n");
+  const Dataset data = read("{\"text\": \"hello\"}\n{\"text\": \"he<|im_end|>\"}\n",
+                            {.written = ControlTokens::kParsed});
   ASSERT_EQ(data.samples.size(), 2u);
   EXPECT_EQ(data.samples[0].tokens, (std::vector<std::int32_t>{262, 2}));
   EXPECT_EQ(data.samples[1].tokens, (std::vector<std::int32_t>{259, 2}));  // Not ended twice.
@@ -166,7 +169,8 @@ TEST_F(DatasetTest, LeavesOutWhatTrainsNothingAndSaysWhatAndWhere) {
   EXPECT_EQ(left_out_text(read(two)), "");
 
   const Dataset texts =
-      read("{\"text\": \"a\"}\n\n{\"text\": \"\"}\n{\"text\": \"<|im_end|>\"}\n{\"text\": \"\"}\n");
+      read("{\"text\": \"a\"}\n\n{\"text\": \"\"}\n{\"text\": \"<|im_end|>\"}\n{\"text\": \"\"}\n",
+           {.written = ControlTokens::kParsed});
   EXPECT_EQ(texts.samples.size(), 1u);
   EXPECT_EQ(texts.num_left_out(), 3);
   EXPECT_EQ(left_out_text(texts),
@@ -239,6 +243,52 @@ TEST_F(DatasetTest, NamesFileAndLine) {
     EXPECT_EQ(message.find('\n'), std::string::npos);
   }
   EXPECT_NE(error_of(good, {.mask_prompt = true}).find("--mask-prompt"), std::string::npos);
+}
+
+TEST_F(DatasetTest, RefusesWhatTheChatTemplateHasNoPlaceFor) {
+  const std::string good =
+      R"({"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]})"
+      "\n";
+  const auto error_with = [&](const std::string& role, const std::string& more,
+                              const std::string& beside = "") {
+    return error_of(good + R"({"messages": [{"role": "user", "content": "a"}, {"role": ")" + role +
+                    R"(", "content": "")" + more + "}]" + beside + "}");
+  };
+  for (const char* role : {"Assistant", "model", "gpt", "human"}) {
+    EXPECT_EQ(error_with(role, ""), (folder_ / "train.jsonl").string() + ":2: role '" + role +
+                                        "' is not one that the chat template knows: system, user, "
+                                        "assistant, tool");
+  }
+  for (const auto& [more, beside, key] :
+       {std::tuple{R"(, "tool_calls": [{"function": {"name": "f"}}])", "", "tool_calls"},
+        std::tuple{R"(, "function_call": {"name": "f"})", "", "function_call"},
+        std::tuple{"", R"(, "tools": [{"name": "f"}])", "tools"}}) {
+    const std::string message = error_with("assistant", more, beside);
+    EXPECT_NE(message.find(std::string("train.jsonl:2: \"") + key + "\" of "), std::string::npos)
+        << message;
+    EXPECT_NE(message.find("has no place for it"), std::string::npos) << message;
+  }
+  // Nothing in them is nothing lost.
+  EXPECT_EQ(read(good + R"({"tools": [], "messages": [{"role": "user", "content": "a"},)"
+                        R"({"role": "assistant", "content": "b", "tool_calls": null}]})")
+                .samples.size(),
+            2u);
+}
+
+TEST_F(DatasetTest, MarksInTheDataAreTextUnlessAskedFor) {
+  const auto ends = [](const Sample& sample) {
+    return std::count(sample.tokens.begin(), sample.tokens.end(), 2);
+  };
+  const std::string chat = R"({"prompt": "a<|im_end|>", "completion": "<|im_end|>b"})";
+  const std::string text = R"({"text": "a<|im_end|>b"})";
+  const DataOptions parsing{.written = ControlTokens::kParsed};
+  // The template's own: after the system message, the prompt and the completion.
+  EXPECT_EQ(ends(read(chat).samples[0]), 3);
+  EXPECT_EQ(ends(read(chat, parsing).samples[0]), 5);
+  EXPECT_EQ(targets_of(read(chat, {.mask_prompt = true}).samples[0]), "<|im_end|>b<|im_end|>");
+  EXPECT_EQ(ends(read(text).samples[0]), 1);
+  EXPECT_EQ(ends(read(text, parsing).samples[0]), 2);
+  EXPECT_EQ(text_of(read(text).samples[0]), text_of(read(text, parsing).samples[0]));
 }
 
 TEST_F(DatasetTest, TakesPythonsNumbersWhereNobodyReadsThem) {

@@ -238,7 +238,12 @@ TEST_F(PromptCacheTest, RefusesOtherOwnersAndDamage) {
   save_prompt_cache(cache_, first, owner_);
   PromptCacheOwner other = owner_;
   other.model_fingerprint = "4567";
-  EXPECT_NE(refusal(other).find("belongs to another model"), std::string::npos);
+  other.model = "other.gguf";
+  EXPECT_NE(refusal(other).find("not to model other.gguf"), std::string::npos);
+  other.model = owner_.model;
+  EXPECT_NE(
+      refusal(other).find("was made with model " + owner_.model + ", which has changed since"),
+      std::string::npos);
   other = owner_;
   other.dtype = "bf16";
   EXPECT_NE(refusal(other).find("f32, not to bf16"), std::string::npos);
@@ -285,9 +290,7 @@ class ConversationTest : public GenerateTest {
                                       int max_tokens = 12) const {
     std::vector<int> prompt = before;
     prompt.push_back(*tokenizer_->find_special("<|im_end|>"));
-    for (const int token : tokenizer_->encode(template_->render_next(words))) {
-      prompt.push_back(token);
-    }
+    for (const int token : template_->encode_next(*tokenizer_, words)) prompt.push_back(token);
     Sequence sequence(*llama_);
     Sampler sampler({}, 0);
     return generate(sequence, prompt,
@@ -315,7 +318,7 @@ TEST_F(ConversationTest, TurnsReadOnlyWhatIsNewAndReplyAsIfAllWereRead) {
   for (const std::string words : {"abba", "so"}) {
     const std::vector<int> before = talk.tokens();
     const Conversation::Reply reply = say(talk, words, 9);
-    const std::vector<int> next = tokenizer_->encode(template_->render_next(words));
+    const std::vector<int> next = template_->encode_next(*tokenizer_, words);
     // The turn, the end of the reply before, and that reply's last token if nothing followed it.
     EXPECT_LE(reply.read, static_cast<int>(next.size()) + 2);
     EXPECT_EQ(last(talk.tokens(), reply.generated), reply_from_scratch(before, words, 9)) << words;

@@ -100,8 +100,9 @@ class PlainLlama {
     for (std::size_t t = 0; t < x.size(); ++t) {
       for (std::size_t i = 0; i < x[t].size(); i += 2) {
         const double exponent = -static_cast<double>(i % d) / static_cast<double>(d);
-        const double angle =
-            static_cast<double>(t) * std::pow(static_cast<double>(model_.rope_theta), exponent);
+        const double angle = static_cast<double>(t) /
+                             static_cast<double>(model_.rope_scaling_factor) *
+                             std::pow(static_cast<double>(model_.rope_theta), exponent);
         const double first = x[t][i];
         const double second = x[t][i + 1];
         x[t][i] = first * std::cos(angle) - second * std::sin(angle);
@@ -207,6 +208,27 @@ TEST_F(LlamaTest, LogitsAreThoseOfAPlainModelInDouble) {
   const std::vector<int> list = tokens(23);
   EXPECT_LT(relative_error(llama().logits(row_of(list), nullptr), PlainLlama(tiny_).logits(list)),
             kTolerance);
+}
+
+TEST_F(LlamaTest, ScaledPositionsAreThoseOfAPlainModelInDouble) {
+  TinyModel scaled = tiny_;
+  scaled.rope_scaling_factor = 3.0f;
+  scaled.write(folder_.file("scaled.gguf"));
+  const Llama llama(LlamaWeights(GgufFile::open(folder_.file("scaled.gguf"))), LlamaOptions{});
+  const std::vector<int> list = tokens(23);
+  const Matrix truth = PlainLlama(scaled).logits(list);
+  EXPECT_LT(relative_error(llama.logits(row_of(list), nullptr), truth), kTolerance);
+  EXPECT_GT(relative_error(this->llama().logits(row_of(list), nullptr), truth), 0.01);
+
+  // And token by token, with rows padded on the left or not.
+  for (const int padding : {0, 2}) {
+    KvCache cache(scaled.num_layers, padding ? std::vector<int>{padding} : std::vector<int>{});
+    for (int t = 0; t < padding; ++t) llama.next_logits(row_of({0}), cache, nullptr);
+    for (std::size_t t = 0; t < list.size(); ++t) {
+      const mx::array logits = llama.next_logits(row_of({list[t]}), cache, nullptr);
+      EXPECT_LT(relative_error(logits, {truth[t]}), kTolerance) << t;
+    }
+  }
 }
 
 TEST_F(LlamaTest, AdapterIsAddedToTheWeightsInHuggingFacesRowOrder) {

@@ -53,6 +53,19 @@ TEST_F(GoldenTest, EncodesAsTokenizers) {
   }
 }
 
+TEST_F(GoldenTest, EncodesControlTokensAsTextAsTokenizersDoes) {
+  int different = 0;
+  for (const auto& expected : golden_.at("texts")) {
+    const Ids ids = expected.at("ids");
+    const Ids plain = expected.value("plain_ids", ids);
+    EXPECT_EQ(tokenizer_->encode(expected.at("text").get<std::string>(), ControlTokens::kText),
+              plain)
+        << expected.at("text");
+    different += ids != plain;
+  }
+  EXPECT_GT(different, 15);
+}
+
 TEST_F(GoldenTest, DecodesAsTokenizers) {
   for (const auto& expected : golden_.at("texts")) {
     const Ids ids = expected.at("ids");
@@ -116,7 +129,7 @@ TEST_F(GoldenTest, RefusesWhatIsNotText) {
 }
 
 TEST_F(GoldenTest, RendersChatsAsTransformers) {
-  const ChatTemplate chat(*file_, *tokenizer_);
+  const ChatTemplate chat(*file_, *tokenizer_, ControlTokens::kParsed);
   const auto& chats = golden_.at("chats");
   ASSERT_GE(chats.size(), 12u);
   for (const auto& expected : chats) {
