@@ -45,6 +45,7 @@ TEST(Float16, RoundsToNearestAndTiesToEven) {
 TEST(Float16, WhatIsTooLargeOrNoNumberStaysSo) {
   EXPECT_EQ(to_float16(65519.996f), 0x7bff);
   EXPECT_EQ(to_float16(65520.0f), kInfinity);
+  EXPECT_EQ(to_float16(70000.0f), kInfinity);
   EXPECT_EQ(to_float16(-1e30f), 0x8000 | kInfinity);
   EXPECT_EQ(to_float16(std::ldexp(1.0f, -25)), 0);
   EXPECT_EQ(to_float16(std::numeric_limits<float>::denorm_min()), 0);

@@ -83,6 +83,18 @@ TEST(Rope, TurnsTheFirstPairByOneRadianAPosition) {
   EXPECT_TRUE(test::close(y.values(), interleaved, 1e-7));
 }
 
+TEST(Rope, EveryThetaHasAnglesOfItsOwn) {
+  Tensor x(DType::kFloat32, {1, 7, 2, 16}), y = x, truth = x;
+  x.fill_random(5);
+  Context context;
+  for (const float theta : {10000.0f, 500000.0f, 10000.0f, 77.0f}) {
+    const Rotary rotary{true, theta, false, 5};
+    reference::rope({x, rotary, false, truth});
+    rope(context, {x, rotary, false, y});
+    EXPECT_TRUE(test::close(y.values(), truth.values(), bound(DType::kFloat32))) << theta;
+  }
+}
+
 TEST(Rope, ScalesPositionsDown) {
   // Every fourth position of the scaled turn is a whole one of the plain turn, at any length of the
   // table of angles.

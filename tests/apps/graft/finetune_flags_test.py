@@ -54,6 +54,15 @@ class Updates(FinetuneCase):
         self.fail_with(["--grad-accumulation-steps 7", "--iters 6"], self.scratch / "c",
                        *self.inputs(), *FLAGS, "--iters", 6, "--grad-accumulation-steps", 7, status=2)
 
+    def test_a_report_is_of_the_iterations_since_the_last(self):
+        adapter = self.scratch / "adapter"
+        # At a rate of 0 an epoch has the losses of the one before, in another order.
+        self.succeed(adapter, *self.inputs(), "--batch-size", 2, "--learning-rate", 0,
+                     "--steps-per-report", 1, "--iters", 12)
+        losses = losses_of(adapter)
+        self.assertEqual(sorted(losses[:6]), sorted(losses[6:]))
+        self.assertEqual(6, len(set(losses)))
+
     def test_every_optimizer_goes_on_from_every_iteration(self):
         for optimizer in ("adamw", "adam", "sgd"):
             whole = self.scratch / optimizer
