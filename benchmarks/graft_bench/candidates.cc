@@ -168,8 +168,8 @@ std::vector<Candidate> candidates_for(const Case& item, const std::vector<Tensor
   for (const auto& [name, graph] : composed_graphs(item)) {
     const mx::Dtype dtype = item.bf16 ? mx::bfloat16 : mx::float32;
     candidates.push_back(under_mlx(kComposed + name, true, item, sets,
-                                   [graph = graph, dtype](const Arrays& inputs, const Tensors&) {
-                                     return mx::astype(graph(inputs), dtype);
+                                   [build = graph, dtype](const Arrays& inputs, const Tensors&) {
+                                     return mx::astype(build(inputs), dtype);
                                    }));
   }
   return candidates;

@@ -54,7 +54,9 @@ std::optional<MeanLoss> mean_loss(const Llama& model, const ModelAdapter* adapte
 MeanLoss mean_loss(const Llama& model, const ModelAdapter* adapter,
                    const std::vector<Sample>& samples, int batch_size, std::int32_t pad_token) {
   std::int64_t longest = 1;
-  for (const Sample& sample : samples) longest = std::max(longest, std::ssize(sample.tokens));
+  for (const Sample& sample : samples) {
+    longest = std::max<std::int64_t>(longest, std::ssize(sample.tokens));
+  }
   const std::int64_t rows = std::clamp<std::int64_t>(kTokensAtATime / longest, 1, batch_size);
   Batches batches(samples, {.batch_size = rows, .pad_token = pad_token});
   Mean mean;

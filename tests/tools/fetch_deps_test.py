@@ -78,6 +78,14 @@ class FetchDeps(unittest.TestCase):
             self.fetch()
         self.assertEqual([], list(self.deps.iterdir()))
 
+    def test_says_when_macos_cannot_be_built_for(self):
+        self.delivered = None
+        with mock.patch.object(sys, "argv", ["fetch_deps.py", "--macos"]), \
+                contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()), \
+                self.assertRaises(SystemExit) as exit:
+            fetch_deps.main()
+        self.assertEqual(3, exit.exception.code)
+
 
 if __name__ == "__main__":
     unittest.main()

@@ -15,7 +15,7 @@ extern "C" void note_interrupt(int) { interrupts = 1; }
 InterruptFlag::InterruptFlag() {
   struct sigaction action = {};
   action.sa_handler = note_interrupt;
-  ::sigemptyset(&action.sa_mask);
+  sigemptyset(&action.sa_mask);
   action.sa_flags = 0;  // no SA_RESTART: reads are to return
   ::sigaction(SIGINT, &action, &action_before);
 }

@@ -67,7 +67,7 @@ HWY_INLINE hn::Vec<Floats> LoadBlocks(Floats d, const RowPointers& rows, int j, 
     if constexpr (kLanesOf<Floats> == 8) {
       return hn::Combine(d, second, low);
     } else {
-      const hn::FixedTag<float, 8> d8;
+      const hn::Half<Floats> d8;
       return hn::Combine(
           d, hn::Combine(d8, LoadUnits(rows.row[j + 12], k), LoadUnits(rows.row[j + 8], k)),
           hn::Combine(d8, second, low));
