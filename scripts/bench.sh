@@ -11,10 +11,10 @@ name="${1:-cpu}"
 results=benchmarks/results
 mkdir -p "$results"
 cmake -S . -B build -G Ninja > /dev/null
-cmake --build build --target graft_cli
+cmake --build build --target graft_bench_cli
 
 for dtype in f32 bf16; do
-  build/bin/graft bench lora --dtype "$dtype" \
+  build/bin/graft-bench lora --dtype "$dtype" \
     --csv "$results/$name-$dtype.csv" --svg "$results/$name-$dtype.svg"
 done
 if [[ -x .venv/bin/python ]]; then

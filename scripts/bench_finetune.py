@@ -13,7 +13,7 @@ everybody.
 Prints medians, spread, ratios and the bound; writes each step's time as CSV.
 
 usage: .venv/bin/python scripts/bench_finetune.py --model M.gguf [--graft build/bin/graft]
-           [--threads 2] [--rounds 5] [--steps 4] [--csv benchmarks/results/finetune-....csv]
+           [--graft-bench build/bin/graft-bench] [--threads 2] [--rounds 5] [--steps 4] [--csv benchmarks/results/finetune-....csv]
 """
 
 import argparse
@@ -83,7 +83,7 @@ class Graft:
 
 def peak_flops(program):
     """Floating-point operations a second that all cores can do, measured now."""
-    command = [program, "bench", "lora", "--rounds", "1"]
+    command = [program, "lora", "--rounds", "1"]
     for word in ("plan", "linear", "forward"):
         command += ["--filter", word]
     run = subprocess.run(command, check=True, capture_output=True, text=True)
@@ -164,7 +164,7 @@ def measure(arguments, scratch):
     names = list(programs)
     bounds = []
     for turn in range(arguments.rounds):
-        bounds.append(peak_flops(arguments.graft) / flops_per_token(model))
+        bounds.append(peak_flops(arguments.graft_bench) / flops_per_token(model))
         for place in range(len(names)):
             name = names[(turn + place) % len(names)]
             times[name].append(programs[name].steps(arguments.steps))
@@ -239,6 +239,8 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", required=True, help="the GGUF file")
     parser.add_argument("--graft", default="build/bin/graft", help="the program")
+    parser.add_argument("--graft-bench", default="build/bin/graft-bench",
+                        help="the program that measures the peak")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--steps", type=int, default=4, help="steps a round that count")

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Measures the kernels on this Mac's GPU: installs and builds what that needs, then prints what
-# `graft bench plan --help` defines, some minutes on a machine that does nothing else meanwhile.
+# `graft-bench plan --help` defines, some minutes on a machine that does nothing else meanwhile.
 #
 #   scripts/bench_metal.sh [NAME]   results go to benchmarks/results/metal-NAME.csv; NAME is the chip's
 #                                   by default
@@ -20,7 +20,7 @@ fi
 
 scripts/setup.sh
 cmake -S . -B build -G Ninja > /dev/null
-cmake --build build --target graft_cli
+cmake --build build --target graft_cli graft_bench_cli
 
 # "Apple M2 Pro" becomes apple-m2-pro.
 chip="$(sysctl -n machdep.cpu.brand_string | tr '[:upper:]' '[:lower:]' | tr -cs 'a-z0-9' '-')"
@@ -31,6 +31,6 @@ mkdir -p benchmarks/results
 build/bin/graft info
 echo
 status=0
-build/bin/graft bench plan --device gpu --csv "$results" || status=$?
+build/bin/graft-bench plan --device gpu --csv "$results" || status=$?
 if [[ -f "$results" ]]; then echo "written to $results"; fi
 exit "$status"

@@ -5,10 +5,9 @@ The two programs take turns; a ratio is the median of the turns'. PyTorch's oper
 below autograd, and its allocator is told to keep memory. "of copy" is Graft's time over that of a
 copy with plain stores that moves as many bytes (forward two matrices, backward three).
 
-Measures with build/bin/rows_bench (cmake --build build --target rows_bench); run it with a Python
-that has PyTorch. The machine should do nothing else meanwhile.
+Measures with `graft-bench rows`; run it with a Python that has PyTorch. The machine should do nothing else meanwhile.
 
-usage: bench_rows.py [--program build/bin/rows_bench] [--shapes 128,4096 ...]
+usage: bench_rows.py [--program build/bin/graft-bench] [--shapes 128,4096 ...]
                      [--dtypes float32 bfloat16] [--threads 2] [--turns 5] [--milliseconds 40]
                      [--csv results.csv]
 """
@@ -25,6 +24,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 KEEP_MEMORY = {"MALLOC_MMAP_THRESHOLD_": str(1 << 32), "MALLOC_TRIM_THRESHOLD_": str(1 << 33)}
 EPSILON = 1e-5
+DTYPES = {"float32": "f32", "bfloat16": "bf16"}
 
 
 def torch_calls(torch, rows, features, dtype):
@@ -69,9 +69,9 @@ def median_us(call, milliseconds):
 
 
 def graft_us(arguments, rows, features, dtype):
-    command = [arguments.program, str(rows), str(features), dtype, str(arguments.milliseconds)]
-    environment = {**os.environ, "GRAFT_NUM_THREADS": str(arguments.threads)}
-    run = subprocess.run(command, check=True, capture_output=True, text=True, env=environment)
+    command = [arguments.program, "rows", str(rows), str(features), "--dtype", DTYPES[dtype],
+               "--milliseconds", str(arguments.milliseconds), "--threads", str(arguments.threads)]
+    run = subprocess.run(command, check=True, capture_output=True, text=True)
     return {(line[0], line[1]): float(line[5]) for line in csv.reader(run.stdout.splitlines())}
 
 
@@ -98,7 +98,7 @@ def compare(arguments, torch, rows, features, dtype):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--program", default=str(ROOT / "build" / "bin" / "rows_bench"))
+    parser.add_argument("--program", default=str(ROOT / "build" / "bin" / "graft-bench"))
     parser.add_argument("--shapes", nargs="*", default=["128,4096", "2048,576"])
     parser.add_argument("--dtypes", nargs="*", default=["float32", "bfloat16"])
     parser.add_argument("--threads", type=int, default=2)

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Writes the results of `graft bench lora` as tables into documents.
+"""Writes the results of `graft-bench lora` as tables into documents.
 
 The text between a line `<!-- table: KIND CSV... -->` and the next `<!-- end of table -->` is made
 from those files alone. KIND is one of

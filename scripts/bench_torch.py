@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Times PyTorch's linear and composed LoRA layers on the CPU, as peers of `graft bench lora`.
+"""Times PyTorch's linear and composed LoRA layers on the CPU, as peers of `graft-bench lora`.
 
 For each shape (M, K, N, r) and dtype: x·Wᵀ, and x·Wᵀ + s·(x·A)·B as PEFT composes it; forward,
 and backward as Graft's benchmark counts it (dx alone for the base; dx, dA and dB for LoRA). float32

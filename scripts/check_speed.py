@@ -8,10 +8,10 @@
 - The adapter's contribution alone at (1, 128, 512), rank 8: 14 µs in the core with its data in cache,
   and through MLX's eval 0.6 of MLX's own ops.
 
-Measures with build/bin/graft; PyTorch with the Python of .venv (scripts/python_env.sh), if it is
+Measures with build/bin/graft-bench; PyTorch with the Python of .venv (scripts/python_env.sh), if it is
 there. Exits with 1 if a target is missed. The machine should do nothing else meanwhile.
 
-usage: check_speed.py [--program build/bin/graft] [--rounds 7] [--no-torch]
+usage: check_speed.py [--program build/bin/graft-bench] [--rounds 7] [--no-torch]
 """
 
 import argparse
@@ -53,7 +53,7 @@ def bench(arguments, dtype, words, *options):
     filters = [part for word in words.split() for part in ("--filter", word)]
     with tempfile.TemporaryDirectory() as scratch:
         path = Path(scratch) / "results.csv"
-        command = [arguments.program, "bench", "lora", "--dtype", dtype, "--rounds",
+        command = [arguments.program, "lora", "--dtype", dtype, "--rounds",
                    str(arguments.rounds), "--csv", str(path), *filters, *options]
         subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
         return read_results(path)[1]
@@ -133,7 +133,7 @@ def check_delta(report, arguments):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--program", default=str(ROOT / "build" / "bin" / "graft"))
+    parser.add_argument("--program", default=str(ROOT / "build" / "bin" / "graft-bench"))
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--no-torch", action="store_true")
     arguments = parser.parse_args()

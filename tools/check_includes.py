@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Checks that includes point one way: apps, benchmarks -> llm -> hosts -> include <- src, and within
+"""Checks that includes point one way: benchmarks -> apps -> llm -> hosts -> include <- src, and within
 src: rooms -> product, weight -> backend.
 
 Every quoted include of a file in one of these folders is looked up the way the compiler would, and
@@ -20,7 +20,7 @@ ARROWS = {
     "src": {"include", "src"},
     "hosts": {"include", "hosts"},
     "llm": {"include", "hosts", "llm"},
-    "apps": {"include", "hosts", "llm", "benchmarks", "apps"},
+    "apps": {"include", "hosts", "llm", "apps"},
     "benchmarks": {"include", "hosts", "llm", "apps", "benchmarks"},
     "examples": {"include", "hosts", "llm"},
 }

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Runs `graft bench plan --quick` on the CPU and checks the form of what it writes: not how fast it
+"""Runs `graft-bench plan --quick` on the CPU and checks the form of what it writes: not how fast it
 is. And that what cannot run, `--device gpu` and scripts/bench_metal.sh, says so.
 
 usage: bench_plan_quick_test.py PROGRAM
@@ -27,7 +27,7 @@ def run(*command):
 
 def bench(*options):
     # One thread: those of a BLAS would spin against the tests that run beside this one.
-    return run(PROGRAM, "bench", "plan", "--quick", "--rounds", "1", "--block-ms", "0.1",
+    return run(PROGRAM, "plan", "--quick", "--rounds", "1", "--block-ms", "0.1",
                "--threads", "1", *options)
 
 
@@ -100,7 +100,7 @@ class BenchPlanQuick(unittest.TestCase):
         self.assertTrue(any(line.startswith("speed-up ") for line in lines))
 
     def test_the_help_defines_its_columns(self):
-        text = run(PROGRAM, "bench", "plan", "--help").stdout
+        text = run(PROGRAM, "plan", "--help").stdout
         for words in ("three waits", "mx::compile", "6x to 10x", "95% to 110%", "made once"):
             self.assertIn(words, text)
 
@@ -113,7 +113,7 @@ class BenchPlanQuick(unittest.TestCase):
         refused = bench("--device", "gpu")
         self.assertEqual(1, refused.returncode)
         self.assertEqual("", refused.stdout)
-        self.assertRegex(refused.stderr, r"\Agraft: --device gpu: [^\n]+\n\Z")
+        self.assertRegex(refused.stderr, r"\Agraft-bench: --device gpu: [^\n]+\n\Z")
 
     @unittest.skipIf(ON_A_MAC, "it would run there")
     def test_the_script_needs_metal_and_says_so(self):

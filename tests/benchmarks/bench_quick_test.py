@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Runs `graft bench lora --quick` and checks the form of what it writes: not how fast it is.
+"""Runs `graft-bench lora --quick` and checks the form of what it writes: not how fast it is.
 
 usage: bench_quick_test.py PROGRAM
 """
@@ -18,7 +18,7 @@ PROGRAM = sys.argv.pop(1)
 
 def bench(*options):
     # One thread: those of a BLAS would spin against the tests that run beside this one.
-    command = [PROGRAM, "bench", "lora", "--quick", "--rounds", "1", "--block-ms", "0.1",
+    command = [PROGRAM, "lora", "--quick", "--rounds", "1", "--block-ms", "0.1",
                "--threads", "1", *options]
     return subprocess.run(command, check=False, capture_output=True, text=True)
 

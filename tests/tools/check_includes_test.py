@@ -45,6 +45,14 @@ class CheckIncludes(unittest.TestCase):
         self.assertEqual(1, len(self.faults_of("apps/graft/main.cc",
                                                '#  include "../../src/lora/cpu.h"\n')))
 
+    def test_finds_a_program_that_includes_what_measures_it(self):
+        self.write("apps/graft/help.h", "")
+        self.write("benchmarks/graft_bench/timing.h", "")
+        self.assertEqual([], self.faults_of("benchmarks/graft_bench/main.cc",
+                                            '#include "apps/graft/help.h"\n'))
+        self.assertEqual(1, len(self.faults_of("apps/graft/main.cc",
+                                               '#include "benchmarks/graft_bench/timing.h"\n')))
+
     def test_finds_a_room_that_includes_a_host(self):
         self.assertEqual(1, len(self.faults_of("src/lora/lora.cc", '#include "graft/mlx/lora.h"\n')))
 

@@ -18,10 +18,10 @@ void write(std::FILE* stream, std::string_view text) {
 
 void tell(std::string_view text) { write(stdout, text); }
 
-void warn(std::string message) {
+void warn(std::string message, std::string_view program) {
   constexpr std::size_t kLongest = 1000;
   std::ranges::replace(message, '\n', ' ');
-  write(stderr, fmt::format("graft: {}\n", printable(message, kLongest)));
+  write(stderr, fmt::format("{}: {}\n", program, printable(message, kLongest)));
 }
 
 }  // namespace graft::app

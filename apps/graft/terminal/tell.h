@@ -17,8 +17,8 @@ void tell(fmt::format_string<Args...> format, Args&&... args) {
   tell(std::string_view(fmt::format(format, std::forward<Args>(args)...)));
 }
 
-/// One line on standard error, opening with the program's name, whatever `message` quotes. Does not
-/// throw if it cannot be written.
-void warn(std::string message);
+/// One line on standard error, opening with the name of the program, whatever `message` quotes.
+/// Does not throw if it cannot be written.
+void warn(std::string message, std::string_view program = "graft");
 
 }  // namespace graft::app

@@ -8,7 +8,7 @@
 namespace graft::app {
 namespace {
 
-// Each command with its words, "finetune" or "bench lora", inner ones after the outer.
+// Each command with its words, "finetune" or "adapter add", inner ones after the outer.
 void for_each_command(const CommandInfo& command, const std::string& words,
                       const std::function<void(const CommandInfo&, const std::string&)>& visit) {
   visit(command, words);

@@ -2,12 +2,12 @@
 """The commands of the documents, run in the order in which they stand there, on a tiny model.
 
 Each page has a scratch folder with the files that pages take for granted: MODEL.gguf, the data in
-DIR, examples/, and what `prepare` adds; `graft` is on the PATH. Every `sh` and `python` block runs there.
-A line `<!-- not run: WHY -->` before a block leaves it out, and `<!-- needs: MODULE... -->` says
+DIR, examples/, and what `prepare` adds; `graft` and `graft-bench` are on the PATH.
+Every `sh` and `python` block runs there. A line `<!-- not run: WHY -->` before a block leaves it out, and `<!-- needs: MODULE... -->` says
 what a Python block imports: it runs where there is a Python that has them, the tree's .venv or this
 one, and otherwise its test is skipped.
 
-usage: docs_test.py PROGRAM WRITE_TINY_MODEL
+usage: docs_test.py PROGRAM WRITE_TINY_MODEL BENCH_PROGRAM
 """
 
 import json
@@ -24,7 +24,8 @@ ROOT = Path(__file__).resolve().parents[3]
 PAGES = ["finetune", "plots", "resume", "generate"]
 MOST_NOT_RUN = 1  # blocks of all pages together, docs/library.md among them
 FENCE = re.compile(r"^(?:<!-- (not run|needs): (.+?) -->\n)?```(\w*)\n(.*?)^```$", re.M | re.S)
-PROGRAM = WRITE_TINY_MODEL = ""
+WRITE_TINY_MODEL = ""
+PROGRAMS = {}  # name -> path
 
 
 class Block:
@@ -63,8 +64,8 @@ def write_samples(path, count, first=0):
             file.write(json.dumps({"prompt": f"say {i}", "completion": "ab" * (1 + i % 5)}) + "\n")
 
 
-def help_of(*command):
-    return subprocess.run([PROGRAM, *command, "--help"], check=True, capture_output=True,
+def help_of(*command, program="graft"):
+    return subprocess.run([PROGRAMS[program], *command, "--help"], check=True, capture_output=True,
                           text=True).stdout
 
 
@@ -89,7 +90,8 @@ class PageCase:
             write_samples(cls.scratch / "DIR" / f"{name}.jsonl", count)
         (cls.scratch / "examples").symlink_to(ROOT / "examples")
         (cls.scratch / "build" / "bin").mkdir(parents=True)
-        (cls.scratch / "build" / "bin" / "graft").symlink_to(PROGRAM)
+        for name, path in PROGRAMS.items():
+            (cls.scratch / "build" / "bin" / name).symlink_to(path)
         cls.environment = dict(
             os.environ, PATH=f"{cls.scratch}/build/bin:{os.environ['PATH']}", HOME=str(cls.scratch),
             GRAFT_HOME=str(cls.scratch / "home"), GRAFT_NUM_THREADS="1", HF_HUB_OFFLINE="1")
@@ -123,7 +125,7 @@ class PageCase:
 
     @classmethod
     def graft(cls, *arguments):
-        return subprocess.run([PROGRAM, *map(str, arguments)], check=True, capture_output=True,
+        return subprocess.run([PROGRAMS["graft"], *map(str, arguments)], check=True, capture_output=True,
                               text=True, cwd=cls.scratch, env=cls.environment).stdout
 
     def test_has_commands(self):
@@ -298,9 +300,10 @@ class Documents(unittest.TestCase):
 
     def test_every_flag_that_a_page_names_exists(self):
         commands = [["finetune"], ["generate"], ["chat"], ["evaluate"], ["info"], ["adapter"],
-                    ["adapter", "add"], ["adapter", "remove"], ["bench", "lora"]]
-        every = set().union(*(re.findall(r"--[a-z][a-z-]*", help_of(*command))
-                              for command in commands))
+                    ["adapter", "add"], ["adapter", "remove"]]
+        helps = [*(help_of(*command) for command in commands),
+                 help_of("lora", program="graft-bench")]
+        every = set().union(*(re.findall(r"--[a-z][a-z-]*", text) for text in helps))
         for page in PAGES:
             named = set(re.findall(r"(?<![\w-])--[a-z][a-z-]*", page_text(page)))
             self.assertTrue(named, page)
@@ -319,15 +322,17 @@ class Documents(unittest.TestCase):
     def check_line(self, line, page):
         for part in re.split(r"[|;]|&&", line):
             words = part.split()
-            if not words or words[0].split("/")[-1] != "graft":
+            program = words[0].split("/")[-1] if words else ""
+            if program not in PROGRAMS:
                 continue
-            depth = 2 if words[1] in ("adapter", "bench") else 1
+            depth = 2 if words[1] == "adapter" else 1
             named = {word.split("=")[0] for word in words if word.startswith("--")}
-            known = set(re.findall(r"--[a-z][a-z-]*", help_of(*words[1:1 + depth])))
+            known = set(re.findall(r"--[a-z][a-z-]*", help_of(*words[1:1 + depth], program=program)))
             self.assertEqual(set(), named - known, f"{page}: {line}")
 
 
 if __name__ == "__main__":
+    PROGRAMS["graft-bench"] = str(Path(sys.argv.pop(3)).resolve())
     WRITE_TINY_MODEL = sys.argv.pop(2)
-    PROGRAM = str(Path(sys.argv.pop(1)).resolve())
+    PROGRAMS["graft"] = str(Path(sys.argv.pop(1)).resolve())
     unittest.main(verbosity=2)  # says why a test is skipped

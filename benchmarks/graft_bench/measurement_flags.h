@@ -2,14 +2,14 @@
 
 #include <string>
 
-namespace graft::app {
+namespace graft::bench {
 
 /// The flags of everything that measures, with their defaults.
 struct MeasurementFlags {
   int threads = 0;
   int rounds = 7;
   double block_ms = 8.0;
-  double rotate_mb = -1.0;  // below zero: bench::usual_rotate_bytes()
+  double rotate_mb = -1.0;  // below zero: usual_rotate_bytes()
   bool quick = false;
   std::string csv;
 
@@ -20,4 +20,4 @@ struct MeasurementFlags {
 /// space before each: " --rounds 1 --quick".
 std::string words_of(const MeasurementFlags& flags);
 
-}  // namespace graft::app
+}  // namespace graft::bench

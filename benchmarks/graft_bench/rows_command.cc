@@ -1,34 +1,28 @@
-// Times the core's operations on rows: softmax, layer norm and RMS norm, forward and backward, and
-// beside them copies of x to y. Writes lines of CSV that scripts/bench_rows.py reads:
-//
-//     op,direction,dtype,rows,features,median_us,p10_us,p90_us
-//
-// usage: rows_bench ROWS FEATURES float32|bfloat16 [MILLISECONDS [ROTATED_MB]]
-//
-// Each operation gets as long in turns, on sets of tensors that together are at least ROTATED_MB.
+#include "benchmarks/graft_bench/rows_command.h"
+
+#include <fmt/format.h>
 
 #include <algorithm>
 #include <atomic>
 #include <chrono>
 #include <cstdint>
-#include <cstdio>
 #include <cstdlib>
 #include <cstring>
 #include <functional>
 #include <memory>
+#include <new>
 #include <string>
 #include <thread>
 #include <vector>
 
+#include "apps/graft/commands/common.h"
 #include "graft/context.h"
 #include "graft/layer_norm.h"
 #include "graft/rms_norm.h"
 #include "graft/softmax.h"
 
+namespace graft::bench {
 namespace {
-
-using graft::DType;
-using graft::TensorView;
 
 struct Free {
   void operator()(void* block) const { std::free(block); }
@@ -43,12 +37,13 @@ struct Tensor {
     view = TensorView(nullptr, dtype, shape);
     const std::size_t bytes = (bytes_of(view) + 63) / 64 * 64;
     memory.reset(std::aligned_alloc(64, std::max<std::size_t>(64, bytes)));
+    if (memory == nullptr) throw std::bad_alloc();
     std::memset(memory.get(), 0, bytes);
     view = TensorView(memory.get(), dtype, shape);
   }
 
   static std::size_t bytes_of(const TensorView& view) {
-    return static_cast<std::size_t>(view.size()) * graft::size_of(view.dtype());
+    return static_cast<std::size_t>(view.size()) * size_of(view.dtype());
   }
 
   // Between −2 and 2.
@@ -86,12 +81,12 @@ struct Set {
   }
 };
 
-struct Op {
+struct Operation {
   std::string name, direction;
   std::function<void(Set&)> run;
 };
 
-std::vector<Op> operations(graft::Context& context) {
+std::vector<Operation> operations(Context& context) {
   const auto softmax = [&context](Set& s) {
     graft::softmax_forward(context, {s.x.view, 1.0f, s.y.view});
   };
@@ -99,7 +94,7 @@ std::vector<Op> operations(graft::Context& context) {
     graft::softmax_backward(context, {s.dy.view, s.y.view, 1.0f, s.dx.view});
   };
   const auto layer_norm = [&context](Set& s) {
-    graft::layer_norm_forward(
+    layer_norm_forward(
         context, {s.x.view, s.weight.view, s.bias.view, 1e-5f, s.y.view, s.mean.view, s.rstd.view});
   };
   const auto layer_norm_backward = [&context](Set& s) {
@@ -107,12 +102,12 @@ std::vector<Op> operations(graft::Context& context) {
                                          s.rstd.view, s.dx.view, s.dweight.view, s.dbias.view});
   };
   const auto rms_norm = [&context](Set& s) {
-    graft::RmsNormForward p;
+    RmsNormForward p;
     p.x = s.x.view, p.weight = s.weight.view, p.y = s.y.view, p.rstd = s.rstd.view;
     graft::rms_norm_forward(context, p);
   };
   const auto rms_norm_backward = [&context](Set& s) {
-    graft::RmsNormBackward p;
+    RmsNormBackward p;
     p.dy = s.dy.view, p.s = s.x.view, p.weight = s.weight.view, p.rstd = s.rstd.view;
     p.ds = s.dx.view, p.dweight = s.dweight.view;
     graft::rms_norm_backward(context, p);
@@ -179,29 +174,21 @@ double since_us(std::chrono::steady_clock::time_point start) {
 
 }  // namespace
 
-int main(int argc, char** argv) {
-  if (argc < 4) {
-    std::fputs("usage: rows_bench ROWS FEATURES float32|bfloat16 [MILLISECONDS [ROTATED_MB]]\n",
-               stderr);
-    return 2;
-  }
-  const std::int64_t rows = std::atoll(argv[1]), features = std::atoll(argv[2]);
-  const DType dtype = std::string(argv[3]) == "float32" ? DType::kFloat32 : DType::kBFloat16;
-  const double milliseconds = argc > 4 ? std::atof(argv[4]) : 200;
-  const double rotated = (argc > 5 ? std::atof(argv[5]) : 0) * 1048576;
-
+void run_rows(const RowsFlags& flags) {
+  app::use_threads(flags.threads);
+  const DType dtype = flags.dtype == "f32" ? DType::kFloat32 : DType::kBFloat16;
   std::vector<Set> sets;
   const double set_bytes =
-      4.0 * static_cast<double>(rows * features) * static_cast<double>(graft::size_of(dtype));
+      4.0 * static_cast<double>(flags.rows * flags.features) * static_cast<double>(size_of(dtype));
   do {
-    sets.emplace_back(dtype, rows, features);
-  } while (static_cast<double>(sets.size()) * set_bytes < rotated);
+    sets.emplace_back(dtype, flags.rows, flags.features);
+  } while (static_cast<double>(sets.size()) * set_bytes < flags.rotate_mb * 1e6);
 
-  const auto measure = [&](const Op& op) {
+  const auto measure = [&](const Operation& op) {
     std::vector<double> times;
     for (int warm = 0; warm < 3; ++warm) op.run(sets[0]);
     const auto start = std::chrono::steady_clock::now();
-    while (since_us(start) < milliseconds * 1e3 || times.size() < 9) {
+    while (since_us(start) < flags.milliseconds * 1e3 || times.size() < 9) {
       Set& set = sets[times.size() % sets.size()];
       const auto call = std::chrono::steady_clock::now();
       op.run(set);
@@ -211,15 +198,15 @@ int main(int argc, char** argv) {
     const auto at = [&](double part) {
       return times[static_cast<std::size_t>(part * static_cast<double>(times.size() - 1))];
     };
-    std::printf("%s,%s,%s,%lld,%lld,%.1f,%.1f,%.1f\n", op.name.c_str(), op.direction.c_str(),
-                argv[3], static_cast<long long>(rows), static_cast<long long>(features), at(0.5),
-                at(0.1), at(0.9));
+    fmt::print("{},{},{},{},{},{:.1f},{:.1f},{:.1f}\n", op.name, op.direction, flags.dtype,
+               flags.rows, flags.features, at(0.5), at(0.1), at(0.9));
   };
-  graft::Context context;
-  for (const Op& op : operations(context)) measure(op);
+  Context context;
+  for (const Operation& op : operations(context)) measure(op);
   for (const bool plain : {true, false}) {
     Copier copier(plain);
     measure({plain ? "copy" : "memcpy", "forward", [&copier](Set& set) { copier(set); }});
   }
-  return 0;
 }
+
+}  // namespace graft::bench

@@ -1,4 +1,4 @@
-#include "apps/graft/commands/bench_plan.h"
+#include "benchmarks/graft_bench/plan_command.h"
 
 #include <fmt/format.h>
 #include <mlx/mlx.h>
@@ -9,24 +9,23 @@
 #include <vector>
 
 #include "apps/graft/commands/common.h"
-#include "apps/graft/user_error.h"
 #include "benchmarks/graft_bench/plan.h"
 #include "benchmarks/graft_bench/plan_table.h"
 #include "graft/context.h"
 #include "graft/llm/files/atomic_file.h"
+#include "graft/llm/user_error.h"
 #include "graft/mlx/fusion.h"
 
-namespace graft::app {
+namespace graft::bench {
 namespace {
 
-using namespace bench;  // NOLINT: this file is its command
+bool on_gpu(const PlanFlags& flags) { return flags.device == "gpu"; }
 
-bool on_gpu(const BenchPlanFlags& flags) { return flags.device == "gpu"; }
-
-void use_device(const BenchPlanFlags& flags) {
+void use_device(const PlanFlags& flags) {
   const mx::Device device = on_gpu(flags) ? mx::Device::gpu : mx::Device::cpu;
   if (!mx::is_available(device)) {
-    throw UserError("--device gpu: MLX has no GPU here; --device cpu measures the same on the CPU");
+    throw llm::UserError(
+        "--device gpu: MLX has no GPU here; --device cpu measures the same on the CPU");
   }
   mx::set_default_device(device);
 }
@@ -39,18 +38,18 @@ std::string gpu_name() {
   return text != nullptr ? *text : "unknown";
 }
 
-std::string device_name(const BenchPlanFlags& flags) {
+std::string device_name(const PlanFlags& flags) {
   return on_gpu(flags) ? fmt::format("GPU {}, beside {}", gpu_name(), processor())
                        : fmt::format("CPU {}, {} threads", processor(), num_threads());
 }
 
-Facts facts_of(const BenchPlanFlags& flags) {
+Facts facts_of(const PlanFlags& flags) {
   return {
       {"device", device_name(flags)},
       {"system", operating_system()},
       {"versions", versions(Blas())},
       {"date", date()},
-      {"command", "graft bench plan --device " + flags.device + words_of(flags)},
+      {"command", "graft-bench plan --device " + flags.device + words_of(flags)},
   };
 }
 
@@ -73,20 +72,20 @@ std::string first_objection(const std::vector<Compared>& results) {
   return "";
 }
 
-void write_csv(const BenchPlanFlags& flags, const Facts& facts,
-               const std::vector<Compared>& results) {
+void write_csv(const PlanFlags& flags, const Facts& facts, const std::vector<Compared>& results) {
   if (flags.csv.empty()) return;
   std::vector<Fields> rows;
   for (const Compared& result : results) rows.push_back(fields_of(result));
-  write_file_atomically(flags.csv, csv_text(facts, rows));
+  llm::write_file_atomically(flags.csv, csv_text(facts, rows));
 }
 
 }  // namespace
 
-void run_bench_plan(const BenchPlanFlags& flags) {
-  if (!mlx::fused_enabled()) throw UserError("GRAFT_FUSED=0 leaves nothing to measure; unset it");
+void run_plan(const PlanFlags& flags) {
+  if (!mlx::fused_enabled())
+    throw llm::UserError("GRAFT_FUSED=0 leaves nothing to measure; unset it");
   use_device(flags);
-  use_threads(flags.threads);
+  app::use_threads(flags.threads);
   const Facts facts = facts_of(flags);
   print_facts(facts);
 
@@ -109,7 +108,7 @@ void run_bench_plan(const BenchPlanFlags& flags) {
   fmt::print("{}", objections_in(kernels));
   results.insert(results.end(), kernels.begin(), kernels.end());
   write_csv(flags, facts, results);
-  if (!objection.empty()) throw UserError(objection);
+  if (!objection.empty()) throw llm::UserError(objection);
 }
 
-}  // namespace graft::app
+}  // namespace graft::bench

@@ -1,13 +1,13 @@
-#include "apps/graft/commands/bench_flags.h"
+#include "benchmarks/graft_bench/measurement_flags.h"
 
 #include <fmt/format.h>
 
 #include "benchmarks/graft_bench/problem.h"
 
-namespace graft::app {
+namespace graft::bench {
 
 double MeasurementFlags::rotate_bytes() const {
-  return rotate_mb < 0.0 ? bench::usual_rotate_bytes() : rotate_mb * 1e6;
+  return rotate_mb < 0.0 ? usual_rotate_bytes() : rotate_mb * 1e6;
 }
 
 std::string words_of(const MeasurementFlags& flags) {
@@ -21,4 +21,4 @@ std::string words_of(const MeasurementFlags& flags) {
   return text;
 }
 
-}  // namespace graft::app
+}  // namespace graft::bench

@@ -1,4 +1,4 @@
-#include "apps/graft/commands/bench_lora.h"
+#include "benchmarks/graft_bench/lora_command.h"
 
 #include <fmt/format.h>
 #include <unistd.h>
@@ -10,7 +10,6 @@
 
 #include "apps/graft/commands/common.h"
 #include "apps/graft/terminal/format.h"
-#include "apps/graft/user_error.h"
 #include "benchmarks/graft_bench/blas.h"
 #include "benchmarks/graft_bench/candidates.h"
 #include "benchmarks/graft_bench/facts.h"
@@ -19,13 +18,12 @@
 #include "benchmarks/graft_bench/table.h"
 #include "graft/context.h"
 #include "graft/llm/files/atomic_file.h"
+#include "graft/llm/user_error.h"
 #include "graft/mlx/fusion.h"
 #include "graft/supports.h"
 
-namespace graft::app {
+namespace graft::bench {
 namespace {
-
-using namespace bench;  // NOLINT: this file is its command
 
 constexpr double kFallbackCacheBytes = 8e6;
 
@@ -47,7 +45,7 @@ double measure_launch(Stopwatch& stopwatch, const Blas& blas) {
 }
 
 // The arithmetic alone: a tenth of a second.
-Machine measure_peaks(const BenchLoraFlags& flags) {
+Machine measure_peaks(const LoraFlags& flags) {
   Machine machine;
   machine.gflops_f32 = peak_gflops_f32(num_threads());
   machine.gflops_bf16 = flags.dtype == "bf16" ? peak_gflops_bf16(num_threads()) : 0.0;
@@ -62,7 +60,7 @@ Machine with_peaks_of(Machine machine, const Machine& other) {
   return machine;
 }
 
-Machine measure_machine(const BenchLoraFlags& flags, Stopwatch& stopwatch, const Blas& blas) {
+Machine measure_machine(const LoraFlags& flags, Stopwatch& stopwatch, const Blas& blas) {
   const int threads = num_threads();
   Machine machine = measure_peaks(flags);
   machine.cache_bytes = last_cache_bytes();
@@ -72,9 +70,9 @@ Machine measure_machine(const BenchLoraFlags& flags, Stopwatch& stopwatch, const
   return machine;
 }
 
-std::string command_line(const BenchLoraFlags& flags) {
-  std::string text = "graft bench lora --dtype " + flags.dtype;
-  if (flags.dropout != BenchLoraFlags().dropout) {
+std::string command_line(const LoraFlags& flags) {
+  std::string text = "graft-bench lora --dtype " + flags.dtype;
+  if (flags.dropout != LoraFlags().dropout) {
     text += fmt::format(" --dropout {}", flags.dropout);
   }
   text += words_of(flags);
@@ -82,7 +80,7 @@ std::string command_line(const BenchLoraFlags& flags) {
   return text;
 }
 
-Facts facts_of(const BenchLoraFlags& flags, const Machine& machine, const Blas& blas) {
+Facts facts_of(const LoraFlags& flags, const Machine& machine, const Blas& blas) {
   return {
       {"device", fmt::format("{}, {} threads", processor(), num_threads())},
       {"isa", cpu_isa()},
@@ -101,29 +99,30 @@ Facts facts_of(const BenchLoraFlags& flags, const Machine& machine, const Blas& 
 void refuse_composed() {
   for (const mlx::FusionRecord& record : mlx::fusion_report()) {
     if (record.fused) continue;
-    throw UserError(
+    throw llm::UserError(
         fmt::format("{} {} did not run fused: {}", record.op, name_of(record.pass), record.reason));
   }
 }
 
 }  // namespace
 
-void run_bench_lora(const BenchLoraFlags& flags) {
-  if (!mlx::fused_enabled()) throw UserError("GRAFT_FUSED=0 leaves nothing to measure; unset it");
+void run_lora(const LoraFlags& flags) {
+  if (!mlx::fused_enabled())
+    throw llm::UserError("GRAFT_FUSED=0 leaves nothing to measure; unset it");
   const std::vector<Case> cases =
       all_cases({flags.dtype == "bf16", flags.dropout, flags.quick, flags.filter});
   if (cases.empty()) {
-    throw UserError("--filter: no case has all of these words; a case reads like '" +
-                    label_of(all_cases({}).front()) + "'");
+    throw llm::UserError("--filter: no case has all of these words; a case reads like '" +
+                         label_of(all_cases({}).front()) + "'");
   }
-  use_threads(flags.threads);
+  app::use_threads(flags.threads);
   mx::set_default_device(mx::Device::cpu);  // as the core, whose kernels are the CPU's
   const Blas blas;
   Stopwatch stopwatch(flags.rounds, flags.block_ms);
   Machine machine = measure_machine(flags, stopwatch, blas);
   print_facts(facts_of(flags, machine, blas));
 
-  const Table table(stdout_is_terminal() ? terminal_width() : 120);
+  const Table table(app::stdout_is_terminal() ? app::terminal_width() : 120);
   fmt::print("\n{}\n", table.head());
   mlx::reset_fusion_report();
   std::vector<Result> results;
@@ -138,14 +137,15 @@ void run_bench_lora(const BenchLoraFlags& flags) {
     std::fflush(stdout);
   }
   if (!flags.csv.empty()) {
-    write_file_atomically(flags.csv, csv_of(facts_of(flags, machine, blas), machine, results));
+    llm::write_file_atomically(flags.csv, csv_of(facts_of(flags, machine, blas), machine, results));
   }
   if (flags.svg.empty()) return;
   const std::string svg = overhead_plot_svg(
       results,
       fmt::format("What LoRA adds to a layer, {}, {} threads", flags.dtype, num_threads()));
-  if (svg.empty()) throw UserError("--svg: no lora_linear among the cases, so there is no plot");
-  write_file_atomically(flags.svg, svg);
+  if (svg.empty())
+    throw llm::UserError("--svg: no lora_linear among the cases, so there is no plot");
+  llm::write_file_atomically(flags.svg, svg);
 }
 
-}  // namespace graft::app
+}  // namespace graft::bench
