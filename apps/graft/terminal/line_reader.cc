@@ -1,5 +1,6 @@
 #include "apps/graft/terminal/line_reader.h"
 
+#include <poll.h>
 #include <sys/ioctl.h>
 #include <termios.h>
 #include <unistd.h>
@@ -13,6 +14,10 @@
 
 namespace graft::app {
 namespace {
+
+// Ctrl-C that comes between a look at the flag and the wait does not end the wait: it is seen at
+// the next look.
+constexpr int kLookMs = 50;
 
 /// Keeps a terminal from throwing away what was typed when Ctrl-C is pressed, so that one can ask
 /// whether there was anything.
@@ -68,14 +73,18 @@ LineReader::Event LineReader::read(std::string& line, const std::function<void()
   if (prompt) prompt();
   while (!take_line(line)) {
     if (ended_) return Event::kEnd;
-    char bytes[4096];
-    const ssize_t count = InterruptFlag::raised() ? -1 : ::read(fd_, bytes, sizeof bytes);
-    if (count > 0) {
-      buffer_.append(bytes, static_cast<std::size_t>(count));
-    } else if (InterruptFlag::raised()) {
+    pollfd awaited{fd_, POLLIN, 0};
+    const bool ready = !InterruptFlag::raised() && ::poll(&awaited, 1, kLookMs) > 0;
+    if (InterruptFlag::raised()) {
       InterruptFlag::lower();
       const bool began = !std::exchange(buffer_, {}).empty();
       return terminal.drop_typed() || began ? Event::kDiscarded : Event::kInterrupted;
+    }
+    if (!ready) continue;
+    char bytes[4096];
+    const ssize_t count = ::read(fd_, bytes, sizeof bytes);
+    if (count > 0) {
+      buffer_.append(bytes, static_cast<std::size_t>(count));
     } else if (count == 0 || errno != EINTR) {
       ended_ = true;
     }
