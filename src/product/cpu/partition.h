@@ -6,7 +6,7 @@
 #include <vector>
 
 #include "product/cpu/kernels.h"
-#include "product/cpu/packed_panels.h"
+#include "weight/cpu/panels.h"
 
 namespace graft::cpu {
 

@@ -4,10 +4,10 @@
 #include "backend/cpu/threads.h"
 #include "backend/element.h"
 #include "product/cpu/outer_products.h"
-#include "product/cpu/packed_panels.h"
 #include "product/cpu/plan.h"
 #include "product/cpu/product.h"
-#include "weight/dense_cpu.h"
+#include "weight/cpu/dense.h"
+#include "weight/cpu/panels.h"
 
 namespace graft::cpu {
 namespace {
