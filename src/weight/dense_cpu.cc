@@ -15,18 +15,38 @@
 
 namespace graft::cpu {
 
+namespace {
+
+const Kernels& kernels_that_multiply(const Check& check, DType multiply) {
+  if (multiply != DType::kFloat32 && multiply != DType::kBFloat16) {
+    check.fail(std::string("multiply: expected float32 or bfloat16, got ") + name_of(multiply));
+  }
+  return kernels_for(multiply);
+}
+
+std::size_t panels_nbytes(const Kernels& kernels, std::int64_t n, std::int64_t k) {
+  return static_cast<std::size_t>(packed_panels_size(kernels, n, k)) * sizeof(std::uint32_t);
+}
+
+}  // namespace
+
+std::size_t DensePanels::nbytes_of(const Check& check, std::int64_t out_features,
+                                   std::int64_t in_features, DType multiply, Packing directions) {
+  const Kernels& kernels = kernels_that_multiply(check, multiply);
+  const std::size_t forward = panels_nbytes(kernels, out_features, in_features);
+  if (directions == Packing::kForward) return forward;
+  return forward + panels_nbytes(kernels, in_features, out_features);
+}
+
 DensePanels::DensePanels(const Check& check, const ConstTensorView& w, DType multiply,
                          Packing directions)
     : out_features_(w.dim(0)), in_features_(w.dim(1)), dtype_(multiply) {
   check.dtype("w", w, {DType::kFloat32, DType::kBFloat16});
-  if (multiply != DType::kFloat32 && multiply != DType::kBFloat16) {
-    check.fail(std::string("multiply: expected float32 or bfloat16, got ") + name_of(multiply));
-  }
-  kernels_ = &kernels_for(multiply);
+  kernels_ = &kernels_that_multiply(check, multiply);
 
   const Source source = Source::of(w);
   const auto pack = [&](const Source& s, std::int64_t n, std::int64_t k) {
-    Block panels = allocate(check, packed_panels_size(*kernels_, n, k));
+    Block panels = allocate(check, panels_nbytes(*kernels_, n, k));
     pack_panels(Context(), *kernels_, s, n, k, panels.get());
     return panels;
   };
@@ -36,9 +56,8 @@ DensePanels::DensePanels(const Check& check, const ConstTensorView& w, DType mul
   }
 }
 
-DensePanels::Block DensePanels::allocate(const Check& check, std::int64_t elements) {
+DensePanels::Block DensePanels::allocate(const Check& check, std::size_t bytes) {
   constexpr std::size_t kHugePage = std::size_t{2} << 20;
-  const std::size_t bytes = static_cast<std::size_t>(elements) * sizeof(std::uint32_t);
   const std::size_t alignment = bytes >= kHugePage ? kHugePage : 64;
   const std::size_t rounded = (bytes + alignment) / alignment * alignment;
   Block panels(static_cast<std::uint32_t*>(std::aligned_alloc(alignment, rounded)));

@@ -1,4 +1,4 @@
-// The estimate of training's memory: its formula, its order, and what MLX really allots.
+// The estimate of training's memory: what MLX really allots, the formula in the docs, its order.
 
 #include "graft/llm/train/memory_estimate.h"
 
@@ -6,6 +6,7 @@
 
 #include <cstdint>
 #include <numeric>
+#include <optional>
 #include <vector>
 
 #include "graft/llm/process/allocator.h"
@@ -17,104 +18,81 @@
 namespace graft::llm {
 namespace {
 
-LlamaConfig config_of(int num_layers) {
-  LlamaConfig config;
-  config.num_layers = num_layers;
-  config.hidden_size = 96;
-  config.intermediate_size = 256;
-  config.num_heads = 6;
-  config.num_kv_heads = 2;
-  config.head_dim = 16;
-  config.vocab_size = 500;
-  return config;
-}
+struct Case {
+  int num_layers = 24;
+  AdapterOptions adapter{.rank = 8};
+  BatchShape batch{16, 64};
+  Activations activations = Activations::kKept;
+  mx::Dtype dtype = mx::float32;
+  int accumulation_steps = 1;
+};
 
-std::int64_t bytes(const LlamaConfig& config, const AdapterOptions& options, BatchShape batch,
-                   Activations activations = Activations::kKept) {
-  return step_bytes(config, AdapterLayout(config, options), batch, activations);
-}
+class MemoryEstimate : public ::testing::Test {
+ protected:
+  // A model whose layers are wide beside nothing else, and many: what they keep outweighs the rest.
+  void build(const Case& c) {
+    trainer_.reset();
+    layout_.reset();
+    testing::TinyModel tiny;
+    tiny.num_layers = c.num_layers;
+    tiny.context_length = 512;
+    tiny.write(folder_.file("tiny.gguf"));
+    llama_.emplace(LlamaWeights(GgufFile::open(folder_.file("tiny.gguf"))),
+                   LlamaOptions{.dtype = c.dtype, .training = true});
+    layout_.emplace(llama_->config(), c.adapter);
+    trainer_.emplace(*llama_, *layout_, layout_->initial_pairs(0),
+                     TrainOptions{.schedule = {LrShape::kConstant, 1e-3, 0, 1},
+                                  .accumulation_steps = c.accumulation_steps,
+                                  .activations = c.activations});
+  }
 
-TEST(MemoryEstimate, OneMoreLayerAddsWhatTheFormulaSays) {
-  const std::int64_t rows = 8 * 128, rank = 4;
-  const AdapterOptions options{.rank = static_cast<int>(rank)};
-  const LlamaConfig few = config_of(5), many = config_of(6);
-  const std::int64_t parameters =
-      AdapterLayout(many, options).num_parameters() - AdapterLayout(few, options).num_parameters();
-  const auto difference = [&](Activations activations) {
-    return bytes(many, options, {8, 128}, activations) - bytes(few, options, {8, 128}, activations);
-  };
-  const std::int64_t floats = 4 * 96 + 2 * 96 + 2 * 32 + 3 * 256 + rank * 7 + 6 + 2;
-  EXPECT_EQ(difference(Activations::kKept), 4 * (rows * floats + parameters));
-  EXPECT_EQ(difference(Activations::kRecomputed), 4 * (rows * 96 + parameters));
-}
+  TrainingMemory estimate(const Case& c) {
+    build(c);
+    return training_memory(*trainer_, {.trained = {c.batch}, .validated = {}}, c.activations);
+  }
 
-TEST(MemoryEstimate, GrowsWithWhatIsAskedFor) {
-  const LlamaConfig config = config_of(4);
-  const AdapterOptions plain;
-  const std::int64_t base = bytes(config, plain, {4, 64});
-  EXPECT_GT(bytes(config, plain, {8, 64}), base + base / 2);
-  EXPECT_GT(bytes(config, plain, {4, 128}), base + base / 2);
-  EXPECT_GT(bytes(config, {.rank = 32}, {4, 64}), base);
-  EXPECT_LT(bytes(config, plain, {4, 64}, Activations::kRecomputed), base * 2 / 3);
+  static Batch batch_of(const BatchShape& shape) {
+    Batch batch;
+    batch.batch_size = shape.batch_size;
+    batch.length = shape.length;
+    batch.tokens.resize(static_cast<std::size_t>(shape.rows()));
+    std::iota(batch.tokens.begin(), batch.tokens.end(), 0);
+    for (std::int32_t& token : batch.tokens) token = token * 37 % 250 + 3;
+    batch.targets = batch.tokens;
+    batch.num_targets = batch.num_inputs = shape.rows();
+    return batch;
+  }
 
-  const std::int64_t top = bytes(config, {.layers = {3}}, {4, 64});
-  EXPECT_LT(top, bytes(config, {.layers = {2, 3}}, {4, 64}));
-  EXPECT_LT(bytes(config, {.layers = {2, 3}}, {4, 64}), base);
-  const std::vector<Projection> values{Projection::kQ, Projection::kV};
-  EXPECT_LT(bytes(config, {.targets = values}, {4, 64}), base);
+  const testing::TemporaryFolder folder_;
+  std::optional<Llama> llama_;
+  std::optional<AdapterLayout> layout_;
+  std::optional<Trainer> trainer_;
+};
 
-  const AdapterLayout layout(config, plain);
-  EXPECT_LT(loss_bytes(config, layout, {4, 64}), base / 2);
-  const auto scratch = [&](bool gradients, int threads) {
-    return scratch_bytes(config, layout, {4, 64}, gradients, threads);
-  };
-  EXPECT_GT(scratch(true, 16), scratch(true, 2));
-  EXPECT_LT(scratch(false, 2), scratch(true, 2));
-  EXPECT_EQ(packed_weight_bytes(config, mx::float32, true),
-            2 * packed_weight_bytes(config, mx::bfloat16, true));
-}
-
-// Activations of many layers outweigh all else, and MLX counts what it allots.
-TEST(MemoryEstimate, IsWhatMlxAllots) {
-  const testing::TemporaryFolder folder;
-  testing::TinyModel tiny;
-  tiny.num_layers = 24;
-  tiny.write(folder.file("tiny.gguf"));
-  const Llama llama(LlamaWeights(GgufFile::open(folder.file("tiny.gguf"))), {.training = true});
-  Batch batch;
-  batch.batch_size = 16;
-  batch.length = 64;
-  batch.tokens.resize(16 * 64);
-  std::iota(batch.tokens.begin(), batch.tokens.end(), 0);
-  for (std::int32_t& token : batch.tokens) token = token * 37 % 250 + 3;
-  batch.targets = batch.tokens;
-  batch.num_targets = batch.num_inputs = 16 * 64;
-
+TEST_F(MemoryEstimate, IsWhatTrainingAllots) {
   const std::size_t limit = mx::get_memory_limit();
   const std::vector<Projection> some{Projection::kK, Projection::kUp};
-  for (const AdapterOptions& options :
-       {AdapterOptions{.rank = 8}, AdapterOptions{.rank = 2, .dropout = 0.1f},
-        AdapterOptions{.rank = 8, .layers = {20, 21, 22, 23}},
-        AdapterOptions{.rank = 8, .targets = some}}) {
+  for (Case c : {Case{}, Case{.adapter = {.rank = 2, .dropout = 0.1f}},
+                 Case{.adapter = {.rank = 8, .layers = {20, 21, 22, 23}}},
+                 Case{.adapter = {.rank = 8, .targets = some}}, Case{.dtype = mx::bfloat16},
+                 Case{.accumulation_steps = 2}, Case{.batch = {2, 512}},
+                 Case{.batch = {8, 256}, .dtype = mx::bfloat16, .accumulation_steps = 2}}) {
     for (const Activations activations : {Activations::kKept, Activations::kRecomputed}) {
-      const AdapterLayout layout(llama.config(), options);
-      Trainer trainer(llama, layout, layout.initial_pairs(0),
-                      {.schedule = {LrShape::kConstant, 1e-3, 0, 1}, .activations = activations});
+      c.activations = activations;
+      const TrainingMemory memory = estimate(c);
       const std::size_t before = mx::get_active_memory();
-      bound_run_ahead(step_bytes(llama.config(), layout, {16, 64}, activations, /*ahead=*/0));
+      bound_run_ahead(memory.bound);
       mx::reset_peak_memory();
-      trainer.step(batch);
+      for (int i = 0; i < 4; ++i) trainer_->step(batch_of(c.batch));
       const auto allotted = static_cast<double>(mx::get_peak_memory() - before);
-      const auto ahead = [&](int operations) {
-        return static_cast<double>(
-            step_bytes(llama.config(), layout, {16, 64}, activations, operations));
-      };
       SCOPED_TRACE(::testing::Message()
-                   << "rank " << options.rank << ", " << options.targets.size()
+                   << c.batch.batch_size << " x " << c.batch.length << ", rank " << c.adapter.rank
+                   << ", " << c.adapter.layers.size() << " layers, " << c.adapter.targets.size()
                    << " modules, recomputed " << (activations == Activations::kRecomputed));
-      // Timing decides how far MLX runs ahead: from nothing to all that the estimate counts with.
-      EXPECT_GT(allotted, 0.95 * ahead(0));
-      EXPECT_LT(allotted, 1.1 * ahead(kRunAhead));
+      printf("%dx%d r%d kept %d: ratio %.3f bound %.3f\n", (int)c.batch.batch_size,
+             (int)c.batch.length, c.adapter.rank, activations == Activations::kKept,
+             memory.tensors / allotted, memory.bound / allotted);
+      EXPECT_NEAR(static_cast<double>(memory.tensors) / allotted, 1.0, 0.15);
     }
   }
   mx::set_memory_limit(limit);
