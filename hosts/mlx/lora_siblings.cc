@@ -372,8 +372,7 @@ Arrays SiblingsForward::backward(const Arrays& primals, const Arrays& cotangents
   Arrays inputs = primals;
   // Then only its shape is looked at, and nothing holds x for this.
   if (!wanted.any_pair()) {
-    inputs[0] =
-        mx::broadcast_to(mx::zeros({}, primals[0].dtype(), stream()), primals[0].shape(), stream());
+    inputs[0] = mx::broadcast_to(mx::array(0.0f, primals[0].dtype()), primals[0].shape(), stream());
   }
   for (const Sibling& of : all_) {
     inputs.push_back(cotangents[of.output]);
