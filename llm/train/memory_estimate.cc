@@ -43,7 +43,7 @@ std::vector<Batch> largest(const std::set<BatchShape>& shapes) {
 
 }  // namespace
 
-std::int64_t TrainingMemory::peak() const { return scratch + std::max(tensors, saving); }
+std::int64_t TrainingMemory::peak() const { return scratch + std::max(tensors + holes, saving); }
 
 TrainingMemory training_memory(const Trainer& trainer, const RunShapes& shapes,
                                Activations activations) {
@@ -55,11 +55,12 @@ TrainingMemory training_memory(const Trainer& trainer, const RunShapes& shapes,
 
   TrainingMemory memory;
   const auto consider = [&](const std::vector<mx::array>& graph) {
-    const graft::mlx::GraphMemory need = graft::mlx::graph_memory(graph, kRunAhead);
+    const auto with_ahead = [&](int ahead) { return graft::mlx::graph_memory(graph, ahead); };
+    const graft::mlx::GraphMemory need = with_ahead(kRunAhead);
     memory.tensors = std::max(memory.tensors, pairs_bytes + need.tensors);
+    memory.bound = std::max(memory.bound, pairs_bytes + with_ahead(kLittle).tensors);
+    memory.holes = std::max(memory.holes, (need.tensors - with_ahead(0).tensors) / 2);
     memory.scratch = std::max(memory.scratch, need.scratch);
-    memory.bound =
-        std::max(memory.bound, pairs_bytes + graft::mlx::graph_memory(graph, kLittle).tensors);
   };
   for (const Batch& batch : largest(shapes.trained)) {
     consider(trainer.loss_and_gradients(batch, activations));
