@@ -40,12 +40,8 @@ mx::array composed_gradient(const Call& call, const Arrays& inputs, mx::Stream s
   return detail::vjp_in(losses, inputs, {mx::ones(inputs[1].shape(), mx::float32, s)}, {0})[0];
 }
 
-Support supported(const Call& call, const Arrays& inputs, bool with_gradient, mx::Stream s) {
-  if (auto support = detail::allowed(s); !support) return support;
-  if (auto support = detail::dtypes_known(inputs, inputs.size()); !support) return support;
-  if (with_gradient) {
-    if (auto support = detail::serves_dx(call.weight); !support) return support;
-  }
+// The call of the core, of shapes alone.
+LinearCrossEntropy params_only(const Call& call, const Arrays& inputs, bool with_gradient) {
   const auto rows = detail::rows_of(inputs[0].shape());
   const TensorView x = detail::rows_only(inputs[0].shape(), inputs[0].dtype());
   LinearCrossEntropy params;
@@ -55,7 +51,16 @@ Support supported(const Call& call, const Arrays& inputs, bool with_gradient, mx
   params.ignore_index = call.ignore_index;
   params.losses = detail::shape_only(mx::float32, {rows});
   if (with_gradient) params.dx = x;
-  return graft::supports(params);
+  return params;
+}
+
+Support supported(const Call& call, const Arrays& inputs, bool with_gradient, mx::Stream s) {
+  if (auto support = detail::allowed(s); !support) return support;
+  if (auto support = detail::dtypes_known(inputs, inputs.size()); !support) return support;
+  if (with_gradient) {
+    if (auto support = detail::serves_dx(call.weight); !support) return support;
+  }
+  return graft::supports(params_only(call, inputs, with_gradient));
 }
 
 // d(losses)/dx, handed on from the forward node that computed it. Only its derivatives are work,
@@ -69,6 +74,7 @@ class Gradient : public detail::FusedPrimitive {
     outputs[0].copy_shared_buffer(inputs.back());
     dispatch({}, [](Context&) {});
   }
+  std::size_t scratch(const Arrays&, const Arrays&) const override { return 0; }
   const char* name() const override { return "GraftLinearCrossEntropyGradient"; }
   std::vector<mx::Shape> output_shapes(const Arrays& inputs) override {
     return {inputs[0].shape()};
@@ -137,6 +143,10 @@ class Forward : public detail::FusedPrimitive {
     if (!rows) return FusedPrimitive::vmap(inputs, axes);
     return {make(call_, detail::batch_first(inputs, axes), caller(), stream(), gradient_wanted_),
             {0, 0}};
+  }
+
+  std::size_t scratch(const Arrays& inputs, const Arrays&) const override {
+    return graft::scratch_bytes(params_only(call_, inputs, gradient_wanted_));
   }
 
   const char* name() const override { return "GraftLinearCrossEntropy"; }

@@ -133,12 +133,14 @@ struct Wanted {
       db.push_back(of.adapter && asked(of.first + 1));
     }
   }
-  bool any() const {
+  // Of the adapters: dx alone depends on no value of x.
+  bool any_pair() const {
     const auto some = [](const std::vector<bool>& list) {
       return std::find(list.begin(), list.end(), true) != list.end();
     };
-    return dx || some(da) || some(db);
+    return some(da) || some(db);
   }
+  bool any() const { return dx || any_pair(); }
   bool operator==(const Wanted&) const = default;
 };
 
@@ -150,7 +152,7 @@ std::vector<LoraLinearBackward> backward_params(const Siblings& all, const Wante
                                                 const Out& out) {
   std::vector<LoraLinearBackward> layers;
   std::size_t next_in = input_count(all), next_out = 0;
-  const ConstTensorView x = view.rows(inputs[0]);
+  const ConstTensorView x = wanted.any_pair() ? view.rows(inputs[0]) : ConstTensorView();
   const TensorView dx = wanted.dx ? out(next_out++) : TensorView();
   for (std::size_t i = 0; i < all.size(); ++i) {
     LoraLinearBackward params;
@@ -191,6 +193,13 @@ class SiblingsBackward : public FusedPrimitive {
 
   // The same gradients from MLX ops.
   Arrays from_ops(const Arrays& inputs) const { return composed(inputs); }
+
+  std::size_t scratch(const Arrays& inputs, const Arrays& outputs) const override {
+    const auto layers = backward_params(
+        all_, wanted_, inputs, {false, own_stream()},
+        [&](std::size_t i) { return rows_only(outputs[i].shape(), outputs[i].dtype()); });
+    return graft::scratch_bytes(LoraSiblingsBackward(layers));
+  }
 
   const char* name() const override { return "GraftLoraSiblingsBackward"; }
   bool is_equivalent(const mx::Primitive& other) const override {
@@ -284,6 +293,13 @@ class SiblingsForward : public FusedPrimitive {
   Arrays vjp(const Arrays& primals, const Arrays& cotangents, const std::vector<int>& argnums,
              const Arrays& outputs) override;
 
+  std::size_t scratch(const Arrays& inputs, const Arrays& outputs) const override {
+    const auto layers = params(all_, inputs, {false, own_stream()}, [&](std::size_t i) {
+      return rows_only(outputs[i].shape(), outputs[i].dtype());
+    });
+    return graft::scratch_bytes(LoraSiblingsForward(layers));
+  }
+
   const char* name() const override { return "GraftLoraSiblings"; }
   bool is_equivalent(const mx::Primitive& other) const override {
     return static_cast<const SiblingsForward&>(other).all_ == all_;
@@ -354,6 +370,10 @@ Arrays SiblingsForward::backward(const Arrays& primals, const Arrays& cotangents
                                  const Wanted& wanted, const Arrays& outputs) {
   if (!wanted.any()) return {};
   Arrays inputs = primals;
+  // Then only its shape is looked at, and nothing holds x for this.
+  if (!wanted.any_pair()) {
+    inputs[0] = mx::broadcast_to(mx::array(0.0f, primals[0].dtype()), primals[0].shape(), stream());
+  }
   for (const Sibling& of : all_) {
     inputs.push_back(cotangents[of.output]);
     if (of.adapter) inputs.push_back(outputs[of.output + 1]);
