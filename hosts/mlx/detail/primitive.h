@@ -80,7 +80,7 @@ class FusedPrimitive : public mx::Primitive {
  private:
   void run_on_metal(const Arrays& inputs, const Arrays& outputs);
 
-  // Scratch of the stream's own thread.
+  // Scratch of the stream's own thread, as MLX gives each a thread.
   static Context& thread_context();
 
   Caller caller_;

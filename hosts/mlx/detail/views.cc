@@ -174,9 +174,7 @@ void expect_scale(const char* op, float scale) {
   }
 }
 
-const mx::array* array_of(const Weight& weight) {
-  return std::any_cast<mx::array>(&weight.owner());
-}
+const mx::array* array_of(const Weight& weight) { return std::any_cast<mx::array>(weight.owner()); }
 
 mx::Shape shape_of(const Weight& weight) {
   return {static_cast<int>(weight.out_features()), static_cast<int>(weight.in_features())};
@@ -252,10 +250,9 @@ TensorView Views::blank(const mx::array& x, std::vector<std::int64_t> shape,
     reason << "no kernel takes dtype " << x.dtype();
     viewable_ = Support::no(reason.str());
   }
-  alignas(64) static std::byte nothing[64];
   const DType known = dtype.value_or(DType::kFloat32);
-  if (strides.empty()) return {nothing, known, shape, device_};
-  return {nothing, known, shape, strides, device_};
+  if (strides.empty()) return {nullptr, known, shape, device_};
+  return {nullptr, known, shape, strides, device_};
 }
 
 ConstTensorView Views::dense_input(const mx::array& x, std::vector<std::int64_t> shape) {
