@@ -219,7 +219,7 @@ FAULTS = [
           "add_outer(plan, at.x, g, scaling", "add_outer(plan, at.x, at.h, scaling",
           "metal_tests:*Lora*"),
     Fault("host_loss_gradient_is_unscaled", "hosts/mlx/linear_cross_entropy.cc",
-          "return mx::multiply(unscaled, rows, s);", "return unscaled;", "mlx_tests:*CrossEntropy*"),
+          "return mx::multiply(unscaled, factors, call.s);", "return unscaled;", "mlx_tests:*CrossEntropy*"),
     Fault("host_composed_queries_stand_at_the_start", "hosts/mlx/attention.cc",
           "options.rotary.position + k.shape(2) - q.shape(2)", "options.rotary.position",
           "mlx_tests:*ttention*"),

@@ -46,19 +46,19 @@ mx::array composed_attention(const Arrays& inputs, const AttentionOptions& optio
 // log Σ_j exp(score_ij), of a shape only: no composed op reads it.
 mx::Shape logsumexp_shape(const mx::array& q) { return {q.shape(0), q.shape(2), q.shape(1)}; }
 
-struct Wanted {
+struct AttentionWanted {
   bool dq = false;
   bool dk = false;
   bool dv = false;
 
-  bool operator==(const Wanted&) const = default;
+  bool operator==(const AttentionWanted&) const = default;
 };
 
 // Inputs: dy, q, k, v, y, logsumexp. Outputs: the wanted of dq, dk and dv.
-struct Backward {
+struct FusedAttentionBackward {
   struct State {
     AttentionOptions options;
-    Wanted wanted;
+    AttentionWanted wanted;
     bool operator==(const State& other) const {
       return equal(options, other.options) && wanted == other.wanted;
     }
@@ -106,7 +106,7 @@ struct Backward {
 };
 
 // Inputs: q, k, v. Outputs: y, and logsumexp for backward, which no caller sees.
-struct Forward {
+struct FusedAttention {
   struct State {
     AttentionOptions options;
     bool operator==(const State& other) const { return equal(options, other.options); }
@@ -140,10 +140,11 @@ struct Forward {
   static Arrays gradients(const detail::Gradients<State>& call) {
     const Arrays inputs{call.cotangents[0], call.primals[0], call.primals[1],
                         call.primals[2],    call.outputs[0], call.outputs[1]};
-    const Backward::State wanted{call.state.options, {call.asked(0), call.asked(1), call.asked(2)}};
-    const Support support = FusedNode<Backward>::supported(wanted, inputs, call.s);
+    const FusedAttentionBackward::State wanted{call.state.options,
+                                               {call.asked(0), call.asked(1), call.asked(2)}};
+    const Support support = FusedNode<FusedAttentionBackward>::supported(wanted, inputs, call.s);
     if (!support) return call.composed(support, 1, call.argnums);
-    return FusedNode<Backward>::make(wanted, inputs, call.caller, call.s);
+    return FusedNode<FusedAttentionBackward>::make(wanted, inputs, call.caller, call.s);
   }
 };
 
@@ -165,6 +166,7 @@ void check(const Arrays& inputs, const AttentionOptions& options) {
     detail::reject(kOp, "k", "at least as many tokens as q", detail::shape_string(k.shape()));
   }
   detail::expect_shape(kOp, "v", inputs[2], k.shape());
+  detail::expect_scale(kOp, options.scale);
   for (const auto& x : inputs) {
     if (x.dtype() != q.dtype() || !mx::issubdtype(x.dtype(), mx::floating)) {
       detail::reject(kOp, "q, k, v", "one floating-point dtype", "others");
@@ -178,7 +180,8 @@ mx::array attention(const mx::array& q, const mx::array& k, const mx::array& v,
                     const AttentionOptions& options, mx::StreamOrDevice device) {
   const Arrays inputs{q, k, v};
   check(inputs, options);
-  return detail::fused_or_composed<Forward>({options}, inputs, {kOp}, mx::to_stream(device))[0];
+  return detail::fused_or_composed<FusedAttention>({options}, inputs, {kOp},
+                                                   mx::to_stream(device))[0];
 }
 
 }  // namespace graft::mlx

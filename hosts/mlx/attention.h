@@ -14,7 +14,7 @@ namespace mx = ::mlx::core;
 /// q (B, T_q, heads, d), k and v (B, T_kv, kv_heads, d), as projections leave them: y is
 /// (B, T_q, heads, d). The options, `rotary.position` among them, are constants of the graph. Fused
 /// for float32 and bfloat16 where `graft::supports` says so, otherwise composed from MLX ops.
-/// Throws std::invalid_argument if shapes do not fit.
+/// Throws std::invalid_argument if shapes do not fit, or scale is not above 0.
 mx::array attention(const mx::array& q, const mx::array& k, const mx::array& v,
                     const AttentionOptions& options = {}, mx::StreamOrDevice s = {});
 

@@ -13,6 +13,7 @@
 namespace graft::mlx {
 namespace {
 
+// Of the process, as MLX's default device is: any code that calls the operations is to obey it.
 std::atomic<bool>& fused_flag() {
   static std::atomic<bool> enabled = [] {
     const char* value = std::getenv("GRAFT_FUSED");
@@ -21,6 +22,7 @@ std::atomic<bool>& fused_flag() {
   return enabled;
 }
 
+// Of this thread, as scopes are.
 thread_local const ModuleScope* innermost = nullptr;
 
 }  // namespace
@@ -55,9 +57,6 @@ ModuleScope::ModuleScope(std::string name) : name_(std::move(name)), outer_(inne
 
 ModuleScope::~ModuleScope() { innermost = outer_; }
 
-const std::string& ModuleScope::current() {
-  static const std::string none;
-  return innermost == nullptr ? none : innermost->name_;
-}
+std::string ModuleScope::current() { return innermost == nullptr ? "" : innermost->name_; }
 
 }  // namespace graft::mlx

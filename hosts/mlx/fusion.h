@@ -55,7 +55,7 @@ class ModuleScope {
   ModuleScope& operator=(const ModuleScope&) = delete;
 
   /// The innermost scope's name on this thread, or "".
-  static const std::string& current();
+  static std::string current();
 
  private:
   std::string name_;

@@ -2,9 +2,6 @@
 
 #include <mlx/fast.h>
 
-#include <cmath>
-#include <string>
-
 #include "graft/layer_norm.h"
 #include "graft/mlx/detail/primitive.h"
 
@@ -19,17 +16,17 @@ using Optional = std::optional<mx::array>;
 
 constexpr const char* kOp = "layer_norm";
 
-struct Norm {
+struct LayerNormCall {
   float eps;
   bool weight, bias;  // are among the inputs
-  bool operator==(const Norm&) const = default;
+  bool operator==(const LayerNormCall&) const = default;
 
   std::size_t weight_index() const { return 1; }
   std::size_t bias_index() const { return weight ? 2 : 1; }
 };
 
 // y of x, [weight], [bias]. A weight of a wider dtype than x would make y as wide.
-mx::array composed_norm(const Norm& norm, const Arrays& in, mx::Stream s) {
+mx::array composed_norm(const LayerNormCall& norm, const Arrays& in, mx::Stream s) {
   const Optional weight = norm.weight ? Optional(in[norm.weight_index()]) : std::nullopt;
   const Optional bias = norm.bias ? Optional(in[norm.bias_index()]) : std::nullopt;
   return mx::astype(mx::fast::layer_norm(in[0], weight, bias, norm.eps, s), in[0].dtype(), s);
@@ -37,9 +34,9 @@ mx::array composed_norm(const Norm& norm, const Arrays& in, mx::Stream s) {
 
 // Inputs: dy, x, [weight], mean, rstd. Outputs: the wanted of dx, dweight and dbias, which are
 // float32.
-struct Backward {
+struct FusedLayerNormBackward {
   struct State {
-    Norm norm;
+    LayerNormCall norm;
     bool dx, dweight, dbias;
     bool operator==(const State&) const = default;
   };
@@ -77,7 +74,7 @@ struct Backward {
   // Makes mean and rstd again from x instead of reading them, so that derivatives of this see all
   // of x.
   static Arrays composed(const State& state, const Arrays& in, mx::Stream s) {
-    const Norm& norm = state.norm;
+    const LayerNormCall& norm = state.norm;
     Arrays primals{in[1]};
     if (norm.weight) primals.push_back(in[2]);
     // The gradient of a bias does not depend on it.
@@ -96,8 +93,8 @@ struct Backward {
 };
 
 // Inputs: x, [weight], [bias]. Outputs: y, and mean and rstd for backward, which no caller sees.
-struct Forward {
-  using State = Norm;
+struct FusedLayerNorm {
+  using State = LayerNormCall;
   using Params = LayerNormForward;
   static constexpr const char* kName = "GraftLayerNorm";
   static constexpr Pass kPass = Pass::kForward;
@@ -134,16 +131,17 @@ struct Forward {
 
   // Cotangents of mean and rstd are not looked at: no caller sees those.
   static Arrays gradients(const detail::Gradients<State>& call) {
-    const Norm& norm = call.state;
-    const Backward::State wanted{norm, call.asked(0),
-                                 norm.weight && call.asked(norm.weight_index()),
-                                 norm.bias && call.asked(norm.bias_index())};
+    const LayerNormCall& norm = call.state;
+    const FusedLayerNormBackward::State wanted{norm, call.asked(0),
+                                               norm.weight && call.asked(norm.weight_index()),
+                                               norm.bias && call.asked(norm.bias_index())};
     Arrays inputs{call.cotangents[0], call.primals[0]};
     if (norm.weight) inputs.push_back(call.primals[norm.weight_index()]);
     inputs.insert(inputs.end(), {call.outputs[1], call.outputs[2]});
-    const Support support = FusedNode<Backward>::supported(wanted, inputs, call.s);
+    const Support support = FusedNode<FusedLayerNormBackward>::supported(wanted, inputs, call.s);
     if (!support) return call.composed(support, 1, call.argnums);
-    return call.as_primals(FusedNode<Backward>::make(wanted, inputs, call.caller, call.s));
+    return call.as_primals(
+        FusedNode<FusedLayerNormBackward>::make(wanted, inputs, call.caller, call.s));
   }
 };
 
@@ -157,18 +155,15 @@ void check_affine(const char* name, const Optional& vector, const mx::array& x) 
 
 mx::array layer_norm(const mx::array& x, const Optional& weight, const Optional& bias, float eps,
                      mx::StreamOrDevice device) {
-  if (x.ndim() == 0) detail::reject(kOp, "x", "at least one dimension", "a scalar");
-  detail::expect_floating(kOp, "x", x);
+  detail::expect_rows(kOp, "x", x);
   check_affine("weight", weight, x);
   check_affine("bias", bias, x);
-  if (!(std::isfinite(eps) && eps >= 0.0f)) {
-    detail::reject(kOp, "eps", "a number of at least 0", std::to_string(eps));
-  }
+  detail::expect_epsilon(kOp, eps);
   Arrays inputs{x};
   if (weight) inputs.push_back(*weight);
   if (bias) inputs.push_back(*bias);
-  const Norm norm{eps, weight.has_value(), bias.has_value()};
-  return detail::fused_or_composed<Forward>(norm, inputs, {kOp}, mx::to_stream(device))[0];
+  const LayerNormCall norm{eps, weight.has_value(), bias.has_value()};
+  return detail::fused_or_composed<FusedLayerNorm>(norm, inputs, {kOp}, mx::to_stream(device))[0];
 }
 
 }  // namespace graft::mlx

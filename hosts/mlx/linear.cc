@@ -41,7 +41,7 @@ mx::array matrix_of(const LinearCall& call, const Arrays& in, mx::Stream s) {
 }
 
 // Inputs: dy, [w]. Output: dx. x is not among the inputs, so that nothing holds it for this.
-struct Backward {
+struct FusedLinearBackward {
   using State = LinearCall;
   using Params = LinearBackward;
   static constexpr const char* kName = "GraftLinearBackward";
@@ -72,7 +72,7 @@ struct Backward {
 };
 
 // Inputs: x, [w], [bias]. Output: y.
-struct Forward {
+struct FusedLinear {
   using State = LinearCall;
   using Params = LinearForward;
   static constexpr const char* kName = "GraftLinear";
@@ -105,9 +105,9 @@ struct Forward {
     Arrays inputs{call.cotangents[0]};
     if (call.state.plain()) inputs.push_back(call.primals[1]);
     Support support = detail::serves_dx(call.state.weight);
-    if (support) support = FusedNode<Backward>::supported(call.state, inputs, call.s);
+    if (support) support = FusedNode<FusedLinearBackward>::supported(call.state, inputs, call.s);
     if (!support) return call.composed(support, 1, {0})[0];
-    return FusedNode<Backward>::make(call.state, inputs, call.caller, call.s)[0];
+    return FusedNode<FusedLinearBackward>::make(call.state, inputs, call.caller, call.s)[0];
   }
 
   static Arrays gradients(const detail::Gradients<State>& call) {
@@ -127,17 +127,14 @@ struct Forward {
 mx::array run(LinearCall call, Arrays inputs, const std::optional<mx::array>& bias,
               mx::StreamOrDevice s) {
   const mx::array& x = inputs[0];
-  if (x.ndim() == 0) detail::reject(kOp, "x", "at least one dimension", "a scalar");
-  if (!mx::issubdtype(x.dtype(), mx::floating)) {
-    detail::reject(kOp, "x", "a floating-point dtype", "integers");
-  }
+  detail::expect_rows(kOp, "x", x);
   detail::expect_shape(kOp, "x", x, detail::with_last(x.shape(), call.in_features(inputs)));
   if (bias) {
     detail::expect_shape(kOp, "bias", *bias, {call.out_features(inputs)});
     inputs.push_back(*bias);
     call.bias = true;
   }
-  return detail::fused_or_composed<Forward>(call, inputs, {kOp}, mx::to_stream(s))[0];
+  return detail::fused_or_composed<FusedLinear>(call, inputs, {kOp}, mx::to_stream(s))[0];
 }
 
 }  // namespace

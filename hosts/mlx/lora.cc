@@ -55,22 +55,22 @@ struct ReadCounters {
 };
 
 // Which gradients a backward node computes; they are its outputs, in this order.
-struct Wanted {
+struct LoraWanted {
   bool dx = false;
   bool da = false;
   bool db = false;
 
   bool any() const { return dx || da || db; }
-  bool operator==(const Wanted&) const = default;
+  bool operator==(const LoraWanted&) const = default;
 };
 
 // Of lora_linear, or of lora_delta. Inputs: those of the forward call, dy, h. Outputs: the wanted
 // of dx, da and db; the latter two are float32.
 template <bool kLinear>
-struct LoraBackward {
+struct FusedLoraBackward {
   struct State {
     LoraCall call;
-    Wanted wanted;
+    LoraWanted wanted;
     bool operator==(const State&) const = default;
   };
   using Params = std::conditional_t<kLinear, LoraLinearBackward, LoraDeltaBackward>;
@@ -130,7 +130,7 @@ struct LoraBackward {
 
 // Outputs: y, and h = drop(x)·A for backward, which no caller sees.
 template <bool kLinear>
-struct LoraForward {
+struct FusedLora {
   using State = LoraCall;
   using Params = std::conditional_t<kLinear, LoraLinearForward, LoraDeltaForward>;
   static constexpr const char* kName = "GraftLora";
@@ -181,8 +181,8 @@ struct LoraForward {
   // The cotangent of h is not looked at: no caller sees h, and the backward node's own derivatives
   // make it again from x.
   static Arrays gradients(const Gradients<State>& call) {
-    using Backward = FusedNode<LoraBackward<kLinear>>;
-    const Wanted wanted{call.asked(0), call.asked(1), call.asked(2)};
+    using Backward = FusedNode<FusedLoraBackward<kLinear>>;
+    const LoraWanted wanted{call.asked(0), call.asked(1), call.asked(2)};
     Arrays computed;
     if (wanted.any()) {
       Arrays inputs = call.primals;
@@ -207,8 +207,8 @@ struct LoraForward {
 }  // namespace
 
 mx::array lora(const LoraCall& call, const Arrays& inputs, const Caller& caller, mx::Stream s) {
-  return call.has_weight() ? fused_or_composed<LoraForward<true>>(call, inputs, caller, s)[0]
-                           : fused_or_composed<LoraForward<false>>(call, inputs, caller, s)[0];
+  return call.has_weight() ? fused_or_composed<FusedLora<true>>(call, inputs, caller, s)[0]
+                           : fused_or_composed<FusedLora<false>>(call, inputs, caller, s)[0];
 }
 
 Arrays composed_lora(const LoraCall& call, const Arrays& inputs, mx::Stream s) {
@@ -227,6 +227,26 @@ Arrays composed_lora(const LoraCall& call, const Arrays& inputs, mx::Stream s) {
   return {mx::astype(y, x.dtype(), s), h};
 }
 
+void expect_pair(const char* op, const mx::array& a, const mx::array& b) {
+  expect_matrix(op, "a", a);
+  expect_matrix(op, "b", b);
+  expect_shape(op, "b", b, {a.shape(1), b.shape(1)});
+}
+
+void expect_adapter(const char* op, const mx::array& x, const mx::array& a, const mx::array& b,
+                    float scaling) {
+  expect_pair(op, a, b);
+  expect_shape(op, "a", a, {x.shape(-1), a.shape(1)});
+  if (!std::isfinite(scaling)) reject(op, "scaling", "a finite number", std::to_string(scaling));
+}
+
+mx::array counter_of(const char* op, const char* name, const mx::array& value, mx::Stream s) {
+  if (value.size() != 1 || !mx::issubdtype(value.dtype(), mx::integer)) {
+    reject(op, name, "one integer", "shape " + shape_string(value.shape()));
+  }
+  return mx::astype(value, mx::uint64, s);
+}
+
 }  // namespace detail
 
 namespace {
@@ -237,46 +257,29 @@ using detail::LoraCall;
 constexpr const char* kDelta = "lora_delta";
 constexpr const char* kLinear = "lora_linear";
 
-void check_adapter(const char* op, const mx::array& x, const mx::array& a, const mx::array& b,
-                   float scaling) {
-  if (x.ndim() == 0) detail::reject(op, "x", "at least one dimension", "a scalar");
-  if (!mx::issubdtype(x.dtype(), mx::floating)) {
-    detail::reject(op, "x", "a floating-point dtype", "integers");
-  }
-  detail::expect_matrix(op, "a", a);
-  detail::expect_matrix(op, "b", b);
-  detail::expect_shape(op, "a", a, {x.shape(-1), a.shape(1)});
-  detail::expect_shape(op, "b", b, {a.shape(1), b.shape(1)});
-  if (!std::isfinite(scaling)) {
-    detail::reject(op, "scaling", "a finite number", std::to_string(scaling));
-  }
-}
-
-// Seed or offset as one uint64.
-mx::array counter(const mx::array& value, const char* name, mx::Stream s) {
-  if (value.size() != 1 || !mx::issubdtype(value.dtype(), mx::integer)) {
-    detail::reject(kLinear, name, "one integer", "shape " + detail::shape_string(value.shape()));
-  }
-  return mx::astype(value, mx::uint64, s);
-}
-
-mx::array run_linear(LoraCall call, const mx::array& x, const std::optional<mx::array>& w,
+// `call` says which weight, unless it is `w`.
+mx::array run_linear(LoraCall call, const mx::array& x, const mx::array* w,
                      const std::optional<mx::array>& bias, const mx::array& a, const mx::array& b,
                      const DropoutState& dropout, mx::Stream s) {
-  if (!(dropout.p >= 0.0f && dropout.p < 1.0f)) {
-    detail::reject(kLinear, "dropout", "a chance in [0, 1)", std::to_string(dropout.p));
+  detail::expect_rows(kLinear, "x", x);
+  detail::expect_adapter(kLinear, x, a, b, call.scaling);
+  const mx::Shape expected{b.shape(1), x.shape(-1)};
+  const mx::Shape shape = w != nullptr ? w->shape() : detail::shape_of(call.weight);
+  if (shape != expected) {
+    detail::reject(kLinear, "w", detail::shape_string(expected), detail::shape_string(shape));
   }
+  detail::expect_dropout(kLinear, dropout.p);
   Arrays inputs{x, a, b};
-  if (w) inputs.push_back(*w);
-  call.plain = w.has_value();
+  call.plain = w != nullptr;
+  if (call.plain) inputs.push_back(*w);
   if (bias) {
     detail::expect_shape(kLinear, "bias", *bias, {b.shape(1)});
     inputs.push_back(*bias);
     call.bias = true;
   }
   if (graft::Dropout{dropout.p}.threshold() > 0) {
-    inputs.push_back(counter(dropout.seed, "seed", s));
-    inputs.push_back(counter(dropout.offset, "offset", s));
+    inputs.push_back(detail::counter_of(kLinear, "seed", dropout.seed, s));
+    inputs.push_back(detail::counter_of(kLinear, "offset", dropout.offset, s));
     call.dropout = dropout.p;
   }
   return detail::lora(call, inputs, {kLinear}, s);
@@ -288,7 +291,8 @@ std::uint64_t dropout_counters(const mx::array& x) { return (x.size() + 7) / 8; 
 
 mx::array lora_forward_fused(const mx::array& x, const mx::array& a, const mx::array& b,
                              float scaling, mx::StreamOrDevice s) {
-  check_adapter(kDelta, x, a, b, scaling);
+  detail::expect_rows(kDelta, "x", x);
+  detail::expect_adapter(kDelta, x, a, b, scaling);
   LoraCall call;
   call.scaling = scaling;
   return detail::lora(call, {x, a, b}, {kDelta}, mx::to_stream(s));
@@ -297,29 +301,20 @@ mx::array lora_forward_fused(const mx::array& x, const mx::array& a, const mx::a
 mx::array lora_linear(const mx::array& x, const Weight& w, const std::optional<mx::array>& bias,
                       const mx::array& a, const mx::array& b, float scaling,
                       const DropoutState& dropout, mx::StreamOrDevice s) {
-  check_adapter(kLinear, x, a, b, scaling);
   detail::expect_present(kLinear, "w", w);
-  if (const auto* array = detail::array_of(w)) {
-    return lora_linear(x, *array, bias, a, b, scaling, dropout, s);
-  }
-  const mx::Shape shape = detail::shape_of(w), expected{b.shape(1), x.shape(-1)};
-  if (shape != expected) {
-    detail::reject(kLinear, "w", detail::shape_string(expected), detail::shape_string(shape));
-  }
   LoraCall call;
-  call.weight = w;
   call.scaling = scaling;
-  return run_linear(std::move(call), x, std::nullopt, bias, a, b, dropout, mx::to_stream(s));
+  const mx::array* const array = detail::array_of(w);
+  if (array == nullptr) call.weight = w;
+  return run_linear(std::move(call), x, array, bias, a, b, dropout, mx::to_stream(s));
 }
 
 mx::array lora_linear(const mx::array& x, const mx::array& w, const std::optional<mx::array>& bias,
                       const mx::array& a, const mx::array& b, float scaling,
                       const DropoutState& dropout, mx::StreamOrDevice s) {
-  check_adapter(kLinear, x, a, b, scaling);
-  detail::expect_shape(kLinear, "w", w, {b.shape(1), x.shape(-1)});
   LoraCall call;
   call.scaling = scaling;
-  return run_linear(std::move(call), x, w, bias, a, b, dropout, mx::to_stream(s));
+  return run_linear(std::move(call), x, &w, bias, a, b, dropout, mx::to_stream(s));
 }
 
 }  // namespace graft::mlx

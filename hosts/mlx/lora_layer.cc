@@ -6,6 +6,7 @@
 #include <utility>
 
 #include "graft/lora.h"
+#include "graft/mlx/detail/lora_primitive.h"
 #include "graft/mlx/detail/views.h"
 #include "graft/mlx/fusion.h"
 
@@ -23,9 +24,7 @@ void check(const LoRAOptions& options, const Weight& weight) {
   if (!(options.alpha > 0.0f && std::isfinite(options.alpha))) {
     detail::reject(kLayer, "alpha", "a finite number above 0", std::to_string(options.alpha));
   }
-  if (!(options.dropout >= 0.0f && options.dropout < 1.0f)) {
-    detail::reject(kLayer, "dropout", "a chance in [0, 1)", std::to_string(options.dropout));
-  }
+  detail::expect_dropout(kLayer, options.dropout);
 }
 
 // One of two keys split from the caller's, or a key of MLX's global sequence.
@@ -108,10 +107,8 @@ void LoRALayer::set_b(mx::array b) {
 }
 
 void LoRALayer::set_dropout_state(mx::array seed, mx::array offset) {
-  if (seed.size() != 1) detail::reject(kLayer, "seed", "one integer", "several");
-  if (offset.size() != 1) detail::reject(kLayer, "offset", "one integer", "several");
-  dropout_.seed = mx::astype(seed, mx::uint64);
-  dropout_.offset = mx::astype(offset, mx::uint64);
+  dropout_.seed = detail::counter_of(kLayer, "seed", seed, mx::to_stream({}));
+  dropout_.offset = detail::counter_of(kLayer, "offset", offset, mx::to_stream({}));
 }
 
 }  // namespace graft::mlx

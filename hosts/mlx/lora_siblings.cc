@@ -1,16 +1,14 @@
 #include "graft/mlx/lora_siblings.h"
 
 #include <algorithm>
-#include <cmath>
 #include <cstddef>
-#include <memory>
+#include <cstdint>
+#include <optional>
 #include <utility>
 
 #include "graft/lora.h"
 #include "graft/mlx/detail/composed.h"
 #include "graft/mlx/detail/lora_primitive.h"
-#include "graft/mlx/detail/primitive.h"
-#include "graft/mlx/detail/views.h"
 #include "graft/mlx/fusion.h"
 #include "graft/mlx/linear.h"
 
@@ -40,44 +38,34 @@ struct Sibling {
 using Siblings = std::vector<Sibling>;
 
 std::size_t input_count(const Siblings& all) { return all.back().end(); }
-// What a node is told of its arrays: shapes alone, to ask `supports`, or evaluated memory.
-struct Viewer {
-  bool evaluated;
-  mx::Stream s;
 
-  ConstTensorView rows(const mx::array& x, bool dense = false) const {
-    return evaluated ? rows_view(x, s, dense) : ConstTensorView(rows_only(x.shape(), x.dtype()));
-  }
-  ConstTensorView matrix(const mx::array& x) const {
-    return evaluated ? matrix_view(x) : ConstTensorView(shape_only(x.shape(), x.dtype()));
-  }
-  ConstTensorView vector(const mx::array& x) const {
-    return evaluated ? vector_view(x) : ConstTensorView(shape_only(x.shape(), x.dtype()));
-  }
-};
-
-graft::Adapter adapter_of(const Sibling& of, const Arrays& inputs, const Viewer& view) {
-  if (!of.adapter) return {};
-  return {view.matrix(inputs[of.first]), view.matrix(inputs[of.first + 1]), of.call.scaling};
+std::vector<Caller> callers_after_first(const Siblings& all) {
+  std::vector<Caller> callers;
+  for (std::size_t i = 1; i < all.size(); ++i) callers.push_back(all[i].caller());
+  return callers;
 }
 
-// Puts the dropout of each layer into its params, when they run: seeds and offsets are arrays.
-class ReadDropout {
+Adapter adapter_of(const Sibling& of, Views& views, const Arrays& in) {
+  if (!of.adapter) return {};
+  return {views.matrix(in[of.first]), views.matrix(in[of.first + 1]), of.call.scaling};
+}
+
+// Puts the seed and offset of each layer's dropout into params that run on the CPU now.
+class ReadAllCounters {
  public:
-  ReadDropout(const Siblings& all, const Arrays& inputs) {
+  ReadAllCounters(const Siblings& all, const Arrays& in) {
     for (std::size_t i = 0; i < all.size(); ++i) {
       if (all[i].call.dropout == 0) continue;
-      places_.push_back({i, inputs[all[i].seed()].data<std::uint64_t>(),
-                         inputs[all[i].seed() + 1].data<std::uint64_t>()});
+      places_.push_back({i, in[all[i].seed()].data<std::uint64_t>(),
+                         in[all[i].seed() + 1].data<std::uint64_t>()});
     }
   }
   template <class Params>
-  std::vector<Params> operator()(std::vector<Params> layers) const {
+  void operator()(std::vector<Params>& layers) const {
     for (const Place& place : places_) {
       layers[place.layer].dropout.seed = *place.seed;
       layers[place.layer].dropout.offset = *place.offset;
     }
-    return layers;
   }
 
  private:
@@ -88,15 +76,6 @@ class ReadDropout {
   };
   std::vector<Place> places_;
 };
-
-// A node counts a run of each of its layers: the base class the first one's, this the others'.
-std::vector<Tally*> other_tallies(const Siblings& all, Pass pass) {
-  std::vector<Tally*> others;
-  for (std::size_t i = 1; i < all.size(); ++i) {
-    others.push_back(&Tallies::instance().line(all[i].caller(), pass));
-  }
-  return others;
-}
 
 Arrays composed_siblings(const Siblings& all, const Arrays& inputs, mx::Stream s) {
   Arrays outputs;
@@ -119,18 +98,14 @@ Arrays composed_siblings(const Siblings& all, const Arrays& inputs, mx::Stream s
 
 // Which gradients a backward node computes: dx, and da and db of some layers. They are its outputs,
 // in this order.
-struct Wanted {
+struct SiblingsWanted {
   bool dx = false;
   std::vector<bool> da, db;
 
-  Wanted(const Siblings& all, const std::vector<int>& argnums) {
-    const auto asked = [&](std::size_t i) {
-      return std::find(argnums.begin(), argnums.end(), static_cast<int>(i)) != argnums.end();
-    };
-    dx = asked(0);
-    for (const Sibling& of : all) {
-      da.push_back(of.adapter && asked(of.first));
-      db.push_back(of.adapter && asked(of.first + 1));
+  explicit SiblingsWanted(const Gradients<Siblings>& call) : dx(call.asked(0)) {
+    for (const Sibling& of : call.state) {
+      da.push_back(of.adapter && call.asked(of.first));
+      db.push_back(of.adapter && call.asked(of.first + 1));
     }
   }
   // Of the adapters: dx alone depends on no value of x.
@@ -141,282 +116,184 @@ struct Wanted {
     return some(da) || some(db);
   }
   bool any() const { return dx || any_pair(); }
-  bool operator==(const Wanted&) const = default;
+  bool operator==(const SiblingsWanted&) const = default;
 };
 
-// The params of a backward call. Inputs: those of the forward call, then of each layer dy and, with
-// an adapter, h. `out` views output i.
-template <class Out>
-std::vector<LoraLinearBackward> backward_params(const Siblings& all, const Wanted& wanted,
-                                                const Arrays& inputs, const Viewer& view,
-                                                const Out& out) {
-  std::vector<LoraLinearBackward> layers;
-  std::size_t next_in = input_count(all), next_out = 0;
-  const ConstTensorView x = wanted.any_pair() ? view.rows(inputs[0]) : ConstTensorView();
-  const TensorView dx = wanted.dx ? out(next_out++) : TensorView();
-  for (std::size_t i = 0; i < all.size(); ++i) {
-    LoraLinearBackward params;
-    params.dy = view.rows(inputs[next_in++]);
-    params.x = x;
-    params.weight = all[i].call.weight;
-    params.dx = dx;
-    if (all[i].adapter) {
-      params.adapter = adapter_of(all[i], inputs, view);
+// Inputs: those of the forward call, then of each layer dy and, with an adapter, h. Outputs: the
+// wanted; those of A and B are float32.
+struct FusedSiblingsBackward {
+  struct State {
+    Siblings all;
+    SiblingsWanted wanted;
+    bool operator==(const State&) const = default;
+  };
+  using Params = std::vector<LoraLinearBackward>;
+  static constexpr const char* kName = "GraftLoraSiblingsBackward";
+  static constexpr Pass kPass = Pass::kBackward;
+  static void kRun(Context& context, const Params& layers) {
+    lora_linear_backward(context, LoraSiblingsBackward(layers));
+  }
+
+  static Outputs outputs(const State& state, const Arrays& in) {
+    const auto& [all, wanted] = state;
+    Outputs outputs;
+    if (wanted.dx) outputs.add(in[0].shape(), in[0].dtype());
+    for (std::size_t i = 0; i < all.size(); ++i) {
+      if (wanted.da[i]) outputs.add(in[all[i].first].shape(), mx::float32);
+      if (wanted.db[i]) outputs.add(in[all[i].first + 1].shape(), mx::float32);
+    }
+    return outputs;
+  }
+  static Params params(const State& state, Views& views, const Arrays& in, const Arrays& out) {
+    const auto& [all, wanted] = state;
+    Params layers(all.size());
+    std::size_t next_in = input_count(all), next_out = 0;
+    const ConstTensorView x = wanted.any_pair() ? views.strided_rows(in[0]) : ConstTensorView();
+    const TensorView dx = wanted.dx ? views.out_rows(out[next_out++]) : TensorView();
+    for (std::size_t i = 0; i < all.size(); ++i) {
+      LoraLinearBackward& params = layers[i];
+      params.dy = views.strided_rows(in[next_in++]);
+      params.x = x;
+      params.weight = all[i].call.weight;
+      params.dx = dx;
+      if (!all[i].adapter) continue;
+      params.adapter = adapter_of(all[i], views, in);
       params.dropout.p = all[i].call.dropout;
-      params.h = view.rows(inputs[next_in++], true);
-      if (wanted.da[i]) params.da = out(next_out++);
-      if (wanted.db[i]) params.db = out(next_out++);
+      params.h = views.rows(in[next_in++]);
+      if (wanted.da[i]) params.da = views.out_rows(out[next_out++]);
+      if (wanted.db[i]) params.db = views.out_rows(out[next_out++]);
     }
-    layers.push_back(params);
+    return layers;
   }
-  return layers;
-}
-
-class SiblingsBackward : public FusedPrimitive {
- public:
-  SiblingsBackward(mx::Stream stream, Siblings all, Wanted wanted)
-      : FusedPrimitive(stream, all.front().caller(), Pass::kBackward),
-        all_(std::move(all)),
-        wanted_(std::move(wanted)),
-        others_(other_tallies(all_, Pass::kBackward)) {}
-
-  void evaluate(const Arrays& inputs, Arrays& outputs) override {
-    auto layers = backward_params(all_, wanted_, inputs, {true, stream()}, [&](std::size_t i) {
-      return i == 0 && wanted_.dx ? allocate_rows(outputs[i]) : allocate(outputs[i]);
-    });
-    dispatch(outputs, [layers = std::move(layers), read = ReadDropout(all_, inputs),
-                       others = others_](Context& context) {
-      lora_linear_backward(context, LoraSiblingsBackward(read(layers)));
-      for (Tally* tally : others) tally->add();
-    });
+  static ReadAllCounters before_run(const State& state, const Arrays& in) {
+    return {state.all, in};
   }
+  static std::vector<Caller> others(const State& state) { return callers_after_first(state.all); }
+  static std::vector<bool> has_rows(const State&, const Arrays&) { return {}; }
 
-  // The same gradients from MLX ops.
-  Arrays from_ops(const Arrays& inputs) const { return composed(inputs); }
-
-  std::size_t scratch(const Arrays& inputs, const Arrays& outputs) const override {
-    const auto layers = backward_params(
-        all_, wanted_, inputs, {false, own_stream()},
-        [&](std::size_t i) { return rows_only(outputs[i].shape(), outputs[i].dtype()); });
-    return graft::scratch_bytes(LoraSiblingsBackward(layers));
-  }
-
-  const char* name() const override { return "GraftLoraSiblingsBackward"; }
-  bool is_equivalent(const mx::Primitive& other) const override {
-    const auto& o = static_cast<const SiblingsBackward&>(other);
-    return o.all_ == all_ && o.wanted_ == wanted_;
-  }
-  std::vector<mx::Shape> output_shapes(const Arrays& inputs) override {
-    std::vector<mx::Shape> shapes;
-    if (wanted_.dx) shapes.push_back(inputs[0].shape());
-    for (std::size_t i = 0; i < all_.size(); ++i) {
-      if (wanted_.da[i]) shapes.push_back(inputs[all_[i].first].shape());
-      if (wanted_.db[i]) shapes.push_back(inputs[all_[i].first + 1].shape());
-    }
-    return shapes;
-  }
-
- protected:
   // Makes each h again from x instead of reading it, so that derivatives of this see all of x and
   // A.
-  Arrays composed(const Arrays& inputs) const override {
-    const mx::Stream s = const_cast<SiblingsBackward*>(this)->stream();
-    const Arrays primals(inputs.begin(),
-                         inputs.begin() + static_cast<std::ptrdiff_t>(input_count(all_)));
+  static Arrays composed(const State& state, const Arrays& in, mx::Stream s) {
+    const auto& [all, wanted] = state;
+    const Arrays primals(in.begin(), in.begin() + static_cast<std::ptrdiff_t>(input_count(all)));
     std::vector<int> argnums;
-    if (wanted_.dx) argnums.push_back(0);
+    if (wanted.dx) argnums.push_back(0);
     Arrays cotangents;
-    std::size_t next = input_count(all_);
-    for (std::size_t i = 0; i < all_.size(); ++i) {
-      if (wanted_.da[i]) argnums.push_back(static_cast<int>(all_[i].first));
-      if (wanted_.db[i]) argnums.push_back(static_cast<int>(all_[i].first + 1));
-      cotangents.push_back(inputs[next]);
-      next += all_[i].adapter ? 2 : 1;
+    for (std::size_t i = 0; i < all.size(); ++i) {
+      if (wanted.da[i]) argnums.push_back(static_cast<int>(all[i].first));
+      if (wanted.db[i]) argnums.push_back(static_cast<int>(all[i].first + 1));
+      cotangents.push_back(in[input_count(all) + all[i].output]);  // dy and h lie as y and h do
     }
-    const auto ys = [&](const Arrays& values) {
-      const Arrays outputs = composed_siblings(all_, values, s);
+    const auto ys = [&all = state.all, s](const Arrays& values) {
+      const Arrays outputs = composed_siblings(all, values, s);
       Arrays visible;
-      for (const Sibling& of : all_) visible.push_back(outputs[of.output]);
+      for (const Sibling& of : all) visible.push_back(outputs[of.output]);
       return visible;
     };
     Arrays gradients = vjp_in(ys, primals, cotangents, argnums);
-    for (std::size_t i = wanted_.dx ? 1 : 0; i < gradients.size(); ++i) {
+    for (std::size_t i = wanted.dx ? 1 : 0; i < gradients.size(); ++i) {
       gradients[i] = mx::astype(gradients[i], mx::float32, s);
     }
     return gradients;
   }
-
- private:
-  Siblings all_;
-  Wanted wanted_;
-  std::vector<Tally*> others_;
 };
 
 // Outputs: of each layer y and, with an adapter, h = drop(x)·A for backward, which no caller sees.
-class SiblingsForward : public FusedPrimitive {
- public:
-  SiblingsForward(mx::Stream stream, Siblings all)
-      : FusedPrimitive(stream, all.front().caller(), Pass::kForward),
-        all_(std::move(all)),
-        others_(other_tallies(all_, Pass::kForward)) {}
+struct FusedSiblings {
+  using State = Siblings;
+  using Params = std::vector<LoraLinearForward>;
+  static constexpr const char* kName = "GraftLoraSiblings";
+  static constexpr Pass kPass = Pass::kForward;
+  static void kRun(Context& context, const Params& layers) {
+    lora_linear_forward(context, LoraSiblingsForward(layers));
+  }
 
-  // `out` views output i.
-  template <class Out>
-  static std::vector<LoraLinearForward> params(const Siblings& all, const Arrays& inputs,
-                                               const Viewer& view, const Out& out) {
-    std::vector<LoraLinearForward> layers;
-    const ConstTensorView x = view.rows(inputs[0]);
+  static Outputs outputs(const State& all, const Arrays& in) {
+    Outputs outputs;
     for (const Sibling& of : all) {
-      LoraLinearForward params;
+      outputs.add(with_last(in[0].shape(), of.out_features()), in[0].dtype());
+      if (of.adapter) outputs.add(with_last(in[0].shape(), in[of.first].shape(1)), mx::float32);
+    }
+    return outputs;
+  }
+  static Params params(const State& all, Views& views, const Arrays& in, const Arrays& out) {
+    Params layers(all.size());
+    const ConstTensorView x = views.strided_rows(in[0]);
+    for (std::size_t i = 0; i < all.size(); ++i) {
+      const Sibling& of = all[i];
+      LoraLinearForward& params = layers[i];
       params.x = x;
       params.weight = of.call.weight;
-      if (of.call.bias) params.bias = view.vector(inputs[of.bias()]);
-      params.adapter = adapter_of(of, inputs, view);
+      if (of.call.bias) params.bias = views.vector(in[of.bias()]);
+      params.adapter = adapter_of(of, views, in);
       params.dropout.p = of.call.dropout;
-      params.y = out(of.output);
-      if (of.adapter) params.h = out(of.output + 1);
-      layers.push_back(params);
+      params.y = views.out_rows(out[of.output]);
+      if (of.adapter) params.h = views.out_rows(out[of.output + 1]);
     }
     return layers;
   }
+  static ReadAllCounters before_run(const State& all, const Arrays& in) { return {all, in}; }
+  static std::vector<Caller> others(const State& all) { return callers_after_first(all); }
+  static std::vector<bool> has_rows(const State&, const Arrays&) { return {}; }
 
-  void evaluate(const Arrays& inputs, Arrays& outputs) override {
-    auto layers = params(all_, inputs, {true, stream()},
-                         [&](std::size_t i) { return allocate_rows(outputs[i]); });
-    dispatch(outputs, [layers = std::move(layers), read = ReadDropout(all_, inputs),
-                       others = others_](Context& context) {
-      lora_linear_forward(context, LoraSiblingsForward(read(layers)));
-      for (Tally* tally : others) tally->add();
-    });
+  static Arrays composed(const State& all, const Arrays& in, mx::Stream s) {
+    return composed_siblings(all, in, s);
   }
 
-  Arrays vjp(const Arrays& primals, const Arrays& cotangents, const std::vector<int>& argnums,
-             const Arrays& outputs) override;
-
-  std::size_t scratch(const Arrays& inputs, const Arrays& outputs) const override {
-    const auto layers = params(all_, inputs, {false, own_stream()}, [&](std::size_t i) {
-      return rows_only(outputs[i].shape(), outputs[i].dtype());
-    });
-    return graft::scratch_bytes(LoraSiblingsForward(layers));
-  }
-
-  const char* name() const override { return "GraftLoraSiblings"; }
-  bool is_equivalent(const mx::Primitive& other) const override {
-    return static_cast<const SiblingsForward&>(other).all_ == all_;
-  }
-  std::vector<mx::Shape> output_shapes(const Arrays& inputs) override {
-    std::vector<mx::Shape> shapes;
-    for (const Sibling& of : all_) {
-      shapes.push_back(with_last(inputs[0].shape(), of.out_features()));
-      if (of.adapter) shapes.push_back(with_last(inputs[0].shape(), inputs[of.first].shape(1)));
+  // The wanted ones. Cotangents of h are not looked at: no caller sees h, and the backward node's
+  // own derivatives make it again from x.
+  static Arrays wanted_gradients(const Gradients<State>& call, const SiblingsWanted& wanted) {
+    using Backward = FusedNode<FusedSiblingsBackward>;
+    const Siblings& all = call.state;
+    if (!wanted.any()) return {};
+    Arrays inputs = call.primals;
+    // Then only its shape is looked at, and nothing holds x for this.
+    if (!wanted.any_pair()) {
+      const mx::array& x = inputs[0];
+      inputs[0] = mx::broadcast_to(mx::array(0.0f, x.dtype()), x.shape(), call.s);
     }
-    return shapes;
-  }
-  std::vector<mx::Dtype> output_dtypes(const Arrays& inputs) const {
-    std::vector<mx::Dtype> dtypes;
-    for (const Sibling& of : all_) {
-      dtypes.push_back(inputs[0].dtype());
-      if (of.adapter) dtypes.push_back(mx::float32);
+    Support support;
+    for (const Sibling& of : all) {
+      inputs.push_back(call.cotangents[of.output]);
+      if (of.adapter) inputs.push_back(call.outputs[of.output + 1]);
+      if (wanted.dx && support) support = serves_dx(of.call.weight);
     }
-    return dtypes;
-  }
-
- protected:
-  Arrays composed(const Arrays& inputs) const override {
-    return composed_siblings(all_, inputs, const_cast<SiblingsForward*>(this)->stream());
-  }
-
- private:
-  Arrays backward(const Arrays& primals, const Arrays& cotangents, const Wanted& wanted,
-                  const Arrays& outputs);
-
-  Siblings all_;
-  std::vector<Tally*> others_;
-};
-
-Support siblings_supported(const Siblings& all, const Arrays& inputs, mx::Stream s) {
-  if (auto support = allowed(s); !support) return support;
-  if (auto support = dtypes_known(inputs, 1); !support) return support;
-  for (const Sibling& of : all) {
-    for (std::size_t i = of.first; i < of.seed(); ++i) {
-      if (auto support = dtypes_known({inputs[i]}, 1); !support) return support;
-    }
-  }
-  SiblingsForward node(s, all);
-  const auto shapes = node.output_shapes(inputs);
-  const auto dtypes = node.output_dtypes(inputs);
-  const auto layers = SiblingsForward::params(
-      all, inputs, {false, s}, [&](std::size_t i) { return rows_only(shapes[i], dtypes[i]); });
-  return graft::supports(LoraSiblingsForward(layers));
-}
-
-Support gradients_supported(const Siblings& all, const Wanted& wanted, const Arrays& inputs,
-                            mx::Stream s) {
-  if (auto support = allowed(s); !support) return support;
-  for (const Sibling& of : all) {
-    if (!wanted.dx) break;
-    if (auto support = serves_dx(of.call.weight); !support) return support;
-  }
-  const auto shapes = SiblingsBackward(s, all, wanted).output_shapes(inputs);
-  const auto layers = backward_params(all, wanted, inputs, {false, s}, [&](std::size_t i) {
-    return rows_only(shapes[i], i == 0 && wanted.dx ? inputs[0].dtype() : mx::float32);
-  });
-  return graft::supports(LoraSiblingsBackward(layers));
-}
-
-// The wanted gradients by a fused node. Cotangents of h are not looked at: no caller sees h, and
-// the backward node's own derivatives make it again from x.
-Arrays SiblingsForward::backward(const Arrays& primals, const Arrays& cotangents,
-                                 const Wanted& wanted, const Arrays& outputs) {
-  if (!wanted.any()) return {};
-  Arrays inputs = primals;
-  // Then only its shape is looked at, and nothing holds x for this.
-  if (!wanted.any_pair()) {
-    inputs[0] = mx::broadcast_to(mx::array(0.0f, primals[0].dtype()), primals[0].shape(), stream());
-  }
-  for (const Sibling& of : all_) {
-    inputs.push_back(cotangents[of.output]);
-    if (of.adapter) inputs.push_back(outputs[of.output + 1]);
-  }
-  if (const auto support = gradients_supported(all_, wanted, inputs, stream()); !support) {
+    if (support) support = Backward::supported({all, wanted}, inputs, call.s);
+    if (support) return Backward::make({all, wanted}, inputs, call.caller, call.s);
     // Counted on the way in, since a caller may evaluate any one of the gradients.
-    for (const Sibling& of : all_) {
-      mx::array& dy = inputs[input_count(all_) + of.output];  // dy and h lie as y and h do
-      dy = counted(dy, of.caller(), Pass::kBackward, support.reason, stream());
+    for (const Sibling& of : all) {
+      mx::array& dy = inputs[input_count(all) + of.output];
+      dy = counted(dy, of.caller(), Pass::kBackward, support.reason, call.s);
     }
-    return SiblingsBackward(stream(), all_, wanted).from_ops(inputs);
+    return FusedSiblingsBackward::composed({all, wanted}, inputs, call.s);
   }
-  auto node = std::make_shared<SiblingsBackward>(stream(), all_, wanted);
-  auto shapes = node->output_shapes(inputs);
-  std::vector<mx::Dtype> dtypes(shapes.size(), mx::float32);
-  if (wanted.dx) dtypes[0] = primals[0].dtype();
-  return mx::array::make_arrays(shapes, dtypes, node, inputs);
-}
 
-Arrays SiblingsForward::vjp(const Arrays& primals, const Arrays& cotangents,
-                            const std::vector<int>& argnums, const Arrays& outputs) {
-  const mx::Stream s = stream();
-  const Wanted wanted(all_, argnums);
-  const Arrays computed = backward(primals, cotangents, wanted, outputs);
-  std::vector<std::optional<mx::array>> of_input(primals.size());
-  std::size_t next = 0;
-  if (wanted.dx) of_input[0] = computed[next++];
-  for (std::size_t i = 0; i < all_.size(); ++i) {
-    const Sibling& of = all_[i];
-    if (wanted.da[i]) of_input[of.first] = computed[next++];
-    if (wanted.db[i]) of_input[of.first + 1] = computed[next++];
-    if (of.call.bias) {
-      of_input[of.bias()] = bias_gradient(cotangents[of.output], primals[of.bias()].dtype(), s);
+  static Arrays gradients(const Gradients<State>& call) {
+    const Siblings& all = call.state;
+    const SiblingsWanted wanted(call);
+    const Arrays computed = wanted_gradients(call, wanted);
+    std::vector<std::optional<mx::array>> of_input(call.primals.size());
+    std::size_t next = 0;
+    if (wanted.dx) of_input[0] = computed[next++];
+    for (std::size_t i = 0; i < all.size(); ++i) {
+      const Sibling& of = all[i];
+      if (wanted.da[i]) of_input[of.first] = computed[next++];
+      if (wanted.db[i]) of_input[of.first + 1] = computed[next++];
+      if (of.call.bias) {
+        const mx::Dtype dtype = call.primals[of.bias()].dtype();
+        of_input[of.bias()] = bias_gradient(call.cotangents[of.output], dtype, call.s);
+      }
     }
+    Arrays gradients;
+    for (const int argnum : call.argnums) {
+      const auto index = static_cast<std::size_t>(argnum);
+      gradients.push_back(of_input[index]
+                              ? *of_input[index]
+                              : mx::zeros_like(call.primals[index], call.s));  // seed and offset
+    }
+    return call.as_primals(gradients);
   }
-  Arrays gradients;
-  for (const int argnum : argnums) {
-    const auto index = static_cast<std::size_t>(argnum);
-    gradients.push_back(of_input[index] ? mx::astype(*of_input[index], primals[index].dtype(), s)
-                                        : mx::zeros_like(primals[index], s));  // seed and offset
-  }
-  return gradients;
-}
+};
 
 }  // namespace
 }  // namespace detail
@@ -439,21 +316,9 @@ void check(const mx::array& x, const LoraSibling& layer) {
     detail::reject(kOp, "a, b", "both or neither", "one");
   }
   if (!layer.a) return;
-  detail::expect_matrix(kOp, "a", *layer.a);
-  detail::expect_shape(kOp, "a", *layer.a, {x.shape(-1), layer.a->shape(1)});
+  detail::expect_adapter(kOp, x, *layer.a, *layer.b, layer.scaling);
   detail::expect_shape(kOp, "b", *layer.b, {layer.a->shape(1), shape[0]});
-  if (!std::isfinite(layer.scaling)) {
-    detail::reject(kOp, "scaling", "a finite number", std::to_string(layer.scaling));
-  }
-  if (!(layer.dropout.p >= 0.0f && layer.dropout.p < 1.0f)) {
-    detail::reject(kOp, "dropout", "a chance in [0, 1)", std::to_string(layer.dropout.p));
-  }
-  for (const mx::array& counter : {layer.dropout.seed, layer.dropout.offset}) {
-    if (counter.size() != 1 || !mx::issubdtype(counter.dtype(), mx::integer)) {
-      detail::reject(kOp, "seed, offset", "one integer each",
-                     "shape " + detail::shape_string(counter.shape()));
-    }
-  }
+  detail::expect_dropout(kOp, layer.dropout.p);
 }
 
 mx::array one_call(const mx::array& x, const LoraSibling& layer, mx::Stream s) {
@@ -468,10 +333,7 @@ mx::array one_call(const mx::array& x, const LoraSibling& layer, mx::Stream s) {
 std::vector<mx::array> lora_siblings(const mx::array& x, const std::vector<LoraSibling>& layers,
                                      mx::StreamOrDevice device) {
   const mx::Stream s = mx::to_stream(device);
-  if (x.ndim() == 0) detail::reject(kOp, "x", "at least one dimension", "a scalar");
-  if (!mx::issubdtype(x.dtype(), mx::floating)) {
-    detail::reject(kOp, "x", "a floating-point dtype", "integers");
-  }
+  detail::expect_rows(kOp, "x", x);
   detail::Siblings all;
   Arrays inputs{x};
   std::size_t outputs = 0;
@@ -489,20 +351,22 @@ std::vector<mx::array> lora_siblings(const mx::array& x, const std::vector<LoraS
       inputs.push_back(*layer.bias);
       of.call.bias = true;
     }
-    if (of.adapter && layer.dropout.p > 0) {
-      inputs.push_back(mx::astype(layer.dropout.seed, mx::uint64, s));
-      inputs.push_back(mx::astype(layer.dropout.offset, mx::uint64, s));
-      of.call.dropout = layer.dropout.p;
+    if (of.adapter) {
+      const auto seed = detail::counter_of(kOp, "seed", layer.dropout.seed, s);
+      const auto offset = detail::counter_of(kOp, "offset", layer.dropout.offset, s);
+      if (graft::Dropout{layer.dropout.p}.threshold() > 0) {
+        inputs.insert(inputs.end(), {seed, offset});
+        of.call.dropout = layer.dropout.p;
+      }
     }
     outputs += of.adapter ? 2 : 1;
     all.push_back(std::move(of));
   }
 
   Arrays ys;
-  if (all.size() > 1 && detail::siblings_supported(all, inputs, s)) {
-    auto node = std::make_shared<detail::SiblingsForward>(s, all);
-    const Arrays made = mx::array::make_arrays(node->output_shapes(inputs),
-                                               node->output_dtypes(inputs), node, inputs);
+  using Node = detail::FusedNode<detail::FusedSiblings>;
+  if (all.size() > 1 && Node::supported(all, inputs, s)) {
+    const Arrays made = Node::make(all, inputs, all.front().caller(), s);
     for (const detail::Sibling& of : all) ys.push_back(made[of.output]);
     return ys;
   }

@@ -15,16 +15,16 @@ using detail::Views;
 
 constexpr const char* kOp = "rms_norm";
 
-struct Norm {
+struct RmsNormCall {
   float eps;
   bool residual;  // is among the inputs
-  bool operator==(const Norm&) const = default;
+  bool operator==(const RmsNormCall&) const = default;
 
   std::size_t weight_index() const { return residual ? 2 : 1; }
 };
 
 // {y} of x and weight, or {y, sum} of x, residual and weight; all in x's dtype.
-Arrays composed_norm(const Norm& norm, const Arrays& in, mx::Stream s) {
+Arrays composed_norm(const RmsNormCall& norm, const Arrays& in, mx::Stream s) {
   const mx::array sum = norm.residual ? mx::add(in[0], in[1], s) : in[0];
   const mx::array y = mx::fast::rms_norm(sum, in[norm.weight_index()], norm.eps, s);
   Arrays outputs{mx::astype(y, in[0].dtype(), s)};
@@ -33,7 +33,7 @@ Arrays composed_norm(const Norm& norm, const Arrays& in, mx::Stream s) {
 }
 
 // Inputs: dy, s, weight, rstd, [dsum]. Outputs: the wanted of ds and dweight, which is float32.
-struct Backward {
+struct FusedRmsNormBackward {
   struct State {
     float eps;
     bool ds, dweight, dsum;
@@ -81,8 +81,8 @@ struct Backward {
 
 // Inputs: x, [residual], weight. Outputs: y, [sum], and 1 / √(mean(s²) + eps) for backward, which
 // no caller sees.
-struct Forward {
-  using State = Norm;
+struct FusedRmsNorm {
+  using State = RmsNormCall;
   using Params = RmsNormForward;
   static constexpr const char* kName = "GraftRmsNorm";
   static constexpr Pass kPass = Pass::kForward;
@@ -119,15 +119,16 @@ struct Forward {
 
   // rstd's cotangent is not looked at: no caller sees it.
   static Arrays gradients(const detail::Gradients<State>& call) {
-    const Norm& norm = call.state;
-    const Backward::State wanted{norm.eps, call.asked(0) || (norm.residual && call.asked(1)),
-                                 call.asked(norm.weight_index()), norm.residual};
+    const RmsNormCall& norm = call.state;
+    const FusedRmsNormBackward::State wanted{norm.eps,
+                                             call.asked(0) || (norm.residual && call.asked(1)),
+                                             call.asked(norm.weight_index()), norm.residual};
     Arrays inputs{call.cotangents[0], norm.residual ? call.outputs[1] : call.primals[0],
                   call.primals[norm.weight_index()], call.outputs.back()};
     if (norm.residual) inputs.push_back(call.cotangents[1]);
-    const Support support = FusedNode<Backward>::supported(wanted, inputs, call.s);
+    const Support support = FusedNode<FusedRmsNormBackward>::supported(wanted, inputs, call.s);
     if (!support) return call.composed(support, call.outputs.size() - 1, call.argnums);
-    Arrays computed = FusedNode<Backward>::make(wanted, inputs, call.caller, call.s);
+    Arrays computed = FusedNode<FusedRmsNormBackward>::make(wanted, inputs, call.caller, call.s);
     // x and residual have one gradient.
     if (norm.residual && call.asked(0) && call.asked(1)) {
       computed.insert(computed.begin(), computed[0]);
@@ -137,18 +138,16 @@ struct Forward {
 };
 
 Arrays run(const Arrays& inputs, float eps, mx::StreamOrDevice device) {
-  const Norm norm{eps, inputs.size() == 3};
+  const RmsNormCall norm{eps, inputs.size() == 3};
   const mx::array& x = inputs[0];
-  if (x.ndim() == 0) detail::reject(kOp, "x", "at least one dimension", "a scalar");
-  if (!mx::issubdtype(x.dtype(), mx::floating)) {
-    detail::reject(kOp, "x", "a floating-point dtype", "integers");
-  }
+  detail::expect_rows(kOp, "x", x);
+  detail::expect_epsilon(kOp, eps);
   detail::expect_shape(kOp, "weight", inputs[norm.weight_index()], {x.shape(-1)});
   if (norm.residual) {
     detail::expect_shape(kOp, "residual", inputs[1], x.shape());
     if (inputs[1].dtype() != x.dtype()) detail::reject(kOp, "residual", "x's dtype", "another");
   }
-  return detail::fused_or_composed<Forward>(norm, inputs, {kOp}, mx::to_stream(device));
+  return detail::fused_or_composed<FusedRmsNorm>(norm, inputs, {kOp}, mx::to_stream(device));
 }
 
 }  // namespace

@@ -1,8 +1,5 @@
 #include "graft/mlx/softmax.h"
 
-#include <cmath>
-#include <string>
-
 #include "graft/mlx/detail/primitive.h"
 #include "graft/softmax.h"
 
@@ -16,14 +13,14 @@ using detail::Views;
 
 constexpr const char* kOp = "softmax";
 
-struct Scale {
+struct SoftmaxCall {
   float scale;
-  bool operator==(const Scale&) const = default;
+  bool operator==(const SoftmaxCall&) const = default;
 };
 
 // Inputs: dy, y. Output: dx.
-struct Backward {
-  using State = Scale;
+struct FusedSoftmaxBackward {
+  using State = SoftmaxCall;
   using Params = SoftmaxBackward;
   static constexpr const char* kName = "GraftSoftmaxBackward";
   static constexpr Pass kPass = Pass::kBackward;
@@ -46,8 +43,8 @@ struct Backward {
 };
 
 // Input: x. Output: y.
-struct Forward {
-  using State = Scale;
+struct FusedSoftmax {
+  using State = SoftmaxCall;
   using Params = SoftmaxForward;
   static constexpr const char* kName = "GraftSoftmax";
   static constexpr Pass kPass = Pass::kForward;
@@ -70,21 +67,18 @@ struct Forward {
 
   static Arrays gradients(const detail::Gradients<State>& call) {
     const Arrays inputs{call.cotangents[0], call.outputs[0]};
-    const Support support = FusedNode<Backward>::supported(call.state, inputs, call.s);
+    const Support support = FusedNode<FusedSoftmaxBackward>::supported(call.state, inputs, call.s);
     if (!support) return call.composed(support, 1, call.argnums);
-    return FusedNode<Backward>::make(call.state, inputs, call.caller, call.s);
+    return FusedNode<FusedSoftmaxBackward>::make(call.state, inputs, call.caller, call.s);
   }
 };
 
 }  // namespace
 
 mx::array softmax(const mx::array& x, float scale, mx::StreamOrDevice device) {
-  if (x.ndim() == 0) detail::reject(kOp, "x", "at least one dimension", "a scalar");
-  detail::expect_floating(kOp, "x", x);
-  if (!(std::isfinite(scale) && scale > 0.0f)) {
-    detail::reject(kOp, "scale", "a positive number", std::to_string(scale));
-  }
-  return detail::fused_or_composed<Forward>({scale}, {x}, {kOp}, mx::to_stream(device))[0];
+  detail::expect_rows(kOp, "x", x);
+  detail::expect_scale(kOp, scale);
+  return detail::fused_or_composed<FusedSoftmax>({scale}, {x}, {kOp}, mx::to_stream(device))[0];
 }
 
 }  // namespace graft::mlx

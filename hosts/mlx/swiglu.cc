@@ -20,7 +20,7 @@ struct Nothing {
 };
 
 // Inputs: dy, gate, up. Outputs: dgate, dup.
-struct Backward {
+struct FusedSwigluBackward {
   using State = Nothing;
   using Params = SwigluBackward;
   static constexpr const char* kName = "GraftSwigluBackward";
@@ -48,7 +48,7 @@ struct Backward {
 };
 
 // Inputs: gate, up. Output: y.
-struct Forward {
+struct FusedSwiglu {
   using State = Nothing;
   using Params = SwigluForward;
   static constexpr const char* kName = "GraftSwiglu";
@@ -73,9 +73,9 @@ struct Forward {
 
   static Arrays gradients(const detail::Gradients<State>& call) {
     const Arrays inputs{call.cotangents[0], call.primals[0], call.primals[1]};
-    const Support support = FusedNode<Backward>::supported({}, inputs, call.s);
+    const Support support = FusedNode<FusedSwigluBackward>::supported({}, inputs, call.s);
     if (!support) return call.composed(support, 1, call.argnums);
-    const Arrays both = FusedNode<Backward>::make({}, inputs, call.caller, call.s);
+    const Arrays both = FusedNode<FusedSwigluBackward>::make({}, inputs, call.caller, call.s);
     Arrays gradients;
     for (const int i : call.argnums) gradients.push_back(both[static_cast<std::size_t>(i)]);
     return gradients;
@@ -88,7 +88,7 @@ mx::array swiglu(const mx::array& gate, const mx::array& up, mx::StreamOrDevice 
   if (gate.ndim() == 0) detail::reject(kOp, "gate", "at least one dimension", "a scalar");
   detail::expect_shape(kOp, "up", up, gate.shape());
   if (up.dtype() != gate.dtype()) detail::reject(kOp, "up", "the dtype of gate", "another");
-  return detail::fused_or_composed<Forward>({}, {gate, up}, {kOp}, mx::to_stream(device))[0];
+  return detail::fused_or_composed<FusedSwiglu>({}, {gate, up}, {kOp}, mx::to_stream(device))[0];
 }
 
 }  // namespace graft::mlx

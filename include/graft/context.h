@@ -8,6 +8,10 @@
 
 namespace graft {
 
+namespace cpu {
+class RotaryTables;
+}
+
 /// A host's own threads, to run parallel work in place of Graft's pool: two pools that wait for
 /// each other by spinning cost milliseconds. The kernels deal out their tasks themselves, so that
 /// any schedule will do: at the same time, one after another, in any order.
@@ -42,8 +46,8 @@ struct CudaPlace {
 };
 
 /// Where calls into the library run: on which device, who runs their parallel work, and where
-/// their scratch memory comes from, which is kept between calls and grown as needed. A call's
-/// tensors must be on the context's device.
+/// their scratch memory comes from, which is kept between calls and grown as needed, as are tables
+/// of rotary embeddings. A call's tensors must be on the context's device.
 ///
 /// A context serves one call at a time: give each calling thread its own. It holds no results, so
 /// it may be destroyed as soon as a call has returned.
@@ -72,6 +76,9 @@ class GRAFT_EXPORT Context {
   /// Bytes held now.
   std::size_t scratch_bytes() const { return capacity_; }
 
+  /// Cosines and sines of rotary embeddings; for kernels.
+  cpu::RotaryTables& rotary_tables();
+
   /// Who runs parallel work; null for Graft's pool.
   Executor* executor() const { return executor_; }
 
@@ -88,6 +95,7 @@ class GRAFT_EXPORT Context {
   CudaPlace cuda_;
   std::unique_ptr<std::byte, Free> block_;
   std::size_t capacity_ = 0;
+  std::shared_ptr<cpu::RotaryTables> rotary_tables_;  // made when they are first asked for
   Executor* executor_ = nullptr;
 };
 

@@ -38,6 +38,8 @@ struct Dropout {
   std::uint64_t seed = 0;    ///< Philox key.
   std::uint64_t offset = 0;  ///< Philox counter of the first eight elements.
 
+  /// Whether p is such a chance.
+  bool valid() const { return p >= 0.0f && p < 1.0f; }
   /// 65536·p rounded to the nearest integer, halves up, and at most 65535: so near to 1 that all
   /// would be dropped, one element of 65536 is kept. 0, of any p below 1 / 131072, is no dropout.
   std::uint32_t threshold() const {

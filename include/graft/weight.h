@@ -63,7 +63,7 @@ class GRAFT_EXPORT Weight {
   bool present() const { return is_packed() || view_.present(); }
   bool is_packed() const { return storage_ != nullptr; }  ///< Not plain.
   const ConstTensorView& view() const { return view_; }   ///< A plain one's; absent if packed.
-  const std::any& owner() const;                          ///< As given to `owning`, or empty.
+  const std::any* owner() const { return owner_.get(); }  ///< As given to `owning`, or null.
   std::int64_t out_features() const;                      ///< Rows of W.
   std::int64_t in_features() const;                       ///< Columns of W.
   DType dtype() const;                                    ///< How products multiply.

@@ -39,7 +39,7 @@ AdapterLayout::AdapterLayout(const LlamaConfig& config, AdapterOptions options)
   if (!std::isfinite(options_.alpha) || options_.alpha <= 0) {
     throw UserError(fmt::format("adapter alpha: expected above 0, got {}", options_.alpha));
   }
-  if (!(options_.dropout >= 0 && options_.dropout < 1)) {
+  if (!Dropout{options_.dropout}.valid()) {
     throw UserError(
         fmt::format("adapter dropout: expected 0 to below 1, got {}", options_.dropout));
   }

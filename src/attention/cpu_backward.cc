@@ -89,7 +89,7 @@ class BackwardRun {
   const Kernels& kernels_;
   const SoftmaxKernels& softmax_;
   const RowKernels& rows_;
-  const HeadRows head_rows_;
+  HeadRows head_rows_;
   const KeyPanels packed_;
   const std::int64_t ld_, block_rows_;
   Parts parts_;
@@ -126,6 +126,7 @@ BackwardRun::Parts BackwardRun::layout(Scratch& scratch, int threads) const {
 void BackwardRun::operator()(Context& context) {
   const int threads = context.threads();
   const std::int64_t width = kernels_.width;
+  head_rows_.find_angles(context);
   parts_ = lay_out(context, [&](Scratch& scratch) { return layout(scratch, threads); });
   const auto on_workers = [&](std::int64_t count, const auto& task) {
     parallel_for(context, count, threads, [&](std::int64_t i, int worker) {

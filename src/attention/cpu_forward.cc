@@ -72,7 +72,7 @@ class ForwardRun {
   const Kernels& kernels_;
   const SoftmaxKernels& softmax_;
   const RowKernels& rows_;
-  const HeadRows head_rows_;
+  HeadRows head_rows_;
   const KeyPanels packed_;
   const std::int64_t ld_;
   Parts parts_;
@@ -103,6 +103,7 @@ ForwardRun::Parts ForwardRun::layout(Scratch& scratch, int threads) const {
 void ForwardRun::operator()(Context& context) {
   if (shape_.batch == 0 || shape_.heads == 0 || shape_.queries == 0) return;
   const int threads = context.threads();
+  head_rows_.find_angles(context);
   parts_ = lay_out(context, [&](Scratch& scratch) { return layout(scratch, threads); });
   const auto on_workers = [&](std::int64_t count, const auto& task) {
     parallel_for(context, count, threads, [&](std::int64_t i, int worker) {

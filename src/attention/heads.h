@@ -48,10 +48,13 @@ struct AttentionShape {
 /// Reads and writes rows of one head; queries and keys are turned on the way.
 class HeadRows {
  public:
-  HeadRows(const AttentionShape& shape, const RowKernels& rows) : shape_(shape), rows_(rows) {
-    if (shape.options.rotary.enabled) {
-      angles_ = rotary_angles(shape.options.rotary, shape.d / 2, shape.keys);
-    }
+  HeadRows(const AttentionShape& shape, const RowKernels& rows) : shape_(shape), rows_(rows) {}
+
+  /// Before anything is turned.
+  void find_angles(Context& context) {
+    const Rotary& rotary = shape_.options.rotary;
+    if (!rotary.enabled) return;
+    angles_ = context.rotary_tables().angles(rotary, shape_.d / 2, shape_.keys);
   }
 
   /// The first element of (b, t, head).

@@ -9,36 +9,21 @@
 namespace graft::metal {
 namespace {
 
-// As in metal.metal.
-struct NormScalars {
-  std::uint32_t features;
-  float eps;
-};
-
-std::vector<std::byte> scalars_of(const ConstTensorView& x, float eps) {
-  return bytes_of(NormScalars{static_cast<std::uint32_t>(x.dim(1)), eps});
-}
-
 std::vector<const char*> text() { return {shaders::kRows, shaders::kLayerNorm}; }
-
-Support vector_on_metal(const char* name, const ConstTensorView& vector) {
-  return vector.present() ? all_of({is_floating(vector.dtype()), is_dense(name, vector)})
-                          : Support{};
-}
 
 }  // namespace
 
 Support supports(const LayerNormForward& p) {
-  return all_of({is_floating(p.x.dtype()), vector_on_metal("weight", p.weight),
-                 vector_on_metal("bias", p.bias), rows_fit(p.x.dim(0), p.x.dim(1)),
-                 is_dense("x", p.x), is_dense("y", p.y)});
+  return all_of({is_floating(p.x.dtype()), vector_fits("weight", p.weight),
+                 vector_fits("bias", p.bias), rows_fit(p.x.dim(0), p.x.dim(1)), is_dense("x", p.x),
+                 is_dense("y", p.y)});
 }
 
 Support supports(const LayerNormBackward& p) {
   if (!p.mean.present() || !p.rstd.present()) {
     return Support::no("mean and rstd: Metal kernels read what forward wrote");
   }
-  return all_of({is_floating(p.dy.dtype()), vector_on_metal("weight", p.weight),
+  return all_of({is_floating(p.dy.dtype()), vector_fits("weight", p.weight),
                  rows_fit(p.dy.dim(0), p.dy.dim(1)), is_dense("dy", p.dy), is_dense("x", p.x),
                  is_dense("dx", p.dx)});
 }
@@ -53,11 +38,11 @@ Plan layer_norm_forward(const LayerNormForward& p) {
   Step step =
       row_step("layer_norm", text(), p.x.dim(0), p.x.dim(1),
                {dtype, p.weight.present() ? p.weight.dtype() : dtype,
-                p.bias.present() ? p.bias.dtype() : dtype, p.weight.present(), p.bias.present()});
+                p.bias.present() ? p.bias.dtype() : dtype, p.weight.present(), p.bias.present()},
+               p.eps);
   step.reads = {x, is_absent(weight) ? x : weight, is_absent(bias) ? x : bias};
   step.writes = {y, given_or(plan, mean, DType::kFloat32, {p.x.dim(0)}),
                  given_or(plan, rstd, DType::kFloat32, {p.x.dim(0)})};
-  step.scalars = scalars_of(p.x, p.eps);
   plan.steps.push_back(std::move(step));
   return plan;
 }
@@ -75,10 +60,9 @@ Plan layer_norm_backward(const LayerNormBackward& p) {
   if (p.dx.present() && rows > 0) {
     Step step =
         row_step("layer_norm_backward", text(), rows, features,
-                 {dtype, p.weight.present() ? p.weight.dtype() : dtype, p.weight.present()});
+                 {dtype, p.weight.present() ? p.weight.dtype() : dtype, p.weight.present()}, p.eps);
     step.reads = {dy, x, is_absent(weight) ? dy : weight, mean, rstd};
     step.writes = {dx};
-    step.scalars = scalars_of(p.dy, p.eps);
     plan.steps.push_back(std::move(step));
   }
   if (p.dweight.present() || p.dbias.present()) {

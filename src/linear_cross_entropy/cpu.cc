@@ -68,9 +68,9 @@ struct Parts {
 };
 
 // What the shapes decide.
-struct Plan {
+struct LossPlan {
   // `rows` of x are not ignored.
-  Plan(const LinearCrossEntropy& params, std::int64_t rows, int thread_count)
+  LossPlan(const LinearCrossEntropy& params, std::int64_t rows, int thread_count)
       : kernels(kernels_for(params.weight.dtype())),
         threads(thread_count),
         k(params.weight.in_features()),
@@ -164,7 +164,7 @@ class LossRun {
   const LinearCrossEntropy& p_;
   const SoftmaxKernels& softmax_;
   const std::vector<std::int64_t> rows_;  // not ignored
-  const Plan plan_;
+  const LossPlan plan_;
   const Kernels& kernels_;
   Parts parts_;
   const std::uint32_t* forward_ = nullptr;   // packed W
@@ -385,7 +385,7 @@ void linear_cross_entropy(Context& context, const LinearCrossEntropy& params) {
 }
 
 std::size_t scratch_bytes(const LinearCrossEntropy& params, int threads) {
-  const Plan plan(params, params.x.dim(0), threads);
+  const LossPlan plan(params, params.x.dim(0), threads);
   return bytes_of([&](Scratch& scratch) { return plan.layout(scratch, params); });
 }
 

@@ -18,7 +18,7 @@ constexpr const char* kLinear = "lora_linear";
 constexpr const char* kLinearBackward = "lora_linear_backward";
 
 void check_dropout(const Check& check, const Dropout& dropout) {
-  if (!(dropout.p >= 0.0f && dropout.p < 1.0f)) {
+  if (!dropout.valid()) {
     check.fail("dropout: expected p in [0, 1), got " + std::to_string(dropout.p));
   }
 }

@@ -32,7 +32,7 @@ std::uint32_t u32(std::int64_t value) { return static_cast<std::uint32_t>(value)
 
 // y = drop_y(scaling·(drop_x(x)·A)·B) and h. Backward, dx is the same of dy, Bᵀ and Aᵀ.
 struct Delta {
-  Tensor x, a, b;
+  ViewedOperand x, a, b;
   float scaling;
   Drop drop;
   bool drops_y;  // else x
@@ -80,7 +80,7 @@ void add_delta(Plan& plan, const Delta& p) {
 
 // scaling·drop(matrix)ᵀ·coefficients, (columns, rank): the gradient of A, of x and g, or,
 // transposed, of B, of dy and h. Any strides.
-void add_outer(Plan& plan, const Tensor& matrix, const Operand& coefficients, float scaling,
+void add_outer(Plan& plan, const ViewedOperand& matrix, const Operand& coefficients, float scaling,
                const Drop& drop, const Operand& out, const ConstTensorView& gradient) {
   constexpr int kSimdgroups = kBlockThreads / kLanes, kOuterColumns = 8;  // as in metal.metal
   if (gradient.size() == 0) return;
@@ -104,27 +104,27 @@ void add_outer(Plan& plan, const Tensor& matrix, const Operand& coefficients, fl
 }
 
 // Operands of a backward call that both ops have.
-struct Backward {
-  Tensor dy, x, a, b;
+struct BackwardOperands {
+  ViewedOperand dy, x, a, b;
   Operand h, dx, da, db;
   Drop drop;
 };
 
 // da and db, if they are asked for.
 template <class Params>
-void add_gradients(Plan& plan, const Backward& at, const Operand& g, const Params& p) {
+void add_gradients(Plan& plan, const BackwardOperands& at, const Operand& g, const Params& p) {
   const float scaling = p.adapter.scaling;
   if (p.da.present()) add_outer(plan, at.x, g, scaling, at.drop, at.da, p.da);
   if (p.db.present()) add_outer(plan, at.dy, at.h, scaling, {}, at.db, p.db.transposed());
 }
 
 template <class Params>
-void number_outputs(Backward& at, const Params& p) {
+void number_outputs(BackwardOperands& at, const Params& p) {
   Numbering outputs(Operand::Of::kOutputs);
   at.dx = outputs.next(p.dx), at.da = outputs.next(p.da), at.db = outputs.next(p.db);
 }
 
-Operand new_g(Plan& plan, const Backward& at) {
+Operand new_g(Plan& plan, const BackwardOperands& at) {
   return temporary(plan, DType::kFloat32, {at.dy.view.dim(0), at.b.view.dim(0)});
 }
 
@@ -157,7 +157,8 @@ Plan lora_delta_forward(const LoraDeltaForward& p) {
   const std::int64_t rows = p.x.dim(0);
   if (rows == 0) return plan;
   Numbering inputs(Operand::Of::kInputs), outputs(Operand::Of::kOutputs);
-  const Tensor x = next(inputs, p.x), a = next(inputs, p.adapter.a), b = next(inputs, p.adapter.b);
+  const ViewedOperand x = next(inputs, p.x), a = next(inputs, p.adapter.a),
+                      b = next(inputs, p.adapter.b);
   const Drop drop = next_drop(inputs, p.dropout);
   const Operand y = outputs.next(p.y);
   const Operand h = given_or(plan, outputs.next(p.h), DType::kFloat32, {rows, p.adapter.a.dim(1)});
@@ -168,7 +169,7 @@ Plan lora_delta_forward(const LoraDeltaForward& p) {
 Plan lora_delta_backward(const LoraDeltaBackward& p) {
   Plan plan;
   Numbering inputs(Operand::Of::kInputs);
-  Backward at;
+  BackwardOperands at;
   at.dy = next(inputs, p.dy), at.x = next(inputs, p.x), at.h = inputs.next(p.h);
   at.a = next(inputs, p.adapter.a), at.b = next(inputs, p.adapter.b);
   at.drop = next_drop(inputs, p.dropout);
@@ -195,7 +196,7 @@ Plan lora_linear_forward(const LoraLinearForward& p) {
   product.x = next(inputs, p.x);
   product.w = next(inputs, p.weight.view());
   product.bias = next(inputs, p.bias);
-  const Tensor a = next(inputs, p.adapter.a);
+  const ViewedOperand a = next(inputs, p.adapter.a);
   product.b = next(inputs, p.adapter.b);
   product.scaling = p.adapter.scaling;
   const Drop drop = next_drop(inputs, p.dropout);
@@ -215,9 +216,9 @@ Plan lora_linear_forward(const LoraLinearForward& p) {
 Plan lora_linear_backward(const LoraLinearBackward& p) {
   Plan plan;
   Numbering inputs(Operand::Of::kInputs);
-  Backward at;
+  BackwardOperands at;
   at.dy = next(inputs, p.dy), at.x = next(inputs, p.x), at.h = inputs.next(p.h);
-  const Tensor w = next(inputs, p.weight.view());
+  const ViewedOperand w = next(inputs, p.weight.view());
   at.a = next(inputs, p.adapter.a), at.b = next(inputs, p.adapter.b);
   at.drop = next_drop(inputs, p.dropout);
   number_outputs(at, p);

@@ -15,7 +15,7 @@ Matrix zeros(std::int64_t rows, std::int64_t cols) {
                 std::vector<double>(static_cast<std::size_t>(cols)));
 }
 
-Matrix read(const ConstTensorView& view) {
+Matrix matrix_of(const ConstTensorView& view) {
   Matrix m = zeros(view.dim(0), view.dim(1));
   for (std::size_t i = 0; i < m.size(); ++i) {
     for (std::size_t j = 0; j < m[i].size(); ++j) {
@@ -77,7 +77,7 @@ void apply_dropout(Matrix& m, const Dropout& dropout) {
 }
 
 Matrix dropped(const ConstTensorView& x, const Dropout& dropout) {
-  Matrix m = read(x);
+  Matrix m = matrix_of(x);
   apply_dropout(m, dropout);
   return m;
 }
@@ -85,9 +85,9 @@ Matrix dropped(const ConstTensorView& x, const Dropout& dropout) {
 // The adapter's part of y, and h on the way.
 Matrix delta_forward(const ConstTensorView& x, const Adapter& adapter, const Dropout& dropout,
                      const TensorView& h_out) {
-  const Matrix h = multiply(dropped(x, dropout), read(adapter.a), adapter.a.dim(1));
+  const Matrix h = multiply(dropped(x, dropout), matrix_of(adapter.a), adapter.a.dim(1));
   write(h, h_out);
-  Matrix y = multiply(h, read(adapter.b), adapter.b.dim(1));
+  Matrix y = multiply(h, matrix_of(adapter.b), adapter.b.dim(1));
   scale(y, adapter.scaling);
   return y;
 }
@@ -97,19 +97,19 @@ Matrix delta_backward(const ConstTensorView& dy_view, const ConstTensorView& x,
                       const ConstTensorView& h, const Adapter& adapter, const Dropout& dropout,
                       const TensorView& da_out, const TensorView& db_out) {
   const std::int64_t rank = adapter.a.dim(1), in = adapter.a.dim(0), out = adapter.b.dim(1);
-  const Matrix dy = read(dy_view);
-  const Matrix g = multiply(dy, transpose(read(adapter.b), out), rank);
+  const Matrix dy = matrix_of(dy_view);
+  const Matrix g = multiply(dy, transpose(matrix_of(adapter.b), out), rank);
   if (da_out.present()) {
     Matrix da = multiply(transpose(dropped(x, dropout), in), g, rank);
     scale(da, adapter.scaling);
     write(da, da_out);
   }
   if (db_out.present()) {
-    Matrix db = multiply(transpose(read(h), rank), dy, out);
+    Matrix db = multiply(transpose(matrix_of(h), rank), dy, out);
     scale(db, adapter.scaling);
     write(db, db_out);
   }
-  Matrix dx = multiply(g, transpose(read(adapter.a), rank), in);
+  Matrix dx = multiply(g, transpose(matrix_of(adapter.a), rank), in);
   scale(dx, adapter.scaling);
   apply_dropout(dx, dropout);
   return dx;
@@ -119,7 +119,7 @@ Matrix delta_backward(const ConstTensorView& dy_view, const ConstTensorView& x,
 
 void lora_delta_forward(const LoraDeltaForward& params) {
   Matrix y = delta_forward(params.x, params.adapter, params.dropout, params.h);
-  if (params.accumulate) add_scaled(y, read(params.y), 1.0);
+  if (params.accumulate) add_scaled(y, matrix_of(params.y), 1.0);
   write(y, params.y);
 }
 
@@ -131,7 +131,7 @@ void lora_delta_backward(const LoraDeltaBackward& params) {
 
 void lora_linear_forward(const LoraLinearForward& params) {
   const ConstTensorView& w = params.weight.view();
-  Matrix y = multiply(read(params.x), transpose(read(w), w.dim(1)), w.dim(0));
+  Matrix y = multiply(matrix_of(params.x), transpose(matrix_of(w), w.dim(1)), w.dim(0));
   if (params.adapter.a.present()) {
     add_scaled(y, delta_forward(params.x, params.adapter, params.dropout, params.h), 1.0);
   }
@@ -165,7 +165,7 @@ void lora_linear_backward(const LoraSiblingsBackward& layers) {
     }
     if (!dx_out.present()) continue;
     const ConstTensorView& w = params.weight.view();
-    add_scaled(dx, multiply(read(params.dy), read(w), w.dim(1)), 1.0);
+    add_scaled(dx, multiply(matrix_of(params.dy), matrix_of(w), w.dim(1)), 1.0);
   }
   write(dx, dx_out);
 }

@@ -9,33 +9,19 @@
 namespace graft::metal {
 namespace {
 
-// As in metal.metal.
-struct NormScalars {
-  std::uint32_t features;
-  float eps;
-};
-
-std::vector<std::byte> scalars_of(const ConstTensorView& x, float eps) {
-  return bytes_of(NormScalars{static_cast<std::uint32_t>(x.dim(1)), eps});
-}
-
 std::vector<const char*> text() { return {shaders::kRows, shaders::kRmsNorm}; }
-
-Support weight_on_metal(const ConstTensorView& weight) {
-  return all_of({is_floating(weight.dtype()), is_dense("weight", weight)});
-}
 
 }  // namespace
 
 Support supports(const RmsNormForward& p) {
-  return all_of({is_floating(p.x.dtype()), weight_on_metal(p.weight),
+  return all_of({is_floating(p.x.dtype()), vector_fits("weight", p.weight),
                  rows_fit(p.x.dim(0), p.x.dim(1)), is_dense("x", p.x),
                  is_dense("residual", p.residual), is_dense("y", p.y), is_dense("sum", p.sum)});
 }
 
 Support supports(const RmsNormBackward& p) {
   if (!p.rstd.present()) return Support::no("rstd: Metal kernels read what forward wrote");
-  return all_of({is_floating(p.dy.dtype()), weight_on_metal(p.weight),
+  return all_of({is_floating(p.dy.dtype()), vector_fits("weight", p.weight),
                  rows_fit(p.dy.dim(0), p.dy.dim(1)), is_dense("dy", p.dy), is_dense("s", p.s),
                  is_dense("dsum", p.dsum), is_dense("ds", p.ds)});
 }
@@ -48,11 +34,10 @@ Plan rms_norm_forward(const RmsNormForward& p) {
   const Operand weight = inputs.next(p.weight);
   const Operand y = outputs.next(p.y), sum = outputs.next(p.sum), rstd = outputs.next(p.rstd);
   Step step = row_step("rms_norm", text(), p.x.dim(0), p.x.dim(1),
-                       {p.x.dtype(), p.weight.dtype(), p.residual.present()});
+                       {p.x.dtype(), p.weight.dtype(), p.residual.present()}, p.eps);
   step.reads = {x, is_absent(residual) ? x : residual, weight};
   step.writes = {y, given_or(plan, sum, p.x.dtype(), {1}),  // not written without a residual
                  given_or(plan, rstd, DType::kFloat32, {p.x.dim(0)})};
-  step.scalars = scalars_of(p.x, p.eps);
   plan.steps.push_back(std::move(step));
   return plan;
 }
@@ -67,10 +52,9 @@ Plan rms_norm_backward(const RmsNormBackward& p) {
   if (features == 0) return plan;
   if (p.ds.present() && rows > 0) {
     Step step = row_step("rms_norm_backward", text(), rows, features,
-                         {p.dy.dtype(), p.weight.dtype(), p.dsum.present()});
+                         {p.dy.dtype(), p.weight.dtype(), p.dsum.present()}, p.eps);
     step.reads = {dy, s, weight, rstd, is_absent(dsum) ? dy : dsum};
     step.writes = {ds};
-    step.scalars = scalars_of(p.dy, p.eps);
     plan.steps.push_back(std::move(step));
   }
   if (p.dweight.present()) {

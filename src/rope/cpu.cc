@@ -29,7 +29,7 @@ void rope(Context& context, const Rope& params) {
   if (x.size() == 0) return;
   const RowKernels& rows = row_kernels();
   const Rotary& rotary = params.rotary;
-  const auto angles = rotary_angles(rotary, d / 2, tokens);
+  const auto angles = context.rotary_tables().angles(rotary, d / 2, tokens);
   const int workers = context.threads();
   float* const row =
       lay_out(context, [&](Scratch& scratch) { return worker_rows(scratch, params, workers); });

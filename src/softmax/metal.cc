@@ -9,21 +9,14 @@
 namespace graft::metal {
 namespace {
 
-// As in metal.metal.
-struct SoftmaxScalars {
-  std::uint32_t features;
-  float scale;
-};
-
 Plan plan_of(const char* kernel, const ConstTensorView& first, std::vector<Operand> reads,
              float scale) {
   Plan plan;
   if (first.size() == 0) return plan;
   Step step = row_step(kernel, {shaders::kRows, shaders::kSoftmax}, first.dim(0), first.dim(1),
-                       {first.dtype()});
+                       {first.dtype()}, scale);
   step.reads = std::move(reads);
   step.writes = {output(0)};
-  step.scalars = bytes_of(SoftmaxScalars{static_cast<std::uint32_t>(first.dim(1)), scale});
   plan.steps = {step};
   return plan;
 }

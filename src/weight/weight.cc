@@ -46,11 +46,6 @@ Weight Weight::packed(const ConstTensorView& w, DType multiply, Packing directio
   return weight;
 }
 
-const std::any& Weight::owner() const {
-  static const std::any nobody;
-  return owner_ ? *owner_ : nobody;
-}
-
 std::int64_t Weight::out_features() const {
   return storage_ ? storage_->out_features() : view_.dim(0);
 }

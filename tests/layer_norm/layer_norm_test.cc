@@ -13,7 +13,10 @@
 #include "graft/error.h"
 #include "layer_norm/reference.h"
 #include "support/compare.h"
+#include "support/errors.h"
 #include "support/isas.h"
+#include "support/large_outputs.h"
+#include "support/slopes.h"
 #include "support/tensor.h"
 
 namespace graft {
@@ -123,22 +126,10 @@ TEST(LayerNorm, GradientsAreTheSlopesOfTheReference) {
   LayerNormBackward backward = c.backward();
   const auto loss = [&] {
     reference::layer_norm_forward(forward);
-    double sum = 0;
-    for (std::int64_t i = 0; i < c.y.size(); ++i) sum += c.dy.get(i) * c.y.get(i);
-    return sum;
+    return test::dot(c.y, c.dy);
   };
   const auto check = [&](Tensor& input, const Tensor& gradient) {
-    for (std::int64_t i = 0; i < input.size(); ++i) {
-      const double at = input.get(i);
-      double value[2], point[2];
-      for (const int side : {0, 1}) {
-        input.set(i, at + (side == 0 ? -0.005 : 0.005));
-        point[side] = input.get(i);
-        value[side] = loss();
-      }
-      input.set(i, at);
-      EXPECT_NEAR((value[1] - value[0]) / (point[1] - point[0]), gradient.get(i), 1e-3);
-    }
+    test::expect_slopes(loss, input, gradient, 0.005, 1e-3);
   };
   reference::layer_norm_backward(backward);
   check(c.x, c.dx);
@@ -299,33 +290,24 @@ TEST(LayerNorm, RowsMayHaveNoElements) {
   EXPECT_TRUE(test::close(c.rstd.values(), Values(3, std::nan("")), 0));
 }
 
-// A large output is written past the caches, from any address: a few rows at a time are not.
 TEST(LayerNorm, LargeOutputsAreTheSame) {
-  for (const auto& [dtype, m] : {std::pair{DType::kFloat32, 1031}, {DType::kBFloat16, 2063}}) {
-    Case large(dtype, m, 4099, {.offset = 1, .gap = 2, .order = {}});
-    const Case few = large;
-    test::on_each_isa([&, rows = m] {
-      large.y.fill(-7), large.dx.fill(-7);
-      Context context;
-      LayerNormForward forward = large.forward();
-      LayerNormBackward backward = large.backward();
-      backward.mean = {}, backward.rstd = {};
-      layer_norm_forward(context, forward);
-      layer_norm_backward(context, backward);
-      forward.mean = {}, forward.rstd = {}, backward.dweight = {}, backward.dbias = {};
-      for (std::int64_t row = 0; row < rows; row += 100) {
-        const auto part = [&](const Tensor& t) { return test::rows_of(t, row, 100); };
-        forward.x = part(few.x), forward.y = part(few.y);
-        layer_norm_forward(context, forward);
-        backward.x = part(few.x), backward.dy = part(few.dy), backward.dx = part(few.dx);
+  test::expect_same_large_outputs(
+      [](auto... of) { return Case(of...); },
+      [](Context& context, const Case& c) {
+        LayerNormBackward backward = c.backward();
+        backward.mean = {}, backward.rstd = {};
+        layer_norm_forward(context, c.forward());
         layer_norm_backward(context, backward);
-      }
-      EXPECT_TRUE(large.y.bytes() == few.y.bytes());
-      EXPECT_TRUE(large.dx.bytes() == few.dx.bytes());
-    });
-    EXPECT_TRUE(large.y.guarded());
-    EXPECT_TRUE(large.dx.guarded());
-  }
+      },
+      [](Context& context, const Case& c, const auto& part) {
+        LayerNormForward forward = c.forward();
+        forward.x = part(c.x), forward.y = part(c.y), forward.mean = {}, forward.rstd = {};
+        layer_norm_forward(context, forward);
+        LayerNormBackward backward = c.backward();
+        backward.x = part(c.x), backward.dy = part(c.dy), backward.dx = part(c.dx);
+        backward.mean = {}, backward.rstd = {}, backward.dweight = {}, backward.dbias = {};
+        layer_norm_backward(context, backward);
+      });
 }
 
 // The kernels' mean and variance, where a sum in float32 or mean(x²) − mean² would have no digits.
@@ -490,26 +472,15 @@ TEST(LayerNorm, SaysWhatHasKernels) {
   EXPECT_EQ(supports(p).reason, backend_available(DeviceType::kCuda).reason);
 }
 
-void run(const LayerNormForward& params) {
+std::string error_of(const LayerNormForward& params, ErrorCode code = ErrorCode::kInvalidArgument) {
   Context context;
-  layer_norm_forward(context, params);
+  return test::error_of([&] { layer_norm_forward(context, params); }, code);
 }
 
-void run(const LayerNormBackward& params) {
+std::string error_of(const LayerNormBackward& params,
+                     ErrorCode code = ErrorCode::kInvalidArgument) {
   Context context;
-  layer_norm_backward(context, params);
-}
-
-// The message of the error of this kind; otherwise a failure.
-template <class Params>
-std::string error_of(const Params& params, ErrorCode code) {
-  try {
-    run(params);
-  } catch (const Error& error) {
-    EXPECT_EQ(error.code(), code) << error.what();
-    return error.what();
-  }
-  return "no error";
+  return test::error_of([&] { layer_norm_backward(context, params); }, code);
 }
 
 TEST(LayerNorm, WhatIsNotSupportedThrowsTheReasonAndTouchesNothing) {
@@ -531,7 +502,7 @@ TEST(LayerNorm, ForwardRefusesWhatItCannotTake) {
   const auto message = [&](auto change) {
     LayerNormForward p = c.forward();
     change(p);
-    return error_of(p, ErrorCode::kInvalidArgument);
+    return error_of(p);
   };
   EXPECT_EQ(message([&](auto& p) { p.x = c.weight; }),
             "[layer_norm] x: expected 2 dimensions, got (3)");
@@ -564,7 +535,7 @@ TEST(LayerNorm, BackwardRefusesWhatItCannotTake) {
   const auto message = [&](auto change) {
     LayerNormBackward p = c.backward();
     change(p);
-    return error_of(p, ErrorCode::kInvalidArgument);
+    return error_of(p);
   };
   EXPECT_EQ(message([&](auto& p) { p.dy = integers; }),
             "[layer_norm_backward] dy: expected float32 or float16 or bfloat16, got int32");

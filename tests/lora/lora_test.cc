@@ -11,8 +11,10 @@
 #include "graft/error.h"
 #include "lora/reference.h"
 #include "support/compare.h"
+#include "support/errors.h"
 #include "support/isas.h"
 #include "support/plain.h"
+#include "support/slopes.h"
 #include "support/tensor.h"
 
 namespace graft {
@@ -283,20 +285,10 @@ TEST(Lora, GradientsAreTheSlopesOfTheReference) {
     reference::lora_linear_backward(c.linear_gradients(w));
     const auto loss = [&] {
       reference::lora_linear_forward(c.linear(w));
-      double sum = 0;
-      for (std::int64_t i = 0; i < c.y.size(); ++i) sum += c.y.get(i) * c.dy.get(i);
-      return sum;
+      return test::dot(c.y, c.dy);
     };
     for (auto [input, gradient] : {std::pair{&c.x, &c.dx}, {&c.a, &c.da}, {&c.b, &c.db}}) {
-      for (std::int64_t i = 0; i < input->size(); ++i) {
-        const double at = input->get(i);
-        input->set(i, at + 1);
-        const double above = loss();
-        input->set(i, at - 1);
-        const double below = loss();
-        input->set(i, at);
-        EXPECT_NEAR((above - below) / 2, gradient->get(i), 2e-5);
-      }
+      test::expect_slopes(loss, *input, *gradient, 1, 2e-5);
     }
   }
 }
@@ -342,12 +334,7 @@ TEST(Lora, SameBitsEveryTime) {
 
 std::string error_of(const LoraLinearForward& params) {
   Context context;
-  try {
-    lora_linear_forward(context, params);
-  } catch (const Error& error) {
-    return error.what();
-  }
-  return "";
+  return test::error_of([&] { lora_linear_forward(context, params); });
 }
 
 TEST(Lora, RefusesWhatItCannotTake) {

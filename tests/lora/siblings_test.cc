@@ -13,8 +13,10 @@
 #include "graft/lora.h"
 #include "lora/reference.h"
 #include "support/compare.h"
+#include "support/errors.h"
 #include "support/isas.h"
 #include "support/plain.h"
+#include "support/slopes.h"
 #include "support/tensor.h"
 
 namespace graft {
@@ -290,24 +292,12 @@ TEST(LoraSiblings, GradientsAreTheSlopesOfTheReference) {
   const auto loss = [&] {
     reference::lora_linear_forward(LoraSiblingsForward(forward));
     double sum = 0;
-    for (const Layer& l : s.layers) {
-      for (std::int64_t i = 0; i < l.y.size(); ++i) sum += l.y.get(i) * l.dy.get(i);
-    }
+    for (const Layer& l : s.layers) sum += test::dot(l.y, l.dy);
     return sum;
   };
   std::vector<std::pair<Tensor*, Tensor*>> pairs{{&s.x, &s.dx}};
   for (Layer& l : s.layers) pairs.insert(pairs.end(), {{&l.a, &l.da}, {&l.b, &l.db}});
-  for (auto [input, gradient] : pairs) {
-    for (std::int64_t i = 0; i < input->size(); ++i) {
-      const double at = input->get(i);
-      input->set(i, at + 1);
-      const double above = loss();
-      input->set(i, at - 1);
-      const double below = loss();
-      input->set(i, at);
-      EXPECT_NEAR((above - below) / 2, gradient->get(i), 5e-5);
-    }
-  }
+  for (auto [input, gradient] : pairs) test::expect_slopes(loss, *input, *gradient, 1, 5e-5);
 }
 
 TEST(LoraSiblings, EveryGradientAloneIsTheSameAsTogether) {
@@ -373,13 +363,8 @@ TEST(LoraSiblings, SaysWhatScratchTheyTake) {
 
 template <class Call>
 std::string error_of(const Call& call) {
-  try {
-    Context context;
-    call(context);
-  } catch (const Error& error) {
-    return error.what();
-  }
-  return "";
+  Context context;
+  return test::error_of([&] { call(context); });
 }
 
 TEST(LoraSiblings, RefusesWhatItCannotTake) {

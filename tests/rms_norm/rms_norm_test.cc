@@ -12,7 +12,9 @@
 #include "graft/error.h"
 #include "rms_norm/reference.h"
 #include "support/compare.h"
+#include "support/errors.h"
 #include "support/isas.h"
+#include "support/slopes.h"
 #include "support/tensor.h"
 
 namespace graft {
@@ -145,24 +147,10 @@ TEST(RmsNorm, GradientsAreTheSlopesOfTheReference) {
   reference::rms_norm_backward(c.backward(true));
   const auto loss = [&c] {
     reference::rms_norm_forward(c.forward(true));
-    double sum = 0;
-    for (std::int64_t i = 0; i < 10; ++i) {
-      sum += c.dy.get(i) * c.y.get(i) + c.dsum.get(i) * c.sum.get(i);
-    }
-    return sum;
+    return test::dot(c.y, c.dy) + test::dot(c.sum, c.dsum);
   };
   const auto check = [&](Tensor& input, const Tensor& gradient) {
-    for (std::int64_t i = 0; i < input.size(); ++i) {
-      const double at = input.get(i);
-      double value[2], point[2];
-      for (const int side : {0, 1}) {
-        input.set(i, at + (side == 0 ? -0.005 : 0.005));
-        point[side] = input.get(i);
-        value[side] = loss();
-      }
-      input.set(i, at);
-      EXPECT_NEAR((value[1] - value[0]) / (point[1] - point[0]), gradient.get(i), 1e-3);
-    }
+    test::expect_slopes(loss, input, gradient, 0.005, 1e-3);
   };
   check(c.x, c.ds);
   check(c.residual, c.ds);
@@ -232,12 +220,7 @@ TEST(RmsNorm, SameBitsForAnyNumberOfThreads) {
 
 std::string error_of(const RmsNormForward& params) {
   Context context;
-  try {
-    rms_norm_forward(context, params);
-  } catch (const Error& error) {
-    return error.what();
-  }
-  return "";
+  return test::error_of([&] { rms_norm_forward(context, params); });
 }
 
 TEST(RmsNorm, RefusesWhatItCannotTake) {
@@ -250,7 +233,7 @@ TEST(RmsNorm, RefusesWhatItCannotTake) {
   EXPECT_EQ(error_of(p), "[rms_norm] sum: expected together with residual and only then");
   p = c.forward(false);
   p.eps = -1;
-  EXPECT_NE(error_of(p), "");
+  EXPECT_EQ(error_of(p), "[rms_norm] eps: expected a number of at least 0, got -1.000000");
   p = c.forward(false);
   p.y = other.y;
   EXPECT_EQ(error_of(p), "[rms_norm] y: expected (2, 3), got (2, 4)");

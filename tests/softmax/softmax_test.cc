@@ -14,7 +14,10 @@
 #include "graft/error.h"
 #include "softmax/reference.h"
 #include "support/compare.h"
+#include "support/errors.h"
 #include "support/isas.h"
+#include "support/large_outputs.h"
+#include "support/slopes.h"
 #include "support/tensor.h"
 
 namespace graft {
@@ -78,21 +81,9 @@ TEST(Softmax, GradientIsTheSlopeOfTheReference) {
   reference::softmax_backward(c.backward());
   const auto loss = [&c] {
     reference::softmax_forward(c.forward());
-    double sum = 0;
-    for (std::int64_t i = 0; i < c.y.size(); ++i) sum += c.dy.get(i) * c.y.get(i);
-    return sum;
+    return test::dot(c.y, c.dy);
   };
-  for (std::int64_t i = 0; i < c.x.size(); ++i) {
-    const double at = c.x.get(i);
-    double value[2], point[2];
-    for (const int side : {0, 1}) {
-      c.x.set(i, at + (side == 0 ? -0.005 : 0.005));
-      point[side] = c.x.get(i);
-      value[side] = loss();
-    }
-    c.x.set(i, at);
-    EXPECT_NEAR((value[1] - value[0]) / (point[1] - point[0]), c.dx.get(i), 1e-4);
-  }
+  test::expect_slopes(loss, c.x, c.dx, 0.005, 1e-4);
 }
 
 // The same values whatever they are kept in and however they lie, rounded once at the end.
@@ -178,27 +169,19 @@ TEST(Softmax, MatchesTheReferenceOnHostileShapes) {
   });
 }
 
-// A large output is written past the caches, from any address: a few rows at a time are not.
 TEST(Softmax, LargeOutputsAreTheSame) {
-  for (const auto& [dtype, m] : {std::pair{DType::kFloat32, 1031}, {DType::kBFloat16, 2063}}) {
-    Case large(dtype, m, 4099, 0.7f, {.offset = 1, .gap = 2, .order = {}});
-    const Case few = large;
-    test::on_each_isa([&, rows = m] {
-      large.y.fill(-7), large.dx.fill(-7);
-      Context context;
-      softmax_forward(context, large.forward());
-      softmax_backward(context, large.backward());
-      for (std::int64_t row = 0; row < rows; row += 100) {
-        const auto part = [&](const Tensor& t) { return test::rows_of(t, row, 100); };
-        softmax_forward(context, {part(few.x), few.scale, part(few.y)});
-        softmax_backward(context, {part(few.dy), part(few.y), few.scale, part(few.dx)});
-      }
-      EXPECT_TRUE(large.y.bytes() == few.y.bytes());
-      EXPECT_TRUE(large.dx.bytes() == few.dx.bytes());
-    });
-    EXPECT_TRUE(large.y.guarded());
-    EXPECT_TRUE(large.dx.guarded());
-  }
+  test::expect_same_large_outputs(
+      [](DType dtype, std::int64_t m, std::int64_t n, const Layout& layout) {
+        return Case(dtype, m, n, 0.7f, layout);
+      },
+      [](Context& context, const Case& c) {
+        softmax_forward(context, c.forward());
+        softmax_backward(context, c.backward());
+      },
+      [](Context& context, const Case& c, const auto& part) {
+        softmax_forward(context, {part(c.x), c.scale, part(c.y)});
+        softmax_backward(context, {part(c.dy), part(c.y), c.scale, part(c.dx)});
+      });
 }
 
 // In float32 the exponentials are right to their last digits, however far below the largest.
@@ -316,26 +299,14 @@ TEST(Softmax, SaysWhatHasKernels) {
   EXPECT_EQ(supports(p).reason, backend_available(DeviceType::kCuda).reason);
 }
 
-void run(const SoftmaxForward& params) {
+std::string error_of(const SoftmaxForward& params, ErrorCode code = ErrorCode::kInvalidArgument) {
   Context context;
-  softmax_forward(context, params);
+  return test::error_of([&] { softmax_forward(context, params); }, code);
 }
 
-void run(const SoftmaxBackward& params) {
+std::string error_of(const SoftmaxBackward& params, ErrorCode code = ErrorCode::kInvalidArgument) {
   Context context;
-  softmax_backward(context, params);
-}
-
-// The message of the error of this kind; otherwise a failure.
-template <class Params>
-std::string error_of(const Params& params, ErrorCode code) {
-  try {
-    run(params);
-  } catch (const Error& error) {
-    EXPECT_EQ(error.code(), code) << error.what();
-    return error.what();
-  }
-  return "no error";
+  return test::error_of([&] { softmax_backward(context, params); }, code);
 }
 
 TEST(Softmax, WhatIsNotSupportedThrowsTheReasonAndTouchesNothing) {
@@ -356,7 +327,7 @@ TEST(Softmax, RefusesWhatItCannotTake) {
   const auto forward = [&](auto change) {
     SoftmaxForward p = c.forward();
     change(p);
-    return error_of(p, ErrorCode::kInvalidArgument);
+    return error_of(p);
   };
   EXPECT_EQ(forward([&](auto& p) { p.x = {}; }),
             "[softmax] x: expected 2 dimensions, got no tensor");
@@ -378,7 +349,7 @@ TEST(Softmax, RefusesWhatItCannotTake) {
   const auto backward = [&](auto change) {
     SoftmaxBackward p = c.backward();
     change(p);
-    return error_of(p, ErrorCode::kInvalidArgument);
+    return error_of(p);
   };
   EXPECT_EQ(backward([&](auto& p) { p.dy = integers; }),
             "[softmax_backward] dy: expected float32 or float16 or bfloat16, got int32");

@@ -10,6 +10,7 @@
 
 #include "graft/error.h"
 #include "support/compare.h"
+#include "support/errors.h"
 #include "support/isas.h"
 #include "support/tensor.h"
 #include "swiglu/reference.h"
@@ -172,12 +173,7 @@ TEST(Swiglu, AnyGradientMayBeAbsentAndOutputsMayReplaceInputs) {
 
 std::string error_of(const SwigluForward& params) {
   Context context;
-  try {
-    swiglu_forward(context, params);
-  } catch (const Error& error) {
-    return error.what();
-  }
-  return "";
+  return test::error_of([&] { swiglu_forward(context, params); });
 }
 
 TEST(Swiglu, RefusesWhatItCannotTake) {

@@ -29,4 +29,13 @@ mx::array lora(const LoraCall& call, const Arrays& inputs, const Caller& caller,
 // {y, h} from MLX ops, h = drop(x)·A in float32.
 Arrays composed_lora(const LoraCall& call, const Arrays& inputs, mx::Stream s);
 
+// Throws std::invalid_argument unless A (in, r) and B (r, out) are of one rank; and unless they fit
+// x too, and scaling is finite.
+void expect_pair(const char* op, const mx::array& a, const mx::array& b);
+void expect_adapter(const char* op, const mx::array& x, const mx::array& a, const mx::array& b,
+                    float scaling);
+
+// Seed or offset, which must be one integer, as uint64.
+mx::array counter_of(const char* op, const char* name, const mx::array& value, mx::Stream s);
+
 }  // namespace graft::mlx::detail

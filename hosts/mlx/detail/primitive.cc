@@ -1,6 +1,5 @@
 #include "graft/mlx/detail/primitive.h"
 
-#include <sstream>
 #include <stdexcept>
 
 #include "graft/mlx/detail/views.h"
@@ -44,15 +43,12 @@ Support serves_dx(const Weight& weight) {
   return Support::no("the weight is packed for forward only");
 }
 
-Support dtypes_known(const Arrays& inputs, std::size_t count) {
-  for (std::size_t i = 0; i < count; ++i) {
-    if (!dtype_of(inputs[i].dtype())) {
-      std::ostringstream reason;
-      reason << "no kernel takes dtype " << inputs[i].dtype();
-      return Support::no(reason.str());
-    }
-  }
-  return {};
+FusedPrimitive::FusedPrimitive(mx::Stream stream, Caller caller, Pass pass,
+                               const std::vector<Caller>& others)
+    : mx::Primitive(stream),
+      caller_(std::move(caller)),
+      tallies_{&Tallies::instance().line(caller_, pass)} {
+  for (const Caller& other : others) tallies_.push_back(&Tallies::instance().line(other, pass));
 }
 
 Context& FusedPrimitive::thread_context() {
@@ -79,7 +75,7 @@ void FusedPrimitive::run_on_metal(const Arrays& inputs, const Arrays& outputs) {
   Views views(Views::For::kMetal, stream());
   const metal::Plan steps = plan(views, inputs, outputs);
   run_plan(steps, views.inputs(), views.outputs(), stream());
-  count();
+  for (Tally* tally : tallies_) tally->add();
 }
 
 metal::Plan FusedPrimitive::plan(Views&, const Arrays&, const Arrays&) const {

@@ -29,17 +29,13 @@ Support allowed(mx::Stream stream, bool on_cpu_only = true);
 // No if `weight` is packed for forward only. Yes if it is absent, being among the arrays.
 Support serves_dx(const Weight& weight);
 
-// No if one of the first `count` arrays has a dtype the library cannot even view.
-Support dtypes_known(const Arrays& inputs, std::size_t count);
-
 // A graph node that one of the library's kernels evaluates. Derivatives and vectorizations that a
 // subclass has no kernel for are composed from MLX ops through `composed`, and counted as such.
 class FusedPrimitive : public mx::Primitive {
  public:
-  FusedPrimitive(mx::Stream stream, Caller caller, Pass pass)
-      : mx::Primitive(stream),
-        caller_(std::move(caller)),
-        tally_(Tallies::instance().line(caller_, pass)) {}
+  // `others` are counted with `caller` where one kernel does the work of several.
+  FusedPrimitive(mx::Stream stream, Caller caller, Pass pass,
+                 const std::vector<Caller>& others = {});
 
   void eval_cpu(const Arrays& inputs, Arrays& outputs) override;
   void eval_gpu(const Arrays& inputs, Arrays& outputs) override;
@@ -75,26 +71,23 @@ class FusedPrimitive : public mx::Primitive {
     std::vector<std::shared_ptr<mx::array::Data>> keep;
     for (const auto& out : outputs) keep.push_back(out.data_shared_ptr());
     mx::cpu::get_command_encoder(stream()).dispatch(
-        [keep = std::move(keep), work = std::move(work), tally = &tally_] {
+        [keep = std::move(keep), work = std::move(work), tallies = tallies_] {
           work(thread_context());
-          tally->add();
+          for (Tally* tally : tallies) tally->add();
         });
   }
 
   const Caller& caller() const { return caller_; }
   mx::Stream own_stream() const { return const_cast<FusedPrimitive*>(this)->stream(); }
 
-  // One more evaluation, for the report.
-  void count() const { tally_.add(); }
-
  private:
   void run_on_metal(const Arrays& inputs, const Arrays& outputs);
 
-  // Scratch of the stream's own thread.
+  // Scratch of the stream's own thread, as MLX gives each a thread.
   static Context& thread_context();
 
   Caller caller_;
-  Tally& tally_;
+  std::vector<Tally*> tallies_;
 };
 
 // If the same axis position can be moved to the front in every array that `axes` marks (-1 marks
@@ -147,17 +140,21 @@ struct Gradients {
 //   outputs(state, inputs)              their shapes and dtypes
 //   params(state, views, inputs, outputs)
 //   has_rows(state, inputs)  which inputs a batch of is just more rows of them; none: it is not
-//   kBatchJoinsFirst    if that batch has to join the first dimension, the number of them being
-//   fixed composed(state, inputs, stream)     all outputs from MLX's own ops gradients(call)     if
-//   it has any by kernels: as Gradients above says before_run(state, inputs)  if params are to be
-//   completed on the stream, just before kRun
+//   kBatchJoinsFirst         if that batch has to join the first dimension, the number of
+//                            dimensions being fixed
+//   composed(state, inputs, stream)     all outputs from MLX's own ops
+//   gradients(call)          if it has any by kernels: as Gradients above says
+//   before_run(state, inputs)           if params are to be completed on the stream, just before
+//                            kRun
+//   others(state)            if one call is several callers' work: those besides the first
 template <class Op>
 class FusedNode final : public FusedPrimitive {
  public:
   using State = typename Op::State;
 
   FusedNode(mx::Stream stream, Caller caller, State state)
-      : FusedPrimitive(stream, std::move(caller), Op::kPass), state_(std::move(state)) {}
+      : FusedPrimitive(stream, std::move(caller), Op::kPass, others(state)),
+        state_(std::move(state)) {}
 
   static Arrays make(const State& state, const Arrays& inputs, const Caller& caller, mx::Stream s) {
     const Outputs outputs = Op::outputs(state, inputs);
@@ -216,7 +213,12 @@ class FusedNode final : public FusedPrimitive {
 
   std::size_t scratch(const Arrays& inputs, const Arrays& outputs) const override {
     Views views(Views::For::kQuestion, own_stream());
-    return scratch_bytes(Op::params(state_, views, inputs, outputs));
+    const auto params = Op::params(state_, views, inputs, outputs);
+    if constexpr (requires { scratch_bytes(params); }) {
+      return scratch_bytes(params);
+    } else {
+      return 0;  // no call of the core
+    }
   }
 
   const char* name() const override { return Op::kName; }
@@ -255,6 +257,14 @@ class FusedNode final : public FusedPrimitive {
   }
 
  private:
+  static std::vector<Caller> others(const State& state) {
+    if constexpr (requires { Op::others(state); }) {
+      return Op::others(state);
+    } else {
+      return {};
+    }
+  }
+
   static constexpr bool kHasPlan = requires(const typename Op::Params& params) {
     metal::plan(params);
   };

@@ -11,6 +11,7 @@
 namespace graft::mlx::detail {
 namespace {
 
+// One for the process, as it would have one Metal.
 std::atomic<MetalStandin*> the_standin = nullptr;
 
 void run_on_standin(const metal::Plan& plan, Arrays temporaries, const Arrays& inputs,

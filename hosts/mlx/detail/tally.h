@@ -32,6 +32,8 @@ class Tally {
   std::atomic<std::uint64_t> runs_{0};
 };
 
+// All of them, for the process: a node's runs are counted whoever made its graph, even after they
+// are gone.
 class Tallies {
  public:
   static Tallies& instance();

@@ -5,6 +5,7 @@
 
 #include <any>
 #include <array>
+#include <cmath>
 #include <cstring>
 #include <memory>
 #include <sstream>
@@ -12,6 +13,7 @@
 #include <utility>
 #include <vector>
 
+#include "graft/lora.h"
 #include "graft/mlx/detail/metal_runner.h"
 
 namespace graft::mlx::detail {
@@ -143,6 +145,11 @@ void expect_floating(const char* op, const char* tensor, const mx::array& array)
   reject(op, tensor, "a floating-point dtype", got.str());
 }
 
+void expect_rows(const char* op, const char* tensor, const mx::array& array) {
+  if (array.ndim() == 0) reject(op, tensor, "at least one dimension", "a scalar");
+  expect_floating(op, tensor, array);
+}
+
 void expect_matrix(const char* op, const char* tensor, const mx::array& array) {
   if (array.ndim() != 2) reject(op, tensor, "a matrix", shape_string(array.shape()));
 }
@@ -151,27 +158,26 @@ void expect_present(const char* op, const char* name, const Weight& weight) {
   if (!weight.present()) reject(op, name, "a weight", "none");
 }
 
-const mx::array* array_of(const Weight& weight) {
-  return std::any_cast<mx::array>(&weight.owner());
+void expect_dropout(const char* op, float p) {
+  if (!Dropout{p}.valid()) reject(op, "dropout", "a chance in [0, 1)", std::to_string(p));
 }
+
+void expect_epsilon(const char* op, float eps) {
+  if (!(std::isfinite(eps) && eps >= 0.0f)) {
+    reject(op, "eps", "a number of at least 0", std::to_string(eps));
+  }
+}
+
+void expect_scale(const char* op, float scale) {
+  if (!(std::isfinite(scale) && scale > 0.0f)) {
+    reject(op, "scale", "a positive number", std::to_string(scale));
+  }
+}
+
+const mx::array* array_of(const Weight& weight) { return std::any_cast<mx::array>(weight.owner()); }
 
 mx::Shape shape_of(const Weight& weight) {
   return {static_cast<int>(weight.out_features()), static_cast<int>(weight.in_features())};
-}
-
-TensorView shape_only(mx::Dtype dtype, std::initializer_list<std::int64_t> shape) {
-  alignas(64) static std::array<std::byte, 64> nothing;
-  return {nothing.data(), known_dtype(dtype), shape};
-}
-
-TensorView shape_only(const mx::Shape& shape, mx::Dtype dtype) {
-  const TensorView nothing = shape_only(dtype, {0});
-  return {nothing.mutable_data(), nothing.dtype(),
-          std::vector<std::int64_t>(shape.begin(), shape.end())};
-}
-
-TensorView rows_only(const mx::Shape& shape, mx::Dtype dtype) {
-  return shape_only(dtype, {rows_of(shape), shape.back()});
 }
 
 ConstTensorView matrix_view(const mx::array& matrix) {
@@ -180,13 +186,26 @@ ConstTensorView matrix_view(const mx::array& matrix) {
   return {matrix.data<std::byte>(), known_dtype(matrix.dtype()), shape, strides};
 }
 
+mx::array dense_array(const mx::array& x, mx::Stream stream) {
+  return x.flags().row_contiguous ? x : scheduled_copy(x, stream);
+}
+
+TensorView allocate(mx::array& out) {
+  out.set_data(mx::allocator::malloc(out.nbytes()));
+  return {out.data<std::byte>(), known_dtype(out.dtype()), sizes_of(out)};
+}
+
+namespace {
+
 ConstTensorView vector_view(const mx::array& vector) {
   const std::array<std::int64_t, 1> shape{vector.shape(0)};
   const std::array<std::int64_t, 1> strides{vector.strides(0)};
   return {vector.data<std::byte>(), known_dtype(vector.dtype()), shape, strides};
 }
 
-ConstTensorView rows_view(const mx::array& x, mx::Stream stream, bool dense) {
+// x flattened to (rows, last dimension). Where strides cannot say that, or `dense` asks for rows
+// without gaps and they have some, a copy is scheduled on `stream` first and viewed instead.
+ConstTensorView rows_view(const mx::array& x, mx::Stream stream, bool dense = false) {
   const std::array<std::int64_t, 2> shape{rows_of(x.shape()), x.shape(-1)};
   auto stride = row_stride(x);
   if (stride && dense && shape[1] > 1 && x.strides(-1) != 1) stride.reset();
@@ -198,44 +217,25 @@ ConstTensorView rows_view(const mx::array& x, mx::Stream stream, bool dense) {
   return {copy.data<std::byte>(), known_dtype(x.dtype()), shape};
 }
 
-mx::array dense_array(const mx::array& x, mx::Stream stream) {
-  return x.flags().row_contiguous ? x : scheduled_copy(x, stream);
-}
-
+// All elements of x in one row-major line; copied first if strides cannot say that.
 ConstTensorView flat_view(const mx::array& x, mx::Stream stream) {
   const mx::array source = dense_array(x, stream);
   return {source.data<std::byte>(), known_dtype(x.dtype()), {static_cast<std::int64_t>(x.size())}};
 }
 
+// x in its own shape, copied first if the last axis has gaps; and dense, copied first if it is not.
 ConstTensorView strided_view(const mx::array& x, mx::Stream stream) {
   const mx::array source = x.shape(-1) <= 1 || x.strides(-1) == 1 ? x : scheduled_copy(x, stream);
-  const std::vector<std::int64_t> shape(x.shape().begin(), x.shape().end());
   const std::vector<std::int64_t> strides(source.strides().begin(), source.strides().end());
-  return {source.data<std::byte>(), known_dtype(x.dtype()), shape, strides};
+  return {source.data<std::byte>(), known_dtype(x.dtype()), sizes_of(x), strides};
 }
 
 ConstTensorView dense_view(const mx::array& x, mx::Stream stream) {
   const mx::array source = dense_array(x, stream);
-  const std::vector<std::int64_t> shape(x.shape().begin(), x.shape().end());
-  return {source.data<std::byte>(), known_dtype(x.dtype()), shape};
+  return {source.data<std::byte>(), known_dtype(x.dtype()), sizes_of(x)};
 }
 
-TensorView allocate_flat(mx::array& out) {
-  out.set_data(mx::allocator::malloc(out.nbytes()));
-  return {out.data<std::byte>(), known_dtype(out.dtype()), {static_cast<std::int64_t>(out.size())}};
-}
-
-TensorView allocate_rows(mx::array& out) {
-  out.set_data(mx::allocator::malloc(out.nbytes()));
-  const std::array<std::int64_t, 2> shape{rows_of(out.shape()), out.shape(-1)};
-  return {out.data<std::byte>(), known_dtype(out.dtype()), shape};
-}
-
-TensorView allocate(mx::array& out) {
-  out.set_data(mx::allocator::malloc(out.nbytes()));
-  const std::vector<std::int64_t> shape(out.shape().begin(), out.shape().end());
-  return {out.data<std::byte>(), known_dtype(out.dtype()), shape};
-}
+}  // namespace
 
 Views::Views(For purpose, mx::Stream stream)
     : purpose_(purpose),
@@ -250,10 +250,9 @@ TensorView Views::blank(const mx::array& x, std::vector<std::int64_t> shape,
     reason << "no kernel takes dtype " << x.dtype();
     viewable_ = Support::no(reason.str());
   }
-  alignas(64) static std::byte nothing[64];
   const DType known = dtype.value_or(DType::kFloat32);
-  if (strides.empty()) return {nothing, known, shape, device_};
-  return {nothing, known, shape, strides, device_};
+  if (strides.empty()) return {nullptr, known, shape, device_};
+  return {nullptr, known, shape, strides, device_};
 }
 
 ConstTensorView Views::dense_input(const mx::array& x, std::vector<std::int64_t> shape) {
@@ -300,6 +299,14 @@ ConstTensorView Views::dense_tensor(const mx::array& x) {
 }
 
 TensorView Views::out_tensor(mx::array x) { return output(x, sizes_of(x)); }
+
+void Views::out_nothing(mx::array x) {
+  if (purpose_ == For::kCpu) x.set_data(mx::allocator::malloc(0));
+}
+
+void Views::hand_on(const mx::array& input, mx::array x) {
+  if (purpose_ == For::kCpu) x.copy_shared_buffer(input);
+}
 
 void Views::counter(const mx::array& x) {
   if (purpose_ == For::kMetal) inputs_.push_back(row_contiguous(x, stream_));

@@ -33,8 +33,14 @@ mx::Shape with_last(mx::Shape shape, mx::ShapeElem last);
 void expect_shape(const char* op, const char* tensor, const mx::array& array,
                   const mx::Shape& expected);
 void expect_floating(const char* op, const char* tensor, const mx::array& array);
+// At least one dimension, and floating-point.
+void expect_rows(const char* op, const char* tensor, const mx::array& array);
 void expect_matrix(const char* op, const char* tensor, const mx::array& array);
 void expect_present(const char* op, const char* name, const Weight& weight);
+void expect_dropout(const char* op, float p);
+// A finite number of at least 0, and one above 0.
+void expect_epsilon(const char* op, float eps);
+void expect_scale(const char* op, float scale);
 
 // The array that a weight was made from, if it owns one: a plain weight, for any stream.
 const mx::array* array_of(const Weight& weight);
@@ -42,34 +48,13 @@ const mx::array* array_of(const Weight& weight);
 // (out_features, in_features).
 mx::Shape shape_of(const Weight& weight);
 
-// A view of the right shape and element type over nothing, for asking `graft::supports` about
-// arrays that are not evaluated yet. The dtype must be one the library knows.
-TensorView shape_only(mx::Dtype dtype, std::initializer_list<std::int64_t> shape);
-TensorView shape_only(const mx::Shape& shape, mx::Dtype dtype);
-// x flattened to rows, likewise.
-TensorView rows_only(const mx::Shape& shape, mx::Dtype dtype);
-
-// Views of evaluated arrays.
+// A view of an evaluated matrix.
 ConstTensorView matrix_view(const mx::array& matrix);
-ConstTensorView vector_view(const mx::array& vector);
-
-// x flattened to (rows, last dimension). Where strides cannot say that, or `dense` asks for rows
-// without gaps and they have some, a copy is scheduled on `stream` first and viewed instead.
-ConstTensorView rows_view(const mx::array& x, mx::Stream stream, bool dense = false);
-
-// All elements of x in one row-major line; copied first if strides cannot say that.
-ConstTensorView flat_view(const mx::array& x, mx::Stream stream);
 
 // x itself if it is row-contiguous, else a copy that is scheduled on `stream`.
 mx::array dense_array(const mx::array& x, mx::Stream stream);
 
-// x in its own shape, copied first if the last axis has gaps; and dense, copied first if it is not.
-ConstTensorView strided_view(const mx::array& x, mx::Stream stream);
-ConstTensorView dense_view(const mx::array& x, mx::Stream stream);
-
-// Allocates an output and views it: as rows, as one line, and in its own shape.
-TensorView allocate_rows(mx::array& out);
-TensorView allocate_flat(mx::array& out);
+// Allocates an output and views it in its own shape.
 TensorView allocate(mx::array& out);
 
 // Makes an op's params of a node's arrays: on the CPU of their memory, copying what kernels cannot
@@ -105,6 +90,9 @@ class Views {
   TensorView out_rows(mx::array x);
   TensorView out_line(mx::array x);
   TensorView out_tensor(mx::array x);
+  // An output that stays without memory, and one that is an input, as it lies.
+  void out_nothing(mx::array x);
+  void hand_on(const mx::array& input, mx::array x);
 
   // What a plan counts.
   const std::vector<mx::array>& inputs() const { return inputs_; }

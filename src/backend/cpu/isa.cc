@@ -3,7 +3,6 @@
 #include <atomic>
 #include <cstdint>
 #include <cstdlib>
-#include <mutex>
 #include <string>
 #include <vector>
 
@@ -15,10 +14,10 @@
 namespace graft {
 namespace {
 
-// A named level of the CPU: what Highway may dispatch to, and whether to use bf16 dot products.
+// A named level of the CPU: what Highway is to dispatch to, and whether to use bf16 dot products.
 struct Isa {
   const char* name;
-  std::int64_t targets;
+  std::int64_t target;
   bool bf16_dot;
 };
 
@@ -30,71 +29,69 @@ bool cpu_has_bf16_dot() {
 #endif
 }
 
-std::vector<Isa> find_isas() {
-  const std::int64_t here = hwy::SupportedTargets() & HWY_TARGETS;
-  const std::int64_t fallback = HWY_SCALAR | HWY_EMU128;
-  std::vector<Isa> found;
-  if ((here & HWY_AVX3) && cpu_has_bf16_dot()) {
-    found.push_back({"avx512_bf16", HWY_AVX3 | fallback, true});
+constexpr std::int64_t kFallback = HWY_SCALAR | HWY_EMU128;
+constexpr Isa kIsas[] = {
+    // best first
+    {"avx512_bf16", HWY_AVX3, true}, {"avx512", HWY_AVX3, false},    {"avx2", HWY_AVX2, false},
+    {"neon", HWY_NEON, false},       {"portable", kFallback, false},
+};
+
+bool is_here(const Isa& isa) {
+  if (isa.target == kFallback) return true;
+  return (hwy::SupportedTargets() & HWY_TARGETS & isa.target) != 0 &&
+         (!isa.bf16_dot || cpu_has_bf16_dot());
+}
+
+const Isa& dispatch_to(const Isa& isa) {
+  hwy::GetChosenTarget().Update(isa.target | kFallback);
+  return isa;
+}
+
+// GRAFT_CPU_ISA, or else the best.
+const Isa& first_choice() {
+  const char* const wanted = std::getenv("GRAFT_CPU_ISA");
+  const Isa* best = nullptr;
+  for (const Isa& isa : kIsas) {
+    if (!is_here(isa)) continue;
+    if (wanted != nullptr && std::string(wanted) == isa.name) return isa;
+    if (best == nullptr) best = &isa;
   }
-  if (here & HWY_AVX3) found.push_back({"avx512", HWY_AVX3 | fallback, false});
-  if (here & HWY_AVX2) found.push_back({"avx2", HWY_AVX2 | fallback, false});
-  if (here & HWY_NEON) found.push_back({"neon", HWY_NEON | fallback, false});
-  found.push_back({"portable", fallback, false});
-  return found;
+  return *best;
 }
 
-const std::vector<Isa>& isas() {
-  static const std::vector<Isa> found = find_isas();
-  return found;
-}
-
-std::atomic<const Isa*> chosen{nullptr};
-
-void choose(const Isa& isa) {
-  hwy::GetChosenTarget().Update(isa.targets);
-  chosen.store(&isa);
-}
-
-const Isa& current() {
-  cpu::init_isa();
-  return *chosen.load();
+// Of the process, because Highway's own choice is.
+std::atomic<const Isa*>& chosen() {
+  static std::atomic<const Isa*> isa = &dispatch_to(first_choice());
+  return isa;
 }
 
 }  // namespace
 
 namespace cpu {
 
-void init_isa() {
-  static std::once_flag once;
-  std::call_once(once, [] {
-    const char* wanted = std::getenv("GRAFT_CPU_ISA");
-    for (const Isa& isa : isas()) {
-      if (wanted != nullptr && std::string(wanted) == isa.name) return choose(isa);
-    }
-    choose(isas().front());
-  });
-}
+void init_isa() { chosen(); }
 
 Support available() { return {}; }
 
-bool use_bf16_dot() { return current().bf16_dot; }
+bool use_bf16_dot() { return chosen().load()->bf16_dot; }
 
 }  // namespace cpu
 
-const char* cpu_isa() { return current().name; }
+const char* cpu_isa() { return chosen().load()->name; }
 
 std::vector<std::string> cpu_isas() {
   std::vector<std::string> names;
-  for (const Isa& isa : isas()) names.emplace_back(isa.name);
+  for (const Isa& isa : kIsas) {
+    if (is_here(isa)) names.emplace_back(isa.name);
+  }
   return names;
 }
 
 void set_cpu_isa(const std::string& name) {
-  cpu::init_isa();
   std::string known;
-  for (const Isa& isa : isas()) {
-    if (name == isa.name) return choose(isa);
+  for (const Isa& isa : kIsas) {
+    if (!is_here(isa)) continue;
+    if (name == isa.name) return chosen().store(&dispatch_to(isa));
     known += (known.empty() ? "" : ", ") + std::string(isa.name);
   }
   throw Error(ErrorCode::kUnsupported,

@@ -2,7 +2,8 @@
 
 #include <algorithm>
 #include <cmath>
-#include <mutex>
+
+#include "graft/context.h"
 
 namespace graft::cpu {
 
@@ -40,24 +41,30 @@ std::shared_ptr<const RotaryAngles> make(const Rotary& rotary, std::int64_t pair
 
 }  // namespace
 
-std::shared_ptr<const RotaryAngles> rotary_angles(const Rotary& rotary, std::int64_t pairs,
-                                                  std::int64_t count) {
+std::shared_ptr<const RotaryAngles> RotaryTables::angles(const Rotary& rotary, std::int64_t pairs,
+                                                         std::int64_t count) {
   const std::int64_t needed = rotary.position + count;
   if (needed > kMostKeptPositions) return make(rotary, pairs, rotary.position, count);
 
-  static std::mutex mutex;
-  static std::vector<std::shared_ptr<const RotaryAngles>> kept;
-  const std::lock_guard<std::mutex> lock(mutex);
-  const auto found = std::find_if(kept.begin(), kept.end(), [&](const auto& angles) {
+  const auto found = std::find_if(kept_.begin(), kept_.end(), [&](const auto& angles) {
     return angles->theta == rotary.theta && angles->scaling_factor == rotary.scaling_factor &&
            angles->pairs == pairs;
   });
-  if (found != kept.end() && (*found)->positions >= needed) return *found;
+  if (found != kept_.end() && (*found)->positions >= needed) return *found;
   std::int64_t positions = 256;
   while (positions < needed) positions *= 2;
-  if (found != kept.end()) return *found = make(rotary, pairs, 0, positions);
-  if (kept.size() == kMostKeptTables) kept.erase(kept.begin());
-  return kept.emplace_back(make(rotary, pairs, 0, positions));
+  if (found != kept_.end()) return *found = make(rotary, pairs, 0, positions);
+  if (kept_.size() == kMostKeptTables) kept_.erase(kept_.begin());
+  return kept_.emplace_back(make(rotary, pairs, 0, positions));
 }
 
 }  // namespace graft::cpu
+
+namespace graft {
+
+cpu::RotaryTables& Context::rotary_tables() {
+  if (rotary_tables_ == nullptr) rotary_tables_ = std::make_shared<cpu::RotaryTables>();
+  return *rotary_tables_;
+}
+
+}  // namespace graft

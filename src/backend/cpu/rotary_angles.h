@@ -23,9 +23,16 @@ struct RotaryAngles {
   }
 };
 
-/// Angles that cover `count` positions from `rotary.position` on. Tables are kept by theta, scaling
-/// factor and pairs, since a model asks for the same ones in each layer and step.
-std::shared_ptr<const RotaryAngles> rotary_angles(const Rotary& rotary, std::int64_t pairs,
-                                                  std::int64_t count);
+/// What a context keeps of them, by theta, scaling factor and pairs, since a model asks for the
+/// same ones in each layer and step.
+class RotaryTables {
+ public:
+  /// Angles that cover `count` positions from `rotary.position` on.
+  std::shared_ptr<const RotaryAngles> angles(const Rotary& rotary, std::int64_t pairs,
+                                             std::int64_t count);
+
+ private:
+  std::vector<std::shared_ptr<const RotaryAngles>> kept_;
+};
 
 }  // namespace graft::cpu

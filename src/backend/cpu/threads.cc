@@ -205,6 +205,7 @@ class Pool {
   int free_core_ = -1;
 };
 
+// Of this thread: a call from within a task runs on it alone.
 thread_local bool inside_task = false;
 
 // Marks this thread as one that runs tasks, for as long as it lives.
@@ -245,7 +246,9 @@ void Pool::work(int worker) {
   }
 }
 
-// The one pool, and the turn that callers take on it.
+// The one pool, and the turn that callers take on it. One for the process, as its cores are: two
+// pools that spin against each other lose milliseconds. A host that has threads gives a context an
+// Executor.
 struct Shared {
   std::mutex turn;
   std::atomic<int> threads{default_threads()};

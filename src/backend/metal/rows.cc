@@ -4,6 +4,7 @@
 
 #include "backend/metal/plan.h"
 #include "backend/metal/shaders.h"
+#include "checks.h"
 
 namespace graft::metal {
 namespace {
@@ -20,12 +21,23 @@ int threads_of(std::int64_t features) {
   return features <= std::int64_t{256} * kMostKept ? 256 : 512;
 }
 
+// What a kernel with teams reads; each has names of its own for it.
+struct RowScalars {
+  std::uint32_t features;
+  float number;
+};
+
 // As in rows.metal.
 struct BlockScalars {
   std::uint32_t rows, features;
 };
 
 }  // namespace
+
+Support vector_fits(const char* name, const ConstTensorView& vector) {
+  if (!vector.present()) return {};
+  return all_of({is_floating(vector.dtype()), is_dense(name, vector)});
+}
 
 Support rows_fit(std::int64_t rows, std::int64_t features) {
   constexpr std::int64_t kMost = std::numeric_limits<int>::max();
@@ -41,7 +53,7 @@ int kept_of(std::int64_t features) {
 }
 
 Step row_step(const char* kernel, std::vector<const char*> parts, std::int64_t rows,
-              std::int64_t features, std::vector<Kernel::Argument> arguments) {
+              std::int64_t features, std::vector<Kernel::Argument> arguments, float number) {
   const int threads = threads_of(features);
   const bool narrow = threads == kLanes;
   arguments.insert(arguments.end(), {kept_of(features), narrow});
@@ -50,6 +62,7 @@ Step row_step(const char* kernel, std::vector<const char*> parts, std::int64_t r
   step.grid = {static_cast<int>(rows) * threads, 1, 1};
   step.threadgroup = {narrow ? kRowsAThreadgroup * kLanes : threads, 1, 1};
   step.threadgroup_bytes = narrow ? 4 : 32 * 4;
+  step.scalars = bytes_of(RowScalars{static_cast<std::uint32_t>(features), number});
   return step;
 }
 

@@ -9,6 +9,9 @@
 
 namespace graft::metal {
 
+// Yes if kernels take a weight or a bias of the features; absent, they need none.
+Support vector_fits(const char* name, const ConstTensorView& vector);
+
 // Yes if a kernel that gives each of `rows` rows a team takes them.
 Support rows_fit(std::int64_t rows, std::int64_t features);
 
@@ -16,10 +19,10 @@ Support rows_fit(std::int64_t rows, std::int64_t features);
 // the row is read again. A power of two or nearly: each number is a pipeline of its own.
 int kept_of(std::int64_t features);
 
-// A launch of a kernel that gives each row a team: the grid, and template arguments KEPT and NARROW
-// after `arguments`.
+// A launch of a kernel that gives each row a team: the grid, template arguments KEPT and NARROW
+// after `arguments`, and as scalars the features and a number (eps, a scale).
 Step row_step(const char* kernel, std::vector<const char*> parts, std::int64_t rows,
-              std::int64_t features, std::vector<Kernel::Argument> arguments);
+              std::int64_t features, std::vector<Kernel::Argument> arguments, float number);
 
 // Kernels that sum a matrix over its rows sum blocks of so many rows apart; and how many that
 // makes.

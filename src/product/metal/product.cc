@@ -30,7 +30,7 @@ struct ProductScalars {
 
 std::uint32_t u32(std::int64_t value) { return static_cast<std::uint32_t>(value); }
 
-std::int64_t stride_of(const Tensor& tensor, int axis) {
+std::int64_t stride_of(const ViewedOperand& tensor, int axis) {
   return tensor.present() ? tensor.view.stride(axis) : 0;
 }
 
@@ -39,7 +39,7 @@ Operand either(const Operand& operand, const Operand& other) {
   return is_absent(operand) ? other : operand;
 }
 
-DType dtype_or(const Tensor& tensor, DType other) {
+DType dtype_or(const ViewedOperand& tensor, DType other) {
   return tensor.present() ? tensor.view.dtype() : other;
 }
 

@@ -9,12 +9,12 @@
 namespace graft::metal {
 
 // An operand with what is known of it.
-struct Tensor {
+struct ViewedOperand {
   Operand at = kAbsent;
   ConstTensorView view;
 
   bool present() const { return view.present(); }
-  Tensor transposed() const { return {at, view.transposed()}; }
+  ViewedOperand transposed() const { return {at, view.transposed()}; }
 };
 
 // What kernels read for dropout: where it draws from, and on which elements. Nothing is dropped if
@@ -31,7 +31,7 @@ struct Drop {
 Drop next_drop(Numbering& inputs, const Dropout& dropout);
 
 // The next input or output of a call, with its view.
-inline Tensor next(Numbering& numbering, const ConstTensorView& view) {
+inline ViewedOperand next(Numbering& numbering, const ConstTensorView& view) {
   return {numbering.next(view), view};
 }
 
@@ -41,7 +41,7 @@ DType multiply_type(const ConstTensorView& x, const ConstTensorView& weight);
 
 // h = drop(x)·A, or g = dy·Bᵀ, (rows, rank) float32; A in any strides.
 struct Shrink {
-  Tensor x, a;
+  ViewedOperand x, a;
   DType multiply;
   Drop drop;
   Operand h;
@@ -51,13 +51,13 @@ void add_shrink(Plan& plan, const Shrink& shrink);
 // y = x·Wᵀ + bias + scaling·h·B; or, not `transposed`, dx = dy·W + drop(scaling·g·Aᵀ), where dy is
 // x, g is h, and Aᵀ is B. Without B it is the base product alone.
 struct Product {
-  Tensor x, w;
+  ViewedOperand x, w;
   bool transposed = true;  // W is (columns, depth), as forward has it; else (depth, columns)
-  Tensor bias;             // absent: none
-  Tensor b;                // (rank, columns), any strides; absent: no pair
+  ViewedOperand bias;      // absent: none
+  ViewedOperand b;         // (rank, columns), any strides; absent: no pair
   float scaling = 1.0f;
   Operand h = kAbsent;  // (rows, rank) float32: read, or with `a` written
-  Tensor a;             // (depth, rank), any strides; present: h is made in the same launch
+  ViewedOperand a;      // (depth, rank), any strides; present: h is made in the same launch
   Drop drop;            // on what the pair adds
   TensorView y_view;
   Operand y;

@@ -242,6 +242,9 @@ TEST(Attention, RejectsWhatDoesNotFit) {
                std::invalid_argument);
   EXPECT_THROW(attention(q, k, normal({2, 7, 2, 8}, 2)), std::invalid_argument);
   EXPECT_THROW(attention(q, k, mx::astype(k, mx::bfloat16)), std::invalid_argument);
+  AttentionOptions options;
+  options.scale = 0.0f;
+  EXPECT_THROW(attention(q, k, k, options), std::invalid_argument);
 }
 
 }  // namespace

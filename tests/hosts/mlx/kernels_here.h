@@ -3,11 +3,14 @@
 #include <gtest/gtest.h>
 #include <mlx/mlx.h>
 
+#include <functional>
 #include <set>
 #include <string>
+#include <vector>
 
 #include "graft/mlx/detail/metal_runner.h"
 #include "graft/mlx/fusion.h"
+#include "truth.h"
 
 // The tests of the host are the same wherever they run; what runs fused there is not.
 namespace graft::mlx::testing {
@@ -34,6 +37,38 @@ inline void expect_fused() {
     EXPECT_EQ(record.fused, has_kernels(record.op))
         << record.op << " " << name_of(record.pass) << ": " << record.reason;
   }
+}
+
+// An operation over the rows of x, forward and backward, is counted as `op`: fused, or with the
+// reason why not.
+inline void expect_counted_by_dtype(const std::string& op,
+                                    const std::function<mx::array(const mx::array&)>& y_of) {
+  const auto expect = [&](const std::string& reason, mx::Dtype dtype) {
+    const auto x = normal({3, 5}, 1, 1.0f, dtype);
+    reset_fusion_report();
+    const auto f = [&](const std::vector<mx::array>& in) { return std::vector{y_of(in[0])}; };
+    const auto [y, dx] = mx::vjp(f, {x}, {mx::ones_like(x)});
+    mx::eval(y[0], dx[0]);
+    const auto report = fusion_report();
+    ASSERT_EQ(report.size(), 2u);
+    EXPECT_EQ(report[0].pass, Pass::kForward);
+    EXPECT_EQ(report[1].pass, Pass::kBackward);
+    for (const auto& record : report) {
+      EXPECT_EQ(record.op, op);
+      EXPECT_EQ(record.fused, reason.empty());
+      EXPECT_EQ(record.reason, reason);
+      EXPECT_EQ(record.runs, 1u);
+    }
+  };
+  for (const auto dtype : {mx::float32, mx::float16, mx::bfloat16}) {
+    expect(reason_for("x", dtype), dtype);
+  }
+  if (mx::default_device() == mx::Device::cpu) {  // GPUs have none
+    expect("no kernel takes dtype float64", mx::float64);
+  }
+  set_fused_enabled(false);
+  expect("fusion is turned off", mx::float32);
+  set_fused_enabled(true);
 }
 
 }  // namespace graft::mlx::testing

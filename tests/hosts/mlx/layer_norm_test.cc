@@ -10,6 +10,7 @@
 #include "graft/mlx/fusion.h"
 #include "kernels_here.h"
 #include "layer_norm/reference.h"
+#include "messages.h"
 #include "truth.h"
 
 namespace graft::mlx {
@@ -180,46 +181,15 @@ TEST(LayerNorm, Transforms) {
            slopes(plain)(inputs));
 }
 
-// Fused if there is no reason.
-void expect_counted(const std::string& reason, mx::Dtype dtype) {
-  const auto x = normal({3, 5}, 1, 1.0f, dtype), weight = normal({5}, 2, 1.0f, dtype);
-  reset_fusion_report();
-  const auto [y, dx] =
-      mx::vjp([&](const Arrays& in) { return Arrays{layer_norm(in[0], weight, std::nullopt)}; },
-              {x}, {mx::ones_like(x)});
-  mx::eval(y[0], dx[0]);
-  const auto report = fusion_report();
-  ASSERT_EQ(report.size(), 2u);
-  EXPECT_EQ(report[0].pass, Pass::kForward);
-  EXPECT_EQ(report[1].pass, Pass::kBackward);
-  for (const auto& record : report) {
-    EXPECT_EQ(record.op, "layer_norm");
-    EXPECT_EQ(record.fused, reason.empty());
-    EXPECT_EQ(record.reason, reason);
-    EXPECT_EQ(record.runs, 1u);
-  }
-}
-
 TEST(LayerNorm, IsCountedAndSaysWhyIfComposed) {
-  for (const auto dtype : {mx::float32, mx::float16, mx::bfloat16}) {
-    expect_counted(testing::reason_for("x", dtype), dtype);
-  }
-  if (mx::default_device() == mx::Device::cpu) {  // GPUs have none
-    expect_counted("no kernel takes dtype float64", mx::float64);
-  }
-  set_fused_enabled(false);
-  expect_counted("fusion is turned off", mx::float32);
-  set_fused_enabled(true);
+  testing::expect_counted_by_dtype("layer_norm", [](const mx::array& x) {
+    return layer_norm(x, normal({5}, 2, 1.0f, x.dtype()), std::nullopt);
+  });
 }
 
 std::string message_of(const mx::array& x, const std::optional<mx::array>& weight,
                        const std::optional<mx::array>& bias, float eps = 1e-5f) {
-  try {
-    layer_norm(x, weight, bias, eps);
-  } catch (const std::invalid_argument& error) {
-    return error.what();
-  }
-  return "no error";
+  return testing::message_of([&] { layer_norm(x, weight, bias, eps); });
 }
 
 TEST(LayerNorm, RejectsWhatDoesNotFit) {

@@ -5,6 +5,7 @@
 
 #include "graft/mlx/fusion.h"
 #include "kernels_here.h"
+#include "messages.h"
 #include "truth.h"
 
 namespace graft::mlx {
@@ -13,6 +14,7 @@ namespace {
 using testing::Matrix;
 using testing::matrix;
 using testing::max_error;
+using testing::message_of;
 using testing::normal;
 using testing::values;
 
@@ -194,16 +196,6 @@ TEST(LoRALayer, BFloat16Base) {
   EXPECT_LE(max_error(layer.forward(x), truth(layer, w, x)), 0.05);
   layer.unmerge();
   EXPECT_EQ(values(unpack(layer.weight())), values(w));
-}
-
-template <class F>
-std::string message_of(const F& f) {
-  try {
-    f();
-  } catch (const std::invalid_argument& error) {
-    return error.what();
-  }
-  return "no std::invalid_argument";
 }
 
 TEST(LoRALayer, RejectsBadOptions) {

@@ -4,6 +4,7 @@
 
 #include "graft/mlx/fused_lora_op.h"
 #include "graft/mlx/fusion.h"
+#include "messages.h"
 #include "truth.h"
 
 namespace graft::mlx {
@@ -13,6 +14,7 @@ using testing::expect_as_good_as;
 using testing::Matrix;
 using testing::matrix;
 using testing::max_error;
+using testing::message_of;
 using testing::normal;
 
 mx::array composed_delta(const mx::array& x, const mx::array& a, const mx::array& b, float s) {
@@ -214,16 +216,6 @@ TEST(LoraLinear, FrozenOperandsHaveGradientsToo) {
   Matrix ones(1, 6);
   for (double& v : ones.data) v = 1;
   EXPECT_LE(max_error(gradients[1], ones * matrix(dy)), 1e-5);
-}
-
-template <class F>
-std::string message_of(const F& f) {
-  try {
-    f();
-  } catch (const std::invalid_argument& error) {
-    return error.what();
-  }
-  return "no std::invalid_argument";
 }
 
 TEST(Lora, RejectsWhatDoesNotFit) {

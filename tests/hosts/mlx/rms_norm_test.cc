@@ -159,6 +159,7 @@ TEST(RmsNorm, RejectsWhatDoesNotFit) {
   EXPECT_THROW(rms_norm(mx::array(1.0f), normal({1}, 1)), std::invalid_argument);
   EXPECT_THROW(add_rms_norm(normal({3, 4}, 1), normal({4, 4}, 1), normal({4}, 1)),
                std::invalid_argument);
+  EXPECT_THROW(rms_norm(normal({3, 4}, 1), normal({4}, 1), -1.0f), std::invalid_argument);
 }
 
 }  // namespace

@@ -8,6 +8,7 @@
 #include "graft/mlx/fusion.h"
 #include "graft/softmax.h"
 #include "kernels_here.h"
+#include "messages.h"
 #include "softmax/reference.h"
 #include "truth.h"
 
@@ -18,6 +19,7 @@ using testing::expect_rounded;
 using testing::finite_differences;
 using testing::largest;
 using testing::max_error;
+using testing::message_of;
 using testing::normal;
 using testing::values;
 
@@ -130,44 +132,8 @@ TEST(Softmax, Transforms) {
        slope(plain)({x})[0]);
 }
 
-// Fused if there is no reason.
-void expect_counted(const std::string& reason, mx::Dtype dtype) {
-  const auto x = normal({3, 5}, 1, 1.0f, dtype);
-  reset_fusion_report();
-  const auto [y, dx] = mx::vjp([](const Arrays& in) { return Arrays{softmax(in[0], 0.5f)}; }, {x},
-                               {mx::ones_like(x)});
-  mx::eval(y[0], dx[0]);
-  const auto report = fusion_report();
-  ASSERT_EQ(report.size(), 2u);
-  EXPECT_EQ(report[0].pass, Pass::kForward);
-  EXPECT_EQ(report[1].pass, Pass::kBackward);
-  for (const auto& record : report) {
-    EXPECT_EQ(record.op, "softmax");
-    EXPECT_EQ(record.fused, reason.empty());
-    EXPECT_EQ(record.reason, reason);
-    EXPECT_EQ(record.runs, 1u);
-  }
-}
-
 TEST(Softmax, IsCountedAndSaysWhyIfComposed) {
-  for (const auto dtype : {mx::float32, mx::float16, mx::bfloat16}) {
-    expect_counted(testing::reason_for("x", dtype), dtype);
-  }
-  if (mx::default_device() == mx::Device::cpu) {  // GPUs have none
-    expect_counted("no kernel takes dtype float64", mx::float64);
-  }
-  set_fused_enabled(false);
-  expect_counted("fusion is turned off", mx::float32);
-  set_fused_enabled(true);
-}
-
-std::string message_of(const std::function<void()>& call) {
-  try {
-    call();
-  } catch (const std::invalid_argument& error) {
-    return error.what();
-  }
-  return "no error";
+  testing::expect_counted_by_dtype("softmax", [](const mx::array& x) { return softmax(x, 0.5f); });
 }
 
 TEST(Softmax, RejectsWhatDoesNotFit) {
