@@ -208,6 +208,9 @@ FAULTS = [
           "    rows[0] = true;",
           "    std::vector<bool> rows(in.size(), false);\n    rows[0] = true;",
           "mlx_tests:*ropout*:*Transforms*"),
+    Fault("operands_are_never_free", "hosts/mlx/graph_memory.cc",
+          "if (--readers_[input.id()] == 0) leave(input);", "--readers_[input.id()];",
+          "mlx_tests:GraphMemory.*"),
 
     # Launches on Metal, executed on the stand-in.
     Fault("metal_plan_counts_no_bias", "src/linear/metal.cc",
@@ -271,6 +274,9 @@ FAULTS = [
     Fault("recomputed_layers_are_others", "llm/model/llama.cc",
           "const Stream stream = with_norm(kept[0], layer);",
           "const Stream stream = with_norm(kept[0], 0);", "llm_tests:GradCheckpoint*"),
+    Fault("pairs_are_left_out_of_the_memory", "llm/train/memory_estimate.cc",
+          "std::max(memory.tensors, pairs_bytes + need.tensors)",
+          "std::max(memory.tensors, need.tensors)", "llm_tests:MemoryEstimate.*"),
 
     # Data and files.
     Fault("text_has_no_end", DATASET,

@@ -108,12 +108,14 @@ struct SiblingsWanted {
       db.push_back(of.adapter && call.asked(of.first + 1));
     }
   }
-  bool any() const {
+  // Of the adapters: dx alone depends on no value of x.
+  bool any_pair() const {
     const auto some = [](const std::vector<bool>& list) {
       return std::find(list.begin(), list.end(), true) != list.end();
     };
-    return dx || some(da) || some(db);
+    return some(da) || some(db);
   }
+  bool any() const { return dx || any_pair(); }
   bool operator==(const SiblingsWanted&) const = default;
 };
 
@@ -146,7 +148,7 @@ struct FusedSiblingsBackward {
     const auto& [all, wanted] = state;
     Params layers(all.size());
     std::size_t next_in = input_count(all), next_out = 0;
-    const ConstTensorView x = views.strided_rows(in[0]);
+    const ConstTensorView x = wanted.any_pair() ? views.strided_rows(in[0]) : ConstTensorView();
     const TensorView dx = wanted.dx ? views.out_rows(out[next_out++]) : TensorView();
     for (std::size_t i = 0; i < all.size(); ++i) {
       LoraLinearBackward& params = layers[i];
@@ -245,6 +247,11 @@ struct FusedSiblings {
     const Siblings& all = call.state;
     if (!wanted.any()) return {};
     Arrays inputs = call.primals;
+    // Then only its shape is looked at, and nothing holds x for this.
+    if (!wanted.any_pair()) {
+      const mx::array& x = call.primals[0];
+      inputs[0] = mx::broadcast_to(mx::array(0.0f, x.dtype()), x.shape(), call.s);
+    }
     Support support;
     for (const Sibling& of : all) {
       inputs.push_back(call.cotangents[of.output]);

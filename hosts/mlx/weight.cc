@@ -11,13 +11,16 @@
 namespace graft::mlx {
 namespace {
 
+Packing packing(bool backward) {
+  return backward ? Packing::kForwardAndBackward : Packing::kForward;
+}
+
 Weight packed_for_cpu(const mx::array& w, mx::Dtype dtype, bool backward, mx::Stream s) {
   const bool viewable = w.dtype() == mx::float32 || w.dtype() == mx::bfloat16;
   mx::array source = viewable ? w : mx::astype(w, mx::float32, s);
   source.eval();
   try {
-    return Weight::packed(detail::matrix_view(source), *detail::dtype_of(dtype),
-                          backward ? Packing::kForwardAndBackward : Packing::kForward);
+    return Weight::packed(detail::matrix_view(source), *detail::dtype_of(dtype), packing(backward));
   } catch (const Error& error) {
     throw std::invalid_argument(error.what());
   }
@@ -31,18 +34,35 @@ Weight kept_for_metal(const mx::array& w, mx::Dtype dtype, mx::Stream s) {
   return Weight::owning(view, std::move(rows));
 }
 
+// Whether weights are packed for Metal, or else for the CPU: those for which there is a packing in
+// `dtype`.
+bool packs_for_metal(mx::Dtype dtype, mx::Stream s) {
+  const bool metal = detail::on_metal(s);
+  if (dtype != mx::float32 && dtype != mx::bfloat16 && !(metal && dtype == mx::float16)) {
+    throw std::invalid_argument(metal ? "[pack] dtype: expected float32, float16 or bfloat16"
+                                      : "[pack] dtype: expected float32 or bfloat16");
+  }
+  return metal;
+}
+
 }  // namespace
 
 Weight pack(const mx::array& w, mx::Dtype dtype, bool backward, mx::StreamOrDevice device) {
   detail::expect_matrix("pack", "w", w);
   detail::expect_floating("pack", "w", w);
   const mx::Stream s = mx::to_stream(device);
-  const bool metal = detail::on_metal(s);
-  if (dtype != mx::float32 && dtype != mx::bfloat16 && !(metal && dtype == mx::float16)) {
-    throw std::invalid_argument(metal ? "[pack] dtype: expected float32, float16 or bfloat16"
-                                      : "[pack] dtype: expected float32 or bfloat16");
+  return packs_for_metal(dtype, s) ? kept_for_metal(w, dtype, s)
+                                   : packed_for_cpu(w, dtype, backward, s);
+}
+
+std::size_t packed_nbytes(int out_features, int in_features, mx::Dtype dtype, bool backward,
+                          mx::StreamOrDevice device) {
+  if (packs_for_metal(dtype, mx::to_stream(device))) {
+    return static_cast<std::size_t>(out_features) * static_cast<std::size_t>(in_features) *
+           mx::size_of(dtype);
   }
-  return metal ? kept_for_metal(w, dtype, s) : packed_for_cpu(w, dtype, backward, s);
+  return Weight::packed_nbytes(out_features, in_features, *detail::dtype_of(dtype),
+                               packing(backward));
 }
 
 mx::array unpack(const Weight& w, mx::StreamOrDevice s) {

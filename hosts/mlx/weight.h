@@ -19,6 +19,10 @@ namespace mx = ::mlx::core;
 Weight pack(const mx::array& w, mx::Dtype dtype = mx::float32, bool backward = true,
             mx::StreamOrDevice s = {});
 
+/// Bytes that `pack` would hold of an (out_features, in_features) weight.
+std::size_t packed_nbytes(int out_features, int in_features, mx::Dtype dtype = mx::float32,
+                          bool backward = true, mx::StreamOrDevice s = {});
+
 /// The array that `w` was made from, rounded to its dtype; for the CPU evaluated lazily, each time.
 mx::array unpack(const Weight& w, mx::StreamOrDevice s = {});
 

@@ -53,6 +53,12 @@ class GRAFT_EXPORT Weight {
   static Weight packed(const ConstTensorView& w, DType multiply = DType::kFloat32,
                        Packing directions = Packing::kForwardAndBackward, Device device = {});
 
+  /// What nbytes() of such a packed weight would be. Throws Error.
+  static std::size_t packed_nbytes(std::int64_t out_features, std::int64_t in_features,
+                                   DType multiply = DType::kFloat32,
+                                   Packing directions = Packing::kForwardAndBackward,
+                                   Device device = {});
+
   /// A weight was given, packed or plain. The questions below are for a present one.
   bool present() const { return is_packed() || view_.present(); }
   bool is_packed() const { return storage_ != nullptr; }  ///< Not plain.

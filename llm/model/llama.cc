@@ -48,6 +48,26 @@ Llama::Llama(const LlamaWeights& weights, const LlamaOptions& options)
   mx::clear_cache();
 }
 
+std::int64_t Llama::packed_bytes(const LlamaConfig& config, const LlamaOptions& options) {
+  const auto bytes = [&](int out_features, int in_features) {
+    return static_cast<std::int64_t>(
+        graft::mlx::packed_nbytes(out_features, in_features, options.dtype, options.training));
+  };
+  std::int64_t layer = 0;
+  for (const Projection projection : kAllProjections) {
+    layer += bytes(config.out_features(projection), config.in_features(projection));
+  }
+  return bytes(config.vocab_size, config.hidden_size) + config.num_layers * layer;
+}
+
+std::int64_t Llama::packed_bytes() const {
+  std::size_t bytes = head_.nbytes();
+  for (const Layer& layer : layers_) {
+    for (const graft::Weight& weight : layer.weights) bytes += weight.nbytes();
+  }
+  return static_cast<std::int64_t>(bytes);
+}
+
 void Llama::set_adapter(AdapterLayout layout, std::vector<LoraPair> pairs) {
   const auto fail = [](const std::string& what) {
     throw UserError("the adapter is of another model: " + what);

@@ -1,6 +1,7 @@
 #pragma once
 
 #include <array>
+#include <cstdint>
 #include <initializer_list>
 #include <memory>
 #include <optional>
@@ -47,6 +48,10 @@ class Llama {
   Llama(const LlamaWeights& weights, const LlamaOptions& options);
 
   const LlamaConfig& config() const { return config_; }
+
+  /// Bytes that the packed weights of such a model would take.
+  static std::int64_t packed_bytes(const LlamaConfig& config, const LlamaOptions& options);
+  std::int64_t packed_bytes() const;  ///< Of this one.
 
   /// Holds an adapter, in place of the one held before. Throws UserError if it is of a model of
   /// other sizes; the one before stays then.

@@ -83,6 +83,11 @@ void Optimizer::adam_step(std::span<float> parameters, std::span<const float> gr
   }
 }
 
+std::int64_t Optimizer::nbytes() const {
+  const std::size_t numbers = state_.first_moment.size() + state_.second_moment.size();
+  return static_cast<std::int64_t>(numbers * sizeof(float));
+}
+
 double l2_norm(std::span<const float> gradients) {
   // Sums side by side: one alone would wait for each of its additions.
   constexpr std::size_t kSums = 8;

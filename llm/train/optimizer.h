@@ -44,6 +44,8 @@ class Optimizer {
 
   std::int64_t steps() const { return state_.steps; }
   const OptimizerState& state() const { return state_; }
+  /// Bytes of the state's vectors.
+  std::int64_t nbytes() const;
   /// Goes on from the state of the same kind of optimizer. Throws UserError if that one had another
   /// number of parameters.
   void restore(OptimizerState state);

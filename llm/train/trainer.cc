@@ -82,6 +82,12 @@ TrainerState Trainer::state() const {
   return {iteration_, pairs(), optimizer_.state(), std::move(pending), dropout_};
 }
 
+std::int64_t Trainer::state_bytes() const {
+  const auto parameters = static_cast<std::int64_t>(parameters_.size() * sizeof(float));
+  const std::int64_t pending = options_.accumulation_steps > 1 ? parameters : 0;
+  return parameters + optimizer_.nbytes() + pending;
+}
+
 void Trainer::restore(TrainerState state) {
   if (state.dropout.offsets.size() != dropout_.offsets.size() ||
       (state.pending.iterations > 0 && state.pending.mean.size() != gradients_.size())) {
@@ -124,7 +130,8 @@ StepResult Trainer::step(const Batch& batch) {
   return result;
 }
 
-double Trainer::add_gradients(const Batch& batch) {
+std::vector<mx::array> Trainer::loss_and_gradients(const Batch& batch,
+                                                   Activations activations) const {
   const auto loss_of = [&](const std::vector<mx::array>& parameters) {
     ModelAdapter adapter{&layout_, pairs_from(parameters), std::nullopt, {}};
     if (layout_.options().dropout > 0) {
@@ -134,18 +141,18 @@ double Trainer::add_gradients(const Batch& batch) {
       }
     }
     const auto count = static_cast<float>(std::max<std::int64_t>(1, batch.num_targets));
-    return std::vector<mx::array>{mx::multiply(
-        loss_sum(model_, &adapter, batch, options_.activations), mx::array(1.0f / count))};
+    return std::vector<mx::array>{
+        mx::multiply(loss_sum(model_, &adapter, batch, activations), mx::array(1.0f / count))};
   };
-
   std::vector<int> all(shapes_.size());
   std::iota(all.begin(), all.end(), 0);
-  std::vector<mx::array> results;  // the loss, then the gradients
-  {
-    auto [values, gradients] = mx::value_and_grad(loss_of, all)(parameter_arrays());
-    results = std::move(values);
-    for (const mx::array& gradient : gradients) results.push_back(mx::contiguous(gradient));
-  }
+  auto [results, gradients] = mx::value_and_grad(loss_of, all)(parameter_arrays());
+  for (const mx::array& gradient : gradients) results.push_back(mx::contiguous(gradient));
+  return results;
+}
+
+double Trainer::add_gradients(const Batch& batch) {
+  std::vector<mx::array> results = loss_and_gradients(batch, options_.activations);
   mx::eval(results);
 
   const auto loss = static_cast<double>(results[0].item<float>());

@@ -78,11 +78,20 @@ class Trainer {
   std::optional<double> evaluate(std::span<const Batch> batches,
                                  const std::function<bool()>& stop = {}) const;
 
+  /// The loss of a batch, then the gradients in all parameters, in their order. Nothing is computed
+  /// yet.
+  std::vector<mx::array> loss_and_gradients(const Batch& batch, Activations activations) const;
+
   TrainerState state() const;
+  /// Bytes of a state's pairs and vectors, gradients that wait for an update among them if ever
+  /// some do.
+  std::int64_t state_bytes() const;
   /// Goes on where another trainer was, bit for bit. Throws UserError if that one's adapter or
   /// optimizer was another.
   void restore(TrainerState state);
 
+  const Llama& model() const { return model_; }
+  const AdapterLayout& layout() const { return layout_; }
   int iteration() const { return iteration_; }  ///< Iterations done.
   std::vector<LoraPair> pairs() const;          ///< The parameters as they are now.
 

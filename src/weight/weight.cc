@@ -16,16 +16,31 @@ Weight Weight::owning(const ConstTensorView& view, std::any owner) {
   return weight;
 }
 
+namespace {
+
+void require_packed_for(Device device) {
+  if (device.type == DeviceType::kCpu) return;
+  const Support available = backend_available(device.type);
+  require("weight", available ? Support::no(std::string("weights are not packed for ") +
+                                            name_of(device.type) + "; give a plain one")
+                              : available);
+}
+
+}  // namespace
+
+std::size_t Weight::packed_nbytes(std::int64_t out_features, std::int64_t in_features,
+                                  DType multiply, Packing directions, Device device) {
+  const Check check("weight");
+  check.that(out_features >= 0 && in_features >= 0, "features: expected at least 0");
+  require_packed_for(device);
+  return cpu::DensePanels::nbytes_of(check, out_features, in_features, multiply, directions);
+}
+
 Weight Weight::packed(const ConstTensorView& w, DType multiply, Packing directions, Device device) {
   const Check check("weight");
   check.rank("w", w, 2);
   check.device("w", w, device);
-  if (device.type != DeviceType::kCpu) {
-    const Support available = backend_available(device.type);
-    require("weight", available ? Support::no(std::string("weights are not packed for ") +
-                                              name_of(device.type) + "; give a plain one")
-                                : available);
-  }
+  require_packed_for(device);
   Weight weight;
   weight.storage_ = std::make_shared<const cpu::DensePanels>(check, w, multiply, directions);
   return weight;

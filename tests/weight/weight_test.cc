@@ -37,6 +37,23 @@ TEST(Weight, UnpacksToWhatItWasRoundedTo) {
   });
 }
 
+TEST(Weight, SaysWhatItWouldHold) {
+  test::on_each_isa([] {
+    for (const DType type : {DType::kFloat32, DType::kBFloat16}) {
+      for (const Packing directions : {Packing::kForward, Packing::kForwardAndBackward}) {
+        const std::size_t bytes = Weight::packed_nbytes(67, 35, type, directions);
+        EXPECT_EQ(bytes, Weight::packed(random({67, 35}), type, directions).nbytes());
+        const std::size_t ways = directions == Packing::kForward ? 1 : 2;
+        EXPECT_GE(bytes, ways * 67 * 35 * size_of(type));
+      }
+    }
+  });
+  EXPECT_EQ(error_of([] { Weight::packed_nbytes(67, 35, DType::kFloat16); }),
+            "[weight] multiply: expected float32 or bfloat16, got float16");
+  EXPECT_EQ(error_of([] { Weight::packed_nbytes(-1, 35); }),
+            "[weight] features: expected at least 0");
+}
+
 TEST(Weight, SaysWhatItHolds) {
   const Tensor w = random({67, 35});
   EXPECT_FALSE(Weight().present());

@@ -17,7 +17,6 @@
 #include "graft/llm/model/llama_config.h"
 #include "graft/llm/model/llama_tensors.h"
 #include "graft/llm/model/llama_weights.h"
-#include "graft/llm/train/memory_estimate.h"
 
 namespace graft::app {
 
@@ -55,9 +54,12 @@ const GgufFile& checked_to_fit(const GgufFile& file, const ModelFlags& flags, bo
   const LlamaConfig config = read_llama_config(file);
   check_llama_tensors(file, config);
   const AvailableMemory available = available_memory();
-  const std::int64_t need = packed_weight_bytes(config, dtype_named(flags.dtype), training);
+  const auto bytes = [&](mx::Dtype dtype) {
+    return Llama::packed_bytes(config, {.dtype = dtype, .training = training});
+  };
+  const std::int64_t need = bytes(dtype_named(flags.dtype));
   if (need <= available.bytes) return file;
-  const std::int64_t half = packed_weight_bytes(config, mx::bfloat16, training);
+  const std::int64_t half = bytes(mx::bfloat16);
   throw UserError(fmt::format("{}: its weights take {} of memory in {} and {} leaves {}{}",
                               file.name(), format_bytes(need), flags.dtype, available.limit,
                               format_bytes(available.bytes),

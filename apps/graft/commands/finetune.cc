@@ -273,11 +273,9 @@ void run_finetune(FinetuneFlags flags) {
   Trainer trainer(model.llama, initial.layout, initial.pairs, train_options(flags));
   if (from) trainer.restore(from->trainer_state(initial.pairs));
   const std::int64_t expected_memory = check_memory({.flags = flags,
-                                                     .config = config,
-                                                     .layout = initial.layout,
+                                                     .trainer = trainer,
                                                      .data = data.splits,
-                                                     .pad_token = data.batching.pad_token,
-                                                     .first_iteration = trainer.iteration()});
+                                                     .pad_token = data.batching.pad_token});
   output->memory(expected_memory);
   // All that may fail comes before what an earlier run left is replaced.
   prepare_adapter_folder(flags.adapter_path);

@@ -1,9 +1,10 @@
 #include "apps/graft/commands/finetune_memory.h"
 
 #include <fmt/format.h>
+#include <fmt/ranges.h>
 
 #include <algorithm>
-#include <bit>
+#include <array>
 #include <optional>
 #include <set>
 #include <string>
@@ -12,8 +13,6 @@
 
 #include "apps/graft/terminal/available_memory.h"
 #include "apps/graft/terminal/format.h"
-#include "apps/graft/user_error.h"
-#include "graft/context.h"
 #include "graft/llm/data/batches.h"
 #include "graft/llm/process/allocator.h"
 #include "graft/llm/process/memory.h"
@@ -34,13 +33,6 @@ Setting setting_of(const FinetuneFlags& flags) {
   return {flags.grad_checkpoint, flags.batch_size, flags.max_seq_length, flags.model.dtype};
 }
 
-struct Need {
-  std::int64_t peak = 0;  ///< What would be resident at the peak of training.
-  /// Of the tensors of the largest iteration or validation, allotted little sooner than they must
-  /// be.
-  std::int64_t bound = 0;
-};
-
 class RunMemory {
  public:
   explicit RunMemory(const RunToFit& run)
@@ -49,36 +41,22 @@ class RunMemory {
   const Setting& now() const { return now_; }
   std::int64_t resident() const { return resident_; }
 
-  Need need(const Setting& setting) const {
-    const Activations activations =
-        setting.grad_checkpoint ? Activations::kRecomputed : Activations::kKept;
-    Need need;
-    std::int64_t tensors = 0, scratch = 0;
-    const auto consider = [&](const BatchShape& batch, bool gradients) {
-      const auto bytes = [&](int ahead) {
-        return gradients ? step_bytes(run_.config, run_.layout, batch, activations, ahead)
-                         : loss_bytes(run_.config, run_.layout, batch, ahead);
-      };
-      // With none to run ahead, MLX's thread would spin on a core that the kernels need.
-      constexpr int kLittle = 2;
-      need.bound = std::max(need.bound, bytes(kLittle));
-      tensors = std::max(tensors, bytes(kRunAhead));
-      scratch = std::max(scratch,
-                         scratch_bytes(run_.config, run_.layout, batch, gradients, num_threads()));
-    };
-    for (const BatchShape& batch : train_shapes(setting)) consider(batch, true);
-    for (const BatchShape& batch : loss_shapes(setting)) consider(batch, false);
-    need.peak = resident_ + scratch +
-                std::max(tensors, save_bytes(run_.layout, optimizer_vectors())) + weights(setting) -
-                weights(now_);
-    return need;
+  /// What training would add to what is resident.
+  TrainingMemory training(const Setting& setting) const {
+    return training_memory(run_.trainer, {train_shapes(setting), loss_shapes(setting)},
+                           setting.grad_checkpoint ? Activations::kRecomputed : Activations::kKept);
+  }
+
+  /// What would be resident at the peak. Weights are there already, in the dtype that was asked
+  /// for.
+  std::int64_t peak(const Setting& setting) const {
+    const Llama& model = run_.trainer.model();
+    const std::int64_t weights = Llama::packed_bytes(
+        model.config(), {.dtype = dtype_named(setting.dtype), .training = true});
+    return resident_ - model.packed_bytes() + weights + training(setting).peak();
   }
 
  private:
-  std::int64_t weights(const Setting& setting) const {
-    return packed_weight_bytes(run_.config, dtype_named(setting.dtype), /*training=*/true);
-  }
-
   BatchOptions options(const Setting& setting) const {
     return {.batch_size = setting.batch_size, .seed = run_.flags.seed, .pad_token = run_.pad_token};
   }
@@ -96,9 +74,11 @@ class RunMemory {
 
   std::set<BatchShape> train_shapes(const Setting& setting) const {
     std::set<BatchShape> shapes;
-    // Of an epoch that begins within the run every batch may be the largest.
-    add_shapes(Batches(run_.data.train.samples, options(setting)), setting, run_.first_iteration,
-               run_.flags.loop.iters, shapes);
+    // Of an epoch that begins within the run every batch may be the largest. Smaller batches come
+    // the more often.
+    const std::int64_t parts = now_.batch_size / setting.batch_size;
+    add_shapes(Batches(run_.data.train.samples, options(setting)), setting,
+               run_.trainer.iteration(), parts * run_.flags.loop.iters, shapes);
     return shapes;
   }
 
@@ -114,12 +94,6 @@ class RunMemory {
     add(run_.data.valid, run_.flags.val_batches);
     if (run_.flags.test) add(run_.data.test, run_.flags.test_batches);
     return shapes;
-  }
-
-  // That a checkpoint holds besides the pairs.
-  int optimizer_vectors() const {
-    return (run_.flags.optimizer == "sgd" ? 0 : 2) +
-           (run_.flags.grad_accumulation_steps > 1 ? 1 : 0);
   }
 
   const RunToFit& run_;
@@ -144,17 +118,6 @@ std::string flags_between(const Setting& from, const Setting& to, const Finetune
   return flags.substr(1);
 }
 
-// Of values that need less and less memory, the first that fits; the last if none does.
-template <class Value>
-Setting first_that_fits(const RunMemory& memory, std::int64_t most, Setting setting,
-                        Value Setting::*member, const std::vector<Value>& values) {
-  for (const Value& value : values) {
-    setting.*member = value;
-    if (memory.need(setting).peak <= most) break;
-  }
-  return setting;
-}
-
 // The largest part of a batch that divides it comes first: so many of them make the same update.
 std::vector<int> smaller_batches(int batch_size) {
   std::vector<int> sizes;
@@ -173,37 +136,31 @@ std::vector<std::int64_t> shorter_lengths(std::int64_t length) {
   return lengths;
 }
 
-// The fewest changes that fit, and of as many those that cost the user least: first what leaves
-// losses as they are.
-std::optional<Setting> setting_that_fits(const RunMemory& memory, std::int64_t most, bool resume) {
-  // A resumed run has to go on with the losses that it had: only the first may change.
-  enum : unsigned { kCheckpoint = 1, kBatch = 2, kDtype = 4, kLength = 8, kAll = 16 };
-  std::vector<unsigned> choices;
-  for (unsigned choice = 1; choice < (resume ? kBatch : kAll); ++choice) choices.push_back(choice);
-  std::ranges::stable_sort(choices, {}, [](unsigned choice) { return std::popcount(choice); });
-  for (const unsigned choice : choices) {
-    Setting setting = memory.now();
-    if (choice & kCheckpoint) {
-      if (setting.grad_checkpoint) continue;
-      setting.grad_checkpoint = true;
+// First what leaves the losses as they are. Of smaller batches and shorter lengths, the first that
+// fits, or else the smallest.
+Remedies remedies_of(const RunMemory& memory, std::int64_t most, const FinetuneFlags& flags) {
+  Remedies remedies;
+  Setting all = memory.now();
+  const auto try_values = [&](auto Setting::*member, const auto& values) {
+    std::optional<Remedy> best;
+    for (const auto& value : values) {
+      Setting setting = memory.now();
+      setting.*member = value;
+      all.*member = value;
+      best = {flags_between(memory.now(), setting, flags), memory.peak(setting)};
+      if (best->peak <= most) break;
     }
-    if (choice & kDtype) {
-      if (setting.dtype == "bf16") continue;
-      setting.dtype = "bf16";
-    }
-    if (choice & kBatch) {
-      const std::vector<int> sizes = smaller_batches(setting.batch_size);
-      if (sizes.empty()) continue;
-      setting = first_that_fits(memory, most, setting, &Setting::batch_size, sizes);
-    }
-    if (choice & kLength) {
-      const std::vector<std::int64_t> lengths = shorter_lengths(setting.max_seq_length);
-      if (lengths.empty()) continue;
-      setting = first_that_fits(memory, most, setting, &Setting::max_seq_length, lengths);
-    }
-    if (memory.need(setting).peak <= most) return setting;
+    if (best) remedies.each.push_back(*best);
+  };
+  if (!all.grad_checkpoint) try_values(&Setting::grad_checkpoint, std::array{true});
+  // A resumed run has to go on with the losses that it had.
+  if (!flags.resume) {
+    try_values(&Setting::batch_size, smaller_batches(all.batch_size));
+    if (all.dtype != "bf16") try_values(&Setting::dtype, std::array<std::string, 1>{"bf16"});
+    try_values(&Setting::max_seq_length, shorter_lengths(all.max_seq_length));
   }
-  return std::nullopt;
+  remedies.together = memory.peak(all);
+  return remedies;
 }
 
 }  // namespace
@@ -214,29 +171,38 @@ void return_memory_above(std::int64_t expected) {
   if (resident_memory_bytes() > expected + expected / kTolerated) return_freed_memory();
 }
 
+std::string advice(const Remedies& remedies, std::int64_t most, bool resume) {
+  std::vector<std::string> enough, all;
+  for (const Remedy& remedy : remedies.each) {
+    all.push_back(fmt::format("{} (about {})", remedy.flags, format_bytes(remedy.peak)));
+    if (remedy.peak <= most) enough.push_back(all.back());
+  }
+  if (!enough.empty()) return fmt::format("it would fit with {}", fmt::join(enough, ", or with "));
+  if (resume) return "no flag that a resumed run may change makes it fit";
+  const std::string together = fmt::format("{}, all together about {}", fmt::join(all, ", "),
+                                           format_bytes(remedies.together));
+  if (remedies.together <= most) return "it would fit with " + together;
+  return all.empty() ? "take a smaller model"
+                     : "it would not even fit with " + together + ": take a smaller model";
+}
+
 std::int64_t check_memory(const RunToFit& run) {
   return_freed_memory();
   const RunMemory memory(run);
-  const Need now = memory.need(memory.now());
+  const TrainingMemory training = memory.training(memory.now());
+  const std::int64_t peak = memory.resident() + training.peak();
   const AvailableMemory available = available_memory();
   const std::int64_t most = memory.resident() + available.bytes;
-  if (now.peak <= most) {
-    bound_run_ahead(now.bound);
-    return std::max(now.peak, peak_memory_bytes());
+  if (peak <= most) {
+    bound_run_ahead(training.bound);
+    return std::max(peak, peak_memory_bytes());
   }
-  const std::string need = fmt::format("training needs about {} of memory and {} leaves it {}",
-                                       format_bytes(now.peak), available.limit, format_bytes(most));
   // Flags to take instead should fit with room for what the estimate may be wrong by.
   const std::int64_t surely = memory.resident() + available.bytes / 10 * 9;
-  if (const auto setting = setting_that_fits(memory, surely, run.flags.resume)) {
-    throw UserError(fmt::format("{}; {} would need about {}", need,
-                                flags_between(memory.now(), *setting, run.flags),
-                                format_bytes(memory.need(*setting).peak)));
-  }
-  throw UserError(need + (run.flags.resume
-                              ? "; no flag that a resumed run may change makes it fit"
-                              : "; even --grad-checkpoint --batch-size 1 --max-seq-length 64 "
-                                "--dtype bf16 would not fit: take a smaller model"));
+  const Remedies remedies = remedies_of(memory, surely, run.flags);
+  throw UserError(fmt::format("training needs about {} of memory and {} leaves it {}; {}",
+                              format_bytes(peak), available.limit, format_bytes(most),
+                              advice(remedies, surely, run.flags.resume)));
 }
 
 }  // namespace graft::app

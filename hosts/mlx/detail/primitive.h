@@ -46,6 +46,9 @@ class FusedPrimitive : public mx::Primitive {
   std::pair<Arrays, std::vector<int>> vmap(const Arrays& inputs,
                                            const std::vector<int>& axes) override;
 
+  // Bytes of scratch that kernels of the CPU take for it. The arrays need not be evaluated.
+  virtual std::size_t scratch(const Arrays& inputs, const Arrays& outputs) const = 0;
+
  protected:
   // All outputs from MLX's own ops.
   virtual Arrays composed(const Arrays& inputs) const = 0;
@@ -206,6 +209,16 @@ class FusedNode final : public FusedPrimitive {
       if (kJoins) array = mx::unflatten(array, 0, {batch, array.shape(0) / batch}, stream());
     }
     return {outputs, std::vector<int>(outputs.size(), 0)};
+  }
+
+  std::size_t scratch(const Arrays& inputs, const Arrays& outputs) const override {
+    Views views(Views::For::kQuestion, own_stream());
+    const auto params = Op::params(state_, views, inputs, outputs);
+    if constexpr (requires { scratch_bytes(params); }) {
+      return scratch_bytes(params);
+    } else {
+      return 0;  // it computes nothing
+    }
   }
 
   const char* name() const override { return Op::kName; }

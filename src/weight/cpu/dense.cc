@@ -14,18 +14,38 @@
 
 namespace graft::cpu {
 
+namespace {
+
+PanelFormat format_that_multiplies(const Check& check, DType multiply) {
+  if (multiply != DType::kFloat32 && multiply != DType::kBFloat16) {
+    check.fail(std::string("multiply: expected float32 or bfloat16, got ") + name_of(multiply));
+  }
+  return panel_format(multiply);
+}
+
+std::size_t panels_nbytes(const PanelFormat& format, std::int64_t n, std::int64_t k) {
+  return static_cast<std::size_t>(packed_panels_size(format, n, k)) * sizeof(std::uint32_t);
+}
+
+}  // namespace
+
+std::size_t DensePanels::nbytes_of(const Check& check, std::int64_t out_features,
+                                   std::int64_t in_features, DType multiply, Packing directions) {
+  const PanelFormat format = format_that_multiplies(check, multiply);
+  const std::size_t forward = panels_nbytes(format, out_features, in_features);
+  if (directions == Packing::kForward) return forward;
+  return forward + panels_nbytes(format, in_features, out_features);
+}
+
 DensePanels::DensePanels(const Check& check, const ConstTensorView& w, DType multiply,
                          Packing directions)
     : out_features_(w.dim(0)), in_features_(w.dim(1)), dtype_(multiply) {
   check.dtype("w", w, {DType::kFloat32, DType::kBFloat16});
-  if (multiply != DType::kFloat32 && multiply != DType::kBFloat16) {
-    check.fail(std::string("multiply: expected float32 or bfloat16, got ") + name_of(multiply));
-  }
-  format_ = panel_format(multiply);
+  format_ = format_that_multiplies(check, multiply);
 
   const Source source = Source::of(w);
   const auto pack = [&](const Source& s, std::int64_t n, std::int64_t k) {
-    Block panels = allocate(check, packed_panels_size(format_, n, k));
+    Block panels = allocate(check, panels_nbytes(format_, n, k));
     pack_panels(Context(), format_, s, n, k, panels.get());
     return panels;
   };
@@ -35,9 +55,8 @@ DensePanels::DensePanels(const Check& check, const ConstTensorView& w, DType mul
   }
 }
 
-DensePanels::Block DensePanels::allocate(const Check& check, std::int64_t elements) {
+DensePanels::Block DensePanels::allocate(const Check& check, std::size_t bytes) {
   constexpr std::size_t kHugePage = std::size_t{2} << 20;
-  const std::size_t bytes = static_cast<std::size_t>(elements) * sizeof(std::uint32_t);
   const std::size_t alignment = bytes >= kHugePage ? kHugePage : 64;
   const std::size_t rounded = (bytes + alignment) / alignment * alignment;
   Block panels(static_cast<std::uint32_t*>(std::aligned_alloc(alignment, rounded)));

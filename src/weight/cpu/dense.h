@@ -15,6 +15,10 @@ class DensePanels final : public Weight::Storage {
   /// `w` is a matrix on the CPU; its dtype and `multiply` are checked here.
   DensePanels(const Check& check, const ConstTensorView& w, DType multiply, Packing directions);
 
+  /// Bytes of the panels of such a weight.
+  static std::size_t nbytes_of(const Check& check, std::int64_t out_features,
+                               std::int64_t in_features, DType multiply, Packing directions);
+
   std::int64_t out_features() const override { return out_features_; }
   std::int64_t in_features() const override { return in_features_; }
   DType dtype() const override { return dtype_; }
@@ -37,7 +41,7 @@ class DensePanels final : public Weight::Storage {
   };
   using Block = std::unique_ptr<std::uint32_t, Free>;
 
-  Block allocate(const Check& check, std::int64_t elements);
+  Block allocate(const Check& check, std::size_t bytes);
 
   std::int64_t out_features_ = 0;
   std::int64_t in_features_ = 0;

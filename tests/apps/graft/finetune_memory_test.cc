@@ -5,12 +5,46 @@
 #include <cstdint>
 #include <cstdlib>
 #include <cstring>
+#include <string>
 #include <vector>
 
 #include "graft/llm/process/memory.h"
 
 namespace graft::app {
 namespace {
+
+constexpr std::int64_t kMb = 1'000'000;
+
+const Remedies kRemedies{{{"--grad-checkpoint", 600 * kMb},
+                          {"--batch-size 2 --grad-accumulation-steps 4 --iters 400", 500 * kMb},
+                          {"--dtype bf16", 900 * kMb}},
+                         300 * kMb};
+
+TEST(Advice, NamesAllThatIsEnoughAloneInOrder) {
+  EXPECT_EQ(advice(kRemedies, 700 * kMb, false),
+            "it would fit with --grad-checkpoint (about 600 MB), or with --batch-size 2 "
+            "--grad-accumulation-steps 4 --iters 400 (about 500 MB)");
+  EXPECT_EQ(advice(kRemedies, 500 * kMb, false),
+            "it would fit with --batch-size 2 --grad-accumulation-steps 4 --iters 400 (about 500 "
+            "MB)");
+}
+
+TEST(Advice, NamesAllTogetherWhereNoneIsEnough) {
+  const std::string all =
+      "--grad-checkpoint (about 600 MB), --batch-size 2 --grad-accumulation-steps 4 --iters 400 "
+      "(about 500 MB), --dtype bf16 (about 900 MB), all together about 300 MB";
+  EXPECT_EQ(advice(kRemedies, 400 * kMb, false), "it would fit with " + all);
+  EXPECT_EQ(advice(kRemedies, 200 * kMb, false),
+            "it would not even fit with " + all + ": take a smaller model");
+}
+
+TEST(Advice, OfARunThatHasLittleLeftToChange) {
+  EXPECT_EQ(advice({{}, 800 * kMb}, 700 * kMb, false), "take a smaller model");
+  EXPECT_EQ(advice({{{"--grad-checkpoint", 800 * kMb}}, 800 * kMb}, 700 * kMb, true),
+            "no flag that a resumed run may change makes it fit");
+  EXPECT_EQ(advice({{{"--grad-checkpoint", 600 * kMb}}, 600 * kMb}, 700 * kMb, true),
+            "it would fit with --grad-checkpoint (about 600 MB)");
+}
 
 TEST(ReturnMemoryAbove, GivesBackHolesOnlyPastWhatWasExpected) {
 #ifndef __GLIBC__

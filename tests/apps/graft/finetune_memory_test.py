@@ -113,10 +113,10 @@ class Estimate(FinetuneCase):
             _, now, advice = self.refused(name, limit)
             self.assertLess(abs(now / room - 1), 0.1)
             print(f"{now / 1e6:.0f} MB: {advice.strip()}")
-            found = re.fullmatch(r"(--.*) would need about .*\n", advice)
-            self.assertTrue(found[1].startswith(flags), advice)
-            again = self.large(name, *shlex.split(found[1]), **self.with_limit(limit))
-            self.assertEqual(0, again.returncode, f"{found[1]}: {again.stderr}")
+            first = re.match(r"it would fit with (--.*?) \(about [\d.]+ [kMG]B\)", advice)[1]
+            self.assertTrue(first.startswith(flags), advice)
+            again = self.large(name, *shlex.split(first), **self.with_limit(limit))
+            self.assertEqual(0, again.returncode, f"{first}: {again.stderr}")
 
     def test_a_resumed_run_keeps_its_losses(self):
         estimate, _ = self.estimate_and_peak("adapter", "--grad-checkpoint")
