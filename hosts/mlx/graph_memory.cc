@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <deque>
+#include <iterator>
 #include <memory>
 #include <optional>
 #include <string_view>
@@ -20,15 +21,17 @@ using Id = std::uintptr_t;
 // Of a node whose results are views of its inputs: which input the first result is a view of. The
 // others are views of those that follow.
 std::optional<std::size_t> viewed_input(const mx::array& node) {
-  static const std::unordered_set<std::string_view> of_first = {
+  constexpr std::string_view kOfFirst[] = {
       "AsStrided", "Broadcast", "BroadcastAxes", "Contiguous",   "Copy",
       "Depends",   "Flatten",   "ExpandDims",    "GraftCounted", "Reshape",
       "Slice",     "Squeeze",   "Transpose",     "Unflatten",    "StopGradient"};
-  static const std::unordered_set<std::string_view> of_last = {"CustomTransforms",
-                                                               "GraftLinearCrossEntropyGradient"};
+  constexpr std::string_view kOfLast[] = {"CustomTransforms", "GraftLinearCrossEntropyGradient"};
   const std::string_view name = node.primitive().name();
-  if (of_first.contains(name)) return 0;
-  if (of_last.contains(name)) return node.inputs().size() - node.siblings().size() - 1;
+  const auto is_one_of = [&](const auto& names) {
+    return std::ranges::find(names, name) != std::end(names);
+  };
+  if (is_one_of(kOfFirst)) return 0;
+  if (is_one_of(kOfLast)) return node.inputs().size() - node.siblings().size() - 1;
   return std::nullopt;
 }
 

@@ -249,7 +249,7 @@ struct FusedSiblings {
     Arrays inputs = call.primals;
     // Then only its shape is looked at, and nothing holds x for this.
     if (!wanted.any_pair()) {
-      const mx::array& x = inputs[0];
+      const mx::array& x = call.primals[0];
       inputs[0] = mx::broadcast_to(mx::array(0.0f, x.dtype()), x.shape(), call.s);
     }
     Support support;

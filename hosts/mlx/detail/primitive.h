@@ -217,7 +217,7 @@ class FusedNode final : public FusedPrimitive {
     if constexpr (requires { scratch_bytes(params); }) {
       return scratch_bytes(params);
     } else {
-      return 0;  // no call of the core
+      return 0;  // it computes nothing
     }
   }
 
