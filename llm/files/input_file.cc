@@ -69,10 +69,10 @@ bool read_line(std::istream& in, std::string& line, std::size_t max_bytes,
                const std::string& place) {
   line.clear();
   std::streambuf& buffer = *in.rdbuf();
-  constexpr auto kEnd = std::streambuf::traits_type::eof();
-  int next = kEnd;
+  constexpr auto kEndOfFile = std::streambuf::traits_type::eof();
+  int next = kEndOfFile;
   try {
-    while ((next = buffer.sbumpc()) != kEnd && next != '\n') {
+    while ((next = buffer.sbumpc()) != kEndOfFile && next != '\n') {
       if (line.size() == max_bytes) {
         throw UserError(fmt::format("{}: a line of more than {} MiB", place, max_bytes >> 20));
       }
@@ -81,8 +81,8 @@ bool read_line(std::istream& in, std::string& line, std::size_t max_bytes,
   } catch (const std::ios_base::failure&) {
     throw UserError(place + ": reading failed");
   }
-  if (next == kEnd) in.setstate(std::ios::eofbit);
-  return next != kEnd || !line.empty();
+  if (next == kEndOfFile) in.setstate(std::ios::eofbit);
+  return next != kEndOfFile || !line.empty();
 }
 
 }  // namespace graft::llm

@@ -24,7 +24,7 @@ std::string name_of(int layer, const char* what) {
   return fmt::format("layers.{}.{}", layer, what);
 }
 
-std::string text_in(const Metadata& metadata, const std::string& key) {
+std::string value_in(const Metadata& metadata, const std::string& key) {
   const auto found = metadata.find(key);
   return found == metadata.end() ? std::string() : found->second;
 }
@@ -38,22 +38,22 @@ void check_owner(const std::string& path, const Metadata& metadata, const Prompt
     throw UserError(
         fmt::format("--prompt-cache: {} {}; name another file, or delete this one", path, why));
   };
-  if (text_in(metadata, "model_fingerprint") != owner.model_fingerprint) {
-    refuse("model " + text_in(metadata, "model"), "model " + owner.model);
+  if (value_in(metadata, "model_fingerprint") != owner.model_fingerprint) {
+    refuse("model " + value_in(metadata, "model"), "model " + owner.model);
   }
-  if (text_in(metadata, "dtype") != owner.dtype) {
-    refuse("the model in " + text_in(metadata, "dtype"), owner.dtype);
+  if (value_in(metadata, "dtype") != owner.dtype) {
+    refuse("the model in " + value_in(metadata, "dtype"), owner.dtype);
   }
   const auto named = [](const std::string& adapter) {
     return adapter.empty() ? std::string("the model without an adapter") : "adapter " + adapter;
   };
-  if (text_in(metadata, "adapter_fingerprint") != owner.adapter_fingerprint) {
-    refuse(named(text_in(metadata, "adapter")), named(owner.adapter));
+  if (value_in(metadata, "adapter_fingerprint") != owner.adapter_fingerprint) {
+    refuse(named(value_in(metadata, "adapter")), named(owner.adapter));
   }
 }
 
 std::vector<int> tokens_in(const Metadata& metadata, const LlamaConfig& config) {
-  const json list = json::parse(text_in(metadata, "tokens"), nullptr, false);
+  const json list = json::parse(value_in(metadata, "tokens"), nullptr, false);
   std::vector<int> tokens;
   if (!list.is_array() || list.size() > static_cast<std::size_t>(config.context_length)) return {};
   for (const json& item : list) {
@@ -96,7 +96,7 @@ Sequence load_prompt_cache(const std::string& path, const Llama& model,
     throw UserError(
         fmt::format("--prompt-cache: {}: {}; name another file, or delete this one", path, what));
   };
-  if (text_in(metadata, "kind") != kKind) damaged("this is no prompt cache");
+  if (value_in(metadata, "kind") != kKind) damaged("this is no prompt cache");
   check_owner(path, metadata, owner);
 
   std::vector<int> tokens = tokens_in(metadata, config);

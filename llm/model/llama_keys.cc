@@ -14,9 +14,9 @@
 namespace graft::llm {
 namespace {
 
-constexpr std::string_view kPrefix = "llama.";
+constexpr std::string_view kLlamaPrefix = "llama.";
 
-constexpr std::array<std::string_view, 21> kKnown = {
+constexpr std::array<std::string_view, 21> kLlamaKeys = {
     // What read_llama_config uses or checks.
     "attention.causal",
     "attention.head_count",
@@ -49,9 +49,9 @@ constexpr std::array<std::string_view, 21> kKnown = {
 void check_llama_keys(const GgufFile& file) {
   std::string unknown;  // The first by name, so that the message is always the same.
   for (const auto& [key, value] : file.metadata()) {
-    if (!key.starts_with(kPrefix)) continue;
-    const std::string_view name = std::string_view(key).substr(kPrefix.size());
-    if (std::find(kKnown.begin(), kKnown.end(), name) != kKnown.end()) continue;
+    if (!key.starts_with(kLlamaPrefix)) continue;
+    const std::string_view name = std::string_view(key).substr(kLlamaPrefix.size());
+    if (std::find(kLlamaKeys.begin(), kLlamaKeys.end(), name) != kLlamaKeys.end()) continue;
     if (unknown.empty() || key < unknown) unknown = key;
   }
   if (unknown.empty()) return;

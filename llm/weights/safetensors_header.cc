@@ -21,7 +21,7 @@ using nlohmann::json;
 constexpr std::size_t kLengthBytes = 8;
 // The format allows 100 MB, which as JSON would take gigabytes; an adapter of a model with hundreds
 // of layers has less than 1 MB.
-constexpr std::uint64_t kMaxHeaderBytes = std::uint64_t{16} << 20;
+constexpr std::uint64_t kMaxJsonBytes = std::uint64_t{16} << 20;
 
 struct Extent {
   std::uint64_t begin;
@@ -38,7 +38,7 @@ std::uint64_t read_length(std::istream& in, std::uint64_t size, const std::strin
   for (std::size_t i = kLengthBytes; i-- > 0;) {
     length = length << 8 | static_cast<std::uint8_t>(bytes[i]);
   }
-  if (length > kMaxHeaderBytes || length > size - kLengthBytes) {
+  if (length > kMaxJsonBytes || length > size - kLengthBytes) {
     throw UserError(fmt::format("{}: the header claims {} bytes of a file of {}; is it cut off?",
                                 path, length, size));
   }

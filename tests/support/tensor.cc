@@ -45,15 +45,13 @@ std::int64_t Tensor::offset_of(std::int64_t index) const {
   return offset;
 }
 
-double Tensor::get(std::int64_t index) const {
-  const TensorView v = view();
+double Tensor::load(const TensorView& v, std::int64_t index) const {
   const std::int64_t offset = offset_of(index);
   if (dtype_ == DType::kInt32) return v.data_as<std::int32_t>()[offset];
   return load_element(v, offset);
 }
 
-void Tensor::set(std::int64_t index, double value) {
-  const TensorView v = view();
+void Tensor::store(const TensorView& v, std::int64_t index, double value) {
   const std::int64_t offset = offset_of(index);
   if (dtype_ == DType::kInt32) {
     v.mutable_data_as<std::int32_t>()[offset] = static_cast<std::int32_t>(value);
@@ -62,34 +60,42 @@ void Tensor::set(std::int64_t index, double value) {
   }
 }
 
+double Tensor::get(std::int64_t index) const { return load(view(), index); }
+
+void Tensor::set(std::int64_t index, double value) { store(view(), index, value); }
+
 Tensor& Tensor::fill_random(std::uint32_t seed, double scale) {
   std::mt19937 generator(seed);
   std::normal_distribution<double> normal(0, scale);
-  for (std::int64_t i = 0; i < size(); ++i) set(i, normal(generator));
+  const TensorView v = view();
+  for (std::int64_t i = 0; i < v.size(); ++i) store(v, i, normal(generator));
   return *this;
 }
 
 Tensor& Tensor::fill(double value) {
-  for (std::int64_t i = 0; i < size(); ++i) set(i, value);
+  const TensorView v = view();
+  for (std::int64_t i = 0; i < v.size(); ++i) store(v, i, value);
   return *this;
 }
 
 std::vector<double> Tensor::values() const {
-  std::vector<double> all(static_cast<std::size_t>(size()));
-  for (std::int64_t i = 0; i < size(); ++i) all[static_cast<std::size_t>(i)] = get(i);
+  const TensorView v = view();
+  std::vector<double> all(static_cast<std::size_t>(v.size()));
+  for (std::int64_t i = 0; i < v.size(); ++i) all[static_cast<std::size_t>(i)] = load(v, i);
   return all;
 }
 
 Tensor Tensor::as(DType dtype) const {
   Tensor copy(dtype, shape_);
-  for (std::int64_t i = 0; i < size(); ++i) copy.set(i, get(i));
+  const TensorView from = view(), to = copy.view();
+  for (std::int64_t i = 0; i < from.size(); ++i) copy.store(to, i, load(from, i));
   return copy;
 }
 
 testing::AssertionResult Tensor::guarded() const {
   const std::size_t width = size_of(dtype_);
   std::vector<bool> ours(memory_.size() / width);
-  for (std::int64_t i = 0; i < size(); ++i) {
+  for (std::int64_t i = 0, end = size(); i < end; ++i) {
     ours[static_cast<std::size_t>(offset_ + offset_of(i))] = true;
   }
   for (std::size_t i = 0; i < memory_.size(); ++i) {

@@ -47,6 +47,9 @@ class Tensor {
 
  private:
   std::int64_t offset_of(std::int64_t index) const;  // in elements
+  // One element, given the view of all: making a view takes longer than that.
+  double load(const TensorView& v, std::int64_t index) const;
+  void store(const TensorView& v, std::int64_t index, double value);
 
   DType dtype_ = DType::kFloat32;
   std::vector<std::int64_t> shape_, strides_;

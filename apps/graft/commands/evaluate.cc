@@ -162,12 +162,12 @@ void print_side_by_side(const std::vector<Result>& results) {
 }
 
 ordered_json to_json(const Exam& exam, const std::vector<Result>& results, int show) {
-  ordered_json json;
-  json["data"] = exam.path;
-  json["samples"] = exam.samples.samples.size();
-  json.update(what_is_missing(exam.samples));
+  ordered_json record;
+  record["data"] = exam.path;
+  record["samples"] = exam.samples.samples.size();
+  record.update(what_is_missing(exam.samples));
   for (const Result& result : results) {
-    ordered_json& one = json["results"][result.name];
+    ordered_json& one = record["results"][result.name];
     one["loss"] = result.loss.loss;
     one["perplexity"] = result.loss.perplexity();
     one["tokens"] = result.loss.targets;
@@ -181,7 +181,7 @@ ordered_json to_json(const Exam& exam, const std::vector<Result>& results, int s
                                 {"got", result.answers[i]}});
     }
   }
-  return json;
+  return record;
 }
 
 }  // namespace

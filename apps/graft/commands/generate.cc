@@ -137,17 +137,17 @@ void show(const std::string& piece) {
 }
 
 void print_json(const std::vector<Answer>& answers, const Cost& cost) {
-  ordered_json json;
-  json["prompt_tokens"] = cost.prompt_tokens;
-  json["cached_tokens"] = cost.cached_tokens;
-  json["prompt_seconds"] = cost.prompt_seconds;
-  json["tokens_per_second"] = cost.tokens_per_second();
-  json["samples"] = ordered_json::array();
+  ordered_json record;
+  record["prompt_tokens"] = cost.prompt_tokens;
+  record["cached_tokens"] = cost.cached_tokens;
+  record["prompt_seconds"] = cost.prompt_seconds;
+  record["tokens_per_second"] = cost.tokens_per_second();
+  record["samples"] = ordered_json::array();
   for (const Answer& answer : answers) {
-    json["samples"].push_back(
+    record["samples"].push_back(
         {{"text", answer.text}, {"tokens", answer.tokens}, {"finish_reason", answer.finish}});
   }
-  fmt::print("{}\n", json.dump(2));
+  fmt::print("{}\n", record.dump(2));
 }
 
 // On stderr: stdout is the model's words alone.

@@ -85,7 +85,7 @@ std::string zsh(const CommandInfo& program) {
   return "#compdef graft\nautoload -U +X bashcompinit && bashcompinit\n" + bash(program);
 }
 
-std::string quoted(std::string text) {
+std::string fish_quoted(std::string text) {
   for (std::size_t at = 0; (at = text.find('\'', at)) != std::string::npos; at += 2) {
     text.insert(at, "\\");
   }
@@ -109,20 +109,21 @@ std::string fish(const CommandInfo& program) {
           words.empty() ? here
                         : here + fmt::format("; and not __fish_seen_subcommand_from {}",
                                              fmt::join(inner_names, " "));
-      script += fmt::format("complete -c graft -f -n {} -a {} -d {}\n", quoted(without), inner.name,
-                            quoted(inner.text));
+      script += fmt::format("complete -c graft -f -n {} -a {} -d {}\n", fish_quoted(without),
+                            inner.name, fish_quoted(inner.text));
     }
     for (const FlagInfo& flag : command.flags) {
       if (flag.is_word() && flag.choices.empty()) continue;
       if (flag.is_word()) {
-        script += fmt::format("complete -c graft -f -n {} -a {}\n", quoted(here),
-                              quoted(fmt::format("{}", fmt::join(flag.choices, " "))));
+        script += fmt::format("complete -c graft -f -n {} -a {}\n", fish_quoted(here),
+                              fish_quoted(fmt::format("{}", fmt::join(flag.choices, " "))));
         continue;
       }
-      script += fmt::format("complete -c graft -n {} -l {} -d {}", quoted(here),
-                            flag.names.front().substr(2), quoted(flag.text));
+      script += fmt::format("complete -c graft -n {} -l {} -d {}", fish_quoted(here),
+                            flag.names.front().substr(2), fish_quoted(flag.text));
       if (!flag.choices.empty()) {
-        script += fmt::format(" -x -a {}", quoted(fmt::format("{}", fmt::join(flag.choices, " "))));
+        script +=
+            fmt::format(" -x -a {}", fish_quoted(fmt::format("{}", fmt::join(flag.choices, " "))));
       } else if (!flag.value.empty()) {
         script += flag.value == "N" ? " -x" : " -r";
       }
