@@ -7,7 +7,7 @@
 #include <memory>
 #include <string>
 
-#include "apps/graft/commands/finetune_command.h"
+#include "apps/graft/commands/finetune/command.h"
 #include "apps/graft/commands/info.h"
 #include "apps/graft/commands/model_flags.h"
 #include "apps/graft/commands/number_range.h"

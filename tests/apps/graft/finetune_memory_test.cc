@@ -1,5 +1,3 @@
-#include "apps/graft/commands/finetune_memory.h"
-
 #include <gtest/gtest.h>
 
 #include <cstdint>
@@ -7,6 +5,7 @@
 #include <cstring>
 #include <vector>
 
+#include "apps/graft/commands/finetune/memory.h"
 #include "graft/llm/process/memory.h"
 
 namespace graft::app {

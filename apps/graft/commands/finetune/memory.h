@@ -2,7 +2,7 @@
 
 #include <cstdint>
 
-#include "apps/graft/commands/finetune_flags.h"
+#include "apps/graft/commands/finetune/flags.h"
 #include "apps/graft/user_error.h"
 #include "graft/llm/data/dataset.h"
 #include "graft/llm/model/adapter_layout.h"

@@ -4,8 +4,8 @@
 #include <string>
 #include <vector>
 
-#include "apps/graft/commands/finetune_flags.h"
-#include "apps/graft/commands/run_record.h"
+#include "apps/graft/commands/finetune/flags.h"
+#include "apps/graft/commands/finetune/run_record.h"
 #include "apps/graft/user_error.h"
 #include "graft/llm/adapter/adapter_file.h"
 #include "graft/llm/data/batches.h"

@@ -1,4 +1,4 @@
-#include "apps/graft/commands/finetune_command.h"
+#include "apps/graft/commands/finetune/command.h"
 
 #include <CLI/CLI.hpp>
 #include <algorithm>
@@ -7,9 +7,9 @@
 #include <string>
 #include <vector>
 
-#include "apps/graft/commands/config_file.h"
-#include "apps/graft/commands/finetune.h"
-#include "apps/graft/commands/finetune_flags.h"
+#include "apps/graft/commands/finetune/config_file.h"
+#include "apps/graft/commands/finetune/flags.h"
+#include "apps/graft/commands/finetune/run.h"
 #include "apps/graft/commands/model_flags.h"
 #include "apps/graft/commands/number_range.h"
 #include "apps/graft/user_error.h"

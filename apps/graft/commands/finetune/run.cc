@@ -1,4 +1,4 @@
-#include "apps/graft/commands/finetune.h"
+#include "apps/graft/commands/finetune/run.h"
 
 #include <fmt/format.h>
 #include <fmt/ranges.h>
@@ -14,10 +14,10 @@
 #include <utility>
 #include <vector>
 
-#include "apps/graft/commands/finetune_memory.h"
-#include "apps/graft/commands/finetune_output.h"
-#include "apps/graft/commands/finetune_resume.h"
-#include "apps/graft/commands/run_folder.h"
+#include "apps/graft/commands/finetune/memory.h"
+#include "apps/graft/commands/finetune/output.h"
+#include "apps/graft/commands/finetune/resume.h"
+#include "apps/graft/commands/finetune/run_folder.h"
 #include "apps/graft/user_error.h"
 #include "graft/context.h"
 #include "graft/llm/adapter/adapter_file.h"
