@@ -10,12 +10,6 @@
 
 namespace graft::llm {
 
-/// A model as an adapter's entry names it.
-struct ModelIdentity {
-  std::string file;         ///< For messages.
-  std::string fingerprint;  ///< fingerprint_of_file of it.
-};
-
 /// A folder of adapters under names of their own: a folder each, with the two files of a PEFT
 /// adapter and graft.json, which says what model it was added for. One may be the default.
 class AdapterRegistry {
@@ -50,8 +44,8 @@ class AdapterRegistry {
   /// Copies an adapter in under a name, after checking every tensor against `config`. It is there
   /// whole or not at all. Gives what the adapter says of its model. Throws UserError; also if the
   /// name is taken, unless `replace`.
-  BaseModel add(const std::string& name, const std::string& source, const ModelIdentity& model,
-                const LlamaConfig& config, bool replace);
+  ModelIdentity add(const std::string& name, const std::string& source, const ModelIdentity& model,
+                    const LlamaConfig& config, bool replace);
 
   void remove(const std::string& name);
   void check_exists(const std::string& name) const;  ///< Throws UserError, saying what there is.

@@ -7,6 +7,7 @@
 
 #include "graft/llm/chat/chat_template.h"
 #include "graft/llm/generate/generator.h"
+#include "graft/llm/language_model.h"
 #include "graft/llm/tokenizer/tokenizer.h"
 
 namespace graft::llm {
@@ -19,9 +20,11 @@ namespace graft::llm {
 /// of the chat, as if the model had ended there.
 class Conversation {
  public:
-  /// All but `system`, the system message to use instead of the template's own, must outlive this.
-  Conversation(const Llama& model, const Tokenizer& tokenizer, const ChatTemplate& chat_template,
-               std::optional<std::string> system);
+  /// `model` must outlive this. `system` is the system message instead of the template's own, and
+  /// `written` what control tokens are that people write out. Throws UserError if the model has no
+  /// chat template that runs here.
+  explicit Conversation(const LanguageModel& model, std::optional<std::string> system = {},
+                        ControlTokens written = ControlTokens::kText);
 
   struct Reply {
     int read = 0;       ///< Tokens the model read for it.
@@ -51,7 +54,7 @@ class Conversation {
 
   const Llama& model_;
   const Tokenizer& tokenizer_;
-  const ChatTemplate& template_;
+  const ChatTemplate template_;
   std::optional<std::string> system_;
   std::vector<int> history_;  // Of which the sequence has read the beginning.
   Sequence sequence_;

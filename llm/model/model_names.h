@@ -6,6 +6,12 @@
 
 namespace graft::llm {
 
+/// Which model something is for.
+struct ModelIdentity {
+  std::string name;              ///< A path or a name, for people; empty if not known.
+  std::string fingerprint = {};  ///< fingerprint_of_file of its file; empty if not known.
+};
+
 /// Whether two names can be of one model. A name is a path, a Hugging Face id, or what a file calls
 /// its model: folders, letter case, punctuation, ".gguf" and the kind of quantization are left out,
 /// so that "HuggingFaceTB/SmolLM2-135M-Instruct" is "models/SmolLM2-135M-Instruct.Q4_1.gguf".

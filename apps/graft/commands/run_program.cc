@@ -2,6 +2,7 @@
 
 #include <fmt/format.h>
 
+#include <csignal>
 #include <cstdio>
 #include <exception>
 #include <iostream>
@@ -11,6 +12,7 @@
 #include "apps/graft/terminal/tell.h"
 #include "apps/graft/usage/help.h"
 #include "apps/graft/user_error.h"
+#include "graft/llm/process/allocator.h"
 #include "graft/llm/train/interrupt.h"
 #include "graft/version.h"
 
@@ -24,6 +26,8 @@ constexpr const char* kOutputLost =
 }  // namespace
 
 void set_up_program(CLI::App& program) {
+  std::signal(SIGXFSZ, SIG_IGN);
+  keep_freed_memory();
   program.set_version_flag("--version", graft::kVersion);
   program.set_help_flag("--help,-h", "Print this help and exit");
   program.formatter(help_formatter());

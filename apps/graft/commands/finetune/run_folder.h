@@ -43,7 +43,7 @@ class RunFolder {
   std::string what_is_kept(bool can_go_on) const;
 
  private:
-  BaseModel base() const { return {flags_.model.model, inputs_.model}; }
+  ModelIdentity base() const { return {flags_.model.model, inputs_.model}; }
   void publish(const std::vector<FileContents>& adapter) const;
 
   const FinetuneFlags& flags_;
