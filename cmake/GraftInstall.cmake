@@ -19,6 +19,17 @@ if(TARGET graft_mlx)
     DESTINATION ${package_dir})
   install(FILES cmake/GraftMlx.cmake DESTINATION ${package_dir})
 endif()
+if(TARGET graft_llm)
+  install(TARGETS graft_llm EXPORT graft-llm
+    ARCHIVE DESTINATION ${CMAKE_INSTALL_LIBDIR} LIBRARY DESTINATION ${CMAKE_INSTALL_LIBDIR}
+    INCLUDES DESTINATION ${CMAKE_INSTALL_INCLUDEDIR})
+  foreach(header ${GRAFT_LLM_HEADERS})
+    get_filename_component(folder ${header} DIRECTORY)
+    install(FILES llm/${header} DESTINATION ${CMAKE_INSTALL_INCLUDEDIR}/graft/llm/${folder})
+  endforeach()
+  install(EXPORT graft-llm NAMESPACE graft:: FILE graft-llm-targets.cmake
+    DESTINATION ${package_dir})
+endif()
 if(TARGET graft_cli)
   # MLX stays where it was found. (INSTALL_RPATH_USE_LINK_PATH leaves out folders of this tree.)
   set_target_properties(graft_cli PROPERTIES

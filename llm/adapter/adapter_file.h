@@ -4,12 +4,13 @@
 #include <string>
 #include <vector>
 
-#include "graft/llm/files/atomic_file.h"
 #include "graft/llm/model/adapter_layout.h"
 #include "graft/llm/model/llama_config.h"
 #include "graft/llm/model/model_names.h"
 
 namespace graft::llm {
+
+struct FileContents;
 
 /// The two files of an adapter's folder, as PEFT names them.
 inline constexpr const char* kAdapterWeightsFile = "adapter_model.safetensors";

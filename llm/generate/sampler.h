@@ -39,8 +39,9 @@ int argmax(std::span<const float> logits);
 /// Picks the next token from logits. The same seed gives the same tokens on every machine.
 class Sampler {
  public:
-  /// Throws UserError if an option is out of its range.
-  Sampler(const SamplerOptions& options, std::uint64_t seed);
+  /// Takes the most likely token unless the options say otherwise. Throws UserError if one is out
+  /// of its range.
+  explicit Sampler(const SamplerOptions& options = {}, std::uint64_t seed = 0);
 
   /// `history` is all that came before, for the penalty.
   int operator()(std::span<const float> logits, std::span<const int> history);

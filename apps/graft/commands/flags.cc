@@ -62,7 +62,9 @@ void add_registry_flag(CLI::App& command, std::string& registry) {
       ->type_name(kFolder);
 }
 
-Sampler SamplingFlags::sampler() const { return {options, seed ? *seed : std::random_device{}()}; }
+Sampler SamplingFlags::sampler() const {
+  return Sampler(options, seed ? *seed : std::random_device{}());
+}
 
 void add_sampling_flags(CLI::App& command, SamplingFlags& flags) {
   begin_group(command, "Sampling");
