@@ -3,6 +3,7 @@
 #include <mutex>
 #include <string>
 
+#include "graft/export.h"
 #include "graft/llm/model/llama.h"
 #include "graft/llm/model/model_names.h"
 #include "graft/llm/tokenizer/tokenizer.h"
@@ -15,7 +16,7 @@ namespace graft::llm {
 ///     LanguageModel model("SmolLM2-135M-Instruct.Q4_1.gguf", {.training = true});
 ///
 /// Const calls may come from several threads.
-struct LanguageModel {
+struct GRAFT_EXPORT LanguageModel {
   /// Reads the file at `path`: the weights are dequantized and packed for the kernels. Throws
   /// UserError if it is damaged, or of a model that does not run here.
   explicit LanguageModel(const std::string& path, const LlamaOptions& options = {});

@@ -5,6 +5,7 @@
 #include <string>
 #include <vector>
 
+#include "graft/export.h"
 #include "graft/llm/adapter/adapter_file.h"
 #include "graft/llm/model/llama_config.h"
 
@@ -12,7 +13,7 @@ namespace graft::llm {
 
 /// A folder of adapters under names of their own: a folder each, with the two files of a PEFT
 /// adapter and graft.json, which says what model it was added for. One may be the default.
-class AdapterRegistry {
+class GRAFT_EXPORT AdapterRegistry {
  public:
   struct Entry {
     std::string name;
@@ -65,6 +66,6 @@ class AdapterRegistry {
 
 /// The model that an adapter's configuration names, as it stands there; empty if it names none.
 /// Throws UserError if the folder has no readable configuration.
-std::string base_model_of(const std::string& adapter_folder);
+GRAFT_EXPORT std::string base_model_of(const std::string& adapter_folder);
 
 }  // namespace graft::llm

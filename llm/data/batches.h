@@ -4,6 +4,7 @@
 #include <cstdint>
 #include <vector>
 
+#include "graft/export.h"
 #include "graft/llm/data/dataset.h"
 
 namespace graft::llm {
@@ -43,7 +44,7 @@ struct BatchOptions {
 ///
 /// Which batch comes at which step depends on the samples and the options alone, and is the same on
 /// every platform.
-class Batches {
+class GRAFT_EXPORT Batches {
  public:
   /// Keeps a reference to `samples`. Throws UserError if there are none, one has fewer than two
   /// tokens, or an option is not positive.
@@ -71,6 +72,7 @@ class Batches {
 };
 
 /// A permutation of 0 ... size − 1, the same for the same arguments on every platform.
-std::vector<std::size_t> permutation(std::size_t size, std::uint64_t seed, std::uint64_t epoch);
+GRAFT_EXPORT std::vector<std::size_t> permutation(std::size_t size, std::uint64_t seed,
+                                                  std::uint64_t epoch);
 
 }  // namespace graft::llm

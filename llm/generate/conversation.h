@@ -5,6 +5,7 @@
 #include <string>
 #include <vector>
 
+#include "graft/export.h"
 #include "graft/llm/chat/chat_template.h"
 #include "graft/llm/generate/generator.h"
 #include "graft/llm/language_model.h"
@@ -18,7 +19,7 @@ namespace graft::llm {
 /// The tokens of a chat are those the model gave, not those its text would be cut into if it were
 /// read again. Where a reply ends early, by an interrupt or a limit, what there is of it stays part
 /// of the chat, as if the model had ended there.
-class Conversation {
+class GRAFT_EXPORT Conversation {
  public:
   /// `model` must outlive this. `system` is the system message instead of the template's own, and
   /// `written` what control tokens are that people write out. Throws UserError if the model has no

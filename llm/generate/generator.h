@@ -4,6 +4,7 @@
 #include <span>
 #include <vector>
 
+#include "graft/export.h"
 #include "graft/llm/generate/sampler.h"
 #include "graft/llm/generate/sequence.h"
 #include "graft/llm/model/llama.h"
@@ -37,13 +38,14 @@ struct GenerateOptions {
 /// there, passing each token on; `on_token` returning false ends it. All of the prompt but its last
 /// token is read as one, so that a text goes on in the same bits wherever its prompt came from:
 /// read now, read before, or from a file. Throws UserError if the prompt does not fit.
-Generated generate(Sequence& sequence, std::span<const int> prompt, const GenerateOptions& options,
-                   Sampler& sampler, const std::function<bool(int)>& on_token);
+GRAFT_EXPORT Generated generate(Sequence& sequence, std::span<const int> prompt,
+                                const GenerateOptions& options, Sampler& sampler,
+                                const std::function<bool(int)>& on_token);
 
 /// The most likely continuation of each prompt, up to a stop token or `max_tokens`, decoded
 /// together: prompts are padded on the left, and finished rows leave the batch.
-std::vector<std::vector<int>> generate_greedy(const Llama& model, const ModelAdapter* adapter,
-                                              const std::vector<std::vector<int>>& prompts,
-                                              int max_tokens, const StopTest& stops);
+GRAFT_EXPORT std::vector<std::vector<int>> generate_greedy(
+    const Llama& model, const ModelAdapter* adapter, const std::vector<std::vector<int>>& prompts,
+    int max_tokens, const StopTest& stops);
 
 }  // namespace graft::llm

@@ -5,6 +5,8 @@
 #include <span>
 #include <vector>
 
+#include "graft/export.h"
+
 namespace graft::llm {
 
 /// How the next token is picked. The steps come in the order of the fields, each on what the one
@@ -28,16 +30,18 @@ struct Candidate {
 };
 
 /// Makes the tokens in `recent` less likely, each once however often it is there.
-void penalize_repetition(std::span<float> logits, std::span<const int> recent, double penalty);
+GRAFT_EXPORT void penalize_repetition(std::span<float> logits, std::span<const int> recent,
+                                      double penalty);
 
 /// The tokens that temperature (above 0), top-k, top-p and min-p leave. At least one.
-std::vector<Candidate> candidates(std::span<const float> logits, const SamplerOptions& options);
+GRAFT_EXPORT std::vector<Candidate> candidates(std::span<const float> logits,
+                                               const SamplerOptions& options);
 
 /// The index of the largest logit, the first of several.
-int argmax(std::span<const float> logits);
+GRAFT_EXPORT int argmax(std::span<const float> logits);
 
 /// Picks the next token from logits. The same seed gives the same tokens on every machine.
-class Sampler {
+class GRAFT_EXPORT Sampler {
  public:
   /// Takes the most likely token unless the options say otherwise. Throws UserError if one is out
   /// of its range.

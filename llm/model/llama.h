@@ -6,6 +6,7 @@
 #include <optional>
 #include <vector>
 
+#include "graft/export.h"
 #include "graft/llm/model/adapter_layout.h"
 #include "graft/llm/model/kv_cache.h"
 #include "graft/llm/model/llama_config.h"
@@ -42,7 +43,7 @@ struct LlamaOptions {
 ///
 /// A model may hold an adapter for whoever runs it, next to its weights and never in them, so that
 /// another one takes its place at no cost. Forward passes still take theirs as an argument.
-class Llama {
+class GRAFT_EXPORT Llama {
  public:
   Llama(const LlamaWeights& weights, const LlamaOptions& options);
 

@@ -4,6 +4,7 @@
 #include <functional>
 #include <span>
 
+#include "graft/export.h"
 #include "graft/llm/train/trainer.h"
 
 namespace graft::llm {
@@ -66,11 +67,11 @@ struct LoopObserver {
 /// after the last, and when stopped; with `early_stop`, also after each validation that is the best
 /// so far. `state` is a new run's, or that of the last save: then the observer hears what it would
 /// have heard from there on.
-RunEnd run_training(Trainer& trainer, const std::function<Batch()>& next_batch,
-                    std::span<const Batch> valid, const LoopOptions& options,
-                    const LoopObserver& observer, LoopState& state);
+GRAFT_EXPORT RunEnd run_training(Trainer& trainer, const std::function<Batch()>& next_batch,
+                                 std::span<const Batch> valid, const LoopOptions& options,
+                                 const LoopObserver& observer, LoopState& state);
 
 /// Whether a run that has got to `state` ends there, before its last iteration.
-bool stops_early(const LoopState& state, const LoopOptions& options);
+GRAFT_EXPORT bool stops_early(const LoopState& state, const LoopOptions& options);
 
 }  // namespace graft::llm

@@ -7,6 +7,7 @@
 #include <string>
 #include <vector>
 
+#include "graft/export.h"
 #include "graft/llm/data/batches.h"
 #include "graft/llm/model/adapter_layout.h"
 #include "graft/llm/model/llama.h"
@@ -56,13 +57,13 @@ struct TrainerState {
 };
 
 /// A loss, a gradient or a parameter is no longer a number.
-class NotFinite : public UserError {
+class GRAFT_EXPORT NotFinite : public UserError {
  public:
   NotFinite(int iteration, const std::string& what);
 };
 
 /// Trains one adapter: the parameters, their optimizer and the count of iterations.
-class Trainer {
+class GRAFT_EXPORT Trainer {
  public:
   /// `model` and `layout` must outlive the trainer.
   Trainer(const Llama& model, const AdapterLayout& layout, const std::vector<LoraPair>& initial,

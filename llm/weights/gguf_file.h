@@ -9,6 +9,7 @@
 #include <variant>
 #include <vector>
 
+#include "graft/export.h"
 #include "graft/llm/weights/ggml_type.h"
 
 namespace graft::llm {
@@ -37,7 +38,7 @@ struct GgufTensor {
 /// each lying wholly inside the file. No count, length, offset or type in the file is trusted.
 ///
 /// Every error is a UserError of one line that opens with the file's name.
-class GgufFile {
+class GRAFT_EXPORT GgufFile {
  public:
   /// Reads and checks the header of the file at `path`. Tensor data is not read.
   static GgufFile open(const std::string& path);

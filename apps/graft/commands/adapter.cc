@@ -24,7 +24,6 @@
 #include "graft/llm/files/json_text.h"
 #include "graft/llm/model/llama_config.h"
 #include "graft/llm/model/llama_tensors.h"
-#include "graft/llm/train/interrupt.h"
 #include "graft/llm/weights/gguf_file.h"
 
 namespace graft::app {

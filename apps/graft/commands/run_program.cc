@@ -9,11 +9,11 @@
 #include <new>
 #include <utility>
 
+#include "apps/graft/terminal/interrupt.h"
 #include "apps/graft/terminal/tell.h"
 #include "apps/graft/usage/help.h"
 #include "apps/graft/user_error.h"
 #include "graft/llm/process/allocator.h"
-#include "graft/llm/train/interrupt.h"
 #include "graft/version.h"
 
 namespace graft::app {
@@ -26,7 +26,7 @@ constexpr const char* kOutputLost =
 }  // namespace
 
 void set_up_program(CLI::App& program) {
-  std::signal(SIGXFSZ, SIG_IGN);
+  std::signal(SIGXFSZ, SIG_IGN);  // a write past the limit is then an error that says so
   keep_freed_memory();
   program.set_version_flag("--version", graft::kVersion);
   program.set_help_flag("--help,-h", "Print this help and exit");
