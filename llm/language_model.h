@@ -23,9 +23,9 @@ struct GRAFT_EXPORT LanguageModel {
   /// The same for a file whose header was looked at before.
   explicit LanguageModel(GgufFile opened, const LlamaOptions& options = {});
 
-  const GgufFile file;
-  const Tokenizer tokenizer;
-  Llama llama;
+  const GgufFile file;        ///< The header: what the file says of itself.
+  const Tokenizer tokenizer;  ///< Text to tokens and back.
+  Llama llama;                ///< The decoder, and the adapter that it holds, if any.
 
   /// Has `llama` hold the adapter in a folder, one of this library's or PEFT's, in place of the one
   /// before. Gives a line for people if it seems to be of another model of the same sizes, and else

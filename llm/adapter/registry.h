@@ -15,6 +15,7 @@ namespace graft::llm {
 /// adapter and graft.json, which says what model it was added for. One may be the default.
 class GRAFT_EXPORT AdapterRegistry {
  public:
+  /// An adapter as its files describe it.
   struct Entry {
     std::string name;
     std::string folder;

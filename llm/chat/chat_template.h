@@ -14,9 +14,10 @@
 
 namespace graft::llm {
 
+/// One turn of a chat.
 struct Message {
-  std::string role;  ///< One that ChatTemplate::check_role takes.
-  std::string content;
+  std::string role;     ///< One that ChatTemplate::check_role takes.
+  std::string content;  ///< UTF-8.
 };
 
 /// Tokens of a chat, and which of them a model is trained to give when the prompt is masked.

@@ -31,10 +31,11 @@ struct Batch {
   std::int64_t num_inputs = 0;        ///< Positions that are not padding.
 };
 
+/// How batches are made.
 struct BatchOptions {
-  std::int64_t batch_size = 4;
-  std::uint64_t seed = 0;
-  std::int32_t pad_token = 0;
+  std::int64_t batch_size = 4;    ///< Samples, at most.
+  std::uint64_t seed = 0;         ///< Of the order of batches.
+  std::int32_t pad_token = 0;     ///< What rows are filled up with, as Tokenizer::pad.
   std::int64_t pad_multiple = 8;  ///< Rows are padded to the longest of the batch, rounded up.
 };
 
@@ -50,6 +51,7 @@ class GRAFT_EXPORT Batches {
   /// tokens, or an option is not positive.
   Batches(const std::vector<Sample>& samples, const BatchOptions& options);
 
+  /// Batches until every sample was in one.
   std::int64_t per_epoch() const { return static_cast<std::int64_t>(groups_.size()); }
 
   /// The batch of step 0, 1, 2, ...; steps may be asked for in any order.

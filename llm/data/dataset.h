@@ -19,6 +19,7 @@ struct Sample {
   std::vector<bool> is_target;
 };
 
+/// How data is read.
 struct DataOptions {
   /// Longer text is cut off at the end, longer chats after the last answer that fits; one whose
   /// first answer does not fit is an error. At least 2.
@@ -48,8 +49,8 @@ struct GRAFT_EXPORT Dataset {
   std::int64_t longest = 0;  ///< Tokens of the longest sample before that.
   bool has_answers = false;  ///< Chats, with prompts that can be masked: not plain text.
 
-  std::int64_t num_targets() const;
-  std::int64_t num_left_out() const;
+  std::int64_t num_targets() const;   ///< Tokens that the loss counts, of all samples.
+  std::int64_t num_left_out() const;  ///< Samples, for whatever reason.
 };
 
 /// "empty text", "no answer".

@@ -20,6 +20,7 @@ inline constexpr std::int64_t kTokensAtATime = 8192;
 GRAFT_EXPORT mx::array loss_sum(const Llama& model, const ModelAdapter* adapter, const Batch& batch,
                                 Activations activations = Activations::kKept);
 
+/// A model's cross-entropy on data, in nats.
 struct GRAFT_EXPORT MeanLoss {
   double loss = 0.0;         ///< A token, over all that count.
   std::int64_t targets = 0;  ///< How many counted.

@@ -27,10 +27,11 @@ class GRAFT_EXPORT Conversation {
   explicit Conversation(const LanguageModel& model, std::optional<std::string> system = {},
                         ControlTokens written = ControlTokens::kText);
 
+  /// What a reply was. Its text is what `on_text` got.
   struct Reply {
-    int read = 0;       ///< Tokens the model read for it.
-    int generated = 0;  ///< Tokens of the reply.
-    Finish finish = Finish::kEndToken;
+    int read = 0;                       ///< Tokens the model read for it.
+    int generated = 0;                  ///< Tokens of the reply.
+    Finish finish = Finish::kEndToken;  ///< Why it ended.
   };
 
   /// The user's turn, and the reply as it comes. `interrupted` is asked between tokens. A turn

@@ -23,14 +23,16 @@ enum class Finish {
   kInterrupted,  ///< Before the first token.
 };
 
+/// A text that was generated.
 struct Generated {
-  std::vector<int> tokens;
-  Finish finish = Finish::kMaxTokens;
+  std::vector<int> tokens;             ///< Without the one that ended it.
+  Finish finish = Finish::kMaxTokens;  ///< Why it ended.
 };
 
+/// When a text ends.
 struct GenerateOptions {
-  int max_tokens = 100;
-  StopTest stops;
+  int max_tokens = 100;                    ///< At most so many.
+  StopTest stops;                          ///< As Tokenizer::ends_generation; must be there.
   std::function<bool()> interrupted = {};  ///< Asked while the prompt is read; may be missing.
 };
 

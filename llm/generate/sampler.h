@@ -24,8 +24,9 @@ struct SamplerOptions {
   double min_p = 0.0;  ///< Keep tokens at least this likely, relative to the likeliest.
 };
 
+/// A token that may come next.
 struct Candidate {
-  int token;
+  int token;      ///< Its id.
   double chance;  ///< Not normalized: the likeliest token has 1.
 };
 

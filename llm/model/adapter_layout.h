@@ -30,8 +30,8 @@ GRAFT_EXPORT std::vector<int> last_layers(const LlamaConfig& config, int count);
 
 /// A low-rank pair: A (in_features, rank) and B (rank, out_features), float32.
 struct LoraPair {
-  mx::array a;
-  mx::array b;
+  mx::array a;  ///< (in_features, rank)
+  mx::array b;  ///< (rank, out_features)
 };
 
 /// The adapted matrices of a model in the order in which a forward pass meets them. That order is

@@ -33,6 +33,7 @@ enum class Activations {
   kRecomputed,  ///< Of each layer only its input: the rest is computed again when it is needed.
 };
 
+/// How a model is kept in memory.
 struct LlamaOptions {
   mx::Dtype dtype = mx::float32;  ///< How base weights are packed: float32 or bfloat16.
   bool training = false;          ///< Pack for gradients too.

@@ -9,12 +9,13 @@
 
 namespace graft::llm {
 
+/// How long a run is, and what happens on its way.
 struct LoopOptions {
-  int iters = 1000;
-  int steps_per_report = 10;
-  int steps_per_eval = 200;
-  int save_every = 100;  ///< 0 saves at the end only.
-  int early_stop = 0;    ///< End after so many validations without a better loss; 0 is never.
+  int iters = 1000;           ///< Iterations, those done before included.
+  int steps_per_report = 10;  ///< Iterations a report.
+  int steps_per_eval = 200;   ///< Iterations a validation.
+  int save_every = 100;       ///< Iterations a save; 0 saves at the end only.
+  int early_stop = 0;         ///< End after so many validations without a better loss; 0 is never.
 };
 
 /// What happened since the last report.
@@ -50,6 +51,7 @@ struct LoopState {
   BestValidation best;
 };
 
+/// How a run ended: it did all iterations, validation got no better, or `stop` said so.
 enum class RunEnd { kFinished, kStoppedEarly, kInterrupted };
 
 /// Called as training goes along, all on the training thread; any may be empty.

@@ -26,6 +26,7 @@ using GgufValue = std::variant<std::uint8_t, std::int8_t, std::uint16_t, std::in
                                std::uint32_t, std::int32_t, std::uint64_t, std::int64_t, float,
                                double, bool, std::string, GgufArray>;
 
+/// A tensor as the header describes it.
 struct GgufTensor {
   std::string name;
   GgmlType type;
