@@ -11,6 +11,10 @@ install(EXPORT graft-core NAMESPACE graft:: FILE graft-core-targets.cmake
   DESTINATION ${package_dir})
 
 if(TARGET graft_mlx)
+  # Shared libraries find each other beside them, and MLX where it was found: it stays there.
+  # (INSTALL_RPATH_USE_LINK_PATH leaves out folders of this tree.)
+  set_target_properties(graft_mlx graft_llm PROPERTIES
+    INSTALL_RPATH "$<IF:$<PLATFORM_ID:Darwin>,@loader_path,$ORIGIN>;$<TARGET_FILE_DIR:mlx>")
   install(TARGETS graft_mlx EXPORT graft-mlx
     ARCHIVE DESTINATION ${CMAKE_INSTALL_LIBDIR} LIBRARY DESTINATION ${CMAKE_INSTALL_LIBDIR}
     PUBLIC_HEADER DESTINATION ${CMAKE_INSTALL_INCLUDEDIR}/graft/mlx
@@ -19,8 +23,18 @@ if(TARGET graft_mlx)
     DESTINATION ${package_dir})
   install(FILES cmake/GraftMlx.cmake DESTINATION ${package_dir})
 endif()
+if(TARGET graft_llm)
+  install(TARGETS graft_llm EXPORT graft-llm
+    ARCHIVE DESTINATION ${CMAKE_INSTALL_LIBDIR} LIBRARY DESTINATION ${CMAKE_INSTALL_LIBDIR}
+    INCLUDES DESTINATION ${CMAKE_INSTALL_INCLUDEDIR})
+  foreach(header ${GRAFT_LLM_HEADERS})
+    get_filename_component(folder ${header} DIRECTORY)
+    install(FILES llm/${header} DESTINATION ${CMAKE_INSTALL_INCLUDEDIR}/graft/llm/${folder})
+  endforeach()
+  install(EXPORT graft-llm NAMESPACE graft:: FILE graft-llm-targets.cmake
+    DESTINATION ${package_dir})
+endif()
 if(TARGET graft_cli)
-  # MLX stays where it was found. (INSTALL_RPATH_USE_LINK_PATH leaves out folders of this tree.)
   set_target_properties(graft_cli PROPERTIES
     INSTALL_RPATH "${CMAKE_INSTALL_FULL_LIBDIR};$<TARGET_FILE_DIR:mlx>")
   install(TARGETS graft_cli RUNTIME DESTINATION ${CMAKE_INSTALL_BINDIR})

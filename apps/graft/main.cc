@@ -1,12 +1,21 @@
-#include <csignal>
+#include <CLI/CLI.hpp>
 
-#include "apps/graft/commands/command_line.h"
-#include "apps/graft/user_error.h"
-#include "graft/llm/process/allocator.h"
+#include "apps/graft/commands/commands.h"
+#include "apps/graft/commands/run_program.h"
 
 int main(int argc, char** argv) {
-  // A write past the limit on file sizes is then an error that says so, and not the end.
-  std::signal(SIGXFSZ, SIG_IGN);
-  graft::app::keep_freed_memory();
-  return graft::app::run_command_line(argc, argv);
+  namespace app = graft::app;
+  CLI::App program("Fine-tunes language models with LoRA, and runs them.", "graft");
+  app::set_up_program(program);
+  app::add_finetune(program, argv[0]);
+  app::add_generate(program);
+  app::add_chat(program);
+  app::add_evaluate(program);
+  app::add_adapter(program);
+  app::add_info(program);
+  app::add_completions(program);
+  app::add_man(program);
+  return app::run_program(
+      program, argc, argv,
+      "out of memory; try --grad-checkpoint, a smaller --batch-size or --dtype bf16");
 }

@@ -1,15 +1,13 @@
 #include <CLI/CLI.hpp>
-#include <csignal>
 #include <cstdint>
 #include <memory>
 
-#include "apps/graft/commands/model_flags.h"
+#include "apps/graft/commands/flags.h"
 #include "apps/graft/commands/number_range.h"
 #include "apps/graft/commands/run_program.h"
 #include "benchmarks/graft_bench/lora_command.h"
 #include "benchmarks/graft_bench/plan_command.h"
 #include "benchmarks/graft_bench/rows_command.h"
-#include "graft/llm/process/allocator.h"
 
 namespace graft::bench {
 namespace {
@@ -108,9 +106,6 @@ void add_rows(CLI::App& program) {
 }  // namespace graft::bench
 
 int main(int argc, char** argv) {
-  // As graft itself runs: SIGXFSZ becomes an error that says so, and freed memory is kept.
-  std::signal(SIGXFSZ, SIG_IGN);
-  graft::app::keep_freed_memory();
   CLI::App program("Measures how fast Graft is on this machine.", "graft-bench");
   graft::app::set_up_program(program);
   graft::bench::add_lora(program);

@@ -3,6 +3,7 @@
 #include <mlx/mlx.h>
 
 #include "graft/attention.h"
+#include "graft/export.h"
 
 namespace graft::mlx {
 
@@ -15,7 +16,7 @@ namespace mx = ::mlx::core;
 /// (B, T_q, heads, d). The options, `rotary.position` among them, are constants of the graph. Fused
 /// for float32 and bfloat16 where `graft::supports` says so, otherwise composed from MLX ops.
 /// Throws std::invalid_argument if shapes do not fit, or scale is not above 0.
-mx::array attention(const mx::array& q, const mx::array& k, const mx::array& v,
-                    const AttentionOptions& options = {}, mx::StreamOrDevice s = {});
+GRAFT_EXPORT mx::array attention(const mx::array& q, const mx::array& k, const mx::array& v,
+                                 const AttentionOptions& options = {}, mx::StreamOrDevice s = {});
 
 }  // namespace graft::mlx

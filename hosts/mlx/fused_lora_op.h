@@ -2,13 +2,15 @@
 
 #include <mlx/mlx.h>
 
+#include "graft/export.h"
+
 namespace graft::mlx {
 
 namespace mx = ::mlx::core;
 
 /// One adapter's contribution as a callable, made once and applied often:
 /// op(x) = scaling·(x·A)·B. See lora_forward_fused.
-class FusedLoRAOp {
+class GRAFT_EXPORT FusedLoRAOp {
  public:
   /// A (in_features, rank), B (rank, out_features). Throws std::invalid_argument.
   FusedLoRAOp(mx::array a, mx::array b, float scaling);

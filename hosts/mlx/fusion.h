@@ -4,6 +4,7 @@
 #include <string>
 #include <vector>
 
+#include "graft/export.h"
 #include "graft/supports.h"
 
 namespace graft::mlx {
@@ -16,7 +17,7 @@ enum class Pass : std::uint8_t {
 };
 
 /// "forward", "backward" or "tangent".
-const char* name_of(Pass pass);
+GRAFT_EXPORT const char* name_of(Pass pass);
 
 /// How often one operation of one module ran, one way and for one reason.
 struct FusionRecord {
@@ -30,24 +31,24 @@ struct FusionRecord {
 
 /// What has been evaluated since the start or the last reset, by any thread; records with no runs
 /// are left out. Sorted by op, module, pass.
-std::vector<FusionRecord> fusion_report();
+GRAFT_EXPORT std::vector<FusionRecord> fusion_report();
 
 /// Sets every count to zero.
-void reset_fusion_report();
+GRAFT_EXPORT void reset_fusion_report();
 
 /// Whether operations on a GPU's stream have Metal kernels to run; and if not, why.
-Support metal_available();
+GRAFT_EXPORT Support metal_available();
 
 /// Whether operations use the fused kernels where they can. At first true, unless the environment
 /// says GRAFT_FUSED=0.
-bool fused_enabled();
+GRAFT_EXPORT bool fused_enabled();
 
 /// Turns fusion on or off for graphs built from now on, in all threads.
-void set_fused_enabled(bool enabled);
+GRAFT_EXPORT void set_fused_enabled(bool enabled);
 
 /// While it lives, operations called on this thread are recorded under `name`, for example
 /// "model.layers.0.self_attn.q_proj"; their backward passes too. Scopes nest; the innermost counts.
-class ModuleScope {
+class GRAFT_EXPORT ModuleScope {
  public:
   explicit ModuleScope(std::string name);  ///< Enters the scope.
   ~ModuleScope();                          ///< Leaves it.

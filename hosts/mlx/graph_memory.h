@@ -5,6 +5,8 @@
 #include <cstdint>
 #include <vector>
 
+#include "graft/export.h"
+
 namespace graft::mlx {
 
 /// What evaluating a lazy graph on the CPU takes, in bytes.
@@ -22,6 +24,7 @@ struct GraphMemory {
 ///
 /// Where MLX evaluates independent parts of a graph in another order, or reuses an operand's
 /// memory for a result, it takes another amount.
-GraphMemory graph_memory(const std::vector<::mlx::core::array>& outputs, int ahead = 0);
+GRAFT_EXPORT GraphMemory graph_memory(const std::vector<::mlx::core::array>& outputs,
+                                      int ahead = 0);
 
 }  // namespace graft::mlx

@@ -4,6 +4,8 @@
 
 #include <optional>
 
+#include "graft/export.h"
+
 namespace graft::mlx {
 
 namespace mx = ::mlx::core;
@@ -14,8 +16,8 @@ namespace mx = ::mlx::core;
 /// Fused on Metal and on the CPU; composed from MLX ops where there is no kernel, as for float16 on
 /// the CPU. Throws std::invalid_argument if shapes do not fit, an array is not floating-point, or
 /// eps is negative.
-mx::array layer_norm(const mx::array& x, const std::optional<mx::array>& weight,
-                     const std::optional<mx::array>& bias, float eps = 1e-5f,
-                     mx::StreamOrDevice s = {});
+GRAFT_EXPORT mx::array layer_norm(const mx::array& x, const std::optional<mx::array>& weight,
+                                  const std::optional<mx::array>& bias, float eps = 1e-5f,
+                                  mx::StreamOrDevice s = {});
 
 }  // namespace graft::mlx

@@ -4,6 +4,7 @@
 
 #include <optional>
 
+#include "graft/export.h"
 #include "graft/mlx/weight.h"
 
 namespace graft::mlx {
@@ -12,12 +13,14 @@ namespace graft::mlx {
 ///
 /// Fused where `graft::supports` says so, otherwise composed from MLX ops; `fusion_report` tells.
 /// Throws std::invalid_argument if shapes do not fit.
-mx::array linear(const mx::array& x, const Weight& w,
-                 const std::optional<mx::array>& bias = std::nullopt, mx::StreamOrDevice s = {});
+GRAFT_EXPORT mx::array linear(const mx::array& x, const Weight& w,
+                              const std::optional<mx::array>& bias = std::nullopt,
+                              mx::StreamOrDevice s = {});
 
 /// The same with a plain weight (out_features, in_features), packed anew each time. Its gradient is
 /// composed from MLX ops.
-mx::array linear(const mx::array& x, const mx::array& w,
-                 const std::optional<mx::array>& bias = std::nullopt, mx::StreamOrDevice s = {});
+GRAFT_EXPORT mx::array linear(const mx::array& x, const mx::array& w,
+                              const std::optional<mx::array>& bias = std::nullopt,
+                              mx::StreamOrDevice s = {});
 
 }  // namespace graft::mlx

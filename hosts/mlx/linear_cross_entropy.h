@@ -2,6 +2,7 @@
 
 #include <mlx/mlx.h>
 
+#include "graft/export.h"
 #include "graft/mlx/linear.h"
 
 namespace graft::mlx {
@@ -14,11 +15,13 @@ namespace graft::mlx {
 /// of targets. When a gradient in x is asked for, it is computed in the same pass as the losses;
 /// otherwise it costs nothing. A target outside the vocabulary is an error when the result is
 /// evaluated. Throws std::invalid_argument if shapes do not fit.
-mx::array linear_cross_entropy(const mx::array& x, const Weight& w, const mx::array& targets,
-                               int ignore_index = -100, mx::StreamOrDevice s = {});
+GRAFT_EXPORT mx::array linear_cross_entropy(const mx::array& x, const Weight& w,
+                                            const mx::array& targets, int ignore_index = -100,
+                                            mx::StreamOrDevice s = {});
 
 /// The same with a plain weight, packed anew each time. Its gradient is composed from MLX ops.
-mx::array linear_cross_entropy(const mx::array& x, const mx::array& w, const mx::array& targets,
-                               int ignore_index = -100, mx::StreamOrDevice s = {});
+GRAFT_EXPORT mx::array linear_cross_entropy(const mx::array& x, const mx::array& w,
+                                            const mx::array& targets, int ignore_index = -100,
+                                            mx::StreamOrDevice s = {});
 
 }  // namespace graft::mlx

@@ -6,6 +6,7 @@
 #include <optional>
 #include <string>
 
+#include "graft/export.h"
 #include "graft/mlx/linear.h"
 #include "graft/mlx/lora.h"
 
@@ -31,7 +32,7 @@ struct LoRAOptions {
 /// A layer is an ordinary value to its owner: calls that change it (train, merge, set_*, and
 /// forward with dropout, which moves the dropout counter on) need the caller's own locking;
 /// everything const may be called from any thread.
-class LoRALayer {
+class GRAFT_EXPORT LoRALayer {
  public:
   /// Packs `weight` (out_features, in_features). Throws std::invalid_argument.
   explicit LoRALayer(const mx::array& weight, std::optional<mx::array> bias = std::nullopt,

@@ -6,6 +6,7 @@
 #include <string>
 #include <vector>
 
+#include "graft/export.h"
 #include "graft/mlx/fusion.h"
 #include "graft/mlx/lora.h"
 
@@ -29,7 +30,8 @@ struct LoraSibling {
 /// the gradient in x in one pass; else they run one by one, each as its own call would.
 /// Differentiable in x, a and b, any number of times. Throws std::invalid_argument if shapes do not
 /// fit.
-std::vector<mx::array> lora_siblings(const mx::array& x, const std::vector<LoraSibling>& layers,
-                                     mx::StreamOrDevice s = {});
+GRAFT_EXPORT std::vector<mx::array> lora_siblings(const mx::array& x,
+                                                  const std::vector<LoraSibling>& layers,
+                                                  mx::StreamOrDevice s = {});
 
 }  // namespace graft::mlx

@@ -2,6 +2,8 @@
 
 #include <mlx/mlx.h>
 
+#include "graft/export.h"
+
 namespace graft::mlx {
 
 namespace mx = ::mlx::core;
@@ -13,6 +15,6 @@ namespace mx = ::mlx::core;
 /// Fused on Metal and on the CPU; composed from MLX ops, in float32, where there is no kernel, as
 /// for float16 on the CPU. Throws std::invalid_argument if x is a scalar or not floating-point, or
 /// scale is not positive.
-mx::array softmax(const mx::array& x, float scale = 1.0f, mx::StreamOrDevice s = {});
+GRAFT_EXPORT mx::array softmax(const mx::array& x, float scale = 1.0f, mx::StreamOrDevice s = {});
 
 }  // namespace graft::mlx

@@ -2,6 +2,8 @@
 
 #include <mlx/mlx.h>
 
+#include "graft/export.h"
+
 namespace graft::mlx {
 
 namespace mx = ::mlx::core;
@@ -10,6 +12,7 @@ namespace mx = ::mlx::core;
 ///
 /// Fused for float32 and bfloat16 where `graft::supports` says so, otherwise composed from MLX ops.
 /// Throws std::invalid_argument if shapes or dtypes differ.
-mx::array swiglu(const mx::array& gate, const mx::array& up, mx::StreamOrDevice s = {});
+GRAFT_EXPORT mx::array swiglu(const mx::array& gate, const mx::array& up,
+                              mx::StreamOrDevice s = {});
 
 }  // namespace graft::mlx

@@ -2,6 +2,7 @@
 
 #include <mlx/mlx.h>
 
+#include "graft/export.h"
 #include "graft/weight.h"
 
 namespace graft::mlx {
@@ -16,14 +17,15 @@ namespace mx = ::mlx::core;
 /// weights that no gradient passes through. Metal kernels read it as it lies: the weight owns an
 /// array, row-major and of `dtype`, serves both directions, and is a plain weight elsewhere. One
 /// that was packed for the CPU is not used by Metal's kernels.
-Weight pack(const mx::array& w, mx::Dtype dtype = mx::float32, bool backward = true,
-            mx::StreamOrDevice s = {});
+GRAFT_EXPORT Weight pack(const mx::array& w, mx::Dtype dtype = mx::float32, bool backward = true,
+                         mx::StreamOrDevice s = {});
 
 /// Bytes that `pack` would hold of an (out_features, in_features) weight.
-std::size_t packed_nbytes(int out_features, int in_features, mx::Dtype dtype = mx::float32,
-                          bool backward = true, mx::StreamOrDevice s = {});
+GRAFT_EXPORT std::size_t packed_nbytes(int out_features, int in_features,
+                                       mx::Dtype dtype = mx::float32, bool backward = true,
+                                       mx::StreamOrDevice s = {});
 
 /// The array that `w` was made from, rounded to its dtype; for the CPU evaluated lazily, each time.
-mx::array unpack(const Weight& w, mx::StreamOrDevice s = {});
+GRAFT_EXPORT mx::array unpack(const Weight& w, mx::StreamOrDevice s = {});
 
 }  // namespace graft::mlx

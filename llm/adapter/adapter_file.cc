@@ -119,7 +119,8 @@ void load_weights(const std::string& file, const char* description, SavedAdapter
 }  // namespace
 
 std::vector<FileContents> adapter_files(const AdapterLayout& layout,
-                                        const std::vector<LoraPair>& pairs, const BaseModel& base) {
+                                        const std::vector<LoraPair>& pairs,
+                                        const ModelIdentity& base) {
   std::vector<std::pair<std::string, mx::array>> tensors;
   for (std::size_t i = 0; i < pairs.size(); ++i) {
     const AdaptedModule& module = layout.modules()[i];
@@ -133,7 +134,7 @@ std::vector<FileContents> adapter_files(const AdapterLayout& layout,
 }
 
 void save_adapter(const std::string& folder, const AdapterLayout& layout,
-                  const std::vector<LoraPair>& pairs, const BaseModel& base) {
+                  const std::vector<LoraPair>& pairs, const ModelIdentity& base) {
   make_folder(folder);
   write_files_atomically(folder, adapter_files(layout, pairs, base));
 }
@@ -163,7 +164,7 @@ SavedAdapter load_adapter_file(const std::string& file, const AdapterOptions& op
   return adapter;
 }
 
-std::string doubt_about_base(const BaseModel& base, const LlamaConfig& model,
+std::string doubt_about_base(const ModelIdentity& base, const LlamaConfig& model,
                              const std::function<std::string()>& fingerprint) {
   const std::string trained_on = base.name.empty() ? "another file" : printable(base.name);
   const std::string given = model.names.empty() ? "this one" : printable(model.names.front());

@@ -83,8 +83,8 @@ class Scratch {
 
 // The copy is checked, as the source may change meanwhile; what is wrong with it is wrong with the
 // source.
-BaseModel check_copy(const std::string& copy, const std::string& source,
-                     const LlamaConfig& config) {
+ModelIdentity check_copy(const std::string& copy, const std::string& source,
+                         const LlamaConfig& config) {
   try {
     return load_adapter(copy, config).base;
   } catch (const UserError& failure) {
@@ -176,21 +176,21 @@ std::string AdapterRegistry::find(const std::string& name, const ModelIdentity& 
   if (!entry.problem.empty()) throw UserError(entry.problem);
   if (entry.model.fingerprint != model.fingerprint) {
     const bool same_file =
-        fs::path(entry.model.file) == fs::absolute(model.file).lexically_normal();
+        fs::path(entry.model.name) == fs::absolute(model.name).lexically_normal();
     throw UserError(fmt::format(
         "adapter '{}' was added for {}; to use it with {} all the same, add it again under another "
         "name: graft adapter add NAME {} --model {}",
         name,
-        same_file ? entry.model.file + ", which has changed since"
-                  : "another model, " + entry.model.file,
-        same_file ? "it" : model.file, entry.folder, model.file));
+        same_file ? entry.model.name + ", which has changed since"
+                  : "another model, " + entry.model.name,
+        same_file ? "it" : model.name, entry.folder, model.name));
   }
   return entry.folder;
 }
 
-BaseModel AdapterRegistry::add(const std::string& name, const std::string& source,
-                               const ModelIdentity& model, const LlamaConfig& config,
-                               bool replace) {
+ModelIdentity AdapterRegistry::add(const std::string& name, const std::string& source,
+                                   const ModelIdentity& model, const LlamaConfig& config,
+                                   bool replace) {
   check_name(name);
   if (fs::exists(path_of(name)) && !replace) {
     throw UserError(fmt::format("there is an adapter '{}' in {}; --replace puts this in its place",
@@ -211,8 +211,8 @@ BaseModel AdapterRegistry::add(const std::string& name, const std::string& sourc
                                   from.string(), error.message()));
     }
   }
-  BaseModel base = check_copy(fresh, source, config);
-  const ordered_json about = {{"model", model.file}, {"fingerprint", model.fingerprint}};
+  ModelIdentity base = check_copy(fresh, source, config);
+  const ordered_json about = {{"model", model.name}, {"fingerprint", model.fingerprint}};
   write_file_atomically((fs::path(fresh) / kEntryFile).string(), lossy_json_text(about, 2) + "\n");
   place_folder(fresh, path_of(name));
   return base;

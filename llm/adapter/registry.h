@@ -5,21 +5,17 @@
 #include <string>
 #include <vector>
 
+#include "graft/export.h"
 #include "graft/llm/adapter/adapter_file.h"
 #include "graft/llm/model/llama_config.h"
 
 namespace graft::llm {
 
-/// A model as an adapter's entry names it.
-struct ModelIdentity {
-  std::string file;         ///< For messages.
-  std::string fingerprint;  ///< fingerprint_of_file of it.
-};
-
 /// A folder of adapters under names of their own: a folder each, with the two files of a PEFT
 /// adapter and graft.json, which says what model it was added for. One may be the default.
-class AdapterRegistry {
+class GRAFT_EXPORT AdapterRegistry {
  public:
+  /// An adapter as its files describe it.
   struct Entry {
     std::string name;
     std::string folder;
@@ -50,8 +46,8 @@ class AdapterRegistry {
   /// Copies an adapter in under a name, after checking every tensor against `config`. It is there
   /// whole or not at all. Gives what the adapter says of its model. Throws UserError; also if the
   /// name is taken, unless `replace`.
-  BaseModel add(const std::string& name, const std::string& source, const ModelIdentity& model,
-                const LlamaConfig& config, bool replace);
+  ModelIdentity add(const std::string& name, const std::string& source, const ModelIdentity& model,
+                    const LlamaConfig& config, bool replace);
 
   void remove(const std::string& name);
   void check_exists(const std::string& name) const;  ///< Throws UserError, saying what there is.
@@ -71,6 +67,6 @@ class AdapterRegistry {
 
 /// The model that an adapter's configuration names, as it stands there; empty if it names none.
 /// Throws UserError if the folder has no readable configuration.
-std::string base_model_of(const std::string& adapter_folder);
+GRAFT_EXPORT std::string base_model_of(const std::string& adapter_folder);
 
 }  // namespace graft::llm

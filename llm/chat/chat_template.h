@@ -8,14 +8,16 @@
 #include <string_view>
 #include <vector>
 
+#include "graft/export.h"
 #include "graft/llm/tokenizer/tokenizer.h"
 #include "graft/llm/weights/gguf_file.h"
 
 namespace graft::llm {
 
+/// One turn of a chat.
 struct Message {
-  std::string role;  ///< One that ChatTemplate::check_role takes.
-  std::string content;
+  std::string role;     ///< One that ChatTemplate::check_role takes.
+  std::string content;  ///< UTF-8.
 };
 
 /// Tokens of a chat, and which of them a model is trained to give when the prompt is masked.
@@ -27,7 +29,7 @@ struct ChatTokens {
 /// ChatML, with or without a default system message: what a GGUF file's Jinja template
 /// (tokenizer.chat_template) must come down to. Templates are compared by their meaning, not by
 /// their spelling, and never run.
-class ChatTemplate {
+class GRAFT_EXPORT ChatTemplate {
  public:
   /// `words` is what control tokens written in the contents of messages are; those of the template
   /// itself always count. Throws UserError if the file has no template, one that is not ChatML, or
@@ -75,6 +77,6 @@ class ChatTemplate {
 /// A Jinja template as one line a tag: blanks gone, strings in single quotes with \n spelt out and
 /// joined where they are added up, `message['role']` as `message.role`, outputs that follow one
 /// another made one, and comments left out. Nothing if it can't be read, or has text outside tags.
-std::optional<std::vector<std::string>> canonical_jinja(const std::string& source);
+GRAFT_EXPORT std::optional<std::vector<std::string>> canonical_jinja(const std::string& source);
 
 }  // namespace graft::llm

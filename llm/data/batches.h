@@ -4,6 +4,7 @@
 #include <cstdint>
 #include <vector>
 
+#include "graft/export.h"
 #include "graft/llm/data/dataset.h"
 
 namespace graft::llm {
@@ -30,10 +31,11 @@ struct Batch {
   std::int64_t num_inputs = 0;        ///< Positions that are not padding.
 };
 
+/// How batches are made.
 struct BatchOptions {
-  std::int64_t batch_size = 4;
-  std::uint64_t seed = 0;
-  std::int32_t pad_token = 0;
+  std::int64_t batch_size = 4;    ///< Samples, at most.
+  std::uint64_t seed = 0;         ///< Of the order of batches.
+  std::int32_t pad_token = 0;     ///< What rows are filled up with, as Tokenizer::pad.
   std::int64_t pad_multiple = 8;  ///< Rows are padded to the longest of the batch, rounded up.
 };
 
@@ -43,12 +45,13 @@ struct BatchOptions {
 ///
 /// Which batch comes at which step depends on the samples and the options alone, and is the same on
 /// every platform.
-class Batches {
+class GRAFT_EXPORT Batches {
  public:
   /// Keeps a reference to `samples`. Throws UserError if there are none, one has fewer than two
   /// tokens, or an option is not positive.
   Batches(const std::vector<Sample>& samples, const BatchOptions& options);
 
+  /// Batches until every sample was in one.
   std::int64_t per_epoch() const { return static_cast<std::int64_t>(groups_.size()); }
 
   /// The batch of step 0, 1, 2, ...; steps may be asked for in any order.
@@ -71,6 +74,7 @@ class Batches {
 };
 
 /// A permutation of 0 ... size − 1, the same for the same arguments on every platform.
-std::vector<std::size_t> permutation(std::size_t size, std::uint64_t seed, std::uint64_t epoch);
+GRAFT_EXPORT std::vector<std::size_t> permutation(std::size_t size, std::uint64_t seed,
+                                                  std::uint64_t epoch);
 
 }  // namespace graft::llm

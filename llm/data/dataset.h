@@ -6,6 +6,7 @@
 #include <string>
 #include <vector>
 
+#include "graft/export.h"
 #include "graft/llm/tokenizer/tokenizer.h"
 #include "graft/llm/weights/gguf_file.h"
 
@@ -18,6 +19,7 @@ struct Sample {
   std::vector<bool> is_target;
 };
 
+/// How data is read.
 struct DataOptions {
   /// Longer text is cut off at the end, longer chats after the last answer that fits; one whose
   /// first answer does not fit is an error. At least 2.
@@ -38,7 +40,7 @@ struct LeftOut {
 };
 
 /// The samples of one file, in its order.
-struct Dataset {
+struct GRAFT_EXPORT Dataset {
   std::string path;
   std::vector<Sample> samples;
   std::vector<LeftOut> left_out;  ///< In the order in which the reasons were met.
@@ -47,16 +49,16 @@ struct Dataset {
   std::int64_t longest = 0;  ///< Tokens of the longest sample before that.
   bool has_answers = false;  ///< Chats, with prompts that can be masked: not plain text.
 
-  std::int64_t num_targets() const;
-  std::int64_t num_left_out() const;
+  std::int64_t num_targets() const;   ///< Tokens that the loss counts, of all samples.
+  std::int64_t num_left_out() const;  ///< Samples, for whatever reason.
 };
 
 /// "empty text", "no answer".
-const char* name_of(LeftOutReason reason);
+GRAFT_EXPORT const char* name_of(LeftOutReason reason);
 
 /// What was left out and why, on one line: "3 of 9 samples left out: 2 with an empty text (the
 /// first in line 4), ...". Empty if nothing was.
-std::string left_out_text(const Dataset& data);
+GRAFT_EXPORT std::string left_out_text(const Dataset& data);
 
 /// A folder of data: train.jsonl, and where they exist valid.jsonl and test.jsonl.
 struct DataSplits {
@@ -73,14 +75,14 @@ struct DataSplits {
 ///
 /// as mlx_lm.lora takes them. Chats go through the model's chat template. An empty text or answer
 /// is left out, and counted. Throws UserError naming file and line.
-Dataset read_dataset(const std::string& path, const GgufFile& model, const Tokenizer& tokenizer,
-                     const DataOptions& options = {});
+GRAFT_EXPORT Dataset read_dataset(const std::string& path, const GgufFile& model,
+                                  const Tokenizer& tokenizer, const DataOptions& options = {});
 
 /// The same from a stream; `path` stands for the file in messages. The lines are added to `kept`,
 /// if that is given, to be read again where the stream cannot.
-Dataset read_dataset(std::istream& in, const std::string& path, const GgufFile& model,
-                     const Tokenizer& tokenizer, const DataOptions& options = {},
-                     std::string* kept = nullptr);
+GRAFT_EXPORT Dataset read_dataset(std::istream& in, const std::string& path, const GgufFile& model,
+                                  const Tokenizer& tokenizer, const DataOptions& options = {},
+                                  std::string* kept = nullptr);
 
 /// Which files of a folder to read besides train.jsonl. The others may hold anything.
 struct SplitsToRead {
@@ -89,7 +91,8 @@ struct SplitsToRead {
 };
 
 /// Throws UserError also if the folder or its train.jsonl is missing.
-DataSplits read_data(const std::string& folder, const GgufFile& model, const Tokenizer& tokenizer,
-                     const DataOptions& options = {}, const SplitsToRead& splits = {});
+GRAFT_EXPORT DataSplits read_data(const std::string& folder, const GgufFile& model,
+                                  const Tokenizer& tokenizer, const DataOptions& options = {},
+                                  const SplitsToRead& splits = {});
 
 }  // namespace graft::llm

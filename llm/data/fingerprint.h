@@ -5,13 +5,14 @@
 #include <string_view>
 #include <vector>
 
+#include "graft/export.h"
 #include "graft/llm/data/dataset.h"
 
 namespace graft::llm {
 
 /// Sixteen hexadecimal digits that tell whether bytes are the same again. It finds accidents, not
 /// forgeries.
-class Fingerprint {
+class GRAFT_EXPORT Fingerprint {
  public:
   void add(std::string_view bytes);
   std::string text() const;
@@ -20,10 +21,10 @@ class Fingerprint {
   std::uint64_t hash_ = 0xcbf29ce484222325;
 };
 
-std::string fingerprint_of(std::string_view bytes);
-std::string fingerprint_of(const std::vector<Sample>& samples);
+GRAFT_EXPORT std::string fingerprint_of(std::string_view bytes);
+GRAFT_EXPORT std::string fingerprint_of(const std::vector<Sample>& samples);
 
 /// Throws UserError if the file cannot be read.
-std::string fingerprint_of_file(const std::string& path);
+GRAFT_EXPORT std::string fingerprint_of_file(const std::string& path);
 
 }  // namespace graft::llm

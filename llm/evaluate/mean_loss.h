@@ -6,6 +6,7 @@
 #include <span>
 #include <vector>
 
+#include "graft/export.h"
 #include "graft/llm/data/batches.h"
 #include "graft/llm/data/dataset.h"
 #include "graft/llm/model/llama.h"
@@ -16,10 +17,11 @@ namespace graft::llm {
 inline constexpr std::int64_t kTokensAtATime = 8192;
 
 /// Sum of the losses of all targets of a batch, as Llama::loss_sum.
-mx::array loss_sum(const Llama& model, const ModelAdapter* adapter, const Batch& batch,
-                   Activations activations = Activations::kKept);
+GRAFT_EXPORT mx::array loss_sum(const Llama& model, const ModelAdapter* adapter, const Batch& batch,
+                                Activations activations = Activations::kKept);
 
-struct MeanLoss {
+/// A model's cross-entropy on data, in nats.
+struct GRAFT_EXPORT MeanLoss {
   double loss = 0.0;         ///< A token, over all that count.
   std::int64_t targets = 0;  ///< How many counted.
 
@@ -28,12 +30,13 @@ struct MeanLoss {
 
 /// The mean loss of all targets in `batches`, each token counting the same; nothing if `stop` said
 /// so between two of them.
-std::optional<MeanLoss> mean_loss(const Llama& model, const ModelAdapter* adapter,
-                                  std::span<const Batch> batches,
-                                  const std::function<bool()>& stop = {});
+GRAFT_EXPORT std::optional<MeanLoss> mean_loss(const Llama& model, const ModelAdapter* adapter,
+                                               std::span<const Batch> batches,
+                                               const std::function<bool()>& stop = {});
 
 /// The same of all targets in `samples`: at most `batch_size` at a time, fewer if they are long.
-MeanLoss mean_loss(const Llama& model, const ModelAdapter* adapter,
-                   const std::vector<Sample>& samples, int batch_size, std::int32_t pad_token);
+GRAFT_EXPORT MeanLoss mean_loss(const Llama& model, const ModelAdapter* adapter,
+                                const std::vector<Sample>& samples, int batch_size,
+                                std::int32_t pad_token);
 
 }  // namespace graft::llm

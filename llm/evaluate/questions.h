@@ -4,6 +4,7 @@
 #include <string>
 #include <vector>
 
+#include "graft/export.h"
 #include "graft/llm/data/dataset.h"
 #include "graft/llm/model/llama.h"
 #include "graft/llm/tokenizer/tokenizer.h"
@@ -19,16 +20,18 @@ struct Question {
 
 /// The last answer of each sample as the one asked for; earlier ones are prompt. The samples must
 /// have been read with their prompts masked, and none of them cut off.
-std::vector<Question> questions_of(const std::vector<Sample>& samples, const Tokenizer& tokenizer);
+GRAFT_EXPORT std::vector<Question> questions_of(const std::vector<Sample>& samples,
+                                                const Tokenizer& tokenizer);
 
 /// Indices of the questions that are answered in one batch, shortest prompts first: at most
 /// `batch_size`, fewer if they are long.
-std::vector<std::vector<std::size_t>> answered_together(const std::vector<Question>& questions,
-                                                        int max_tokens, int batch_size);
+GRAFT_EXPORT std::vector<std::vector<std::size_t>> answered_together(
+    const std::vector<Question>& questions, int max_tokens, int batch_size);
 
 /// The model's likeliest answer to each, without blanks around it.
-std::vector<std::string> answer_all(const std::vector<Question>& questions, const Llama& model,
-                                    const ModelAdapter* adapter, const Tokenizer& tokenizer,
-                                    int max_tokens, int batch_size);
+GRAFT_EXPORT std::vector<std::string> answer_all(const std::vector<Question>& questions,
+                                                 const Llama& model, const ModelAdapter* adapter,
+                                                 const Tokenizer& tokenizer, int max_tokens,
+                                                 int batch_size);
 
 }  // namespace graft::llm

@@ -4,6 +4,8 @@
 #include <string>
 #include <string_view>
 
+#include "graft/export.h"
+
 namespace graft::llm {
 
 /// What some programs write in front of a text, of which it is no part.
@@ -22,15 +24,15 @@ struct Utf8Char {
 };
 
 /// `text` must not be empty.
-Utf8Char first_char(std::string_view text);
+GRAFT_EXPORT Utf8Char first_char(std::string_view text);
 
 /// Position of the first byte that is not part of valid UTF-8, or npos.
-std::size_t find_invalid_utf8(std::string_view text);
+GRAFT_EXPORT std::size_t find_invalid_utf8(std::string_view text);
 
 /// Turns bytes that arrive in pieces into valid UTF-8: the start of a character is held back until
 /// its rest arrives, and what can't become a character is replaced by U+FFFD, once for each maximal
 /// subpart.
-class Utf8Stream {
+class GRAFT_EXPORT Utf8Stream {
  public:
   /// The text that `bytes` completes.
   std::string push(std::string_view bytes);

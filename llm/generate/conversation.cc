@@ -19,13 +19,13 @@ std::vector<int> joined(std::span<const int> x, std::span<const int> y) {
 
 }  // namespace
 
-Conversation::Conversation(const Llama& model, const Tokenizer& tokenizer,
-                           const ChatTemplate& chat_template, std::optional<std::string> system)
-    : model_(model),
-      tokenizer_(tokenizer),
-      template_(chat_template),
+Conversation::Conversation(const LanguageModel& model, std::optional<std::string> system,
+                           ControlTokens written)
+    : model_(model.llama),
+      tokenizer_(model.tokenizer),
+      template_(model.file, model.tokenizer, written),
       system_(std::move(system)),
-      sequence_(model) {}
+      sequence_(model.llama) {}
 
 // The words of a turn as the template has them. Special tokens part the text, so that the tokens of
 // a turn do not depend on what came before.

@@ -5,8 +5,10 @@
 #include <string>
 #include <vector>
 
+#include "graft/export.h"
 #include "graft/llm/chat/chat_template.h"
 #include "graft/llm/generate/generator.h"
+#include "graft/llm/language_model.h"
 #include "graft/llm/tokenizer/tokenizer.h"
 
 namespace graft::llm {
@@ -17,16 +19,19 @@ namespace graft::llm {
 /// The tokens of a chat are those the model gave, not those its text would be cut into if it were
 /// read again. Where a reply ends early, by an interrupt or a limit, what there is of it stays part
 /// of the chat, as if the model had ended there.
-class Conversation {
+class GRAFT_EXPORT Conversation {
  public:
-  /// All but `system`, the system message to use instead of the template's own, must outlive this.
-  Conversation(const Llama& model, const Tokenizer& tokenizer, const ChatTemplate& chat_template,
-               std::optional<std::string> system);
+  /// `model` must outlive this. `system` is the system message instead of the template's own, and
+  /// `written` what control tokens are that people write out. Throws UserError if the model has no
+  /// chat template that runs here.
+  explicit Conversation(const LanguageModel& model, std::optional<std::string> system = {},
+                        ControlTokens written = ControlTokens::kText);
 
+  /// What a reply was. Its text is what `on_text` got.
   struct Reply {
-    int read = 0;       ///< Tokens the model read for it.
-    int generated = 0;  ///< Tokens of the reply.
-    Finish finish = Finish::kEndToken;
+    int read = 0;                       ///< Tokens the model read for it.
+    int generated = 0;                  ///< Tokens of the reply.
+    Finish finish = Finish::kEndToken;  ///< Why it ended.
   };
 
   /// The user's turn, and the reply as it comes. `interrupted` is asked between tokens. A turn
@@ -51,7 +56,7 @@ class Conversation {
 
   const Llama& model_;
   const Tokenizer& tokenizer_;
-  const ChatTemplate& template_;
+  const ChatTemplate template_;
   std::optional<std::string> system_;
   std::vector<int> history_;  // Of which the sequence has read the beginning.
   Sequence sequence_;

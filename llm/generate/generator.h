@@ -4,6 +4,7 @@
 #include <span>
 #include <vector>
 
+#include "graft/export.h"
 #include "graft/llm/generate/sampler.h"
 #include "graft/llm/generate/sequence.h"
 #include "graft/llm/model/llama.h"
@@ -22,14 +23,16 @@ enum class Finish {
   kInterrupted,  ///< Before the first token.
 };
 
+/// A text that was generated.
 struct Generated {
-  std::vector<int> tokens;
-  Finish finish = Finish::kMaxTokens;
+  std::vector<int> tokens;             ///< Without the one that ended it.
+  Finish finish = Finish::kMaxTokens;  ///< Why it ended.
 };
 
+/// When a text ends.
 struct GenerateOptions {
-  int max_tokens = 100;
-  StopTest stops;
+  int max_tokens = 100;                    ///< At most so many.
+  StopTest stops;                          ///< As Tokenizer::ends_generation; must be there.
   std::function<bool()> interrupted = {};  ///< Asked while the prompt is read; may be missing.
 };
 
@@ -37,13 +40,14 @@ struct GenerateOptions {
 /// there, passing each token on; `on_token` returning false ends it. All of the prompt but its last
 /// token is read as one, so that a text goes on in the same bits wherever its prompt came from:
 /// read now, read before, or from a file. Throws UserError if the prompt does not fit.
-Generated generate(Sequence& sequence, std::span<const int> prompt, const GenerateOptions& options,
-                   Sampler& sampler, const std::function<bool(int)>& on_token);
+GRAFT_EXPORT Generated generate(Sequence& sequence, std::span<const int> prompt,
+                                const GenerateOptions& options, Sampler& sampler,
+                                const std::function<bool(int)>& on_token);
 
 /// The most likely continuation of each prompt, up to a stop token or `max_tokens`, decoded
 /// together: prompts are padded on the left, and finished rows leave the batch.
-std::vector<std::vector<int>> generate_greedy(const Llama& model, const ModelAdapter* adapter,
-                                              const std::vector<std::vector<int>>& prompts,
-                                              int max_tokens, const StopTest& stops);
+GRAFT_EXPORT std::vector<std::vector<int>> generate_greedy(
+    const Llama& model, const ModelAdapter* adapter, const std::vector<std::vector<int>>& prompts,
+    int max_tokens, const StopTest& stops);
 
 }  // namespace graft::llm

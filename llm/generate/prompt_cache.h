@@ -3,6 +3,7 @@
 #include <span>
 #include <string>
 
+#include "graft/export.h"
 #include "graft/llm/generate/sequence.h"
 
 namespace graft::llm {
@@ -19,12 +20,12 @@ struct PromptCacheOwner {
 
 /// Writes what a sequence has read into a safetensors file, in one step: keys and values under
 /// "layers.N.keys" and "layers.N.values", tokens and owner in its metadata. Throws UserError.
-void save_prompt_cache(const std::string& path, const Sequence& sequence,
-                       const PromptCacheOwner& owner);
+GRAFT_EXPORT void save_prompt_cache(const std::string& path, const Sequence& sequence,
+                                    const PromptCacheOwner& owner);
 
 /// Gives a sequence back, rewound to what it has in common with `prompt`, less the prompt's last
 /// token. Throws UserError if the file is damaged or belongs to another owner.
-Sequence load_prompt_cache(const std::string& path, const Llama& model,
-                           const PromptCacheOwner& owner, std::span<const int> prompt);
+GRAFT_EXPORT Sequence load_prompt_cache(const std::string& path, const Llama& model,
+                                        const PromptCacheOwner& owner, std::span<const int> prompt);
 
 }  // namespace graft::llm

@@ -5,6 +5,8 @@
 #include <span>
 #include <vector>
 
+#include "graft/export.h"
+
 namespace graft::llm {
 
 /// How the next token is picked. The steps come in the order of the fields, each on what the one
@@ -22,25 +24,29 @@ struct SamplerOptions {
   double min_p = 0.0;  ///< Keep tokens at least this likely, relative to the likeliest.
 };
 
+/// A token that may come next.
 struct Candidate {
-  int token;
+  int token;      ///< Its id.
   double chance;  ///< Not normalized: the likeliest token has 1.
 };
 
 /// Makes the tokens in `recent` less likely, each once however often it is there.
-void penalize_repetition(std::span<float> logits, std::span<const int> recent, double penalty);
+GRAFT_EXPORT void penalize_repetition(std::span<float> logits, std::span<const int> recent,
+                                      double penalty);
 
 /// The tokens that temperature (above 0), top-k, top-p and min-p leave. At least one.
-std::vector<Candidate> candidates(std::span<const float> logits, const SamplerOptions& options);
+GRAFT_EXPORT std::vector<Candidate> candidates(std::span<const float> logits,
+                                               const SamplerOptions& options);
 
 /// The index of the largest logit, the first of several.
-int argmax(std::span<const float> logits);
+GRAFT_EXPORT int argmax(std::span<const float> logits);
 
 /// Picks the next token from logits. The same seed gives the same tokens on every machine.
-class Sampler {
+class GRAFT_EXPORT Sampler {
  public:
-  /// Throws UserError if an option is out of its range.
-  Sampler(const SamplerOptions& options, std::uint64_t seed);
+  /// Takes the most likely token unless the options say otherwise. Throws UserError if one is out
+  /// of its range.
+  explicit Sampler(const SamplerOptions& options = {}, std::uint64_t seed = 0);
 
   /// `history` is all that came before, for the penalty.
   int operator()(std::span<const float> logits, std::span<const int> history);

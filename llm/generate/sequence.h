@@ -5,6 +5,7 @@
 #include <span>
 #include <vector>
 
+#include "graft/export.h"
 #include "graft/llm/model/kv_cache.h"
 #include "graft/llm/model/llama.h"
 
@@ -12,7 +13,7 @@ namespace graft::llm {
 
 /// One text as the model has read it so far: its tokens, and their keys and values. The model's own
 /// adapter counts; once another takes its place, rewind to 0, as keys and values are the adapter's.
-class Sequence {
+class GRAFT_EXPORT Sequence {
  public:
   /// `model` must outlive the sequence.
   explicit Sequence(const Llama& model);
@@ -42,6 +43,6 @@ class Sequence {
 };
 
 /// Throws UserError if `prompt` is empty, or leaves no room in the model's context for a token.
-void check_fits(const Llama& model, std::span<const int> prompt);
+GRAFT_EXPORT void check_fits(const Llama& model, std::span<const int> prompt);
 
 }  // namespace graft::llm

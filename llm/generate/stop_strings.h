@@ -4,12 +4,14 @@
 #include <string_view>
 #include <vector>
 
+#include "graft/export.h"
+
 namespace graft::llm {
 
 /// Ends a text where one of some strings would begin. A part of such a string is held back until it
 /// is clear that it does not become one, so that none of it is ever shown. What comes out depends
 /// on the text alone, not on how it is cut into pieces.
-class StopStrings {
+class GRAFT_EXPORT StopStrings {
  public:
   /// Throws UserError if one of them is empty.
   explicit StopStrings(std::vector<std::string> stops);

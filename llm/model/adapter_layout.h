@@ -4,6 +4,7 @@
 #include <string>
 #include <vector>
 
+#include "graft/export.h"
 #include "graft/llm/model/adapter_options.h"
 #include "graft/llm/model/llama_config.h"
 #include "graft/llm/model/projection.h"
@@ -14,7 +15,7 @@ namespace graft::llm {
 namespace mx = ::mlx::core;
 
 /// One adapted matrix of the model.
-struct AdaptedModule {
+struct GRAFT_EXPORT AdaptedModule {
   int layer = 0;
   Projection projection = Projection::kQ;
   int in_features = 0;
@@ -25,17 +26,17 @@ struct AdaptedModule {
 };
 
 /// The last `count` layers, as AdapterOptions wants them; -1 is all. Throws UserError.
-std::vector<int> last_layers(const LlamaConfig& config, int count);
+GRAFT_EXPORT std::vector<int> last_layers(const LlamaConfig& config, int count);
 
 /// A low-rank pair: A (in_features, rank) and B (rank, out_features), float32.
 struct LoraPair {
-  mx::array a;
-  mx::array b;
+  mx::array a;  ///< (in_features, rank)
+  mx::array b;  ///< (rank, out_features)
 };
 
 /// The adapted matrices of a model in the order in which a forward pass meets them. That order is
 /// the order of every list of pairs, gradients and optimizer moments in the program.
-class AdapterLayout {
+class GRAFT_EXPORT AdapterLayout {
  public:
   /// Throws UserError if an option is out of range for this model.
   AdapterLayout(const LlamaConfig& config, AdapterOptions options);

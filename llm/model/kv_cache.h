@@ -6,6 +6,7 @@
 #include <utility>
 #include <vector>
 
+#include "graft/export.h"
 #include "mlx/array.h"
 
 namespace graft::llm {
@@ -17,7 +18,7 @@ namespace mx = ::mlx::core;
 /// Prompts of different lengths are padded on the left; `padding` says by how much, and the padded
 /// keys are never attended to. Positions then count from each row's padded start: the rotary
 /// embedding only acts through differences of positions, so the padding does not change a result.
-class KvCache {
+class GRAFT_EXPORT KvCache {
  public:
   explicit KvCache(int num_layers, std::vector<int> padding = {});
 

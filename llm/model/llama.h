@@ -7,6 +7,7 @@
 #include <optional>
 #include <vector>
 
+#include "graft/export.h"
 #include "graft/llm/model/adapter_layout.h"
 #include "graft/llm/model/kv_cache.h"
 #include "graft/llm/model/llama_config.h"
@@ -33,6 +34,7 @@ enum class Activations {
   kRecomputed,  ///< Of each layer only its input: the rest is computed again when it is needed.
 };
 
+/// How a model is kept in memory.
 struct LlamaOptions {
   mx::Dtype dtype = mx::float32;  ///< How base weights are packed: float32 or bfloat16.
   bool training = false;          ///< Pack for gradients too.
@@ -43,7 +45,7 @@ struct LlamaOptions {
 ///
 /// A model may hold an adapter for whoever runs it, next to its weights and never in them, so that
 /// another one takes its place at no cost. Forward passes still take theirs as an argument.
-class Llama {
+class GRAFT_EXPORT Llama {
  public:
   Llama(const LlamaWeights& weights, const LlamaOptions& options);
 

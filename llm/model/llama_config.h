@@ -4,13 +4,14 @@
 #include <string>
 #include <vector>
 
+#include "graft/export.h"
 #include "graft/llm/model/projection.h"
 #include "graft/llm/weights/gguf_file.h"
 
 namespace graft::llm {
 
 /// The sizes of a Llama model, as its GGUF metadata gives them.
-struct LlamaConfig {
+struct GRAFT_EXPORT LlamaConfig {
   std::string name;  ///< general.name, or empty.
   /// What the model goes by, for adapters that name theirs; empty if not known.
   std::vector<std::string> names = {};
@@ -33,6 +34,6 @@ struct LlamaConfig {
 /// Reads and checks the sizes. Throws UserError if the architecture is another one, a size is
 /// missing or impossible, or a key of the architecture asks for something this model code does not
 /// do or know.
-LlamaConfig read_llama_config(const GgufFile& file);
+GRAFT_EXPORT LlamaConfig read_llama_config(const GgufFile& file);
 
 }  // namespace graft::llm

@@ -4,6 +4,7 @@
 #include <string>
 #include <unordered_map>
 
+#include "graft/export.h"
 #include "graft/llm/model/llama_config.h"
 #include "graft/llm/model/projection.h"
 #include "graft/llm/weights/gguf_file.h"
@@ -14,7 +15,7 @@ namespace graft::llm {
 namespace mx = ::mlx::core;
 
 /// A token embedding as the file stores it: only the rows in use are widened to float32.
-class Embedding {
+class GRAFT_EXPORT Embedding {
  public:
   /// Plain rows (vocab, hidden) of any float type.
   explicit Embedding(mx::array rows);
@@ -33,11 +34,11 @@ class Embedding {
 
 /// Swaps the rows of a q or k weight from GGUF's rotary order (the two halves of each pair next to
 /// each other) back to Hugging Face's (all first halves of a head, then all second halves).
-mx::array rotary_rows_to_hugging_face(const mx::array& rows, int num_heads);
+GRAFT_EXPORT mx::array rotary_rows_to_hugging_face(const mx::array& rows, int num_heads);
 
 /// The tensors of a Llama model in a GGUF file, checked against its configuration and given out
 /// one by one in float32, in Hugging Face's row order.
-class LlamaWeights {
+class GRAFT_EXPORT LlamaWeights {
  public:
   /// Throws UserError.
   explicit LlamaWeights(const GgufFile& file);

@@ -7,14 +7,16 @@
 #include <unordered_map>
 #include <vector>
 
+#include "graft/export.h"
+
 namespace graft::llm {
 
 /// GPT-2's printable stand-in for a byte, as UTF-8: vocabularies are written in these.
-const std::string& byte_symbol(std::uint8_t byte);
+GRAFT_EXPORT const std::string& byte_symbol(std::uint8_t byte);
 
 /// The bytes that a vocabulary entry stands for; an entry with any other character in it stands for
 /// its own UTF-8.
-std::string token_bytes(std::string_view entry);
+GRAFT_EXPORT std::string token_bytes(std::string_view entry);
 
 /// A token, and the position of its first byte in the text.
 struct PlacedToken {
@@ -25,7 +27,7 @@ struct PlacedToken {
 /// Merges the bytes of a word into tokens (Sennrich et al., Neural Machine Translation of Rare
 /// Words with Subword Units, arXiv:1508.07909): again and again the pair of neighbours that stands
 /// first in the list of merges, the leftmost first.
-class BytePairs {
+class GRAFT_EXPORT BytePairs {
  public:
   /// `merges` hold two entries each, parted by a space. `name` stands for the file in messages.
   /// Throws UserError if an entry occurs twice, or a merge is malformed or names no entry.

@@ -13,6 +13,7 @@
 #include <utility>
 #include <vector>
 
+#include "graft/export.h"
 #include "graft/llm/files/utf8.h"
 #include "graft/llm/tokenizer/byte_pairs.h"
 #include "graft/llm/weights/gguf_file.h"
@@ -30,7 +31,7 @@ struct TextPart {
 
 /// Byte-level BPE from the metadata of a GGUF file, equal token for token to Hugging Face
 /// `tokenizers` on the tokenizer that the file was made from. May be shared by threads.
-class Tokenizer {
+class GRAFT_EXPORT Tokenizer {
  public:
   /// Throws UserError if the file's tokenizer is malformed or of another kind.
   explicit Tokenizer(const GgufFile& file);
@@ -93,7 +94,7 @@ class Tokenizer {
 };
 
 /// Decodes tokens as they come, never splitting a character.
-class TextStream {
+class GRAFT_EXPORT TextStream {
  public:
   explicit TextStream(const Tokenizer& tokenizer, bool skip_special = true)
       : tokenizer_(tokenizer), skip_special_(skip_special) {}

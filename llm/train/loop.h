@@ -4,16 +4,18 @@
 #include <functional>
 #include <span>
 
+#include "graft/export.h"
 #include "graft/llm/train/trainer.h"
 
 namespace graft::llm {
 
+/// How long a run is, and what happens on its way.
 struct LoopOptions {
-  int iters = 1000;
-  int steps_per_report = 10;
-  int steps_per_eval = 200;
-  int save_every = 100;  ///< 0 saves at the end only.
-  int early_stop = 0;    ///< End after so many validations without a better loss; 0 is never.
+  int iters = 1000;           ///< Iterations, those done before included.
+  int steps_per_report = 10;  ///< Iterations a report.
+  int steps_per_eval = 200;   ///< Iterations a validation.
+  int save_every = 100;       ///< Iterations a save; 0 saves at the end only.
+  int early_stop = 0;         ///< End after so many validations without a better loss; 0 is never.
 };
 
 /// What happened since the last report.
@@ -49,6 +51,7 @@ struct LoopState {
   BestValidation best;
 };
 
+/// How a run ended: it did all iterations, validation got no better, or `stop` said so.
 enum class RunEnd { kFinished, kStoppedEarly, kInterrupted };
 
 /// Called as training goes along, all on the training thread; any may be empty.
@@ -66,11 +69,11 @@ struct LoopObserver {
 /// after the last, and when stopped; with `early_stop`, also after each validation that is the best
 /// so far. `state` is a new run's, or that of the last save: then the observer hears what it would
 /// have heard from there on.
-RunEnd run_training(Trainer& trainer, const std::function<Batch()>& next_batch,
-                    std::span<const Batch> valid, const LoopOptions& options,
-                    const LoopObserver& observer, LoopState& state);
+GRAFT_EXPORT RunEnd run_training(Trainer& trainer, const std::function<Batch()>& next_batch,
+                                 std::span<const Batch> valid, const LoopOptions& options,
+                                 const LoopObserver& observer, LoopState& state);
 
 /// Whether a run that has got to `state` ends there, before its last iteration.
-bool stops_early(const LoopState& state, const LoopOptions& options);
+GRAFT_EXPORT bool stops_early(const LoopState& state, const LoopOptions& options);
 
 }  // namespace graft::llm

@@ -6,6 +6,8 @@
 #include <string_view>
 #include <vector>
 
+#include "graft/export.h"
+
 namespace graft::llm {
 
 /// AdamW is Adam with decoupled weight decay (Loshchilov and Hutter, arXiv:1711.05101); Adam
@@ -14,7 +16,7 @@ namespace graft::llm {
 enum class OptimizerKind { kAdamW, kAdam, kSgd };
 
 /// Reads "adamw", "adam" or "sgd". Throws UserError.
-OptimizerKind optimizer_named(std::string_view name);
+GRAFT_EXPORT OptimizerKind optimizer_named(std::string_view name);
 
 /// Defaults of torch.optim.AdamW.
 struct OptimizerOptions {
@@ -34,7 +36,7 @@ struct OptimizerState {
 
 /// Works on all parameters laid end to end: an adapter is small, and one loop over it costs less
 /// than hundreds of array operations.
-class Optimizer {
+class GRAFT_EXPORT Optimizer {
  public:
   Optimizer(std::size_t num_parameters, const OptimizerOptions& options);
 
@@ -59,6 +61,6 @@ class Optimizer {
 };
 
 /// √Σ g², accumulated in double.
-double l2_norm(std::span<const float> gradients);
+GRAFT_EXPORT double l2_norm(std::span<const float> gradients);
 
 }  // namespace graft::llm

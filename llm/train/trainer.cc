@@ -33,8 +33,8 @@ std::vector<LoraPair> pairs_from(const std::vector<mx::array>& parameters) {
 // two modules and no two iterations share a mask.
 constexpr int kCallBits = 32;
 
-DropoutState first_dropout(std::size_t num_modules, std::uint64_t seed) {
-  DropoutState dropout{seed, {}};
+DropoutCounters first_dropout(std::size_t num_modules, std::uint64_t seed) {
+  DropoutCounters dropout{seed, {}};
   for (std::uint64_t module = 0; module < num_modules; ++module) {
     dropout.offsets.push_back((num_modules + module) << kCallBits);
   }

@@ -7,6 +7,7 @@
 #include <string>
 #include <vector>
 
+#include "graft/export.h"
 #include "graft/llm/data/batches.h"
 #include "graft/llm/model/adapter_layout.h"
 #include "graft/llm/model/llama.h"
@@ -17,8 +18,9 @@
 
 namespace graft::llm {
 
+/// How an adapter is trained.
 struct TrainOptions {
-  LrSchedule schedule;
+  LrSchedule schedule;  ///< Has to have a peak: the default trains nothing.
   OptimizerOptions optimizer = {};
   int accumulation_steps = 1;  ///< Iterations an update.
   double max_grad_norm = 1.0;  ///< Gradients longer than this are shortened to it; 0 is off.
@@ -33,6 +35,7 @@ struct PendingGradients {
   int iterations = 0;
 };
 
+/// What an iteration did.
 struct StepResult {
   double loss = 0.0;  ///< Mean over the batch's targets, before the update.
   double learning_rate = 0.0;
@@ -41,7 +44,7 @@ struct StepResult {
 };
 
 /// Where the masks of the next iteration begin: Philox's key, and one counter a module.
-struct DropoutState {
+struct DropoutCounters {
   std::uint64_t seed = 0;
   std::vector<std::uint64_t> offsets;  ///< In the layout's order.
 };
@@ -52,17 +55,17 @@ struct TrainerState {
   std::vector<LoraPair> pairs;
   OptimizerState optimizer;
   PendingGradients pending;
-  DropoutState dropout;
+  DropoutCounters dropout;
 };
 
 /// A loss, a gradient or a parameter is no longer a number.
-class NotFinite : public UserError {
+class GRAFT_EXPORT NotFinite : public UserError {
  public:
   NotFinite(int iteration, const std::string& what);
 };
 
 /// Trains one adapter: the parameters, their optimizer and the count of iterations.
-class Trainer {
+class GRAFT_EXPORT Trainer {
  public:
   /// `model` and `layout` must outlive the trainer.
   Trainer(const Llama& model, const AdapterLayout& layout, const std::vector<LoraPair>& initial,
@@ -111,7 +114,7 @@ class Trainer {
   std::int64_t targets_ = 0;       // that it is over
   int iterations_ = 0;             // that it is from
   Optimizer optimizer_;
-  DropoutState dropout_;
+  DropoutCounters dropout_;
   int iteration_ = 0;
 };
 

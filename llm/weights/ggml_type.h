@@ -3,6 +3,8 @@
 #include <cstdint>
 #include <string_view>
 
+#include "graft/export.h"
+
 namespace graft::llm {
 
 /// Element types of GGUF tensors, numbered as in the file (ggml, docs/gguf.md).
@@ -50,8 +52,8 @@ struct GgmlTypeInfo {
 };
 
 /// Null if `type` is none of GgmlType.
-const GgmlTypeInfo* find_ggml_type(std::uint32_t type);
+GRAFT_EXPORT const GgmlTypeInfo* find_ggml_type(std::uint32_t type);
 
-const GgmlTypeInfo& info_of(GgmlType type);
+GRAFT_EXPORT const GgmlTypeInfo& info_of(GgmlType type);
 
 }  // namespace graft::llm

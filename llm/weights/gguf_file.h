@@ -9,6 +9,7 @@
 #include <variant>
 #include <vector>
 
+#include "graft/export.h"
 #include "graft/llm/weights/ggml_type.h"
 
 namespace graft::llm {
@@ -25,6 +26,7 @@ using GgufValue = std::variant<std::uint8_t, std::int8_t, std::uint16_t, std::in
                                std::uint32_t, std::int32_t, std::uint64_t, std::int64_t, float,
                                double, bool, std::string, GgufArray>;
 
+/// A tensor as the header describes it.
 struct GgufTensor {
   std::string name;
   GgmlType type;
@@ -37,7 +39,7 @@ struct GgufTensor {
 /// each lying wholly inside the file. No count, length, offset or type in the file is trusted.
 ///
 /// Every error is a UserError of one line that opens with the file's name.
-class GgufFile {
+class GRAFT_EXPORT GgufFile {
  public:
   /// Reads and checks the header of the file at `path`. Tensor data is not read.
   static GgufFile open(const std::string& path);

@@ -13,7 +13,7 @@
 #include <string>
 #include <vector>
 
-#include "apps/graft/commands/common.h"
+#include "graft/llm/language_model.h"
 #include "mlx/ops.h"
 #include "mlx/transforms.h"
 
@@ -21,7 +21,7 @@ namespace mx = ::mlx::core;
 
 namespace {
 
-void write_logits(const graft::app::LoadedModel& model, const graft::app::ModelAdapter* adapter,
+void write_logits(const graft::llm::LanguageModel& model, const graft::llm::ModelAdapter* adapter,
                   const std::vector<int>& tokens, std::ofstream& out) {
   const mx::array row(tokens.data(), {1, static_cast<int>(tokens.size())}, mx::int32);
   mx::array logits = mx::contiguous(mx::astype(model.llama.logits(row, adapter), mx::float32));
@@ -31,9 +31,7 @@ void write_logits(const graft::app::LoadedModel& model, const graft::app::ModelA
 }
 
 void run(char** arguments) {
-  graft::app::ModelFlags flags;
-  flags.model = arguments[1];
-  graft::app::LoadedModel model(flags, /*training=*/false);
+  graft::llm::LanguageModel model(arguments[1]);
   if (*arguments[2]) model.attach(arguments[2]);
   std::ifstream in(arguments[3]);
   std::ofstream out(arguments[4], std::ios::binary);

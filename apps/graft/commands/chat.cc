@@ -1,25 +1,40 @@
-#include "apps/graft/commands/chat.h"
-
 #include <fmt/format.h>
 #include <fmt/ranges.h>
 #include <unistd.h>
 
+#include <CLI/CLI.hpp>
 #include <cstdio>
+#include <memory>
+#include <optional>
 #include <string>
 #include <string_view>
 #include <utility>
 #include <vector>
 
+#include "apps/graft/commands/commands.h"
+#include "apps/graft/commands/common.h"
+#include "apps/graft/commands/flags.h"
 #include "apps/graft/terminal/format.h"
 #include "apps/graft/terminal/interrupt.h"
 #include "apps/graft/terminal/line_reader.h"
 #include "apps/graft/terminal/style.h"
 #include "apps/graft/terminal/wrap.h"
 #include "apps/graft/user_error.h"
+#include "graft/llm/adapter/registry.h"
 #include "graft/llm/generate/conversation.h"
 
 namespace graft::app {
 namespace {
+
+/// The flags of `graft chat`, with their defaults.
+struct ChatFlags {
+  ModelFlags model;
+  AdapterFlags adapter;
+  SamplingFlags sampling;
+  std::optional<std::string> system_prompt;
+  bool parse_special = false;
+  int max_tokens = 256;
+};
 
 constexpr const char* kHelp =
     "/reset         starts a new conversation\n"
@@ -71,10 +86,9 @@ class Chat {
   explicit Chat(const ChatFlags& flags)
       : flags_(flags),
         sampler_(flags.sampling.sampler()),
-        model_(flags.model, /*training=*/false),
+        model_(load_model(flags.model, /*training=*/false)),
         adapter_(choose_adapter(model_, flags.adapter, /*use_default=*/true).name),
-        template_(model_.file, model_.tokenizer, control_tokens(flags.parse_special)),
-        conversation_(model_.llama, model_.tokenizer, template_, flags.system_prompt) {}
+        conversation_(model_, flags.system_prompt, control_tokens(flags.parse_special)) {}
 
   void run() {
     const InterruptFlag interrupts;
@@ -165,7 +179,8 @@ class Chat {
       model_.llama.clear_adapter();
       adapter_.clear();
     } else {
-      model_.attach(AdapterRegistry(flags_.adapter.registry).find(name, identity_of(model_)));
+      attach_adapter(model_,
+                     AdapterRegistry(flags_.adapter.registry).find(name, model_.identity()));
       adapter_ = name;
     }
     conversation_.adapter_changed();
@@ -174,7 +189,7 @@ class Chat {
 
   void list_adapters() const {
     const AdapterRegistry registry(flags_.adapter.registry);
-    const ModelIdentity model = identity_of(model_);
+    const ModelIdentity model = model_.identity();
     std::vector<std::string> names;
     for (const AdapterRegistry::Entry& entry : registry.list()) {
       const bool fits = entry.problem.empty() && entry.model.fingerprint == model.fingerprint;
@@ -187,17 +202,32 @@ class Chat {
 
   const ChatFlags& flags_;
   Sampler sampler_;
-  LoadedModel model_;
+  LanguageModel model_;
   std::string adapter_;  // Its name; empty if there is none.
-  ChatTemplate template_;
   Conversation conversation_;
   ChatScreen screen_;
   int failures_ = 0;
   bool ended_ = false;
 };
 
+void run_chat(const ChatFlags& flags) { Chat(flags).run(); }
+
 }  // namespace
 
-void run_chat(const ChatFlags& flags) { Chat(flags).run(); }
+void add_chat(CLI::App& program) {
+  const auto flags = std::make_shared<ChatFlags>();
+  CLI::App* command = program.add_subcommand("chat", "Talk with a model, turn by turn");
+  add_run_flags(*command, flags->model, flags->adapter, /*takes_default=*/true);
+  begin_group(*command, "Prompt");
+  add_system_prompt_flag(*command, flags->system_prompt);
+  add_parse_special_flag(*command, flags->parse_special, "what is said");
+  begin_group(*command, "Reply");
+  add_max_tokens_flag(*command, flags->max_tokens);
+  add_sampling_flags(*command, flags->sampling);
+  command->footer(
+      "In the chat, /help lists what else can be said. Standard input may be a pipe: a line a "
+      "turn.");
+  command->callback([flags] { run_chat(*flags); });
+}
 
 }  // namespace graft::app

@@ -4,53 +4,24 @@
 #include <fmt/format.h>
 
 #include <cstdint>
+#include <cstdio>
 #include <nlohmann/json.hpp>
+#include <optional>
 #include <utility>
 
 #include "apps/graft/terminal/available_memory.h"
 #include "apps/graft/terminal/format.h"
 #include "apps/graft/terminal/tell.h"
-#include "apps/graft/user_error.h"
 #include "graft/context.h"
-#include "graft/llm/adapter/adapter_file.h"
-#include "graft/llm/data/fingerprint.h"
+#include "graft/llm/adapter/registry.h"
 #include "graft/llm/model/llama_config.h"
 #include "graft/llm/model/llama_tensors.h"
-#include "graft/llm/model/llama_weights.h"
 
 namespace graft::app {
-
-void use_threads(int threads) {
-  set_num_threads(threads);
-  // The BLAS is found at run time, as MLX finds it: builds differ in which one they link.
-  using SetThreads = void (*)(int);
-  if (void* symbol = ::dlsym(RTLD_DEFAULT, "openblas_set_num_threads")) {
-    reinterpret_cast<SetThreads>(symbol)(num_threads());
-  }
-}
-
-nlohmann::ordered_json what_is_missing(const Dataset& data) {
-  nlohmann::ordered_json facts = {{"truncated", data.truncated}};
-  if (data.truncated > 0) facts["first_truncated_line"] = data.first_truncated_line;
-  facts["left_out"] = nlohmann::ordered_json::array();
-  for (const LeftOut& some : data.left_out) {
-    facts["left_out"].push_back({{"reason", name_of(some.reason)},
-                                 {"samples", some.samples},
-                                 {"first_line", some.first_line}});
-  }
-  return facts;
-}
-
-mx::Dtype dtype_named(const std::string& name) {
-  if (name == "f32") return mx::float32;
-  if (name == "bf16") return mx::bfloat16;
-  throw UserError(fmt::format("--dtype: expected f32 or bf16, got '{}'", name));
-}
-
 namespace {
 
 // The packed weights alone: a model that passes may still need more than there is.
-const GgufFile& checked_to_fit(const GgufFile& file, const ModelFlags& flags, bool training) {
+GgufFile checked_to_fit(GgufFile file, const ModelFlags& flags, bool training) {
   const LlamaConfig config = read_llama_config(file);
   check_llama_tensors(file, config);
   const AvailableMemory available = available_memory();
@@ -67,28 +38,74 @@ const GgufFile& checked_to_fit(const GgufFile& file, const ModelFlags& flags, bo
                                                       : "; take a smaller model"));
 }
 
-}  // namespace
-
-LoadedModel::LoadedModel(const ModelFlags& flags, bool training)
-    : file((use_threads(flags.threads), GgufFile::open(flags.model))),
-      tokenizer(file),
-      llama(LlamaWeights(checked_to_fit(file, flags, training)),
-            {.dtype = dtype_named(flags.dtype), .training = training}) {}
-
-void LoadedModel::attach(const std::string& adapter_folder) {
-  SavedAdapter saved = load_adapter(adapter_folder, llama.config());
-  warn_of_base(adapter_folder,
-               doubt_about_base(saved.base, llama.config(), [&] { return fingerprint(); }));
-  llama.set_adapter(std::move(saved.layout), std::move(saved.pairs));
+// A user without a home has no default adapter; that is no mistake.
+std::optional<AdapterRegistry> find_registry(const std::string& folder) {
+  try {
+    return AdapterRegistry(folder);
+  } catch (const UserError&) {
+    return std::nullopt;
+  }
 }
 
-const std::string& LoadedModel::fingerprint() const {
-  if (fingerprint_.empty()) fingerprint_ = fingerprint_of_file(file.name());
-  return fingerprint_;
+}  // namespace
+
+mx::Dtype dtype_named(const std::string& name) {
+  if (name == "f32") return mx::float32;
+  if (name == "bf16") return mx::bfloat16;
+  throw UserError(fmt::format("--dtype: expected f32 or bf16, got '{}'", name));
+}
+
+void use_threads(int threads) {
+  set_num_threads(threads);
+  // The BLAS is found at run time, as MLX finds it: builds differ in which one they link.
+  using SetThreads = void (*)(int);
+  if (void* symbol = ::dlsym(RTLD_DEFAULT, "openblas_set_num_threads")) {
+    reinterpret_cast<SetThreads>(symbol)(num_threads());
+  }
+}
+
+LanguageModel load_model(const ModelFlags& flags, bool training) {
+  use_threads(flags.threads);
+  return LanguageModel(checked_to_fit(GgufFile::open(flags.model), flags, training),
+                       {.dtype = dtype_named(flags.dtype), .training = training});
+}
+
+void attach_adapter(LanguageModel& model, const std::string& folder) {
+  warn_of_base(folder, model.attach(folder));
+}
+
+ChosenAdapter choose_adapter(LanguageModel& model, const AdapterFlags& flags, bool use_default) {
+  ChosenAdapter chosen;
+  if (!flags.path.empty()) {
+    chosen = {flags.path, flags.path};
+  } else if (!flags.name.empty()) {
+    chosen = {flags.name, AdapterRegistry(flags.registry).find(flags.name, model.identity())};
+  } else if (use_default && !flags.none) {
+    const auto registry = find_registry(flags.registry);
+    if (registry && registry->default_name() && registry->default_fits(model.identity())) {
+      chosen = {*registry->default_name(),
+                registry->find(*registry->default_name(), model.identity())};
+      fmt::print(stderr, "adapter: {}, the default; --no-adapter leaves it out\n", chosen.name);
+    }
+  }
+  if (!chosen.folder.empty()) attach_adapter(model, chosen.folder);
+  return chosen;
 }
 
 void warn_of_base(const std::string& folder, const std::string& doubt) {
   if (!doubt.empty()) warn(fmt::format("warning: the adapter in {} {}", folder, doubt));
+}
+
+nlohmann::ordered_json what_is_missing(const Dataset& data) {
+  nlohmann::ordered_json facts = {{"truncated", data.truncated}};
+  if (data.truncated > 0) facts["first_truncated_line"] = data.first_truncated_line;
+  facts["left_out"] = nlohmann::ordered_json::array();
+  for (const LeftOut& some : data.left_out) {
+    facts["left_out"].push_back({{"reason", name_of(some.reason)},
+                                 {"samples", some.samples},
+                                 {"first_line", some.first_line}});
+  }
+  return facts;
 }
 
 }  // namespace graft::app

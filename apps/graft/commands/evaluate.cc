@@ -1,18 +1,22 @@
-#include "apps/graft/commands/evaluate.h"
-
 #include <fmt/format.h>
 
+#include <CLI/CLI.hpp>
 #include <algorithm>
 #include <cstdint>
 #include <filesystem>
 #include <fstream>
 #include <functional>
+#include <memory>
 #include <nlohmann/json.hpp>
 #include <sstream>
 #include <string>
 #include <utility>
 #include <vector>
 
+#include "apps/graft/commands/commands.h"
+#include "apps/graft/commands/common.h"
+#include "apps/graft/commands/flags.h"
+#include "apps/graft/commands/number_range.h"
 #include "apps/graft/terminal/format.h"
 #include "apps/graft/user_error.h"
 #include "graft/llm/data/dataset.h"
@@ -25,6 +29,23 @@ namespace graft::app {
 namespace {
 
 using nlohmann::ordered_json;
+
+/// The flags of `graft evaluate`, with their defaults.
+struct EvaluateFlags {
+  ModelFlags model;
+  AdapterFlags adapter;
+  bool compare_base = false;
+  std::string data;
+  std::string split = "test";
+  bool split_given = false;
+  std::int64_t max_seq_length = 2048;
+  bool mask_prompt = false;
+  bool parse_special = false;
+  int max_tokens = 64;
+  int batch_size = 64;
+  int show = 5;
+  bool json = false;
+};
 
 /// What there is to find out: the samples as training sees them, and questions if they have any.
 struct Exam {
@@ -66,7 +87,7 @@ std::string data_file(const EvaluateFlags& flags) {
   return file.string();
 }
 
-Exam read_exam(const EvaluateFlags& flags, const LoadedModel& model) {
+Exam read_exam(const EvaluateFlags& flags, const LanguageModel& model) {
   const std::int64_t context = model.llama.config().context_length;
   Exam exam;
   exam.path = data_file(flags);
@@ -94,7 +115,7 @@ Exam read_exam(const EvaluateFlags& flags, const LoadedModel& model) {
   return exam;
 }
 
-Result examine(std::string name, const Exam& exam, const LoadedModel& model,
+Result examine(std::string name, const Exam& exam, const LanguageModel& model,
                const ModelAdapter* adapter, const EvaluateFlags& flags) {
   Result result;
   result.name = std::move(name);
@@ -184,13 +205,11 @@ ordered_json to_json(const Exam& exam, const std::vector<Result>& results, int s
   return record;
 }
 
-}  // namespace
-
 void run_evaluate(const EvaluateFlags& flags) {
   if (flags.compare_base && flags.adapter.name.empty() && flags.adapter.path.empty()) {
     throw UsageError("--compare-base: name an adapter too, with --adapter or --adapter-path");
   }
-  LoadedModel model(flags.model, /*training=*/false);
+  LanguageModel model = load_model(flags.model, /*training=*/false);
   const ChosenAdapter adapter = choose_adapter(model, flags.adapter, /*use_default=*/false);
   const Exam exam = read_exam(flags, model);
 
@@ -219,6 +238,56 @@ void run_evaluate(const EvaluateFlags& flags) {
   } else {
     print_side_by_side(results);
   }
+}
+
+}  // namespace
+
+void add_evaluate(CLI::App& program) {
+  const auto flags = std::make_shared<EvaluateFlags>();
+  CLI::App* command = program.add_subcommand(
+      "evaluate", "Measure a model on data: loss, perplexity, and answers that are exactly right");
+  add_run_flags(*command, flags->model, flags->adapter, /*takes_default=*/false);
+  command->add_flag("--compare-base", flags->compare_base,
+                    "Measure the model without the adapter too, and print both side by side");
+
+  begin_group(*command, "Data");
+  command
+      ->add_option("--data", flags->data,
+                   "File of JSON lines with text, or prompt and completion, or messages; or a "
+                   "folder with such files")
+      ->type_name("FILE|DIR")
+      ->required();
+  command->add_option("--split", flags->split, "Which file of a folder")
+      ->check(CLI::IsMember({"test", "valid", "train"}))
+      ->capture_default_str();
+  command
+      ->add_option("--max-seq-length", flags->max_seq_length,
+                   "Cut longer samples off for the loss, in tokens; the model's context is the "
+                   "limit")
+      ->check(between<std::int64_t>(2, 1 << 20))
+      ->capture_default_str();
+  command->add_flag(
+      "--mask-prompt", flags->mask_prompt,
+      "Loss of answers alone, not of what they answer, as in training with this flag");
+  add_parse_special_flag(*command, flags->parse_special, "the data");
+  command->add_option("--batch-size", flags->batch_size, "Samples at a time, at most")
+      ->check(at_least(1))
+      ->capture_default_str();
+
+  begin_group(*command, "Output");
+  command
+      ->add_option("--max-tokens,-m", flags->max_tokens,
+                   "Longest answer, in tokens; 0 measures the loss alone")
+      ->check(at_least(0))
+      ->capture_default_str();
+  command->add_option("--show", flags->show, "Print the first so many answers")
+      ->check(at_least(0))
+      ->capture_default_str();
+  command->add_flag("--json", flags->json, "Print one JSON object");
+  command->callback([flags, command] {
+    flags->split_given = command->count("--split") > 0;
+    run_evaluate(*flags);
+  });
 }
 
 }  // namespace graft::app

@@ -1,21 +1,25 @@
-#include "apps/graft/commands/generate.h"
-
 #include <fmt/format.h>
 
+#include <CLI/CLI.hpp>
 #include <chrono>
 #include <cstdint>
 #include <cstdio>
 #include <filesystem>
 #include <iostream>
 #include <iterator>
+#include <memory>
 #include <nlohmann/json.hpp>
 #include <optional>
-#include <random>
+#include <span>
 #include <string>
 #include <string_view>
 #include <utility>
 #include <vector>
 
+#include "apps/graft/commands/commands.h"
+#include "apps/graft/commands/common.h"
+#include "apps/graft/commands/flags.h"
+#include "apps/graft/commands/number_range.h"
 #include "apps/graft/user_error.h"
 #include "graft/llm/adapter/adapter_file.h"
 #include "graft/llm/chat/chat_template.h"
@@ -30,6 +34,23 @@ namespace {
 
 using Clock = std::chrono::steady_clock;
 using nlohmann::ordered_json;
+
+/// The flags of `graft generate`, with their defaults.
+struct GenerateFlags {
+  ModelFlags model;
+  AdapterFlags adapter;
+  SamplingFlags sampling;
+  std::string prompt;  ///< "-" is standard input.
+  std::optional<std::string> system_prompt;
+  bool raw = false;
+  bool parse_special = false;
+  int max_tokens = 100;
+  int num_samples = 1;
+  std::vector<std::string> stops;
+  std::string prompt_cache;
+  bool json = false;
+  bool quiet = false;
+};
 
 /// One answer.
 struct Answer {
@@ -72,7 +93,7 @@ std::string prompt_text(const std::string& prompt) {
   return text;
 }
 
-std::vector<int> prompt_tokens(const GenerateFlags& flags, const LoadedModel& model) {
+std::vector<int> prompt_tokens(const GenerateFlags& flags, const LanguageModel& model) {
   const std::string text = prompt_text(flags.prompt);
   const ControlTokens written = control_tokens(flags.parse_special);
   if (flags.raw) return model.tokenizer.encode(text, written);
@@ -83,7 +104,7 @@ std::vector<int> prompt_tokens(const GenerateFlags& flags, const LoadedModel& mo
       .encode_prompt(model.tokenizer, messages);
 }
 
-PromptCacheOwner owner_of(const GenerateFlags& flags, const LoadedModel& model,
+PromptCacheOwner owner_of(const GenerateFlags& flags, const LanguageModel& model,
                           const ChosenAdapter& adapter) {
   PromptCacheOwner owner{
       flags.model.model, model.fingerprint(), flags.model.dtype, adapter.name, {}};
@@ -97,7 +118,7 @@ PromptCacheOwner owner_of(const GenerateFlags& flags, const LoadedModel& model,
 
 // The prompt as read so far: nothing, or what a file has of it.
 Sequence start_of(const std::string& cache_file, const PromptCacheOwner& owner,
-                  const LoadedModel& model, const std::vector<int>& prompt) {
+                  const LanguageModel& model, const std::vector<int>& prompt) {
   if (!std::filesystem::exists(cache_file)) return Sequence(model.llama);
   Sequence sequence = load_prompt_cache(cache_file, model.llama, owner, prompt);
   if (sequence.length() == 0) {
@@ -110,7 +131,7 @@ Sequence start_of(const std::string& cache_file, const PromptCacheOwner& owner,
 }
 
 // Reads all of the prompt but its last token.
-Sequence read_prompt(const GenerateFlags& flags, const LoadedModel& model,
+Sequence read_prompt(const GenerateFlags& flags, const LanguageModel& model,
                      const ChosenAdapter& adapter, const std::vector<int>& prompt, Cost& cost) {
   const std::span<const int> all(prompt);
   if (flags.prompt_cache.empty()) {
@@ -159,17 +180,13 @@ void print_cost(const Cost& cost) {
              cost.prompt_seconds, cost.generated_tokens, cost.tokens_per_second());
 }
 
-}  // namespace
-
-Sampler SamplingFlags::sampler() const { return {options, seed ? *seed : std::random_device{}()}; }
-
 void run_generate(const GenerateFlags& flags) {
   Sampler sampler = flags.sampling.sampler();
   const StopStrings checked(flags.stops);
   if (flags.num_samples > 1 && flags.sampling.options.temperature == 0) {
     throw UsageError("--num-samples: at temperature 0 all samples are the same; give --temp too");
   }
-  LoadedModel model(flags.model, /*training=*/false);
+  LanguageModel model = load_model(flags.model, /*training=*/false);
   const ChosenAdapter adapter = choose_adapter(model, flags.adapter, /*use_default=*/true);
   const std::vector<int> prompt = prompt_tokens(flags, model);
   check_fits(model.llama, prompt);
@@ -208,6 +225,47 @@ void run_generate(const GenerateFlags& flags) {
   } else if (!flags.quiet) {
     print_cost(cost);
   }
+}
+
+}  // namespace
+
+void add_generate(CLI::App& program) {
+  const auto flags = std::make_shared<GenerateFlags>();
+  CLI::App* command = program.add_subcommand("generate", "Answer a prompt with a model");
+  add_run_flags(*command, flags->model, flags->adapter, /*takes_default=*/true);
+
+  begin_group(*command, "Prompt");
+  command
+      ->add_option("--prompt,-p", flags->prompt, "What to say to the model; - reads it from stdin")
+      ->required()
+      ->check(check_utf8);
+  add_system_prompt_flag(*command, flags->system_prompt);
+  command
+      ->add_flag("--ignore-chat-template", flags->raw,
+                 "Let the model continue the prompt as it stands, not answer it")
+      ->excludes("--system-prompt");
+  add_parse_special_flag(*command, flags->parse_special, "the prompt");
+  command
+      ->add_option("--prompt-cache,--prompt-cache-file", flags->prompt_cache,
+                   "File for what the model makes of the prompt (keys and values): written if "
+                   "it is not there, and otherwise read, to go on from what this prompt has in "
+                   "common with that one")
+      ->type_name(kFile);
+
+  begin_group(*command, "Reply");
+  add_max_tokens_flag(*command, flags->max_tokens);
+  command->add_option("--num-samples", flags->num_samples, "Answers to give, one after the other")
+      ->check(at_least(1))
+      ->capture_default_str();
+  command
+      ->add_option("--stop", flags->stops,
+                   "End the answer before this text; may be given several times")
+      ->take_all()
+      ->allow_extra_args(false);
+  command->add_flag("--quiet", flags->quiet, "Do not print what the answer cost, on stderr");
+  command->add_flag("--json", flags->json, "Print one JSON object, at the end");
+  add_sampling_flags(*command, flags->sampling);
+  command->callback([flags] { run_generate(*flags); });
 }
 
 }  // namespace graft::app

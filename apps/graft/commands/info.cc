@@ -1,12 +1,15 @@
-#include "apps/graft/commands/info.h"
-
 #include <fmt/format.h>
 
+#include <CLI/CLI.hpp>
+#include <memory>
 #include <optional>
 #include <string>
 #include <utility>
 #include <vector>
 
+#include "apps/graft/commands/commands.h"
+#include "apps/graft/commands/flags.h"
+#include "apps/graft/commands/number_range.h"
 #include "apps/graft/terminal/format.h"
 #include "apps/graft/user_error.h"
 #include "graft/capabilities.h"
@@ -25,6 +28,13 @@
 
 namespace graft::app {
 namespace {
+
+/// The flags of `graft info`, with their defaults.
+struct InfoFlags {
+  std::string model;
+  std::string dtype = "f32";
+  int rank = 8;
+};
 
 // Tokens of a batch, for asking whether a shape is supported; any number would do.
 constexpr std::int64_t kRows = 512;
@@ -186,8 +196,6 @@ void print_model(const InfoFlags& flags) {
   if (!text.chat_template.empty()) throw UserError(text.chat_template);  // `generate` ends with it
 }
 
-}  // namespace
-
 void run_info(const InfoFlags& flags) {
   print_fact("graft", kVersion);
   print_fact("mlx", ::mlx::core::version());
@@ -204,6 +212,22 @@ void run_info(const InfoFlags& flags) {
   }
   for (const DeviceType type : here) print_operations(type);
   if (!flags.model.empty()) print_model(flags);
+}
+
+}  // namespace
+
+void add_info(CLI::App& program) {
+  const auto flags = std::make_shared<InfoFlags>();
+  CLI::App* command =
+      program.add_subcommand("info", "Say what this build, this machine and a model can do");
+  command
+      ->add_option("--model", flags->model, "A model, in GGUF: what of it runs fused, and why not")
+      ->type_name(kFile);
+  add_dtype_flag(*command, flags->dtype, "How base weights would be kept");
+  command->add_option("--rank", flags->rank, "Rank of the adapter")
+      ->check(at_least<std::int64_t>(1))
+      ->capture_default_str();
+  command->callback([flags] { run_info(*flags); });
 }
 
 }  // namespace graft::app

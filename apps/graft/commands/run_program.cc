@@ -2,16 +2,18 @@
 
 #include <fmt/format.h>
 
+#include <csignal>
 #include <cstdio>
 #include <exception>
 #include <iostream>
 #include <new>
 #include <utility>
 
+#include "apps/graft/terminal/interrupt.h"
 #include "apps/graft/terminal/tell.h"
 #include "apps/graft/usage/help.h"
 #include "apps/graft/user_error.h"
-#include "graft/llm/train/interrupt.h"
+#include "graft/llm/process/allocator.h"
 #include "graft/version.h"
 
 namespace graft::app {
@@ -24,6 +26,8 @@ constexpr const char* kOutputLost =
 }  // namespace
 
 void set_up_program(CLI::App& program) {
+  std::signal(SIGXFSZ, SIG_IGN);  // a write past the limit is then an error that says so
+  keep_freed_memory();
   program.set_version_flag("--version", graft::kVersion);
   program.set_help_flag("--help,-h", "Print this help and exit");
   program.formatter(help_formatter());

@@ -5,8 +5,9 @@
 
 namespace graft::app {
 
-/// What every program of this tree has: --help in one form, --version, and commands of which one
-/// must be given. Called before those are added, which inherit it.
+/// What every program of this tree has: --help in one form, --version, commands of which one must
+/// be given; and as a process, freed memory that is kept (see keep_freed_memory), and an error
+/// where a file would grow past its limit. Called before commands are added, which inherit it.
 void set_up_program(CLI::App& program);
 
 /// Reads the command line and thereby runs the command that it names. Returns the program's exit

@@ -1,5 +1,3 @@
-#include "apps/graft/commands/finetune_memory.h"
-
 #include <gtest/gtest.h>
 
 #include <cstdint>
@@ -8,6 +6,7 @@
 #include <string>
 #include <vector>
 
+#include "apps/graft/commands/finetune/memory.h"
 #include "graft/llm/process/memory.h"
 
 namespace graft::app {

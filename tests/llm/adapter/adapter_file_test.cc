@@ -16,6 +16,7 @@
 #include "mlx/ops.h"
 #include "mlx/random.h"
 #include "mlx/transforms.h"
+#include "tests/llm/adapter/small_config.h"
 #include "tests/support/tiny_model.h"
 
 namespace graft::llm {
@@ -23,21 +24,9 @@ namespace {
 
 using nlohmann::json;
 using testing::read_text;
+using testing::small_config;
 using testing::TemporaryFolder;
 using testing::write_text;
-
-LlamaConfig small_config() {
-  LlamaConfig config;
-  config.num_layers = 4;
-  config.hidden_size = 12;
-  config.intermediate_size = 20;
-  config.num_heads = 3;
-  config.num_kv_heads = 1;
-  config.head_dim = 4;
-  config.vocab_size = 50;
-  config.context_length = 64;
-  return config;
-}
 
 std::vector<LoraPair> random_pairs(const AdapterLayout& layout) {
   std::vector<LoraPair> pairs = layout.initial_pairs(7);
@@ -289,7 +278,7 @@ TEST_F(DamagedAdapter, ThatNamesAnotherModelIsDoubted) {
   const auto doubt_on = [&](const std::vector<std::string>& names) {
     LlamaConfig config = small_config();
     config.names = names;
-    const BaseModel base = load_adapter(folder_.path(), config).base;
+    const ModelIdentity base = load_adapter(folder_.path(), config).base;
     EXPECT_EQ(base.fingerprint, "");
     return doubt_about_base(base, config, [] {
       ADD_FAILURE() << "reads the model for nothing";
@@ -314,7 +303,7 @@ TEST(AdapterFile, KnowsItsModelByContents) {
   config.names = {"renamed.gguf"};
   const AdapterLayout layout(config, {.rank = 2});
   save_adapter(folder.path(), layout, random_pairs(layout), {"base.gguf", "0123456789abcdef"});
-  const BaseModel base = load_adapter(folder.path(), config).base;
+  const ModelIdentity base = load_adapter(folder.path(), config).base;
   EXPECT_EQ(base.name, "base.gguf");
   EXPECT_EQ(base.fingerprint, "0123456789abcdef");
   EXPECT_EQ(doubt_about_base(base, config, [] { return "0123456789abcdef"; }), "");

@@ -14,6 +14,7 @@
 #include "graft/llm/files/atomic_file.h"
 #include "graft/llm/files/folder_lock.h"
 #include "graft/llm/user_error.h"
+#include "tests/llm/adapter/small_config.h"
 #include "tests/support/syncs.h"
 #include "tests/support/tiny_model.h"
 
@@ -22,21 +23,9 @@ namespace {
 
 namespace fs = std::filesystem;
 using testing::read_text;
+using testing::small_config;
 using testing::TemporaryFolder;
 using testing::write_text;
-
-LlamaConfig small_config() {
-  LlamaConfig config;
-  config.num_layers = 2;
-  config.hidden_size = 12;
-  config.intermediate_size = 20;
-  config.num_heads = 3;
-  config.num_kv_heads = 1;
-  config.head_dim = 4;
-  config.vocab_size = 50;
-  config.context_length = 64;
-  return config;
-}
 
 class RegistryTest : public ::testing::Test {
  protected:
@@ -85,7 +74,7 @@ TEST_F(RegistryTest, KeepsACopyUnderAName) {
   const std::vector<AdapterRegistry::Entry> entries = registry_.list();
   ASSERT_EQ(entries.size(), 1u);
   EXPECT_EQ(entries[0].name, "cron");
-  EXPECT_EQ(entries[0].model.file, "/models/base.gguf");
+  EXPECT_EQ(entries[0].model.name, "/models/base.gguf");
   EXPECT_EQ(entries[0].rank, 3);
   EXPECT_EQ(entries[0].alpha, 6.0);
   EXPECT_EQ(entries[0].targets, (std::vector<std::string>{"q_proj", "v_proj"}));

@@ -16,6 +16,7 @@
 #include "graft/llm/generate/conversation.h"
 #include "graft/llm/generate/generator.h"
 #include "graft/llm/generate/prompt_cache.h"
+#include "graft/llm/language_model.h"
 #include "graft/llm/train/trainer.h"
 #include "graft/llm/user_error.h"
 #include "graft/llm/weights/gguf_file.h"
@@ -46,10 +47,8 @@ class GenerateTest : public ::testing::Test {
  protected:
   GenerateTest() {
     tiny_.write(path_);
-    file_.emplace(GgufFile::open(path_));
-    tokenizer_.emplace(*file_);
-    template_.emplace(*file_, *tokenizer_);
-    llama_.emplace(fresh());
+    model_.emplace(path_);
+    template_.emplace(model_->file, model_->tokenizer);
   }
 
   Llama fresh() const { return Llama(LlamaWeights(GgufFile::open(path_)), {}); }
@@ -62,7 +61,7 @@ class GenerateTest : public ::testing::Test {
     return list;
   }
 
-  AdapterLayout layout(int rank) const { return {llama_->config(), {.rank = rank}}; }
+  AdapterLayout layout(int rank) const { return {model_->llama.config(), {.rank = rank}}; }
 
   static std::vector<LoraPair> pairs(const AdapterLayout& layout, std::uint64_t seed) {
     std::vector<LoraPair> list = layout.initial_pairs(seed);
@@ -105,17 +104,15 @@ class GenerateTest : public ::testing::Test {
   const TinyModel tiny_;
   const TemporaryFolder folder_;
   const std::string path_ = folder_.file("tiny.gguf");
-  std::optional<GgufFile> file_;
-  std::optional<Tokenizer> tokenizer_;
+  std::optional<LanguageModel> model_;
   std::optional<ChatTemplate> template_;
-  std::optional<Llama> llama_;
 };
 
 constexpr double kTolerance = 1e-4;  // of logits of a few units, read in other pieces
 
 TEST_F(GenerateTest, RewindingForgetsWhatCameAfter) {
   const std::vector<int> list = tokens(40);
-  Sequence sequence(*llama_);
+  Sequence sequence(model_->llama);
   sequence.prefill(list);
   sequence.rewind(25);
   EXPECT_EQ(sequence.length(), 25);
@@ -125,17 +122,17 @@ TEST_F(GenerateTest, RewindingForgetsWhatCameAfter) {
   std::vector<int> whole(list.begin(), list.begin() + 25);
   whole.insert(whole.end(), other.begin(), other.end());
   EXPECT_EQ(sequence.tokens(), whole);
-  EXPECT_LT(largest_difference(logits, logits_after(*llama_, whole)), kTolerance);
+  EXPECT_LT(largest_difference(logits, logits_after(model_->llama, whole)), kTolerance);
 }
 
 TEST_F(GenerateTest, PrefillStopsWhenInterrupted) {
-  Sequence sequence(*llama_);
+  Sequence sequence(model_->llama);
   EXPECT_FALSE(sequence.prefill(tokens(20), [] { return true; }));
   EXPECT_EQ(sequence.length(), 0);
 }
 
 TEST_F(GenerateTest, ContextEndsAText) {
-  Sequence sequence(*llama_);
+  Sequence sequence(model_->llama);
   Sampler sampler({}, 0);
   const std::vector<int> prompt = tokens(tiny_.context_length - 5);
   const GenerateOptions options{.max_tokens = 100, .stops = [](int) { return false; }};
@@ -158,41 +155,42 @@ TEST_F(GenerateTest, SwitchedAdapterEqualsAFreshModelBitForBit) {
 
   // With the file gone, nothing can be loaded again.
   std::filesystem::remove(path_);
-  llama_->set_adapter(two, pairs(two, 1));
-  EXPECT_EQ(logits_after(*llama_, prompt), logits_after(with_two, prompt));
-  llama_->set_adapter(five, pairs(five, 2));
-  EXPECT_EQ(logits_after(*llama_, prompt), logits_after(with_five, prompt));
+  model_->llama.set_adapter(two, pairs(two, 1));
+  EXPECT_EQ(logits_after(model_->llama, prompt), logits_after(with_two, prompt));
+  model_->llama.set_adapter(five, pairs(five, 2));
+  EXPECT_EQ(logits_after(model_->llama, prompt), logits_after(with_five, prompt));
   EXPECT_NE(logits_after(with_two, prompt), logits_after(with_five, prompt));
-  llama_->clear_adapter();
-  EXPECT_EQ(llama_->adapter(), nullptr);
-  EXPECT_EQ(logits_after(*llama_, prompt), plain);
+  model_->llama.clear_adapter();
+  EXPECT_EQ(model_->llama.adapter(), nullptr);
+  EXPECT_EQ(logits_after(model_->llama, prompt), plain);
 }
 
 TEST_F(GenerateTest, AdapterOfAnotherModelIsRefusedAndTheOldOneStays) {
   const AdapterLayout good = layout(2);
-  llama_->set_adapter(good, pairs(good, 1));
-  const std::vector<float> before = logits_after(*llama_, tokens(9));
+  model_->llama.set_adapter(good, pairs(good, 1));
+  const std::vector<float> before = logits_after(model_->llama, tokens(9));
 
-  LlamaConfig wider = llama_->config();
+  LlamaConfig wider = model_->llama.config();
   wider.intermediate_size += 8;
   const AdapterLayout wide(wider, {.rank = 2});
-  EXPECT_NE(message_of([&] { llama_->set_adapter(wide, pairs(wide, 1)); }).find("another model"),
-            std::string::npos);
-  LlamaConfig deeper = llama_->config();
+  EXPECT_NE(
+      message_of([&] { model_->llama.set_adapter(wide, pairs(wide, 1)); }).find("another model"),
+      std::string::npos);
+  LlamaConfig deeper = model_->llama.config();
   ++deeper.num_layers;
   const AdapterLayout deep(deeper, {.rank = 2});
-  EXPECT_NE(message_of([&] { llama_->set_adapter(deep, pairs(deep, 1)); }).find("2 layers"),
+  EXPECT_NE(message_of([&] { model_->llama.set_adapter(deep, pairs(deep, 1)); }).find("2 layers"),
             std::string::npos);
-  EXPECT_EQ(logits_after(*llama_, tokens(9)), before);
+  EXPECT_EQ(logits_after(model_->llama, tokens(9)), before);
 }
 
 class PromptCacheTest : public GenerateTest {
  protected:
   Sequence load(const std::vector<int>& prompt) const {
-    return load_prompt_cache(cache_, *llama_, owner_, prompt);
+    return load_prompt_cache(cache_, model_->llama, owner_, prompt);
   }
   std::string refusal(const PromptCacheOwner& owner) const {
-    return message_of([&] { load_prompt_cache(cache_, *llama_, owner, prompt_); });
+    return message_of([&] { load_prompt_cache(cache_, model_->llama, owner, prompt_); });
   }
 
   const std::string cache_ = folder_.file("cache.safetensors");
@@ -201,7 +199,7 @@ class PromptCacheTest : public GenerateTest {
 };
 
 TEST_F(PromptCacheTest, GivesTheSameBitsBack) {
-  Sequence first(*llama_);
+  Sequence first(model_->llama);
   first.prefill(std::span(prompt_).first(49));
   save_prompt_cache(cache_, first, owner_);
   const std::vector<int> expected = continued(first, {prompt_.back()}, 20);
@@ -209,13 +207,13 @@ TEST_F(PromptCacheTest, GivesTheSameBitsBack) {
   Sequence again = load(prompt_);
   EXPECT_EQ(again.length(), 49);
   EXPECT_EQ(again.tokens(), std::vector<int>(prompt_.begin(), prompt_.end() - 1));
-  EXPECT_EQ(copy(again.feed(prompt_.back())), logits_after(*llama_, prompt_));
+  EXPECT_EQ(copy(again.feed(prompt_.back())), logits_after(model_->llama, prompt_));
   again.rewind(49);
   EXPECT_EQ(continued(again, {prompt_.back()}, 20), expected);
 }
 
 TEST_F(PromptCacheTest, ServesPromptsThatBeginAlike) {
-  Sequence first(*llama_);
+  Sequence first(model_->llama);
   first.prefill(prompt_);
   save_prompt_cache(cache_, first, owner_);
   EXPECT_EQ(load({prompt_.begin(), prompt_.begin() + 20}).length(), 19);  // one is left to feed
@@ -228,12 +226,13 @@ TEST_F(PromptCacheTest, ServesPromptsThatBeginAlike) {
   Sequence sequence = load(other);
   EXPECT_EQ(sequence.length(), 30);
   sequence.prefill(std::span(other).subspan(30, 14));
-  EXPECT_LT(largest_difference(copy(sequence.feed(other.back())), logits_after(*llama_, other)),
-            kTolerance);
+  EXPECT_LT(
+      largest_difference(copy(sequence.feed(other.back())), logits_after(model_->llama, other)),
+      kTolerance);
 }
 
 TEST_F(PromptCacheTest, RefusesOtherOwnersAndDamage) {
-  Sequence first(*llama_);
+  Sequence first(model_->llama);
   first.prefill(prompt_);
   save_prompt_cache(cache_, first, owner_);
   PromptCacheOwner other = owner_;
@@ -276,7 +275,7 @@ TEST_F(PromptCacheTest, RefusesOtherOwnersAndDamage) {
 class ConversationTest : public GenerateTest {
  protected:
   Conversation chat(std::optional<std::string> system = std::nullopt) const {
-    return {*llama_, *tokenizer_, *template_, std::move(system)};
+    return Conversation(*model_, std::move(system));
   }
 
   Conversation::Reply say(Conversation& chat, const std::string& words, int max_tokens = 12) {
@@ -289,13 +288,14 @@ class ConversationTest : public GenerateTest {
   std::vector<int> reply_from_scratch(const std::vector<int>& before, const std::string& words,
                                       int max_tokens = 12) const {
     std::vector<int> prompt = before;
-    prompt.push_back(*tokenizer_->find_special("<|im_end|>"));
-    for (const int token : template_->encode_next(*tokenizer_, words)) prompt.push_back(token);
-    Sequence sequence(*llama_);
+    prompt.push_back(*model_->tokenizer.find_special("<|im_end|>"));
+    for (const int token : template_->encode_next(model_->tokenizer, words))
+      prompt.push_back(token);
+    Sequence sequence(model_->llama);
     Sampler sampler({}, 0);
     return generate(sequence, prompt,
                     {.max_tokens = max_tokens,
-                     .stops = [&](int token) { return tokenizer_->ends_generation(token); }},
+                     .stops = [&](int token) { return model_->tokenizer.ends_generation(token); }},
                     sampler, [](int) { return true; })
         .tokens;
   }
@@ -310,15 +310,16 @@ class ConversationTest : public GenerateTest {
 TEST_F(ConversationTest, TurnsReadOnlyWhatIsNewAndReplyAsIfAllWereRead) {
   Conversation talk = chat("be");
   const Conversation::Reply first = say(talk, "hi");
-  EXPECT_EQ(first.read,
-            static_cast<int>(template_
-                                 ->encode_prompt(*tokenizer_, std::vector<Message>{{"system", "be"},
-                                                                                   {"user", "hi"}})
-                                 .size()));
+  EXPECT_EQ(
+      first.read,
+      static_cast<int>(template_
+                           ->encode_prompt(model_->tokenizer,
+                                           std::vector<Message>{{"system", "be"}, {"user", "hi"}})
+                           .size()));
   for (const std::string words : {"abba", "so"}) {
     const std::vector<int> before = talk.tokens();
     const Conversation::Reply reply = say(talk, words, 9);
-    const std::vector<int> next = template_->encode_next(*tokenizer_, words);
+    const std::vector<int> next = template_->encode_next(model_->tokenizer, words);
     // The turn, the end of the reply before, and that reply's last token if nothing followed it.
     EXPECT_LE(reply.read, static_cast<int>(next.size()) + 2);
     EXPECT_EQ(last(talk.tokens(), reply.generated), reply_from_scratch(before, words, 9)) << words;
@@ -332,9 +333,9 @@ TEST_F(ConversationTest, IsTheTemplatesTextOfTheSameMessages) {
     const Conversation::Reply reply = say(talk, words, 6);
     const std::vector<int> said = last(talk.tokens(), reply.generated);
     messages.push_back({"user", words});
-    messages.push_back({"assistant", tokenizer_->decode(said, /*skip_special=*/false)});
+    messages.push_back({"assistant", model_->tokenizer.decode(said, /*skip_special=*/false)});
   }
-  const std::string text = tokenizer_->decode(talk.tokens(), false);
+  const std::string text = model_->tokenizer.decode(talk.tokens(), false);
   EXPECT_EQ(text + "<|im_end|>\n", template_->render(messages, false));
 }
 
@@ -364,7 +365,7 @@ TEST_F(ConversationTest, AnotherAdapterReadsAllOfItAgain) {
   say(talk, "hi");
   const std::vector<int> before = talk.tokens();
   const AdapterLayout two = layout(2);
-  llama_->set_adapter(two, pairs(two, 1));
+  model_->llama.set_adapter(two, pairs(two, 1));
   talk.adapter_changed();
   const Conversation::Reply reply = say(talk, "and");
   EXPECT_GT(reply.read, static_cast<int>(before.size()));
@@ -400,15 +401,15 @@ TEST_F(GenerateTest, MeanLossIsThatOfValidation) {
     samples.push_back(sample);
   }
   const AdapterLayout two = layout(2);
-  Trainer trainer(*llama_, two, pairs(two, 1), {});
+  Trainer trainer(model_->llama, two, pairs(two, 1), {});
   Batches batches(samples, {.batch_size = 3});
   std::vector<Batch> all;
   for (std::int64_t i = 0; i < batches.per_epoch(); ++i) all.push_back(batches.at(i));
   const double expected = trainer.evaluate(all).value();
 
-  llama_->set_adapter(two, pairs(two, 1));
+  model_->llama.set_adapter(two, pairs(two, 1));
   for (const int batch_size : {1, 3, 100}) {
-    const MeanLoss mean = mean_loss(*llama_, llama_->adapter(), samples, batch_size, 0);
+    const MeanLoss mean = mean_loss(model_->llama, model_->llama.adapter(), samples, batch_size, 0);
     EXPECT_NEAR(mean.loss, expected, 1e-5) << batch_size;
     EXPECT_DOUBLE_EQ(mean.perplexity(), std::exp(mean.loss));
     std::int64_t targets = 0;

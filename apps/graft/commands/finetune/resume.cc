@@ -1,4 +1,4 @@
-#include "apps/graft/commands/finetune_resume.h"
+#include "apps/graft/commands/finetune/resume.h"
 
 #include <fmt/format.h>
 

@@ -1,4 +1,4 @@
-#include "apps/graft/commands/finetune_flags.h"
+#include "apps/graft/commands/finetune/flags.h"
 
 #include <fmt/format.h>
 #include <fmt/ranges.h>

@@ -1,6 +1,6 @@
 #pragma once
 
-#include "apps/graft/commands/finetune_flags.h"
+#include "apps/graft/commands/finetune/flags.h"
 
 namespace graft::app {
 

@@ -4,7 +4,7 @@
 #include <string>
 #include <vector>
 
-#include "apps/graft/commands/finetune_flags.h"
+#include "apps/graft/commands/finetune/flags.h"
 #include "apps/graft/user_error.h"
 #include "graft/llm/data/dataset.h"
 #include "graft/llm/train/trainer.h"

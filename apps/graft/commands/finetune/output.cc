@@ -1,4 +1,4 @@
-#include "apps/graft/commands/finetune_output.h"
+#include "apps/graft/commands/finetune/output.h"
 
 #include <fmt/format.h>
 #include <fmt/ranges.h>
@@ -9,8 +9,8 @@
 #include <string_view>
 #include <vector>
 
-#include "apps/graft/commands/run_record.h"
-#include "apps/graft/commands/training_display.h"
+#include "apps/graft/commands/finetune/run_record.h"
+#include "apps/graft/commands/finetune/training_display.h"
 #include "apps/graft/terminal/format.h"
 #include "apps/graft/terminal/tell.h"
 #include "apps/graft/terminal/wrap.h"

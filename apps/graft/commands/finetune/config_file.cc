@@ -1,4 +1,4 @@
-#include "apps/graft/commands/config_file.h"
+#include "apps/graft/commands/finetune/config_file.h"
 
 #include <fmt/format.h>
 

@@ -4,8 +4,8 @@
 #include <memory>
 #include <string>
 
-#include "apps/graft/commands/finetune_flags.h"
-#include "apps/graft/commands/fusion_table.h"
+#include "apps/graft/commands/finetune/flags.h"
+#include "apps/graft/commands/finetune/fusion_table.h"
 #include "apps/graft/user_error.h"
 #include "graft/llm/data/dataset.h"
 #include "graft/llm/evaluate/mean_loss.h"

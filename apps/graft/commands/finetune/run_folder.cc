@@ -1,4 +1,4 @@
-#include "apps/graft/commands/run_folder.h"
+#include "apps/graft/commands/finetune/run_folder.h"
 
 #include <fmt/format.h>
 

@@ -1,4 +1,4 @@
-#include "apps/graft/commands/fusion_table.h"
+#include "apps/graft/commands/finetune/fusion_table.h"
 
 #include <fmt/format.h>
 

@@ -1,4 +1,4 @@
-#include "apps/graft/commands/finetune_memory.h"
+#include "apps/graft/commands/finetune/memory.h"
 
 #include <fmt/format.h>
 #include <fmt/ranges.h>

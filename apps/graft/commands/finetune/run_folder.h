@@ -4,8 +4,8 @@
 #include <string>
 #include <vector>
 
-#include "apps/graft/commands/finetune_flags.h"
-#include "apps/graft/commands/run_record.h"
+#include "apps/graft/commands/finetune/flags.h"
+#include "apps/graft/commands/finetune/run_record.h"
 #include "apps/graft/user_error.h"
 #include "graft/llm/adapter/adapter_file.h"
 #include "graft/llm/data/batches.h"
@@ -43,7 +43,7 @@ class RunFolder {
   std::string what_is_kept(bool can_go_on) const;
 
  private:
-  BaseModel base() const { return {flags_.model.model, inputs_.model}; }
+  ModelIdentity base() const { return {flags_.model.model, inputs_.model}; }
   void publish(const std::vector<FileContents>& adapter) const;
 
   const FinetuneFlags& flags_;

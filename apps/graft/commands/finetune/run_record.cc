@@ -1,4 +1,4 @@
-#include "apps/graft/commands/run_record.h"
+#include "apps/graft/commands/finetune/run_record.h"
 
 #include <fmt/format.h>
 

@@ -1,4 +1,4 @@
-#include "apps/graft/commands/training_display.h"
+#include "apps/graft/commands/finetune/training_display.h"
 
 #include <fmt/format.h>
 

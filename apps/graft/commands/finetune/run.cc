@@ -1,4 +1,4 @@
-#include "apps/graft/commands/finetune.h"
+#include "apps/graft/commands/finetune/run.h"
 
 #include <fmt/format.h>
 #include <fmt/ranges.h>
@@ -14,10 +14,11 @@
 #include <utility>
 #include <vector>
 
-#include "apps/graft/commands/finetune_memory.h"
-#include "apps/graft/commands/finetune_output.h"
-#include "apps/graft/commands/finetune_resume.h"
-#include "apps/graft/commands/run_folder.h"
+#include "apps/graft/commands/finetune/memory.h"
+#include "apps/graft/commands/finetune/output.h"
+#include "apps/graft/commands/finetune/resume.h"
+#include "apps/graft/commands/finetune/run_folder.h"
+#include "apps/graft/terminal/interrupt.h"
 #include "apps/graft/user_error.h"
 #include "graft/context.h"
 #include "graft/llm/adapter/adapter_file.h"
@@ -26,7 +27,6 @@
 #include "graft/llm/evaluate/mean_loss.h"
 #include "graft/llm/files/folder_lock.h"
 #include "graft/llm/train/batch_log.h"
-#include "graft/llm/train/interrupt.h"
 #include "graft/llm/train/loop.h"
 #include "graft/llm/train/trainer.h"
 #include "graft/mlx/fusion.h"
@@ -35,9 +35,9 @@ namespace graft::app {
 namespace {
 
 /// The adapter to start from: fresh, or another one's.
-SavedAdapter initial_adapter(const FinetuneFlags& flags, const LoadedModel& model) {
+SavedAdapter initial_adapter(const FinetuneFlags& flags, const LanguageModel& model) {
   const LlamaConfig& config = model.llama.config();
-  const auto warn_if_other = [&](const std::string& path, const BaseModel& base) {
+  const auto warn_if_other = [&](const std::string& path, const ModelIdentity& base) {
     warn_of_base(path, doubt_about_base(base, config, [&] { return model.fingerprint(); }));
   };
   if (!flags.init_adapter.empty()) {
@@ -137,7 +137,7 @@ struct RunData {
   std::vector<Batch> test;  // with --test
 };
 
-RunData read_run_data(const FinetuneFlags& flags, const LoadedModel& model) {
+RunData read_run_data(const FinetuneFlags& flags, const LanguageModel& model) {
   RunData data;
   data.max_seq_length =
       std::min<std::int64_t>(flags.max_seq_length, model.llama.config().context_length);
@@ -252,7 +252,7 @@ void run_finetune(FinetuneFlags flags) {
     refuse_interrupted_run(flags);
   }
   check_flags(flags);
-  const LoadedModel model(flags.model, /*training=*/true);
+  const LanguageModel model = load_model(flags.model, /*training=*/true);
   flags.model.threads = num_threads();
   const LlamaConfig& config = model.llama.config();
   const SavedAdapter initial =

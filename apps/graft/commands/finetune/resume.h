@@ -2,7 +2,7 @@
 
 #include <optional>
 
-#include "apps/graft/commands/finetune_flags.h"
+#include "apps/graft/commands/finetune/flags.h"
 #include "apps/graft/user_error.h"
 #include "graft/llm/data/dataset.h"
 #include "graft/llm/train/checkpoint.h"

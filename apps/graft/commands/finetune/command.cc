@@ -1,5 +1,3 @@
-#include "apps/graft/commands/finetune_command.h"
-
 #include <CLI/CLI.hpp>
 #include <algorithm>
 #include <cstdint>
@@ -7,10 +5,11 @@
 #include <string>
 #include <vector>
 
-#include "apps/graft/commands/config_file.h"
-#include "apps/graft/commands/finetune.h"
-#include "apps/graft/commands/finetune_flags.h"
-#include "apps/graft/commands/model_flags.h"
+#include "apps/graft/commands/commands.h"
+#include "apps/graft/commands/finetune/config_file.h"
+#include "apps/graft/commands/finetune/flags.h"
+#include "apps/graft/commands/finetune/run.h"
+#include "apps/graft/commands/flags.h"
 #include "apps/graft/commands/number_range.h"
 #include "apps/graft/user_error.h"
 #include "graft/llm/model/projection.h"
@@ -169,7 +168,7 @@ void require_unless_resumed(const FinetuneFlags& flags, const char* name) {
 
 }  // namespace
 
-void add_finetune(CLI::App& program, const char* name) {
+void add_finetune(CLI::App& program, const std::string& called) {
   const auto flags = std::make_shared<FinetuneFlags>();
   const auto config = std::make_shared<std::string>();
   CLI::App* command = program.add_subcommand("finetune", "Train a LoRA adapter for a model");
@@ -184,7 +183,7 @@ void add_finetune(CLI::App& program, const char* name) {
   add_report_flags(*command, *flags);
   command->get_option("--model")->required(false)->description(
       "The model, in GGUF; needed unless --resume");
-  flags->program = name;
+  flags->program = called;
   command->callback([flags, config, command] {
     if (!config->empty()) apply_config_file(*command, *config);
     for (const CLI::Option* option : command->get_options()) {
