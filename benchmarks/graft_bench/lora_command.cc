@@ -52,6 +52,7 @@ std::string command_line(const LoraFlags& flags) {
   }
   text += words_of(flags);
   for (const std::string& word : flags.filter) text += " --filter '" + word + "'";
+  for (const std::string& word : flags.without) text += " --without '" + word + "'";
   return text;
 }
 
@@ -84,9 +85,9 @@ void run_lora(const LoraFlags& flags) {
   if (!mlx::fused_enabled())
     throw llm::UserError("GRAFT_FUSED=0 leaves nothing to measure; unset it");
   const std::vector<Case> cases =
-      all_cases({flags.dtype == "bf16", flags.dropout, flags.quick, flags.filter});
+      all_cases({flags.dtype == "bf16", flags.dropout, flags.quick, flags.filter, flags.without});
   if (cases.empty()) {
-    throw llm::UserError("--filter: no case has all of these words; a case reads like '" +
+    throw llm::UserError("--filter, --without: no case has these words; a case reads like '" +
                          label_of(all_cases({}).front()) + "'");
   }
   app::use_threads(flags.threads);

@@ -148,6 +148,13 @@ TEST(BenchCases, FilterTakesWholeWordsAndAllOfThem) {
   EXPECT_EQ(label_of(cases[0]), "plan lora_linear forward 1x128x512>512 r8 f32 dropout0");
   options.filter = {"lora"};
   EXPECT_TRUE(all_cases(options).empty());
+  options.filter = {};
+  options.without = {"grid", "lora_delta"};
+  const std::vector<Case> left = all_cases(options);
+  EXPECT_FALSE(left.empty());
+  for (const Case& item : left) {
+    EXPECT_TRUE(item.set != "grid" && item.op != Op::kLoraDelta) << label_of(item);
+  }
 }
 
 // Results with times of a kind that a user of the file would meet.
