@@ -50,7 +50,7 @@ class Fault:
 TILE = "src/product/cpu/tile-inl.h"
 SHRINK = "src/product/cpu/shrink-inl.h"
 OUTER = "src/product/cpu/outer-inl.h"
-PACK = "src/product/cpu/pack-inl.h"
+PACK = "src/weight/cpu/pack-inl.h"
 FORWARD = "src/attention/cpu_forward.cc"
 BACKWARD = "src/attention/cpu_backward.cc"
 NORM = "src/rms_norm/cpu.cc"

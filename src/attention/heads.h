@@ -9,7 +9,7 @@
 #include "checks.h"
 #include "graft/attention.h"
 #include "product/cpu/kernels.h"
-#include "product/cpu/packed_panels.h"
+#include "weight/cpu/panels.h"
 
 // What forward, backward and decoding share: the shape, and how rows of one head are read and
 // written through strides, in float32 and turned.

@@ -22,8 +22,8 @@
 #include "checks.h"
 #include "graft/linear_cross_entropy.h"
 #include "product/cpu/kernels.h"
-#include "product/cpu/packed_panels.h"
-#include "weight/dense_cpu.h"
+#include "weight/cpu/dense.h"
+#include "weight/cpu/panels.h"
 
 namespace graft::cpu {
 namespace {

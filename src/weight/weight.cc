@@ -6,7 +6,7 @@
 
 #include "backend/element.h"
 #include "graft/error.h"
-#include "weight/dense_cpu.h"
+#include "weight/cpu/dense.h"
 
 namespace graft {
 

@@ -64,7 +64,8 @@ class CheckIncludes(unittest.TestCase):
         text = "".join(f'#include "{name}"\n' for name in shared)
         self.assertEqual([], self.faults_of("src/lora/lora.cc", text))
         self.assertEqual([], self.faults_of("src/product/cpu/run.cc", text))
-        self.assertEqual([], self.faults_of("src/weight/weight.cc", text))
+        self.assertEqual([], self.faults_of("src/weight/weight.cc",
+                                            '#include "backend/table.h"\n#include "checks.h"\n'))
         self.assertEqual([], self.faults_of("src/backend/table.cc",
                                             '#include "backend/table.h"\n#include "checks.h"\n'))
 
@@ -81,6 +82,12 @@ class CheckIncludes(unittest.TestCase):
     def test_finds_a_back_end_that_includes_what_stands_on_it(self):
         self.assertEqual(2, len(self.faults_of(
             "src/backend/a.cc", '#include "weight/weight.h"\n#include "product/cpu/run.h"\n')))
+
+    def test_finds_a_weight_that_includes_what_reads_it(self):
+        faults = self.faults_of("src/weight/a.cc", '#include "product/cpu/run.h"\n')
+        self.assertEqual(
+            ["src/weight/a.cc:1: src/weight may not include src/product/ (product/cpu/run.h)"],
+            faults)
 
     def test_finds_a_framework_in_the_core(self):
         self.assertEqual(1, len(self.faults_of("src/lora/lora.cc", "#include <mlx/array.h>\n")))

@@ -25,8 +25,8 @@
 #include "backend/philox.h"
 #include "graft/lora.h"
 #include "product/cpu/kernels.h"
-#include "product/cpu/pack-inl.h"
 #include "product/cpu/shape-inl.h"
+#include "weight/cpu/pack-inl.h"
 
 HWY_BEFORE_NAMESPACE();
 namespace graft::cpu {

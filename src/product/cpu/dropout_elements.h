@@ -4,7 +4,7 @@
 
 #include "graft/lora.h"
 #include "product/cpu/kernels.h"
-#include "product/cpu/packed_panels.h"
+#include "weight/cpu/panels.h"
 
 namespace graft::cpu {
 

@@ -4,38 +4,17 @@
 #include <cstring>
 
 #include "graft/lora.h"
-#include "graft/tensor_view.h"
+#include "weight/cpu/panels.h"
 
 // The inner kernels of the fused product, once for each instruction set and multiply type;
 // plan and run compose them. Packed formats ("steps" are K for float32, ⌈K/2⌉ for bfloat16 pairs):
+//   column panel  of `width` columns of the product, as weights are kept (weight/cpu/panels.h)
 //   row panel     x-type [step][stride]: up to `rows` rows of x side by side, so that a step needs
 //                 one broadcast a row; lanes along rows serve the shrink
-//   column panel  w-type [step][width]: `width` columns of the product (rows of W) side by side
-//   w-type        float, or the 32-bit pair (bf16 at k, bf16 at k+1)
-//   x-type        float; the same pair where the CPU multiplies pairs; else two floats rounded to
-//                 bf16
+//   x-type        float; the panels' pair where the CPU multiplies pairs; else two floats rounded
+//                 to bf16
 
 namespace graft::cpu {
-
-/// A matrix to read: `rows` × `cols` are the caller's to know.
-struct Source {
-  const void* data = nullptr;
-  DType dtype = DType::kFloat32;  // kFloat32 or kBFloat16
-  std::int64_t row_stride = 0;    // in elements
-  std::int64_t col_stride = 0;
-  std::int64_t ahead = 0;  // bytes from a row to what packing it fetches into the cache meanwhile
-
-  static Source of(const ConstTensorView& matrix) {
-    return {matrix.data(), matrix.dtype(), matrix.stride(0), matrix.stride(1), 0};
-  }
-  std::int64_t row_bytes() const { return row_stride * static_cast<std::int64_t>(size_of(dtype)); }
-  Source transposed() const { return {data, dtype, col_stride, row_stride, 0}; }
-  Source at(std::int64_t row, std::int64_t col) const {
-    const std::int64_t offset = row * row_stride + col * col_stride;
-    return {static_cast<const char*>(data) + offset * static_cast<std::int64_t>(size_of(dtype)),
-            dtype, row_stride, col_stride, 0};
-  }
-};
 
 /// Which elements of a matrix dropout keeps: bit `first` + row · row_stride + col, of what the
 /// kernels' `dropout_bits` wrote. Wherever that is, it need not be aligned.
@@ -92,21 +71,17 @@ inline void read_ahead(TileArgs& tile, bool last, std::int64_t panel_bytes, std:
   tile.ahead = last ? 0 : panel_bytes + index * tile.ahead_stride * tile.steps;
 }
 
-struct Kernels {
+/// What multiplies by column panels of one format; a tile is as wide as a panel.
+struct Kernels : PanelFormat {
   int rows;         // most rows of a tile
   int stride;       // rows that a row panel has room for
-  int width;        // columns of a tile and of a column panel
-  int k_per_step;   // 1, or 2 for pairs
   int x_per_step;   // 32-bit x-type elements a row and step: 2 where pairs are kept as two floats
   int shrink_cols;  // columns of A that one pass of the shrink takes,
   int wide_shrink_cols;  // or takes where more than shrink_cols are left
   int shrink_panels;     // most row panels that one call of `shrink` takes
-  bool bfloat16;         // multiplies bfloat16
 
   /// Packs rows [0, rows) × [0, k) of `x` into a row panel of `stride` rows.
   void (*pack_rows)(const Source& x, int rows, std::int64_t k, void* panel);
-  /// Packs rows [0, cols) × [0, k) of `w` (a row of it is a column of the product).
-  void (*pack_columns)(const Source& w, int cols, std::int64_t k, void* panel);
   /// Packs A (k × rank) for `shrink`, [group of columns][step][column of the group], a group being
   /// what one pass takes, the last one padded: `packed_a_size` 32-bit elements. Groups of
   /// wide_shrink_cols can be packed one by one.
@@ -142,10 +117,8 @@ struct Kernels {
   /// to += from, `count` floats each, which don't overlap.
   void (*add)(const float* from, std::int64_t count, float* to);
 
-  std::int64_t steps(std::int64_t k) const { return (k + k_per_step - 1) / k_per_step; }
-  /// 32-bit elements of a row panel and of a column panel.
+  /// 32-bit elements of a row panel.
   std::int64_t row_panel_size(std::int64_t k) const { return steps(k) * stride * x_per_step; }
-  std::int64_t column_panel_size(std::int64_t k) const { return steps(k) * width; }
   /// Floats of a panel's h: whole groups of columns.
   std::int64_t h_panel_size(std::int64_t rank) const {
     return (rank + wide_shrink_cols - 1) / wide_shrink_cols * wide_shrink_cols * stride;

@@ -20,6 +20,7 @@
 #pragma GCC target("avx512bf16")
 #endif
 #include "product/cpu/multiply-inl.h"
+#include "weight/cpu/convert_pairs-inl.h"
 
 #if HWY_TARGET == HWY_AVX3
 HWY_BEFORE_NAMESPACE();
@@ -27,25 +28,6 @@ HWY_BEFORE_NAMESPACE();
 namespace graft::cpu {
 namespace HWY_NAMESPACE {
 namespace {
-
-// Rounds two vectors to bfloat16 pairs; like the dot product, it flushes subnormals to zero.
-struct PairByConvert {
-  static HWY_INLINE VU Pair(V even, V odd) {
-    HWY_ALIGN static constexpr std::uint16_t kInterleave[32] = {
-        0, 16, 1, 17, 2,  18, 3,  19, 4,  20, 5,  21, 6,  22, 7,  23,
-        8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31};
-    const __m512i both = (__m512i)_mm512_cvtne2ps_pbh(odd.raw, even.raw);
-    return VU{_mm512_permutexvar_epi16(_mm512_load_si512(kInterleave), both)};
-  }
-
-  static HWY_INLINE VU8 Pair(V8 even, V8 odd) {
-    HWY_ALIGN static constexpr std::uint16_t kInterleave[16] = {0, 8,  1, 9,  2, 10, 3, 11,
-                                                                4, 12, 5, 13, 6, 14, 7, 15};
-    const __m256i both = (__m256i)_mm256_cvtne2ps_pbh(odd.raw, even.raw);
-    return VU8{_mm256_permutexvar_epi16(
-        _mm256_load_si256(reinterpret_cast<const __m256i*>(kInterleave)), both)};
-  }
-};
 
 // Pairs of two rows, rounded where they are float32.
 HWY_INLINE __m512i PairRows(const float* row, const float* next) {
@@ -62,7 +44,8 @@ HWY_INLINE __m512i PairRows(const hwy::bfloat16_t* row, const hwy::bfloat16_t* n
 }
 
 struct MultiplyDot {
-  static constexpr int kPerStep = 2;
+  static constexpr PanelFormat kPanels = kPairPanels<PairByConvert>;
+  static constexpr int kPerStep = kPanels.k_per_step;
   static constexpr int kXPerStep = 1;
   using X = std::uint32_t;
   using W = std::uint32_t;
@@ -136,9 +119,6 @@ struct MultiplyDot {
 
   static void PackX(const Source& x, int rows, std::int64_t k, int stride, void* panel) {
     PackPairs<PairByConvert>(x, rows, k, stride, panel);
-  }
-  static void PackW(const Source& w, int cols, std::int64_t k, int stride, void* panel) {
-    PackPairs<PairByConvert>(w, cols, k, stride, panel);
   }
 };
 

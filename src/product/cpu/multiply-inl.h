@@ -12,12 +12,12 @@
 #include "product/cpu/dropout-inl.h"
 #include "product/cpu/kernels.h"
 #include "product/cpu/outer-inl.h"
-#include "product/cpu/pack-inl.h"
 #include "product/cpu/row_shrink-inl.h"
 #include "product/cpu/shape-inl.h"
 #include "product/cpu/shrink-inl.h"
 #include "product/cpu/tile-inl.h"
 #include "product/cpu/transpose-inl.h"
+#include "weight/cpu/pack-inl.h"
 
 HWY_BEFORE_NAMESPACE();
 namespace graft::cpu {
@@ -55,7 +55,8 @@ struct FloatOperands {
 };
 
 struct MultiplyF32 : FloatOperands {
-  static constexpr int kPerStep = 1;
+  static constexpr PanelFormat kPanels = kFloatPanels;
+  static constexpr int kPerStep = kPanels.k_per_step;
   static constexpr int kXPerStep = 1;
   using W = float;
 
@@ -76,14 +77,12 @@ struct MultiplyF32 : FloatOperands {
   static void PackX(const Source& x, int rows, std::int64_t k, int stride, void* panel) {
     PackFloats<false>(x, rows, k, stride, panel);
   }
-  static void PackW(const Source& w, int cols, std::int64_t k, int stride, void* panel) {
-    PackFloats<false>(w, cols, k, stride, panel);
-  }
 };
 
 // bfloat16 where the CPU has no dot product for it: pairs of W widen exactly to two float32 steps.
 struct MultiplyWidened : FloatOperands {
-  static constexpr int kPerStep = 2;
+  static constexpr PanelFormat kPanels = kPairPanels<PairByRounding>;
+  static constexpr int kPerStep = kPanels.k_per_step;
   static constexpr int kXPerStep = 2;
   using W = std::uint32_t;
 
@@ -115,15 +114,7 @@ struct MultiplyWidened : FloatOperands {
   static void PackX(const Source& x, int rows, std::int64_t k, int stride, void* panel) {
     PackFloats<true>(x, rows, k, stride, panel);
   }
-  static void PackW(const Source& w, int cols, std::int64_t k, int stride, void* panel) {
-    PackPairs<PairByRounding>(w, cols, k, stride, panel);
-  }
 };
-
-template <class Multiply>
-void PackColumns(const Source& w, int cols, std::int64_t k, void* panel) {
-  Multiply::PackW(w, cols, k, kWidth, panel);
-}
 
 template <class Multiply>
 void PackRows(const Source& x, int rows, std::int64_t k, void* panel) {
@@ -132,18 +123,15 @@ void PackRows(const Source& x, int rows, std::int64_t k, void* panel) {
 
 template <class Multiply>
 const Kernels* MakeKernels() {
-  static const Kernels kernels = {
+  static constexpr Kernels kernels = {
+      Multiply::kPanels,
       kRows,
       kStride,
-      kWidth,
-      Multiply::kPerStep,
       Multiply::kXPerStep,
       kShrink,
       kWideShrink,
       kShrinkPanels,
-      Multiply::kPerStep == 2,
       &PackRows<Multiply>,
-      &PackColumns<Multiply>,
       &PackA<Multiply>,
       &PackedASize<Multiply>,
       &Shrink<Multiply>,

@@ -6,7 +6,7 @@
 #include <vector>
 
 #include "product/cpu/kernels.h"
-#include "product/cpu/packed_panels.h"
+#include "weight/cpu/panels.h"
 
 namespace graft::cpu {
 
@@ -27,7 +27,9 @@ struct Partition {
       : m(rows_of_y),
         n_panels(column_panels),
         panels(ceil_div(rows_of_y, kernels.rows)),
-        chunk_panel{0} {
+        chunk_panel{0},
+        least_rows_(m / std::max<std::int64_t>(1, panels)),
+        taller_(m - least_rows_ * panels) {
     // About 128 rows a chunk; fewer where K is so large that they would leave a 1 MiB cache.
     constexpr std::int64_t kChunkRows = 140, kLeastRows = 14, kChunkBytes = 5 << 18;
     const std::int64_t panel_bytes = std::max<std::int64_t>(1, row_panel_size * 4);
@@ -70,14 +72,17 @@ struct Partition {
     return chunk_panel[static_cast<std::size_t>(chunk)];
   }
   std::int64_t panel_row(std::int64_t panel) const {
-    return m * panel / std::max<std::int64_t>(1, panels);
+    return panel * least_rows_ + std::min(panel, taller_);
   }
   int panel_rows(std::int64_t panel) const {
-    return static_cast<int>(panel_row(panel + 1) - panel_row(panel));
+    return static_cast<int>(least_rows_ + (panel < taller_ ? 1 : 0));
   }
   std::int64_t first_row(std::int64_t chunk) const { return panel_row(first_panel(chunk)); }
   std::int64_t split_panel(std::int64_t split) const { return n_panels * split / splits; }
   std::int64_t most_chunk_panels() const { return chunks() == 0 ? 0 : chunk_panel[1]; }
+
+ private:
+  std::int64_t least_rows_, taller_;  // of a panel; panels that have one row more, the first
 };
 
 }  // namespace graft::cpu

@@ -2,7 +2,7 @@
 
 #include <algorithm>
 
-#include "product/cpu/packed_panels.h"
+#include "weight/cpu/panels.h"
 
 namespace graft::cpu {
 namespace {

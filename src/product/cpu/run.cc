@@ -4,10 +4,10 @@
 #include "backend/cpu/threads.h"
 #include "backend/element.h"
 #include "product/cpu/outer_products.h"
-#include "product/cpu/packed_panels.h"
 #include "product/cpu/plan.h"
 #include "product/cpu/product.h"
-#include "weight/dense_cpu.h"
+#include "weight/cpu/dense.h"
+#include "weight/cpu/panels.h"
 
 namespace graft::cpu {
 namespace {
@@ -321,18 +321,31 @@ void ProductRun::multiply_panel(std::size_t o, std::size_t i, std::int64_t chunk
     tile.y_stride = width;
     tile.cols = static_cast<int>(width);  // zeros past the last
   }
+  const std::int64_t first_row = partition_.panel_row(first);
+  const std::int64_t y_row_bytes =
+      tile.y_stride * (completes ? y_size : static_cast<std::int64_t>(sizeof(float)));
+  char* y = completes
+                ? static_cast<char*>(term.y.mutable_data()) + first_row * y_row_bytes + col * y_size
+                : static_cast<char*>(static_cast<void*>(worker.partial));
+  const float* start = i > output.first ? worker.partial : nullptr;
+  const std::uint32_t* x = worker.x_panels + input.panels_at;
+  const std::uint32_t* h = worker.h_panels + plan.h_panels_at;
+  const std::int64_t h_size = kernels_.row_panel_size(plan.rank);
+  std::int64_t row = first_row;
   for (std::int64_t panel = 0; panel < panels; ++panel) {
-    const std::int64_t row = partition_.panel_row(first + panel);
-    float* const partial = worker.partial + panel * kernels_.rows * width;
     tile.rows = partition_.panel_rows(first + panel);
     read_ahead(tile, ahead == 0, ahead, panel, panels);
-    tile.x = worker.x_panels + input.panels_at + panel * input.panel_size;
-    tile.h = worker.h_panels + plan.h_panels_at + panel * kernels_.row_panel_size(plan.rank);
+    tile.x = x;
+    tile.h = h;
     tile.kept = kept.at(row - elements.row, col - elements.col);
-    tile.start = i > output.first ? partial : nullptr;
-    tile.y = completes ? static_cast<char*>(term.y.mutable_data()) + (row * y_stride + col) * y_size
-                       : static_cast<void*>(partial);
+    tile.start = start;
+    tile.y = y;
     kernels_.tile(tile);
+    x += input.panel_size;
+    h += h_size;
+    y += tile.rows * y_row_bytes;
+    if (start != nullptr) start += tile.rows * width;
+    row += tile.rows;
   }
 }
 

@@ -9,6 +9,7 @@
 #include <cstdint>
 
 #include "backend/cpu/vectors-inl.h"
+#include "weight/cpu/pack-inl.h"
 
 HWY_BEFORE_NAMESPACE();
 namespace graft::cpu {
@@ -21,7 +22,6 @@ constexpr int kRows = (HWY_TARGET == HWY_AVX3 || HWY_TARGET == HWY_NEON) ? 14
                       : HWY_TARGET == HWY_AVX2                           ? 6
                                                                          : 4;
 constexpr int kStride = (kRows + kLanes - 1) / kLanes * kLanes;
-constexpr int kWidth = 2 * kLanes;
 
 // Columns of A that one pass of the shrink takes: enough accumulators to hide the latency of an
 // FMA, with kStride / kLanes vectors of rows each. Where a vector has more lanes than that, it

@@ -12,8 +12,8 @@
 
 #include "backend/cpu/vectors-inl.h"
 #include "product/cpu/kernels.h"
-#include "product/cpu/pack-inl.h"
 #include "product/cpu/shape-inl.h"
+#include "weight/cpu/pack-inl.h"
 
 HWY_BEFORE_NAMESPACE();
 namespace graft::cpu {

@@ -12,7 +12,7 @@
 
 #include "backend/cpu/vectors-inl.h"
 #include "product/cpu/kernels.h"
-#include "product/cpu/pack-inl.h"
+#include "weight/cpu/pack-inl.h"
 
 HWY_BEFORE_NAMESPACE();
 namespace graft::cpu {

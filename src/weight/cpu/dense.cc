@@ -1,4 +1,4 @@
-#include "weight/dense_cpu.h"
+#include "weight/cpu/dense.h"
 
 #include <bit>
 #include <string>
@@ -7,7 +7,6 @@
 #include "backend/element.h"
 #include "graft/context.h"
 #include "graft/error.h"
-#include "product/cpu/packed_panels.h"
 
 #if defined(__linux__)
 #include <sys/mman.h>
@@ -22,12 +21,12 @@ DensePanels::DensePanels(const Check& check, const ConstTensorView& w, DType mul
   if (multiply != DType::kFloat32 && multiply != DType::kBFloat16) {
     check.fail(std::string("multiply: expected float32 or bfloat16, got ") + name_of(multiply));
   }
-  kernels_ = &kernels_for(multiply);
+  format_ = panel_format(multiply);
 
   const Source source = Source::of(w);
   const auto pack = [&](const Source& s, std::int64_t n, std::int64_t k) {
-    Block panels = allocate(check, packed_panels_size(*kernels_, n, k));
-    pack_panels(Context(), *kernels_, s, n, k, panels.get());
+    Block panels = allocate(check, packed_panels_size(format_, n, k));
+    pack_panels(Context(), format_, s, n, k, panels.get());
     return panels;
   };
   forward_ = pack(source, out_features_, in_features_);
@@ -55,19 +54,19 @@ DensePanels::Block DensePanels::allocate(const Check& check, std::int64_t elemen
 }
 
 void DensePanels::check_usable(const Check& check) const {
-  check.that(kernels_->width == kernels_for(dtype_).width,
+  check.that(format_.width == panel_format(dtype_).width,
              "weight: packed for another instruction set than set_cpu_isa() chose; pack it again");
 }
 
 void DensePanels::unpack(const TensorView& w) const {
-  const std::int64_t width = kernels_->width;
-  const std::int64_t panel_size = kernels_->column_panel_size(in_features_);
+  const std::int64_t width = format_.width;
+  const std::int64_t panel_size = format_.column_panel_size(in_features_);
   for (std::int64_t n = 0; n < out_features_; ++n) {
     const std::uint32_t* panel = forward_.get() + n / width * panel_size + n % width;
     for (std::int64_t k = 0; k < in_features_; ++k) {
-      const std::uint32_t bits = panel[k / kernels_->k_per_step * width];
+      const std::uint32_t bits = panel[k / format_.k_per_step * width];
       const float value =
-          kernels_->bfloat16
+          format_.bfloat16
               ? from_bfloat16(static_cast<std::uint16_t>(k % 2 == 0 ? bits : bits >> 16))
               : std::bit_cast<float>(bits);
       store_element(w, n, k, value);

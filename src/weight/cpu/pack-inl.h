@@ -1,4 +1,4 @@
-// Packing of rows and columns into panels (formats: kernels.h).
+// Packing of rows and columns into panels (formats: panels.h).
 #if defined(GRAFT_CPU_PACK_INL_H_) == defined(HWY_TARGET_TOGGLE)
 #ifdef GRAFT_CPU_PACK_INL_H_
 #undef GRAFT_CPU_PACK_INL_H_
@@ -12,11 +12,14 @@
 
 #include "backend/bfloat16.h"
 #include "backend/cpu/vectors-inl.h"
-#include "product/cpu/kernels.h"
+#include "weight/cpu/panels.h"
 
 HWY_BEFORE_NAMESPACE();
 namespace graft::cpu {
 namespace HWY_NAMESPACE {
+
+// Columns of a panel: what two vectors hold, which every register tile is wide.
+constexpr int kWidth = 2 * kLanes;
 
 // Eight lanes or a vector, whichever is less: columns of A come in groups of eight.
 using D8 = hn::CappedTag<float, 8>;
@@ -300,6 +303,18 @@ void PackPairs(const Source& x, int rows, std::int64_t k, int stride, void* pane
     }
   }
 }
+
+inline void PackFloatColumns(const Source& w, int cols, std::int64_t k, void* panel) {
+  PackFloats<false>(w, cols, k, kWidth, panel);
+}
+template <class Convert>
+void PackPairColumns(const Source& w, int cols, std::int64_t k, void* panel) {
+  PackPairs<Convert>(w, cols, k, kWidth, panel);
+}
+
+inline constexpr PanelFormat kFloatPanels = {kWidth, 1, false, &PackFloatColumns};
+template <class Convert>
+inline constexpr PanelFormat kPairPanels = {kWidth, 2, true, &PackPairColumns<Convert>};
 
 }  // namespace HWY_NAMESPACE
 }  // namespace graft::cpu

@@ -4,7 +4,7 @@
 #include <cstdlib>
 #include <memory>
 
-#include "product/cpu/kernels.h"
+#include "weight/cpu/panels.h"
 #include "weight/weight.h"
 
 namespace graft::cpu {
@@ -42,7 +42,7 @@ class DensePanels final : public Weight::Storage {
   std::int64_t out_features_ = 0;
   std::int64_t in_features_ = 0;
   DType dtype_ = DType::kFloat32;
-  const Kernels* kernels_ = nullptr;  // whose panel format this is
+  PanelFormat format_;
   std::size_t nbytes_ = 0;
   Block forward_;
   Block backward_;
