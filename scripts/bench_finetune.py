@@ -23,7 +23,6 @@ import importlib.metadata
 import json
 import os
 import pathlib
-import platform
 import random
 import re
 import shlex
@@ -37,6 +36,7 @@ from peft import LoraConfig, get_peft_model
 
 import peer_training
 from gguf_model import GgufModel
+from result_files import cpu_name
 
 BATCH_SIZE = 4
 LENGTH = 128
@@ -174,14 +174,6 @@ def measure(arguments, scratch):
         print(f"round {turn + 1}/{arguments.rounds}: {text} tokens/s", flush=True)
     mlx_lm.close()
     return times, bounds
-
-
-def cpu_name():
-    try:
-        lines = pathlib.Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return platform.processor()
-    return next(line.split(":")[1].strip() for line in lines if line.startswith("model name"))
 
 
 def describe(arguments):

@@ -5,7 +5,8 @@ The two programs take turns; a ratio is the median of the turns'. PyTorch's oper
 below autograd, and its allocator is told to keep memory. "of copy" is Graft's time over that of a
 copy with plain stores that moves as many bytes (forward two matrices, backward three).
 
-Measures with `graft-bench rows`; run it with a Python that has PyTorch. The machine should do nothing else meanwhile.
+Measures with `graft-bench rows`; run it with a Python that has PyTorch. The machine should do
+nothing else meanwhile.
 
 usage: bench_rows.py [--program build/bin/graft-bench] [--shapes 128,4096 ...]
                      [--dtypes float32 bfloat16] [--threads 2] [--turns 5] [--milliseconds 40]
@@ -20,6 +21,9 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent))
+from result_files import facts_of, write_results  # noqa: E402
 
 ROOT = Path(__file__).resolve().parent.parent
 KEEP_MEMORY = {"MALLOC_MMAP_THRESHOLD_": str(1 << 32), "MALLOC_TRIM_THRESHOLD_": str(1 << 33)}
@@ -123,10 +127,10 @@ def main():
                       flush=True)
                 lines.append(line)
     if arguments.csv:
-        with open(arguments.csv, "w", encoding="utf-8", newline="") as file:
-            writer = csv.DictWriter(file, lines[0])
-            writer.writeheader()
-            writer.writerows(lines)
+        version = subprocess.run([arguments.program, "--version"], check=True, capture_output=True,
+                                 text=True).stdout.strip()
+        versions = {"graft": version, "torch": torch.__version__}
+        write_results(arguments.csv, facts_of(arguments.threads, versions), lines)
 
 
 if __name__ == "__main__":

@@ -9,30 +9,28 @@ from those files alone. KIND is one of
     lora      a layer with its adapter: unfused, fused, what it adds to the layer, and the floor
     dropout   the same, with dropout
     finetune  files of scripts/bench_finetune.py: each program's speed, and Graft's against it
+    promises  files of scripts/check_speed.py: each ratio beside its target
+    rows      files of scripts/bench_rows.py: softmax and the norms beside PyTorch and a copy
+    before    dropout's cost before and after its bits were made fewer
 
 Without --fix, exits with 1 if a document does not agree with its files.
 
 usage: bench_table.py [--fix] DOCUMENT...
 """
 
-import csv
 import re
 import statistics
 import sys
 from pathlib import Path
 
+sys.path.insert(0, str(Path(__file__).resolve().parent))
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tools"))
 from document_parts import ROOT, check_or_fix  # noqa: E402
+from result_files import read_results  # noqa: E402
 
 BLOCK = re.compile(r"(<!-- table: ([^\n]+?) -->\n)(.*?)(<!-- end of table -->\n)", re.DOTALL)
 TORCH_DTYPES = {"float32": "f32", "bfloat16": "bf16"}
-
-
-def read_results(path):
-    """(facts, rows) of a file of results."""
-    lines = path.read_text(encoding="utf-8").splitlines()
-    facts = [line[2:].split(": ", 1) for line in lines if line.startswith("# ")]
-    return facts, list(csv.DictReader(line for line in lines if not line.startswith("#")))
+NOISE = 1.05  # what the medians of one run differ by: graft-bench's own measure of a bound
 
 
 def torch_times(rows):
@@ -77,8 +75,15 @@ def times(ratio):
     return f"{ratio:.2f}×"
 
 
+def held(share, row):
+    """The share of a limit, which nothing is above: else it is no limit, and no table may say so."""
+    if share > NOISE:
+        raise ValueError(f"a limit of {100 * share:.0f} % is none: {row}")
+    return share
+
+
 def bound(row):
-    share = float(row["bound_us"]) / float(row["fused_us"])
+    share = held(float(row["bound_us"]) / float(row["fused_us"]), row)
     return f"{time_text(row['bound_us'])} {row['bound']}, {100 * share:.0f} %"
 
 
@@ -104,7 +109,7 @@ def linear_table(rows, torch):
         blas = float(row["blas_us"]) if row["blas_us"] else None
         peer = torch.get(key)
         lines.append([shape(row), row["dtype"], row["pass"], time_text(row["fused_us"]),
-                      f"{float(row['gflops']):.0f}", f"{100 * float(row['peak_share']):.0f} %",
+                      f"{float(row['gflops']):.0f}", f"{100 * held(float(row['peak_share']), row):.0f} %",
                       times(blas / fused) if blas else "", times(peer / fused) if peer else ""])
     return table(["x → out", "dtype", "pass", "Graft", "GFLOP/s", "of the peak", "against OpenBLAS",
                   "against PyTorch"], lines)
@@ -150,8 +155,40 @@ def finetune_table(paths, files):
                  lines)
 
 
+def promises_table(rows):
+    verdicts = {"": "", "ok": "yes", "missed": "**no**"}
+    return table(["promise", "measured", "target", "met"],
+                 [[row["name"], row["value"], row["target"], verdicts[row["verdict"]]]
+                  for row in rows])
+
+
+def rows_table(rows):
+    return table(
+        ["rows × features", "dtype", "op", "pass", "Graft", "PyTorch", "of PyTorch's time",
+         "of a copy's time"],
+        [[f"{row['rows']} × {row['features']}", row["dtype"], row["op"], row["direction"],
+          time_text(row["graft_us"]), time_text(row["torch_us"]), times(float(row["of_torch"])),
+          times(float(row["of_copy"]))] for row in rows])
+
+
+def before_table(rows):
+    def spread(row, name):
+        least, most = row[f"{name}_least"], row[f"{name}_most"]
+        return f"+{row[name]} % ({least} to {most})"
+
+    return table(["instruction set", "layer", "pass", "floor", "before", "after"],
+                 [[row["isa"], row["layer"].replace(">", " → "), row["pass"],
+                   f"+{row['floor']} %", spread(row, "before"), spread(row, "after")]
+                  for row in rows])
+
+
+ROW_TABLES = {"promises": promises_table, "rows": rows_table, "before": before_table}
+
+
 def make(kind, paths):
     files = [read_results(ROOT / path) for path in paths]
+    if kind in ROW_TABLES:
+        return ROW_TABLES[kind]([row for _, file_rows in files for row in file_rows])
     if kind == "finetune":
         return finetune_table(paths, files)
     ours = [file for file in files if "peer" not in file[1][0]]

@@ -6,7 +6,7 @@ and backward as Graft's benchmark counts it (dx alone for the base; dx, dA and d
 is MKL's, bfloat16 oneDNN's. Inputs rotate through sets that together do not fit the caches, and the
 operations take turns, so that no one of them has a warmer machine than another.
 
-Writes CSV to standard output, one row a shape, dtype, operation and direction:
+Writes a file of results to standard output, one row a shape, dtype, operation and direction:
 
     peer,op,direction,dtype,m,k,n,rank,threads,median_us,p10_us,p90_us,gflops
     torch 2.11.0,lora_linear,forward,float32,2048,512,512,8,2,5210.4,5190.0,5300.1,212.4
@@ -15,7 +15,7 @@ op is linear or lora_linear; direction is forward or backward; gflops counts the
 products, those of the low-rank pair included.
 
 usage: bench_torch.py [--threads 2] [--seconds 1.0] [--shapes 2048,512,512,8 ...]
-                      [--dtypes float32 bfloat16]
+                      [--dtypes float32 bfloat16] [--ops linear lora_linear]
 """
 
 import argparse
@@ -23,8 +23,12 @@ import csv
 import statistics
 import sys
 import time
+from pathlib import Path
 
 import torch
+
+sys.path.insert(0, str(Path(__file__).resolve().parent))
+from result_files import facts_of, write_facts  # noqa: E402
 
 SHAPES = [
     (2048, 512, 512, 8),
@@ -33,6 +37,7 @@ SHAPES = [
     (512, 2048, 2048, 16),
     (128, 512, 512, 8),
 ]
+OPS = ["linear", "lora_linear"]
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 ROTATED_BYTES = 96 << 20  # more than the last-level cache of the machines measured
 LEAST_ROUNDS = 15
@@ -89,14 +94,12 @@ def flops(op, direction, shape):
     return base + (pair if direction == "forward" else 2 * pair)
 
 
-def measure(shape, dtype, seconds):
+def measure(shape, dtype, ops, seconds):
     """{(op, direction): times}, in seconds."""
     m, k, n, r = shape
     set_bytes = dtype.itemsize * (m * k + n * k + 2 * m * n + r * (k + n))
     sets = [Inputs(shape, dtype) for _ in range(max(2, 1 + ROTATED_BYTES // set_bytes))]
-    cases = [
-        (op, direction) for op in ("linear", "lora_linear") for direction in (forward, backward)
-    ]
+    cases = [(op, direction) for op in ops for direction in (forward, backward)]
     times = {case: [] for case in cases}
     for inputs in sets[:2]:
         for op, direction in cases:
@@ -119,6 +122,7 @@ def main():
     parser.add_argument("--seconds", type=float, default=1.0, help="for each operation")
     parser.add_argument("--shapes", nargs="*", help="M,K,N,r; those of docs/ by default")
     parser.add_argument("--dtypes", nargs="*", choices=DTYPES, default=list(DTYPES))
+    parser.add_argument("--ops", nargs="*", choices=OPS, default=OPS)
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     torch.manual_seed(0)
@@ -131,13 +135,15 @@ def main():
         del dtypes["bfloat16"]
         print("bench_torch: bfloat16 left out: oneDNN has no kernels for it on this CPU",
               file=sys.stderr)
+    write_facts(sys.stdout, facts_of(arguments.threads, {"torch": torch.__version__}))
     writer = csv.writer(sys.stdout, lineterminator="\n")
     writer.writerow(
         "peer op direction dtype m k n rank threads median_us p10_us p90_us gflops".split()
     )
     for shape in shapes:
         for name, dtype in dtypes.items():
-            for (op, direction), times in measure(shape, dtype, arguments.seconds).items():
+            for (op, direction), times in measure(
+                    shape, dtype, arguments.ops, arguments.seconds).items():
                 median = statistics.median(times)
                 tenths = statistics.quantiles(times, n=10)
                 writer.writerow(

@@ -16,7 +16,8 @@ import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
-from bench_table import BLOCK, read_results, table  # noqa: E402
+from bench_table import BLOCK, table  # noqa: E402
+from result_files import read_results  # noqa: E402
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tools"))
 from document_parts import ROOT, check_or_fix  # noqa: E402

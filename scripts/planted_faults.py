@@ -123,6 +123,12 @@ FAULTS = [
     Fault("attention_saves_a_logsumexp_off_by_a_hundredth", "src/attention/cpu_forward.cc",
           "logsumexp = max + std::log(sum);", "logsumexp = max + std::log(sum) + 0.01f;",
           "attention_test"),
+    Fault("slices_of_a_long_sum_overwrite_each_other", "src/product/cpu/run.cc",
+          "slice.accumulate = true;", "slice.accumulate = product.accumulate;",
+          "linear_test:Linear.*"),
+    Fault("ranges_of_a_large_weight_are_passed_over", "src/product/cpu/partition.h",
+          "return {index % chunks(), index / chunks()};",
+          "return {index % chunks(), index / splits};", "linear_test:Linear.*"),
     Fault("h_is_rounded_to_bfloat16", "src/product/cpu/run.cc",
           "if (operands.h != nullptr && write_h) {",
           "if (operands.h != nullptr && write_h) {\n"

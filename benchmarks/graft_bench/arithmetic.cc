@@ -48,11 +48,10 @@ double bytes(const Case& item) {
   const auto rank = static_cast<double>(item.rank);
   const bool backward = item.pass == Pass::kForwardBackward;
 
-  double elements = rows * (in + out);                                           // x, y
-  if (backward) elements += rows * (in + out);                                   // dx, dy
-  if (backward && item.rank > 0) elements += rows * in;                          // x again, for dA
-  if (item.op != Op::kLoraDelta) elements += in * out * (backward ? 2.0 : 1.0);  // W
-  elements += rank * (in + out) * (backward ? 2.0 : 1.0);                        // A, B
+  double elements = rows * (in + out);                                // x, y
+  if (backward) elements += rows * (in + out);                        // dx, dy
+  if (item.op != Op::kLoraDelta) elements += in * out;                // W
+  elements += rank * (in + out);                                      // A, B
   const double gradients = backward ? 4.0 * rank * (in + out) : 0.0;  // dA, dB in float32
   return elements * element + gradients;
 }
@@ -93,14 +92,26 @@ double overhead(const Timing& fused, const Timing& base) {
   return spread_of(std::move(ratios)).median - 1.0;
 }
 
+double Machine::gbs(double bytes) const {
+  double most = 0.0;
+  for (const Moved& moved : moved_) {
+    if (moved.bytes >= bytes) most = std::max(most, moved.gbs);
+  }
+  return most;
+}
+
+Spread Machine::gbs_spread() const {
+  std::vector<double> all;
+  for (const Moved& moved : moved_) all.push_back(moved.gbs);
+  return spread_of(std::move(all));
+}
+
 const char* name_of(Limit limit) {
   switch (limit) {
     case Limit::kArithmetic:
       return "fma";
-    case Limit::kCache:
-      return "cache";
-    case Limit::kMemory:
-      return "memory";
+    case Limit::kTraffic:
+      return "traffic";
     case Limit::kLaunch:
       break;
   }
@@ -110,9 +121,9 @@ const char* name_of(Limit limit) {
 Bound bound_of(const Case& item, const Machine& machine, double resident) {
   // 10⁹ a second are 10³ a microsecond.
   Bound bound{Limit::kArithmetic, flops(item) / (machine.gflops(item) * 1e3)};
-  const bool cached = resident <= machine.cache_bytes;
-  const double moved = bytes(item) / ((cached ? machine.cache_gbs : machine.memory_gbs) * 1e3);
-  if (moved > bound.us) bound = {cached ? Limit::kCache : Limit::kMemory, moved};
+  const double gbs = machine.gbs(resident);
+  const double moved = gbs > 0.0 ? bytes(item) / (gbs * 1e3) : 0.0;
+  if (moved > bound.us) bound = {Limit::kTraffic, moved};
   if (machine.launch_us > bound.us) bound = {Limit::kLaunch, machine.launch_us};
   return bound;
 }

@@ -13,8 +13,8 @@ double flops(const Case& item);
 /// Operations of the base product alone, in the same passes: x·Wᵀ, and dy·W.
 double base_flops(const Case& item);
 
-/// Bytes that the case must read or write at least once: its inputs, outputs, and the weight once a
-/// pass. h and g, of `rank` columns, count as staying in cache.
+/// Bytes that the case must read or write: its inputs and outputs, each once however often passes
+/// go over it, as caches might hold it meanwhile. h and g are none of them.
 double bytes(const Case& item);
 
 /// How much more arithmetic the adapter is than its base product: 0.031 is 3.1 %. An implementation
@@ -40,21 +40,32 @@ Timing timing_of(const std::vector<std::vector<double>>& rounds);
 /// slows down both.
 double overhead(const Timing& fused, const Timing& base);
 
-/// What the machine can do at most, as measured in the same run.
-struct Machine {
+/// What the machine can do at most, as measured all through the same run: the best of each.
+class Machine {
+ public:
   double gflops_f32 = 0.0;   ///< 10⁹ operations a second out of registers.
   double gflops_bf16 = 0.0;  ///< The same for bfloat16 products; float32's where they are widened.
-  double cache_gbs = 0.0;    ///< 10⁹ bytes a second read from the last level of cache.
-  double memory_gbs = 0.0;   ///< 10⁹ bytes a second read from memory.
   double launch_us = 0.0;    ///< A call of the core that has next to nothing to do, µs.
-  double cache_bytes = 0.0;  ///< Size of the last level of cache.
 
   double gflops(const Case& item) const { return item.bf16 ? gflops_bf16 : gflops_f32; }
+
+  /// 10⁹ bytes a second were moved, going round in `bytes`.
+  void add_moved(double bytes, double gbs) { moved_.push_back({bytes, gbs}); }
+  /// The most that were moved going round in so many bytes, or in more: caches hold fewer at least
+  /// as well. 0 if there is no such measurement.
+  double gbs(double bytes) const;
+  Spread gbs_spread() const;  ///< Of all measurements.
+
+ private:
+  struct Moved {
+    double bytes, gbs;
+  };
+  std::vector<Moved> moved_;
 };
 
 /// Which limit of the machine a case meets first.
-enum class Limit : std::uint8_t { kArithmetic, kCache, kMemory, kLaunch };
-const char* name_of(Limit limit);  ///< "fma", "cache", "memory", "launch".
+enum class Limit : std::uint8_t { kArithmetic, kTraffic, kLaunch };
+const char* name_of(Limit limit);  ///< "fma", "traffic", "launch".
 
 /// The least time that the machine's limits allow, µs: the roofline (Williams et al., 2009) and the
 /// cost of a call.
@@ -63,7 +74,11 @@ struct Bound {
   double us = 0.0;
 };
 
-/// `resident`: bytes that the measurement goes round in; they decide between cache and memory.
+/// `resident`: bytes that the measurement goes round in.
 Bound bound_of(const Case& item, const Machine& machine, double resident);
+
+/// A time so far below its bound shows that the bound is none: more than what medians of one run
+/// differ by.
+inline bool beats(double us, const Bound& bound) { return us < bound.us / 1.05; }
 
 }  // namespace graft::bench

@@ -69,10 +69,11 @@ std::vector<Case> all_cases(const CaseOptions& options) {
                       shape.in,  shape.out, rank, options.bf16, dropout};
       // Words are compared whole: "forward" must not find "forward+backward", nor "r1" "r16".
       const std::string padded = " " + label_of(item) + " ";
-      const bool wanted =
-          std::all_of(options.filter.begin(), options.filter.end(), [&](const std::string& word) {
-            return padded.find(" " + word + " ") != std::string::npos;
-          });
+      const auto has = [&padded](const std::string& word) {
+        return padded.find(" " + word + " ") != std::string::npos;
+      };
+      const bool wanted = std::all_of(options.filter.begin(), options.filter.end(), has) &&
+                          std::none_of(options.without.begin(), options.without.end(), has);
       if (wanted) cases.push_back(item);
     }
   };

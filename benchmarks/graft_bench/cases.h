@@ -47,9 +47,10 @@ std::string label_of(const Case& item);
 /// What `all_cases` lists.
 struct CaseOptions {
   bool bf16 = false;
-  float dropout = 0.1f;             ///< Of the rows with dropout; 0 leaves them out.
-  bool quick = false;               ///< A few small shapes, each kind of row among them.
-  std::vector<std::string> filter;  ///< Keeps the cases whose label has all of these words.
+  float dropout = 0.1f;              ///< Of the rows with dropout; 0 leaves them out.
+  bool quick = false;                ///< A few small shapes, each kind of row among them.
+  std::vector<std::string> filter;   ///< Keeps the cases whose label has all of these words,
+  std::vector<std::string> without;  ///< and none of these.
 };
 
 std::vector<Case> all_cases(const CaseOptions& options);

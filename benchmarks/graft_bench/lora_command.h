@@ -11,7 +11,7 @@ namespace graft::bench {
 struct LoraFlags : MeasurementFlags {
   std::string dtype = "f32";
   float dropout = 0.1f;
-  std::vector<std::string> filter;
+  std::vector<std::string> filter, without;
   std::string svg;
 };
 

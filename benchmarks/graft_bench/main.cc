@@ -62,6 +62,8 @@ void add_lora(CLI::App& program) {
                    "Only cases with this word (or words, all of them): plan, grid, model, wide, "
                    "linear, lora_delta, lora_linear, forward, r8, dropout0, 4x128x576>1536, ...")
       ->take_all();
+  command->add_option("--without", flags->without, "Only cases with none of these words")
+      ->take_all();
   command->add_option("--svg", flags->svg, "Write a plot of the overheads to this file")
       ->type_name(app::kFile);
   command->callback([flags] { run_lora(*flags); });

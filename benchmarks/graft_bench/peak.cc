@@ -1,4 +1,4 @@
-// What the machine can do at most: register-only multiply-adds, and sequential reads.
+// What the machine can do at most: register-only multiply-adds, and plain loops over memory.
 #include "benchmarks/graft_bench/peak.h"
 
 #define HWY_DISABLED_TARGETS (HWY_SSSE3 | HWY_SSE4 | HWY_AVX3_DL | HWY_SVE | HWY_SVE2)
@@ -9,6 +9,7 @@
 #include <cstddef>
 #include <cstdint>
 
+#include "hwy/cache_control.h"
 #include "hwy/highway.h"
 
 HWY_BEFORE_NAMESPACE();
@@ -45,18 +46,44 @@ HWY_ATTR double MultiplyAdds(std::int64_t steps, float seed, float* result) {
   return 2.0 * 12.0 * static_cast<double>(steps) * static_cast<double>(hn::Lanes(d));
 }
 
-// `count` is a multiple of 256.
+// The loops over memory: `count` floats, a multiple of 1024. Four streams, each asking for what
+// comes a page on, keep more lines under way than a core's prefetcher does by itself.
+constexpr std::int64_t kAhead = 1024;
+
 HWY_ATTR float Sum(const float* from, std::int64_t count) {
   const hn::ScalableTag<float> d;
-  const auto lanes = static_cast<std::int64_t>(hn::Lanes(d));
   auto s0 = hn::Zero(d), s1 = s0, s2 = s0, s3 = s0;
-  for (std::int64_t i = 0; i < count; i += 4 * lanes) {
-    s0 = hn::Add(s0, hn::LoadU(d, from + i));
-    s1 = hn::Add(s1, hn::LoadU(d, from + i + lanes));
-    s2 = hn::Add(s2, hn::LoadU(d, from + i + 2 * lanes));
-    s3 = hn::Add(s3, hn::LoadU(d, from + i + 3 * lanes));
+  const auto lanes = static_cast<std::int64_t>(hn::Lanes(d));
+  const std::int64_t stream = count / 4;
+  for (std::int64_t i = 0; i < stream; i += lanes) {
+    const float* const at = from + i;
+    for (int j = 0; j < 4; ++j) hwy::Prefetch(at + j * stream + kAhead);
+    s0 = hn::Add(s0, hn::LoadU(d, at));
+    s1 = hn::Add(s1, hn::LoadU(d, at + stream));
+    s2 = hn::Add(s2, hn::LoadU(d, at + 2 * stream));
+    s3 = hn::Add(s3, hn::LoadU(d, at + 3 * stream));
   }
   return hn::GetLane(hn::Add(hn::Add(s0, s1), hn::Add(s2, s3)));
+}
+
+HWY_ATTR float Fill(float* to, std::int64_t count) {
+  const hn::ScalableTag<float> d;
+  const auto lanes = static_cast<std::int64_t>(hn::Lanes(d));
+  const auto value = hn::Set(d, 0.5f);
+  for (std::int64_t i = 0; i < count; i += lanes) hn::StoreU(value, d, to + i);
+  return 0.5f;
+}
+
+// One half to the other.
+HWY_ATTR float Copy(float* block, std::int64_t count) {
+  const hn::ScalableTag<float> d;
+  const auto lanes = static_cast<std::int64_t>(hn::Lanes(d));
+  float* const to = block + count / 2;
+  for (std::int64_t i = 0; i < count / 2; i += lanes) {
+    hwy::Prefetch(block + i + kAhead);
+    hn::StoreU(hn::LoadU(d, block + i), d, to + i);
+  }
+  return *to;
 }
 
 }  // namespace HWY_NAMESPACE
@@ -84,6 +111,8 @@ namespace {
 
 HWY_EXPORT(MultiplyAdds);
 HWY_EXPORT(Sum);
+HWY_EXPORT(Fill);
+HWY_EXPORT(Copy);
 
 using Clock = std::chrono::steady_clock;
 std::atomic<float> sink{0.0f};  // keeps results alive
@@ -93,7 +122,7 @@ std::atomic<float> sink{0.0f};  // keeps results alive
 template <class Work>
 double best_rate(int threads, const Work& work) {
   double best = 0.0;
-  for (int attempt = 0; attempt < 7; ++attempt) {
+  for (int attempt = 0; attempt < 3; ++attempt) {
     std::atomic<int> waiting{threads};
     std::vector<double> done(static_cast<std::size_t>(threads));
     std::vector<Clock::time_point> begin(done.size());
@@ -150,8 +179,8 @@ __attribute__((target("avx512f,avx512bf16"))) double bf16_dots(std::int64_t step
 }
 #endif
 
-// About 10 ms a try.
-constexpr std::int64_t kSteps = 2'000'000;
+// About 4 ms a try.
+constexpr std::int64_t kSteps = 800'000;
 
 template <class Chains>
 double peak(int threads, const Chains& chains) {
@@ -182,22 +211,28 @@ double peak_gflops_bf16(int threads) {
   return 0.0;
 }
 
-double read_gbs(int threads, double bytes) {
+double moved_gbs(int threads, double bytes) {
   (void)cpu_isa();
-  const auto count = static_cast<std::int64_t>(bytes / 4.0 / threads) / 256 * 256;
-  const std::vector<std::vector<float>> parts(static_cast<std::size_t>(threads),
-                                              std::vector<float>(static_cast<std::size_t>(count)));
-  const std::int64_t rounds = std::max<std::int64_t>(1, (std::int64_t{1} << 26) / count);
-  return best_rate(threads,
-                   [&](std::size_t thread) {
-                     float sum = 0.0f;
-                     for (std::int64_t i = 0; i < rounds; ++i) {
-                       sum += HWY_DYNAMIC_DISPATCH(Sum)(parts[thread].data(), count);
-                     }
-                     sink.store(sum);
-                     return 4.0 * static_cast<double>(count) * static_cast<double>(rounds);
-                   }) /
-         1e9;
+  constexpr std::int64_t kBlock = 1024, kLeastFloats = std::int64_t{1} << 22;
+  const auto each = static_cast<std::int64_t>(bytes / 4.0 / threads);
+  const std::int64_t count = std::max<std::int64_t>(1, each / kBlock) * kBlock;
+  std::vector<std::vector<float>> parts(static_cast<std::size_t>(threads),
+                                        std::vector<float>(static_cast<std::size_t>(count)));
+  const std::int64_t rounds = std::max<std::int64_t>(1, kLeastFloats / count);
+  const auto rate_of = [&](const auto& loop) {
+    return best_rate(threads, [&](std::size_t thread) {
+      float result = 0.0f;
+      for (std::int64_t i = 0; i < rounds; ++i) result += loop(parts[thread].data());
+      sink.store(result);
+      return 4.0 * static_cast<double>(count * rounds);
+    });
+  };
+  const double read = rate_of([&](float* part) { return HWY_DYNAMIC_DISPATCH(Sum)(part, count); });
+  const double written =
+      rate_of([&](float* part) { return HWY_DYNAMIC_DISPATCH(Fill)(part, count); });
+  const double copied =
+      rate_of([&](float* part) { return HWY_DYNAMIC_DISPATCH(Copy)(part, count); });
+  return std::max({read, written, copied}) / 1e9;
 }
 
 }  // namespace graft::bench

@@ -37,8 +37,9 @@ Fields fields_of(const Result& result, const Machine& machine) {
   fields.emplace_back("floor", has_base ? number(floor_overhead(item), 5) : "");
   fields.emplace_back("gflops", number(result.gflops(), 2));
   fields.emplace_back("peak_share", number(result.gflops() / machine.gflops(item), 4));
-  fields.emplace_back("bound", name_of(result.bound.limit));
-  fields.emplace_back("bound_us", number(result.bound.us, 2));
+  const Bound bound = result.bound(machine);
+  fields.emplace_back("bound", name_of(bound.limit));
+  fields.emplace_back("bound_us", number(bound.us, 2));
   return fields;
 }
 
@@ -49,8 +50,8 @@ double Result::unfused() const {
   return std::min(blas->median, composed->median);
 }
 
-Result result_of(const Case& item, std::size_t sets, const Machine& machine,
-                 const std::vector<Candidate>& candidates, const std::vector<Timing>& timings) {
+Result result_of(const Case& item, std::size_t sets, const std::vector<Candidate>& candidates,
+                 const std::vector<Timing>& timings) {
   Result result;
   result.item = item;
   result.sets = sets;
@@ -68,8 +69,15 @@ Result result_of(const Case& item, std::size_t sets, const Machine& machine,
       result.composed_order = name.substr(composed.size());
     }
   }
-  result.bound = bound_of(item, machine, static_cast<double>(sets) * bytes(item));
   return result;
+}
+
+std::string beaten_bounds(const Machine& machine, const std::vector<Result>& results) {
+  std::string labels;
+  for (const Result& result : results) {
+    if (beats(result.fused.median, result.bound(machine))) labels += label_of(result.item) + "\n";
+  }
+  return labels;
 }
 
 std::string csv_of(const Facts& facts, const Machine& machine, const std::vector<Result>& results) {

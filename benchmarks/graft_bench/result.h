@@ -21,7 +21,6 @@ struct Result {
   std::optional<Timing> blas;      ///< Products through the BLAS.
   std::optional<Timing> composed;  ///< MLX's own ops, in their best order.
   std::string composed_order;      ///< Which that was.
-  Bound bound;
 
   /// The better of `blas` and `composed`.
   double unfused() const;
@@ -29,11 +28,18 @@ struct Result {
   /// Both through MLX's eval.
   double eval_speed_up() const { return composed->median / eval.median; }
   double gflops() const { return flops(item) / fused.median / 1e3; }
+  /// On a machine whose limits are known from the whole run.
+  Bound bound(const Machine& machine) const {
+    return bound_of(item, machine, static_cast<double>(sets) * bytes(item));
+  }
 };
 
 /// `timings` belong to `candidates`, by index.
-Result result_of(const Case& item, std::size_t sets, const Machine& machine,
-                 const std::vector<Candidate>& candidates, const std::vector<Timing>& timings);
+Result result_of(const Case& item, std::size_t sets, const std::vector<Candidate>& candidates,
+                 const std::vector<Timing>& timings);
+
+/// Labels of those whose fused time beats their bound, which so is none; one a line.
+std::string beaten_bounds(const Machine& machine, const std::vector<Result>& results);
 
 /// A file of results; times in µs, empty where something was not measured.
 std::string csv_of(const Facts& facts, const Machine& machine, const std::vector<Result>& results);

@@ -13,8 +13,8 @@ namespace {
 constexpr Column kColumns[] = {
     {"shape", 16, 0, true}, {"r", 3},        {"op", 8, 0, true},     {"pass", 4, 0, true},
     {"unfused", 9},         {"fused", 9},    {"speed-up", 8},        {"overhead", 8},
-    {"floor", 6},           {"peak", 5, 88}, {"bound", 6, 96, true}, {"MLX", 9, 112},
-    {"via MLX", 9, 112},
+    {"floor", 6},           {"peak", 5, 88}, {"bound", 7, 97, true}, {"MLX", 9, 113},
+    {"via MLX", 9, 113},
 };
 
 // Times from 1 µs to seconds, four digits.
@@ -58,7 +58,7 @@ std::string Table::line(const Result& result, const Machine& machine) const {
       has_base ? percent(overhead(result.fused, *result.base)) : "",
       has_base ? percent(floor_overhead(item)) : "",
       fmt::format("{:.0f}%", 100.0 * result.gflops() / machine.gflops(item)),
-      name_of(result.bound.limit),
+      name_of(result.bound(machine).limit),
       time_text(result.composed->median),
       time_text(result.eval.median)};
   return line_of(kColumns, cells, width_);

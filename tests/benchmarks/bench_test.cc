@@ -78,6 +78,12 @@ TEST(BenchArithmetic, BytesOfALinear) {
   EXPECT_EQ(bytes(item), 2.0 * (128 * 512 + 128 * 256 + 512 * 256));
 }
 
+TEST(BenchArithmetic, BytesOfBothPassesCountEachTensorOnce) {
+  // x, y, dx, dy; W; A, B, dA, dB.
+  EXPECT_EQ(bytes(lora(Pass::kForwardBackward)),
+            4.0 * (2 * 128 * (512 + 256) + 512 * 256 + 2 * 8 * (512 + 256)));
+}
+
 TEST(BenchArithmetic, SpreadIsLinearBetweenNeighbours) {
   const Spread odd = spread_of({5, 1, 4, 2, 3});
   EXPECT_DOUBLE_EQ(odd.median, 3.0);
@@ -91,23 +97,33 @@ TEST(BenchArithmetic, BoundIsTheSlowestLimit) {
   Machine machine;
   machine.gflops_f32 = 200;
   machine.gflops_bf16 = 400;
-  machine.cache_gbs = 60;
-  machine.memory_gbs = 20;
   machine.launch_us = 1;
-  machine.cache_bytes = 32e6;
+  machine.add_moved(4e6, 60);
   const Case item = lora(Pass::kForward);
   const Bound arithmetic = bound_of(item, machine, 4e6);
   EXPECT_EQ(arithmetic.limit, Limit::kArithmetic);
   EXPECT_DOUBLE_EQ(arithmetic.us, flops(item) / 200e3);
 
-  machine.cache_gbs = 1;
-  EXPECT_EQ(bound_of(item, machine, 4e6).limit, Limit::kCache);
-  EXPECT_DOUBLE_EQ(bound_of(item, machine, 4e6).us, bytes(item) / 1e3);
-  machine.memory_gbs = 0.5;
-  EXPECT_EQ(bound_of(item, machine, 64e6).limit, Limit::kMemory);
-  EXPECT_DOUBLE_EQ(bound_of(item, machine, 64e6).us, bytes(item) / 0.5e3);
-  machine.launch_us = 1e6;
-  EXPECT_EQ(bound_of(item, machine, 4e6).limit, Limit::kLaunch);
+  Machine slow = machine;
+  slow.add_moved(64e6, 0.5);
+  EXPECT_EQ(bound_of(item, slow, 4e6).limit, Limit::kArithmetic);
+  EXPECT_EQ(bound_of(item, slow, 64e6).limit, Limit::kTraffic);
+  EXPECT_DOUBLE_EQ(bound_of(item, slow, 64e6).us, bytes(item) / 0.5e3);
+  slow.launch_us = 1e6;
+  EXPECT_EQ(bound_of(item, slow, 4e6).limit, Limit::kLaunch);
+}
+
+TEST(BenchArithmetic, TrafficIsTheBestOfWhatIsNoSmaller) {
+  Machine machine;
+  EXPECT_EQ(machine.gbs(1e6), 0.0);
+  machine.add_moved(4e6, 70);
+  machine.add_moved(8e6, 50);
+  machine.add_moved(8e6, 80);  // the machine was slow before
+  machine.add_moved(200e6, 30);
+  EXPECT_EQ(machine.gbs(4e6), 80);
+  EXPECT_EQ(machine.gbs(8e6), 80);
+  EXPECT_EQ(machine.gbs(9e6), 30);
+  EXPECT_EQ(machine.gbs(201e6), 0.0);
 }
 
 TEST(BenchCases, HaveTheGridAndEveryOpBothWays) {
@@ -132,10 +148,17 @@ TEST(BenchCases, FilterTakesWholeWordsAndAllOfThem) {
   EXPECT_EQ(label_of(cases[0]), "plan lora_linear forward 1x128x512>512 r8 f32 dropout0");
   options.filter = {"lora"};
   EXPECT_TRUE(all_cases(options).empty());
+  options.filter = {};
+  options.without = {"grid", "lora_delta"};
+  const std::vector<Case> left = all_cases(options);
+  EXPECT_FALSE(left.empty());
+  for (const Case& item : left) {
+    EXPECT_TRUE(item.set != "grid" && item.op != Op::kLoraDelta) << label_of(item);
+  }
 }
 
 // Results with times of a kind that a user of the file would meet.
-std::vector<Result> some_results(const Machine& machine) {
+std::vector<Result> some_results() {
   std::vector<Result> results;
   for (const Pass pass : {Pass::kForward, Pass::kForwardBackward}) {
     const std::vector<Candidate> candidates = {{"core", false, {}},   {"base", false, {}},
@@ -144,7 +167,7 @@ std::vector<Result> some_results(const Machine& machine) {
     const std::vector<Timing> timings = {
         timing_of({{105, 110, 120}}), timing_of({{99, 100, 101}}),  timing_of({{120, 130, 140}}),
         timing_of({{210, 220, 230}}), timing_of({{290, 300, 310}}), timing_of({{270, 275, 280}})};
-    results.push_back(result_of(lora(pass), 3, machine, candidates, timings));
+    results.push_back(result_of(lora(pass), 3, candidates, timings));
   }
   return results;
 }
@@ -152,12 +175,12 @@ std::vector<Result> some_results(const Machine& machine) {
 Machine some_machine() {
   Machine machine;
   machine.gflops_f32 = machine.gflops_bf16 = 500;
-  machine.cache_gbs = machine.memory_gbs = 50;
+  machine.add_moved(1e9, 50);
   return machine;
 }
 
 TEST(BenchResult, TakesTheBestPeerAndTheBestOrder) {
-  const Result result = some_results(some_machine()).front();
+  const Result result = some_results().front();
   EXPECT_EQ(result.composed_order, "addmm");
   EXPECT_DOUBLE_EQ(result.unfused(), 220.0);
   EXPECT_DOUBLE_EQ(result.speed_up(), 2.0);
@@ -166,7 +189,7 @@ TEST(BenchResult, TakesTheBestPeerAndTheBestOrder) {
 
 TEST(BenchResult, EveryLineOfTheFileHasEveryColumn) {
   const Machine machine = some_machine();
-  std::istringstream lines(csv_of({{"device", "a machine"}}, machine, some_results(machine)));
+  std::istringstream lines(csv_of({{"device", "a machine"}}, machine, some_results()));
   std::string line;
   ASSERT_TRUE(std::getline(lines, line));
   EXPECT_EQ(line, "# device: a machine");
@@ -181,9 +204,25 @@ TEST(BenchResult, EveryLineOfTheFileHasEveryColumn) {
   EXPECT_EQ(count, 2);
 }
 
+TEST(BenchResult, ATimeBelowItsBoundIsReported) {
+  // 110 µs each; the bound of the first is its arithmetic, of the second what it moves.
+  const std::vector<Result> results = some_results();
+  Machine machine;
+  machine.gflops_f32 = flops(results[0].item) / 115e3;
+  machine.add_moved(1e9, 1e6);
+  EXPECT_EQ(beaten_bounds(machine, {results[0]}), "") << "5 % are noise";
+  machine.gflops_f32 = flops(results[0].item) / 117e3;
+  EXPECT_EQ(beaten_bounds(machine, {results[0]}), label_of(results[0].item) + "\n");
+
+  Machine slow_memory;
+  slow_memory.gflops_f32 = 1e6;
+  slow_memory.add_moved(1e9, bytes(results[1].item) / 180e3);
+  EXPECT_EQ(beaten_bounds(slow_memory, {results[1]}), label_of(results[1].item) + "\n");
+}
+
 TEST(BenchTable, FitsTheTerminal) {
   const Machine machine = some_machine();
-  std::vector<Result> results = some_results(machine);
+  std::vector<Result> results = some_results();
   results[0].item.dropout = 0.1f;
   for (const int width : {80, 90, 100, 120}) {
     const Table table(width);
@@ -195,8 +234,7 @@ TEST(BenchTable, FitsTheTerminal) {
 }
 
 TEST(BenchPlot, MarksEachOverheadOnce) {
-  const Machine machine = some_machine();
-  const std::string svg = overhead_plot_svg(some_results(machine), "title");
+  const std::string svg = overhead_plot_svg(some_results(), "title");
   std::size_t marks = 0;
   for (std::size_t at = svg.find("class=\"graft\""); at != std::string::npos;
        at = svg.find("class=\"graft\"", at + 1)) {
@@ -207,8 +245,7 @@ TEST(BenchPlot, MarksEachOverheadOnce) {
 }
 
 TEST(BenchPlot, WhatIsBeyondTheEdgeStandsThereInOneText) {
-  const Machine machine = some_machine();
-  std::vector<Result> results = some_results(machine);
+  std::vector<Result> results = some_results();
   results.resize(1);
   EXPECT_NE(overhead_plot_svg(results, "title").find(">+120 %</text>"), std::string::npos);
   results[0].base = timing_of({{49, 50, 51}});

@@ -2,10 +2,12 @@
 
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <cmath>
 #include <limits>
 #include <string>
 #include <tuple>
+#include <utility>
 #include <vector>
 
 #include "graft/error.h"
@@ -91,6 +93,54 @@ TEST(Linear, Float32ActivationsOverABFloat16Weight) {
 }
 TEST(Linear, BFloat16ActivationsOverAFloat32Weight) {
   check_shapes(DType::kBFloat16, DType::kFloat32);
+}
+
+// Summed over slices of K, forward or backward, where y is float32; odd ends in each.
+TEST(Linear, LongSums) {
+  test::on_each_isa([] {
+    for (const DType weights : {DType::kFloat32, DType::kBFloat16}) {
+      for (const DType activations : {DType::kFloat32, DType::kBFloat16}) {
+        for (const auto& [k, n] : {std::pair{8311, 35}, {35, 8311}}) {
+          SCOPED_TRACE(std::to_string(k) + " to " + std::to_string(n));
+          const Case dense(17, k, n, activations, weights);
+          check(dense, Weight::packed(dense.w, weights));
+          check(dense, ConstTensorView(dense.w));
+          const Case columns(17, k, n, activations, weights,
+                             {.offset = 1, .gap = 2, .order = {1, 0}},
+                             {.offset = 3, .gap = 5, .order = {}});
+          check(columns, Weight::packed(columns.w, weights));
+        }
+      }
+    }
+  });
+}
+
+// A weight of more than 32 MiB goes by ranges of columns, and each column is summed as in a product
+// of a few of them.
+TEST(Linear, AWeightLargerThanACache) {
+  constexpr std::int64_t kM = 200, kK = 2051, kN = 4200, kColumns = 960;
+  Tensor x(DType::kFloat32, {kM, kK}), w(DType::kFloat32, {kN, kK});
+  x.fill_random(1), w.fill_random(2);
+  for (const int threads : {1, 3}) {
+    test::with_threads(threads, [&] {
+      const Tensor y(DType::kFloat32, {kM, kN});
+      Context context;
+      linear_forward(context, {x, Weight::packed(w), {}, y});
+      EXPECT_TRUE(y.guarded());
+      for (std::int64_t col = 0; col < kN; col += kColumns) {
+        const std::int64_t columns = std::min(kColumns, kN - col);
+        const ConstTensorView rows_of_w(w.view().data_as<float>() + col * kK, DType::kFloat32,
+                                        {columns, kK});
+        const Tensor part(DType::kFloat32, {kM, columns});
+        linear_forward(context, {x, Weight::packed(rows_of_w), {}, part});
+        for (std::int64_t i = 0; i < kM; ++i) {
+          for (std::int64_t j = 0; j < columns; ++j) {
+            ASSERT_EQ(y.get(i * kN + col + j), part.get(i * columns + j)) << i << ", " << col + j;
+          }
+        }
+      }
+    });
+  }
 }
 
 TEST(Linear, SameBitsForAnyNumberOfThreads) {

@@ -3,11 +3,13 @@
 // documents.
 //
 // usage: metal_costs [--csv FILE]
+#include <mlx/version.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
 #include <algorithm>
 #include <cstdio>
+#include <ctime>
 #include <exception>
 #include <functional>
 #include <map>
@@ -17,6 +19,7 @@
 #include <utility>
 #include <vector>
 
+#include "graft/version.h"
 #include "metal/measure.h"
 #include "metal/memory.h"
 #include "metal/operations.h"
@@ -125,7 +128,14 @@ void print_all(std::FILE* file) {
     start(task, parts.back()), ++running;
   }
   for (; running > 0; --running) wait_for_one();
-  std::fprintf(file, "# command: scripts/metal_costs.sh\n# dtype: float32\n");
+  const std::time_t now = std::time(nullptr);
+  char date[32];
+  std::strftime(date, sizeof(date), "%Y-%m-%d %H:%M UTC", std::gmtime(&now));
+  std::fprintf(file,
+               "# device: none; a stand-in for Metal's compiler and GPU counts\n"
+               "# versions: graft %s, MLX %s\n# date: %s\n"
+               "# command: scripts/metal_costs.sh\n# dtype: float32\n",
+               kVersion, ::mlx::core::version(), date);
   std::fprintf(file,
                "op,direction,batch,sequence,in,out,rank,launches,kernels,unfused_launches,bytes,"
                "unfused_bytes,asked_bytes,flops,least_flops,threadgroup_bytes\n");

@@ -12,16 +12,18 @@ namespace graft::cpu {
 
 /// How the rows and columns of y are dealt out: row panels of near-equal height (so that no edge
 /// tile is small), chunks of consecutive panels whose packed x stays in a core's cache, and where
-/// rows are few, ranges of columns too.
+/// rows are few or weights large, ranges of columns too.
 struct Partition {
   std::int64_t m, n_panels;               // rows, and column panels of all outputs
   std::int64_t panels;                    // of rows
   std::vector<std::int64_t> chunk_panel;  // the first panel of each chunk, and the end
   std::int64_t splits = 1;                // of the columns
+  bool splits_outside = false;            // all chunks of a range of columns, then the next range
 
-  /// `row_panel_size`: 32-bit elements of a row panel, of all inputs together.
+  /// `row_panel_size`: 32-bit elements of a row panel, of all inputs together. `weight_bytes`: of
+  /// all column panels that may be dealt out in ranges.
   Partition(const Kernels& kernels, std::int64_t rows_of_y, std::int64_t row_panel_size,
-            std::int64_t column_panels, int threads)
+            std::int64_t column_panels, std::int64_t weight_bytes, int threads)
       : m(rows_of_y),
         n_panels(column_panels),
         panels(ceil_div(rows_of_y, kernels.rows)),
@@ -36,6 +38,18 @@ struct Partition {
     const bool by_rows = panels >= 4 * threads;
     // Few rows: every thread packs them, and multiplies its share of the columns.
     if (!by_rows && threads > 1) splits = std::clamp<std::int64_t>(n_panels, 1, threads);
+    // Weights that no cache holds from one chunk to the next: ranges of them that the last one
+    // does. 512 × 576 → 49152 in float32 takes 63 ms instead of 73.
+    constexpr std::int64_t kStreamedBytes = 32 << 20, kRangeBytes = 8 << 20;
+    if (by_rows && weight_bytes > kStreamedBytes) {
+      splits = std::min(n_panels, ceil_div(weight_bytes, kRangeBytes));
+      splits_outside = true;
+      const std::int64_t each = ceil_div(panels, ceil_div(panels, most));
+      while (chunk_panel.back() < panels) {
+        chunk_panel.push_back(std::min(panels, chunk_panel.back() + each));
+      }
+      return;
+    }
     // Many: chunks grow smaller to the end, so that threads of unequal speed end together.
     const std::int64_t least = std::min(most, ceil_div(kLeastRows, kernels.rows));
     for (std::int64_t left = panels; left > 0; left = panels - chunk_panel.back()) {
@@ -44,6 +58,15 @@ struct Partition {
     }
   }
 
+  struct Task {
+    std::int64_t chunk, split;
+  };
+  std::int64_t tasks() const { return chunks() * splits; }
+  /// Task number `index`, in the order in which they start.
+  Task task(std::int64_t index) const {
+    if (splits_outside) return {index % chunks(), index / chunks()};
+    return {index / splits, index % splits};
+  }
   std::int64_t chunks() const { return static_cast<std::int64_t>(chunk_panel.size()) - 1; }
   std::int64_t first_panel(std::int64_t chunk) const {
     return chunk_panel[static_cast<std::size_t>(chunk)];

@@ -115,7 +115,7 @@ Partition Plan::share() {
   inputs.reserve(count);
   outputs.reserve(count);
   terms.reserve(count);
-  std::int64_t row_panel_size = 0, column_panels = 0;
+  std::int64_t row_panel_size = 0, column_panels = 0, weight_bytes = 0;
   for (std::size_t i = 0; i < count; ++i) {
     const Term& term = product.terms[i];
     if (i == 0 || !forward) {
@@ -130,13 +130,17 @@ Partition Plan::share() {
     input.last = i + 1;
     input.packs |=
         makes_base_product(term) || (term.pair.rank > 0 && !shrinks_from_rows(kernels, term));
+    // A pair's h would be made anew for each range of columns.
+    if (makes_base_product(term) && term.pair.rank == 0) {
+      weight_bytes += packed_panels_size(kernels, term.n, term.k) * 4;
+    }
     if (makes_base_product(term)) {
       input.panel_size = kernels.row_panel_size(term.k);
       input.shrink_panels = kernels.shrink_panels;
     }
     outputs.back().last = i + 1;
   }
-  return Partition(kernels, product.m, row_panel_size, column_panels, threads);
+  return Partition(kernels, product.m, row_panel_size, column_panels, weight_bytes, threads);
 }
 
 DropoutElements Plan::output_elements(std::size_t term, std::int64_t chunk,

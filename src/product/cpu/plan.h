@@ -79,7 +79,6 @@ struct Plan {
   /// What a term's output dropout is on in a task: its share of columns, or whole rows where an
   /// outer product is of them too.
   DropoutElements output_elements(std::size_t term, std::int64_t chunk, std::int64_t split) const;
-  std::int64_t tasks() const { return partition.chunks() * partition.splits; }
   std::size_t input_of(std::size_t term) const { return inputs.size() == 1 ? 0 : term; }
 
   const Product& product;

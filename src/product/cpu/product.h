@@ -37,6 +37,7 @@ struct Term {
   std::int64_t k = 0, n = 0;
   Source x;                        // (M, K)
   const Weight* weight = nullptr;  // null: no base product
+  std::int64_t weight_k = 0;       // where the term's K begins in the weight's; an even number
   ConstTensorView bias;            // (N) or absent
   LowRank pair;
   TensorView y;  // (M, N), rows dense; absent: only h and outer products are wanted

@@ -15,12 +15,18 @@ namespace {
 // A term's operands as tiles read them.
 struct Operands {
   const std::uint32_t* weight = nullptr;  // column panels; null: no base product
+  std::int64_t weight_panel = 0;          // 32-bit elements from a panel to the next
   const std::uint32_t* shrink = nullptr;  // packed S
   const std::uint32_t* expand = nullptr;  // column panels of E,
   std::int64_t expand_step = 0;           // 32-bit elements from a step of one to the next
   std::int64_t expand_panel = 0;          // and from a panel to the next
   float* h = nullptr;                     // (M, rank), if the caller or an outer product wants it
 };
+
+// Rows of a product's weight: what it sums over.
+std::int64_t k_of(const Weight& weight, Direction direction) {
+  return direction == Direction::kForward ? weight.in_features() : weight.out_features();
+}
 
 class ProductRun {
  public:
@@ -30,7 +36,7 @@ class ProductRun {
  private:
   void pack_biases_and_weights();
   void pack_pairs(std::int64_t task);
-  void task(std::int64_t chunk, std::int64_t split, const WorkerScratch& worker);
+  void task(const Partition::Task& task, const WorkerScratch& worker);
   void pack_chunk(const Input& input, std::int64_t chunk, bool write_h,
                   const WorkerScratch& worker);
   void make_h(std::size_t term, std::int64_t chunk, std::int64_t panel, int panels,
@@ -42,7 +48,7 @@ class ProductRun {
   void multiply_panel(std::size_t output, std::size_t term, std::int64_t chunk, std::int64_t split,
                       std::int64_t column, const WorkerScratch& worker) const;
   const std::uint32_t* weight_panel(std::size_t term, std::int64_t panel) const {
-    return operands_[term].weight + panel * kernels_.column_panel_size(p_.terms[term].k);
+    return operands_[term].weight + panel * operands_[term].weight_panel;
   }
   const std::uint32_t* next_weight_panel(std::size_t output, std::size_t term, std::int64_t column,
                                          std::int64_t end) const;
@@ -74,7 +80,12 @@ ProductRun::ProductRun(Context& context, const Product& product)
     const TermScratch& scratch = scratch_.terms[i];
     Operands to;
     if (term.weight != nullptr && term.y.present()) {
-      to.weight = plan.packs_weight ? scratch.weight : packed_panels(*term.weight, p_.direction);
+      // Only what is packed here is of this K alone.
+      const std::int64_t weight_k = plan.packs_weight ? term.k : k_of(*term.weight, p_.direction);
+      to.weight = plan.packs_weight ? scratch.weight
+                                    : packed_panels(*term.weight, p_.direction) +
+                                          kernels_.column_panel_size(term.weight_k);
+      to.weight_panel = kernels_.column_panel_size(weight_k);
     }
     const LowRank& pair = term.pair;
     to.shrink =
@@ -94,14 +105,14 @@ void ProductRun::operator()() {
   // What can be finished early fills the end of the first round of tasks; the rest is the second.
   const auto& early = outer_products_.early();
   const auto& late = outer_products_.late();
-  const std::int64_t tasks = plan_.tasks();
+  const std::int64_t tasks = partition_.tasks();
   pairs_packed_.start(packing_tasks_);
   parallel_for(context_, packing_tasks_ + tasks + static_cast<std::int64_t>(early.size()),
                plan_.threads, [&](std::int64_t i, int index) {
                  const WorkerScratch& worker = scratch_.workers[static_cast<std::size_t>(index)];
                  if (i < packing_tasks_) return pack_pairs(i);
                  i -= packing_tasks_;
-                 if (i < tasks) return task(i / partition_.splits, i % partition_.splits, worker);
+                 if (i < tasks) return task(partition_.task(i), worker);
                  outer_products_.finish(early[static_cast<std::size_t>(i - tasks)], worker);
                });
   parallel_for(context_, static_cast<std::int64_t>(late.size()), plan_.threads,
@@ -120,9 +131,10 @@ void ProductRun::pack_biases_and_weights() {
           j < term.n ? load_element(term.bias, j * term.bias.stride(0)) : 0.0f;
     }
     if (plan_.terms[i].packs_weight) {
-      const Source w = Source::of(term.weight->view());
-      pack_panels(context_, kernels_, p_.direction == Direction::kForward ? w : w.transposed(),
-                  term.n, term.k, scratch_.terms[i].weight);
+      const Source view = Source::of(term.weight->view());
+      const Source w = p_.direction == Direction::kForward ? view : view.transposed();
+      pack_panels(context_, kernels_, w.at(0, term.weight_k), term.n, term.k,
+                  scratch_.terms[i].weight);
     }
   }
 }
@@ -154,7 +166,8 @@ void ProductRun::pack_pairs(std::int64_t task) {
   pairs_packed_.done();
 }
 
-void ProductRun::task(std::int64_t chunk, std::int64_t split, const WorkerScratch& worker) {
+void ProductRun::task(const Partition::Task& task, const WorkerScratch& worker) {
+  const auto [chunk, split] = task;
   for (const Input& input : plan_.inputs) pack_chunk(input, chunk, split == 0, worker);
   for (std::size_t i = 0; i < p_.terms.size(); ++i) {
     const TermPlan& plan = plan_.terms[i];
@@ -336,13 +349,54 @@ void ProductRun::multiply_panel(std::size_t o, std::size_t i, std::int64_t chunk
   }
 }
 
+// A row panel of so long a K leaves room for a few others in a core's cache, and the weight would
+// be read from memory for each few. So y is summed over slices of K, where it can hold the sums.
+// 512 × 49152 → 576 in float32 takes 62 ms instead of 84.
+std::int64_t slices_of(const Product& product) {
+  constexpr std::int64_t kLongSteps = 4096, kSliceSteps = 2048;
+  if (product.terms.size() != 1) return 1;
+  const Term& term = product.terms.front();
+  const std::int64_t steps = kernels_for(product.multiply).steps(term.k);
+  const bool sums_in_y = term.weight != nullptr && term.y.present() && term.pair.rank == 0 &&
+                         term.y.dtype() == DType::kFloat32;
+  return sums_in_y && steps > kLongSteps ? ceil_div(steps, kSliceSteps) : 1;
+}
+
+// Slice `index` of `count` of a product.
+Product slice_of(const Product& product, std::int64_t index, std::int64_t count) {
+  Product slice = product;
+  Term& term = slice.terms.front();
+  const std::int64_t k = term.k;
+  const auto at = [k, index, count](std::int64_t i) {
+    return i == count ? k : k * i / count / 2 * 2;
+  };
+  term.weight_k = at(index);
+  term.k = at(index + 1) - at(index);
+  term.x = term.x.at(0, term.weight_k);
+  if (index > 0) {
+    term.bias = {};
+    slice.accumulate = true;
+  }
+  return slice;
+}
+
 }  // namespace
 
-void run(Context& context, const Product& product) { ProductRun(context, product)(); }
+void run(Context& context, const Product& product) {
+  const std::int64_t slices = slices_of(product);
+  if (slices == 1) return ProductRun(context, product)();
+  for (std::int64_t i = 0; i < slices; ++i) ProductRun(context, slice_of(product, i, slices))();
+}
 
 std::size_t scratch_bytes(const Product& product, int threads) {
-  const Plan plan(product, threads);
-  return bytes_of([&plan](Scratch& scratch) { return plan.layout(scratch); });
+  const std::int64_t slices = slices_of(product);
+  std::size_t most = 0;
+  for (std::int64_t i = 0; i < slices; ++i) {
+    const Product slice = slices == 1 ? product : slice_of(product, i, slices);
+    const Plan plan(slice, threads);
+    most = std::max(most, bytes_of([&plan](Scratch& scratch) { return plan.layout(scratch); }));
+  }
+  return most;
 }
 
 }  // namespace graft::cpu
