@@ -44,7 +44,9 @@ class Fault:
     @property
     def build(self):
         """The core alone compiles in a fraction of the time."""
-        return "core" if self.file.startswith(("src/", "include/")) else "whole"
+        in_core = self.file.startswith(("src/", "include/"))
+        hosted = any(test.startswith(("metal_", "mlx_")) or ".py" in test for test in self.tests)
+        return "core" if in_core and not hosted else "whole"
 
 
 TILE = "src/product/cpu/tile-inl.h"
@@ -119,9 +121,6 @@ FAULTS = [
           "attention_test"),
     Fault("attention_key_gradient_skips_a_query", BACKWARD,
           "shape_.first_query(key) - block.first);", "shape_.first_query(key) + 1 - block.first);",
-          "attention_test"),
-    Fault("attention_saves_a_logsumexp_off_by_a_hundredth", "src/attention/cpu_forward.cc",
-          "logsumexp = max + std::log(sum);", "logsumexp = max + std::log(sum) + 0.01f;",
           "attention_test"),
     Fault("slices_of_a_long_sum_overwrite_each_other", "src/product/cpu/run.cc",
           "slice.accumulate = true;", "slice.accumulate = product.accumulate;",

@@ -89,17 +89,16 @@ Term delta_backward_term(const Params& params) {
 }
 
 Product product_of(const LoraDeltaForward& params) {
-  Term term;
+  Product product;
+  product.m = params.x.dim(0);
+  product.multiply = multiply_type(params.x);
+  product.accumulate = params.accumulate;
+  Term& term = product.terms.emplace_back();
   term.k = params.adapter.a.dim(0);
   term.n = params.adapter.b.dim(1);
   term.x = Source::of(params.x);
   term.pair = forward_pair(params.adapter, params.dropout, params.h);
   term.y = params.y;
-  Product product;
-  product.m = params.x.dim(0);
-  product.multiply = multiply_type(params.x);
-  product.terms.push_back(term);
-  product.accumulate = params.accumulate;
   return product;
 }
 
@@ -119,7 +118,7 @@ Product product_of(const LoraSiblingsForward& layers) {
   product.multiply = layers.front().weight.dtype();
   product.terms.reserve(layers.size());
   for (const LoraLinearForward& params : layers) {
-    Term term;
+    Term& term = product.terms.emplace_back();
     term.k = params.weight.in_features();
     term.n = params.weight.out_features();
     term.x = Source::of(params.x);
@@ -129,7 +128,6 @@ Product product_of(const LoraSiblingsForward& layers) {
       term.pair = forward_pair(params.adapter, params.dropout, params.h);
     }
     term.y = params.y;
-    product.terms.push_back(term);
   }
   return product;
 }

@@ -17,10 +17,12 @@ struct Operands {
   const std::uint32_t* weight = nullptr;  // column panels; null: no base product
   std::int64_t weight_panel = 0;          // 32-bit elements from a panel to the next
   const std::uint32_t* shrink = nullptr;  // packed S
-  const std::uint32_t* expand = nullptr;  // column panels of E,
-  std::int64_t expand_step = 0;           // 32-bit elements from a step of one to the next
-  std::int64_t expand_panel = 0;          // and from a panel to the next
+  const std::uint32_t* expand = nullptr;  // column panels of E
+  std::int64_t expand_panel = 0;          // 32-bit elements from a panel to the next
   float* h = nullptr;                     // (M, rank), if the caller or an outer product wants it
+  TileArgs tile;                          // what all of its tiles have in common
+  std::int64_t y_element = 0, y_row = 0;  // bytes from one to the next, of y or of partial sums
+  std::int64_t h_panel = 0;               // 32-bit elements from a low-rank row panel to the next
 };
 
 // Rows of a product's weight: what it sums over.
@@ -92,9 +94,22 @@ ProductRun::ProductRun(Context& context, const Product& product)
         plan.packs_shrink ? scratch.shrink : static_cast<const std::uint32_t*>(pair.shrink.data);
     to.expand =
         plan.packs_expand ? scratch.expand : static_cast<const std::uint32_t*>(pair.expand.data);
-    to.expand_step = plan.packs_expand ? kernels_.width : pair.expand.row_stride;
     to.expand_panel = plan.packs_expand ? kernels_.column_panel_size(pair.rank) : kernels_.width;
     to.h = plan.owns_h ? scratch.h : pair.h;
+    to.h_panel = kernels_.row_panel_size(plan.rank);
+    to.tile.steps = to.weight != nullptr ? kernels_.steps(term.k) : 0;
+    to.tile.low_steps = plan.rank > 0 ? kernels_.steps(plan.rank) : 0;
+    to.tile.b_stride = plan.packs_expand ? kernels_.width : pair.expand.row_stride;
+    const bool completes = plan_.outputs.size() == p_.terms.size() || i + 1 == p_.terms.size();
+    to.tile.y_stride = kernels_.width;
+    to.y_element = sizeof(float);
+    if (completes && term.y.present()) {
+      to.tile.y_stride = term.y.dim(0) > 1 ? term.y.stride(0) : term.n;
+      to.tile.y_bfloat16 = term.y.dtype() == DType::kBFloat16;
+      to.tile.accumulate = p_.accumulate;
+      to.y_element = static_cast<std::int64_t>(size_of(term.y.dtype()));
+    }
+    to.y_row = to.tile.y_stride * to.y_element;
     operands_.push_back(to);
     packing_tasks_ += plan.shrink_tasks + plan.expand_tasks;
   }
@@ -292,60 +307,44 @@ void ProductRun::multiply_panel(std::size_t o, std::size_t i, std::int64_t chunk
   const std::int64_t panel_of_y = column - output.first_column, col = panel_of_y * width;
   const bool completes = i + 1 == output.last;
 
-  TileArgs tile;
-  tile.cols = static_cast<int>(std::min<std::int64_t>(width, term.n - col));
+  // Sums that are not y yet have zeros past its last column.
+  TileArgs tile = operands.tile;
+  tile.cols = static_cast<int>(completes ? std::min<std::int64_t>(width, term.n - col) : width);
   std::int64_t ahead = 0;  // bytes to the weight's panel that comes next
   if (operands.weight != nullptr) {
-    const std::uint32_t* const here = weight_panel(i, panel_of_y);
+    tile.w = weight_panel(i, panel_of_y);
     const std::uint32_t* const next = next_weight_panel(o, i, column, end);
-    tile.w = here;
-    tile.steps = kernels_.steps(term.k);
     if (next != nullptr)
       ahead = static_cast<const char*>(static_cast<const void*>(next)) -
               static_cast<const char*>(tile.w);
   }
   tile.b = operands.expand + panel_of_y * operands.expand_panel;
-  tile.b_stride = operands.expand_step;
-  tile.low_steps = plan.rank > 0 ? kernels_.steps(plan.rank) : 0;
-  const DropoutElements elements = plan_.output_elements(i, chunk, split);
-  const Kept kept =
-      plan.output_dropout != nullptr ? elements.kept(worker.kept + plan.kept_at) : Kept();
-  tile.bias = term.bias.present() ? scratch_.terms[i].bias + col : nullptr;
-  const std::int64_t y_stride = term.y.dim(0) > 1 ? term.y.stride(0) : term.n;
-  const auto y_size = static_cast<std::int64_t>(size_of(term.y.dtype()));
-  if (completes) {
-    tile.y_stride = y_stride;
-    tile.y_bfloat16 = term.y.dtype() == DType::kBFloat16;
-    tile.accumulate = p_.accumulate;
-  } else {
-    tile.y_stride = width;
-    tile.cols = static_cast<int>(width);  // zeros past the last
+  if (plan.output_dropout != nullptr) {
+    const DropoutElements elements = plan_.output_elements(i, chunk, split);
+    tile.kept = elements.kept(worker.kept + plan.kept_at).at(0, col - elements.col);
   }
-  const std::int64_t first_row = partition_.panel_row(first);
-  const std::int64_t y_row_bytes =
-      tile.y_stride * (completes ? y_size : static_cast<std::int64_t>(sizeof(float)));
-  char* y = completes
-                ? static_cast<char*>(term.y.mutable_data()) + first_row * y_row_bytes + col * y_size
-                : static_cast<char*>(static_cast<void*>(worker.partial));
+  tile.bias = term.bias.present() ? scratch_.terms[i].bias + col : nullptr;
+  char* y = static_cast<char*>(static_cast<void*>(worker.partial));
+  if (completes) {
+    y = static_cast<char*>(term.y.mutable_data()) + partition_.panel_row(first) * operands.y_row +
+        col * operands.y_element;
+  }
   const float* start = i > output.first ? worker.partial : nullptr;
   const std::uint32_t* x = worker.x_panels + input.panels_at;
   const std::uint32_t* h = worker.h_panels + plan.h_panels_at;
-  const std::int64_t h_size = kernels_.row_panel_size(plan.rank);
-  std::int64_t row = first_row;
   for (std::int64_t panel = 0; panel < panels; ++panel) {
     tile.rows = partition_.panel_rows(first + panel);
     read_ahead(tile, ahead == 0, ahead, panel, panels);
     tile.x = x;
     tile.h = h;
-    tile.kept = kept.at(row - elements.row, col - elements.col);
     tile.start = start;
     tile.y = y;
     kernels_.tile(tile);
     x += input.panel_size;
-    h += h_size;
-    y += tile.rows * y_row_bytes;
+    h += operands.h_panel;
+    y += tile.rows * operands.y_row;
     if (start != nullptr) start += tile.rows * width;
-    row += tile.rows;
+    if (tile.kept.some()) tile.kept = tile.kept.at(tile.rows, 0);
   }
 }
 
