@@ -27,9 +27,10 @@ struct Partition {
       : m(rows_of_y),
         n_panels(column_panels),
         panels(ceil_div(rows_of_y, kernels.rows)),
-        chunk_panel{0},
         least_rows_(m / std::max<std::int64_t>(1, panels)),
         taller_(m - least_rows_ * panels) {
+    chunk_panel.reserve(16);
+    chunk_panel.push_back(0);
     // About 128 rows a chunk; fewer where K is so large that they would leave a 1 MiB cache.
     constexpr std::int64_t kChunkRows = 140, kLeastRows = 14, kChunkBytes = 5 << 18;
     const std::int64_t panel_bytes = std::max<std::int64_t>(1, row_panel_size * 4);
