@@ -121,6 +121,7 @@ void load_weights(const std::string& file, const char* description, SavedAdapter
 std::vector<FileContents> adapter_files(const AdapterLayout& layout,
                                         const std::vector<LoraPair>& pairs,
                                         const ModelIdentity& base) {
+  layout.check(pairs);
   std::vector<std::pair<std::string, mx::array>> tensors;
   for (std::size_t i = 0; i < pairs.size(); ++i) {
     const AdaptedModule& module = layout.modules()[i];

@@ -65,6 +65,7 @@ Batches::Batches(const std::vector<Sample>& samples, const BatchOptions& options
 }
 
 const Batches::Group& Batches::group_at(std::int64_t step) {
+  if (step < 0) throw UserError(fmt::format("batches: expected a step from 0 on, got {}", step));
   if (const std::int64_t epoch = step / per_epoch(); epoch != epoch_) {
     order_ = permutation(groups_.size(), options_.seed, static_cast<std::uint64_t>(epoch));
     epoch_ = epoch;

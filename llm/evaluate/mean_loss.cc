@@ -1,9 +1,12 @@
 #include "graft/llm/evaluate/mean_loss.h"
 
+#include <fmt/format.h>
+
 #include <algorithm>
 #include <cmath>
 #include <iterator>
 
+#include "graft/llm/user_error.h"
 #include "mlx/ops.h"
 
 namespace graft::llm {
@@ -34,6 +37,13 @@ class Mean {
 
 mx::array loss_sum(const Llama& model, const ModelAdapter* adapter, const Batch& batch,
                    Activations activations) {
+  const auto positions = static_cast<std::size_t>(batch.batch_size * batch.length);
+  if (batch.tokens.size() != positions || batch.targets.size() != positions) {
+    throw UserError(
+        fmt::format("batch of {} rows of {}: expected as many tokens and targets, got "
+                    "{} and {}",
+                    batch.batch_size, batch.length, batch.tokens.size(), batch.targets.size()));
+  }
   return model.loss_sum(array_of(batch.tokens, batch), array_of(batch.targets, batch), adapter,
                         activations);
 }

@@ -58,25 +58,32 @@ Conversation::Reply Conversation::say(const std::string& words, int max_tokens, 
   const auto known = history_.begin() + sequence_.length();
   const std::vector<int> unread = joined({known, history_.end()}, added);
 
+  // An exception of a caller's function leaves the chat as it was before the turn.
+  const auto forget_turn = [this] { sequence_.rewind(static_cast<int>(history_.size())); };
   ReplyText text(tokenizer_, {});
   const GenerateOptions options{
       .max_tokens = max_tokens,
       .stops = [&](int token) { return tokenizer_.ends_generation(token); },
       .interrupted = interrupted};
-  const Generated generated = generate(sequence_, unread, options, sampler, [&](int token) {
-    on_text(text.push(token));
-    return !(interrupted && interrupted());
-  });
-  Reply reply{static_cast<int>(unread.size()), static_cast<int>(generated.tokens.size()),
-              generated.finish};
-  if (generated.finish == Finish::kStopped) reply.finish = Finish::kInterrupted;
-  if (generated.tokens.empty() && reply.finish == Finish::kInterrupted) {
-    sequence_.rewind(static_cast<int>(history_.size()));
+  try {
+    const Generated generated = generate(sequence_, unread, options, sampler, [&](int token) {
+      on_text(text.push(token));
+      return !(interrupted && interrupted());
+    });
+    Reply reply{static_cast<int>(unread.size()), static_cast<int>(generated.tokens.size()),
+                generated.finish};
+    if (generated.finish == Finish::kStopped) reply.finish = Finish::kInterrupted;
+    if (generated.tokens.empty() && reply.finish == Finish::kInterrupted) {
+      forget_turn();
+      return reply;
+    }
+    on_text(text.finish());
+    history_ = joined(joined(history_, added), generated.tokens);
     return reply;
+  } catch (...) {
+    forget_turn();
+    throw;
   }
-  on_text(text.finish());
-  history_ = joined(joined(history_, added), generated.tokens);
-  return reply;
 }
 
 void Conversation::reset() {

@@ -19,6 +19,19 @@ mx::array row_of(std::span<const int> tokens) {
   return mx::array(tokens.data(), {1, static_cast<int>(tokens.size())}, mx::int32);
 }
 
+void check_tokens(std::span<const int> tokens, const LlamaConfig& config, std::size_t before) {
+  for (const int token : tokens) {
+    if (token < 0 || token >= config.vocab_size) {
+      throw UserError(
+          fmt::format("token {}: the model has tokens 0 to {}", token, config.vocab_size - 1));
+    }
+  }
+  if (before + tokens.size() > static_cast<std::size_t>(config.context_length)) {
+    throw UserError(fmt::format("{} tokens after {}: the model's context holds {}", tokens.size(),
+                                before, config.context_length));
+  }
+}
+
 }  // namespace
 
 Sequence::Sequence(const Llama& model) : model_(model), cache_(model.config().num_layers) {}
@@ -27,6 +40,7 @@ Sequence::Sequence(const Llama& model, std::vector<int> tokens, KvCache cache)
     : model_(model), tokens_(std::move(tokens)), cache_(std::move(cache)) {}
 
 bool Sequence::prefill(std::span<const int> tokens, const std::function<bool()>& interrupted) {
+  check_tokens(tokens, model_.config(), tokens_.size());
   while (!tokens.empty()) {
     if (interrupted && interrupted()) return false;
     const auto chunk = tokens.first(std::min(tokens.size(), kChunkTokens));
@@ -40,6 +54,7 @@ bool Sequence::prefill(std::span<const int> tokens, const std::function<bool()>&
 }
 
 std::span<const float> Sequence::feed(int token) {
+  check_tokens(std::span(&token, 1), model_.config(), tokens_.size());
   logits_ =
       mx::contiguous(model_.next_logits(row_of(std::span(&token, 1)), cache_, model_.adapter()));
   // Together with the cache, whose updates would otherwise pile up as a graph.

@@ -27,6 +27,8 @@ class GRAFT_EXPORT Sequence {
 
   /// Reads tokens without asking what comes next, in chunks. Asks `interrupted` between chunks, if
   /// there is such a function, and stops there on yes; the result says whether all were read.
+  /// Throws UserError, as `feed` does, on a token that the model does not have and where its
+  /// context is full.
   bool prefill(std::span<const int> tokens, const std::function<bool()>& interrupted = {});
 
   /// Reads one token and gives the logits of the next. They are valid until the next call.

@@ -84,6 +84,23 @@ std::int64_t AdapterLayout::num_parameters() const {
   return count;
 }
 
+void AdapterLayout::check(const std::vector<LoraPair>& pairs) const {
+  if (pairs.size() != modules_.size()) {
+    throw UserError(fmt::format("adapter pairs: expected {}, one for each adapted module, got {}",
+                                modules_.size(), pairs.size()));
+  }
+  for (std::size_t i = 0; i < pairs.size(); ++i) {
+    const AdaptedModule& module = modules_[i];
+    const auto check_matrix = [&](const char* name, const mx::array& matrix, mx::Shape expected) {
+      if (matrix.shape() == expected) return;
+      throw UserError(fmt::format("{}, {}: expected ({}), got ({})", module.path(), name,
+                                  fmt::join(expected, ", "), fmt::join(matrix.shape(), ", ")));
+    };
+    check_matrix("A", pairs[i].a, {module.in_features, options_.rank});
+    check_matrix("B", pairs[i].b, {options_.rank, module.out_features});
+  }
+}
+
 std::vector<LoraPair> AdapterLayout::initial_pairs(std::uint64_t seed) const {
   std::vector<LoraPair> pairs;
   pairs.reserve(modules_.size());

@@ -50,6 +50,9 @@ class GRAFT_EXPORT AdapterLayout {
 
   std::int64_t num_parameters() const;
 
+  /// Throws UserError unless there is one of `pairs` for each module, of its shapes.
+  void check(const std::vector<LoraPair>& pairs) const;
+
   /// Fresh pairs: A uniform in ±1/√in_features (as PEFT: Kaiming uniform with a = √5), B zero.
   std::vector<LoraPair> initial_pairs(std::uint64_t seed) const;
 

@@ -62,6 +62,7 @@ Trainer::Trainer(const Llama& model, const AdapterLayout& layout,
 }
 
 void Trainer::set_parameters(const std::vector<LoraPair>& pairs) {
+  layout_.check(pairs);
   shapes_.clear();
   parameters_.clear();
   parameters_.reserve(static_cast<std::size_t>(layout_.num_parameters()));

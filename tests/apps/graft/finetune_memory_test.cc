@@ -31,10 +31,10 @@ TEST(Advice, NamesAllThatIsEnoughAloneInOrder) {
 TEST(Advice, NamesAllTogetherWhereNoneIsEnough) {
   const std::string all =
       "--grad-checkpoint (about 600 MB), --batch-size 2 --grad-accumulation-steps 4 --iters 400 "
-      "(about 500 MB), --dtype bf16 (about 900 MB), all together about 300 MB";
-  EXPECT_EQ(advice(kRemedies, 400 * kMb, false), "it would fit with " + all);
+      "(about 500 MB), --dtype bf16 (about 900 MB): together about 300 MB";
+  EXPECT_EQ(advice(kRemedies, 400 * kMb, false), "it would fit only with all of " + all);
   EXPECT_EQ(advice(kRemedies, 200 * kMb, false),
-            "it would not even fit with " + all + ": take a smaller model");
+            "it would not even fit with all of " + all + ": take a smaller model");
 }
 
 TEST(Advice, OfARunThatHasLittleLeftToChange) {

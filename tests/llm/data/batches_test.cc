@@ -108,6 +108,7 @@ TEST(Batches, RefusesWhatMakesNone) {
   EXPECT_THROW(Batches(samples, {.pad_multiple = 0}), UserError);
   const std::int64_t most = std::numeric_limits<std::int64_t>::max();
   EXPECT_EQ(Batches(samples, {.batch_size = most}).per_epoch(), 1);
+  EXPECT_THROW(Batches(samples, {}).at(-1), UserError);
 }
 
 TEST(Permutation, IsOne) {

@@ -8,6 +8,7 @@
 #include <filesystem>
 #include <functional>
 #include <optional>
+#include <stdexcept>
 #include <string>
 #include <vector>
 
@@ -123,6 +124,19 @@ TEST_F(GenerateTest, RewindingForgetsWhatCameAfter) {
   whole.insert(whole.end(), other.begin(), other.end());
   EXPECT_EQ(sequence.tokens(), whole);
   EXPECT_LT(largest_difference(logits, logits_after(model_->llama, whole)), kTolerance);
+}
+
+TEST_F(GenerateTest, TokensThatTheModelDoesNotHaveAreRefused) {
+  const Llama model = fresh();
+  Sequence sequence(model);
+  EXPECT_THROW(sequence.feed(-1), UserError);
+  EXPECT_THROW(sequence.feed(tiny_.vocab_size()), UserError);
+  EXPECT_THROW(sequence.prefill(std::vector<int>{3, 1 << 30}), UserError);
+  EXPECT_EQ(sequence.length(), 0);
+  const int context = model.config().context_length;
+  sequence.prefill(tokens(context));
+  EXPECT_THROW(sequence.feed(3), UserError);
+  EXPECT_EQ(sequence.length(), context);
 }
 
 TEST_F(GenerateTest, PrefillStopsWhenInterrupted) {
@@ -358,6 +372,22 @@ TEST_F(ConversationTest, StoppedRepliesStayAsFarAsTheyWent) {
   EXPECT_EQ(none.generated, 0);
   EXPECT_EQ(none.finish, Finish::kInterrupted);
   EXPECT_EQ(talk.tokens(), whole);
+}
+
+TEST_F(ConversationTest, AnExceptionLeavesTheChatAsItWas) {
+  const auto fails = [](const std::string&) { throw std::runtime_error("the reader is gone"); };
+  const auto replies = [&](bool failing) {
+    Conversation talk = chat();
+    Sampler sampler({}, 0);
+    for (const char* words : {"hi", "go on"}) {
+      if (failing) {
+        EXPECT_THROW(talk.say(words, 8, sampler, fails), std::runtime_error);
+      }
+      say(talk, words);
+    }
+    return talk.tokens();
+  };
+  EXPECT_EQ(replies(true), replies(false));
 }
 
 TEST_F(ConversationTest, AnotherAdapterReadsAllOfItAgain) {

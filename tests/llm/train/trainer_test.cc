@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "graft/llm/model/llama.h"
+#include "graft/llm/user_error.h"
 #include "graft/llm/weights/gguf_file.h"
 #include "mlx/ops.h"
 #include "tests/support/tiny_model.h"
@@ -83,6 +84,25 @@ TEST_F(TrainerTest, EveryIterationAndModuleHasAMaskOfItsOwn) {
       before = offset;
     }
   }
+}
+
+TEST_F(TrainerTest, PairsAndBatchesOfOtherSizesAreRefused) {
+  const AdapterLayout layout(llama_.config(), {.rank = 4});
+  const AdapterLayout wider(llama_.config(), {.rank = 8});
+  std::vector<LoraPair> few = pairs(layout);
+  few.pop_back();
+  EXPECT_THROW(Trainer(llama_, layout, few, {}), UserError);
+  EXPECT_THROW(Trainer(llama_, layout, pairs(wider), {}), UserError);
+
+  Trainer trainer(llama_, layout, pairs(layout), {});
+  const std::vector<float> before = values(trainer);
+  Batch cut = batch();
+  cut.tokens.resize(3);
+  EXPECT_THROW(trainer.step(cut), UserError);
+  cut = batch();
+  cut.targets.pop_back();
+  EXPECT_THROW(trainer.step(cut), UserError);
+  EXPECT_EQ(values(trainer), before);
 }
 
 TEST_F(TrainerTest, AnIterationTakesItsOwnLearningRate) {

@@ -179,11 +179,11 @@ std::string advice(const Remedies& remedies, std::int64_t most, bool resume) {
   }
   if (!enough.empty()) return fmt::format("it would fit with {}", fmt::join(enough, ", or with "));
   if (resume) return "no flag that a resumed run may change makes it fit";
-  const std::string together = fmt::format("{}, all together about {}", fmt::join(all, ", "),
-                                           format_bytes(remedies.together));
-  if (remedies.together <= most) return "it would fit with " + together;
+  const std::string together =
+      fmt::format("{}: together about {}", fmt::join(all, ", "), format_bytes(remedies.together));
+  if (remedies.together <= most) return "it would fit only with all of " + together;
   return all.empty() ? "take a smaller model"
-                     : "it would not even fit with " + together + ": take a smaller model";
+                     : "it would not even fit with all of " + together + ": take a smaller model";
 }
 
 std::int64_t check_memory(const RunToFit& run) {
