@@ -184,10 +184,10 @@ struct FusedSiblingsBackward {
       if (wanted.db[i]) argnums.push_back(static_cast<int>(all[i].first + 1));
       cotangents.push_back(in[input_count(all) + all[i].output]);  // dy and h lie as y and h do
     }
-    const auto ys = [&all = state.all, s](const Arrays& values) {
-      const Arrays outputs = composed_siblings(all, values, s);
+    const auto ys = [&siblings = state.all, s](const Arrays& values) {
+      const Arrays outputs = composed_siblings(siblings, values, s);
       Arrays visible;
-      for (const Sibling& of : all) visible.push_back(outputs[of.output]);
+      for (const Sibling& of : siblings) visible.push_back(outputs[of.output]);
       return visible;
     };
     Arrays gradients = vjp_in(ys, primals, cotangents, argnums);

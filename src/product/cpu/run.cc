@@ -366,9 +366,7 @@ Product slice_of(const Product& product, std::int64_t index, std::int64_t count)
   Product slice = product;
   Term& term = slice.terms.front();
   const std::int64_t k = term.k;
-  const auto at = [k, index, count](std::int64_t i) {
-    return i == count ? k : k * i / count / 2 * 2;
-  };
+  const auto at = [k, count](std::int64_t i) { return i == count ? k : k * i / count / 2 * 2; };
   term.weight_k = at(index);
   term.k = at(index + 1) - at(index);
   term.x = term.x.at(0, term.weight_k);
