@@ -72,21 +72,17 @@ void Llama::set_adapter(AdapterLayout layout, std::vector<LoraPair> pairs) {
   const auto fail = [](const std::string& what) {
     throw UserError("the adapter is of another model: " + what);
   };
-  if (pairs.size() != layout.modules().size()) {
-    fail(fmt::format("{} pairs for {} modules", pairs.size(), layout.modules().size()));
-  }
-  const int rank = layout.options().rank;
-  for (std::size_t i = 0; i < pairs.size(); ++i) {
-    const AdaptedModule& module = layout.modules()[i];
+  for (const AdaptedModule& module : layout.modules()) {
     if (module.layer >= config_.num_layers) {
       fail(fmt::format("{}: this model has {} layers", module.path(), config_.num_layers));
     }
     const int in = config_.in_features(module.projection);
     const int out = config_.out_features(module.projection);
-    if (pairs[i].a.shape() != mx::Shape{in, rank} || pairs[i].b.shape() != mx::Shape{rank, out}) {
+    if (module.in_features != in || module.out_features != out) {
       fail(fmt::format("{} has {} inputs and {} outputs here", module.path(), in, out));
     }
   }
+  layout.check(pairs);
   auto held = std::make_unique<HeldAdapter>(HeldAdapter{std::move(layout), {}});
   held->adapter.layout = &held->layout;
   held->adapter.pairs = std::move(pairs);

@@ -20,6 +20,7 @@ struct Operands {
   const std::uint32_t* expand = nullptr;  // column panels of E
   std::int64_t expand_panel = 0;          // 32-bit elements from a panel to the next
   float* h = nullptr;                     // (M, rank), if the caller or an outer product wants it
+  bool completes = false;                 // y: no term comes after it in the sum
   TileArgs tile;                          // what all of its tiles have in common
   std::int64_t y_element = 0, y_row = 0;  // bytes from one to the next, of y or of partial sums
   std::int64_t h_panel = 0;               // 32-bit elements from a low-rank row panel to the next
@@ -100,10 +101,10 @@ ProductRun::ProductRun(Context& context, const Product& product)
     to.tile.steps = to.weight != nullptr ? kernels_.steps(term.k) : 0;
     to.tile.low_steps = plan.rank > 0 ? kernels_.steps(plan.rank) : 0;
     to.tile.b_stride = plan.packs_expand ? kernels_.width : pair.expand.row_stride;
-    const bool completes = plan_.outputs.size() == p_.terms.size() || i + 1 == p_.terms.size();
+    to.completes = plan_.outputs.size() == p_.terms.size() || i + 1 == p_.terms.size();
     to.tile.y_stride = kernels_.width;
     to.y_element = sizeof(float);
-    if (completes && term.y.present()) {
+    if (to.completes && term.y.present()) {
       to.tile.y_stride = term.y.dim(0) > 1 ? term.y.stride(0) : term.n;
       to.tile.y_bfloat16 = term.y.dtype() == DType::kBFloat16;
       to.tile.accumulate = p_.accumulate;
@@ -305,11 +306,11 @@ void ProductRun::multiply_panel(std::size_t o, std::size_t i, std::int64_t chunk
   const std::int64_t end = partition_.split_panel(split + 1);
   const std::int64_t width = kernels_.width;
   const std::int64_t panel_of_y = column - output.first_column, col = panel_of_y * width;
-  const bool completes = i + 1 == output.last;
 
   // Sums that are not y yet have zeros past its last column.
   TileArgs tile = operands.tile;
-  tile.cols = static_cast<int>(completes ? std::min<std::int64_t>(width, term.n - col) : width);
+  tile.cols =
+      static_cast<int>(operands.completes ? std::min<std::int64_t>(width, term.n - col) : width);
   std::int64_t ahead = 0;  // bytes to the weight's panel that comes next
   if (operands.weight != nullptr) {
     tile.w = weight_panel(i, panel_of_y);
@@ -325,7 +326,7 @@ void ProductRun::multiply_panel(std::size_t o, std::size_t i, std::int64_t chunk
   }
   tile.bias = term.bias.present() ? scratch_.terms[i].bias + col : nullptr;
   char* y = static_cast<char*>(static_cast<void*>(worker.partial));
-  if (completes) {
+  if (operands.completes) {
     y = static_cast<char*>(term.y.mutable_data()) + partition_.panel_row(first) * operands.y_row +
         col * operands.y_element;
   }
