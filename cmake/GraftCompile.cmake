@@ -1,9 +1,10 @@
 # Flags that every target of this project is built with, through the interface target graft_compile.
 
 add_library(graft_warnings INTERFACE)
-target_compile_options(graft_warnings INTERFACE -Wall -Wextra -Wshadow -Wnon-virtual-dtor)
+target_compile_options(graft_warnings INTERFACE
+  "$<$<COMPILE_LANGUAGE:CXX>:-Wall;-Wextra;-Wshadow;-Wnon-virtual-dtor>")
 if(GRAFT_WERROR)
-  target_compile_options(graft_warnings INTERFACE -Werror)
+  target_compile_options(graft_warnings INTERFACE $<$<COMPILE_LANGUAGE:CXX>:-Werror>)
 endif()
 add_library(graft_compile INTERFACE)
 target_link_libraries(graft_compile INTERFACE graft_warnings)

@@ -12,6 +12,7 @@ enum class ErrorCode {
   kInvalidArgument,  ///< A shape, stride, dtype, device or value that the function does not take.
   kUnsupported,  ///< Well-formed, but no kernel here does it; `supports()` gives the same reason.
   kOutOfMemory,  ///< Scratch or packed weights could not be allocated, or a thread not started.
+  kDevice,       ///< A device or its driver failed; the message has what it said.
 };
 
 /// The one exception type the library throws. The message opens with the operation in brackets,

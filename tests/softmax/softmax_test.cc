@@ -17,6 +17,7 @@
 #include "support/errors.h"
 #include "support/isas.h"
 #include "support/large_outputs.h"
+#include "support/places.h"
 #include "support/slopes.h"
 #include "support/tensor.h"
 
@@ -111,9 +112,7 @@ struct Plain {
 
   // dx is that of `given`, the y which backward is called with.
   Plain(const Case& c, const Tensor& given, std::int64_t m, std::int64_t n, DType dtype) {
-    const auto r = [dtype](float value) {
-      return dtype == DType::kBFloat16 ? from_bfloat16(to_bfloat16(value)) : value;
-    };
+    const auto r = [dtype](float value) { return test::rounded(value, dtype); };
     const auto at = [](const Tensor& t, std::int64_t i) { return static_cast<float>(t.get(i)); };
     for (std::int64_t first = 0; first < m * n; first += n) {
       std::vector<float> z;
@@ -135,15 +134,14 @@ struct Plain {
   }
 };
 
-void check_case(DType dtype, std::int64_t m, std::int64_t n, float scale, const Layout& layout,
-                double spread = 1) {
+void check_case(const test::Place& place, DType dtype, std::int64_t m, std::int64_t n, float scale,
+                const Layout& layout, double spread = 1) {
   SCOPED_TRACE(std::string(name_of(dtype)) + " " + std::to_string(m) + "x" + std::to_string(n) +
                " scale " + std::to_string(scale));
   Case c(dtype, m, n, scale, layout);
   c.x.fill_random(1, spread);
-  Context context;
-  softmax_forward(context, c.forward());
-  softmax_backward(context, c.backward());
+  place.run(softmax_forward, c.forward());
+  place.run(softmax_backward, c.backward());
   Case truth = c;
   truth.y = truth.y.as(DType::kFloat32), truth.dx = truth.dx.as(DType::kFloat32);
   reference::softmax_backward(truth.backward());  // of the kernel's y
@@ -154,16 +152,16 @@ void check_case(DType dtype, std::int64_t m, std::int64_t n, float scale, const 
   for (const Tensor* t : {&c.x, &c.y, &c.dy, &c.dx}) EXPECT_TRUE(t->guarded());
 }
 
-TEST(Softmax, MatchesTheReferenceOnHostileShapes) {
+TEST(SoftmaxEverywhere, MatchesTheReferenceOnHostileShapes) {
   const std::vector<std::pair<int, int>> shapes = {
       {0, 5},     {3, 0},     {1, 1},     {7, 1},    {1, 7},    {3, 15},
       {2, 16},    {3, 17},    {5, 31},    {4, 64},   {13, 97},  {17, 576},
       {2, 16384}, {1, 16385}, {3, 20011}, {1100, 3}, {211, 129}};
-  test::on_each_isa([&] {
+  test::on_each_place([&](const test::Place& place) {
     for (const auto& [m, n] : shapes) {
-      for (const DType dtype : {DType::kFloat32, DType::kBFloat16}) {
-        check_case(dtype, m, n, 1.0f, {});
-        check_case(dtype, m, n, 0.35f, {.offset = 1, .gap = 3, .order = {}}, 20);
+      for (const DType dtype : place.dtypes()) {
+        check_case(place, dtype, m, n, 1.0f, {});
+        check_case(place, dtype, m, n, 0.35f, {.offset = 1, .gap = 3, .order = {}}, 20);
       }
     }
   });
@@ -185,16 +183,15 @@ TEST(Softmax, LargeOutputsAreTheSame) {
 }
 
 // In float32 the exponentials are right to their last digits, however far below the largest.
-TEST(Softmax, SmallSharesAreAccurate) {
-  test::on_each_isa([] {
+TEST(SoftmaxEverywhere, SmallSharesAreAccurate) {
+  test::on_each_place([](const test::Place& place) {
     for (const float scale : {1.0f, 0.125f, 3.0f}) {
       constexpr std::int64_t kCount = 2001;
       Case c(DType::kFloat32, 1, kCount, scale);
       for (std::int64_t i = 0; i < kCount; ++i) {
         c.x.set(i, -87.0 / scale * static_cast<double>(i) / (kCount - 1));
       }
-      Context context;
-      softmax_forward(context, c.forward());
+      place.run(softmax_forward, c.forward());
       const auto fast = c.y.values();
       reference::softmax_forward(c.forward());
       const auto truth = c.y.values();
@@ -208,7 +205,7 @@ TEST(Softmax, SmallSharesAreAccurate) {
   });
 }
 
-TEST(Softmax, KernelsTakeWhatIsNotFiniteAndWhatIsHuge) {
+TEST(SoftmaxEverywhere, KernelsTakeWhatIsNotFiniteAndWhatIsHuge) {
   const std::vector<std::pair<std::vector<double>, float>> rows = {
       {{-kInfinity, 3, 3}, 1},     {{-kInfinity, -kInfinity}, 1},
       {{1, kInfinity}, 1},         {{-kInfinity, kInfinity}, 1},
@@ -218,7 +215,7 @@ TEST(Softmax, KernelsTakeWhatIsNotFiniteAndWhatIsHuge) {
       {{-3e38, -3e38}, 3e38f},     {{3e38, -3e38, -kInfinity}, 1e-38f},
       {{1e-38, 2e-38, 0}, 1e38f},  {{0, -88, -100, -104, -150, -1e4}, 1},
       {{1, 2, -kInfinity}, 1e-44f}};
-  test::on_each_isa([&] {
+  test::on_each_place([&](const test::Place& place) {
     for (const auto& [row, scale] : rows) {
       for (const std::int64_t times : {1, 29, 8192}) {  // in whole vectors, parts, and long rows
         const auto count = static_cast<std::int64_t>(row.size());
@@ -228,8 +225,7 @@ TEST(Softmax, KernelsTakeWhatIsNotFiniteAndWhatIsHuge) {
         }
         SCOPED_TRACE(std::to_string(row[0]) + "... scale " + std::to_string(scale) + " times " +
                      std::to_string(times));
-        Context context;
-        softmax_forward(context, c.forward());
+        place.run(softmax_forward, c.forward());
         const auto fast = c.y.values();
         reference::softmax_forward(c.forward());
         EXPECT_TRUE(test::close(fast, c.y.values(), 1e-6));
@@ -238,14 +234,13 @@ TEST(Softmax, KernelsTakeWhatIsNotFiniteAndWhatIsHuge) {
   });
 }
 
-TEST(Softmax, NanStaysInItsRow) {
-  test::on_each_isa([] {
+TEST(SoftmaxEverywhere, NanStaysInItsRow) {
+  test::on_each_place([](const test::Place& place) {
     Case c(DType::kFloat32, 3, 19, 1);
     c.x.set(25, kNan), c.dy.set(3, kNan);
-    Context context;
-    softmax_forward(context, c.forward());
+    place.run(softmax_forward, c.forward());
     for (std::int64_t i = 0; i < 57; ++i) EXPECT_EQ(std::isnan(c.y.get(i)), i / 19 == 1) << i;
-    softmax_backward(context, c.backward());
+    place.run(softmax_backward, c.backward());
     for (std::int64_t i = 0; i < 57; ++i) EXPECT_EQ(std::isnan(c.dx.get(i)), i / 19 != 2) << i;
   });
 }

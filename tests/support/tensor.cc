@@ -108,6 +108,17 @@ testing::AssertionResult Tensor::guarded() const {
   return testing::AssertionSuccess();
 }
 
+float rounded(float value, DType dtype) {
+  switch (dtype) {
+    case DType::kBFloat16:
+      return from_bfloat16(to_bfloat16(value));
+    case DType::kFloat16:
+      return from_float16(to_float16(value));
+    default:
+      return value;
+  }
+}
+
 TensorView rows_of(const Tensor& matrix, std::int64_t first, std::int64_t count) {
   const TensorView all = matrix.view();
   const std::int64_t shape[] = {std::min(count, all.dim(0) - first), all.dim(1)};

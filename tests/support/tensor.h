@@ -57,6 +57,9 @@ class Tensor {
   mutable std::vector<std::byte> memory_;
 };
 
+/// `value` as a tensor of `dtype` would keep it.
+float rounded(float value, DType dtype);
+
 /// Rows [first, first + count) of a matrix, as far as it has them.
 TensorView rows_of(const Tensor& matrix, std::int64_t first, std::int64_t count);
 

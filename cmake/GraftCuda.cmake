@@ -1,0 +1,25 @@
+# The CUDA compiler, and what its files are built with. Kernels are compiled for Ampere (which Ada runs
+# too), for Hopper with its own instructions (wgmma, TMA), and as PTX for what comes later.
+
+if(NOT CMAKE_CUDA_ARCHITECTURES)
+  set(CMAKE_CUDA_ARCHITECTURES 80 90a-real)
+endif()
+if(NOT CMAKE_CUDA_COMPILER AND NOT DEFINED ENV{CUDACXX})
+  find_program(graft_nvcc nvcc HINTS /usr/local/cuda/bin)
+  if(graft_nvcc)
+    set(CMAKE_CUDA_COMPILER ${graft_nvcc})
+  endif()
+endif()
+enable_language(CUDA)
+find_package(CUDAToolkit 13 REQUIRED)
+set(CMAKE_CUDA_STANDARD 20)
+set(CMAKE_CUDA_STANDARD_REQUIRED ON)
+# Programs without a GPU start as ever: the runtime is linked in, and the driver asked for at run time.
+set(CMAKE_CUDA_RUNTIME_LIBRARY Static)
+
+target_compile_options(graft_warnings INTERFACE
+  "$<$<COMPILE_LANGUAGE:CUDA>:--expt-relaxed-constexpr;-Xcompiler=-Wall,-Wextra,-Wno-unused-parameter>")
+if(GRAFT_WERROR)
+  target_compile_options(graft_warnings INTERFACE
+    "$<$<COMPILE_LANGUAGE:CUDA>:-Werror=all-warnings;-Xcompiler=-Werror>")
+endif()

@@ -1,0 +1,101 @@
+#include "backend/cuda/call.h"
+
+#include <cuda_runtime_api.h>
+
+#include <string>
+
+#include "checks.h"
+#include "graft/error.h"
+
+namespace graft::cuda {
+namespace {
+
+// What a block has without being asked for it.
+constexpr std::size_t kPlainSharedBytes = 48 * 1024;
+
+}  // namespace
+
+Call::Call(const char* op, const Context& context) : op_(op), place_(context.cuda()) {
+  if (const cudaError_t error = cudaGetDevice(&device_before_)) fail("cudaGetDevice", error);
+  if (device_before_ == place_.device) return;
+  if (const cudaError_t error = cudaSetDevice(place_.device)) fail("cudaSetDevice", error);
+}
+
+Call::~Call() {
+  if (workspace_ != nullptr) place_.free(place_.state, workspace_, place_.stream);
+  if (device_before_ != place_.device) cudaSetDevice(device_before_);
+}
+
+void Call::reaches(const char* tensor, const ConstTensorView& view) const {
+  if (!view.present() || view.size() == 0) return;
+  const Check check(op_);
+  if (reinterpret_cast<std::uintptr_t>(view.data()) % size_of(view.dtype()) != 0) {
+    check.fail(std::string(tensor) + ": expected memory aligned to its elements, " +
+               std::to_string(size_of(view.dtype())) + " bytes");
+  }
+  cudaPointerAttributes attributes{};
+  if (const cudaError_t error = cudaPointerGetAttributes(&attributes, view.data())) {
+    cudaGetLastError();
+    fail("cudaPointerGetAttributes", error);
+  }
+  if (attributes.devicePointer == nullptr) {
+    check.fail(std::string(tensor) + ": expected memory of cuda:" + std::to_string(place_.device) +
+               ", got memory that it cannot reach");
+  }
+  if (attributes.type == cudaMemoryTypeDevice && attributes.device != place_.device) {
+    check.fail(std::string(tensor) + ": expected memory of cuda:" + std::to_string(place_.device) +
+               ", got that of cuda:" + std::to_string(attributes.device));
+  }
+}
+
+std::byte* Call::workspace(std::size_t bytes) {
+  if (bytes == 0) return nullptr;
+  workspace_ = place_.allocate(place_.state, bytes, place_.stream);
+  if (workspace_ == nullptr) {
+    throw Error(ErrorCode::kOutOfMemory,
+                "[" + std::string(op_) + "] workspace: could not allocate " +
+                    std::to_string(bytes) + " bytes on cuda:" + std::to_string(place_.device));
+  }
+  return static_cast<std::byte*>(workspace_);
+}
+
+void Call::launch(const Launch& how, const void* kernel, void** arguments) const {
+  if (how.shared_bytes > kPlainSharedBytes) {
+    const cudaError_t error = cudaFuncSetAttribute(
+        kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(how.shared_bytes));
+    if (error != cudaSuccess) fail("shared memory", error);
+  }
+  cudaLaunchAttribute attributes[3];
+  unsigned count = 0;
+  if (how.cluster > 1) {
+    attributes[count].id = cudaLaunchAttributeClusterDimension;
+    attributes[count++].val.clusterDim = {static_cast<unsigned>(how.cluster), 1, 1};
+  }
+  if (how.cooperative) {
+    attributes[count].id = cudaLaunchAttributeCooperative;
+    attributes[count++].val.cooperative = 1;
+  }
+  if (how.overlaps) {
+    attributes[count].id = cudaLaunchAttributeProgrammaticStreamSerialization;
+    attributes[count++].val.programmaticStreamSerializationAllowed = 1;
+  }
+  cudaLaunchConfig_t config{};
+  config.gridDim = how.grid;
+  config.blockDim = how.block;
+  config.dynamicSmemBytes = how.shared_bytes;
+  config.stream = stream();
+  config.attrs = attributes;
+  config.numAttrs = count;
+  if (const cudaError_t error = cudaLaunchKernelExC(&config, kernel, arguments)) {
+    fail("launch", error);
+  }
+}
+
+void Call::fail(const char* doing, cudaError_t error) const {
+  cudaGetLastError();  // reported here, and not again by a later call
+  throw Error(ErrorCode::kDevice, "[" + std::string(op_) +
+                                      "] cuda:" + std::to_string(place_.device) + ": " + doing +
+                                      ": " + cudaGetErrorString(error));
+}
+
+}  // namespace graft::cuda

@@ -1,0 +1,23 @@
+#pragma once
+
+#include <cstddef>
+
+#include "graft/supports.h"
+
+namespace graft::cuda {
+
+/// What calls are planned for. A plain value, so that plans can be tested for any GPU.
+struct DeviceFacts {
+  int major = 0, minor = 0;      ///< Compute capability.
+  int multiprocessors = 0;       ///< That run blocks side by side.
+  std::size_t shared_bytes = 0;  ///< Shared memory that one block can have.
+  std::size_t l2_bytes = 0;      ///< The cache that all of them share.
+};
+
+/// Whether kernels run on the device `index`, as CUDA counts them; "no" says why.
+Support supports_device(int index);
+
+/// Facts of a device that is supported. Asked for once, then kept: they never change.
+const DeviceFacts& facts_of(int index);
+
+}  // namespace graft::cuda

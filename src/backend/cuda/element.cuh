@@ -1,0 +1,61 @@
+#pragma once
+
+#include <cuda_bf16.h>
+#include <cuda_fp16.h>
+
+#include <cstdint>
+#include <type_traits>
+
+#include "graft/tensor_view.h"
+
+// Element types on the device, and loads and stores of several at a time.
+
+namespace graft::cuda {
+
+__device__ inline float to_float(float value) { return value; }
+__device__ inline float to_float(__half value) { return __half2float(value); }
+__device__ inline float to_float(__nv_bfloat16 value) { return __bfloat162float(value); }
+
+/// Rounded to the nearest, ties to even.
+template <class T>
+__device__ inline T from_float(float value) {
+  if constexpr (std::is_same_v<T, float>) {
+    return value;
+  } else if constexpr (std::is_same_v<T, __half>) {
+    return __float2half_rn(value);
+  } else {
+    return __float2bfloat16_rn(value);
+  }
+}
+
+/// `value` as it is after a trip through T.
+template <class T>
+__device__ inline float rounded(float value) {
+  return to_float(from_float<T>(value));
+}
+
+/// Elements that move together, in one instruction where they are 16 bytes or fewer.
+template <class T, int N>
+struct alignas(sizeof(T) * N <= 16 ? sizeof(T) * N : 16) Pack {
+  T values[N];
+};
+
+/// Elements of T in 16 bytes.
+template <class T>
+inline constexpr int kPackSize = 16 / sizeof(T);
+
+/// `with_type(dtype, [&]<class T>(std::type_identity<T>) { ... })` for the
+/// device type of a floating `dtype`.
+template <class Body>
+decltype(auto) with_type(DType dtype, Body&& body) {
+  switch (dtype) {
+    case DType::kFloat16:
+      return body(std::type_identity<__half>{});
+    case DType::kBFloat16:
+      return body(std::type_identity<__nv_bfloat16>{});
+    default:
+      return body(std::type_identity<float>{});
+  }
+}
+
+}  // namespace graft::cuda
