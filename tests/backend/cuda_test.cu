@@ -295,10 +295,10 @@ TEST_F(Cuda, RefusesForeignAndMisplacedMemory) {
             "[lora_linear] weight" + unreachable);
   EXPECT_EQ(error_of({layer.x, layer.w, {}, adapter, {}, foreign, {}}),
             "[lora_linear] y" + unreachable);
-  const TensorView crooked(static_cast<char*>(layer.x.mutable_data()) + 2, DType::kFloat32, {8, 7},
-                           std::array<std::int64_t, 2>{8, 1}, device);
-  const TensorView narrow(layer.w.mutable_data(), DType::kFloat32, {8, 7},
-                          std::array<std::int64_t, 2>{8, 1}, device);
+  const std::vector<std::int64_t> shape{8, 7}, strides{8, 1};
+  const TensorView crooked(static_cast<char*>(layer.x.mutable_data()) + 2, DType::kFloat32, shape,
+                           strides, device);
+  const TensorView narrow(layer.w.mutable_data(), DType::kFloat32, shape, strides, device);
   const TensorView low(layer.a.mutable_data(), DType::kFloat32, {7, 2}, device);
   EXPECT_EQ(error_of({crooked, narrow, {}, {low, layer.b, 1.0f}, {}, layer.y, {}}),
             "[lora_linear] x: expected memory aligned to its elements, 4 bytes");
@@ -309,19 +309,19 @@ TEST_F(Cuda, RefusesForeignAndMisplacedMemory) {
 
 TEST_F(Cuda, SaysWhenThereIsNoMemory) {
   const Stream stream;
-  Context context(
-      {.device = 0,
-       .stream = stream,
-       .allocate = [](void*, std::size_t, void*) -> void* { return nullptr; },
-       .free = release});
+  Context context({.device = 0,
+                   .stream = stream,
+                   .allocate = [](void*, std::size_t, void*) -> void* { return nullptr; },
+                   .free = release});
   const Layer layer(DType::kBFloat16, 300, 520, 264, 13);
   try {
     layer.backward(context);
     FAIL() << "there was no workspace";
   } catch (const Error& error) {
     EXPECT_EQ(error.code(), ErrorCode::kOutOfMemory);
-    EXPECT_NE(std::string(error.what()).find("[lora_linear_backward] workspace: could not allocate"),
-              std::string::npos);
+    EXPECT_NE(
+        std::string(error.what()).find("[lora_linear_backward] workspace: could not allocate"),
+        std::string::npos);
   }
 }
 
