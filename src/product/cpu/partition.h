@@ -3,8 +3,8 @@
 #include <algorithm>
 #include <cstddef>
 #include <cstdint>
-#include <vector>
 
+#include "backend/cpu/small_vector.h"
 #include "product/cpu/kernels.h"
 #include "weight/cpu/panels.h"
 
@@ -14,11 +14,11 @@ namespace graft::cpu {
 /// tile is small), chunks of consecutive panels whose packed x stays in a core's cache, and where
 /// rows are few or weights large, ranges of columns too.
 struct Partition {
-  std::int64_t m, n_panels;               // rows, and column panels of all outputs
-  std::int64_t panels;                    // of rows
-  std::vector<std::int64_t> chunk_panel;  // the first panel of each chunk, and the end
-  std::int64_t splits = 1;                // of the columns
-  bool splits_outside = false;            // all chunks of a range of columns, then the next range
+  std::int64_t m, n_panels;                   // rows, and column panels of all outputs
+  std::int64_t panels;                        // of rows
+  SmallVector<std::int64_t, 16> chunk_panel;  // the first panel of each chunk, and the end
+  std::int64_t splits = 1;                    // of the columns
+  bool splits_outside = false;  // all chunks of a range of columns, then the next range
 
   /// `row_panel_size`: 32-bit elements of a row panel, of all inputs together. `weight_bytes`: of
   /// all column panels that may be dealt out in ranges.
@@ -29,7 +29,6 @@ struct Partition {
         panels(ceil_div(rows_of_y, kernels.rows)),
         least_rows_(m / std::max<std::int64_t>(1, panels)),
         taller_(m - least_rows_ * panels) {
-    chunk_panel.reserve(16);
     chunk_panel.push_back(0);
     // About 128 rows a chunk; fewer where K is so large that they would leave a 1 MiB cache.
     constexpr std::int64_t kChunkRows = 140, kLeastRows = 14, kChunkBytes = 5 << 18;
