@@ -26,11 +26,11 @@ struct Partition {
   SmallVector<std::int64_t, 16> chunk_panel;  // the first panel of each chunk, and the end
 
   /// `row_panel_size`: 32-bit elements of a row panel, of all inputs together. `row_work`:
-  /// multiply-adds of a row of all outputs. `weight_bytes`: of all column panels that may be dealt
-  /// out in ranges.
+  /// multiply-adds of a row of all outputs. `has_weights`: not pairs alone. `weight_bytes`: of all
+  /// column panels that may be dealt out in ranges.
   Partition(const Kernels& kernels, std::int64_t rows_of_y, std::int64_t row_panel_size,
-            std::int64_t column_panels, std::int64_t row_work, std::int64_t weight_bytes,
-            int threads)
+            std::int64_t column_panels, std::int64_t row_work, bool has_weights,
+            std::int64_t weight_bytes, int threads)
       : m(rows_of_y),
         n_panels(column_panels),
         panels(ceil_div(rows_of_y, kernels.rows)),
@@ -41,7 +41,9 @@ struct Partition {
     const std::int64_t panel_bytes = std::max<std::int64_t>(1, row_panel_size * 4);
     const std::int64_t most = std::clamp<std::int64_t>(
         kChunkBytes / panel_bytes, 2, std::max(2, static_cast<int>(kChunkRows / kernels.rows)));
-    const bool by_rows = panels >= 4 * threads;
+    // Without weights to read from memory, columns are dealt out only where rows would leave
+    // threads idle: each share of them takes the shrink anew.
+    const bool by_rows = panels >= (has_weights ? 4 : 2) * threads;
     // Few rows: every thread packs them, and multiplies its share of the columns, unless all of
     // them take less than handing them out. A delta of one row (576 → 576, rank 8) takes 0.71 µs
     // instead of 0.89, one of 576 → 1536 the same.

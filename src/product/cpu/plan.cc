@@ -111,6 +111,7 @@ Plan::Plan(const Product& p, int thread_count)
 Partition Plan::share() {
   const std::size_t count = product.terms.size();
   const bool forward = product.direction == Direction::kForward;
+  bool has_weights = false;
   std::int64_t row_panel_size = 0, column_panels = 0, row_work = 0, weight_bytes = 0;
   for (std::size_t i = 0; i < count; ++i) {
     const Term& term = product.terms[i];
@@ -126,20 +127,21 @@ Partition Plan::share() {
     input.last = i + 1;
     input.packs |=
         makes_base_product(term) || (term.pair.rank > 0 && !shrinks_from_rows(kernels, term));
-    if (makes_base_product(term)) row_work += term.n * term.k;
     if (term.y != nullptr) row_work += term.n * term.pair.rank;
     // A pair's h would be made anew for each range of columns.
     if (makes_base_product(term) && term.pair.rank == 0) {
       weight_bytes += packed_panels_size(kernels, term.n, term.k) * 4;
     }
     if (makes_base_product(term)) {
+      has_weights = true;
+      row_work += term.n * term.k;
       input.panel_size = kernels.row_panel_size(term.k);
       input.shrink_panels = kernels.shrink_panels;
     }
     outputs.back().last = i + 1;
   }
-  return Partition(kernels, product.m, row_panel_size, column_panels, row_work, weight_bytes,
-                   threads);
+  return Partition(kernels, product.m, row_panel_size, column_panels, row_work, has_weights,
+                   weight_bytes, threads);
 }
 
 DropoutElements Plan::output_elements(std::size_t term, std::int64_t chunk,
