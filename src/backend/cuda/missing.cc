@@ -10,7 +10,6 @@ namespace graft::cuda {
   std::size_t scratch_bytes(const Params&, int) { return 0; }
 GRAFT_MISSING(LayerNormForward, layer_norm_forward)
 GRAFT_MISSING(LayerNormBackward, layer_norm_backward)
-GRAFT_MISSING(LinearCrossEntropy, linear_cross_entropy)
 GRAFT_MISSING(RmsNormForward, rms_norm_forward)
 GRAFT_MISSING(RmsNormBackward, rms_norm_backward)
 GRAFT_MISSING(Rope, rope)

@@ -115,31 +115,40 @@ __device__ constexpr int shared_index(int wide, int deep) {
   return deep * kWide + (wide ^ (deep / 4 * (128 / kDepth) & 31));
 }
 
-/// A side's part of a step on its way from memory to shared memory.
+/// A side's part of a step on its way from memory to shared memory, one step after another from
+/// depth `begin` on. What is past `wides` or past the depth is 0.
 template <Read kRead, int kWide, int kDepth>
 class Fetch;
 
 template <int kWide, int kDepth>
 class Fetch<Read::kAny, kWide, kDepth> {
  public:
-  __device__ Fetch(const Side& side, std::int64_t first, std::int64_t wides, float scale,
-                   DType multiply)
-      : side_(side), first_(first), wides_(wides), scale_(scale), multiply_(multiply) {}
+  __device__ Fetch(const Side& side, std::int64_t first, std::int64_t wides, std::int64_t begin,
+                   float scale, DType multiply)
+      : side_(side),
+        first_(first),
+        depth_(begin),
+        wides_(static_cast<int>(min(wides - first, std::int64_t{kWide}))),
+        scale_(scale),
+        multiply_(multiply) {}
 
-  /// `kept(wide, deep)`: whether dropout keeps an element.
+  /// The next step, of which `left` depths are there. `kept(wide, deep)`: whether dropout keeps an
+  /// element.
   template <class Kept>
-  __device__ void load(std::int64_t depth, std::int64_t end, const Kept& kept) {
+  __device__ void load(int left, const Kept& kept) {
+    const std::int64_t at = first_ * side_.wide_stride + depth_ * side_.deep_stride;
 #pragma unroll
     for (int i = 0; i < kCount; ++i) {
-      const std::int64_t wide = first_ + wide_of(i), deep = depth + deep_of(i);
+      const int wide = wide_of(i), deep = deep_of(i);
       float value = 0;
-      if (wide < wides_ && deep < end && kept(wide, deep)) {
+      if (wide < wides_ && deep < left && kept(first_ + wide, depth_ + deep)) {
         value = load_as_float(side_.data, side_.dtype,
-                              wide * side_.wide_stride + deep * side_.deep_stride);
+                              at + wide * side_.wide_stride + deep * side_.deep_stride);
         value = rounded_to(multiply_, value * scale_);
       }
       values_[i] = value;
     }
+    depth_ += kDepth;
   }
 
   __device__ void store(float* shared) const {
@@ -163,7 +172,9 @@ class Fetch<Read::kAny, kWide, kDepth> {
   }
 
   const Side& side_;
-  const std::int64_t first_, wides_;
+  const std::int64_t first_;
+  std::int64_t depth_;
+  const int wides_;
   const float scale_;
   const DType multiply_;
   float values_[kCount];
@@ -173,34 +184,32 @@ class Fetch<Read::kAny, kWide, kDepth> {
 template <int kWide, int kDepth, bool kDeep>
 class FetchVectors {
  public:
-  __device__ FetchVectors(const Side& side, std::int64_t first, std::int64_t wides, float, DType)
-      : wides_(wides - first), deep_stride_(side.deep_stride) {
-#pragma unroll
-    for (int i = 0; i < kCount; ++i) {
-      // Past the end, the first row is as good as any: its values are not used.
-      const std::int64_t wide = wide_of(i) < wides_ ? first + wide_of(i) : first;
-      from_[i] = static_cast<const float*>(side.data) + wide * side.wide_stride +
-                 deep_of(i) * side.deep_stride;
-    }
-  }
+  __device__ FetchVectors(const Side& side, std::int64_t first, std::int64_t wides,
+                          std::int64_t begin, float, DType)
+      : side_(side),
+        from_(static_cast<const float*>(side.data) + (first + wide_of(0)) * side.wide_stride +
+              (begin + deep_of(0)) * side.deep_stride),
+        wides_(static_cast<int>(min(wides - first, std::int64_t{kWide}))) {}
 
   template <class Kept>
-  __device__ void load(std::int64_t depth, std::int64_t end, const Kept&) {
+  __device__ void load(int left, const Kept&) {
 #pragma unroll
     for (int i = 0; i < kCount; ++i) {
-      const float* from = from_[i] + depth * deep_stride_;
+      const float* from = from_ + i * (kDeep ? kWideStep * side_.wide_stride  //
+                                             : kDeepStep * side_.deep_stride);
       // How many of the four are there.
-      const std::int64_t left = kDeep ? end - depth - deep_of(i) : wides_ - wide_of(i);
-      const bool here = kDeep ? wide_of(i) < wides_ : depth + deep_of(i) < end;
-      if (here && left >= 4) {
+      const int here = kDeep ? (wide_of(i) < wides_ ? left - deep_of(i) : 0)
+                             : (deep_of(i) < left ? wides_ - wide_of(i) : 0);
+      if (here >= 4) {
         const float4 vector = *reinterpret_cast<const float4*>(from);
         values_[i][0] = vector.x, values_[i][1] = vector.y;
         values_[i][2] = vector.z, values_[i][3] = vector.w;
       } else {
 #pragma unroll
-        for (int j = 0; j < 4; ++j) values_[i][j] = here && j < left ? from[j] : 0.0f;
+        for (int j = 0; j < 4; ++j) values_[i][j] = j < here ? from[j] : 0.0f;
       }
     }
+    from_ += kDepth * (kDeep ? 1 : side_.deep_stride);
   }
 
   __device__ void store(float* shared) const {
@@ -220,18 +229,22 @@ class FetchVectors {
 
  private:
   static constexpr int kCount = kWide * kDepth / 4 / kTileThreads;
+  // From a vector of a thread to its next.
+  static constexpr int kWideStep = kTileThreads / (kDepth / 4);
+  static constexpr int kDeepStep = kTileThreads / (kWide / 4);
 
   static __device__ int wide_of(int i) {
-    const int at = static_cast<int>(threadIdx.x) + i * kTileThreads;
-    return kDeep ? at / (kDepth / 4) : at % (kWide / 4) * 4;
+    const int at = static_cast<int>(threadIdx.x);
+    return kDeep ? at / (kDepth / 4) + i * kWideStep : at % (kWide / 4) * 4;
   }
   static __device__ int deep_of(int i) {
-    const int at = static_cast<int>(threadIdx.x) + i * kTileThreads;
-    return kDeep ? at % (kDepth / 4) * 4 : at / (kWide / 4);
+    const int at = static_cast<int>(threadIdx.x);
+    return kDeep ? at % (kDepth / 4) * 4 : at / (kWide / 4) + i * kDeepStep;
   }
 
-  const std::int64_t wides_, deep_stride_;
-  const float* from_[kCount];
+  const Side& side_;
+  const float* from_;
+  const int wides_;
   float values_[kCount][4];
 };
 
@@ -312,29 +325,32 @@ __device__ void multiply_phase(const TileArgs& args, const Phase& phase, std::in
                                std::int64_t col, std::int64_t begin, std::int64_t end,
                                const Kept& kept, float* shared, Sums<kRows, kCols>& sums) {
   constexpr int kHalf = kDepth * (kRows + kCols);
-  Fetch<kA, kRows, kDepth> a(phase.a, row, args.rows, phase.a_scale, args.multiply);
-  Fetch<kB, kCols, kDepth> b(phase.b, col, args.cols, 1.0f, args.multiply);
   if (begin >= end) return;
-  a.load(begin, end, kept);
-  b.load(begin, end, KeepsAll{});
-  a.store(shared);
-  b.store(shared + kDepth * kRows);
+  Fetch<kA, kRows, kDepth> a(phase.a, row, args.rows, begin, phase.a_scale, args.multiply);
+  Fetch<kB, kCols, kDepth> b(phase.b, col, args.cols, begin, 1.0f, args.multiply);
+  std::int64_t left = end - begin;
+  const auto load = [&] {
+    const int here = static_cast<int>(min(left, std::int64_t{kDepth}));
+    a.load(here, kept);
+    b.load(here, KeepsAll{});
+  };
+  const auto store = [&](float* half) {
+    a.store(half);
+    b.store(half + kDepth * kRows);
+  };
+  load();
+  store(shared);
   __syncthreads();
-  int half = 0;
-  for (std::int64_t depth = begin; depth < end; depth += kDepth) {
-    const bool more = depth + kDepth < end;
-    if (more) {
-      a.load(depth + kDepth, end, kept);
-      b.load(depth + kDepth, end, KeepsAll{});
-    }
-    const float* const now = shared + half * kHalf;
+  float *now = shared, *next = shared + kHalf;
+  while (true) {
+    left -= kDepth;
+    if (left > 0) load();
     multiply_step<kRows, kCols, kDepth>(now, now + kDepth * kRows, sums);
-    half ^= 1;
-    if (more) {
-      a.store(shared + half * kHalf);
-      b.store(shared + half * kHalf + kDepth * kRows);
-    }
+    if (left > 0) store(next);
     __syncthreads();
+    if (left <= 0) break;
+    float* const other = now;
+    now = next, next = other;
   }
 }
 
@@ -424,14 +440,13 @@ __device__ void find_tile(const TileArgs& args, std::int64_t& row, std::int64_t&
 
 /// y of a term.
 template <int kRows, int kCols, int kDepth, Read kA, Read kB>
-__global__ void __launch_bounds__(kTileThreads, 2)
-    term_tile(const __grid_constant__ TileArgs args) {
+__device__ void make_term_tile(const TileArgs& args) {
   __shared__ __align__(16) float shared[2 * kDepth * (kRows + kCols)];
   std::int64_t row, col;
   find_tile<kRows, kCols>(args, row, col);
   Sums<kRows, kCols> sums;
   if (blockIdx.y == 0) {
-    multiply_phase<kRows, kCols, 16, Read::kAny, Read::kAny>(
+    multiply_phase<kRows, kCols, kDepth, Read::kAny, Read::kAny>(
         args, args.pair, row, col, 0, args.pair.depth, KeepsAll{}, shared, sums);
     if (args.output_dropout.any()) drop_sums(args, row, col, sums);
   }
@@ -440,6 +455,12 @@ __global__ void __launch_bounds__(kTileThreads, 2)
   multiply_phase<kRows, kCols, kDepth, kA, kB>(args, args.base, row, col, begin, end, KeepsAll{},
                                                shared, sums);
   store_sums(args, row, col, sums);
+}
+
+template <int kRows, int kCols, int kDepth, Read kA, Read kB>
+__global__ void __launch_bounds__(kTileThreads, 2)
+    term_tile(const __grid_constant__ TileArgs args) {
+  make_term_tile<kRows, kCols, kDepth, kA, kB>(args);
 }
 
 /// Few columns, and dropout on A: h = drop(x)·S, and an outer product's transpose,
