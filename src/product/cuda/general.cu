@@ -10,6 +10,7 @@
 
 #include <algorithm>
 
+#include "backend/cuda/call.h"
 #include "product/cuda/general.cuh"
 #include "product/cuda/paths.h"
 

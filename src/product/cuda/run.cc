@@ -2,6 +2,7 @@
 
 #include <algorithm>
 
+#include "backend/cuda/call.h"
 #include "product/cuda/paths.h"
 
 namespace graft::cuda {

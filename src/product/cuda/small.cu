@@ -18,6 +18,7 @@
 
 #include <algorithm>
 
+#include "backend/cuda/call.h"
 #include "backend/cuda/element.cuh"
 #include "backend/cuda/mma.cuh"
 #include "product/cuda/paths.h"
