@@ -69,8 +69,8 @@ void run_term(const Call& call, const Term& term, std::byte* workspace) {
 
 }  // namespace
 
-Path path_of(const Term& term, const DeviceFacts&) {
-  if (fits_small(term)) return Path::kSmall;
+Path path_of(const Term& term, const DeviceFacts& facts) {
+  if (fits_small(term, facts)) return Path::kSmall;
   return Path::kGeneral;
 }
 
