@@ -8,8 +8,6 @@ namespace graft::cuda {
   Support supports(const Params&) { return Support::no(#function " has no CUDA kernel yet"); }  \
   void function(Context&, const Params& params) { require(#function, cuda::supports(params)); } \
   std::size_t scratch_bytes(const Params&, int) { return 0; }
-GRAFT_MISSING(LayerNormForward, layer_norm_forward)
-GRAFT_MISSING(LayerNormBackward, layer_norm_backward)
 GRAFT_MISSING(LinearForward, linear_forward)
 GRAFT_MISSING(LinearBackward, linear_backward)
 GRAFT_MISSING(LinearCrossEntropy, linear_cross_entropy)
@@ -19,13 +17,6 @@ GRAFT_MISSING(LoraLinearForward, lora_linear_forward)
 GRAFT_MISSING(LoraLinearBackward, lora_linear_backward)
 GRAFT_MISSING(LoraSiblingsForward, lora_linear_forward)
 GRAFT_MISSING(LoraSiblingsBackward, lora_linear_backward)
-GRAFT_MISSING(RmsNormForward, rms_norm_forward)
-GRAFT_MISSING(RmsNormBackward, rms_norm_backward)
-GRAFT_MISSING(Rope, rope)
-GRAFT_MISSING(SoftmaxForward, softmax_forward)
-GRAFT_MISSING(SoftmaxBackward, softmax_backward)
-GRAFT_MISSING(SwigluForward, swiglu_forward)
-GRAFT_MISSING(SwigluBackward, swiglu_backward)
 #undef GRAFT_MISSING
 
 }  // namespace graft::cuda
