@@ -195,6 +195,11 @@ Support float_on_cpu(const char* tensor, const ConstTensorView& view) {
                      " has no CPU kernel, float32 and bfloat16 do");
 }
 
+Support dropout_by_value(const Dropout& dropout) {
+  if (dropout.state == nullptr) return {};
+  return Support::no("dropout: a seed and offset in device memory are for CUDA kernels");
+}
+
 Support all_of(std::initializer_list<Support> parts) {
   for (const Support& part : parts) {
     if (!part) return part;

@@ -37,6 +37,9 @@ struct Dropout {
   float p = 0.0f;            ///< Chance that an element is dropped, in [0, 1).
   std::uint64_t seed = 0;    ///< Philox key.
   std::uint64_t offset = 0;  ///< Philox counter of the first eight elements.
+  /// Two numbers in the device's memory, seed and offset, that take the place of the two above:
+  /// read when a kernel runs, so that a replayed CUDA graph draws new masks. CUDA only; null: none.
+  const std::uint64_t* state = nullptr;
 
   /// Whether p is such a chance.
   bool valid() const { return p >= 0.0f && p < 1.0f; }

@@ -175,22 +175,23 @@ Support supports_each(std::span<const Params> layers) {
 }  // namespace
 
 Support supports(const LoraDeltaForward& p) {
-  return all_of({float_on_cpu("x", p.x), adapter_on_cpu(p.adapter), float_on_cpu("y", p.y)});
+  return all_of({float_on_cpu("x", p.x), adapter_on_cpu(p.adapter), float_on_cpu("y", p.y),
+                 dropout_by_value(p.dropout)});
 }
 
 Support supports(const LoraDeltaBackward& p) {
   return all_of({float_on_cpu("dy", p.dy), float_on_cpu("x", p.x), adapter_on_cpu(p.adapter),
-                 float_on_cpu("dx", p.dx)});
+                 float_on_cpu("dx", p.dx), dropout_by_value(p.dropout)});
 }
 
 Support supports(const LoraLinearForward& p) {
   return all_of({float_on_cpu("x", p.x), weight_on_cpu(p.weight), float_on_cpu("bias", p.bias),
-                 adapter_on_cpu(p.adapter), float_on_cpu("y", p.y)});
+                 adapter_on_cpu(p.adapter), float_on_cpu("y", p.y), dropout_by_value(p.dropout)});
 }
 
 Support supports(const LoraLinearBackward& p) {
   return all_of({float_on_cpu("dy", p.dy), float_on_cpu("x", p.x), weight_on_cpu(p.weight),
-                 adapter_on_cpu(p.adapter), float_on_cpu("dx", p.dx)});
+                 adapter_on_cpu(p.adapter), float_on_cpu("dx", p.dx), dropout_by_value(p.dropout)});
 }
 
 Support supports(const LoraSiblingsForward& layers) { return supports_each(layers); }
