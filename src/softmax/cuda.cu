@@ -172,12 +172,10 @@ void softmax_forward(Context& context, const SoftmaxForward& p) {
     const auto x = rows_of<T>(p.x);
     const auto y = rows_of<T>(p.y);
     if (plan.fits) {
-      call.launch(launch_of(plan, call.facts()),
-                  plan.deep ? softmax_rows<T, true> : softmax_rows<T, false>, plan, rows,
-                  static_cast<int>(columns), x, Power(p.scale), y);
+      const auto kernel = plan.deep ? softmax_rows<T, true> : softmax_rows<T, false>;
+      launch_rows(call, plan, kernel, rows, static_cast<int>(columns), x, Power(p.scale), y);
     } else {
-      const RowPlan any = any_rows_plan(rows, columns);
-      call.launch(launch_of(any, call.facts()), softmax_any_rows<T>, any, rows, columns, x,
+      launch_rows(call, any_rows_plan(rows, columns), softmax_any_rows<T>, rows, columns, x,
                   Power(p.scale), y);
     }
   });
@@ -198,12 +196,11 @@ void softmax_backward(Context& context, const SoftmaxBackward& p) {
     const auto dy = rows_of<T>(p.dy), y = rows_of<T>(p.y);
     const auto dx = rows_of<T>(p.dx);
     if (plan.fits) {
-      call.launch(launch_of(plan, call.facts()),
-                  plan.deep ? softmax_backward_rows<T, true> : softmax_backward_rows<T, false>,
-                  plan, rows, static_cast<int>(columns), dy, y, p.scale, dx);
+      const auto kernel =
+          plan.deep ? softmax_backward_rows<T, true> : softmax_backward_rows<T, false>;
+      launch_rows(call, plan, kernel, rows, static_cast<int>(columns), dy, y, p.scale, dx);
     } else {
-      const RowPlan any = any_rows_plan(rows, columns);
-      call.launch(launch_of(any, call.facts()), softmax_backward_any_rows<T>, any, rows, columns,
+      launch_rows(call, any_rows_plan(rows, columns), softmax_backward_any_rows<T>, rows, columns,
                   dy, y, p.scale, dx);
     }
   });

@@ -266,8 +266,8 @@ void check_case(const test::Place& place, DType dtype, std::int64_t m, std::int6
 
 TEST(LayerNormEverywhere, MatchesTheReferenceOnHostileShapes) {
   const std::vector<std::pair<int, int>> shapes = {
-      {0, 5},    {1, 1},   {7, 1},    {1, 7},    {3, 15},   {2, 16},   {4, 17},   {5, 31},
-      {13, 576}, {17, 97}, {1, 8200}, {1100, 3}, {211, 31}, {67, 129}, {2, 20011}};
+      {0, 5},    {1, 1},   {7, 1},    {1, 7},    {3, 15},   {2, 16},   {4, 17},    {5, 31},
+      {13, 576}, {17, 97}, {1, 8200}, {1100, 3}, {211, 31}, {67, 129}, {2, 20011}, {300, 512}};
   test::on_each_place([&](const test::Place& place) {
     for (const auto& [m, n] : shapes) {
       for (const DType dtype : place.dtypes()) {

@@ -29,13 +29,14 @@ double bound(DType dtype) {
 }
 
 TEST(RopeEverywhere, MatchesTheReferenceOnHostileShapes) {
-  const std::vector<Shape> shapes = {{0, 2, 2, 8},  {2, 0, 2, 8},   {1, 1, 1, 2},  {2, 3, 2, 6},
-                                     {1, 5, 3, 64}, {2, 17, 1, 34}, {1, 3, 2, 66}, {1, 300, 1, 32}};
+  const std::vector<Shape> shapes = {{0, 2, 2, 8},   {2, 0, 2, 8},   {1, 1, 1, 2},  {2, 3, 2, 6},
+                                     {1, 5, 3, 64},  {2, 17, 1, 34}, {1, 3, 2, 66}, {1, 300, 1, 32},
+                                     {3, 2, 5, 128}, {1, 2, 1, 1040}};
   test::on_each_place([&](const test::Place& place) {
     for (const Shape& s : shapes) {
       for (const DType dtype : place.dtypes()) {
         for (const int flags : {0, 1, 2, 3}) {
-          for (const std::int64_t position : {0, 1000, 50000}) {
+          for (const std::int64_t position : {0LL, 1000LL, 50000LL, (1LL << 45) + 3}) {
             SCOPED_TRACE(std::to_string(s.tokens) + " tokens, d " + std::to_string(s.d) +
                          ", position " + std::to_string(position));
             const Layout layout{.offset = flags, .gap = 3, .order = {0, 2, 1, 3}};

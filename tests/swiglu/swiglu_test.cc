@@ -87,8 +87,9 @@ void check_case(const test::Place& place, DType dtype, std::int64_t m, std::int6
 }
 
 TEST(SwigluEverywhere, MatchesTheReferenceOnHostileShapes) {
-  const std::vector<std::tuple<int, int>> shapes = {
-      {0, 5}, {5, 0}, {1, 1}, {1, 7}, {3, 15}, {2, 16}, {3, 17}, {13, 31}, {2, 8193}, {97, 101}};
+  const std::vector<std::tuple<int, int>> shapes = {{0, 5},    {5, 0},    {1, 1},    {1, 7},
+                                                    {3, 15},   {2, 16},   {3, 17},   {13, 31},
+                                                    {2, 8193}, {97, 101}, {33, 1024}};
   test::on_each_place([&](const test::Place& place) {
     for (const auto& [m, n] : shapes) {
       for (const DType dtype : place.dtypes()) {

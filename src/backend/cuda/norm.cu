@@ -83,16 +83,18 @@ __global__ void __launch_bounds__(row_threads(Deep), 1)
   for (; flow.more(); flow.go_on()) {
     Pack<T, kPack> packs[2][kPacks];
     flow.take(packs);
-    float s[kPacks][kPack];
+    Pack<T, kPack>(&s)[kPacks] = packs[0];
+    if (p.residual.data != nullptr) {
 #pragma unroll
-    for (int k = 0; k < kPacks; ++k) {
-      unpack(packs[0][k], s[k]);
-      if (p.residual.data == nullptr || !flow.has(k)) continue;
+      for (int k = 0; k < kPacks; ++k) {
+        if (!flow.has(k)) continue;
 #pragma unroll
-      for (int e = 0; e < kPack; ++e) {
-        s[k][e] = rounded<T>(s[k][e] + to_float(packs[1][k].values[e]));
+        for (int e = 0; e < kPack; ++e) {
+          s[k].values[e] =
+              from_float<T>(to_float(s[k].values[e]) + to_float(packs[1][k].values[e]));
+        }
+        *reinterpret_cast<Pack<T, kPack>*>(p.sum.row(flow.row()) + flow.column(k)) = s[k];
       }
-      store(s[k], p.sum.row(flow.row()) + flow.column(k));
     }
     const Moments moments =
         moments_of<Centered>(team, static_cast<float>(columns), p.eps, [&](auto each) {
@@ -100,22 +102,23 @@ __global__ void __launch_bounds__(row_threads(Deep), 1)
           for (int k = 0; k < kPacks; ++k) {
             if (!flow.has(k)) continue;
 #pragma unroll
-            for (int e = 0; e < kPack; ++e) each(s[k][e]);
+            for (int e = 0; e < kPack; ++e) each(to_float(s[k].values[e]));
+            keep_packed(s[k]);
           }
         });
     if (team.member() == 0 && team.rank() == 0) p.keep(flow.row(), moments);
 #pragma unroll
     for (int k = 0; k < kPacks; ++k) {
       if (!flow.has(k)) continue;
-      float weight[kPack], bias[kPack];
+      float weight[kPack], bias[kPack], y[kPack];
       p.weight.load(flow.column(k), 1.0f, weight);
       if constexpr (Centered) p.bias.load(flow.column(k), 0.0f, bias);
 #pragma unroll
       for (int e = 0; e < kPack; ++e) {
-        s[k][e] = moments.normal(s[k][e]) * weight[e];
-        if constexpr (Centered) s[k][e] += bias[e];
+        y[e] = moments.normal(to_float(s[k].values[e])) * weight[e];
+        if constexpr (Centered) y[e] += bias[e];
       }
-      store(s[k], p.y.row(flow.row()) + flow.column(k));
+      store(y, p.y.row(flow.row()) + flow.column(k));
     }
   }
 }
@@ -226,6 +229,7 @@ __global__ void __launch_bounds__(row_threads(Deep), 1)
           if (!flow.has(k)) continue;
 #pragma unroll
           for (int e = 0; e < kPack; ++e) each(to_float(packs[1][k].values[e]));
+          keep_packed(packs[1][k]);
         }
       });
     }
@@ -243,6 +247,7 @@ __global__ void __launch_bounds__(row_threads(Deep), 1)
         dots[0] += g * normal;
         if constexpr (Centered) dots[1] += g;
       }
+      keep_packed(packs[0][k]), keep_packed(packs[1][k]);
     }
     if (p.ds.data == nullptr) continue;
     team.reduce(dots, Add());
@@ -433,12 +438,11 @@ void norm_forward(Context& context, const NormForward& p) {
                               p.mean.mutable_data_as<float>(),
                               p.rstd.mutable_data_as<float>()};
     if (plan.fits) {
-      call.launch(launch_of(plan, call.facts()),
-                  plan.deep ? norm_rows<T, centered, true> : norm_rows<T, centered, false>, plan,
-                  rows, static_cast<int>(columns), args);
+      launch_rows(call, plan,
+                  plan.deep ? norm_rows<T, centered, true> : norm_rows<T, centered, false>, rows,
+                  static_cast<int>(columns), args);
     } else {
-      const RowPlan any = any_rows_plan(rows, columns);
-      call.launch(launch_of(any, call.facts()), norm_any_rows<T, centered>, any, rows, columns,
+      launch_rows(call, any_rows_plan(rows, columns), norm_any_rows<T, centered>, rows, columns,
                   args);
     }
   });
@@ -460,15 +464,15 @@ void norm_backward(Context& context, const NormBackward& p) {
   auto* const partial = plan.partial == 0 ? nullptr : reinterpret_cast<float*>(workspace);
   const bool sums = p.dweight.present() || p.dbias.present();
 
-  const auto add_up = [&] {
+  const auto add_up = [&](int count) {
     if (!sums) return;
     const Launch how{.grid = {column_blocks(columns), 2},
                      .block = {kColumns, kShares},
                      .overlaps = call.facts().major >= 9};
-    call.launch(how, add_up_partial, static_cast<const float*>(partial), plan.partial, columns,
+    call.launch(how, add_up_partial, static_cast<const float*>(partial), count, columns,
                 p.dweight.mutable_data_as<float>(), p.dbias.mutable_data_as<float>());
   };
-  if (rows == 0) return add_up();
+  if (rows == 0) return add_up(0);
 
   with_norm(p.dy.dtype(), p.centered, [&]<class T>(std::type_identity<T>, auto centered) {
     BackwardArgs<T> args{rows_of<T>(p.dy),
@@ -481,21 +485,20 @@ void norm_backward(Context& context, const NormBackward& p) {
                          rows_of<T>(p.ds),
                          partial};
     if (plan.rows.fits) {
-      call.launch(launch_of(plan.rows, call.facts()),
-                  plan.rows.deep ? norm_backward_rows<T, centered, true>
-                                 : norm_backward_rows<T, centered, false>,
-                  plan.rows, rows, static_cast<int>(columns), args);
-      return add_up();
+      const RowPlan running = launch_rows(call, plan.rows,
+                                          plan.rows.deep ? norm_backward_rows<T, centered, true>
+                                                         : norm_backward_rows<T, centered, false>,
+                                          rows, static_cast<int>(columns), args);
+      return add_up(running.clusters());
     }
     const RowPlan any = any_rows_plan(rows, columns);
-    const Launch how = launch_of(any, call.facts());
     if (!p.rstd.present()) {
       auto* const moments = reinterpret_cast<float*>(workspace + plan.partial_bytes);
       ForwardArgs<T> forward{};
       forward.x = args.s, forward.eps = p.eps;
       if (p.centered) forward.mean = moments;
       forward.rstd = moments + rows;
-      call.launch(how, norm_any_rows<T, centered>, any, rows, columns, forward);
+      launch_rows(call, any, norm_any_rows<T, centered>, rows, columns, forward);
       args.mean = forward.mean, args.rstd = forward.rstd;
     }
     if (sums) {  // before ds, which may be written where dy or s is
@@ -503,10 +506,10 @@ void norm_backward(Context& context, const NormBackward& p) {
           .grid = {column_blocks(columns), static_cast<unsigned>(plan.partial)},
           .block = {kColumns, kShares}};
       call.launch(columns_too, norm_columns<T>, rows, columns, plan.share, args);
-      add_up();
+      add_up(plan.partial);
     }
     if (p.ds.present()) {
-      call.launch(how, norm_backward_any_rows<T, centered>, any, rows, columns, args);
+      launch_rows(call, any, norm_backward_any_rows<T, centered>, rows, columns, args);
     }
   });
 }

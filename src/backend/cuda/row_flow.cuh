@@ -1,5 +1,6 @@
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 
 #include "backend/cuda/async_copy.cuh"
@@ -182,7 +183,12 @@ class RowFlow {
   __device__ bool more() const { return row_ < rows_; }
   __device__ std::int64_t row() const { return row_; }
   __device__ std::int64_t next_row() const { return row_ + step_; }
-  __device__ void go_on() { row_ += step_; }
+  __device__ void go_on() {
+    row_ += step_;
+    // As if it changed: addresses that depend on it alone are cheaper to make again for each row
+    // than to keep, of which the compiler would rather do the latter and run out of registers.
+    asm volatile("" : "+r"(column_));
+  }
 
   /// Where pack k begins, and whether the row goes on there. (What lies behind it is all zeros.)
   __device__ int column(int k) const { return column_ + k * apart_; }
@@ -236,6 +242,15 @@ template <class T, int N>
 __device__ void unpack(const Pack<T, N>& pack, float (&values)[N]) {
 #pragma unroll
   for (int e = 0; e < N; ++e) values[e] = to_float(pack.values[e]);
+}
+
+/// As if the pack changed: what was unpacked of it is unpacked again when it is next asked for,
+/// rather than kept, which takes two registers for one.
+template <class T, int N>
+__device__ void keep_packed(Pack<T, N>& pack) {
+  static_assert(sizeof(pack) == kPackBytes);
+  auto& words = reinterpret_cast<std::uint32_t(&)[4]>(pack);
+  asm volatile("" : "+r"(words[0]), "+r"(words[1]), "+r"(words[2]), "+r"(words[3]));
 }
 
 template <class T, int N>
@@ -302,14 +317,45 @@ inline RowPlan any_rows_plan(std::int64_t rows, std::int64_t columns) {
   return plan;
 }
 
-/// How a kernel of that plan is launched.
-inline Launch launch_of(const RowPlan& plan, const DeviceFacts& device) {
-  return {.grid = static_cast<unsigned>(plan.blocks),
-          .block = static_cast<unsigned>(plan.threads()),
-          .shared_bytes = plan.shared_bytes,
-          .cluster = plan.cluster,
-          // Only what waits may overlap: kernels for any rows don't, nor do older GPUs.
-          .overlaps = plan.fits && device.major >= 9};
+/// The plan with no more clusters than run side by side: how many is up to the device, some of
+/// whose multiprocessors have no neighbours left. All rows would wait for a cluster that is late.
+template <class... Params>
+RowPlan side_by_side(RowPlan plan, void (*kernel)(Params...)) {
+  if (plan.cluster == 1) return plan;
+  const auto* const entry = reinterpret_cast<const void*>(kernel);
+  cudaLaunchAttribute cluster{};
+  cluster.id = cudaLaunchAttributeClusterDimension;
+  cluster.val.clusterDim = {static_cast<unsigned>(plan.cluster), 1, 1};
+  cudaLaunchConfig_t config{};
+  config.gridDim = static_cast<unsigned>(plan.blocks);
+  config.blockDim = static_cast<unsigned>(plan.threads());
+  config.dynamicSmemBytes = plan.shared_bytes;
+  config.attrs = &cluster;
+  config.numAttrs = 1;
+  int most = 0;
+  cudaFuncSetAttribute(entry, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                       static_cast<int>(plan.shared_bytes));
+  if (cudaOccupancyMaxActiveClusters(&most, entry, &config) != cudaSuccess) {
+    cudaGetLastError();  // the launch will say what is wrong
+  } else if (most > 0) {
+    plan.blocks = std::min(plan.blocks, most * plan.cluster);
+  }
+  return plan;
+}
+
+/// Launches a kernel for rows; how many clusters are running then is the plan's that it returns.
+template <class... Params, class... Args>
+RowPlan launch_rows(const Call& call, RowPlan plan, void (*kernel)(RowPlan, Params...),
+                    Args&&... args) {
+  plan = side_by_side(plan, kernel);
+  const Launch how{.grid = static_cast<unsigned>(plan.blocks),
+                   .block = static_cast<unsigned>(plan.threads()),
+                   .shared_bytes = plan.shared_bytes,
+                   .cluster = plan.cluster,
+                   // Only what waits may overlap: kernels for any rows don't, nor do older GPUs.
+                   .overlaps = plan.fits && call.facts().major >= 9};
+  call.launch(how, kernel, plan, std::forward<Args>(args)...);
+  return plan;
 }
 
 }  // namespace graft::cuda

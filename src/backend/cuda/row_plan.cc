@@ -16,13 +16,6 @@ constexpr std::size_t kOtherShared = 2048;  // what the kernels have besides the
 
 std::int64_t ceil_div(std::int64_t value, std::int64_t by) { return (value + by - 1) / by; }
 
-// Blocks of clusters that run side by side: the multiprocessors lie in groups of 16 or 18, of which
-// a cluster takes its blocks.
-int beside(int multiprocessors, int cluster) {
-  if (cluster <= 2) return multiprocessors / cluster * cluster;
-  return std::max(multiprocessors / 16 * 16, cluster) / cluster * cluster;
-}
-
 }  // namespace
 
 RowPlan plan_rows(const DeviceFacts& device, const RowWork& work) {
@@ -59,8 +52,9 @@ RowPlan plan_rows(const DeviceFacts& device, const RowWork& work) {
     plan.blocks = static_cast<int>(
         std::min<std::int64_t>(device.multiprocessors, ceil_div(work.rows, groups)));
   } else {
-    plan.blocks = static_cast<int>(std::min<std::int64_t>(
-        beside(device.multiprocessors, plan.cluster), work.rows * plan.cluster));
+    plan.blocks = static_cast<int>(
+        plan.cluster *
+        std::min<std::int64_t>(std::max(device.multiprocessors / plan.cluster, 1), work.rows));
   }
   plan.shared_bytes = group_bytes * static_cast<std::size_t>(plan.groups);
   plan.fits = true;
