@@ -49,49 +49,61 @@ template <class T, int N>
 __global__ void __launch_bounds__(kThreads)
     rope_packs(Turn turn, const __grid_constant__ Frequencies frequencies, Heads<const T> x,
                Heads<T> y) {
-  __shared__ float cosines[kPairs], sines[kPairs];
+  alignas(16) __shared__ float cosines[kPairs], sines[kPairs];
   wait_for_kernel_before();
-  const std::int64_t all_heads = turn.batches * turn.heads;
   const std::int64_t first_head = blockIdx.y * turn.share;
-  const std::int64_t last_head = min(first_head + turn.share, all_heads);
+  const std::int64_t heads = min(turn.share, turn.batches * turn.heads - first_head);
   const int pairs = turn.last_pair - turn.first_pair, units = pairs / N;
+  const int all = static_cast<int>(heads) * units;
   for (std::int64_t token = blockIdx.x; token < turn.tokens; token += gridDim.x) {
-    for (int i = threadIdx.x; i < pairs; i += kThreads) {
-      const double angle =
-          static_cast<double>(turn.position + token) / turn.scaling_factor * frequencies.values[i];
-      double sine, cosine;
-      sincos(angle, &sine, &cosine);
-      cosines[i] = static_cast<float>(cosine);
-      sines[i] = static_cast<float>(sine) * turn.direction;
-    }
-    __syncthreads();
-    for (std::int64_t work = threadIdx.x; work < (last_head - first_head) * units;
-         work += kThreads) {
-      const std::int64_t head = first_head + work / units, batch = head / turn.heads;
-      const int pair = static_cast<int>(work % units) * N, column = turn.first_pair + pair;
+    Pack<T, N> first, second;
+    int pair = 0;
+    T *to_first = nullptr, *to_second = nullptr;
+    const auto load = [&](int work) {
+      const std::int64_t head = first_head + work / units;
+      const std::int64_t batch = turn.batches == 1 ? 0 : head / turn.heads;
+      pair = work % units * N;
+      const int column = turn.first_pair + pair;
       const int a = turn.interleaved ? 2 * column : column;
       const int b = turn.interleaved ? a + N : column + turn.pairs;
       const T* const from = x.head(batch, token, head - batch * turn.heads);
       T* const to = y.head(batch, token, head - batch * turn.heads);
-      float both[2 * N];
-      float(&first)[N] = reinterpret_cast<float(&)[N]>(both[0]);
-      float(&second)[N] = reinterpret_cast<float(&)[N]>(both[N]);
-      unpack(*reinterpret_cast<const Pack<T, N>*>(from + a), first);
-      unpack(*reinterpret_cast<const Pack<T, N>*>(from + b), second);
-      const auto turn_pair = [&](int i, float& p, float& q) {
-        const float c = cosines[pair + i], s = sines[pair + i];
-        const float turned = p * c - q * s;
-        q = q * c + p * s, p = turned;
-      };
-#pragma unroll
-      for (int i = 0; i < N; ++i) {
-        turn.interleaved ? turn_pair(i, both[2 * i], both[2 * i + 1])
-                         : turn_pair(i, both[i], both[N + i]);
-      }
-      store(first, to + a);
-      store(second, to + b);
+      first = load_pack<T, N>(from + a), second = load_pack<T, N>(from + b);
+      to_first = to + a, to_second = to + b;
+    };
+    // While the first ones are on their way, the angles are made.
+    int work = threadIdx.x;
+    if (work < all) load(work);
+    const double position = static_cast<double>(turn.position + token) / turn.scaling_factor;
+    for (int i = threadIdx.x; i < pairs; i += kThreads) {
+      double sine, cosine;
+      sincos(position * frequencies.values[i], &sine, &cosine);
+      cosines[i] = static_cast<float>(cosine);
+      sines[i] = static_cast<float>(sine) * turn.direction;
     }
     __syncthreads();
+    while (work < all) {
+      float values[2][N], cosine[N], sine[N];
+      unpack(first, values[0]), unpack(second, values[1]);
+      unpack(load_pack<float, N>(cosines + pair), cosine);
+      unpack(load_pack<float, N>(sines + pair), sine);
+#pragma unroll
+      for (int i = 0; i < N; ++i) {
+        const auto turn_pair = [&](float& p, float& q) {
+          const float turned = p * cosine[i] - q * sine[i];
+          q = q * cosine[i] + p * sine[i], p = turned;
+        };
+        if (turn.interleaved) {
+          turn_pair(values[2 * i / N][2 * i % N], values[(2 * i + 1) / N][(2 * i + 1) % N]);
+        } else {
+          turn_pair(values[0][i], values[1][i]);
+        }
+      }
+      store(values[0], to_first), store(values[1], to_second);
+      work += kThreads;
+      if (work < all) load(work);
+    }
+    __syncthreads();  // before other angles take the place of these
   }
 }
 
@@ -126,17 +138,18 @@ void rope(Context& context, const Rope& p) {
             .direction = p.inverse ? -1.0f : 1.0f,
             .interleaved = p.rotary.interleaved,
             .share = 0};
-  // So many heads that a block's threads have a unit each; angles are made again for the others.
-  turn.share = std::clamp<std::int64_t>(kThreads * (kPackBytes / 4) / pairs, 1, heads);
-  constexpr std::int64_t kMostShares = 65535, kMostTokens = 1 << 30;
-  turn.share = std::max(turn.share, (heads + kMostShares - 1) / kMostShares);
-  const Launch how{.grid = {static_cast<unsigned>(std::min(tokens, kMostTokens)),
-                            static_cast<unsigned>((heads + turn.share - 1) / turn.share)},
-                   .block = kThreads,
-                   .overlaps = call.facts().major >= 9};
   with_type(p.x.dtype(), [&]<class T>(std::type_identity<T>) {
     const bool packs = in_packs({p.x, p.y}) && pairs % kPackSize<T> == 0;
     const auto kernel = packs ? rope_packs<T, kPackSize<T>> : rope_packs<T, 1>;
+    // So many heads that each of a block's threads has a unit; the angles of a token are made again
+    // for others.
+    constexpr std::int64_t kMostShares = 65535, kMostTokens = 1 << 30;
+    turn.share = std::clamp<std::int64_t>(kThreads * (packs ? kPackSize<T> : 4) / pairs, 1, heads);
+    turn.share = std::max(turn.share, (heads + kMostShares - 1) / kMostShares);
+    const Launch how{.grid = {static_cast<unsigned>(std::min(tokens, kMostTokens)),
+                              static_cast<unsigned>((heads + turn.share - 1) / turn.share)},
+                     .block = kThreads,
+                     .overlaps = call.facts().major >= 9};
     for (std::int64_t first = 0; first < pairs; first += kPairs) {
       turn.first_pair = static_cast<int>(first);
       turn.last_pair = static_cast<int>(std::min(first + kPairs, pairs));

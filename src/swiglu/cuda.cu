@@ -48,7 +48,7 @@ __device__ void for_each_pack(const Spans& spans, auto load, auto use) {
 
 template <class T, int N>
 __device__ Pack<T, N> pack_at(const Rows<const T>& rows, std::int64_t row, std::int64_t column) {
-  return *reinterpret_cast<const Pack<T, N>*>(rows.row(row) + column);
+  return load_pack<T, N>(rows.row(row) + column);
 }
 
 template <class T, int N>

@@ -93,7 +93,7 @@ __global__ void __launch_bounds__(row_threads(Deep), 1)
           s[k].values[e] =
               from_float<T>(to_float(s[k].values[e]) + to_float(packs[1][k].values[e]));
         }
-        *reinterpret_cast<Pack<T, kPack>*>(p.sum.row(flow.row()) + flow.column(k)) = s[k];
+        store_pack(s[k], p.sum.row(flow.row()) + flow.column(k));
       }
     }
     const Moments moments =
@@ -194,8 +194,7 @@ __device__ void add_up_groups(float (&sums)[Packs][Pack], float* shared, const R
       }
     }
     if (team.index() != 0 || !flow.has(k)) continue;
-#pragma unroll
-    for (int e = 0; e < Pack; ++e) partial[flow.column(k) + e] = sums[k][e];
+    store(sums[k], partial + flow.column(k));
   }
 }
 

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cstdint>
+#include <cstring>
 
 #include "backend/cuda/async_copy.cuh"
 #include "backend/cuda/call.h"
@@ -17,6 +18,73 @@
 // alone reads: no barrier is needed but those of the reductions.
 
 namespace graft::cuda {
+
+template <class T, int N>
+__device__ void unpack(const Pack<T, N>& pack, float (&values)[N]) {
+#pragma unroll
+  for (int e = 0; e < N; ++e) values[e] = to_float(pack.values[e]);
+}
+
+/// As if the pack changed: what was unpacked of it is unpacked again when it is next asked for,
+/// rather than kept, which takes two registers for one.
+template <class T, int N>
+__device__ void keep_packed(Pack<T, N>& pack) {
+  static_assert(sizeof(pack) == kPackBytes);
+  auto& words = reinterpret_cast<std::uint32_t(&)[4]>(pack);
+  asm volatile("" : "+r"(words[0]), "+r"(words[1]), "+r"(words[2]), "+r"(words[3]));
+}
+
+// The compiler would take a pack of 16-bit elements apart, and move them one by one, were it not
+// told of whole words.
+template <int Bytes>
+using Word = std::conditional_t<
+    Bytes % 16 == 0, uint4,
+    std::conditional_t<Bytes == 8, uint2,
+                       std::conditional_t<Bytes == 4, unsigned, unsigned short>>>;
+
+__device__ inline void store_word(const uint4& word, uint4* to) {
+  asm volatile("st.global.v4.b32 [%0], {%1, %2, %3, %4};\n" ::"l"(__cvta_generic_to_global(to)),
+               "r"(word.x), "r"(word.y), "r"(word.z), "r"(word.w)
+               : "memory");
+}
+
+template <class Words>
+__device__ void store_word(const Words& word, Words* to) {
+  *to = word;
+}
+
+/// N elements from memory, at an address of min(16, their bytes).
+template <class T, int N>
+__device__ Pack<T, N> load_pack(const T* from) {
+  using Words = Word<static_cast<int>(sizeof(Pack<T, N>))>;
+  Pack<T, N> pack;
+#pragma unroll
+  for (int i = 0; i < static_cast<int>(sizeof(pack) / sizeof(Words)); ++i) {
+    const Words word = reinterpret_cast<const Words*>(from)[i];
+    std::memcpy(reinterpret_cast<char*>(&pack) + i * sizeof(word), &word, sizeof(word));
+  }
+  return pack;
+}
+
+/// N elements to global memory, likewise.
+template <class T, int N>
+__device__ void store_pack(const Pack<T, N>& pack, T* to) {
+  using Words = Word<static_cast<int>(sizeof(Pack<T, N>))>;
+#pragma unroll
+  for (int i = 0; i < static_cast<int>(sizeof(pack) / sizeof(Words)); ++i) {
+    Words word;
+    std::memcpy(&word, reinterpret_cast<const char*>(&pack) + i * sizeof(word), sizeof(word));
+    store_word(word, reinterpret_cast<Words*>(to) + i);
+  }
+}
+
+template <class T, int N>
+__device__ void store(const float (&values)[N], T* to) {
+  Pack<T, N> pack;
+#pragma unroll
+  for (int e = 0; e < N; ++e) pack.values[e] = from_float<T>(values[e]);
+  store_pack(pack, to);
+}
 
 /// Rows of a matrix, `stride` elements apart; absent if `data` is null.
 template <class T>
@@ -202,7 +270,7 @@ class RowFlow {
       if (inputs_[i].data == nullptr) continue;
 #pragma unroll
       for (int k = 0; k < Packs; ++k) {
-        packs[i][k] = *reinterpret_cast<const Pack<T, kPack>*>(place(i, k));
+        packs[i][k] = load_pack<T, kPack>(reinterpret_cast<const T*>(place(i, k)));
       }
     }
     ask();
@@ -237,29 +305,6 @@ class RowFlow {
   int stage_ = 0;  // that is taken and filled next
   std::byte* mine_;
 };
-
-template <class T, int N>
-__device__ void unpack(const Pack<T, N>& pack, float (&values)[N]) {
-#pragma unroll
-  for (int e = 0; e < N; ++e) values[e] = to_float(pack.values[e]);
-}
-
-/// As if the pack changed: what was unpacked of it is unpacked again when it is next asked for,
-/// rather than kept, which takes two registers for one.
-template <class T, int N>
-__device__ void keep_packed(Pack<T, N>& pack) {
-  static_assert(sizeof(pack) == kPackBytes);
-  auto& words = reinterpret_cast<std::uint32_t(&)[4]>(pack);
-  asm volatile("" : "+r"(words[0]), "+r"(words[1]), "+r"(words[2]), "+r"(words[3]));
-}
-
-template <class T, int N>
-__device__ void store(const float (&values)[N], T* to) {
-  Pack<T, N> pack;
-#pragma unroll
-  for (int e = 0; e < N; ++e) pack.values[e] = from_float<T>(values[e]);
-  *reinterpret_cast<Pack<T, N>*>(to) = pack;
-}
 
 /// A vector of any floating type along the columns, such as a norm's weight.
 struct Vector {
@@ -300,7 +345,7 @@ struct Vector {
  private:
   template <class W, int N>
   __device__ void load_as(int column, float (&values)[N]) const {
-    unpack(*reinterpret_cast<const Pack<W, N>*>(static_cast<const W*>(data) + column), values);
+    unpack(load_pack<W, N>(static_cast<const W*>(data) + column), values);
   }
 };
 
