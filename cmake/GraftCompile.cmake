@@ -52,5 +52,6 @@ endfunction()
 # graft_compile_fast(<target>): for code that only hands work to the kernels. -O3 of the large headers
 # it includes takes half as long again as -O1, and buys nothing.
 function(graft_compile_fast target)
-  target_compile_options(${target} PRIVATE $<$<CONFIG:Release>:${fast_level}>)
+  target_compile_options(${target}
+    PRIVATE $<$<AND:$<CONFIG:Release>,$<COMPILE_LANGUAGE:CXX>>:${fast_level}>)
 endfunction()

@@ -1,0 +1,309 @@
+#include "benchmarks/cuda/run_case.h"
+
+#include <algorithm>
+#include <array>
+#include <cmath>
+#include <memory>
+#include <optional>
+
+#include "benchmarks/cuda/device_memory.h"
+#include "benchmarks/cuda/turns.h"
+#include "graft/layer_norm.h"
+#include "graft/linear.h"
+#include "graft/lora.h"
+#include "graft/rms_norm.h"
+#include "graft/softmax.h"
+
+namespace graft::bench {
+namespace {
+
+constexpr double kRotatedBytes = 200e6;  // several times the L2 of any GPU that is measured
+constexpr double kGraphMicroseconds = 3000;
+
+std::string digits(double value, int decimals) {
+  char text[32];
+  std::snprintf(text, sizeof text, "%.*f", decimals, value);
+  return text;
+}
+
+// The tensors of a LoRA layer, in as many sets as it takes to overflow the cache.
+struct Layer {
+  TensorView x, w, a, b, y, h, dy, dx, da, db, shrunk, expanded, g, da_half, db_half;
+};
+
+double bytes_of(const CudaCase& c) {
+  const auto size = static_cast<double>(size_of(c.dtype));
+  return size * static_cast<double>(c.m * c.k + c.n * c.k + c.m * c.n);
+}
+
+std::size_t sets_of(double bytes) {
+  return static_cast<std::size_t>(std::clamp(std::ceil(kRotatedBytes / bytes), 2.0, 200.0));
+}
+
+Layer layer_of(const CudaCase& c, DeviceMemory& memory, std::uint32_t seed) {
+  const float by_k = 1.0f / std::sqrt(static_cast<float>(c.k));
+  Layer l;
+  l.x = memory.random(c.dtype, {c.m, c.k}, seed + 1);
+  if (c.work != Work::kDelta) l.w = memory.random(c.dtype, {c.n, c.k}, seed + 2, by_k);
+  l.a = memory.random(c.adapter, {c.k, c.rank}, seed + 3, by_k);
+  l.b = memory.random(c.adapter, {c.rank, c.n}, seed + 4);
+  l.y = memory.zeros(c.dtype, {c.m, c.n});
+  l.h = memory.zeros(DType::kFloat32, {c.m, c.rank});
+  l.shrunk = memory.zeros(c.dtype, {c.m, c.rank});
+  if (c.work == Work::kBackward || c.work == Work::kForwardBackward) {
+    l.dy = memory.random(c.dtype, {c.m, c.n}, seed + 5);
+    l.dx = memory.zeros(c.dtype, {c.m, c.k});
+    l.da = memory.zeros(DType::kFloat32, {c.k, c.rank});
+    l.db = memory.zeros(DType::kFloat32, {c.rank, c.n});
+    l.g = memory.zeros(c.dtype, {c.m, c.rank});
+    l.da_half = memory.zeros(c.dtype, {c.k, c.rank});
+    l.db_half = memory.zeros(c.dtype, {c.rank, c.n});
+  }
+  return l;
+}
+
+// Graft's calls of a layer.
+LinearForward linear_of(const Layer& l) { return {l.x, l.w, {}, l.y}; }
+LinearBackward linear_backward_of(const Layer& l) { return {l.dy, l.w, l.dx}; }
+Dropout dropout_of(const CudaCase& c) { return {c.dropout, 42, 7}; }
+LoraDeltaForward delta_of(const CudaCase& c, const Layer& l) {
+  return {l.x, {l.a, l.b, 2.0f}, dropout_of(c), false, l.y, {}};
+}
+LoraLinearForward forward_of(const CudaCase& c, const Layer& l, bool training) {
+  return {l.x, l.w, {}, {l.a, l.b, 2.0f}, dropout_of(c), l.y, training ? l.h : TensorView()};
+}
+LoraLinearBackward backward_of(const CudaCase& c, const Layer& l) {
+  return {l.dy, l.x, l.h, l.w, {l.a, l.b, 2.0f}, dropout_of(c), l.dx, l.da, l.db};
+}
+
+// What composed code does, in its best order, all in the tensors' type: each a product of cuBLAS.
+void composed_forward(Cublas& cublas, cudaStream_t stream, const Layer& l, bool base) {
+  cublas.multiply(stream, l.x, l.a, l.shrunk);
+  if (base) cublas.multiply(stream, l.x, l.w.transposed(), l.y);
+  cublas.multiply(stream, l.shrunk, l.b, l.y, 2.0f, base ? 1.0f : 0.0f);
+}
+
+void composed_backward(Cublas& cublas, cudaStream_t stream, const Layer& l) {
+  cublas.multiply(stream, l.dy, l.b.transposed(), l.g);
+  cublas.multiply(stream, l.dy, l.w, l.dx);
+  cublas.multiply(stream, l.g, l.a.transposed(), l.dx, 2.0f, 1.0f);
+  cublas.multiply(stream, l.x.transposed(), l.g, l.da_half, 2.0f);
+  cublas.multiply(stream, l.shrunk.transposed(), l.dy, l.db_half, 2.0f);
+}
+
+template <class Params>
+std::string why_not(const Params& params) {
+  return supports(params).reason;
+}
+
+// Ends a line: times of every contender, and the ratio of `ours` to each of the others.
+void add_turns(Line& line, const std::vector<Contender>& contenders,
+               const std::vector<Turns>& turns) {
+  for (std::size_t i = 0; i < contenders.size(); ++i) {
+    line.emplace_back(contenders[i].name + "_us", digits(turns[i].us, 2));
+    line.emplace_back(contenders[i].name + "_spread",
+                      digits(turns[i].low, 2) + ".." + digits(turns[i].high, 2));
+  }
+  for (std::size_t i = 1; i < contenders.size(); ++i) {
+    line.emplace_back("graft/" + contenders[i].name, digits(turns[0].ratios[i], 4));
+  }
+}
+
+std::size_t calls_of(double microseconds, std::size_t sets) {
+  const double calls = std::clamp(kGraphMicroseconds / microseconds, 20.0, 300.0);
+  return std::max(static_cast<std::size_t>(calls), sets);
+}
+
+Line run_product(const CudaCase& c, Cublas& cublas, int rounds) {
+  DeviceMemory memory;
+  const std::size_t sets = sets_of(bytes_of(c));
+  std::vector<Layer> layers;
+  for (std::size_t i = 0; i < sets; ++i) {
+    layers.push_back(layer_of(c, memory, static_cast<std::uint32_t>(i) * 16));
+  }
+  const bool with_forward = c.work != Work::kBackward;
+  const bool with_backward = c.work == Work::kBackward || c.work == Work::kForwardBackward;
+
+  Line line;
+  std::string reason = c.work == Work::kDelta ? why_not(delta_of(c, layers[0])) : "";
+  if (c.work != Work::kDelta && with_forward) reason = why_not(forward_of(c, layers[0], true));
+  if (with_backward && reason.empty()) reason = why_not(backward_of(c, layers[0]));
+
+  std::vector<Contender> contenders;
+  if (reason.empty()) {
+    contenders.push_back({"graft", [&](cudaStream_t stream, std::size_t set) {
+                            Context context = pool_context(stream);
+                            const Layer& l = layers[set];
+                            if (c.work == Work::kDelta) {
+                              lora_delta_forward(context, delta_of(c, l));
+                              return;
+                            }
+                            if (with_forward) {
+                              lora_linear_forward(context, forward_of(c, l, with_backward));
+                            }
+                            if (with_backward) lora_linear_backward(context, backward_of(c, l));
+                          }});
+  } else {
+    line.emplace_back("graft", reason);
+  }
+  if (c.work != Work::kDelta) {
+    contenders.push_back({"cublas", [&](cudaStream_t stream, std::size_t set) {
+                            const Layer& l = layers[set];
+                            if (with_forward) cublas.multiply(stream, l.x, l.w.transposed(), l.y);
+                            if (with_backward) cublas.multiply(stream, l.dy, l.w, l.dx);
+                          }});
+    if (supports(linear_of(layers[0]))) {
+      contenders.push_back({"linear", [&](cudaStream_t stream, std::size_t set) {
+                              Context context = pool_context(stream);
+                              if (with_forward) linear_forward(context, linear_of(layers[set]));
+                              if (with_backward) {
+                                linear_backward(context, linear_backward_of(layers[set]));
+                              }
+                            }});
+    }
+  }
+  if (c.adapter == c.dtype) {
+    contenders.push_back({"composed", [&](cudaStream_t stream, std::size_t set) {
+                            const Layer& l = layers[set];
+                            if (with_forward) {
+                              composed_forward(cublas, stream, l, c.work != Work::kDelta);
+                            }
+                            if (with_backward) composed_backward(cublas, stream, l);
+                          }});
+  }
+  const double flops = 2.0 * static_cast<double>(c.m) * static_cast<double>(c.k) *
+                       static_cast<double>(c.n) * (with_forward && with_backward ? 2 : 1);
+  const double guess = c.work == Work::kDelta
+                           ? 10
+                           : std::max(10.0, flops / (c.dtype == DType::kFloat32 ? 4e7 : 7e8));
+  add_turns(line, contenders, take_turns(contenders, sets, calls_of(guess, sets), rounds));
+  return line;
+}
+
+// q, k and v beside one product as wide as the three.
+Line run_siblings(const CudaCase& c, Cublas& cublas, int rounds) {
+  DeviceMemory memory;
+  const std::array<std::int64_t, 3> widths{c.n, c.n / 4, c.n / 4};
+  const std::size_t sets = 4;
+  std::vector<std::array<Layer, 3>> triples(sets);
+  std::vector<Layer> whole;
+  for (std::size_t i = 0; i < sets; ++i) {
+    const auto seed = static_cast<std::uint32_t>(i) * 64;
+    for (std::size_t j = 0; j < widths.size(); ++j) {
+      CudaCase one = c;
+      one.n = widths[j];
+      triples[i][j] = layer_of(one, memory, seed + 16 * static_cast<std::uint32_t>(j));
+      triples[i][j].x = triples[i][0].x;
+    }
+    CudaCase one = c;
+    one.n = widths[0] + widths[1] + widths[2];
+    whole.push_back(layer_of(one, memory, seed + 48));
+  }
+  const auto layers_of = [&](std::size_t set) {
+    std::vector<LoraLinearForward> layers;
+    for (const Layer& l : triples[set]) layers.push_back(forward_of(c, l, false));
+    return layers;
+  };
+  Line line;
+  std::vector<Contender> contenders;
+  if (const Support support = supports(LoraSiblingsForward(layers_of(0))); support) {
+    contenders.push_back({"graft", [&](cudaStream_t stream, std::size_t set) {
+                            Context context = pool_context(stream);
+                            lora_linear_forward(context, LoraSiblingsForward(layers_of(set)));
+                          }});
+  } else {
+    line.emplace_back("graft", support.reason);
+  }
+  contenders.push_back({"cublas", [&](cudaStream_t stream, std::size_t set) {
+                          cublas.multiply(stream, whole[set].x, whole[set].w.transposed(),
+                                          whole[set].y);
+                        }});
+  contenders.push_back({"composed", [&](cudaStream_t stream, std::size_t set) {
+                          for (const Layer& l : triples[set]) {
+                            composed_forward(cublas, stream, l, true);
+                          }
+                        }});
+  add_turns(line, contenders, take_turns(contenders, sets, 20, rounds));
+  return line;
+}
+
+// A row operation beside a copy of as many bytes as it has to move.
+Line run_rows(const CudaCase& c, int rounds) {
+  struct Set {
+    TensorView x, y, dy, dx, weight, bias, mean, rstd, dweight, dbias, from, to;
+  };
+  const auto matrix = static_cast<double>(c.m * c.k) * static_cast<double>(size_of(c.dtype));
+  const bool both = c.work == Work::kSoftmaxBoth || c.work == Work::kRmsNormBoth ||
+                    c.work == Work::kLayerNormBoth;
+  // Forward reads x and writes y; backward reads dy and what it needs again, and writes dx.
+  const double bytes = matrix * (both ? 5 : 2);
+  DeviceMemory memory;
+  const std::size_t sets = sets_of(bytes);
+  std::vector<Set> all;
+  for (std::size_t i = 0; i < sets; ++i) {
+    const auto seed = static_cast<std::uint32_t>(i) * 8;
+    Set s;
+    s.x = memory.random(c.dtype, {c.m, c.k}, seed), s.y = memory.zeros(c.dtype, {c.m, c.k});
+    s.dy = memory.random(c.dtype, {c.m, c.k}, seed + 1), s.dx = memory.zeros(c.dtype, {c.m, c.k});
+    s.weight = memory.random(c.dtype, {c.k}, seed + 2),
+    s.bias = memory.random(c.dtype, {c.k}, seed);
+    s.mean = memory.zeros(DType::kFloat32, {c.m}), s.rstd = memory.zeros(DType::kFloat32, {c.m});
+    s.dweight = memory.zeros(DType::kFloat32, {c.k});
+    s.dbias = memory.zeros(DType::kFloat32, {c.k});
+    const auto copied = static_cast<std::int64_t>(bytes / 2);
+    s.from = memory.random(DType::kFloat16, {copied / 2}, seed);
+    s.to = memory.zeros(DType::kFloat16, {copied / 2});
+    all.push_back(s);
+  }
+  const auto run = [&](Context& context, const Set& s) {
+    switch (c.work) {
+      case Work::kSoftmaxBoth:
+      case Work::kSoftmax:
+        softmax_forward(context, {s.x, 1.0f, s.y});
+        if (both) softmax_backward(context, {s.dy, s.y, 1.0f, s.dx});
+        return;
+      case Work::kRmsNormBoth:
+      case Work::kRmsNorm:
+        rms_norm_forward(context,
+                         {s.x, {}, s.weight, 1e-5f, s.y, {}, both ? s.rstd : TensorView()});
+        if (both) {
+          rms_norm_backward(context, {s.dy, s.x, s.weight, 1e-5f, s.rstd, {}, s.dx, s.dweight});
+        }
+        return;
+      default:
+        layer_norm_forward(context, {s.x, s.weight, s.bias, 1e-5f, s.y,
+                                     both ? s.mean : TensorView(), both ? s.rstd : TensorView()});
+        if (both) {
+          layer_norm_backward(
+              context, {s.dy, s.x, s.weight, 1e-5f, s.mean, s.rstd, s.dx, s.dweight, s.dbias});
+        }
+    }
+  };
+  const std::vector<Contender> contenders = {
+      {"graft",
+       [&](cudaStream_t stream, std::size_t set) {
+         Context context = pool_context(stream);
+         run(context, all[set]);
+       }},
+      {"copy", [&](cudaStream_t stream, std::size_t set) {
+         const TensorView& to = all[set].to;
+         must(cudaMemcpyAsync(to.mutable_data(), all[set].from.data(),
+                              static_cast<std::size_t>(to.size()) * size_of(to.dtype()),
+                              cudaMemcpyDeviceToDevice, stream),
+              "copy");
+       }}};
+  Line line;
+  line.emplace_back("bytes", digits(bytes, 0));
+  add_turns(line, contenders, take_turns(contenders, sets, calls_of(bytes / 3.5e6, sets), rounds));
+  return line;
+}
+
+}  // namespace
+
+Line run_case(const CudaCase& item, Cublas& cublas, int rounds) {
+  if (is_rows(item.work)) return run_rows(item, rounds);
+  if (item.work == Work::kSiblings) return run_siblings(item, cublas, rounds);
+  return run_product(item, cublas, rounds);
+}
+
+}  // namespace graft::bench

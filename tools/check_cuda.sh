@@ -1,0 +1,25 @@
+#!/usr/bin/env bash
+# Builds the CUDA back-end, with its tests and benchmark, for every architecture it has kernels for;
+# reads what ptxas says of them; and runs what needs no GPU. With a GPU the tests of the kernels run too.
+#
+#   tools/check_cuda.sh BUILD_FOLDER [CMAKE OPTION...]
+#
+# Exits with 77 where there is no CUDA compiler.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+build_dir="$1"
+shift
+
+if ! command -v nvcc > /dev/null && [[ ! -x /usr/local/cuda/bin/nvcc && -z "${CUDACXX:-}" ]]; then
+  echo "check_cuda: skipped: there is no CUDA compiler (nvcc) here"
+  exit 77
+fi
+tools/cuda_digest.py --check
+cmake -S . -B "$build_dir" -G Ninja -DGRAFT_CUDA=ON -DGRAFT_MLX=OFF -DGRAFT_TESTS=ON \
+  -DGRAFT_WERROR=ON "-DCMAKE_CUDA_FLAGS=-Xptxas=-v" "$@" > /dev/null
+# The report is of what is compiled, so that all is compiled anew; what ccache has comes with its report.
+log="$build_dir/compile.log"
+cmake --build "$build_dir" --target clean > /dev/null
+cmake --build "$build_dir" > "$log" 2>&1 || { cat "$log"; exit 1; }
+tools/check_ptxas.py "$log"
+ctest --test-dir "$build_dir" -L cuda --no-tests=error
