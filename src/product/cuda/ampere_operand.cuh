@@ -1,0 +1,79 @@
+#pragma once
+
+#include <cstdint>
+
+#include "backend/cuda/element.cuh"
+#include "graft/tensor_view.h"
+
+// Operands of the products on sm_80 and later, as kernels read them.
+
+namespace graft::cuda {
+
+/// A matrix whose element (i, k) lies at data[i · outer + k · inner]; k is the dimension that is
+/// summed over.
+struct Operand {
+  const void* data = nullptr;
+  std::int64_t outer = 0, inner = 0;
+  DType dtype = DType::kFloat32;
+  /// Rows of k (or, where inner is not 1, of i) whose elements are of the multiply type and whose
+  /// starts are aligned to 16 bytes: asynchronous copies can take them.
+  bool copies = false;
+};
+
+/// An element of any type.
+__device__ inline float load_element(const void* data, DType dtype, std::int64_t index) {
+  switch (dtype) {
+    case DType::kFloat16:
+      return to_float(static_cast<const __half*>(data)[index]);
+    case DType::kBFloat16:
+      return to_float(static_cast<const __nv_bfloat16*>(data)[index]);
+    default:
+      return static_cast<const float*>(data)[index];
+  }
+}
+
+/// Eight elements that a thread carries to shared memory at once.
+template <class T>
+union Eight {
+  uint4 bits;
+  T values[8];
+  __device__ Eight() : bits{0, 0, 0, 0} {}
+};
+
+/// Elements (i, k) to (i, k + 7), zero from `depth` on; of any type and strides.
+template <class T>
+__device__ inline uint4 gather8(const Operand& from, std::int64_t i, std::int64_t k,
+                                std::int64_t depth) {
+  Eight<T> eight;
+  const std::int64_t at = i * from.outer + k * from.inner;
+  const int count = depth - k >= 8 ? 8 : static_cast<int>(depth - k);
+  if (from.dtype == (std::is_same_v<T, __half> ? DType::kFloat16 : DType::kBFloat16)) {
+    const T* source = static_cast<const T*>(from.data) + at;
+#pragma unroll
+    for (int e = 0; e < 8; ++e) {
+      if (e < count) eight.values[e] = source[e * from.inner];
+    }
+  } else {
+#pragma unroll
+    for (int e = 0; e < 8; ++e) {
+      if (e < count) {
+        eight.values[e] = from_float<T>(load_element(from.data, from.dtype, at + e * from.inner));
+      }
+    }
+  }
+  return eight.bits;
+}
+
+/// Two floats as a pair of T, the first in the low half.
+template <class T>
+__device__ inline std::uint32_t pack2(float low, float high) {
+  if constexpr (std::is_same_v<T, __half>) {
+    const __half2 pair = __floats2half2_rn(low, high);
+    return *reinterpret_cast<const std::uint32_t*>(&pair);
+  } else {
+    const __nv_bfloat162 pair = __floats2bfloat162_rn(low, high);
+    return *reinterpret_cast<const std::uint32_t*>(&pair);
+  }
+}
+
+}  // namespace graft::cuda

@@ -1,0 +1,234 @@
+#pragma once
+
+#include "backend/cuda/mma.cuh"
+#include "backend/cuda/philox.cuh"
+#include "product/cuda/ampere_operand.cuh"
+
+// h (M, rank) = drop(x) · S, from registers alone: no element of x is read twice by a block, so
+// shared memory would only delay it.
+//
+// A block makes kShrinkRows rows. Its 8 warps share K in turns of 32, each sums its own turns, and
+// the warps' sums are added in order: the same bits every time.
+//
+//            turn 0        turn 1               turn 7        turn 8
+//     x  | 32 k: warp 0 | 32 k: warp 1 | … | 32 k: warp 7 | 32 k: warp 0 | …
+//
+// In a turn, lane 4g + q loads 16 bytes of row g: k = 8q .. 8q + 7. The matrix unit wants k = 2q,
+// 2q + 1, 2q + 8, 2q + 9 of 16 there; but a sum doesn't care which k is which as long as x and S
+// agree, so the lane's first four k serve one mma and its last four the next.
+
+namespace graft::cuda {
+
+inline constexpr int kShrinkRows = 32;       ///< Rows of a unit of work.
+inline constexpr int kShrinkTurn = 32;       ///< k of a warp's turn; packed S is padded to it.
+inline constexpr int kShrinkWideRanks = 64;  ///< Ranks of a pass over x.
+
+/// Shared memory of a unit: the warps' sums.
+inline constexpr std::size_t kShrinkSharedBytes = 8 * kShrinkRows * kShrinkWideRanks * 4;
+
+struct ShrinkArgs {
+  Operand x;                     ///< (M, K)
+  std::int64_t m = 0, k = 0;
+  const void* packed = nullptr;  ///< S of the multiply type, (ranks, padded K), zeros around.
+  std::int64_t padded_k = 0;     ///< K to whole turns.
+  int rank = 0, ranks = 0;       ///< And the rank to whole sixteens.
+  float scaling = 1.0f;
+  DropoutArgs dropout;           ///< On x.
+  float* h = nullptr;            ///< (M, rank), unscaled; null: not wanted.
+  void* scaled = nullptr;        ///< (M, ranks): s·h of the multiply type, zeros from `rank` on.
+};
+
+/// Eight elements of row `row` from k on, dropped where the mask says so but not yet scaled.
+template <class T>
+__device__ __forceinline__ uint4 shrink_load(const ShrinkArgs& a, std::int64_t row,
+                                             std::int64_t k) {
+  if (row >= a.m || k >= a.k) return {0, 0, 0, 0};
+  if (a.x.copies && k + 8 <= a.k) {
+    return __ldg(reinterpret_cast<const uint4*>(static_cast<const T*>(a.x.data) +
+                                                row * a.x.outer + k));
+  }
+  return gather8<T>(a.x, row, k, a.k);
+}
+
+/// Zeroes what dropout drops of eight elements that follow each other from element `first` on.
+template <class T>
+__device__ __forceinline__ void drop8(uint4& bits, std::uint64_t first, const Masks& masks) {
+  Eight<T> eight;
+  eight.bits = bits;
+  const PhiloxWords low = masks.words(first / 8);
+  const int shift = static_cast<int>(first % 8);
+  if (shift == 0) {
+#pragma unroll
+    for (int e = 0; e < 8; ++e) {
+      if (low.field(e) < masks.threshold) eight.values[e] = T(0.0f);
+    }
+  } else {
+    const PhiloxWords high = masks.words(first / 8 + 1);
+#pragma unroll
+    for (int e = 0; e < 8; ++e) {
+      // a run-time index would put the words into memory: move fields past each other instead
+      bool dropped = false;
+#pragma unroll
+      for (int f = 0; f < 8; ++f) {
+        if (f == ((shift + e) & 7)) {
+          const std::uint32_t field = shift + e < 8 ? low.field(f) : high.field(f);
+          dropped = field < masks.threshold;
+        }
+      }
+      if (dropped) eight.values[e] = T(0.0f);
+    }
+  }
+  bits = eight.bits;
+}
+
+/// One pass: 8 · Tiles ranks from `rank0` on.
+template <class T, int Tiles, int Unroll>
+__device__ __forceinline__ void shrink_pass(const ShrinkArgs& a, std::int64_t row0, int rank0,
+                                            const Masks& masks, float* sums) {
+  const int warp = static_cast<int>(threadIdx.x) / 32, lane = static_cast<int>(threadIdx.x) % 32;
+  const int g = lane / 4, q = lane % 4;
+  const T* packed = static_cast<const T*>(a.packed);
+  float acc[2][Tiles][4] = {};
+  for (std::int64_t turn = warp * kShrinkTurn; turn < a.k; turn += 8 * Unroll * kShrinkTurn) {
+    uint4 x[Unroll][4], s[Unroll][Tiles];
+#pragma unroll
+    for (int u = 0; u < Unroll; ++u) {
+      const std::int64_t k = turn + u * 8 * kShrinkTurn + 8 * q;
+#pragma unroll
+      for (int r = 0; r < 4; ++r) x[u][r] = shrink_load<T>(a, row0 + 8 * r + g, k);
+#pragma unroll
+      for (int n = 0; n < Tiles; ++n) {
+        s[u][n] = {0, 0, 0, 0};
+        if (k < a.padded_k && rank0 + 8 * n < a.ranks) {
+          s[u][n] = __ldg(
+              reinterpret_cast<const uint4*>(packed + (rank0 + 8 * n + g) * a.padded_k + k));
+        }
+      }
+    }
+#pragma unroll
+    for (int u = 0; u < Unroll; ++u) {
+      if (a.dropout.any()) {
+        const std::int64_t k = turn + u * 8 * kShrinkTurn + 8 * q;
+#pragma unroll 1
+        for (int r = 0; r < 4; ++r) {
+          uint4 eight = r == 0 ? x[u][0] : r == 1 ? x[u][1] : r == 2 ? x[u][2] : x[u][3];
+          drop8<T>(eight, static_cast<std::uint64_t>((row0 + 8 * r + g) * a.k + k), masks);
+          if (r == 0) x[u][0] = eight;
+          if (r == 1) x[u][1] = eight;
+          if (r == 2) x[u][2] = eight;
+          if (r == 3) x[u][3] = eight;
+        }
+      }
+#pragma unroll
+      for (int r = 0; r < 2; ++r) {
+        const uint4 upper = x[u][2 * r], lower = x[u][2 * r + 1];
+        const std::uint32_t first[4] = {upper.x, lower.x, upper.y, lower.y};
+        const std::uint32_t second[4] = {upper.z, lower.z, upper.w, lower.w};
+#pragma unroll
+        for (int n = 0; n < Tiles; ++n) {
+          const std::uint32_t s0[2] = {s[u][n].x, s[u][n].y}, s1[2] = {s[u][n].z, s[u][n].w};
+          mma<T>(acc[r][n], first, s0);
+          mma<T>(acc[r][n], second, s1);
+        }
+      }
+    }
+  }
+  // sums[warp][row][rank]
+  constexpr int kRanks = 8 * Tiles;
+  float* mine = sums + warp * kShrinkRows * kRanks;
+#pragma unroll
+  for (int r = 0; r < 2; ++r) {
+#pragma unroll
+    for (int n = 0; n < Tiles; ++n) {
+#pragma unroll
+      for (int half = 0; half < 2; ++half) {
+        float* at = mine + (16 * r + 8 * half + g) * kRanks + 8 * n + 2 * q;
+        at[0] = acc[r][n][2 * half];
+        at[1] = acc[r][n][2 * half + 1];
+      }
+    }
+  }
+  __syncthreads();
+  const float kept = a.dropout.any() ? masks.scale : 1.0f;
+  for (int i = static_cast<int>(threadIdx.x); i < kShrinkRows * kRanks; i += 256) {
+    float sum = 0.0f;
+#pragma unroll
+    for (int w = 0; w < 8; ++w) sum += sums[w * kShrinkRows * kRanks + i];
+    sum *= kept;
+    const std::int64_t row = row0 + i / kRanks;
+    const int rank = rank0 + i % kRanks;
+    if (row >= a.m || rank >= a.ranks) continue;
+    if (a.h != nullptr && rank < a.rank) a.h[row * a.rank + rank] = sum;
+    if (a.scaled != nullptr) {
+      static_cast<T*>(a.scaled)[row * a.ranks + rank] =
+          from_float<T>(rank < a.rank ? a.scaling * sum : 0.0f);
+    }
+  }
+  __syncthreads();
+}
+
+/// A unit: rows [row0, row0 + kShrinkRows) of h. All 256 threads of a block; `sums` has
+/// kShrinkSharedBytes. On its own, not inlined: its registers are no concern of the tile's.
+template <class T>
+__device__ __noinline__ void shrink_unit(const ShrinkArgs& a, std::int64_t row0, float* sums) {
+  const Masks masks = a.dropout.any() ? a.dropout.masks() : Masks{};
+  if (a.ranks == 16) {
+    shrink_pass<T, 2, 4>(a, row0, 0, masks, sums);
+  } else {
+    for (int rank0 = 0; rank0 < a.ranks; rank0 += kShrinkWideRanks) {
+      shrink_pass<T, 8, 1>(a, row0, rank0, masks, sums);
+    }
+  }
+}
+
+/// Units shared out over the blocks; where the shrink does not ride with tiles.
+template <class T>
+__global__ void __launch_bounds__(256) shrink(const __grid_constant__ ShrinkArgs a) {
+  extern __shared__ __align__(128) unsigned char shared[];
+  wait_for_earlier_kernels();
+  for (std::int64_t row0 = std::int64_t{blockIdx.x} * kShrinkRows; row0 < a.m;
+       row0 += std::int64_t{gridDim.x} * kShrinkRows) {
+    shrink_unit<T>(a, row0, reinterpret_cast<float*>(shared));
+  }
+}
+
+/// What a call makes ready: S and E in the multiply type, laid out for copies, and counters at zero.
+struct PrepareArgs {
+  Operand shrink;  ///< As (rank, K).
+  Operand expand;  ///< As (N, rank).
+  std::int64_t k = 0, n = 0, padded_k = 0, padded_n = 0;
+  int rank = 0, ranks = 0;
+  void* packed_shrink = nullptr;  ///< (ranks, padded_k)
+  void* packed_expand = nullptr;  ///< (N, ranks), or (ranks, padded_n) if `expand_along_n`.
+  bool expand_along_n = false;
+  unsigned* counters = nullptr;
+  std::int64_t counter_count = 0;
+};
+
+template <class T>
+__global__ void __launch_bounds__(256) prepare(const __grid_constant__ PrepareArgs a) {
+  const std::int64_t first = std::int64_t{blockIdx.x} * 256 + threadIdx.x;
+  const std::int64_t step = std::int64_t{gridDim.x} * 256;
+  for (std::int64_t i = first; i < a.counter_count; i += step) a.counters[i] = 0;
+  if (a.packed_shrink != nullptr) {
+    for (std::int64_t i = first; i < a.ranks * a.padded_k; i += step) {
+      const std::int64_t r = i / a.padded_k, k = i % a.padded_k;
+      static_cast<T*>(a.packed_shrink)[i] = from_float<T>(
+          r < a.rank && k < a.k ? load_element(a.shrink.data, a.shrink.dtype,
+                                               r * a.shrink.outer + k * a.shrink.inner)
+                                : 0.0f);
+    }
+  }
+  if (a.packed_expand != nullptr) {
+    for (std::int64_t i = first; i < a.ranks * a.padded_n; i += step) {
+      const std::int64_t r = a.expand_along_n ? i / a.padded_n : i % a.ranks;
+      const std::int64_t n = a.expand_along_n ? i % a.padded_n : i / a.ranks;
+      static_cast<T*>(a.packed_expand)[i] = from_float<T>(
+          r < a.rank && n < a.n ? load_element(a.expand.data, a.expand.dtype,
+                                               n * a.expand.outer + r * a.expand.inner)
+                                : 0.0f);
+    }
+  }
+}
+
+}  // namespace graft::cuda

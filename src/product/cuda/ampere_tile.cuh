@@ -1,0 +1,496 @@
+#pragma once
+
+#include "backend/cuda/mma.cuh"
+#include "backend/cuda/philox.cuh"
+#include "product/cuda/ampere_operand.cuh"
+#include "product/cuda/ampere_shrink.cuh"
+
+// y = [ x | s·h ] · [ W ; E ] + bias on sm_80 and later: a tile of y a block.
+//
+//               N: 8 warps as 2 × 4
+//            ┌──────┬──────┬──────┬──────┐         a step: kDepth of K, kStages steps in flight
+//     128    │ w0   │ w1   │ w2   │ w3   │         cp.async → shared memory → ldmatrix → mma.sync
+//     rows   ├──────┼──────┼──────┼──────┤
+//            │ w4   │ w5   │ w6   │ w7   │ 64      steps:  x·W, x·W, …, x·W, then s·h·E
+//            └──────┴──────┴──────┴──────┘
+//                     TileN / 4
+//
+// The pair is nothing but more steps: their operands are s·h (M, ranks) in place of x and E in place
+// of W, on the same accumulators. Where dropout masks what the pair adds, its steps come first, the
+// accumulators are masked, and the base product goes on upon them.
+//
+// Shared memory of a step: x as (128, kDepth), W as (TileN, kDepth) or, where it lies along N,
+// (kDepth, TileN). Rows are cut into chunks of 16 bytes; chunk c of row r lies at place
+// c ^ swizzle(r), so that the eight rows that ldmatrix reads at once, and the chunks that are stored
+// at once, lie in different banks.
+//
+// Work is dealt out by ticket, in the order in which blocks start. The first tickets are the
+// shrink's (where it rides: there are fewer tiles than the last round of blocks has room for); they
+// wait for nothing, so that tiles, which wait for the h of their rows before the pair's steps, wait
+// only for blocks that are running.
+
+namespace graft::cuda {
+
+/// How W lies, and how it gets to shared memory.
+enum class Way {
+  kAlongK,  ///< Copies; rows of K.
+  kAlongN,  ///< Copies; rows of N.
+  kAny,     ///< x or W element by element, from any type and strides; to rows of K.
+};
+
+inline constexpr int kTileRows = 128;
+inline constexpr int kTileThreads = 256;
+
+struct TileArgs {
+  Operand x, w;                ///< (M, K), (N, K)
+  std::int64_t m = 0, n = 0, k = 0;
+  const void* scaled = nullptr;  ///< s·h (M, ranks) of the multiply type.
+  const void* expand = nullptr;  ///< E as `prepare` packs it.
+  std::int64_t expand_stride = 0;
+  int ranks = 0;               ///< 0: no pair.
+  DropoutArgs mask;            ///< On what the pair adds.
+  const void* bias = nullptr;
+  std::int64_t bias_stride = 0;
+  DType bias_type = DType::kFloat32;
+  void* y = nullptr;
+  std::int64_t y_stride = 0;
+  bool y_float = false;        ///< float32, or the multiply type.
+  bool y_vectors = false;      ///< Its rows are aligned to 16 bytes.
+  bool accumulate = false;
+  unsigned* counters = nullptr;  ///< Ticket, then units of h done by block of rows; null: no ride.
+  unsigned shrink_blocks = 0;
+  ShrinkArgs shrink;
+};
+
+template <int TileN, int Depth, int Stages>
+struct TileShape {
+  static constexpr int kN = TileN, kDepth = Depth, kStages = Stages;
+  static constexpr int kBytesX = kTileRows * Depth * 2, kBytesW = TileN * Depth * 2;
+  static constexpr int kStageBytes = kBytesX + kBytesW;
+  static constexpr int kSharedBytes = Stages * kStageBytes;
+  static constexpr int kWarpN = TileN / 4;
+  static constexpr int kBlocksN = kWarpN / 8;  ///< Of 8 columns, a warp's.
+  // The output is put in order in shared memory before it is stored.
+  static constexpr int kOutStride = kWarpN * 2 + 16;
+  static_assert(8 * 64 * kOutStride <= kSharedBytes && int(kShrinkSharedBytes) <= kSharedBytes);
+};
+
+/// Where chunk c of row r of a matrix with rows of Depth lies.
+template <int Depth>
+__device__ __forceinline__ int swizzled(int r, int c) {
+  return r * Depth * 2 + ((c ^ (Depth == 64 ? r & 7 : (r >> 1) & 3)) * 16);
+}
+
+/// Eight elements that come and those of them that exist, in bytes.
+__device__ __forceinline__ int bytes_within(std::int64_t at, std::int64_t end) {
+  const std::int64_t left = end - at;
+  return left >= 8 ? 16 : left > 0 ? static_cast<int>(left) * 2 : 0;
+}
+
+/// Rows [row0, row0 + Rows) and k from k0 on of a matrix that copies can take, along k.
+template <class T, int Rows, int Depth>
+__device__ __forceinline__ void copy_along_k(std::uint32_t to, const T* data, std::int64_t stride,
+                                             std::int64_t row0, std::int64_t rows, std::int64_t k0,
+                                             std::int64_t depth) {
+  constexpr int kChunks = Depth / 8, kPass = kTileThreads / kChunks;
+  const int r = static_cast<int>(threadIdx.x) / kChunks, c = static_cast<int>(threadIdx.x) % kChunks;
+  const int bytes = bytes_within(k0 + 8 * c, depth);
+  to += swizzled<Depth>(r, c);
+  const T* from = data + (row0 + r) * stride + k0 + 8 * c;
+#pragma unroll
+  for (int p = 0; p < Rows / kPass; ++p) {
+    const bool exists = bytes > 0 && row0 + r + p * kPass < rows;
+    copy_async(to + p * kPass * Depth * 2, exists ? from + p * kPass * stride : data,
+               exists ? bytes : 0);
+  }
+}
+
+/// The same along n, transposed: k from k0 on, columns [col0, col0 + Cols).
+template <class T, int Cols, int Depth>
+__device__ __forceinline__ void copy_along_n(std::uint32_t to, const T* data, std::int64_t stride,
+                                             std::int64_t col0, std::int64_t cols, std::int64_t k0,
+                                             std::int64_t depth) {
+  constexpr int kChunks = Cols / 8, kPass = kTileThreads / kChunks;
+  const int r = static_cast<int>(threadIdx.x) / kChunks, c = static_cast<int>(threadIdx.x) % kChunks;
+  const int bytes = bytes_within(col0 + 8 * c, cols);
+  static_assert(kPass % 8 == 0);
+  to += r * Cols * 2 + ((c ^ (r & 7)) * 16);
+  const T* from = data + (k0 + r) * stride + col0 + 8 * c;
+#pragma unroll
+  for (int p = 0; p < Depth / kPass; ++p) {
+    const bool exists = bytes > 0 && k0 + r + p * kPass < depth;
+    copy_async(to + p * kPass * Cols * 2, exists ? from + p * kPass * stride : data,
+               exists ? bytes : 0);
+  }
+}
+
+/// Chunks of an operand on their way through registers, for what copies can't take.
+template <class T, int Rows, int Depth>
+struct Carried {
+  static constexpr int kChunks = Depth / 8, kPasses = Rows * kChunks / kTileThreads;
+  uint4 chunks[kPasses];
+
+  /// Lanes follow each other in memory: along k, or along the rows' dimension.
+  __device__ __forceinline__ static void place(const Operand& from, int pass, int& r, int& c) {
+    const int i = pass * kTileThreads + static_cast<int>(threadIdx.x);
+    const bool along_k = from.inner == 1;
+    r = along_k ? i / kChunks : i % Rows;
+    c = along_k ? i % kChunks : i / Rows;
+  }
+  __device__ __forceinline__ void fetch(const Operand& from, std::int64_t row0, std::int64_t rows,
+                                        std::int64_t k0, std::int64_t depth) {
+#pragma unroll
+    for (int p = 0; p < kPasses; ++p) {
+      int r, c;
+      place(from, p, r, c);
+      const bool exists = row0 + r < rows && k0 + 8 * c < depth;
+      chunks[p] = exists ? gather8<T>(from, row0 + r, k0 + 8 * c, depth) : uint4{0, 0, 0, 0};
+    }
+  }
+  __device__ __forceinline__ void store(const Operand& from, unsigned char* to) const {
+#pragma unroll
+    for (int p = 0; p < kPasses; ++p) {
+      int r, c;
+      place(from, p, r, c);
+      *reinterpret_cast<uint4*>(to + swizzled<Depth>(r, c)) = chunks[p];
+    }
+  }
+};
+
+/// What a warp multiplies at once: 64 × 16 of x, 16 × kWarpN of W.
+template <class Shape>
+struct Fragments {
+  std::uint32_t x[4][4];
+  std::uint32_t w[Shape::kBlocksN][2];
+};
+
+template <class T, class Shape, Way kWay>
+struct TileProduct {
+  static constexpr int kDepth = Shape::kDepth;
+  static constexpr bool kWAlongN = kWay == Way::kAlongN;
+
+  const TileArgs& a;
+  unsigned char* shared;
+  std::uint32_t base;       // of `shared`
+  std::int64_t row0, col0;  // of the tile
+  int base_steps, pair_steps;
+  // Where this lane's ldmatrix rows start in a stage, and what its chunk is there.
+  std::uint32_t lane_x, chunk_x, lane_w, chunk_w;
+
+  __device__ __forceinline__ TileProduct(const TileArgs& args, unsigned char* memory,
+                                         std::int64_t row, std::int64_t col)
+      : a(args), shared(memory), base(shared_address(memory)), row0(row), col0(col) {
+    base_steps = static_cast<int>((a.k + kDepth - 1) / kDepth);
+    pair_steps = (a.ranks + kDepth - 1) / kDepth;
+    const int warp = static_cast<int>(threadIdx.x) / 32, lane = static_cast<int>(threadIdx.x) % 32;
+    const int warp_row = warp / 4 * 64, warp_col = warp % 4 * Shape::kWarpN;
+    // x: matrices (rows 0-7, k 0-7), (rows 8-15, k 0-7), (rows 0-7, k 8-15), (rows 8-15, k 8-15)
+    const int rx = warp_row + lane % 16;
+    lane_x = rx * kDepth * 2;
+    chunk_x = swizzled<kDepth>(rx, lane / 16) - lane_x;
+    if constexpr (kWAlongN) {
+      // (k 0-7, n 0-7), (k 8-15, n 0-7), (k 0-7, n 8-15), (k 8-15, n 8-15), transposed on the way
+      const int rw = lane % 16;
+      lane_w = Shape::kBytesX + rw * Shape::kN * 2;
+      chunk_w = ((warp_col / 8 + lane / 16) ^ (rw & 7)) * 16;
+    } else {
+      // (n 0-7, k 0-7), (n 0-7, k 8-15), (n 8-15, k 0-7), (n 8-15, k 8-15)
+      const int rw = warp_col + lane % 8 + lane / 16 * 8;
+      lane_w = Shape::kBytesX + rw * kDepth * 2;
+      chunk_w = swizzled<kDepth>(rw, lane / 8 % 2) - rw * kDepth * 2;
+    }
+  }
+
+  __device__ __forceinline__ bool masked() const { return a.ranks > 0 && a.mask.any(); }
+  /// Whether a step is the pair's, and its number among the pair's or the base's.
+  __device__ __forceinline__ bool is_pair(int step) const {
+    return masked() ? step < pair_steps : step >= base_steps;
+  }
+  __device__ __forceinline__ int number(int step) const {
+    return masked() ? (step < pair_steps ? step : step - pair_steps)
+                    : (step < base_steps ? step : step - base_steps);
+  }
+
+  /// Copies of a step into its stage. Those of elements are left to `Carried`.
+  __device__ __forceinline__ void copy(int step, int stage) const {
+    const std::uint32_t to = base + stage * Shape::kStageBytes;
+    const std::int64_t k0 = std::int64_t{number(step)} * kDepth;
+    if (is_pair(step)) {
+      copy_along_k<T, kTileRows, kDepth>(to, static_cast<const T*>(a.scaled), a.ranks, row0, a.m,
+                                         k0, a.ranks);
+      if constexpr (kWAlongN) {
+        copy_along_n<T, Shape::kN, kDepth>(to + Shape::kBytesX, static_cast<const T*>(a.expand),
+                                           a.expand_stride, col0, a.n, k0, a.ranks);
+      } else {
+        copy_along_k<T, Shape::kN, kDepth>(to + Shape::kBytesX, static_cast<const T*>(a.expand),
+                                           a.expand_stride, col0, a.n, k0, a.ranks);
+      }
+      return;
+    }
+    if (kWay != Way::kAny || a.x.copies) {
+      copy_along_k<T, kTileRows, kDepth>(to, static_cast<const T*>(a.x.data), a.x.outer, row0, a.m,
+                                         k0, a.k);
+    }
+    if constexpr (kWAlongN) {
+      copy_along_n<T, Shape::kN, kDepth>(to + Shape::kBytesX, static_cast<const T*>(a.w.data),
+                                         a.w.inner, col0, a.n, k0, a.k);
+    } else if (kWay != Way::kAny || a.w.copies) {
+      copy_along_k<T, Shape::kN, kDepth>(to + Shape::kBytesX, static_cast<const T*>(a.w.data),
+                                         a.w.outer, col0, a.n, k0, a.k);
+    }
+  }
+
+  /// Sixteenth `i` of the k of a stage into registers.
+  __device__ __forceinline__ void load(int stage, int i, Fragments<Shape>& f) const {
+    const std::uint32_t at = base + stage * Shape::kStageBytes;
+#pragma unroll
+    for (int r = 0; r < 4; ++r) {
+      ldmatrix(at + lane_x + r * 16 * kDepth * 2 + (chunk_x ^ (i * 32)), f.x[r][0], f.x[r][1],
+               f.x[r][2], f.x[r][3]);
+    }
+#pragma unroll
+    for (int n = 0; n < Shape::kBlocksN; n += 2) {
+      if constexpr (kWAlongN) {
+        ldmatrix_trans(at + lane_w + i * 16 * Shape::kN * 2 + (chunk_w ^ (n * 16)), f.w[n][0],
+                       f.w[n][1], f.w[n + 1][0], f.w[n + 1][1]);
+      } else {
+        ldmatrix(at + lane_w + n * 8 * kDepth * 2 + (chunk_w ^ (i * 32)), f.w[n][0], f.w[n][1],
+                 f.w[n + 1][0], f.w[n + 1][1]);
+      }
+    }
+  }
+
+  using Sums = float[4][Shape::kBlocksN][4];
+
+  __device__ __forceinline__ static void multiply(const Fragments<Shape>& f, Sums& sums) {
+#pragma unroll
+    for (int r = 0; r < 4; ++r) {
+#pragma unroll
+      for (int n = 0; n < Shape::kBlocksN; ++n) mma<T>(sums[r][n], f.x[r], f.w[n]);
+    }
+  }
+
+  /// Until h of the tile's rows is there, if it is made in this launch.
+  __device__ __forceinline__ void wait_for_h() const {
+    if (a.counters == nullptr) return;
+    if (threadIdx.x == 0) {
+      const std::int64_t rows = a.m - row0 < kTileRows ? a.m - row0 : kTileRows;
+      const unsigned units = static_cast<unsigned>((rows + kShrinkRows - 1) / kShrinkRows);
+      while (load_acquire(a.counters + 1 + row0 / kTileRows) < units) __nanosleep(100);
+    }
+    __syncthreads();
+  }
+
+  /// Steps [begin, end), from an empty pipeline to an empty pipeline.
+  __device__ __forceinline__ void run(int begin, int end, Sums& sums) const {
+    constexpr int kStages = Shape::kStages, kSixteens = kDepth / 16;
+    const int first_pair = masked() ? 0 : base_steps;
+    [[maybe_unused]] Carried<T, kTileRows, kDepth> carried_x;
+    [[maybe_unused]] Carried<T, Shape::kN, kDepth> carried_w;
+    const auto start = [&](int step, int stage) {
+      if (step < end) {
+        if (a.ranks > 0 && step == first_pair) wait_for_h();
+        copy(step, stage);
+        if constexpr (kWay == Way::kAny) {
+          if (!is_pair(step)) {
+            const std::int64_t k0 = std::int64_t{number(step)} * kDepth;
+            if (!a.x.copies) carried_x.fetch(a.x, row0, a.m, k0, a.k);
+            if (!a.w.copies) carried_w.fetch(a.w, col0, a.n, k0, a.k);
+          }
+        }
+      }
+      copies_commit();
+    };
+    const auto finish = [&](int step, int stage) {
+      if constexpr (kWay == Way::kAny) {
+        if (step >= end || is_pair(step)) return;
+        unsigned char* to = shared + stage * Shape::kStageBytes;
+        if (!a.x.copies) carried_x.store(a.x, to);
+        if (!a.w.copies) carried_w.store(a.w, to + Shape::kBytesX);
+      }
+    };
+    for (int s = 0; s < kStages - 1; ++s) {
+      start(begin + s, s);
+      finish(begin + s, s);
+    }
+    copies_wait<kStages - 2>();
+    __syncthreads();
+    Fragments<Shape> f[2];
+    load(0, 0, f[0]);
+    int stage = 0, free = kStages - 1;
+    for (int step = begin; step < end; ++step) {
+#pragma unroll
+      for (int i = 0; i < kSixteens; ++i) {
+        if (i == 0) start(step + kStages - 1, free);
+        if (i == kSixteens - 1) {
+          // All warps have read this stage, and the next one has landed.
+          finish(step + kStages - 1, free);
+          free = stage;
+          stage = stage + 1 == kStages ? 0 : stage + 1;
+          copies_wait<kStages - 2>();
+          __syncthreads();
+        }
+        load(stage, (i + 1) % kSixteens, f[(i + 1) % 2]);
+        multiply(f[i % 2], sums);
+      }
+    }
+    copies_wait<0>();
+    __syncthreads();
+  }
+
+  /// Masks and scales what the pair has added. Bit 8g + e of a row in shared memory: whether column
+  /// 8g + e of the tile is kept.
+  __device__ __forceinline__ void drop(Sums& sums) const {
+    constexpr int kGroups = Shape::kN / 8;
+    const Masks masks = a.mask.masks();
+#pragma unroll 1
+    for (int i = static_cast<int>(threadIdx.x); i < kTileRows * kGroups; i += kTileThreads) {
+      const std::int64_t row = row0 + i / kGroups, col = col0 + i % kGroups * 8;
+      unsigned kept = 0;
+      if (row < a.m && col < a.n) {
+        const std::uint64_t first = static_cast<std::uint64_t>(row * a.n + col);
+        const int shift = static_cast<int>(first % 8);
+        const PhiloxWords low = masks.words(first / 8);
+#pragma unroll
+        for (int e = 0; e < 8; ++e) kept |= (low.field(e) >= masks.threshold ? 1u : 0u) << e;
+        if (shift != 0) {
+          const PhiloxWords high = masks.words(first / 8 + 1);
+#pragma unroll
+          for (int e = 0; e < 8; ++e) {
+            kept |= (high.field(e) >= masks.threshold ? 1u : 0u) << (8 + e);
+          }
+          kept >>= shift;
+        }
+      }
+      shared[i] = static_cast<unsigned char>(kept);
+    }
+    __syncthreads();
+    const int warp = static_cast<int>(threadIdx.x) / 32, lane = static_cast<int>(threadIdx.x) % 32;
+    const int g = lane / 4, q = lane % 4;
+#pragma unroll
+    for (int r = 0; r < 4; ++r) {
+#pragma unroll
+      for (int half = 0; half < 2; ++half) {
+        const unsigned char* row = shared + (warp / 4 * 64 + 16 * r + 8 * half + g) * kGroups +
+                                   warp % 4 * Shape::kBlocksN;
+#pragma unroll
+        for (int n = 0; n < Shape::kBlocksN; ++n) {
+          const unsigned kept = row[n] >> (2 * q);
+          float* pair = sums[r][n] + 2 * half;
+          pair[0] = (kept & 1) != 0 ? pair[0] * masks.scale : 0.0f;
+          pair[1] = (kept & 2) != 0 ? pair[1] * masks.scale : 0.0f;
+        }
+      }
+    }
+    __syncthreads();
+  }
+
+  /// bias, y +=, and y in whole rows of 16 bytes through shared memory. The pipeline is empty.
+  __device__ __forceinline__ void store(Sums& sums) const {
+    const int warp = static_cast<int>(threadIdx.x) / 32, lane = static_cast<int>(threadIdx.x) % 32;
+    const int g = lane / 4, q = lane % 4;
+    const std::int64_t warp_row = row0 + warp / 4 * 64, warp_col = col0 + warp % 4 * Shape::kWarpN;
+    unsigned char* mine = shared + warp * 64 * Shape::kOutStride;
+#pragma unroll
+    for (int n = 0; n < Shape::kBlocksN; ++n) {
+      const std::int64_t col = warp_col + 8 * n + 2 * q;
+      float bias[2] = {0.0f, 0.0f};
+      if (a.bias != nullptr) {
+#pragma unroll
+        for (int e = 0; e < 2; ++e) {
+          if (col + e < a.n) bias[e] = load_element(a.bias, a.bias_type, (col + e) * a.bias_stride);
+        }
+      }
+#pragma unroll
+      for (int r = 0; r < 4; ++r) {
+#pragma unroll
+        for (int half = 0; half < 2; ++half) {
+          const std::int64_t row = warp_row + 16 * r + 8 * half + g;
+          float value[2] = {sums[r][n][2 * half] + bias[0], sums[r][n][2 * half + 1] + bias[1]};
+          if (a.y_float || a.accumulate) {
+            const std::int64_t at = row * a.y_stride + col;
+#pragma unroll
+            for (int e = 0; e < 2; ++e) {
+              if (row >= a.m || col + e >= a.n) continue;
+              if (a.accumulate) {
+                value[e] += a.y_float ? static_cast<const float*>(a.y)[at + e]
+                                      : to_float(static_cast<const T*>(a.y)[at + e]);
+              }
+              if (a.y_float) static_cast<float*>(a.y)[at + e] = value[e];
+            }
+          }
+          *reinterpret_cast<std::uint32_t*>(mine + (16 * r + 8 * half + g) * Shape::kOutStride +
+                                            16 * n + 4 * q) = pack2<T>(value[0], value[1]);
+        }
+      }
+    }
+    if (a.y_float) return;
+    __syncwarp();
+    constexpr int kChunks = Shape::kBlocksN, kPass = 32 / kChunks;
+    const int c = lane % kChunks;
+    const std::int64_t col = warp_col + 8 * c;
+    T* y = static_cast<T*>(a.y);
+#pragma unroll 4
+    for (int r = lane / kChunks; r < 64; r += kPass) {
+      Eight<T> eight;
+      eight.bits = *reinterpret_cast<const uint4*>(mine + r * Shape::kOutStride + 16 * c);
+      const std::int64_t row = warp_row + r;
+      if (row >= a.m || col >= a.n) continue;
+      if (a.y_vectors && col + 8 <= a.n) {
+        *reinterpret_cast<uint4*>(y + row * a.y_stride + col) = eight.bits;
+      } else {
+#pragma unroll
+        for (int e = 0; e < 8; ++e) {
+          if (col + e < a.n) y[row * a.y_stride + col + e] = eight.values[e];
+        }
+      }
+    }
+  }
+};
+
+/// Blocks of rows that are worked on side by side: their x and W stay in L2.
+inline constexpr std::int64_t kRasterRows = 8;
+
+template <class T, class Shape, Way kWay>
+__global__ void __launch_bounds__(kTileThreads, 1) tiles(const __grid_constant__ TileArgs a) {
+  extern __shared__ __align__(128) unsigned char shared[];
+  wait_for_earlier_kernels();
+  std::int64_t tile = blockIdx.x;
+  if (a.counters != nullptr) {
+    __shared__ unsigned ticket;
+    if (threadIdx.x == 0) ticket = atomicAdd(a.counters, 1u);
+    __syncthreads();
+    if (ticket < a.shrink_blocks) {
+      for (std::int64_t row = std::int64_t{ticket} * kShrinkRows; row < a.m;
+           row += std::int64_t{a.shrink_blocks} * kShrinkRows) {
+        shrink_unit<T>(a.shrink, row, reinterpret_cast<float*>(shared));  // ends with a barrier
+        if (threadIdx.x == 0) {
+          __threadfence();
+          add_release(a.counters + 1 + row / kTileRows, 1);
+        }
+      }
+      return;
+    }
+    tile = ticket - a.shrink_blocks;
+  }
+  const std::int64_t blocks_m = (a.m + kTileRows - 1) / kTileRows;
+  const std::int64_t blocks_n = (a.n + Shape::kN - 1) / Shape::kN;
+  const std::int64_t group = tile / (kRasterRows * blocks_n), in_group = tile % (kRasterRows * blocks_n);
+  const std::int64_t rows = blocks_m - group * kRasterRows < kRasterRows
+                                ? blocks_m - group * kRasterRows
+                                : kRasterRows;
+  const std::int64_t block_m = group * kRasterRows + in_group % rows, block_n = in_group / rows;
+
+  const TileProduct<T, Shape, kWay> product(a, shared, block_m * kTileRows, block_n * Shape::kN);
+  typename TileProduct<T, Shape, kWay>::Sums sums = {};
+  const int steps = product.base_steps + product.pair_steps;
+  for (int begin = 0; begin < steps;) {
+    const int end = product.masked() && begin == 0 ? product.pair_steps : steps;
+    product.run(begin, end, sums);
+    if (product.masked() && begin == 0) product.drop(sums);
+    begin = end;
+  }
+  product.store(sums);
+}
+
+}  // namespace graft::cuda
