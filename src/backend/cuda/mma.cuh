@@ -60,10 +60,16 @@ __device__ __forceinline__ void ldmatrix_trans(std::uint32_t address, std::uint3
                : "memory");
 }
 
-/// 16 bytes into shared memory, past L1: the first `bytes` of them from `source`, zeros after.
-__device__ __forceinline__ void copy_async(std::uint32_t to, const void* source, int bytes) {
-  asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(to), "l"(source), "r"(bytes)
-               : "memory");
+/// 16 bytes into shared memory, past L1; zeros, and `source` is not read, unless `exists`.
+__device__ __forceinline__ void copy_async(std::uint32_t to, const void* source, bool exists) {
+  asm volatile(
+      "{\n"
+      ".reg .pred none;\n"
+      "setp.eq.u32 none, %2, 0;\n"
+      "cp.async.cg.shared.global [%0], [%1], 16, none;\n"
+      "}" ::"r"(to),
+      "l"(source), "r"(static_cast<unsigned>(exists))
+      : "memory");
 }
 
 /// Ends a group of this thread's copies; an empty group counts too.

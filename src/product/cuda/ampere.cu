@@ -12,11 +12,6 @@ namespace {
 std::int64_t ceil_div(std::int64_t a, std::int64_t b) { return (a + b - 1) / b; }
 std::int64_t round_up(std::int64_t a, std::int64_t b) { return ceil_div(a, b) * b; }
 
-bool starts_aligned(const ConstTensorView& view, std::int64_t stride, int across) {
-  return (stride % 8 == 0 || view.dim(across) == 1) &&
-         reinterpret_cast<std::uintptr_t>(view.data()) % 16 == 0;
-}
-
 // Element (i, k) of `view`, whose axes they are.
 Operand operand(const ConstTensorView& view, int i, int k, DType multiply) {
   Operand result;
@@ -24,8 +19,7 @@ Operand operand(const ConstTensorView& view, int i, int k, DType multiply) {
   result.outer = view.stride(i);
   result.inner = view.dim(k) == 1 ? 1 : view.stride(k);
   result.dtype = view.dtype();
-  result.copies =
-      view.dtype() == multiply && result.inner == 1 && starts_aligned(view, result.outer, i);
+  result.copies = ampere_copies(view, i, k, multiply);
   return result;
 }
 
@@ -242,7 +236,8 @@ void run_typed(Call& call, const Term& term, std::byte* start) {
     args.y = term.y.mutable_data();
     args.y_stride = term.y.stride(0);
     args.y_float = term.y.dtype() == DType::kFloat32;
-    args.y_vectors = !args.y_float && starts_aligned(term.y, args.y_stride, 0);
+    args.y_vectors = !args.y_float && (args.y_stride % 8 == 0 || sizes.m == 1) &&
+                     reinterpret_cast<std::uintptr_t>(args.y) % 16 == 0;
     args.accumulate = term.accumulate;
     if (plan.shrink_blocks > 0) {
       args.counters = reinterpret_cast<unsigned*>(workspace.counters);

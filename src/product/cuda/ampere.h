@@ -17,6 +17,10 @@ namespace graft::cuda {
 /// Whether such a term runs here; "no" says why.
 Support ampere_takes(const Term& term);
 
+/// Whether asynchronous copies of 16 bytes can take `view` along its axis `along`: its elements are
+/// of the multiply type, dense along that axis and whole eights of them, and start at 16 bytes.
+bool ampere_copies(const ConstTensorView& view, int across, int along, DType multiply);
+
 /// What a plan depends on.
 struct AmpereShape {
   std::int64_t m = 0, n = 0, k = 0;

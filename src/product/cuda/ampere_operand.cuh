@@ -15,8 +15,8 @@ struct Operand {
   const void* data = nullptr;
   std::int64_t outer = 0, inner = 0;
   DType dtype = DType::kFloat32;
-  /// Rows of k (or, where inner is not 1, of i) whose elements are of the multiply type and whose
-  /// starts are aligned to 16 bytes: asynchronous copies can take them.
+  /// Whether asynchronous copies of eight elements, 16 bytes, can take it along k: they are of the
+  /// multiply type and dense, rows start at 16 bytes, and k is whole eights.
   bool copies = false;
 };
 
@@ -40,28 +40,37 @@ union Eight {
   __device__ Eight() : bits{0, 0, 0, 0} {}
 };
 
-/// Elements (i, k) to (i, k + 7), zero from `depth` on; of any type and strides.
-template <class T>
-__device__ inline uint4 gather8(const Operand& from, std::int64_t i, std::int64_t k,
-                                std::int64_t depth) {
+/// The first `count` of eight elements that lie `stride` apart, and zeros.
+template <class T, class Source>
+__device__ inline uint4 gather8(const Source* from, std::int64_t stride, int count) {
   Eight<T> eight;
-  const std::int64_t at = i * from.outer + k * from.inner;
-  const int count = depth - k >= 8 ? 8 : static_cast<int>(depth - k);
-  if (from.dtype == (std::is_same_v<T, __half> ? DType::kFloat16 : DType::kBFloat16)) {
-    const T* source = static_cast<const T*>(from.data) + at;
 #pragma unroll
-    for (int e = 0; e < 8; ++e) {
-      if (e < count) eight.values[e] = source[e * from.inner];
-    }
-  } else {
-#pragma unroll
-    for (int e = 0; e < 8; ++e) {
-      if (e < count) {
-        eight.values[e] = from_float<T>(load_element(from.data, from.dtype, at + e * from.inner));
+  for (int e = 0; e < 8; ++e) {
+    if (e < count) {
+      if constexpr (std::is_same_v<T, Source>) {
+        eight.values[e] = from[e * stride];
+      } else {
+        eight.values[e] = from_float<T>(to_float(from[e * stride]));
       }
     }
   }
   return eight.bits;
+}
+
+/// Elements (i, k) to (i, k + 7), zeros from `depth` on; of any type and strides.
+template <class T>
+__device__ inline uint4 gather8(const Operand& from, std::int64_t i, std::int64_t k,
+                                std::int64_t depth) {
+  const std::int64_t at = i * from.outer + k * from.inner;
+  const int count = depth - k >= 8 ? 8 : static_cast<int>(depth - k);
+  switch (from.dtype) {
+    case DType::kFloat16:
+      return gather8<T>(static_cast<const __half*>(from.data) + at, from.inner, count);
+    case DType::kBFloat16:
+      return gather8<T>(static_cast<const __nv_bfloat16*>(from.data) + at, from.inner, count);
+    default:
+      return gather8<T>(static_cast<const float*>(from.data) + at, from.inner, count);
+  }
 }
 
 /// Two floats as a pair of T, the first in the low half.

@@ -52,16 +52,15 @@ struct OuterBlock {
   /// This thread's chunks of a stage: rows tid / 16 + 16p, chunk tid % 16.
   __device__ __forceinline__ void copy(std::int64_t row, int stage) const {
     const int r = static_cast<int>(threadIdx.x) / 16, c = static_cast<int>(threadIdx.x) % 16;
-    const std::int64_t col = col0 + 8 * c, left = a.cols - col;
-    const int bytes = left >= 8 ? 16 : left > 0 ? static_cast<int>(left) * 2 : 0;
+    const std::int64_t col = col0 + 8 * c;
 #pragma unroll
     for (int p = 0; p < kOuterRows / 16; ++p) {
       const std::int64_t i = row + r + 16 * p;
-      const bool exists = bytes > 0 && i < row_end;
+      const bool exists = col < a.cols && i < row_end;
       const std::uint32_t to = stage * kOuterStageBytes + place(r + 16 * p, c);
       if (a.matrix.copies) {
         const T* data = static_cast<const T*>(a.matrix.data);
-        copy_async(base + to, exists ? data + i * a.matrix.outer + col : data, exists ? bytes : 0);
+        copy_async(base + to, data + i * a.matrix.outer + col, exists);
       } else {
         *reinterpret_cast<uint4*>(shared + to) =
             exists ? gather8<T>(a.matrix, i, col, a.cols) : uint4{0, 0, 0, 0};
@@ -75,35 +74,42 @@ struct OuterBlock {
     for (int p = 0; p < kOuterRows / 16; ++p) {
       uint4* chunk =
           reinterpret_cast<uint4*>(shared + stage * kOuterStageBytes + place(r + 16 * p, c));
-      uint4 bits = *chunk;
+      const uint4 bits = *chunk;
       const std::int64_t first = (row + r + 16 * p) * a.cols + col0 + 8 * c;
-      drop8<T>(bits, static_cast<std::uint64_t>(first), masks);
-      *chunk = bits;
+      *chunk = drop8<T>(bits, static_cast<std::uint64_t>(first), masks);
     }
   }
 
   static constexpr int kCarried = kOuterRows * kOuterRanks / 256;
 
+  // A thread carries rank tid % 16 of each sixteen, of rows tid / 16 + 16p.
   __device__ __forceinline__ void fetch(std::int64_t row, float (&carried)[kCarried]) const {
+    const int r = static_cast<int>(threadIdx.x) / 16, rank = static_cast<int>(threadIdx.x) % 16;
 #pragma unroll
-    for (int j = 0; j < kCarried; ++j) {
-      const int i = j * 256 + static_cast<int>(threadIdx.x);
-      const int r = i / ranks, rank = rank0 + i % ranks;
-      carried[j] = r < kOuterRows && row + r < row_end && rank < a.rank
-                       ? a.scaling * a.coefficients[(row + r) * a.rank + rank]
-                       : 0.0f;
+    for (int t = 0; t < kOuterRanks / 16; ++t) {
+      if (16 * t >= ranks) break;
+#pragma unroll
+      for (int p = 0; p < 4; ++p) {
+        const std::int64_t i = row + r + 16 * p;
+        const int of = rank0 + 16 * t + rank;
+        carried[4 * t + p] =
+            i < row_end && of < a.rank ? a.scaling * a.coefficients[i * a.rank + of] : 0.0f;
+      }
     }
   }
   __device__ __forceinline__ void store(int buffer, const float (&carried)[kCarried]) const {
+    const int r = static_cast<int>(threadIdx.x) / 16, rank = static_cast<int>(threadIdx.x) % 16;
     unsigned char* high = shared + kOuterStages * kOuterStageBytes + buffer * 2 * kOuterHalfBytes;
 #pragma unroll
-    for (int j = 0; j < kCarried; ++j) {
-      const int i = j * 256 + static_cast<int>(threadIdx.x);
-      const int r = i / ranks, rank = i % ranks;
-      if (r >= kOuterRows) break;
-      T* at = reinterpret_cast<T*>(high + r * kOuterHalfStride) + rank;
-      *at = from_float<T>(carried[j]);
-      at[kOuterHalfBytes / 2] = from_float<T>(carried[j] - to_float(*at));
+    for (int t = 0; t < kOuterRanks / 16; ++t) {
+      if (16 * t >= ranks) break;
+#pragma unroll
+      for (int p = 0; p < 4; ++p) {
+        T* at = reinterpret_cast<T*>(high + (r + 16 * p) * kOuterHalfStride) + 16 * t + rank;
+        const T value = from_float<T>(carried[4 * t + p]);
+        *at = value;
+        at[kOuterHalfBytes / 2] = from_float<T>(carried[4 * t + p] - to_float(value));
+      }
     }
   }
 

@@ -10,18 +10,19 @@ constexpr std::int64_t kTileRows = 128;
 constexpr int kStages = 4, kDepth = 32;
 // Ranks are padded to sixteens, and multiplied 64 at a time by shrinks and outer products.
 constexpr int kWideRanks = 64;
+constexpr std::int64_t kMostDepth = std::int64_t{1} << 30;  // steps over K are counted in int
 
 std::int64_t ceil_div(std::int64_t a, std::int64_t b) { return (a + b - 1) / b; }
 
 bool half(DType dtype) { return dtype == DType::kFloat16 || dtype == DType::kBFloat16; }
 
-bool aligned(const ConstTensorView& view, int along, int across, DType multiply) {
+}  // namespace
+
+bool ampere_copies(const ConstTensorView& view, int across, int along, DType multiply) {
   return view.dtype() == multiply && (view.stride(along) == 1 || view.dim(along) == 1) &&
-         (view.stride(across) % 8 == 0 || view.dim(across) == 1) &&
+         view.dim(along) % 8 == 0 && (view.stride(across) % 8 == 0 || view.dim(across) == 1) &&
          reinterpret_cast<std::uintptr_t>(view.data()) % 16 == 0;
 }
-
-}  // namespace
 
 Support ampere_takes(const Term& term) {
   if (!half(term.multiply)) {
@@ -31,6 +32,9 @@ Support ampere_takes(const Term& term) {
   if (term.y.present() && term.y.dtype() != DType::kFloat32 && term.y.dtype() != term.multiply) {
     return Support::no(std::string("y: expected float32 or ") + name_of(term.multiply) + ", got " +
                        name_of(term.y.dtype()));
+  }
+  if (term.x.dim(1) > kMostDepth) {
+    return Support::no("x: " + std::to_string(term.x.dim(1)) + " columns");
   }
   if (term.pair.rank() > kMaxLoraRank) {
     return Support::no("rank " + std::to_string(term.pair.rank()) + ", at most " +
@@ -49,9 +53,9 @@ AmpereShape AmpereShape::of(const Term& term) {
   shape.rank = static_cast<int>(term.pair.rank());
   shape.masked = term.pair.present() && term.pair.output_dropout != nullptr &&
                  term.pair.output_dropout->threshold() > 0;
-  shape.elements = shape.base && (!aligned(term.x, 1, 0, term.multiply) ||
-                                  (!aligned(term.w, 0, 1, term.multiply) &&
-                                   !aligned(term.w, 1, 0, term.multiply)));
+  shape.elements = shape.base && (!ampere_copies(term.x, 0, 1, term.multiply) ||
+                                  (!ampere_copies(term.w, 1, 0, term.multiply) &&
+                                   !ampere_copies(term.w, 0, 1, term.multiply)));
   return shape;
 }
 

@@ -38,99 +38,95 @@ struct ShrinkArgs {
   void* scaled = nullptr;        ///< (M, ranks): s·h of the multiply type, zeros from `rank` on.
 };
 
-/// Eight elements of row `row` from k on, dropped where the mask says so but not yet scaled.
-template <class T>
+/// Elements k to k + 7 of row `row` of x. Where copies could take it, without a branch, so that
+/// many loads are in flight.
+template <class T, bool kCopies>
 __device__ __forceinline__ uint4 shrink_load(const ShrinkArgs& a, std::int64_t row,
                                              std::int64_t k) {
   if (row >= a.m || k >= a.k) return {0, 0, 0, 0};
-  if (a.x.copies && k + 8 <= a.k) {
-    return __ldg(reinterpret_cast<const uint4*>(static_cast<const T*>(a.x.data) +
-                                                row * a.x.outer + k));
+  if constexpr (kCopies) {
+    return __ldg(
+        reinterpret_cast<const uint4*>(static_cast<const T*>(a.x.data) + row * a.x.outer + k));
+  } else {
+    return gather8<T>(a.x, row, k, a.k);
   }
-  return gather8<T>(a.x, row, k, a.k);
 }
 
 /// Zeroes what dropout drops of eight elements that follow each other from element `first` on.
 template <class T>
-__device__ __forceinline__ void drop8(uint4& bits, std::uint64_t first, const Masks& masks) {
+__device__ __noinline__ uint4 drop8(uint4 bits, std::uint64_t first, const Masks& masks) {
   Eight<T> eight;
   eight.bits = bits;
-  const PhiloxWords low = masks.words(first / 8);
   const int shift = static_cast<int>(first % 8);
-  if (shift == 0) {
+  const PhiloxWords low = masks.words(first / 8);
+  unsigned dropped = 0;  // bit f: field f, over two counters
 #pragma unroll
-    for (int e = 0; e < 8; ++e) {
-      if (low.field(e) < masks.threshold) eight.values[e] = T(0.0f);
-    }
-  } else {
+  for (int f = 0; f < 8; ++f) dropped |= (low.field(f) < masks.threshold ? 1u : 0u) << f;
+  if (shift != 0) {
     const PhiloxWords high = masks.words(first / 8 + 1);
 #pragma unroll
-    for (int e = 0; e < 8; ++e) {
-      // a run-time index would put the words into memory: move fields past each other instead
-      bool dropped = false;
-#pragma unroll
-      for (int f = 0; f < 8; ++f) {
-        if (f == ((shift + e) & 7)) {
-          const std::uint32_t field = shift + e < 8 ? low.field(f) : high.field(f);
-          dropped = field < masks.threshold;
-        }
-      }
-      if (dropped) eight.values[e] = T(0.0f);
-    }
+    for (int f = 0; f < 8; ++f) dropped |= (high.field(f) < masks.threshold ? 1u : 0u) << (8 + f);
   }
-  bits = eight.bits;
+  dropped >>= shift;
+#pragma unroll
+  for (int e = 0; e < 8; ++e) {
+    if ((dropped >> e & 1) != 0) eight.values[e] = T(0.0f);
+  }
+  return eight.bits;
 }
 
 /// One pass: 8 · Tiles ranks from `rank0` on.
-template <class T, int Tiles, int Unroll>
+template <class T, bool kCopies, int Tiles, int Unroll>
 __device__ __forceinline__ void shrink_pass(const ShrinkArgs& a, std::int64_t row0, int rank0,
                                             const Masks& masks, float* sums) {
   const int warp = static_cast<int>(threadIdx.x) / 32, lane = static_cast<int>(threadIdx.x) % 32;
   const int g = lane / 4, q = lane % 4;
-  const T* packed = static_cast<const T*>(a.packed);
+  const T* packed = static_cast<const T*>(a.packed) + (rank0 + g) * a.padded_k;
+  const int tiles = (a.ranks - rank0) / 8;  // that exist
   float acc[2][Tiles][4] = {};
+  const auto multiply = [&](const uint4(&x)[4], const uint4(&s)[Tiles]) {
+#pragma unroll
+    for (int r = 0; r < 2; ++r) {
+      const uint4 upper = x[2 * r], lower = x[2 * r + 1];
+      const std::uint32_t first[4] = {upper.x, lower.x, upper.y, lower.y};
+      const std::uint32_t second[4] = {upper.z, lower.z, upper.w, lower.w};
+#pragma unroll
+      for (int n = 0; n < Tiles; ++n) {
+        const std::uint32_t s0[2] = {s[n].x, s[n].y}, s1[2] = {s[n].z, s[n].w};
+        mma<T>(acc[r][n], first, s0);
+        mma<T>(acc[r][n], second, s1);
+      }
+    }
+  };
+  const auto load_s = [&](std::int64_t k, uint4(&s)[Tiles]) {
+#pragma unroll
+    for (int n = 0; n < Tiles; ++n) {
+      s[n] = k < a.padded_k && n < tiles
+                 ? __ldg(reinterpret_cast<const uint4*>(packed + 8 * n * a.padded_k + k))
+                 : uint4{0, 0, 0, 0};
+    }
+  };
+  const auto drop = [&](std::int64_t k, uint4(&x)[4]) {
+    if (!a.dropout.any()) return;
+#pragma unroll
+    for (int r = 0; r < 4; ++r) {
+      x[r] = drop8<T>(x[r], static_cast<std::uint64_t>((row0 + 8 * r + g) * a.k + k), masks);
+    }
+  };
   for (std::int64_t turn = warp * kShrinkTurn; turn < a.k; turn += 8 * Unroll * kShrinkTurn) {
     uint4 x[Unroll][4], s[Unroll][Tiles];
 #pragma unroll
     for (int u = 0; u < Unroll; ++u) {
       const std::int64_t k = turn + u * 8 * kShrinkTurn + 8 * q;
 #pragma unroll
-      for (int r = 0; r < 4; ++r) x[u][r] = shrink_load<T>(a, row0 + 8 * r + g, k);
-#pragma unroll
-      for (int n = 0; n < Tiles; ++n) {
-        s[u][n] = {0, 0, 0, 0};
-        if (k < a.padded_k && rank0 + 8 * n < a.ranks) {
-          s[u][n] = __ldg(
-              reinterpret_cast<const uint4*>(packed + (rank0 + 8 * n + g) * a.padded_k + k));
-        }
-      }
+      for (int r = 0; r < 4; ++r) x[u][r] = shrink_load<T, kCopies>(a, row0 + 8 * r + g, k);
     }
 #pragma unroll
+    for (int u = 0; u < Unroll; ++u) load_s(turn + u * 8 * kShrinkTurn + 8 * q, s[u]);
+#pragma unroll
     for (int u = 0; u < Unroll; ++u) {
-      if (a.dropout.any()) {
-        const std::int64_t k = turn + u * 8 * kShrinkTurn + 8 * q;
-#pragma unroll 1
-        for (int r = 0; r < 4; ++r) {
-          uint4 eight = r == 0 ? x[u][0] : r == 1 ? x[u][1] : r == 2 ? x[u][2] : x[u][3];
-          drop8<T>(eight, static_cast<std::uint64_t>((row0 + 8 * r + g) * a.k + k), masks);
-          if (r == 0) x[u][0] = eight;
-          if (r == 1) x[u][1] = eight;
-          if (r == 2) x[u][2] = eight;
-          if (r == 3) x[u][3] = eight;
-        }
-      }
-#pragma unroll
-      for (int r = 0; r < 2; ++r) {
-        const uint4 upper = x[u][2 * r], lower = x[u][2 * r + 1];
-        const std::uint32_t first[4] = {upper.x, lower.x, upper.y, lower.y};
-        const std::uint32_t second[4] = {upper.z, lower.z, upper.w, lower.w};
-#pragma unroll
-        for (int n = 0; n < Tiles; ++n) {
-          const std::uint32_t s0[2] = {s[u][n].x, s[u][n].y}, s1[2] = {s[u][n].z, s[u][n].w};
-          mma<T>(acc[r][n], first, s0);
-          mma<T>(acc[r][n], second, s1);
-        }
-      }
+      drop(turn + u * 8 * kShrinkTurn + 8 * q, x[u]);
+      multiply(x[u], s[u]);
     }
   }
   // sums[warp][row][rank]
@@ -172,11 +168,15 @@ __device__ __forceinline__ void shrink_pass(const ShrinkArgs& a, std::int64_t ro
 template <class T>
 __device__ __noinline__ void shrink_unit(const ShrinkArgs& a, std::int64_t row0, float* sums) {
   const Masks masks = a.dropout.any() ? a.dropout.masks() : Masks{};
-  if (a.ranks == 16) {
-    shrink_pass<T, 2, 4>(a, row0, 0, masks, sums);
+  if (!a.x.copies) {
+    for (int rank0 = 0; rank0 < a.ranks; rank0 += kShrinkWideRanks) {
+      shrink_pass<T, false, 8, 1>(a, row0, rank0, masks, sums);
+    }
+  } else if (a.ranks == 16) {
+    shrink_pass<T, true, 2, 4>(a, row0, 0, masks, sums);
   } else {
     for (int rank0 = 0; rank0 < a.ranks; rank0 += kShrinkWideRanks) {
-      shrink_pass<T, 8, 1>(a, row0, rank0, masks, sums);
+      shrink_pass<T, true, 8, 2>(a, row0, rank0, masks, sums);
     }
   }
 }

@@ -81,48 +81,59 @@ __device__ __forceinline__ int swizzled(int r, int c) {
   return r * Depth * 2 + ((c ^ (Depth == 64 ? r & 7 : (r >> 1) & 3)) * 16);
 }
 
-/// Eight elements that come and those of them that exist, in bytes.
-__device__ __forceinline__ int bytes_within(std::int64_t at, std::int64_t end) {
-  const std::int64_t left = end - at;
-  return left >= 8 ? 16 : left > 0 ? static_cast<int>(left) * 2 : 0;
-}
+/// Where a thread's chunks of an operand come from, step after step. Along k it has chunk c of rows
+/// r, r + kPass, … of the tile; along n, chunk c of k = r, r + kPass, …. Chunks that do not exist
+/// are filled with zeros, so that a step past the last one is a step like any other. Chunks are
+/// whole: rows of what is copied are eights of elements.
+template <class T, int kRows, int kDepth, bool kAlongN>
+struct Feed {
+  static constexpr int kChunks = (kAlongN ? kRows : kDepth) / 8, kPass = kTileThreads / kChunks;
+  static constexpr int kPasses = (kAlongN ? kDepth : kRows) / kPass;
+  static constexpr int kPassBytes = kPass * kChunks * 16;  // from a pass to the next, in a stage
+  static_assert(kPass % 8 == 0);                           // the swizzle stays the same
 
-/// Rows [row0, row0 + Rows) and k from k0 on of a matrix that copies can take, along k.
-template <class T, int Rows, int Depth>
-__device__ __forceinline__ void copy_along_k(std::uint32_t to, const T* data, std::int64_t stride,
-                                             std::int64_t row0, std::int64_t rows, std::int64_t k0,
-                                             std::int64_t depth) {
-  constexpr int kChunks = Depth / 8, kPass = kTileThreads / kChunks;
-  const int r = static_cast<int>(threadIdx.x) / kChunks, c = static_cast<int>(threadIdx.x) % kChunks;
-  const int bytes = bytes_within(k0 + 8 * c, depth);
-  to += swizzled<Depth>(r, c);
-  const T* from = data + (row0 + r) * stride + k0 + 8 * c;
-#pragma unroll
-  for (int p = 0; p < Rows / kPass; ++p) {
-    const bool exists = bytes > 0 && row0 + r + p * kPass < rows;
-    copy_async(to + p * kPass * Depth * 2, exists ? from + p * kPass * stride : data,
-               exists ? bytes : 0);
-  }
-}
+  const char* at = nullptr;     // the first chunk of the next step
+  std::int64_t pass_bytes = 0;  // from a pass to the next, in memory
+  std::int64_t step_bytes = 0;  // from a step to the next
+  unsigned exists = 0;  // bit p, whether pass p's chunk does
+  int left = 0;         // k from pass 0's chunk on; along n, only if the columns exist
 
-/// The same along n, transposed: k from k0 on, columns [col0, col0 + Cols).
-template <class T, int Cols, int Depth>
-__device__ __forceinline__ void copy_along_n(std::uint32_t to, const T* data, std::int64_t stride,
-                                             std::int64_t col0, std::int64_t cols, std::int64_t k0,
-                                             std::int64_t depth) {
-  constexpr int kChunks = Cols / 8, kPass = kTileThreads / kChunks;
-  const int r = static_cast<int>(threadIdx.x) / kChunks, c = static_cast<int>(threadIdx.x) % kChunks;
-  const int bytes = bytes_within(col0 + 8 * c, cols);
-  static_assert(kPass % 8 == 0);
-  to += r * Cols * 2 + ((c ^ (r & 7)) * 16);
-  const T* from = data + (k0 + r) * stride + col0 + 8 * c;
-#pragma unroll
-  for (int p = 0; p < Depth / kPass; ++p) {
-    const bool exists = bytes > 0 && k0 + r + p * kPass < depth;
-    copy_async(to + p * kPass * Cols * 2, exists ? from + p * kPass * stride : data,
-               exists ? bytes : 0);
+  __device__ __forceinline__ static int row() { return static_cast<int>(threadIdx.x) / kChunks; }
+  __device__ __forceinline__ static int chunk() { return static_cast<int>(threadIdx.x) % kChunks; }
+  /// Where in a stage's part the first pass's chunk goes.
+  __device__ __forceinline__ static std::uint32_t place() {
+    return kAlongN ? row() * kRows * 2 + ((chunk() ^ (row() & 7)) * 16)
+                   : swizzled<kDepth>(row(), chunk());
   }
-}
+  /// Rows [first, first + kRows) of `count`, from k = 0 on; `stride` between rows, or along n
+  /// between k.
+  __device__ __forceinline__ void start(const void* data, std::int64_t stride, std::int64_t first,
+                                        std::int64_t count, std::int64_t depth) {
+    const int r = row(), c = chunk();
+    pass_bytes = kPass * stride * 2;
+    exists = 0;
+    if constexpr (kAlongN) {
+      at = static_cast<const char*>(data) + (r * stride + first + 8 * c) * 2;
+      step_bytes = kDepth * stride * 2;
+      left = first + 8 * c < count ? static_cast<int>(depth) - r : 0;
+    } else {
+      at = static_cast<const char*>(data) + ((first + r) * stride + 8 * c) * 2;
+#pragma unroll
+      for (int p = 0; p < kPasses; ++p) exists |= (first + r + p * kPass < count ? 1u : 0u) << p;
+      left = static_cast<int>(depth) - 8 * c;
+    }
+    if (!kAlongN && left <= 0) exists = 0;
+  }
+  __device__ __forceinline__ void copy(int p, std::uint32_t to) const {
+    const bool there = kAlongN ? left > p * kPass : (exists >> p & 1) != 0;
+    copy_async(to + p * kPassBytes, at + p * pass_bytes, there);
+  }
+  __device__ __forceinline__ void next_step() {
+    at += kAlongN ? step_bytes : kDepth * 2;
+    left -= kDepth;
+    if (!kAlongN && left <= 0) exists = 0;
+  }
+};
 
 /// Chunks of an operand on their way through registers, for what copies can't take.
 template <class T, int Rows, int Depth>
@@ -202,44 +213,6 @@ struct TileProduct {
   }
 
   __device__ __forceinline__ bool masked() const { return a.ranks > 0 && a.mask.any(); }
-  /// Whether a step is the pair's, and its number among the pair's or the base's.
-  __device__ __forceinline__ bool is_pair(int step) const {
-    return masked() ? step < pair_steps : step >= base_steps;
-  }
-  __device__ __forceinline__ int number(int step) const {
-    return masked() ? (step < pair_steps ? step : step - pair_steps)
-                    : (step < base_steps ? step : step - base_steps);
-  }
-
-  /// Copies of a step into its stage. Those of elements are left to `Carried`.
-  __device__ __forceinline__ void copy(int step, int stage) const {
-    const std::uint32_t to = base + stage * Shape::kStageBytes;
-    const std::int64_t k0 = std::int64_t{number(step)} * kDepth;
-    if (is_pair(step)) {
-      copy_along_k<T, kTileRows, kDepth>(to, static_cast<const T*>(a.scaled), a.ranks, row0, a.m,
-                                         k0, a.ranks);
-      if constexpr (kWAlongN) {
-        copy_along_n<T, Shape::kN, kDepth>(to + Shape::kBytesX, static_cast<const T*>(a.expand),
-                                           a.expand_stride, col0, a.n, k0, a.ranks);
-      } else {
-        copy_along_k<T, Shape::kN, kDepth>(to + Shape::kBytesX, static_cast<const T*>(a.expand),
-                                           a.expand_stride, col0, a.n, k0, a.ranks);
-      }
-      return;
-    }
-    if (kWay != Way::kAny || a.x.copies) {
-      copy_along_k<T, kTileRows, kDepth>(to, static_cast<const T*>(a.x.data), a.x.outer, row0, a.m,
-                                         k0, a.k);
-    }
-    if constexpr (kWAlongN) {
-      copy_along_n<T, Shape::kN, kDepth>(to + Shape::kBytesX, static_cast<const T*>(a.w.data),
-                                         a.w.inner, col0, a.n, k0, a.k);
-    } else if (kWay != Way::kAny || a.w.copies) {
-      copy_along_k<T, Shape::kN, kDepth>(to + Shape::kBytesX, static_cast<const T*>(a.w.data),
-                                         a.w.outer, col0, a.n, k0, a.k);
-    }
-  }
-
   /// Sixteenth `i` of the k of a stage into registers.
   __device__ __forceinline__ void load(int stage, int i, Fragments<Shape>& f) const {
     const std::uint32_t at = base + stage * Shape::kStageBytes;
@@ -281,50 +254,77 @@ struct TileProduct {
     __syncthreads();
   }
 
-  /// Steps [begin, end), from an empty pipeline to an empty pipeline.
-  __device__ __forceinline__ void run(int begin, int end, Sums& sums) const {
+  using FeedX = Feed<T, kTileRows, kDepth, false>;
+  using FeedW = Feed<T, Shape::kN, kDepth, kWAlongN>;
+
+  __device__ __forceinline__ void feed_base(FeedX& x, FeedW& w) const {
+    x.start(a.x.data, a.x.outer, row0, a.m, a.k);
+    w.start(a.w.data, kWAlongN ? a.w.inner : a.w.outer, col0, a.n, a.k);
+  }
+  __device__ __forceinline__ void feed_pair(FeedX& x, FeedW& w) const {
+    wait_for_h();
+    x.start(a.scaled, a.ranks, row0, a.m, a.ranks);
+    w.start(a.expand, a.expand_stride, col0, a.n, a.ranks);  // eights of n: so W lies along N
+  }
+
+  /// Steps of the base (or of the pair, if `pair_from` is 0), going on over the pair's at step
+  /// `pair_from`; from an empty pipeline to an empty pipeline.
+  __device__ __forceinline__ void run(int pair_from, int steps, Sums& sums) const {
     constexpr int kStages = Shape::kStages, kSixteens = kDepth / 16;
-    const int first_pair = masked() ? 0 : base_steps;
+    constexpr int kCopies = FeedX::kPasses + FeedW::kPasses;
     [[maybe_unused]] Carried<T, kTileRows, kDepth> carried_x;
     [[maybe_unused]] Carried<T, Shape::kN, kDepth> carried_w;
-    const auto start = [&](int step, int stage) {
-      if (step < end) {
-        if (a.ranks > 0 && step == first_pair) wait_for_h();
-        copy(step, stage);
-        if constexpr (kWay == Way::kAny) {
-          if (!is_pair(step)) {
-            const std::int64_t k0 = std::int64_t{number(step)} * kDepth;
-            if (!a.x.copies) carried_x.fetch(a.x, row0, a.m, k0, a.k);
-            if (!a.w.copies) carried_w.fetch(a.w, col0, a.n, k0, a.k);
-          }
+    FeedX x;
+    FeedW w;
+    const std::uint32_t to_x = base + FeedX::place(), to_w = base + Shape::kBytesX + FeedW::place();
+    if (pair_from > 0) feed_base(x, w);
+
+    // What comes with sixteenth i of a step: a share of the copies of the step kStages - 1 ahead.
+    const auto start = [&](int i, int step, int stage) {
+      if (i == 0 && step == pair_from && step < steps) feed_pair(x, w);
+      const bool elements = kWay == Way::kAny && step < pair_from;
+#pragma unroll
+      for (int c = i * kCopies / kSixteens; c < (i + 1) * kCopies / kSixteens; ++c) {
+        if (c < FeedX::kPasses) {
+          if (!elements || a.x.copies) x.copy(c, to_x + stage * Shape::kStageBytes);
+        } else {
+          if (!elements || a.w.copies) w.copy(c - FeedX::kPasses, to_w + stage * Shape::kStageBytes);
         }
       }
-      copies_commit();
-    };
-    const auto finish = [&](int step, int stage) {
       if constexpr (kWay == Way::kAny) {
-        if (step >= end || is_pair(step)) return;
-        unsigned char* to = shared + stage * Shape::kStageBytes;
-        if (!a.x.copies) carried_x.store(a.x, to);
-        if (!a.w.copies) carried_w.store(a.w, to + Shape::kBytesX);
+        if (i == 0 && elements) {
+          const std::int64_t k0 = std::int64_t{step} * kDepth;
+          if (!a.x.copies) carried_x.fetch(a.x, row0, a.m, k0, a.k);
+          if (!a.w.copies) carried_w.fetch(a.w, col0, a.n, k0, a.k);
+        }
+        if (i == kSixteens - 1 && elements) {
+          unsigned char* to = shared + stage * Shape::kStageBytes;
+          if (!a.x.copies) carried_x.store(a.x, to);
+          if (!a.w.copies) carried_w.store(a.w, to + Shape::kBytesX);
+        }
+      }
+      if (i == kSixteens - 1) {
+        x.next_step();
+        w.next_step();
+        copies_commit();
       }
     };
     for (int s = 0; s < kStages - 1; ++s) {
-      start(begin + s, s);
-      finish(begin + s, s);
+#pragma unroll
+      for (int i = 0; i < kSixteens; ++i) start(i, s, s);
     }
     copies_wait<kStages - 2>();
     __syncthreads();
     Fragments<Shape> f[2];
     load(0, 0, f[0]);
     int stage = 0, free = kStages - 1;
-    for (int step = begin; step < end; ++step) {
+#pragma unroll 1
+    for (int step = 0; step < steps; ++step) {
 #pragma unroll
       for (int i = 0; i < kSixteens; ++i) {
-        if (i == 0) start(step + kStages - 1, free);
+        start(i, step + kStages - 1, free);
         if (i == kSixteens - 1) {
           // All warps have read this stage, and the next one has landed.
-          finish(step + kStages - 1, free);
           free = stage;
           stage = stage + 1 == kStages ? 0 : stage + 1;
           copies_wait<kStages - 2>();
@@ -483,12 +483,16 @@ __global__ void __launch_bounds__(kTileThreads, 1) tiles(const __grid_constant__
 
   const TileProduct<T, Shape, kWay> product(a, shared, block_m * kTileRows, block_n * Shape::kN);
   typename TileProduct<T, Shape, kWay>::Sums sums = {};
-  const int steps = product.base_steps + product.pair_steps;
-  for (int begin = 0; begin < steps;) {
-    const int end = product.masked() && begin == 0 ? product.pair_steps : steps;
-    product.run(begin, end, sums);
-    if (product.masked() && begin == 0) product.drop(sums);
-    begin = end;
+  if (product.masked()) {
+    // pair, mask, base: one loop's code, run twice
+#pragma unroll 1
+    for (int round = 0; round < 2; ++round) {
+      const int pair_from = round == 0 ? 0 : product.base_steps;
+      product.run(pair_from, round == 0 ? product.pair_steps : product.base_steps, sums);
+      if (round == 0) product.drop(sums);
+    }
+  } else {
+    product.run(product.base_steps, product.base_steps + product.pair_steps, sums);
   }
   product.store(sums);
 }
