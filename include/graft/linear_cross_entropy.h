@@ -35,7 +35,9 @@ GRAFT_EXPORT Support supports(const LinearCrossEntropy& params);
 GRAFT_EXPORT std::size_t scratch_bytes(const LinearCrossEntropy& params,
                                        int threads = num_threads());
 
-/// Throws Error, also for a target outside the vocabulary; on an error no output is touched.
+/// Throws Error, also for a target outside the vocabulary; on an error no output is touched. On
+/// CUDA, where a call does not wait for the device to read them, the loss and the gradient of such
+/// a row are NaN instead.
 GRAFT_EXPORT void linear_cross_entropy(Context& context, const LinearCrossEntropy& params);
 
 }  // namespace graft

@@ -93,7 +93,7 @@ Workspace lay_out(const Term& term, const DeviceFacts& facts, std::byte* start) 
 // Kernels of a term that are launched one after another. On sm_90 and later each may start while
 // the one before it ends: all of them wait before they touch memory.
 struct Launches {
-  Call& call;
+  const Call& call;
   bool overlaps;
 
   template <class Args>
@@ -153,7 +153,7 @@ void run_outer(const Launches& launch, const Term& term, const OuterProduct& eac
 }
 
 template <class T>
-void run_typed(Call& call, const Term& term, std::byte* start) {
+void run_typed(const Call& call, const Term& term, std::byte* start) {
   const DeviceFacts& facts = call.facts();
   const AmpereShape shape = AmpereShape::of(term);
   const AmperePlan plan = plan_ampere(shape, facts);
@@ -258,7 +258,7 @@ std::size_t ampere_workspace(const Term& term, const DeviceFacts& facts) {
   return lay_out(term, facts, nullptr).bytes;
 }
 
-void run_ampere(Call& call, const Term& term, std::byte* workspace) {
+void run_ampere(const Call& call, const Term& term, std::byte* workspace) {
   if (term.multiply == DType::kFloat16) {
     run_typed<__half>(call, term, workspace);
   } else {

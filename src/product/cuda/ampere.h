@@ -60,6 +60,6 @@ std::size_t ampere_workspace(const Term& term, const DeviceFacts& facts);
 
 /// Runs it: at most four launches, and two an outer product. `workspace` is aligned to 256 and has
 /// ampere_workspace bytes of any contents.
-void run_ampere(Call& call, const Term& term, std::byte* workspace);
+void run_ampere(const Call& call, const Term& term, std::byte* workspace);
 
 }  // namespace graft::cuda

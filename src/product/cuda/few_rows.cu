@@ -277,7 +277,7 @@ Operand operand(const ConstTensorView& view, int i, int k, DType multiply) {
 }
 
 template <class T>
-void run_typed(Call& call, const Term& term, std::byte* workspace) {
+void run_typed(const Call& call, const Term& term, std::byte* workspace) {
   const bool overlaps = call.facts().major >= 9;
   FewArgs args;
   args.x = operand(term.x, 0, 1, term.multiply);
@@ -356,7 +356,7 @@ std::size_t few_rows_workspace(const Term& term) {
   return static_cast<std::size_t>(term.pair.rank() * term.x.dim(0)) * sizeof(float);
 }
 
-void run_few_rows(Call& call, const Term& term, std::byte* workspace) {
+void run_few_rows(const Call& call, const Term& term, std::byte* workspace) {
   if (term.multiply == DType::kFloat16) {
     run_typed<__half>(call, term, workspace);
   } else {

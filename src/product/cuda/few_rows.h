@@ -22,6 +22,6 @@ std::size_t few_rows_workspace(const Term& term);
 
 /// Runs it: one launch, and one before it for the pair's h, under which W is read already.
 /// `workspace` is aligned to 256 and has few_rows_workspace bytes of any contents.
-void run_few_rows(Call& call, const Term& term, std::byte* workspace);
+void run_few_rows(const Call& call, const Term& term, std::byte* workspace);
 
 }  // namespace graft::cuda
