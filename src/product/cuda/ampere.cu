@@ -7,21 +7,13 @@
 #include "product/cuda/ampere_tile.cuh"
 
 namespace graft::cuda {
+
+using namespace ampere;
+
 namespace {
 
 std::int64_t ceil_div(std::int64_t a, std::int64_t b) { return (a + b - 1) / b; }
 std::int64_t round_up(std::int64_t a, std::int64_t b) { return ceil_div(a, b) * b; }
-
-// Element (i, k) of `view`, whose axes they are.
-Operand operand(const ConstTensorView& view, int i, int k, DType multiply) {
-  Operand result;
-  result.data = view.data();
-  result.outer = view.stride(i);
-  result.inner = view.dim(k) == 1 ? 1 : view.stride(k);
-  result.dtype = view.dtype();
-  result.copies = ampere_copies(view, i, k, multiply);
-  return result;
-}
 
 // Blocks of a launch over so many elements, 256 at a time.
 unsigned blocks_for(std::int64_t elements, std::int64_t most) {
@@ -131,7 +123,7 @@ void run_outer(const Launches& launch, const Term& term, const OuterProduct& eac
   if (cut.count > 0) {
     OuterArgs args;
     args.coefficients = each.coefficients.present() ? each.coefficients.data_as<float>() : own_h;
-    args.matrix = operand(each.matrix, 0, 1, term.multiply);
+    args.matrix = operand_of(each.matrix, 0, 1, term.multiply);
     args.m = sizes.m, args.cols = cols;
     args.rank = rank, args.ranks = ranks;
     args.scaling = each.scaling;
@@ -169,14 +161,14 @@ void run_typed(const Call& call, const Term& term, std::byte* start) {
   const bool shrinks = sizes.rank > 0 && sizes.m > 0 && (tiled || h != nullptr);
   if (shrinks) {
     PrepareArgs prepare_args;
-    prepare_args.shrink = operand(pair.shrink, 1, 0, term.multiply);
+    prepare_args.shrink = operand_of(pair.shrink, 1, 0, term.multiply);
     prepare_args.k = sizes.k, prepare_args.padded_k = sizes.padded_k;
     prepare_args.n = sizes.n;
     prepare_args.rank = sizes.rank, prepare_args.ranks = sizes.ranks;
     prepare_args.packed_shrink = workspace.shrink;
     std::int64_t work = sizes.ranks * sizes.padded_k;
     if (tiled) {
-      prepare_args.expand = operand(pair.expand, 1, 0, term.multiply);
+      prepare_args.expand = operand_of(pair.expand, 1, 0, term.multiply);
       prepare_args.packed_expand = workspace.expand;
       prepare_args.expand_along_n = false;
       prepare_args.padded_n = sizes.n;
@@ -186,7 +178,7 @@ void run_typed(const Call& call, const Term& term, std::byte* start) {
       }
     }
     Way way = Way::kAlongK;
-    if (tiled && shape.base && !shape.elements && !operand(term.w, 1, 0, term.multiply).copies) {
+    if (tiled && shape.base && !shape.elements && !operand_of(term.w, 1, 0, term.multiply).copies) {
       way = Way::kAlongN;
     }
     if (way == Way::kAlongN) {
@@ -196,7 +188,7 @@ void run_typed(const Call& call, const Term& term, std::byte* start) {
     work = std::max(work, sizes.ranks * prepare_args.padded_n);
     launch(blocks_for(work, 4 * facts.multiprocessors), 0, prepare<T>, prepare_args);
 
-    shrink_args.x = operand(term.x, 0, 1, term.multiply);
+    shrink_args.x = operand_of(term.x, 0, 1, term.multiply);
     shrink_args.m = sizes.m, shrink_args.k = sizes.k;
     shrink_args.packed = workspace.shrink;
     shrink_args.padded_k = sizes.padded_k;
@@ -217,8 +209,8 @@ void run_typed(const Call& call, const Term& term, std::byte* start) {
     Way way = Way::kAlongK;
     if (shape.base) {
       args.k = sizes.k;
-      args.x = operand(term.x, 0, 1, term.multiply);
-      args.w = operand(term.w, 1, 0, term.multiply);
+      args.x = operand_of(term.x, 0, 1, term.multiply);
+      args.w = operand_of(term.w, 1, 0, term.multiply);
       way = shape.elements ? Way::kAny : args.w.copies ? Way::kAlongK : Way::kAlongN;
     }
     if (shrinks) {

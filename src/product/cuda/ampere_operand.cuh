@@ -4,10 +4,11 @@
 
 #include "backend/cuda/element.cuh"
 #include "graft/tensor_view.h"
+#include "product/cuda/ampere.h"
 
 // Operands of the products on sm_80 and later, as kernels read them.
 
-namespace graft::cuda {
+namespace graft::cuda::ampere {
 
 /// A matrix whose element (i, k) lies at data[i · outer + k · inner]; k is the dimension that is
 /// summed over.
@@ -19,6 +20,17 @@ struct Operand {
   /// multiply type and dense, rows start at 16 bytes, and k is whole eights.
   bool copies = false;
 };
+
+/// Element (i, k) of `view`, whose axes they are.
+inline Operand operand_of(const ConstTensorView& view, int i, int k, DType multiply) {
+  Operand result;
+  result.data = view.data();
+  result.outer = view.stride(i);
+  result.inner = view.dim(k) == 1 ? 1 : view.stride(k);
+  result.dtype = view.dtype();
+  result.copies = ampere_copies(view, i, k, multiply);
+  return result;
+}
 
 /// An element of any type.
 __device__ inline float load_element(const void* data, DType dtype, std::int64_t index) {
@@ -85,4 +97,4 @@ __device__ inline std::uint32_t pack2(float low, float high) {
   }
 }
 
-}  // namespace graft::cuda
+}  // namespace graft::cuda::ampere

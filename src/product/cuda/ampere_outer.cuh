@@ -16,7 +16,7 @@
 //
 // Both operands lie with the summed dimension (rows) across: ldmatrix transposes them.
 
-namespace graft::cuda {
+namespace graft::cuda::ampere {
 
 inline constexpr int kOuterCols = 128, kOuterRanks = 64, kOuterRows = 64, kOuterStages = 3;
 inline constexpr int kOuterStageBytes = kOuterRows * kOuterCols * 2;
@@ -213,4 +213,4 @@ __global__ void __launch_bounds__(kThreads) sum_shares(const __grid_constant__ S
   a.out[rank * a.rank_stride + col * a.col_stride] = a.dropout.any() ? a.dropout.scale * sum : sum;
 }
 
-}  // namespace graft::cuda
+}  // namespace graft::cuda::ampere

@@ -17,7 +17,7 @@
 // 2q + 1, 2q + 8, 2q + 9 of 16 there; but a sum doesn't care which k is which as long as x and S
 // agree, so the lane's first four k serve one mma and its last four the next.
 
-namespace graft::cuda {
+namespace graft::cuda::ampere {
 
 inline constexpr int kShrinkRows = 32;       ///< Rows of a unit of work.
 inline constexpr int kShrinkTurn = 32;       ///< k of a warp's turn; packed S is padded to it.
@@ -231,4 +231,4 @@ __global__ void __launch_bounds__(256) prepare(const __grid_constant__ PrepareAr
   }
 }
 
-}  // namespace graft::cuda
+}  // namespace graft::cuda::ampere

@@ -29,7 +29,7 @@
 // wait for nothing, so that tiles, which wait for the h of their rows before the pair's steps, wait
 // only for blocks that are running.
 
-namespace graft::cuda {
+namespace graft::cuda::ampere {
 
 /// How W lies, and how it gets to shared memory.
 enum class Way {
@@ -497,4 +497,4 @@ __global__ void __launch_bounds__(kTileThreads, 1) tiles(const __grid_constant__
   product.store(sums);
 }
 
-}  // namespace graft::cuda
+}  // namespace graft::cuda::ampere

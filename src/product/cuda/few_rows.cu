@@ -21,6 +21,8 @@
 //               ampere_shrink.cuh).
 
 namespace graft::cuda {
+using namespace ampere;
+
 namespace {
 
 struct FewArgs {
@@ -265,23 +267,12 @@ __global__ void __launch_bounds__(256, 1) few_rows(const __grid_constant__ FewAr
   }
 }
 
-// Element (i, k) of `view`, whose axes they are. Loads of 16 bytes take what copies do.
-Operand operand(const ConstTensorView& view, int i, int k, DType multiply) {
-  Operand result;
-  result.data = view.data();
-  result.outer = view.stride(i);
-  result.inner = view.dim(k) == 1 ? 1 : view.stride(k);
-  result.dtype = view.dtype();
-  result.copies = ampere_copies(view, i, k, multiply);
-  return result;
-}
-
 template <class T>
 void run_typed(const Call& call, const Term& term, std::byte* workspace) {
   const bool overlaps = call.facts().major >= 9;
   FewArgs args;
-  args.x = operand(term.x, 0, 1, term.multiply);
-  args.w = operand(term.w, 1, 0, term.multiply);
+  args.x = operand_of(term.x, 0, 1, term.multiply);
+  args.w = operand_of(term.w, 1, 0, term.multiply);
   args.m = static_cast<int>(term.x.dim(0));
   args.k = term.x.dim(1);
   args.n = term.y.dim(1);
@@ -289,11 +280,11 @@ void run_typed(const Call& call, const Term& term, std::byte* workspace) {
   if (pair.present()) {
     args.rank = static_cast<int>(pair.rank());
     args.scaled = reinterpret_cast<const float*>(workspace);
-    args.expand = operand(pair.expand, 1, 0, term.multiply);
+    args.expand = operand_of(pair.expand, 1, 0, term.multiply);
     args.mask = DropoutArgs(pair.output_dropout);
     FewShrinkArgs shrink;
     shrink.x = args.x;
-    shrink.shrink = operand(pair.shrink, 1, 0, term.multiply);
+    shrink.shrink = operand_of(pair.shrink, 1, 0, term.multiply);
     shrink.k = args.k;
     shrink.m = args.m, shrink.rank = args.rank;
     shrink.scaling = pair.scaling;
@@ -337,10 +328,10 @@ Support few_rows_takes(const Term& term) {
   const std::int64_t m = term.x.dim(0);
   if (m < 1 || m > kFewRows) return Support::no(std::to_string(m) + " rows");
   if (term.y.dim(1) == 0) return Support::no("no columns");
-  if (!operand(term.x, 0, 1, term.multiply).copies) {
+  if (!operand_of(term.x, 0, 1, term.multiply).copies) {
     return Support::no("x: expected rows of the multiply type that are aligned to 16 bytes");
   }
-  if (!operand(term.w, 1, 0, term.multiply).copies) {
+  if (!operand_of(term.w, 1, 0, term.multiply).copies) {
     return Support::no("w: expected rows along K, of the multiply type and aligned to 16 bytes");
   }
   if (term.y.dtype() != DType::kFloat32 && term.y.dtype() != term.multiply) {
