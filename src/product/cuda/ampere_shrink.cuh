@@ -38,20 +38,6 @@ struct ShrinkArgs {
   void* scaled = nullptr;        ///< (M, ranks): s·h of the multiply type, zeros from `rank` on.
 };
 
-/// Elements k to k + 7 of row `row` of x. Where copies could take it, without a branch, so that
-/// many loads are in flight.
-template <class T, bool kCopies>
-__device__ __forceinline__ uint4 shrink_load(const ShrinkArgs& a, std::int64_t row,
-                                             std::int64_t k) {
-  if (row >= a.m || k >= a.k) return {0, 0, 0, 0};
-  if constexpr (kCopies) {
-    return __ldg(
-        reinterpret_cast<const uint4*>(static_cast<const T*>(a.x.data) + row * a.x.outer + k));
-  } else {
-    return gather8<T>(a.x, row, k, a.k);
-  }
-}
-
 /// Zeroes what dropout drops of eight elements that follow each other from element `first` on.
 template <class T>
 __device__ __noinline__ uint4 drop8(uint4 bits, std::uint64_t first, const Masks& masks) {
@@ -98,36 +84,60 @@ __device__ __forceinline__ void shrink_pass(const ShrinkArgs& a, std::int64_t ro
       }
     }
   };
+  // Rows past the last are read from the last, and not stored. No branch may stand between loads:
+  // they are all to be on their way at once.
+  std::int64_t row[4];
+  const T* at[4];
+#pragma unroll
+  for (int r = 0; r < 4; ++r) {
+    row[r] = row0 + 8 * r + g;
+    at[r] = static_cast<const T*>(a.x.data) + min(row[r], a.m - 1) * a.x.outer;
+  }
+  const auto load = [](const T* from) { return __ldg(reinterpret_cast<const uint4*>(from)); };
   const auto load_s = [&](std::int64_t k, uint4(&s)[Tiles]) {
 #pragma unroll
     for (int n = 0; n < Tiles; ++n) {
-      s[n] = k < a.padded_k && n < tiles
-                 ? __ldg(reinterpret_cast<const uint4*>(packed + 8 * n * a.padded_k + k))
-                 : uint4{0, 0, 0, 0};
+      s[n] = n < tiles ? load(packed + 8 * n * a.padded_k + k) : uint4{0, 0, 0, 0};
     }
   };
   const auto drop = [&](std::int64_t k, uint4(&x)[4]) {
     if (!a.dropout.any()) return;
 #pragma unroll
     for (int r = 0; r < 4; ++r) {
-      x[r] = drop8<T>(x[r], static_cast<std::uint64_t>((row0 + 8 * r + g) * a.k + k), masks);
+      x[r] = drop8<T>(x[r], static_cast<std::uint64_t>(row[r] * a.k + k), masks);
     }
   };
-  for (std::int64_t turn = warp * kShrinkTurn; turn < a.k; turn += 8 * Unroll * kShrinkTurn) {
-    uint4 x[Unroll][4], s[Unroll][Tiles];
+  constexpr int kRound = 8 * kShrinkTurn;  // from a warp's turn to its next
+  std::int64_t turn = warp * kShrinkTurn;
+  if constexpr (kCopies) {
+    for (; turn + (Unroll - 1) * kRound + kShrinkTurn <= a.k; turn += Unroll * kRound) {
+      uint4 x[Unroll][4], s[Unroll][Tiles];
 #pragma unroll
-    for (int u = 0; u < Unroll; ++u) {
-      const std::int64_t k = turn + u * 8 * kShrinkTurn + 8 * q;
+      for (int u = 0; u < Unroll; ++u) {
+        const std::int64_t k = turn + u * kRound + 8 * q;
 #pragma unroll
-      for (int r = 0; r < 4; ++r) x[u][r] = shrink_load<T, kCopies>(a, row0 + 8 * r + g, k);
+        for (int r = 0; r < 4; ++r) x[u][r] = load(at[r] + k);
+        load_s(k, s[u]);
+      }
+#pragma unroll
+      for (int u = 0; u < Unroll; ++u) {
+        drop(turn + u * kRound + 8 * q, x[u]);
+        multiply(x[u], s[u]);
+      }
     }
+  }
+#pragma unroll 1
+  for (; turn < a.k; turn += kRound) {
+    const std::int64_t k = turn + 8 * q;
+    uint4 x[4], s[Tiles];
 #pragma unroll
-    for (int u = 0; u < Unroll; ++u) load_s(turn + u * 8 * kShrinkTurn + 8 * q, s[u]);
-#pragma unroll
-    for (int u = 0; u < Unroll; ++u) {
-      drop(turn + u * 8 * kShrinkTurn + 8 * q, x[u]);
-      multiply(x[u], s[u]);
+    for (int r = 0; r < 4; ++r) {
+      x[r] = {0, 0, 0, 0};
+      if (k < a.k && row[r] < a.m) x[r] = kCopies ? load(at[r] + k) : gather8<T>(a.x, row[r], k, a.k);
     }
+    load_s(k, s);  // packed to whole turns
+    drop(k, x);
+    multiply(x, s);
   }
   // sums[warp][row][rank]
   constexpr int kRanks = 8 * Tiles;

@@ -82,17 +82,17 @@ __device__ __forceinline__ uint4 load8(const Operand& from, std::int64_t i, std:
   return kStreamed ? load_streamed(at) : __ldg(reinterpret_cast<const uint4*>(at));
 }
 
-constexpr int kFewShrinkRows = 4, kFewShrinkThreads = 128;
+// 4096 of K at once.
+constexpr int kFewShrinkRows = 4, kFewShrinkThreads = 512;
 
 template <class T>
 __global__ void __launch_bounds__(kFewShrinkThreads)
     few_shrink(const __grid_constant__ FewShrinkArgs a) {
   wait_for_earlier_kernels();
   let_next_kernel_start();
-  const int rank = static_cast<int>(blockIdx.x), row0 = static_cast<int>(blockIdx.y) * 4;
+  const int rank = static_cast<int>(blockIdx.x), row0 = static_cast<int>(blockIdx.y) * kFewShrinkRows;
   const Masks masks = a.dropout.any() ? a.dropout.masks() : Masks{};
   float sums[kFewShrinkRows] = {};
-#pragma unroll 2
   for (std::int64_t k = 8 * threadIdx.x; k < a.k; k += 8 * kFewShrinkThreads) {
     Eight<T> s;
     s.bits = a.shrink.copies ? load8<T, true>(a.shrink, rank, k, a.k)
@@ -118,7 +118,9 @@ __global__ void __launch_bounds__(kFewShrinkThreads)
   __syncthreads();
   const int r = static_cast<int>(threadIdx.x);
   if (r >= kFewShrinkRows || row0 + r >= a.m) return;
-  float sum = (of_warps[0][r] + of_warps[1][r]) + (of_warps[2][r] + of_warps[3][r]);
+  float sum = 0.0f;
+#pragma unroll
+  for (int w = 0; w < kFewShrinkThreads / 32; ++w) sum += of_warps[w][r];
   if (a.dropout.any()) sum *= masks.scale;
   if (a.h != nullptr) a.h[(row0 + r) * a.rank + rank] = sum;
   if (a.scaled != nullptr) a.scaled[(row0 + r) * a.rank + rank] = a.scaling * sum;
@@ -194,10 +196,11 @@ __global__ void __launch_bounds__(256, 2) one_row(const __grid_constant__ FewArg
 constexpr int kFewOutputs = 16;
 
 template <class T, int Tiles>
-__global__ void __launch_bounds__(256, 1) few_rows(const __grid_constant__ FewArgs a) {
-  constexpr int kRows = 8 * Tiles, kUnroll = 8;
+__global__ void __launch_bounds__(256, 2) few_rows(const __grid_constant__ FewArgs a) {
+  constexpr int kRows = 8 * Tiles, kUnroll = 8 / Tiles;
   __shared__ float sums[8][kFewOutputs][kRows];
   __shared__ float expand[kFewOutputs][kMaxLoraRank + 1];
+  __shared__ float scaled[kRows * kMaxLoraRank];
   if (a.rank == 0) wait_for_earlier_kernels();
   const int warp = static_cast<int>(threadIdx.x) / 32, lane = static_cast<int>(threadIdx.x) % 32;
   const int g = lane / 4, q = lane % 4;
@@ -249,8 +252,13 @@ __global__ void __launch_bounds__(256, 1) few_rows(const __grid_constant__ FewAr
 #pragma unroll
     for (int e = 0; e < 4; ++e) sums[warp][g + e / 2 * 8][8 * t + 2 * q + e % 2] = acc[t][e];
   }
+  if (a.rank > 0) {
+    wait_for_earlier_kernels();
+    for (int i = static_cast<int>(threadIdx.x); i < a.m * a.rank; i += 256) {
+      scaled[i] = __ldcg(a.scaled + i);
+    }
+  }
   __syncthreads();
-  if (a.rank > 0) wait_for_earlier_kernels();
   const Masks masks = a.mask.any() ? a.mask.masks() : Masks{};
   for (int i = static_cast<int>(threadIdx.x); i < kFewOutputs * a.m; i += 256) {
     const int n = i % kFewOutputs, row = i / kFewOutputs;
@@ -259,7 +267,7 @@ __global__ void __launch_bounds__(256, 1) few_rows(const __grid_constant__ FewAr
 #pragma unroll
     for (int w = 0; w < 8; ++w) sum += sums[w][n][row];
     float pair = 0.0f;
-    for (int r = 0; r < a.rank; ++r) pair += __ldcg(a.scaled + row * a.rank + r) * expand[n][r];
+    for (int r = 0; r < a.rank; ++r) pair += scaled[row * a.rank + r] * expand[n][r];
     if (a.mask.any()) {
       pair *= masks.keeps(static_cast<std::uint64_t>(row * a.n + n0 + n)) ? masks.scale : 0.0f;
     }
