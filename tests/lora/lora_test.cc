@@ -252,6 +252,32 @@ TEST(LoraEverywhere, Float16) { check_on_gpus({kF16, kF16, kF16}); }
 TEST(LoraEverywhere, Float16WithAFloat32Adapter) { check_on_gpus({kF16, kF16, kF32}); }
 TEST(LoraEverywhere, Float16ActivationsOverABFloat16Weight) { check_on_gpus({kF16, kBF16, kF16}); }
 
+// Deltas of few features, ranks in fours and aligned rows, which a GPU makes in one launch: every
+// number of rows and ranks that a block has, A and B with their ranks together or apart.
+TEST(LoraEverywhere, SmallDeltas) {
+  const Layout apart{.offset = 0, .gap = 0, .order = {1, 0}},
+      odd{.offset = 1, .gap = 3, .order = {}};
+  const std::vector<std::array<int, 4>> shapes = {
+      {1, 8, 8, 4},      {3, 24, 40, 12},   {17, 520, 600, 28}, {33, 512, 264, 20},
+      {140, 64, 72, 16}, {270, 64, 520, 8}, {1061, 48, 32, 32}, {1100, 16, 16, 4}};
+  test::on_each_place([&](const test::Place& place) {
+    for (const DType type : place.dtypes()) {
+      for (const DType adapter : {kF32, type}) {
+        for (const auto& shape : shapes) {
+          SCOPED_TRACE(testing::PrintToString(shape) + name_of(type) + name_of(adapter));
+          for (const Layout& layout : {Layout(), apart, odd}) {
+            Case c(shape, {type, type, adapter});
+            c.a = Tensor(adapter, {c.k, c.rank}, layout),
+            c.b = Tensor(adapter, {c.rank, c.n}, layout);
+            c.a.fill_random(4), c.b.fill_random(5);
+            check_delta(place, c);
+          }
+        }
+      }
+    }
+  });
+}
+
 double largest_first_error(const test::Place& place, int rows, int rank) {
   Case c({rows, 512, 512, rank}, {kF32, kF32, kF32});
   c.scaling = 2.0f;
@@ -287,18 +313,16 @@ TEST(LoraEverywhere, DeltaIsBelow1e4OnTheFirstShapes) {
 TEST(LoraEverywhere, DeltaCanAddToY) {
   test::on_each_place([](const test::Place& place) {
     for (const DType type : place.dtypes()) {
-      const Case c({31, 40, 45, 8}, {type, type, type});
-      Tensor before(type, {31, 45});
-      before.fill_random(9);
-      for (std::int64_t i = 0; i < before.size(); ++i) {
-        const_cast<Tensor&>(c.y).set(i, before.get(i));
+      for (const int n : {45, 48}) {
+        Case c({31, 40, n, 8}, {type, type, type});
+        const Tensor before = Tensor(type, {31, n}).fill_random(9);
+        for (std::int64_t i = 0; i < before.size(); ++i) c.y.set(i, before.get(i));
+        place.run(lora_delta_forward, c.delta(true));
+        Tensor truth = before.as(kF32);
+        reference::lora_delta_forward({c.x, c.adapter(), c.dropout, true, truth, {}});
+        const Plain plain = Composed(c, false).y.plus(Plain::of(before, type), type);
+        EXPECT_TRUE(as_good_as(c.y.values(), plain.values(), truth.values(), type));
       }
-      place.run(lora_delta_forward, c.delta(true));
-      Tensor truth(kF32, {31, 45});
-      for (std::int64_t i = 0; i < truth.size(); ++i) truth.set(i, before.get(i));
-      reference::lora_delta_forward({c.x, c.adapter(), c.dropout, true, truth, {}});
-      Plain plain = Composed(c, false).y.plus(Plain::of(before, type), type);
-      EXPECT_TRUE(as_good_as(c.y.values(), plain.values(), truth.values(), type));
     }
   });
 }

@@ -10,6 +10,7 @@
 
 #include <algorithm>
 
+#include "backend/cuda/call.h"
 #include "product/cuda/general.cuh"
 #include "product/cuda/paths.h"
 
@@ -30,12 +31,12 @@ struct Cut {
   int splits = 1;
   std::int64_t split_depth = 0;
 
+  // `blocks` that fill the device once.
   Cut(std::int64_t rows, std::int64_t cols, std::int64_t depth, int tile_rows, int tile_cols,
-      int step, const DeviceFacts& facts)
+      int step, std::int64_t blocks)
       : tiles(ceil_div(rows, tile_rows) * ceil_div(cols, tile_cols)) {
-    const std::int64_t blocks = 2 * std::max(1, facts.multiprocessors);  // at once
     std::int64_t parts = 1;
-    if (tiles > 0 && tiles <= blocks / 2) {
+    if (tiles > 0) {
       parts =
           std::clamp<std::int64_t>(std::min(blocks / tiles, depth / kLeastSplit), 1, kMostSplits);
     }
@@ -51,20 +52,25 @@ struct Cut {
 };
 
 Cut narrow_cut(std::int64_t rows, std::int64_t cols, std::int64_t depth, const DeviceFacts& facts) {
-  return {rows, cols, depth, kNarrowRows, kNarrowCols, kNarrowDepth, facts};
+  return {rows, cols, depth, kNarrowRows, kNarrowCols, kNarrowDepth, 2 * facts.multiprocessors};
 }
 
-// Large tiles if there are enough of them for the device.
+std::int64_t base_depth(const Term& term) { return term.w.present() ? term.x.dim(1) : 0; }
+
+// Large tiles, unless most of one would be empty, or too few blocks would have one.
 int tile_size(const Term& term, const DeviceFacts& facts) {
-  const std::int64_t large =
-      ceil_div(term.y.dim(0), kWideTile) * ceil_div(term.y.dim(1), kWideTile);
-  return large >= facts.multiprocessors ? kWideTile : kSmallTile;
+  const std::int64_t rows = term.y.dim(0), cols = term.y.dim(1);
+  const std::int64_t parts =
+      std::clamp<std::int64_t>(base_depth(term) / kLeastSplit, 1, kMostSplits);
+  const std::int64_t blocks = ceil_div(rows, kWideTile) * ceil_div(cols, kWideTile) * parts;
+  const bool large = std::min(rows, cols) > kSmallTile && 2 * blocks > facts.multiprocessors;
+  return large ? kWideTile : kSmallTile;
 }
 
 Cut term_cut(const Term& term, const DeviceFacts& facts) {
   const int size = tile_size(term, facts);
-  const std::int64_t depth = term.w.present() ? term.x.dim(1) : 0;
-  return {term.y.dim(0), term.y.dim(1), depth, size, size, kTileDepth, facts};
+  const int blocks = size == kWideTile ? facts.multiprocessors : 2 * facts.multiprocessors;
+  return {term.y.dim(0), term.y.dim(1), base_depth(term), size, size, kTileDepth, blocks};
 }
 
 bool makes_y(const Term& term) { return term.y.present() && term.y.size() > 0; }
@@ -106,6 +112,11 @@ bool reads_along_wide(const Side& side) {
   return side.wide_stride == 1 && is_aligned(side, side.deep_stride);
 }
 
+// Also if it is absent.
+bool is_float(const Phase& phase) {
+  return phase.a.dtype == DType::kFloat32 && phase.b.dtype == DType::kFloat32;
+}
+
 TileOutput output_of(const TensorView& view, bool accumulate) {
   TileOutput out;
   out.data = view.mutable_data();
@@ -133,8 +144,13 @@ void run_narrow(const Call& call, TileArgs args, const TensorView& out, float* p
   const Cut cut = narrow_cut(args.rows, args.cols, args.base.depth, call.facts());
   args.split_depth = cut.split_depth;
   args.out = cut.splits == 1 ? output_of(out, false) : partials_of(partials, args.rows, args.cols);
-  call.launch({.grid = cut.grid(), .block = kTileThreads},
-              narrow_tile<kNarrowRows, kNarrowCols, kNarrowDepth>, args);
+  const Launch how{.grid = cut.grid(), .block = kTileThreads};
+  constexpr int kRows = kNarrowRows, kCols = kNarrowCols, kDepth = kNarrowDepth;
+  if (args.multiply == DType::kFloat32 && is_float(args.base)) {
+    call.launch(how, narrow_tile<kRows, kCols, kDepth, Read::kFloats>, args);
+  } else {
+    call.launch(how, narrow_tile<kRows, kCols, kDepth, Read::kAny>, args);
+  }
   if (cut.splits > 1) sum_partials(call, partials, cut.splits, {}, false, out);
 }
 
@@ -162,6 +178,27 @@ void run_outer(const Call& call, const OuterProduct& outer, const ConstTensorVie
              partials);
 }
 
+void launch_tiles(const Call& call, const Launch& how, bool small, const TileArgs& args) {
+  const auto is_float = [](const Side& side) { return side.dtype == DType::kFloat32; };
+  const bool floats =
+      args.multiply == DType::kFloat32 && is_float(args.base.a) && is_float(args.base.b);
+  const bool vectors = floats && reads_along_depth(args.base.a);
+  constexpr int kWide = kWideTile, kSmall = kSmallTile, kDepth = kTileDepth;
+  if (small && floats) {
+    call.launch(how, term_tile<kSmall, kSmall, kDepth, Read::kFloats, Read::kFloats>, args);
+  } else if (small) {
+    call.launch(how, term_tile<kSmall, kSmall, kDepth, Read::kAny, Read::kAny>, args);
+  } else if (vectors && reads_along_depth(args.base.b)) {
+    call.launch(how, term_tile<kWide, kWide, kDepth, Read::kAlongDepth, Read::kAlongDepth>, args);
+  } else if (vectors && reads_along_wide(args.base.b)) {
+    call.launch(how, term_tile<kWide, kWide, kDepth, Read::kAlongDepth, Read::kAlongWide>, args);
+  } else if (floats) {
+    call.launch(how, term_tile<kWide, kWide, kDepth, Read::kFloats, Read::kFloats>, args);
+  } else {
+    call.launch(how, term_tile<kWide, kWide, kDepth, Read::kAny, Read::kAny>, args);
+  }
+}
+
 void run_tiles(const Call& call, const Term& term, const ConstTensorView& h, float* partials) {
   const Cut cut = term_cut(term, call.facts());
   TileArgs args;
@@ -182,21 +219,8 @@ void run_tiles(const Call& call, const Term& term, const ConstTensorView& h, flo
       args.bias_dtype = term.bias.dtype();
     }
   }
-  const Launch how{.grid = cut.grid(), .block = kTileThreads};
-  const bool vectors = term.multiply == DType::kFloat32 && reads_along_depth(args.base.a);
-  if (tile_size(term, call.facts()) == kSmallTile) {
-    call.launch(how, term_tile<kSmallTile, kSmallTile, kTileDepth, Read::kAny, Read::kAny>, args);
-  } else if (vectors && reads_along_depth(args.base.b)) {
-    call.launch(how,
-                term_tile<kWideTile, kWideTile, kTileDepth, Read::kAlongDepth, Read::kAlongDepth>,
-                args);
-  } else if (vectors && reads_along_wide(args.base.b)) {
-    call.launch(how,
-                term_tile<kWideTile, kWideTile, kTileDepth, Read::kAlongDepth, Read::kAlongWide>,
-                args);
-  } else {
-    call.launch(how, term_tile<kWideTile, kWideTile, kTileDepth, Read::kAny, Read::kAny>, args);
-  }
+  launch_tiles(call, {.grid = cut.grid(), .block = kTileThreads},
+               tile_size(term, call.facts()) == kSmallTile, args);
   if (cut.splits > 1) {
     sum_partials(call, partials, cut.splits, term.bias, term.accumulate, term.y);
   }

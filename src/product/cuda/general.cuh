@@ -1,6 +1,7 @@
 #pragma once
 
 #include <cstdint>
+#include <type_traits>
 
 #include "backend/cuda/element.cuh"
 #include "backend/cuda/philox.cuh"
@@ -105,8 +106,9 @@ __device__ inline float rounded_to(DType dtype, float value) {
   }
 }
 
-/// How a side is read: element by element, or as float32 in vectors of four along an axis.
-enum class Read : std::uint8_t { kAny, kAlongDepth, kAlongWide };
+/// How a side is read: element by element, of any type or of float32, or as float32 in vectors of
+/// four along an axis.
+enum class Read : std::uint8_t { kAny, kFloats, kAlongDepth, kAlongWide };
 
 /// Where element `wide` of depth `deep` lies in a half of shared memory. A warp that stores vectors
 /// along the depth has kDepth / 4 of them side by side and 128 / kDepth wides: these fill 32 banks.
@@ -115,17 +117,26 @@ __device__ constexpr int shared_index(int wide, int deep) {
   return deep * kWide + (wide ^ (deep / 4 * (128 / kDepth) & 31));
 }
 
+/// No dropout.
+struct KeepsAll {
+  __device__ bool operator()(std::int64_t, std::int64_t) const { return true; }
+};
+
 /// A side's part of a step on its way from memory to shared memory, one step after another from
 /// depth `begin` on. What is past `wides` or past the depth is 0.
 template <Read kRead, int kWide, int kDepth>
 class Fetch;
 
-template <int kWide, int kDepth>
-class Fetch<Read::kAny, kWide, kDepth> {
+// Element by element, neighbouring threads reading neighbours in memory. A thread's elements are
+// equal steps apart.
+template <int kWide, int kDepth, bool kFloats>
+class FetchElements {
  public:
-  __device__ Fetch(const Side& side, std::int64_t first, std::int64_t wides, std::int64_t begin,
-                   float scale, DType multiply)
+  __device__ FetchElements(const Side& side, std::int64_t first, std::int64_t wides,
+                           std::int64_t begin, float scale, DType multiply)
       : side_(side),
+        from_((first + wide_of(0)) * side.wide_stride + (begin + deep_of(0)) * side.deep_stride),
+        step_(wide_step() * side.wide_stride + deep_step() * side.deep_stride),
         first_(first),
         depth_(begin),
         wides_(static_cast<int>(min(wides - first, std::int64_t{kWide}))),
@@ -136,18 +147,27 @@ class Fetch<Read::kAny, kWide, kDepth> {
   /// element.
   template <class Kept>
   __device__ void load(int left, const Kept& kept) {
-    const std::int64_t at = first_ * side_.wide_stride + depth_ * side_.deep_stride;
+    constexpr bool kPlain = kFloats && std::is_same_v<Kept, KeepsAll>;
+    if (kPlain && wides_ == kWide && left >= kDepth) {
 #pragma unroll
-    for (int i = 0; i < kCount; ++i) {
-      const int wide = wide_of(i), deep = deep_of(i);
-      float value = 0;
-      if (wide < wides_ && deep < left && kept(first_ + wide, depth_ + deep)) {
-        value = load_as_float(side_.data, side_.dtype,
-                              at + wide * side_.wide_stride + deep * side_.deep_stride);
-        value = rounded_to(multiply_, value * scale_);
+      for (int i = 0; i < kCount; ++i) {
+        values_[i] = scale_ * static_cast<const float*>(side_.data)[from_ + i * step_];
       }
-      values_[i] = value;
+    } else {
+#pragma unroll
+      for (int i = 0; i < kCount; ++i) {
+        const int wide = wide_of(i), deep = deep_of(i);
+        float value = 0;
+        if (wide < wides_ && deep < left && kept(first_ + wide, depth_ + deep)) {
+          value =
+              load_as_float(side_.data, kFloats ? DType::kFloat32 : side_.dtype, from_ + i * step_);
+          value *= scale_;
+          if (!kFloats) value = rounded_to(multiply_, value);
+        }
+        values_[i] = value;
+      }
     }
+    from_ += kDepth * side_.deep_stride;
     depth_ += kDepth;
   }
 
@@ -161,18 +181,21 @@ class Fetch<Read::kAny, kWide, kDepth> {
  private:
   static constexpr int kCount = kWide * kDepth / kTileThreads;
 
-  // Neighbouring threads read neighbours in memory.
+  // From a thread's element to its next.
+  __device__ int wide_step() const { return side_.deep_is_near ? kTileThreads / kDepth : 0; }
+  __device__ int deep_step() const { return side_.deep_is_near ? 0 : kTileThreads / kWide; }
   __device__ int wide_of(int i) const {
-    const int at = static_cast<int>(threadIdx.x) + i * kTileThreads;
-    return side_.deep_is_near ? at / kDepth : at % kWide;
+    const int at = static_cast<int>(threadIdx.x);
+    return (side_.deep_is_near ? at / kDepth : at % kWide) + i * wide_step();
   }
   __device__ int deep_of(int i) const {
-    const int at = static_cast<int>(threadIdx.x) + i * kTileThreads;
-    return side_.deep_is_near ? at % kDepth : at / kWide;
+    const int at = static_cast<int>(threadIdx.x);
+    return (side_.deep_is_near ? at % kDepth : at / kWide) + i * deep_step();
   }
 
   const Side& side_;
-  const std::int64_t first_;
+  std::int64_t from_;  // the step's first element of this thread
+  const std::int64_t step_, first_;
   std::int64_t depth_;
   const int wides_;
   const float scale_;
@@ -193,20 +216,21 @@ class FetchVectors {
 
   template <class Kept>
   __device__ void load(int left, const Kept&) {
+    if (wides_ == kWide && left >= kDepth) {
 #pragma unroll
-    for (int i = 0; i < kCount; ++i) {
-      const float* from = from_ + i * (kDeep ? kWideStep * side_.wide_stride  //
-                                             : kDeepStep * side_.deep_stride);
-      // How many of the four are there.
-      const int here = kDeep ? (wide_of(i) < wides_ ? left - deep_of(i) : 0)
-                             : (deep_of(i) < left ? wides_ - wide_of(i) : 0);
-      if (here >= 4) {
-        const float4 vector = *reinterpret_cast<const float4*>(from);
+      for (int i = 0; i < kCount; ++i) {
+        const float4 vector = *reinterpret_cast<const float4*>(from_ + i * step());
         values_[i][0] = vector.x, values_[i][1] = vector.y;
         values_[i][2] = vector.z, values_[i][3] = vector.w;
-      } else {
+      }
+    } else {
 #pragma unroll
-        for (int j = 0; j < 4; ++j) values_[i][j] = j < here ? from[j] : 0.0f;
+      for (int i = 0; i < kCount; ++i) {
+        // How many of the four are there.
+        const int here = kDeep ? (wide_of(i) < wides_ ? left - deep_of(i) : 0)
+                               : (deep_of(i) < left ? wides_ - wide_of(i) : 0);
+#pragma unroll
+        for (int j = 0; j < 4; ++j) values_[i][j] = j < here ? from_[i * step() + j] : 0.0f;
       }
     }
     from_ += kDepth * (kDeep ? 1 : side_.deep_stride);
@@ -233,6 +257,9 @@ class FetchVectors {
   static constexpr int kWideStep = kTileThreads / (kDepth / 4);
   static constexpr int kDeepStep = kTileThreads / (kWide / 4);
 
+  __device__ std::int64_t step() const {
+    return kDeep ? kWideStep * side_.wide_stride : kDeepStep * side_.deep_stride;
+  }
   static __device__ int wide_of(int i) {
     const int at = static_cast<int>(threadIdx.x);
     return kDeep ? at / (kDepth / 4) + i * kWideStep : at % (kWide / 4) * 4;
@@ -249,16 +276,20 @@ class FetchVectors {
 };
 
 template <int kWide, int kDepth>
+class Fetch<Read::kAny, kWide, kDepth> : public FetchElements<kWide, kDepth, false> {
+  using FetchElements<kWide, kDepth, false>::FetchElements;
+};
+template <int kWide, int kDepth>
+class Fetch<Read::kFloats, kWide, kDepth> : public FetchElements<kWide, kDepth, true> {
+  using FetchElements<kWide, kDepth, true>::FetchElements;
+};
+template <int kWide, int kDepth>
 class Fetch<Read::kAlongDepth, kWide, kDepth> : public FetchVectors<kWide, kDepth, true> {
   using FetchVectors<kWide, kDepth, true>::FetchVectors;
 };
 template <int kWide, int kDepth>
 class Fetch<Read::kAlongWide, kWide, kDepth> : public FetchVectors<kWide, kDepth, false> {
   using FetchVectors<kWide, kDepth, false>::FetchVectors;
-};
-
-struct KeepsAll {
-  __device__ bool operator()(std::int64_t, std::int64_t) const { return true; }
 };
 
 /// Which sums of a tile a thread has. Warps are 4 × 2 in the tile, lanes 4 × 8 in a warp; a thread
@@ -274,11 +305,19 @@ struct Place {
 
   static __device__ int row(int run) {
     const int warp = static_cast<int>(threadIdx.x) / 32, lane = static_cast<int>(threadIdx.x) % 32;
+#ifdef GRAFT_ZIGZAG
+    return warp / 2 * (kRows / 4) + (lane / 2) % 4 * 4 + 16 * run;
+#else
     return warp / 2 * (kRows / 4) + lane / 8 * 4 + 16 * run;
+#endif
   }
   static __device__ int col(int run) {
     const int warp = static_cast<int>(threadIdx.x) / 32, lane = static_cast<int>(threadIdx.x) % 32;
+#ifdef GRAFT_ZIGZAG
+    return warp % 2 * (kCols / 2) + (lane % 2 + lane / 8 * 2) * kColRun + 8 * kColRun * run;
+#else
     return warp % 2 * (kCols / 2) + lane % 8 * kColRun + 8 * kColRun * run;
+#endif
   }
 };
 
@@ -446,8 +485,9 @@ __device__ void make_term_tile(const TileArgs& args) {
   find_tile<kRows, kCols>(args, row, col);
   Sums<kRows, kCols> sums;
   if (blockIdx.y == 0) {
-    multiply_phase<kRows, kCols, kDepth, Read::kAny, Read::kAny>(
-        args, args.pair, row, col, 0, args.pair.depth, KeepsAll{}, shared, sums);
+    constexpr Read kPair = kA == Read::kAny ? Read::kAny : Read::kFloats;
+    multiply_phase<kRows, kCols, kDepth, kPair, kPair>(args, args.pair, row, col, 0,
+                                                       args.pair.depth, KeepsAll{}, shared, sums);
     if (args.output_dropout.any()) drop_sums(args, row, col, sums);
   }
   const std::int64_t begin = blockIdx.y * args.split_depth;
@@ -458,14 +498,14 @@ __device__ void make_term_tile(const TileArgs& args) {
 }
 
 template <int kRows, int kCols, int kDepth, Read kA, Read kB>
-__global__ void __launch_bounds__(kTileThreads, 2)
+__global__ void __launch_bounds__(kTileThreads, kRows >= 128 ? 1 : 2)
     term_tile(const __grid_constant__ TileArgs args) {
   make_term_tile<kRows, kCols, kDepth, kA, kB>(args);
 }
 
 /// Few columns, and dropout on A: h = drop(x)·S, and an outer product's transpose,
 /// drop(matrix)ᵀ · coefficients.
-template <int kRows, int kCols, int kDepth>
+template <int kRows, int kCols, int kDepth, Read kRead>
 __global__ void __launch_bounds__(kTileThreads) narrow_tile(const __grid_constant__ TileArgs args) {
   __shared__ __align__(16) float shared[2 * kDepth * (kRows + kCols)];
   std::int64_t row, col;
@@ -478,11 +518,11 @@ __global__ void __launch_bounds__(kTileThreads) narrow_tile(const __grid_constan
     const auto kept = [&](std::int64_t wide, std::int64_t deep) {
       return masks.keeps(wide * args.drop_row + deep * args.drop_deep);
     };
-    multiply_phase<kRows, kCols, kDepth, Read::kAny, Read::kAny>(args, args.base, row, col, begin,
-                                                                 end, kept, shared, sums);
+    multiply_phase<kRows, kCols, kDepth, kRead, kRead>(args, args.base, row, col, begin, end, kept,
+                                                       shared, sums);
   } else {
-    multiply_phase<kRows, kCols, kDepth, Read::kAny, Read::kAny>(args, args.base, row, col, begin,
-                                                                 end, KeepsAll{}, shared, sums);
+    multiply_phase<kRows, kCols, kDepth, kRead, kRead>(args, args.base, row, col, begin, end,
+                                                       KeepsAll{}, shared, sums);
   }
   store_sums(args, row, col, sums);
 }

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 
+#include "backend/cuda/call.h"
 #include "product/cuda/paths.h"
 
 namespace graft::cuda {
@@ -68,8 +69,8 @@ void run_term(const Call& call, const Term& term, std::byte* workspace) {
 
 }  // namespace
 
-Path path_of(const Term& term, const DeviceFacts& facts) {
-  if (fits_small(term, facts)) return Path::kSmall;
+Path path_of(const Term& term, const DeviceFacts&) {
+  if (fits_small(term)) return Path::kSmall;
   return Path::kGeneral;
 }
 
