@@ -334,7 +334,7 @@ Support few_rows_takes(const Term& term) {
   if (!term.w.present() || !term.y.present()) return Support::no("no base product");
   if (!term.outer_products.empty()) return Support::no("outer products");
   const std::int64_t m = term.x.dim(0);
-  if (m < 1 || m > kFewRows) return Support::no(std::to_string(m) + " rows");
+  if (m < 1 || m > kMostFewRows) return Support::no(std::to_string(m) + " rows");
   if (term.y.dim(1) == 0) return Support::no("no columns");
   if (!operand_of(term.x, 0, 1, term.multiply).copies) {
     return Support::no("x: expected rows of the multiply type that are aligned to 16 bytes");

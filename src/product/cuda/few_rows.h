@@ -12,7 +12,7 @@
 namespace graft::cuda {
 
 /// Rows that such a term has at most.
-inline constexpr std::int64_t kFewRows = 16;
+inline constexpr std::int64_t kMostFewRows = 16;
 
 /// Whether a term runs here; "no" says why, and then another path has to take it.
 Support few_rows_takes(const Term& term);
