@@ -88,6 +88,15 @@ __device__ __forceinline__ void wait_for_earlier_kernels() {
 #endif
 }
 
+/// Lets the next kernel start, if it was launched to overlap: when all blocks of this one have come
+/// here, or ended. It waits itself before it touches memory. To be said after this kernel's own
+/// wait, so that what the next one may read early, weights, is older than both.
+__device__ __forceinline__ void let_next_kernel_start() {
+#if __CUDA_ARCH__ >= 900
+  asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
+#endif
+}
+
 /// Adds to a counter that others wait for, after all that this thread has written or seen written.
 __device__ __forceinline__ void add_release(unsigned* counter, unsigned value) {
   asm volatile("red.release.gpu.global.add.u32 [%0], %1;" ::"l"(counter), "r"(value) : "memory");

@@ -5,6 +5,7 @@
 #include "product/cuda/ampere_outer.cuh"
 #include "product/cuda/ampere_shrink.cuh"
 #include "product/cuda/ampere_tile.cuh"
+#include "product/cuda/paths.h"
 
 namespace graft::cuda {
 
@@ -27,6 +28,7 @@ struct Workspace {
   std::byte* expand = nullptr;
   std::byte* scaled = nullptr;
   std::byte* h = nullptr;
+  std::byte* parts = nullptr;
   std::byte* shares = nullptr;
   std::size_t bytes = 0;
 };
@@ -72,6 +74,7 @@ Workspace lay_out(const Term& term, const DeviceFacts& facts, std::byte* start) 
     }
     if (needs_own_h(term)) result.h = take(sizes.m * sizes.rank * 4);
   }
+  if (plan.splits > 1) result.parts = take(plan.splits * sizes.m * sizes.n * 4);
   std::int64_t shares = 0;  // outer products take turns with it
   for (const OuterProduct& each : term.outer_products) {
     const std::int64_t cols = each.matrix.dim(1);
@@ -102,8 +105,8 @@ struct Launches {
 
 template <class T>
 void (*tile_kernel(Way way, int tile_n))(TileArgs) {
-  using Wide = TileShape<256, 32, 4>;
-  using Narrow = TileShape<128, 32, 4>;
+  using Wide = TileShape<256, 64, 3>;
+  using Narrow = TileShape<128, 64, 3>;
   if (way == Way::kAny) return tiles<T, Narrow, Way::kAny>;
   if (tile_n == 256) {
     return way == Way::kAlongK ? tiles<T, Wide, Way::kAlongK> : tiles<T, Wide, Way::kAlongN>;
@@ -228,16 +231,30 @@ void run_typed(const Call& call, const Term& term, std::byte* start) {
     args.y = term.y.mutable_data();
     args.y_stride = term.y.stride(0);
     args.y_float = term.y.dtype() == DType::kFloat32;
-    args.y_vectors = !args.y_float && (args.y_stride % 8 == 0 || sizes.m == 1) &&
-                     reinterpret_cast<std::uintptr_t>(args.y) % 16 == 0;
     args.accumulate = term.accumulate;
+    args.splits = plan.splits;
+    args.split_depth = plan.split_depth;
+    if (plan.splits > 1) {
+      args.y = workspace.parts;
+      args.y_stride = sizes.n;
+      args.y_float = true;
+      args.accumulate = false;
+      args.bias = nullptr;
+      args.split_stride = sizes.m * sizes.n;
+    }
+    args.y_vectors = (args.y_stride % (args.y_float ? 4 : 8) == 0 || sizes.m == 1) &&
+                     args.split_stride % 4 == 0 && reinterpret_cast<std::uintptr_t>(args.y) % 16 == 0;
     if (plan.shrink_blocks > 0) {
       args.counters = reinterpret_cast<unsigned*>(workspace.counters);
       args.shrink_blocks = plan.shrink_blocks;
       args.shrink = shrink_args;
     }
-    launch(static_cast<unsigned>(plan.tiles + plan.shrink_blocks), plan.shared_bytes,
+    launch(static_cast<unsigned>(plan.tiles * plan.splits + plan.shrink_blocks), plan.shared_bytes,
            tile_kernel<T>(way, plan.tile_n), args);
+    if (plan.splits > 1) {
+      sum_partials(call, reinterpret_cast<const float*>(workspace.parts), plan.splits, term.bias,
+                   term.accumulate, term.y);
+    }
   }
   for (const OuterProduct& each : term.outer_products) {
     run_outer<T>(launch, term, each, sizes, h, reinterpret_cast<float*>(workspace.shares), facts);

@@ -43,6 +43,10 @@ struct AmperePlan {
   int tile_n = 128;        ///< Columns of a tile, which has 128 rows: 128 or 256.
   std::int64_t tiles = 0;  ///< 0: no y.
   std::size_t shared_bytes = 0;
+  /// Parts that K is cut into where there are too few tiles for the device; each makes a tile of
+  /// its own, float32, and another launch adds them up. 1: K is whole.
+  int splits = 1;
+  std::int64_t split_depth = 0;  ///< K of a part; the last has the rest.
   /// Blocks that make h in the tiles' launch, ahead of the tiles, where the last round of tiles
   /// leaves them idle; 0: a launch of its own makes h.
   unsigned shrink_blocks = 0;

@@ -7,7 +7,7 @@
 // h (M, rank) = drop(x) · S, from registers alone: no element of x is read twice by a block, so
 // shared memory would only delay it.
 //
-// A block makes kShrinkRows rows. Its 8 warps share K in turns of 32, each sums its own turns, and
+// A block makes kShrinkRows rows at a time. Its 8 warps share K in turns of 32, each sums its own turns, and
 // the warps' sums are added in order: the same bits every time.
 //
 //            turn 0        turn 1               turn 7        turn 8
@@ -19,7 +19,8 @@
 
 namespace graft::cuda::ampere {
 
-inline constexpr int kShrinkRows = 32;       ///< Rows of a unit of work.
+inline constexpr int kShrinkRows = 32;       ///< Rows of a block.
+inline constexpr int kShrinkUnitRows = 64;   ///< Of a unit of work beside tiles: fewer reads of S.
 inline constexpr int kShrinkTurn = 32;       ///< k of a warp's turn; packed S is padded to it.
 inline constexpr int kShrinkWideRanks = 64;  ///< Ranks of a pass over x.
 
@@ -61,18 +62,19 @@ __device__ __noinline__ uint4 drop8(uint4 bits, std::uint64_t first, const Masks
   return eight.bits;
 }
 
-/// One pass: 8 · Tiles ranks from `rank0` on.
-template <class T, bool kCopies, int Tiles, int Unroll>
+/// One pass: 16 · Rows rows by 8 · Tiles ranks from `rank0` on.
+template <class T, bool kCopies, int Rows, int Tiles, int Unroll>
 __device__ __forceinline__ void shrink_pass(const ShrinkArgs& a, std::int64_t row0, int rank0,
                                             const Masks& masks, float* sums) {
   const int warp = static_cast<int>(threadIdx.x) / 32, lane = static_cast<int>(threadIdx.x) % 32;
   const int g = lane / 4, q = lane % 4;
   const T* packed = static_cast<const T*>(a.packed) + (rank0 + g) * a.padded_k;
   const int tiles = (a.ranks - rank0) / 8;  // that exist
-  float acc[2][Tiles][4] = {};
-  const auto multiply = [&](const uint4(&x)[4], const uint4(&s)[Tiles]) {
+  constexpr int kEights = 2 * Rows;  // of rows
+  float acc[Rows][Tiles][4] = {};
+  const auto multiply = [&](const uint4(&x)[kEights], const uint4(&s)[Tiles]) {
 #pragma unroll
-    for (int r = 0; r < 2; ++r) {
+    for (int r = 0; r < Rows; ++r) {
       const uint4 upper = x[2 * r], lower = x[2 * r + 1];
       const std::uint32_t first[4] = {upper.x, lower.x, upper.y, lower.y};
       const std::uint32_t second[4] = {upper.z, lower.z, upper.w, lower.w};
@@ -86,10 +88,10 @@ __device__ __forceinline__ void shrink_pass(const ShrinkArgs& a, std::int64_t ro
   };
   // Rows past the last are read from the last, and not stored. No branch may stand between loads:
   // they are all to be on their way at once.
-  std::int64_t row[4];
-  const T* at[4];
+  std::int64_t row[kEights];
+  const T* at[kEights];
 #pragma unroll
-  for (int r = 0; r < 4; ++r) {
+  for (int r = 0; r < kEights; ++r) {
     row[r] = row0 + 8 * r + g;
     at[r] = static_cast<const T*>(a.x.data) + min(row[r], a.m - 1) * a.x.outer;
   }
@@ -100,10 +102,10 @@ __device__ __forceinline__ void shrink_pass(const ShrinkArgs& a, std::int64_t ro
       s[n] = n < tiles ? load(packed + 8 * n * a.padded_k + k) : uint4{0, 0, 0, 0};
     }
   };
-  const auto drop = [&](std::int64_t k, uint4(&x)[4]) {
+  const auto drop = [&](std::int64_t k, uint4(&x)[kEights]) {
     if (!a.dropout.any()) return;
 #pragma unroll
-    for (int r = 0; r < 4; ++r) {
+    for (int r = 0; r < kEights; ++r) {
       x[r] = drop8<T>(x[r], static_cast<std::uint64_t>(row[r] * a.k + k), masks);
     }
   };
@@ -111,12 +113,12 @@ __device__ __forceinline__ void shrink_pass(const ShrinkArgs& a, std::int64_t ro
   std::int64_t turn = warp * kShrinkTurn;
   if constexpr (kCopies) {
     for (; turn + (Unroll - 1) * kRound + kShrinkTurn <= a.k; turn += Unroll * kRound) {
-      uint4 x[Unroll][4], s[Unroll][Tiles];
+      uint4 x[Unroll][kEights], s[Unroll][Tiles];
 #pragma unroll
       for (int u = 0; u < Unroll; ++u) {
         const std::int64_t k = turn + u * kRound + 8 * q;
 #pragma unroll
-        for (int r = 0; r < 4; ++r) x[u][r] = load(at[r] + k);
+        for (int r = 0; r < kEights; ++r) x[u][r] = load(at[r] + k);
         load_s(k, s[u]);
       }
 #pragma unroll
@@ -129,9 +131,9 @@ __device__ __forceinline__ void shrink_pass(const ShrinkArgs& a, std::int64_t ro
 #pragma unroll 1
   for (; turn < a.k; turn += kRound) {
     const std::int64_t k = turn + 8 * q;
-    uint4 x[4], s[Tiles];
+    uint4 x[kEights], s[Tiles];
 #pragma unroll
-    for (int r = 0; r < 4; ++r) {
+    for (int r = 0; r < kEights; ++r) {
       x[r] = {0, 0, 0, 0};
       if (k < a.k && row[r] < a.m) x[r] = kCopies ? load(at[r] + k) : gather8<T>(a.x, row[r], k, a.k);
     }
@@ -140,53 +142,57 @@ __device__ __forceinline__ void shrink_pass(const ShrinkArgs& a, std::int64_t ro
     multiply(x, s);
   }
   // sums[warp][row][rank]
-  constexpr int kRanks = 8 * Tiles;
-  float* mine = sums + warp * kShrinkRows * kRanks;
+  constexpr int kRanks = 8 * Tiles, kSums = 16 * Rows * kRanks;
+  float* mine = sums + warp * kSums;
 #pragma unroll
-  for (int r = 0; r < 2; ++r) {
+  for (int r = 0; r < Rows; ++r) {
 #pragma unroll
     for (int n = 0; n < Tiles; ++n) {
 #pragma unroll
       for (int half = 0; half < 2; ++half) {
-        float* at = mine + (16 * r + 8 * half + g) * kRanks + 8 * n + 2 * q;
-        at[0] = acc[r][n][2 * half];
-        at[1] = acc[r][n][2 * half + 1];
+        float* to = mine + (16 * r + 8 * half + g) * kRanks + 8 * n + 2 * q;
+        *reinterpret_cast<float2*>(to) = make_float2(acc[r][n][2 * half], acc[r][n][2 * half + 1]);
       }
     }
   }
   __syncthreads();
   const float kept = a.dropout.any() ? masks.scale : 1.0f;
-  for (int i = static_cast<int>(threadIdx.x); i < kShrinkRows * kRanks; i += 256) {
+#pragma unroll 1
+  for (int i = static_cast<int>(threadIdx.x); i < kSums; i += 256) {
     float sum = 0.0f;
 #pragma unroll
-    for (int w = 0; w < 8; ++w) sum += sums[w * kShrinkRows * kRanks + i];
+    for (int w = 0; w < 8; ++w) sum += sums[w * kSums + i];
     sum *= kept;
-    const std::int64_t row = row0 + i / kRanks;
+    const std::int64_t to = row0 + i / kRanks;
     const int rank = rank0 + i % kRanks;
-    if (row >= a.m || rank >= a.ranks) continue;
-    if (a.h != nullptr && rank < a.rank) a.h[row * a.rank + rank] = sum;
+    if (to >= a.m || rank >= a.ranks) continue;
+    if (a.h != nullptr && rank < a.rank) a.h[to * a.rank + rank] = sum;
     if (a.scaled != nullptr) {
-      static_cast<T*>(a.scaled)[row * a.ranks + rank] =
+      static_cast<T*>(a.scaled)[to * a.ranks + rank] =
           from_float<T>(rank < a.rank ? a.scaling * sum : 0.0f);
     }
   }
   __syncthreads();
 }
 
-/// A unit: rows [row0, row0 + kShrinkRows) of h. All 256 threads of a block; `sums` has
-/// kShrinkSharedBytes. On its own, not inlined: its registers are no concern of the tile's.
-template <class T>
+/// Rows of h from row0 on: kShrinkRows of them, or kShrinkUnitRows. All 256 threads of a block;
+/// `sums` has kShrinkSharedBytes. A call: its registers are no concern of the tile's.
+template <class T, bool kUnit>
 __device__ __noinline__ void shrink_unit(const ShrinkArgs& a, std::int64_t row0, float* sums) {
   const Masks masks = a.dropout.any() ? a.dropout.masks() : Masks{};
-  if (!a.x.copies) {
-    for (int rank0 = 0; rank0 < a.ranks; rank0 += kShrinkWideRanks) {
-      shrink_pass<T, false, 8, 1>(a, row0, rank0, masks, sums);
-    }
-  } else if (a.ranks == 16) {
-    shrink_pass<T, true, 2, 4>(a, row0, 0, masks, sums);
-  } else {
-    for (int rank0 = 0; rank0 < a.ranks; rank0 += kShrinkWideRanks) {
-      shrink_pass<T, true, 8, 2>(a, row0, rank0, masks, sums);
+  if (a.x.copies && a.ranks == 16) {
+    shrink_pass<T, true, kUnit ? 4 : 2, 2, kUnit ? 2 : 4>(a, row0, 0, masks, sums);
+    return;
+  }
+#pragma unroll 1
+  for (int rows = 0; rows < (kUnit ? kShrinkUnitRows : kShrinkRows); rows += kShrinkRows) {
+#pragma unroll 1
+    for (int rank0 = 0; rank0 < a.ranks && row0 + rows < a.m; rank0 += kShrinkWideRanks) {
+      if (a.x.copies) {
+        shrink_pass<T, true, 2, 8, 2>(a, row0 + rows, rank0, masks, sums);
+      } else {
+        shrink_pass<T, false, 2, 8, 1>(a, row0 + rows, rank0, masks, sums);
+      }
     }
   }
 }
@@ -196,9 +202,10 @@ template <class T>
 __global__ void __launch_bounds__(256) shrink(const __grid_constant__ ShrinkArgs a) {
   extern __shared__ __align__(128) unsigned char shared[];
   wait_for_earlier_kernels();
+  let_next_kernel_start();
   for (std::int64_t row0 = std::int64_t{blockIdx.x} * kShrinkRows; row0 < a.m;
        row0 += std::int64_t{gridDim.x} * kShrinkRows) {
-    shrink_unit<T>(a, row0, reinterpret_cast<float*>(shared));
+    shrink_unit<T, false>(a, row0, reinterpret_cast<float*>(shared));
   }
 }
 
@@ -217,6 +224,8 @@ struct PrepareArgs {
 
 template <class T>
 __global__ void __launch_bounds__(256) prepare(const __grid_constant__ PrepareArgs a) {
+  wait_for_earlier_kernels();
+  let_next_kernel_start();
   const std::int64_t first = std::int64_t{blockIdx.x} * 256 + threadIdx.x;
   const std::int64_t step = std::int64_t{gridDim.x} * 256;
   for (std::int64_t i = first; i < a.counter_count; i += step) a.counters[i] = 0;

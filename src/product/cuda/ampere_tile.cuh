@@ -57,6 +57,11 @@ struct TileArgs {
   bool y_float = false;        ///< float32, or the multiply type.
   bool y_vectors = false;      ///< Its rows are aligned to 16 bytes.
   bool accumulate = false;
+  /// Parts that K is cut into, where there are too few tiles for the device: part i of y's sum goes
+  /// to y + i · split_stride, and something else adds them up.
+  int splits = 1;
+  std::int64_t split_depth = 0;   ///< K of a part, whole steps; the last has the rest.
+  std::int64_t split_stride = 0;
   unsigned* counters = nullptr;  ///< Ticket, then units of h done by block of rows; null: no ride.
   unsigned shrink_blocks = 0;
   ShrinkArgs shrink;
@@ -70,9 +75,11 @@ struct TileShape {
   static constexpr int kSharedBytes = Stages * kStageBytes;
   static constexpr int kWarpN = TileN / 4;
   static constexpr int kBlocksN = kWarpN / 8;  ///< Of 8 columns, a warp's.
-  // The output is put in order in shared memory before it is stored.
-  static constexpr int kOutStride = kWarpN * 2 + 16;
-  static_assert(8 * 64 * kOutStride <= kSharedBytes && int(kShrinkSharedBytes) <= kSharedBytes);
+  // Half a warp's sums, float32, on their way to y: rows a little longer, so that what is stored at
+  // once lies in different banks.
+  static constexpr int kOutStride = kWarpN * 4 + 32;
+  static constexpr int kOutBytes = 32 * kOutStride;
+  static_assert(8 * kOutBytes <= kSharedBytes && int(kShrinkSharedBytes) <= kSharedBytes);
 };
 
 /// Where chunk c of row r of a matrix with rows of Depth lies.
@@ -184,15 +191,25 @@ struct TileProduct {
   unsigned char* shared;
   std::uint32_t base;       // of `shared`
   std::int64_t row0, col0;  // of the tile
+  std::int64_t k_begin;     // of the part of K that it sums over
   int base_steps, pair_steps;
+  int split;
   // Where this lane's ldmatrix rows start in a stage, and what its chunk is there.
   std::uint32_t lane_x, chunk_x, lane_w, chunk_w;
 
   __device__ __forceinline__ TileProduct(const TileArgs& args, unsigned char* memory,
-                                         std::int64_t row, std::int64_t col)
-      : a(args), shared(memory), base(shared_address(memory)), row0(row), col0(col) {
-    base_steps = static_cast<int>((a.k + kDepth - 1) / kDepth);
-    pair_steps = (a.ranks + kDepth - 1) / kDepth;
+                                         std::int64_t row, std::int64_t col, int part)
+      : a(args),
+        shared(memory),
+        base(shared_address(memory)),
+        row0(row),
+        col0(col),
+        k_begin(part * a.split_depth),
+        split(part) {
+    // The last part goes on over the pair.
+    const bool last = part + 1 == a.splits;
+    base_steps = static_cast<int>(((last ? a.k - k_begin : a.split_depth) + kDepth - 1) / kDepth);
+    pair_steps = last ? (a.ranks + kDepth - 1) / kDepth : 0;
     const int warp = static_cast<int>(threadIdx.x) / 32, lane = static_cast<int>(threadIdx.x) % 32;
     const int warp_row = warp / 4 * 64, warp_col = warp % 4 * Shape::kWarpN;
     // x: matrices (rows 0-7, k 0-7), (rows 8-15, k 0-7), (rows 0-7, k 8-15), (rows 8-15, k 8-15)
@@ -212,7 +229,7 @@ struct TileProduct {
     }
   }
 
-  __device__ __forceinline__ bool masked() const { return a.ranks > 0 && a.mask.any(); }
+  __device__ __forceinline__ bool masked() const { return pair_steps > 0 && a.mask.any(); }
   /// Sixteenth `i` of the k of a stage into registers.
   __device__ __forceinline__ void load(int stage, int i, Fragments<Shape>& f) const {
     const std::uint32_t at = base + stage * Shape::kStageBytes;
@@ -248,7 +265,7 @@ struct TileProduct {
     if (a.counters == nullptr) return;
     if (threadIdx.x == 0) {
       const std::int64_t rows = a.m - row0 < kTileRows ? a.m - row0 : kTileRows;
-      const unsigned units = static_cast<unsigned>((rows + kShrinkRows - 1) / kShrinkRows);
+      const unsigned units = static_cast<unsigned>((rows + kShrinkUnitRows - 1) / kShrinkUnitRows);
       while (load_acquire(a.counters + 1 + row0 / kTileRows) < units) __nanosleep(100);
     }
     __syncthreads();
@@ -258,8 +275,11 @@ struct TileProduct {
   using FeedW = Feed<T, Shape::kN, kDepth, kWAlongN>;
 
   __device__ __forceinline__ void feed_base(FeedX& x, FeedW& w) const {
-    x.start(a.x.data, a.x.outer, row0, a.m, a.k);
-    w.start(a.w.data, kWAlongN ? a.w.inner : a.w.outer, col0, a.n, a.k);
+    const T* from_x = static_cast<const T*>(a.x.data) + k_begin;
+    const T* from_w = static_cast<const T*>(a.w.data) + (kWAlongN ? k_begin * a.w.inner : k_begin);
+    const std::int64_t depth = split + 1 == a.splits ? a.k - k_begin : a.split_depth;
+    x.start(from_x, a.x.outer, row0, a.m, depth);
+    w.start(from_w, kWAlongN ? a.w.inner : a.w.outer, col0, a.n, depth);
   }
   __device__ __forceinline__ void feed_pair(FeedX& x, FeedW& w) const {
     wait_for_h();
@@ -293,7 +313,7 @@ struct TileProduct {
       }
       if constexpr (kWay == Way::kAny) {
         if (i == 0 && elements) {
-          const std::int64_t k0 = std::int64_t{step} * kDepth;
+          const std::int64_t k0 = k_begin + std::int64_t{step} * kDepth;
           if (!a.x.copies) carried_x.fetch(a.x, row0, a.m, k0, a.k);
           if (!a.w.copies) carried_w.fetch(a.w, col0, a.n, k0, a.k);
         }
@@ -385,65 +405,86 @@ struct TileProduct {
     __syncthreads();
   }
 
-  /// bias, y +=, and y in whole rows of 16 bytes through shared memory. The pipeline is empty.
+  /// bias, y +=, and y in vectors of 16 bytes: by way of shared memory, half of a warp's rows at a
+  /// time. A lane stores eight columns of every fourth row (of every eighth in narrow tiles). Short
+  /// code: it runs once a tile, and what isn't in the instruction cache costs more than what it does.
   __device__ __forceinline__ void store(Sums& sums) const {
+    constexpr int kChunks = Shape::kBlocksN, kPass = 32 / kChunks;
     const int warp = static_cast<int>(threadIdx.x) / 32, lane = static_cast<int>(threadIdx.x) % 32;
     const int g = lane / 4, q = lane % 4;
-    const std::int64_t warp_row = row0 + warp / 4 * 64, warp_col = col0 + warp % 4 * Shape::kWarpN;
-    unsigned char* mine = shared + warp * 64 * Shape::kOutStride;
+    unsigned char* mine = shared + warp * Shape::kOutBytes;
+    const std::int64_t col = col0 + warp % 4 * Shape::kWarpN + lane % kChunks * 8;
+    const int cols = a.n - col >= 8 ? 8 : static_cast<int>(a.n - col);
+    float bias[8] = {};
+    if (a.bias != nullptr) {
+#pragma unroll 1
+      for (int e = 0; e < cols; ++e) {
+        const float value = load_element(a.bias, a.bias_type, (col + e) * a.bias_stride);
 #pragma unroll
-    for (int n = 0; n < Shape::kBlocksN; ++n) {
-      const std::int64_t col = warp_col + 8 * n + 2 * q;
-      float bias[2] = {0.0f, 0.0f};
-      if (a.bias != nullptr) {
-#pragma unroll
-        for (int e = 0; e < 2; ++e) {
-          if (col + e < a.n) bias[e] = load_element(a.bias, a.bias_type, (col + e) * a.bias_stride);
-        }
-      }
-#pragma unroll
-      for (int r = 0; r < 4; ++r) {
-#pragma unroll
-        for (int half = 0; half < 2; ++half) {
-          const std::int64_t row = warp_row + 16 * r + 8 * half + g;
-          float value[2] = {sums[r][n][2 * half] + bias[0], sums[r][n][2 * half + 1] + bias[1]};
-          if (a.y_float || a.accumulate) {
-            const std::int64_t at = row * a.y_stride + col;
-#pragma unroll
-            for (int e = 0; e < 2; ++e) {
-              if (row >= a.m || col + e >= a.n) continue;
-              if (a.accumulate) {
-                value[e] += a.y_float ? static_cast<const float*>(a.y)[at + e]
-                                      : to_float(static_cast<const T*>(a.y)[at + e]);
-              }
-              if (a.y_float) static_cast<float*>(a.y)[at + e] = value[e];
-            }
-          }
-          *reinterpret_cast<std::uint32_t*>(mine + (16 * r + 8 * half + g) * Shape::kOutStride +
-                                            16 * n + 4 * q) = pack2<T>(value[0], value[1]);
-        }
+        for (int b = 0; b < 8; ++b) bias[b] = b == e ? value : bias[b];
       }
     }
-    if (a.y_float) return;
-    __syncwarp();
-    constexpr int kChunks = Shape::kBlocksN, kPass = 32 / kChunks;
-    const int c = lane % kChunks;
-    const std::int64_t col = warp_col + 8 * c;
-    T* y = static_cast<T*>(a.y);
-#pragma unroll 4
-    for (int r = lane / kChunks; r < 64; r += kPass) {
-      Eight<T> eight;
-      eight.bits = *reinterpret_cast<const uint4*>(mine + r * Shape::kOutStride + 16 * c);
-      const std::int64_t row = warp_row + r;
-      if (row >= a.m || col >= a.n) continue;
-      if (a.y_vectors && col + 8 <= a.n) {
-        *reinterpret_cast<uint4*>(y + row * a.y_stride + col) = eight.bits;
-      } else {
 #pragma unroll
-        for (int e = 0; e < 8; ++e) {
-          if (col + e < a.n) y[row * a.y_stride + col + e] = eight.values[e];
+    for (int half = 0; half < 2; ++half) {
+#pragma unroll
+      for (int r = 0; r < 2; ++r) {
+#pragma unroll
+        for (int n = 0; n < Shape::kBlocksN; ++n) {
+#pragma unroll
+          for (int e = 0; e < 2; ++e) {
+            const float* pair = sums[2 * half + r][n] + 2 * e;
+            *reinterpret_cast<float2*>(mine + (16 * r + 8 * e + g) * Shape::kOutStride + 32 * n +
+                                       8 * q) = make_float2(pair[0], pair[1]);
+          }
         }
       }
+      __syncwarp();
+#pragma unroll 1
+      for (int r = lane / kChunks; r < 32; r += kPass) {
+        const std::int64_t row = row0 + warp / 4 * 64 + 32 * half + r;
+        if (row >= a.m || cols <= 0) break;
+        const float4* from = reinterpret_cast<const float4*>(mine + r * Shape::kOutStride +
+                                                             lane % kChunks * 32);
+        const float4 low = from[0], high = from[1];
+        float value[8] = {low.x, low.y, low.z, low.w, high.x, high.y, high.z, high.w};
+#pragma unroll
+        for (int e = 0; e < 8; ++e) value[e] += bias[e];
+        if (a.y_float) {
+          put(static_cast<float*>(a.y) + split * a.split_stride + row * a.y_stride + col, value,
+              cols);
+        } else {
+          put(static_cast<T*>(a.y) + row * a.y_stride + col, value, cols);
+        }
+      }
+      __syncwarp();
+    }
+  }
+
+  /// y = or y += of up to eight elements of a row.
+  template <class Y>
+  __device__ __forceinline__ void put(Y* y, const float (&value)[8], int cols) const {
+    constexpr int kVectors = static_cast<int>(sizeof(Y)) / 2;
+    union {
+      uint4 bits[kVectors];
+      Y values[8];
+    } eight;
+    if (cols == 8 && a.y_vectors) {
+      if (a.accumulate) {
+#pragma unroll
+        for (int v = 0; v < kVectors; ++v) eight.bits[v] = reinterpret_cast<const uint4*>(y)[v];
+      }
+#pragma unroll
+      for (int e = 0; e < 8; ++e) {
+        eight.values[e] =
+            from_float<Y>(a.accumulate ? to_float(eight.values[e]) + value[e] : value[e]);
+      }
+#pragma unroll
+      for (int v = 0; v < kVectors; ++v) reinterpret_cast<uint4*>(y)[v] = eight.bits[v];
+      return;
+    }
+#pragma unroll
+    for (int e = 0; e < 8; ++e) {
+      if (e < cols) y[e] = from_float<Y>(a.accumulate ? to_float(y[e]) + value[e] : value[e]);
     }
   }
 };
@@ -461,9 +502,9 @@ __global__ void __launch_bounds__(kTileThreads, 1) tiles(const __grid_constant__
     if (threadIdx.x == 0) ticket = atomicAdd(a.counters, 1u);
     __syncthreads();
     if (ticket < a.shrink_blocks) {
-      for (std::int64_t row = std::int64_t{ticket} * kShrinkRows; row < a.m;
-           row += std::int64_t{a.shrink_blocks} * kShrinkRows) {
-        shrink_unit<T>(a.shrink, row, reinterpret_cast<float*>(shared));  // ends with a barrier
+      for (std::int64_t row = std::int64_t{ticket} * kShrinkUnitRows; row < a.m;
+           row += std::int64_t{a.shrink_blocks} * kShrinkUnitRows) {
+        shrink_unit<T, true>(a.shrink, row, reinterpret_cast<float*>(shared));  // ends with a barrier
         if (threadIdx.x == 0) {
           __threadfence();
           add_release(a.counters + 1 + row / kTileRows, 1);
@@ -473,6 +514,8 @@ __global__ void __launch_bounds__(kTileThreads, 1) tiles(const __grid_constant__
     }
     tile = ticket - a.shrink_blocks;
   }
+  const int split = static_cast<int>(tile % a.splits);
+  tile /= a.splits;
   const std::int64_t blocks_m = (a.m + kTileRows - 1) / kTileRows;
   const std::int64_t blocks_n = (a.n + Shape::kN - 1) / Shape::kN;
   const std::int64_t group = tile / (kRasterRows * blocks_n), in_group = tile % (kRasterRows * blocks_n);
@@ -481,18 +524,16 @@ __global__ void __launch_bounds__(kTileThreads, 1) tiles(const __grid_constant__
                                 : kRasterRows;
   const std::int64_t block_m = group * kRasterRows + in_group % rows, block_n = in_group / rows;
 
-  const TileProduct<T, Shape, kWay> product(a, shared, block_m * kTileRows, block_n * Shape::kN);
+  const TileProduct<T, Shape, kWay> product(a, shared, block_m * kTileRows, block_n * Shape::kN,
+                                            split);
   typename TileProduct<T, Shape, kWay>::Sums sums = {};
-  if (product.masked()) {
-    // pair, mask, base: one loop's code, run twice
+  // Base and pair in one run; or, to mask it, the pair in a run of its own first.
 #pragma unroll 1
-    for (int round = 0; round < 2; ++round) {
-      const int pair_from = round == 0 ? 0 : product.base_steps;
-      product.run(pair_from, round == 0 ? product.pair_steps : product.base_steps, sums);
-      if (round == 0) product.drop(sums);
-    }
-  } else {
-    product.run(product.base_steps, product.base_steps + product.pair_steps, sums);
+  for (int round = product.masked() ? 0 : 1; round < 2; ++round) {
+    const int base_steps = round == 0 ? 0 : product.base_steps;
+    const int pair_steps = round == 0 || !product.masked() ? product.pair_steps : 0;
+    product.run(base_steps, base_steps + pair_steps, sums);
+    if (round == 0) product.drop(sums);
   }
   product.store(sums);
 }

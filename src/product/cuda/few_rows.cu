@@ -51,13 +51,6 @@ struct FewShrinkArgs {
   float* scaled = nullptr;  ///< s·h (M, rank)
 };
 
-/// Lets the next kernel start, if it was launched to overlap.
-__device__ __forceinline__ void let_next_kernel_start() {
-#if __CUDA_ARCH__ >= 900
-  asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
-#endif
-}
-
 __device__ __forceinline__ float warp_sum(float value) {
 #pragma unroll
   for (int lane = 16; lane > 0; lane /= 2) value += __shfl_xor_sync(0xffffffffu, value, lane);
@@ -145,7 +138,10 @@ constexpr int kInFlight = 16;
 
 template <class T>
 __global__ void __launch_bounds__(256, 2) one_row(const __grid_constant__ FewArgs a) {
-  if (a.rank == 0) wait_for_earlier_kernels();
+  if (a.rank == 0) {
+    wait_for_earlier_kernels();
+    let_next_kernel_start();
+  }
   const int lane = static_cast<int>(threadIdx.x) % 32;
   const std::int64_t n = std::int64_t{blockIdx.x} * 8 + threadIdx.x / 32;
   if (n >= a.n) return;
@@ -176,6 +172,7 @@ __global__ void __launch_bounds__(256, 2) one_row(const __grid_constant__ FewArg
                              : 0.0f;
     }
     wait_for_earlier_kernels();
+    let_next_kernel_start();
     float pair = 0.0f;
 #pragma unroll
     for (int i = 0; i < kMaxLoraRank / 32; ++i) {
@@ -201,7 +198,10 @@ __global__ void __launch_bounds__(256, 2) few_rows(const __grid_constant__ FewAr
   __shared__ float sums[8][kFewOutputs][kRows];
   __shared__ float expand[kFewOutputs][kMaxLoraRank + 1];
   __shared__ float scaled[kRows * kMaxLoraRank];
-  if (a.rank == 0) wait_for_earlier_kernels();
+  if (a.rank == 0) {
+    wait_for_earlier_kernels();
+    let_next_kernel_start();
+  }
   const int warp = static_cast<int>(threadIdx.x) / 32, lane = static_cast<int>(threadIdx.x) % 32;
   const int g = lane / 4, q = lane % 4;
   const std::int64_t n0 = std::int64_t{blockIdx.x} * kFewOutputs;
@@ -254,6 +254,7 @@ __global__ void __launch_bounds__(256, 2) few_rows(const __grid_constant__ FewAr
   }
   if (a.rank > 0) {
     wait_for_earlier_kernels();
+    let_next_kernel_start();
     for (int i = static_cast<int>(threadIdx.x); i < a.m * a.rank; i += 256) {
       scaled[i] = __ldcg(a.scaled + i);
     }
