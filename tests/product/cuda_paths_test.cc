@@ -32,8 +32,11 @@ Term delta(DType dtype, DType adapter, std::int64_t m, std::int64_t k, std::int6
   return term;
 }
 
-std::string path(const Term& term) {
-  return name_of(path_of(term, {.major = 9, .multiprocessors = 132}));
+constexpr DeviceFacts kH200{.major = 9, .multiprocessors = 132, .shared_bytes = 227 * 1024};
+constexpr DeviceFacts kLittleShared{.major = 8, .multiprocessors = 82, .shared_bytes = 99 * 1024};
+
+std::string path(const Term& term, const DeviceFacts& facts = kH200) {
+  return name_of(path_of(term, facts));
 }
 
 TEST(CudaPaths, SmallDeltasTakeOneLaunch) {
@@ -55,6 +58,17 @@ TEST(CudaPaths, SmallDeltasTakeOneLaunch) {
   EXPECT_EQ(path(term), "small");
 }
 
+// Several rows of x, A and B go to shared memory whole.
+TEST(CudaPaths, SmallDeltasFitSharedMemory) {
+  EXPECT_EQ(path(delta(kF32, kF32, 32, 512, 512, 32), kLittleShared), "small");
+  EXPECT_EQ(path(delta(kF32, kF32, 512, 512, 512, 8), kLittleShared), "small");
+  EXPECT_EQ(path(delta(kF32, kF32, 512, 512, 512, 32), kLittleShared), "general");
+  EXPECT_EQ(path(delta(kBF16, kF32, 8192, 512, 512, 32), kLittleShared), "general");
+  EXPECT_EQ(path(delta(kBF16, kF32, 128, 512, 512, 32), kLittleShared), "small");
+  EXPECT_EQ(path(delta(kF32, kF32, 132, 4096, 4096, 32)), "small");  // a row a block
+  EXPECT_EQ(path(delta(kF32, kF32, 133, 4096, 4096, 32)), "general");
+}
+
 TEST(CudaPaths, OtherDeltasTakeTheGeneralOne) {
   for (const auto& [m, k, n, rank] : {std::array<std::int64_t, 4>{0, 512, 512, 8},
                                       {16385, 512, 512, 8},
@@ -69,7 +83,7 @@ TEST(CudaPaths, OtherDeltasTakeTheGeneralOne) {
     EXPECT_EQ(path(delta(kF32, kF32, m, k, n, rank)), "general") << m << k << n << rank;
   }
   EXPECT_EQ(path(delta(kF32, kBF16, 128, 512, 512, 8)), "general");
-  EXPECT_EQ(path(delta(kBF16, kF16, 128, 512, 512, 8)), "general");
+  EXPECT_EQ(path(delta(kBF16, kF16, 128, 512, 512, 8)), "ampere");
   const Dropout dropout{0.5f};
   const Term fits = delta(kF32, kF32, 128, 512, 512, 8);
   const auto changed = [&](auto change) {
@@ -87,25 +101,26 @@ TEST(CudaPaths, OtherDeltasTakeTheGeneralOne) {
   EXPECT_EQ(changed([&](Term& t) { t.x = matrix(kF32, 128, 512, 0, 0x10004); }), "general");
 }
 
-TEST(CudaPaths, BaseProductsTakeTheGeneralOne) {
+TEST(CudaPaths, BaseProductsTakeThatOfTheirType) {
   for (const DType dtype : {kF32, kF16, kBF16}) {
     Term term = delta(dtype, kF32, 4096, 4096, 4096, 16);
     term.w = matrix(dtype, 4096, 4096).transposed();
-    EXPECT_EQ(path(term), "general");
+    EXPECT_EQ(path(term), dtype == kF32 ? "general" : "ampere");
     term.pair = {};
-    EXPECT_EQ(path(term), "general");
+    EXPECT_EQ(path(term), dtype == kF32 ? "general" : "ampere");
+    term.x = matrix(dtype, 16, 4096), term.y = matrix(dtype, 16, 4096);
+    EXPECT_EQ(path(term), dtype == kF32 ? "general" : "few_rows");
   }
 }
 
 // Whatever the shape, workspace stays small beside the operands.
 TEST(CudaPaths, GeneralWorkspaceIsBounded) {
-  const DeviceFacts facts{.major = 9, .multiprocessors = 132};
   for (const std::int64_t m : {1, 100, 8192}) {
     for (const std::int64_t k : {0, 64, 4096, 65536}) {
       for (const std::int64_t n : {1, 1000, 8192}) {
         Term term = delta(kF32, kF32, m, k, n, 256);
         term.w = matrix(kF32, k, n);
-        EXPECT_LE(general_bytes(term, facts), std::size_t{32} << 20) << m << k << n;
+        EXPECT_LE(general_bytes(term, kH200), std::size_t{32} << 20) << m << k << n;
       }
     }
   }

@@ -47,7 +47,7 @@ void run_general(const Call& call, const Term& term, std::byte* workspace);
 
 /// @{
 /// One launch for h and y of a pair alone. Takes no workspace.
-bool fits_small(const Term& term);
+bool fits_small(const Term& term, const DeviceFacts& facts);
 void run_small(const Call& call, const Term& term);
 /// @}
 

@@ -79,8 +79,8 @@ void run_term(const Call& call, const Term& term, std::byte* workspace) {
 
 }  // namespace
 
-Path path_of(const Term& term, const DeviceFacts&) {
-  if (fits_small(term)) return Path::kSmall;
+Path path_of(const Term& term, const DeviceFacts& facts) {
+  if (fits_small(term, facts)) return Path::kSmall;
   if (few_rows_takes(term).yes) return Path::kFewRows;
   if (ampere_takes(term).yes) return Path::kAmpere;
   return Path::kGeneral;

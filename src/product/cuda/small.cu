@@ -7,14 +7,14 @@
 //            K                 rank                                  N
 //     x [ rows of a block ] ·  A   ->  sums of each warp   ->   h   ·  B  ->  y
 //
-// Each warp has a part of K, all of whose loads are under way before the first is used: what such a
-// kernel takes is the latency of two reads of memory (x and A; B comes beside them), a barrier, and
-// the launch. Branches on strides are taken around the loops, never between their loads.
+// Each warp has a part of K. All loads of a block are under way before the first is used: what such
+// a kernel takes is the latency of one read of memory, two barriers, and the launch. Branches on
+// strides are taken around loads, never between them.
 //
-// Bytes: x and y once, A and B once a block, from L2. A row a block makes the most of a device that
-// a few rows can't fill; more rows a block read A and B less often. Half types multiply in the
-// matrix units, 16 rows a block. The kernels wait for the kernels before them before they read
-// anything (griddepcontrol.wait), so that they may be launched while those end.
+// Bytes: x and y once, A and B once a block, from L2. In float32 a block has one row while there
+// are fewer than multiprocessors, 4 or 32 rows after that; of half types, which multiply in the
+// matrix units, 16, and some of the columns. The kernels wait for the kernels before them before
+// they read anything (griddepcontrol.wait), so that they may be launched while those end.
 
 #include <algorithm>
 
@@ -39,7 +39,8 @@ struct SmallArgs {
   int block_cols;  // of y that a block makes
   float scaling;
   bool accumulate;
-  bool a_vectors, b_vectors;  // neighbours are one aligned load: see the kernels
+  bool a_vectors, b_vectors;  // neighbours in a row of A or B are vectors of 16 bytes
+  bool float_adapter;         // A and B are float32, whatever x is
 };
 
 /// `body(constant<bool>)`, so that a choice is made once, around all that depends on it.
@@ -52,9 +53,9 @@ __device__ void choose(bool choice, const Body& body) {
   }
 }
 
-/// Sums each of kCount values over the lanes that differ in the bits from kFrom down to `to`. While
-/// there are two values or more, half of the lanes go on with one half of them, the others with the
-/// other. Returns the index of the value that this lane ends with, in values[0]...
+/// Sums each of kCount values over the lanes that differ in the bits from 16 down to `lowest`.
+/// While there are two values or more, half of the lanes go on with one half of them, the others
+/// with the other. Returns the index of the value that this lane ends with, in values[0]...
 template <int kCount>
 __device__ int sum_over_lanes(float (&values)[kCount], int lowest) {
   const int lane = static_cast<int>(threadIdx.x) % 32;
@@ -80,381 +81,527 @@ __device__ int sum_over_lanes(float (&values)[kCount], int lowest) {
   return first;
 }
 
-// float32: a lane makes kRun rows × 4 ranks of h over some of K. In a warp, neighbouring lanes have
-// the next four ranks, then the next kRun rows; the lanes that are left share K:
-//
-//     lane = sub · (row runs · quads) + row run · quads + quad
-
-/// The slice of A that a lane multiplies: four ranks at depth k, or 0 past the rank.
-template <bool kVectors>
-__device__ float4 load_ranks(const float* a, const SmallArgs& args, int k) {
-  const float* from = a + k * args.a_row;
-  if constexpr (kVectors) {
-    return *reinterpret_cast<const float4*>(from);
+/// Deals (outer, inner) out to the threads of a block, neighbours along inner, so that none divides
+/// more than once: body(outer, step, inner) does outer, outer + step, ... kBatch of them.
+template <int kBatch, class Body>
+__device__ void deal(int outer, int inner, const Body& body) {
+  const int thread = static_cast<int>(threadIdx.x);
+  if (inner <= kThreads) {
+    const int step = kThreads / inner, first = thread / inner;
+    if (first >= step) return;
+    for (int at = first; at < outer; at += step * kBatch) {
+      body(at, step, thread - first * inner);
+    }
   } else {
-    return make_float4(from[0], from[args.a_col], from[2 * args.a_col], from[3 * args.a_col]);
+    for (int at = 0; at < outer; at += kBatch) {
+      for (int i = thread; i < inner; i += kThreads) body(at, 1, i);
+    }
   }
 }
 
+/// Starts to bring a matrix (rows, cols) of device memory to shared memory, [row][col] with `ld`
+/// elements a row, as T. Vectors of one type are copied asynchronously; else eight loads of a
+/// thread are under way at once.
+template <class T, class Source>
+__device__ void stage(T* to, int ld, const Source* from, std::int64_t row_stride,
+                      std::int64_t col_stride, int rows, int cols, bool vectors) {
+  constexpr int kBatch = 8, kVector = kPackSize<Source>;
+  if (vectors && std::is_same_v<T, Source>) {
+    deal<1>(rows, cols / kVector, [&](int row, int, int vector) {
+      copy_async(shared_address(to + row * ld + vector * kVector),
+                 from + row * row_stride + vector * kVector, 16);
+    });
+    return;
+  }
+  if (vectors) {
+    deal<kBatch>(rows, cols / kVector, [&](int row, int step, int vector) {
+      Pack<Source, kVector> packs[kBatch];
+#pragma unroll
+      for (int i = 0; i < kBatch; ++i) {
+        const int at = min(row + i * step, rows - 1);
+        packs[i] = *reinterpret_cast<const Pack<Source, kVector>*>(from + at * row_stride +
+                                                                   vector * kVector);
+      }
+#pragma unroll
+      for (int i = 0; i < kBatch; ++i) {
+        if (row + i * step >= rows) break;
+        Pack<T, kVector> pack;
+#pragma unroll
+        for (int j = 0; j < kVector; ++j) {
+          pack.values[j] = from_float<T>(to_float(packs[i].values[j]));
+        }
+        *reinterpret_cast<Pack<T, kVector>*>(to + (row + i * step) * ld + vector * kVector) = pack;
+      }
+    });
+    return;
+  }
+  choose(col_stride <= row_stride, [&](auto along_cols) {
+    constexpr bool kAlong = along_cols.value;
+    const std::int64_t outer_stride = kAlong ? row_stride : col_stride;
+    const std::int64_t inner_stride = kAlong ? col_stride : row_stride;
+    const int outers = kAlong ? rows : cols;
+    deal<kBatch>(outers, kAlong ? cols : rows, [&](int outer, int step, int inner) {
+      Source values[kBatch];
+#pragma unroll
+      for (int i = 0; i < kBatch; ++i) {
+        const int at = min(outer + i * step, outers - 1);
+        values[i] = from[at * outer_stride + inner * inner_stride];
+      }
+#pragma unroll
+      for (int i = 0; i < kBatch; ++i) {
+        const int at = outer + i * step;
+        if (at >= outers) break;
+        to[kAlong ? at * ld + inner : inner * ld + at] = from_float<T>(to_float(values[i]));
+      }
+    });
+  });
+}
+
+// One row a block, float32. Nothing goes through shared memory but the warps' parts of h:
+// neighbouring lanes have four ranks each, then neighbours along K, so that a warp reads a stretch
+// of A.
+template <int kRank>
+__global__ void __launch_bounds__(kThreads) small_row(const __grid_constant__ SmallArgs args) {
+  constexpr int kQuads = kRank / 4, kSubs = 32 / kQuads;
+  constexpr int kAtOnce = 512 / (kWarps * kSubs);  // loads under way: of 512 features, all
+  __shared__ __align__(16) float partial[kWarps][kRank];
+  const int thread = static_cast<int>(threadIdx.x);
+  const int warp = thread / 32, lane = thread % 32, quad = lane % kQuads, sub = lane / kQuads;
+  const std::int64_t row = blockIdx.x;
+  const float* const x = static_cast<const float*>(args.x) + row * args.x_stride;
+  const float* const b = static_cast<const float*>(args.b);
+  wait_for_earlier_kernels();
+
+  float sums[4] = {};
+  float b_columns[kRank][2];
+  const auto load_b = [&](int col) {
+    choose(args.b_vectors, [&](auto vectors) {
+#pragma unroll
+      for (int r = 0; r < kRank; ++r) {
+        const bool here = r < args.rank;
+        const float* const from = b + (here ? r : 0) * args.b_row + col * args.b_col;
+        float2 two;
+        if constexpr (vectors.value) {
+          two = *reinterpret_cast<const float2*>(from);
+        } else {
+          two = make_float2(from[0], from[args.b_col]);
+        }
+        b_columns[r][0] = here ? two.x : 0.0f, b_columns[r][1] = here ? two.y : 0.0f;
+      }
+    });
+  };
+  const auto multiply = [&](auto vectors) {
+    const bool mine = 4 * quad < args.rank;
+    const float* const a = static_cast<const float*>(args.a) + (mine ? 4 * quad * args.a_col : 0);
+    for (int first = warp * kSubs + sub; first < args.depth + sub; first += 512) {
+      float values[kAtOnce];
+      float4 ranks[kAtOnce];
+#pragma unroll
+      for (int i = 0; i < kAtOnce; ++i) {
+        const int k = first + i * kWarps * kSubs;
+        const bool here = mine && k < args.depth;
+        const float* const from = a + (here ? k : 0) * args.a_row;
+        const float value = x[here ? k : 0];
+        values[i] = here ? value : 0.0f;
+        if constexpr (vectors.value) {
+          ranks[i] = *reinterpret_cast<const float4*>(from);
+        } else {
+          ranks[i] =
+              make_float4(from[0], from[args.a_col], from[2 * args.a_col], from[3 * args.a_col]);
+        }
+        if (!here) ranks[i] = make_float4(0, 0, 0, 0);
+      }
+#pragma unroll
+      for (int i = 0; i < kAtOnce; ++i) {
+        sums[0] = fmaf(values[i], ranks[i].x, sums[0]);
+        sums[1] = fmaf(values[i], ranks[i].y, sums[1]);
+        sums[2] = fmaf(values[i], ranks[i].z, sums[2]);
+        sums[3] = fmaf(values[i], ranks[i].w, sums[3]);
+      }
+    }
+  };
+  const int my_col = 2 * thread;
+  if (my_col < args.cols) load_b(my_col);
+  choose(args.a_vectors, multiply);
+  const int kept = sum_over_lanes(sums, kQuads);
+  partial[warp][4 * quad + kept] = sums[0];  // of lanes that have the same, the same
+  __syncthreads();
+
+  if (args.h != nullptr && thread < args.rank) {
+    float sum = 0;
+    for (int i = 0; i < kWarps; ++i) sum += partial[i][thread];
+    args.h[row * args.rank + thread] = sum;
+  }
+  float* const y = static_cast<float*>(args.y) + row * args.y_stride;
+  for (int col = my_col; col < args.cols; col += 2 * kThreads) {
+    if (col != my_col) load_b(col);
+    float2 result = make_float2(0, 0);
+#pragma unroll
+    for (int r = 0; r < kRank; r += 4) {
+      float h[4] = {};
+#pragma unroll
+      for (int i = 0; i < kWarps; ++i) {
+        const float4 part = *reinterpret_cast<const float4*>(&partial[i][r]);
+        h[0] += part.x, h[1] += part.y, h[2] += part.z, h[3] += part.w;
+      }
+#pragma unroll
+      for (int i = 0; i < 4; ++i) {
+        result.x = fmaf(args.scaling * h[i], b_columns[r + i][0], result.x);
+        result.y = fmaf(args.scaling * h[i], b_columns[r + i][1], result.y);
+      }
+    }
+    auto* const to = reinterpret_cast<float2*>(y + col);
+    if (args.accumulate) result.x += to->x, result.y += to->y;
+    *to = result;
+  }
+}
+
+// Several rows a block, float32: x, A and B go to shared memory whole. A lane makes kRun rows × 4
+// ranks of h over some of K, and then 4 columns of some rows of y:
+//
+//     lane = sub · (row runs · quads) + row run · quads + quad       rows: row run + row runs · i
+//
+// Rows of x are 16 bytes further apart than they are long, so that those that a warp reads at once
+// lie in different banks.
 template <int kRows, int kRank>
-__global__ void __launch_bounds__(kThreads, 2) small_delta(const __grid_constant__ SmallArgs args) {
-  constexpr int kRun = kRows >= 4 ? 4 : 1, kRowRuns = kRows / kRun, kQuads = kRank / 4;
-  constexpr int kSubs = 32 / (kRowRuns * kQuads);  // lanes that share K
-  constexpr int kStep = kRows == 16 ? 4 : 1;       // neighbours along K of a lane: one load of x
-  constexpr int kColRun = kRows == 16 ? 4 : 2;     // columns of y of a thread
-  constexpr int kRowGroups = kRows == 16 ? 2 : 1;  // threads that share columns
-  constexpr int kMyRows = kRows / kRowGroups;
-  constexpr int kChunk = kRows == 16 ? 8 : kRank;  // ranks of B in registers at once
-  __shared__ __align__(16) float partial[kWarps][kRows][kRank];
-  const int warp = static_cast<int>(threadIdx.x) / 32, lane = static_cast<int>(threadIdx.x) % 32;
+struct RowsShared {
+  static constexpr int kPad = 4;
+  static int x_size(int depth) { return kRows * (depth + kPad); }
+  // The warps' parts of h take the place of x and A.
+  static std::size_t bytes(int depth, int cols) {
+    const int operands = x_size(depth) + depth * kRank, parts = kWarps * kRows * kRank;
+    return static_cast<std::size_t>(std::max(operands, parts) + kRows * kRank + kRank * cols) *
+           sizeof(float);
+  }
+};
+
+template <int kRows, int kRank>
+__global__ void __launch_bounds__(kThreads, 1) small_rows(const __grid_constant__ SmallArgs args) {
+  constexpr int kRun = kRows == 32 ? 8 : 4, kRowRuns = kRows / kRun, kQuads = kRank / 4;
+  constexpr int kSubs = 32 / (kRowRuns * kQuads);
+  constexpr int kMyRows = kRows / 2;  // of y, of a thread: two threads share columns
+  constexpr int kPad = RowsShared<kRows, kRank>::kPad;
+  extern __shared__ __align__(16) float shared[];
+  const int x_ld = args.depth + kPad;
+  float* const x = shared;
+  float* const a = x + kRows * x_ld;
+  const int operands = kRows * x_ld + args.depth * kRank, parts = kWarps * kRows * kRank;
+  float* const h = shared + max(operands, parts);
+  float* const b = h + kRows * kRank;
+  const int thread = static_cast<int>(threadIdx.x), warp = thread / 32, lane = thread % 32;
   const int quad = lane % kQuads, row_run = lane / kQuads % kRowRuns;
   const int sub = lane / (kQuads * kRowRuns);
   const std::int64_t first = std::int64_t{blockIdx.x} * kRows;
+  const int rows = static_cast<int>(min(args.rows - first, std::int64_t{kRows}));
   wait_for_earlier_kernels();
 
-  // B of some ranks and this thread's columns; the rank and the columns are whole vectors.
-  const float* const b = static_cast<const float*>(args.b);
-  const auto load_b = [&](int col, int first_rank, float(&to)[kChunk][kColRun]) {
-    choose(args.b_vectors, [&](auto along_cols) {
-#pragma unroll
-      for (int r = 0; r < kChunk; ++r) {
-        const bool here = first_rank + r < args.rank;
-        const float* from = b + (here ? first_rank + r : 0) * args.b_row + col * args.b_col;
-        if constexpr (along_cols.value) {
-          const auto pack = *reinterpret_cast<const Pack<float, kColRun>*>(from);
-#pragma unroll
-          for (int j = 0; j < kColRun; ++j) to[r][j] = here ? pack.values[j] : 0.0f;
-        } else {
-#pragma unroll
-          for (int j = 0; j < kColRun; ++j) to[r][j] = here ? from[j * args.b_col] : 0.0f;
-        }
-      }
-    });
-  };
-  const int my_col = static_cast<int>(threadIdx.x) / kRowGroups * kColRun;
-  float b_first[kChunk][kColRun];
-  if (kRows < 16 && my_col < args.cols) load_b(my_col, 0, b_first);
+  stage(x, x_ld, static_cast<const float*>(args.x) + first * args.x_stride, args.x_stride, 1, rows,
+        args.depth, true);
+  stage(a, kRank, static_cast<const float*>(args.a), args.a_row, args.a_col, args.depth, args.rank,
+        args.a_vectors);
+  copies_commit();
+  stage(b, args.cols, static_cast<const float*>(args.b), args.b_row, args.b_col, args.rank,
+        args.cols, args.b_vectors);
+  copies_commit();
+  copies_wait<1>();
+  __syncthreads();
 
   float sums[kRun * 4] = {};
   if (4 * quad < args.rank) {
-    const float* const a = static_cast<const float*>(args.a) + 4 * quad * args.a_col;
-    const float* x[kRun];
+#pragma unroll 2
+    for (int k = (warp * kSubs + sub) * 4; k < args.depth; k += kWarps * kSubs * 4) {
+      float4 values[kRun], ranks[4];
 #pragma unroll
-    for (int i = 0; i < kRun; ++i) {
-      const std::int64_t row = min(first + row_run * kRun + i, args.rows - 1);
-      x[i] = static_cast<const float*>(args.x) + row * args.x_stride;
-    }
-    choose(args.a_vectors, [&](auto vectors) {
-      constexpr int kUnroll = kStep == 4 ? 2 : kRows == 1 ? 8 : 4;
-#pragma unroll kUnroll
-      for (int k = (warp * kSubs + sub) * kStep; k < args.depth; k += kWarps * kSubs * kStep) {
-        Pack<float, kStep> values[kRun];
-        float4 ranks[kStep];
+      for (int i = 0; i < kRun; ++i) {
+        // Of rows that are not there, what lies there: their sums are not used.
+        values[i] = *reinterpret_cast<const float4*>(x + (row_run + kRowRuns * i) * x_ld + k);
+      }
 #pragma unroll
-        for (int i = 0; i < kRun; ++i) {
-          values[i] = *reinterpret_cast<const Pack<float, kStep>*>(x[i] + k);
-        }
+      for (int j = 0; j < 4; ++j) {
+        ranks[j] = *reinterpret_cast<const float4*>(a + (k + j) * kRank + 4 * quad);
+      }
 #pragma unroll
-        for (int j = 0; j < kStep; ++j) {
-          ranks[j] = load_ranks<vectors.value>(a, args, k + j);
-        }
+      for (int i = 0; i < kRun; ++i) {
+        const float four[4] = {values[i].x, values[i].y, values[i].z, values[i].w};
 #pragma unroll
-        for (int j = 0; j < kStep; ++j) {
-#pragma unroll
-          for (int i = 0; i < kRun; ++i) {
-            const float value = values[i].values[j];
-            sums[4 * i] = fmaf(value, ranks[j].x, sums[4 * i]);
-            sums[4 * i + 1] = fmaf(value, ranks[j].y, sums[4 * i + 1]);
-            sums[4 * i + 2] = fmaf(value, ranks[j].z, sums[4 * i + 2]);
-            sums[4 * i + 3] = fmaf(value, ranks[j].w, sums[4 * i + 3]);
-          }
+        for (int j = 0; j < 4; ++j) {
+          sums[4 * i] = fmaf(four[j], ranks[j].x, sums[4 * i]);
+          sums[4 * i + 1] = fmaf(four[j], ranks[j].y, sums[4 * i + 1]);
+          sums[4 * i + 2] = fmaf(four[j], ranks[j].z, sums[4 * i + 2]);
+          sums[4 * i + 3] = fmaf(four[j], ranks[j].w, sums[4 * i + 3]);
         }
       }
-    });
+    }
   }
-  // The lanes that shared K have a part of the sums each; where there are more lanes than sums, the
-  // last of them have the same.
+  // Where there are more lanes than sums, the last of them have the same.
   constexpr int kKept = kRun * 4 / kSubs > 0 ? kRun * 4 / kSubs : 1;
   const int kept = sum_over_lanes(sums, kQuads * kRowRuns);
+  __syncthreads();                // x and A have been read
+  float* const partial = shared;  // [warp][row][rank]
 #pragma unroll
   for (int i = 0; i < kKept; ++i) {
-    const int at = kept + i;
-    partial[warp][row_run * kRun + at / 4][4 * quad + at % 4] = sums[i];
+    const int row = row_run + kRowRuns * ((kept + i) / 4), r = 4 * quad + (kept + i) % 4;
+    partial[(warp * kRows + row) * kRank + r] = sums[i];
+  }
+  copies_wait<0>();
+  __syncthreads();
+  for (int at = thread; at < kRows * kRank; at += kThreads) {
+    const int row = at / kRank, r = at % kRank;
+    float sum = 0;
+#pragma unroll
+    for (int i = 0; i < kWarps; ++i) sum += partial[i * kRows * kRank + at];
+    h[at] = args.scaling * sum;
+    if (args.h != nullptr && r < args.rank && row < rows) {
+      args.h[(first + row) * args.rank + r] = sum;
+    }
   }
   __syncthreads();
 
-  // h: of one row, every thread adds up the warps' parts for itself; else each a few elements.
-  const auto sum_warps = [&](int row, int r) {
-    float sum = 0;
+  float* const y = static_cast<float*>(args.y) + first * args.y_stride;
+  const int first_row = thread / (kThreads / 2) * kMyRows;
+  for (int col = thread % (kThreads / 2) * 4; col < args.cols; col += 2 * kThreads) {
+    float results[kMyRows][4] = {};
+#pragma unroll 2
+    for (int r = 0; r < args.rank; r += 4) {
+      float4 columns[4];
 #pragma unroll
-    for (int i = 0; i < kWarps; ++i) sum += partial[i][row][r];
-    return sum;
-  };
-  if constexpr (kRows == 1) {
-    if (args.h != nullptr && static_cast<int>(threadIdx.x) < args.rank) {
-      args.h[first * args.rank + threadIdx.x] = sum_warps(0, static_cast<int>(threadIdx.x));
-    }
-  } else {
-    for (int at = static_cast<int>(threadIdx.x); at < kRows * kRank; at += kThreads) {
-      const int row = at / kRank, r = at % kRank;
-      const float sum = sum_warps(row, r);
-      partial[0][row][r] = args.scaling * sum;
-      if (args.h != nullptr && r < args.rank && first + row < args.rows) {
-        args.h[(first + row) * args.rank + r] = sum;
+      for (int j = 0; j < 4; ++j) {
+        columns[j] = *reinterpret_cast<const float4*>(b + (r + j) * args.cols + col);
       }
-    }
-    __syncthreads();
-  }
-
-  float* const y = static_cast<float*>(args.y);
-  const int first_row = static_cast<int>(threadIdx.x) % kRowGroups * kMyRows;
-  for (int col = my_col; col < args.cols; col += kThreads / kRowGroups * kColRun) {
-    float results[kMyRows][kColRun] = {};
-#pragma unroll
-    for (int chunk = 0; chunk < kRank; chunk += kChunk) {
-      if (kRows == 16 || col != my_col) load_b(col, chunk, b_first);
 #pragma unroll
       for (int row = 0; row < kMyRows; ++row) {
+        const float4 ranks = *reinterpret_cast<const float4*>(h + (first_row + row) * kRank + r);
+        const float four[4] = {ranks.x, ranks.y, ranks.z, ranks.w};
 #pragma unroll
-        for (int r = 0; r < kChunk; r += 4) {
-          float4 h = *reinterpret_cast<const float4*>(&partial[0][first_row + row][chunk + r]);
-          if constexpr (kRows == 1) {
-#pragma unroll
-            for (int i = 1; i < kWarps; ++i) {
-              const float4 more = *reinterpret_cast<const float4*>(&partial[i][0][r]);
-              h.x += more.x, h.y += more.y, h.z += more.z, h.w += more.w;
-            }
-            h.x *= args.scaling, h.y *= args.scaling, h.z *= args.scaling, h.w *= args.scaling;
-          }
-#pragma unroll
-          for (int j = 0; j < kColRun; ++j) {
-            float& result = results[row][j];
-            result = fmaf(h.x, b_first[r][j], result);
-            result = fmaf(h.y, b_first[r + 1][j], result);
-            result = fmaf(h.z, b_first[r + 2][j], result);
-            result = fmaf(h.w, b_first[r + 3][j], result);
-          }
+        for (int j = 0; j < 4; ++j) {
+          results[row][0] = fmaf(four[j], columns[j].x, results[row][0]);
+          results[row][1] = fmaf(four[j], columns[j].y, results[row][1]);
+          results[row][2] = fmaf(four[j], columns[j].z, results[row][2]);
+          results[row][3] = fmaf(four[j], columns[j].w, results[row][3]);
         }
       }
     }
 #pragma unroll
     for (int row = 0; row < kMyRows; ++row) {
-      const std::int64_t at = first + first_row + row;
-      if (at >= args.rows) break;
-      auto* const to = reinterpret_cast<Pack<float, kColRun>*>(y + at * args.y_stride + col);
-      Pack<float, kColRun> pack{};
-      if (args.accumulate) pack = *to;
-#pragma unroll
-      for (int j = 0; j < kColRun; ++j) pack.values[j] += results[row][j];
-      *to = pack;
+      if (first_row + row >= rows) break;
+      auto* const to = reinterpret_cast<float4*>(y + (first_row + row) * args.y_stride + col);
+      float4 result =
+          make_float4(results[row][0], results[row][1], results[row][2], results[row][3]);
+      if (args.accumulate) {
+        const float4 before = *to;
+        result.x += before.x, result.y += before.y, result.z += before.z, result.w += before.w;
+      }
+      *to = result;
     }
   }
 }
 
-// Half types. mma.m16n8k16 leaves open which depths are the 16 of a step, as long as both operands
-// take the same: lane 4g + q takes eight neighbours, 8q to 8q + 7 of 32, for two steps,
-//
-//     step s:  a, b: registers of (8q + 4s, + 1) and (8q + 4s + 2, + 3)
-//
-// which is one load of 16 bytes of x, and of A and B where their depth lies together.
+// Half types, 16 rows and some columns a block. x, A and B go to shared memory, in rows that are an
+// odd number of 16 bytes long: eight of them, which ldmatrix reads at once, lie in different banks.
+// A warp multiplies every eighth step of 16 along K, then every eighth 16 columns of y.
+constexpr int kHalfRows = 16;
 
-/// Eight neighbours along the depth, rounded to T, of one column of mma's operand b: registers 2s
-/// and 2s + 1 are of step s. The first `here` of them; the others, of 0 or of all eight if they are
-/// vectors, are 0.
-template <class T, class Source, bool kVectors>
-__device__ void load_eight(const Source* from, std::int64_t stride, int here,
-                           std::uint32_t (&to)[4]) {
-  Pack<Source, 8> raw;
-  if constexpr (kVectors) {
-    raw = *reinterpret_cast<const Pack<Source, 8>*>(from);
-  } else {
-#pragma unroll
-    for (int i = 0; i < 8; ++i) raw.values[i] = from[i < here ? i * stride : 0];
-  }
-  Pack<T, 8> eight;
-#pragma unroll
-  for (int i = 0; i < 8; ++i) {
-    const bool zero = kVectors ? here <= 0 : i >= here;
-    if constexpr (std::is_same_v<T, Source>) {
-      eight.values[i] = zero ? from_float<T>(0.0f) : raw.values[i];
-    } else {
-      eight.values[i] = from_float<T>(zero ? 0.0f : to_float(raw.values[i]));
-    }
-  }
-  const auto four = *reinterpret_cast<const uint4*>(&eight);
-  to[0] = four.x, to[1] = four.y, to[2] = four.z, to[3] = four.w;
+__host__ __device__ constexpr int odd_vectors(int elements) {  // of 16-bit elements, in elements
+  return ((elements + 7) / 8 | 1) * 8;
 }
 
-template <class T, class AB, int kRank>
-__global__ void __launch_bounds__(kThreads, 2)
-    small_delta_half(const __grid_constant__ SmallArgs args) {
-  constexpr int kRows = 16, kRankTiles = kRank / 8, kTilesAtOnce = 4;
-  constexpr int kDepths = 32;  // of two steps
-  __shared__ __align__(16) float partial[kWarps][kRows][kRank + 4];
-  __shared__ __align__(16) T scaled[kRows][kDepths + 8];  // s·h, 0 past the rank
-  const int warp = static_cast<int>(threadIdx.x) / 32, lane = static_cast<int>(threadIdx.x) % 32;
-  const int group = lane / 4, eight = lane % 4 * 8;
-  const std::int64_t first = std::int64_t{blockIdx.x} * kRows;
-  const AB* const a = static_cast<const AB*>(args.a);
-  const AB* const b = static_cast<const AB*>(args.b);
+struct HalfShared {
+  int x_ld, a_ld, b_ld, a, b, scaled;  // in elements
+  int partial;                         // in bytes
+
+  __host__ __device__ HalfShared(int depth, int cols)
+      : x_ld(odd_vectors((depth + 15) / 16 * 16)),
+        a_ld(odd_vectors(kMostRank)),
+        b_ld(odd_vectors(cols)),
+        a(kHalfRows * x_ld),
+        b(a + (depth + 15) / 16 * 16 * a_ld),
+        scaled(b + kMostRank * b_ld),
+        partial((scaled + kHalfRows * a_ld) * 2) {}
+  std::size_t bytes() const {
+    return static_cast<std::size_t>(partial) + sizeof(float) * kWarps * kHalfRows * kMostRank;
+  }
+};
+
+template <class T>
+__global__ void __launch_bounds__(kThreads, 1) small_half(const __grid_constant__ SmallArgs args) {
+  extern __shared__ __align__(16) unsigned char memory[];
+  const HalfShared at(args.depth, args.block_cols);
+  T* const x = reinterpret_cast<T*>(memory);
+  T *const a = x + at.a, *const b = x + at.b, *const scaled = x + at.scaled;
+  float* const partial = reinterpret_cast<float*>(memory + at.partial);  // [warp][row][rank]
+  const int thread = static_cast<int>(threadIdx.x), warp = thread / 32, lane = thread % 32;
+  const std::int64_t first = std::int64_t{blockIdx.x} * kHalfRows;
+  const int rows = static_cast<int>(min(args.rows - first, std::int64_t{kHalfRows}));
+  const int first_col = static_cast<int>(blockIdx.y) * args.block_cols;
+  const int cols = min(args.cols - first_col, args.block_cols);
   wait_for_earlier_kernels();
 
-  // B of up to four tiles of eight columns, every eighth tile: a depth of 32 ranks.
-  const int first_col = static_cast<int>(blockIdx.y) * args.block_cols;
-  const int last_col = min(args.cols, first_col + args.block_cols);
-  const int ranks = args.rank - eight;  // that this lane has
-  const auto load_b = [&](int col, std::uint32_t(&to)[kTilesAtOnce][4]) {
-    choose(args.b_vectors, [&](auto vectors) {
-#pragma unroll
-      for (int tile = 0; tile < kTilesAtOnce; ++tile) {
-        const int at = min(col + tile * 8 * kWarps + group, args.cols - 1);
-        load_eight<T, AB, vectors.value>(b + (ranks > 0 ? eight : 0) * args.b_row + at * args.b_col,
-                                         args.b_row, ranks, to[tile]);
-      }
-    });
-  };
-  std::uint32_t b_tiles[kTilesAtOnce][4];
-  load_b(first_col + 8 * warp, b_tiles);
-
-  float sums[kRankTiles][4] = {};
-  const T* x[2];
-#pragma unroll
-  for (int i = 0; i < 2; ++i) {
-    const std::int64_t row = min(first + group + 8 * i, args.rows - 1);
-    x[i] = static_cast<const T*>(args.x) + row * args.x_stride;
-  }
-  choose(args.a_vectors, [&](auto vectors) {
-#pragma unroll 2
-    for (int k = kDepths * warp + eight; k < args.depth + eight; k += kDepths * kWarps) {
-      // The depth is whole eights; past it, x and A are 0.
-      const bool here = k < args.depth;
-      const int at = here ? k : 0;
-      uint4 rows[2];
-#pragma unroll
-      for (int i = 0; i < 2; ++i) rows[i] = *reinterpret_cast<const uint4*>(x[i] + at);
-      std::uint32_t operands[kRankTiles][4];
-#pragma unroll
-      for (int tile = 0; tile < kRankTiles; ++tile) {
-        const int r = min(8 * tile + group, args.rank - 1);  // past the rank, sums are not used
-        load_eight<T, AB, vectors.value>(a + at * args.a_row + r * args.a_col, args.a_row,
-                                         here ? 8 : 0, operands[tile]);
-      }
-      if (!here) rows[0] = rows[1] = make_uint4(0, 0, 0, 0);
-#pragma unroll
-      for (int tile = 0; tile < kRankTiles; ++tile) {
-        mma<T>(sums[tile], {rows[0].x, rows[1].x, rows[0].y, rows[1].y},
-               {operands[tile][0], operands[tile][1]});
-        mma<T>(sums[tile], {rows[0].z, rows[1].z, rows[0].w, rows[1].w},
-               {operands[tile][2], operands[tile][3]});
-      }
-    }
+  stage(x, at.x_ld, static_cast<const T*>(args.x) + first * args.x_stride, args.x_stride, 1, rows,
+        args.depth, true);
+  choose(args.float_adapter, [&](auto is_float) {
+    using Source = std::conditional_t<is_float.value, float, T>;
+    stage(a, at.a_ld, static_cast<const Source*>(args.a), args.a_row, args.a_col, args.depth,
+          args.rank, args.a_vectors);
+    copies_commit();
+    stage(b, at.b_ld, static_cast<const Source*>(args.b) + first_col * args.b_col, args.b_row,
+          args.b_col, args.rank, cols, args.b_vectors);
+    copies_commit();
   });
+  // Zeros past the depth, which is whole eights, and past the rank: what is multiplied with 0 has
+  // to be finite. Columns of A past the rank and rows of x that are not there are not used.
+  const T zero = from_float<T>(0.0f);
+  if (args.depth % 16 != 0) {
+    for (int i = thread; i < 8 * kMostRank; i += kThreads) {
+      a[(args.depth + i / kMostRank) * at.a_ld + i % kMostRank] = zero;
+    }
+    if (thread < 8 * kHalfRows) x[thread / 8 * at.x_ld + args.depth + thread % 8] = zero;
+  }
+  for (int i = thread; i < (kMostRank - args.rank) * cols; i += kThreads) {
+    b[(args.rank + i / cols) * at.b_ld + i % cols] = zero;
+  }
+  copies_wait<1>();
+  __syncthreads();
+
+  // ldmatrix: lanes 0 to 15 name the rows of the left two 8 × 8 matrices, 16 to 31 of the right
+  // two.
+  const int matrix_row = lane % 16, matrix_col = lane / 16 * 8;
+  float sums[kMostRank / 8][4] = {};
+#pragma unroll 2
+  for (int k = 16 * warp; k < args.depth; k += 16 * kWarps) {
+    std::uint32_t x_step[4];
+    ldmatrix(shared_address(x + matrix_row * at.x_ld + k + matrix_col), x_step[0], x_step[1],
+             x_step[2], x_step[3]);
 #pragma unroll
-  for (int tile = 0; tile < kRankTiles; ++tile) {
+    for (int r = 0; r < kMostRank; r += 16) {
+      if (r >= args.rank) break;
+      std::uint32_t two[4];
+      ldmatrix_trans(shared_address(a + (k + matrix_row) * at.a_ld + r + matrix_col), two[0],
+                     two[1], two[2], two[3]);
+      mma<T>(sums[r / 8], x_step, {two[0], two[1]});
+      mma<T>(sums[r / 8 + 1], x_step, {two[2], two[3]});
+    }
+  }
+  const int group = lane / 4, pair = lane % 4 * 2;  // of mma's sums
+#pragma unroll
+  for (int tile = 0; tile < kMostRank / 8; ++tile) {
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
-      *reinterpret_cast<float2*>(&partial[warp][group + 8 * i][8 * tile + lane % 4 * 2]) =
-          make_float2(sums[tile][2 * i], sums[tile][2 * i + 1]);
+      float* const to = partial + (warp * kHalfRows + group + 8 * i) * kMostRank + 8 * tile + pair;
+      *reinterpret_cast<float2*>(to) = make_float2(sums[tile][2 * i], sums[tile][2 * i + 1]);
     }
   }
+  copies_wait<0>();
   __syncthreads();
-  for (int at = static_cast<int>(threadIdx.x); at < kRows * kDepths; at += kThreads) {
-    const int row = at / kDepths, r = at % kDepths;
-    float sum = 0;
-    if (r < args.rank) {
 #pragma unroll
-      for (int i = 0; i < kWarps; ++i) sum += partial[i][row][r];
-      if (args.h != nullptr && blockIdx.y == 0 && first + row < args.rows) {
-        args.h[(first + row) * args.rank + r] = sum;
-      }
+  for (int i = 0; i < kHalfRows * kMostRank / kThreads; ++i) {
+    const int element = thread + i * kThreads, row = element / kMostRank, r = element % kMostRank;
+    float sum = 0;
+#pragma unroll
+    for (int j = 0; j < kWarps; ++j) sum += partial[j * kHalfRows * kMostRank + element];
+    if (r >= args.rank) sum = 0;
+    scaled[row * at.a_ld + r] = from_float<T>(args.scaling * sum);
+    if (args.h != nullptr && blockIdx.y == 0 && r < args.rank && row < rows) {
+      args.h[(first + row) * args.rank + r] = sum;
     }
-    scaled[row][r] = from_float<T>(args.scaling * sum);
   }
   __syncthreads();
 
-  uint4 rows[2];
+  std::uint32_t h[kMostRank / 16][4];
 #pragma unroll
-  for (int i = 0; i < 2; ++i) {
-    rows[i] = *reinterpret_cast<const uint4*>(&scaled[group + 8 * i][eight]);
+  for (int step = 0; step < kMostRank / 16; ++step) {
+    ldmatrix(shared_address(scaled + matrix_row * at.a_ld + 16 * step + matrix_col), h[step][0],
+             h[step][1], h[step][2], h[step][3]);
   }
-  T* const y = static_cast<T*>(args.y);
-  for (int col = first_col + 8 * warp; col < last_col; col += kTilesAtOnce * 8 * kWarps) {
-    if (col != first_col + 8 * warp) load_b(col, b_tiles);
+  T* const y = static_cast<T*>(args.y) + first * args.y_stride + first_col;
+  for (int col = 16 * warp; col < cols; col += 16 * kWarps) {
+    float results[2][4] = {};
 #pragma unroll
-    for (int tile = 0; tile < kTilesAtOnce; ++tile) {
-      const int at = col + tile * 8 * kWarps + lane % 4 * 2;
-      float results[4] = {};
-      mma<T>(results, {rows[0].x, rows[1].x, rows[0].y, rows[1].y},
-             {b_tiles[tile][0], b_tiles[tile][1]});
-      mma<T>(results, {rows[0].z, rows[1].z, rows[0].w, rows[1].w},
-             {b_tiles[tile][2], b_tiles[tile][3]});
-      if (at >= last_col) continue;
+    for (int step = 0; step < kMostRank / 16; ++step) {
+      if (16 * step >= args.rank) break;
+      std::uint32_t two[4];
+      ldmatrix_trans(shared_address(b + (16 * step + matrix_row) * at.b_ld + col + matrix_col),
+                     two[0], two[1], two[2], two[3]);
+      mma<T>(results[0], h[step], {two[0], two[1]});
+      mma<T>(results[1], h[step], {two[2], two[3]});
+    }
+#pragma unroll
+    for (int tile = 0; tile < 2; ++tile) {
+      if (col + 8 * tile >= cols) continue;
 #pragma unroll
       for (int i = 0; i < 2; ++i) {
-        const std::int64_t row = first + group + 8 * i;
-        if (row >= args.rows) continue;
-        auto* const to = reinterpret_cast<Pack<T, 2>*>(y + row * args.y_stride + at);
-        float values[2] = {results[2 * i], results[2 * i + 1]};
+        const int row = group + 8 * i;
+        if (row >= rows) continue;
+        T* const to = y + row * args.y_stride + col + 8 * tile + pair;
+        float values[2] = {results[tile][2 * i], results[tile][2 * i + 1]};
         Pack<T, 2> pack;
         if (args.accumulate) {
-          pack = *to;
-#pragma unroll
-          for (int j = 0; j < 2; ++j) values[j] += to_float(pack.values[j]);
+          pack = *reinterpret_cast<const Pack<T, 2>*>(to);
+          values[0] += to_float(pack.values[0]), values[1] += to_float(pack.values[1]);
         }
-#pragma unroll
-        for (int j = 0; j < 2; ++j) pack.values[j] = from_float<T>(values[j]);
-        *to = pack;
+        pack.values[0] = from_float<T>(values[0]), pack.values[1] = from_float<T>(values[1]);
+        *reinterpret_cast<Pack<T, 2>*>(to) = pack;
       }
     }
   }
 }
 
-// Rows of a block in float32: one while that fills the device, then so many that A and B are not
-// what is read most.
-constexpr std::int64_t kOneRow = 264, kFourRows = 1056;
+constexpr std::int64_t kFewRows = 1056;  // 4 rows a block, then 32
 constexpr std::int64_t kMostRows = 16384, kMostFeatures = 4096;
-constexpr int kLeastBlockCols = 256;  // of half types
 
-// Vectors of 16 bytes along `axis`.
-bool vectors_along(const ConstTensorView& view, int axis) {
+bool is_vectors(const ConstTensorView& view) {
   const std::size_t size = size_of(view.dtype());
-  return view.stride(axis) == 1 &&
-         view.stride(1 - axis) % static_cast<std::int64_t>(16 / size) == 0 &&
+  const auto vector = static_cast<std::int64_t>(16 / size);
+  return view.stride(1) == 1 && view.stride(0) % vector == 0 && view.dim(1) % vector == 0 &&
          reinterpret_cast<std::uintptr_t>(view.data()) % 16 == 0;
 }
 
-Launch blocks_of(const SmallArgs& args, std::int64_t rows) {
+int columns_of_a_block(std::int64_t rows, int cols, const DeviceFacts& facts) {
+  const std::int64_t row_blocks = (rows + kHalfRows - 1) / kHalfRows;
+  const std::int64_t parts =
+      std::clamp<std::int64_t>(facts.multiprocessors / row_blocks, 1, (cols + 63) / 64);
+  return static_cast<int>(((cols + parts - 1) / parts + 63) / 64 * 64);
+}
+
+std::size_t rows_bytes(std::int64_t rows, int depth, int cols, int rank) {
+  const auto bytes = [&]<int kRank>(std::integral_constant<int, kRank>) {
+    return rows <= kFewRows ? RowsShared<4, kRank>::bytes(depth, cols)
+                            : RowsShared<32, kRank>::bytes(depth, cols);
+  };
+  if (rank <= 8) return bytes(std::integral_constant<int, 8>{});
+  if (rank <= 16) return bytes(std::integral_constant<int, 16>{});
+  return bytes(std::integral_constant<int, 32>{});
+}
+
+std::size_t shared_bytes(DType type, std::int64_t rows, int depth, int cols, int rank,
+                         const DeviceFacts& facts) {
+  if (type != DType::kFloat32) {
+    return HalfShared(depth, columns_of_a_block(rows, cols, facts)).bytes();
+  }
+  return rows <= facts.multiprocessors ? 0 : rows_bytes(rows, depth, cols, rank);
+}
+
+Launch blocks_of(const SmallArgs& args, std::int64_t rows, std::size_t bytes) {
   return {.grid = {static_cast<unsigned>((args.rows + rows - 1) / rows),
                    static_cast<unsigned>((args.cols + args.block_cols - 1) / args.block_cols), 1},
           .block = kThreads,
+          .shared_bytes = bytes,
           .overlaps = true};
 }
 
 template <int kRank>
-void launch_float(const Call& call, const SmallArgs& args) {
-  if (args.rows <= kOneRow) {
-    call.launch(blocks_of(args, 1), small_delta<1, kRank>, args);
-  } else if (args.rows <= kFourRows) {
-    call.launch(blocks_of(args, 4), small_delta<4, kRank>, args);
+void launch_float(const Call& call, const SmallArgs& args, std::size_t bytes) {
+  if (args.rows <= call.facts().multiprocessors) {
+    call.launch(blocks_of(args, 1, 0), small_row<kRank>, args);
+  } else if (args.rows <= kFewRows) {
+    call.launch(blocks_of(args, 4, bytes), small_rows<4, kRank>, args);
   } else {
-    call.launch(blocks_of(args, 16), small_delta<16, kRank>, args);
-  }
-}
-
-template <class T, class AB>
-void launch_half(const Call& call, SmallArgs args) {
-  const std::int64_t row_blocks = (args.rows + 15) / 16;
-  if (row_blocks < call.facts().multiprocessors) args.block_cols = kLeastBlockCols;
-  if (args.rank <= 16) {
-    call.launch(blocks_of(args, 16), small_delta_half<T, AB, 16>, args);
-  } else {
-    call.launch(blocks_of(args, 16), small_delta_half<T, AB, 32>, args);
+    call.launch(blocks_of(args, 32, bytes), small_rows<32, kRank>, args);
   }
 }
 
 }  // namespace
 
-bool fits_small(const Term& term) {
+bool fits_small(const Term& term, const DeviceFacts& facts) {
   const LowRank& pair = term.pair;
   if (term.w.present() || term.bias.present() || !pair.present() || !term.y.present()) return false;
   if (!term.outer_products.empty() || pair.input_dropout || pair.output_dropout) return false;
@@ -464,13 +611,15 @@ bool fits_small(const Term& term) {
   if (cols < 8 || cols > kMostFeatures || cols % 8 != 0) return false;
   const DType type = term.x.dtype(), adapter = pair.shrink.dtype();
   return term.multiply == type && term.y.dtype() == type && pair.expand.dtype() == adapter &&
-         (adapter == type || adapter == DType::kFloat32) && vectors_along(term.x, 1) &&
-         vectors_along(term.y, 1);
+         (adapter == type || adapter == DType::kFloat32) && is_vectors(term.x) &&
+         is_vectors(term.y) &&
+         shared_bytes(type, rows, static_cast<int>(depth), static_cast<int>(cols),
+                      static_cast<int>(pair.rank()), facts) <= facts.shared_bytes;
 }
 
 void run_small(const Call& call, const Term& term) {
   const LowRank& pair = term.pair;
-  const bool half = term.x.dtype() != DType::kFloat32;
+  const DType type = term.x.dtype();
   SmallArgs args{};
   args.x = term.x.data(), args.a = pair.shrink.data(), args.b = pair.expand.data();
   args.y = term.y.mutable_data();
@@ -483,19 +632,19 @@ void run_small(const Call& call, const Term& term) {
   args.block_cols = args.cols;
   args.scaling = pair.scaling;
   args.accumulate = term.accumulate;
-  // Of float32, ranks of A and columns of B; of half types, eight of either's depth.
-  args.a_vectors = vectors_along(pair.shrink, half ? 0 : 1);
-  args.b_vectors = vectors_along(pair.expand, half ? 0 : 1) && (!half || args.rank % 8 == 0);
-  with_type(term.x.dtype(), [&]<class T>(std::type_identity<T>) {
-    if constexpr (std::is_same_v<T, float>) {
-      if (args.rank <= 8) return launch_float<8>(call, args);
-      if (args.rank <= 16) return launch_float<16>(call, args);
-      launch_float<32>(call, args);
-    } else {
-      if (pair.shrink.dtype() == DType::kFloat32) return launch_half<T, float>(call, args);
-      launch_half<T, T>(call, args);
-    }
-  });
+  args.a_vectors = is_vectors(pair.shrink), args.b_vectors = is_vectors(pair.expand);
+  args.float_adapter = pair.shrink.dtype() == DType::kFloat32;
+  const std::size_t bytes =
+      shared_bytes(type, args.rows, args.depth, args.cols, args.rank, call.facts());
+  if (type == DType::kFloat32) {
+    if (args.rank <= 8) return launch_float<8>(call, args, bytes);
+    if (args.rank <= 16) return launch_float<16>(call, args, bytes);
+    return launch_float<32>(call, args, bytes);
+  }
+  args.block_cols = columns_of_a_block(args.rows, args.cols, call.facts());
+  const Launch how = blocks_of(args, kHalfRows, bytes);
+  if (type == DType::kFloat16) return call.launch(how, small_half<__half>, args);
+  call.launch(how, small_half<__nv_bfloat16>, args);
 }
 
 }  // namespace graft::cuda
