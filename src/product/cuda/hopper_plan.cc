@@ -1,0 +1,132 @@
+#include <algorithm>
+#include <cstdint>
+
+#include "backend/cuda/tensor_map.h"
+#include "graft/lora.h"
+#include "product/cuda/hopper.h"
+
+namespace graft::cuda {
+namespace {
+
+constexpr std::int64_t kClusterRows = 256;  // two tiles of 128 rows
+constexpr std::int64_t kTileK = 64;
+
+// What a block of the kernel has in shared memory, hopper.cu's kSharedBytes: four slots of 48 KB, two
+// staging buffers of 16 KB, and barriers.
+constexpr std::size_t kSharedBytes = 227 * 1024;
+
+std::int64_t divide_up(std::int64_t a, std::int64_t b) { return (a + b - 1) / b; }
+
+// A tile of 128 columns takes a little more than half the time of one of 256: it reads as many bytes
+// of x for half the products.
+constexpr double kNarrowTile = 0.54;
+
+// The time of one item, in those of a wide tile of the same K: reading x takes 0.35 of it (80 to 90
+// GB/s a multiprocessor), the products of 128 columns and more take their part of 256. Each part of a
+// split K has its own start, and its sums go through memory.
+double item_time(int rank_class, int parts, double k_blocks) {
+  const double whole = std::max(0.38, rank_class / 256.0);
+  return whole / parts + (parts > 1 ? 2.5 : 1.0) / k_blocks;
+}
+
+int rank_class_of(std::int64_t rank) {
+  if (rank == 0) return 0;
+  for (const int known : {16, 64, 128}) {
+    if (rank <= known) return known;
+  }
+  return 256;
+}
+
+// Tiles and clusters, with tiles of this width.
+HopperPlan divided(int tile_n, std::int64_t m, std::int64_t n, std::int64_t rank,
+                   const DeviceFacts& facts) {
+  HopperPlan plan;
+  plan.tile_n = tile_n;
+  plan.tile_rows = divide_up(m, kClusterRows);
+  plan.tile_cols = divide_up(n, tile_n);
+  plan.rank_class = rank_class_of(rank);
+  // One that has no tile may still make h.
+  const std::int64_t useful = plan.tiles() + (rank > 0 ? plan.tile_rows : 0);
+  plan.clusters =
+      static_cast<int>(std::min<std::int64_t>(std::max(facts.multiprocessors / 2, 1), useful));
+  const std::int64_t last = plan.tiles() % plan.clusters;
+  plan.light_clusters = last == 0 ? 0 : plan.clusters - static_cast<int>(last);
+  return plan;
+}
+
+// Shares the items out, and says what they add to the time of the tiles, in wide tiles.
+double share_items(HopperPlan& plan, int parts, std::int64_t k_blocks) {
+  const double item = item_time(plan.rank_class, parts, static_cast<double>(k_blocks));
+  const double slack = plan.tile_n == 256 ? 1.0 : kNarrowTile;
+  const std::int64_t light = plan.light_clusters, heavy = plan.clusters - light;
+  plan.h_parts = parts;
+  double best = 0;
+  const std::int64_t items = plan.items();
+  const std::int64_t most = light == 0 ? 0 : divide_up(items, light);
+  for (std::int64_t each = most;; --each) {
+    const std::int64_t rest = std::max<std::int64_t>(0, items - each * light);
+    const std::int64_t others = divide_up(rest, heavy);
+    const double time = std::max({0.0, static_cast<double>(each) * item - slack,
+                                  static_cast<double>(others) * item});
+    if (each == most || time < best) {
+      best = time;
+      plan.light_items = each;
+      plan.heavy_items = others;
+    }
+    if (each == 0) return best;
+  }
+}
+
+}  // namespace
+
+HopperPlan plan_hopper(std::int64_t m, std::int64_t n, std::int64_t k, std::int64_t rank,
+                       const DeviceFacts& facts) {
+  const HopperPlan wide = divided(256, m, n, rank, facts), narrow = divided(128, m, n, rank, facts);
+  const auto turns = [](const HopperPlan& plan) {
+    return static_cast<double>(divide_up(plan.tiles(), plan.clusters));
+  };
+  // A narrow tile has no registers for a wider h.
+  const bool take_narrow = rank <= 128 && turns(narrow) * kNarrowTile < turns(wide);
+  HopperPlan plan = take_narrow ? narrow : wide;
+  if (rank == 0) return plan;
+  const std::int64_t k_blocks = divide_up(k, kTileK);
+  HopperPlan best = plan;
+  double best_time = share_items(best, 1, k_blocks);
+  for (const int parts : {2, 4}) {
+    if (k_blocks < 8 * parts) break;
+    HopperPlan other = plan;
+    const double time = share_items(other, parts, k_blocks);
+    if (time < best_time) {
+      best_time = time;
+      best = other;
+    }
+  }
+  return best;
+}
+
+Support hopper_takes(const Term& term, const DeviceFacts& facts) {
+  if (facts.major != 9 || facts.minor != 0) return Support::no("not Hopper");
+  if (facts.shared_bytes < kSharedBytes) return Support::no("too little shared memory");
+  if (!term.w.present() || !term.y.present()) return Support::no("no base product");
+  if (term.accumulate) return Support::no("y is added to");
+  const DType dtype = term.multiply;
+  if (dtype != DType::kFloat16 && dtype != DType::kBFloat16) {
+    return Support::no("not multiplied in 16 bits");
+  }
+  if (term.x.dtype() != dtype || term.w.dtype() != dtype || term.y.dtype() != dtype) {
+    return Support::no("x, w and y are not all of one 16-bit type");
+  }
+  if (!takes_tensor_map(term.x)) return Support::no("x: TMA needs dense rows at 16 bytes");
+  if (!takes_tensor_map(term.y)) return Support::no("y: TMA needs dense rows at 16 bytes");
+  if (!takes_tensor_map(term.w) && !takes_tensor_map(term.w.transposed())) {
+    return Support::no("w: TMA needs dense rows at 16 bytes, of itself or its transpose");
+  }
+  if (!term.pair.present()) return {};
+  if (term.pair.rank() < 1 || term.pair.rank() > kMaxLoraRank) return Support::no("rank");
+  if (term.pair.input_dropout != nullptr || term.pair.output_dropout != nullptr) {
+    return Support::no("dropout");
+  }
+  return {};
+}
+
+}  // namespace graft::cuda
