@@ -25,13 +25,14 @@ struct Barrier {
   }
   /// Arrives, and announces that so many bytes will be copied in.
   __device__ void arrive_and_expect(std::uint32_t bytes) const {
-    asm volatile("mbarrier.arrive.expect_tx.release.cta.shared::cta.b64 _, [%0], %1;" ::"r"(address),
-                 "r"(bytes)
-                 : "memory");
+    asm volatile(
+        "mbarrier.arrive.expect_tx.release.cta.shared::cta.b64 _, [%0], %1;" ::"r"(address),
+        "r"(bytes)
+        : "memory");
   }
-  /// Arrives at the barrier in the same place of block `rank` of the cluster. Not ".release.cluster"
-  /// in so many words: that costs a fence of the whole device, and what is released here was read by
-  /// the matrix units, which have finished.
+  /// Arrives at the barrier in the same place of block `rank` of the cluster. Not
+  /// ".release.cluster" in so many words: that costs a fence of the whole device, and what is
+  /// released here was read by the matrix units, which have finished.
   __device__ void arrive_at(std::uint32_t rank) const {
     asm volatile(
         "{\n.reg .b32 there;\nmapa.shared::cluster.u32 there, %0, %1;\n"
@@ -76,9 +77,8 @@ __device__ inline std::uint32_t cluster_rank() {
 
 /// All threads of all blocks of the cluster.
 __device__ inline void cluster_sync() {
-  asm volatile(
-      "barrier.cluster.arrive.release.aligned;\nbarrier.cluster.wait.acquire.aligned;" ::
-          : "memory");
+  asm volatile("barrier.cluster.arrive.release.aligned;\nbarrier.cluster.wait.acquire.aligned;" ::
+                   : "memory");
 }
 
 /// Threads of one named barrier (1 to 15) of the block.
@@ -121,7 +121,8 @@ __device__ inline void load_box(std::uint32_t to, const CUtensorMap& map, Barrie
 /// A box out of shared memory; what is outside the tensor is not written.
 __device__ inline void store_box(const CUtensorMap& map, std::uint32_t from, int column, int row) {
   asm volatile(
-      "cp.async.bulk.tensor.2d.global.shared::cta.tile.bulk_group [%0, {%2, %3}], [%1];" ::"l"(&map),
+      "cp.async.bulk.tensor.2d.global.shared::cta.tile.bulk_group [%0, {%2, %3}], [%1];" ::"l"(
+          &map),
       "r"(from), "r"(column), "r"(row)
       : "memory");
 }

@@ -48,7 +48,8 @@ bool takes_tensor_map(const ConstTensorView& matrix) {
   if (columns > 1 && matrix.stride(1) != 1) return false;
   if (reinterpret_cast<std::uintptr_t>(matrix.data()) % kAlignment != 0) return false;
   const std::int64_t stride = matrix.stride(0) * 2;
-  return rows == 1 || (stride >= columns * 2 && stride < kMostStrideBytes && stride % kAlignment == 0);
+  return rows == 1 ||
+         (stride >= columns * 2 && stride < kMostStrideBytes && stride % kAlignment == 0);
 }
 
 CUtensorMap tensor_map(const char* op, const void* data, DType dtype, std::int64_t rows,
@@ -61,13 +62,12 @@ CUtensorMap tensor_map(const char* op, const void* data, DType dtype, std::int64
   const cuuint64_t strides[] = {static_cast<cuuint64_t>(stride)};
   const cuuint32_t box[] = {kBoxColumns, static_cast<cuuint32_t>(box_rows)};
   const cuuint32_t steps[] = {1, 1};
-  const CUresult result =
-      encode()(&map,
-               dtype == DType::kFloat16 ? CU_TENSOR_MAP_DATA_TYPE_FLOAT16
-                                        : CU_TENSOR_MAP_DATA_TYPE_BFLOAT16,
-               2, const_cast<void*>(data), sizes, strides, box, steps,
-               CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_128B,
-               CU_TENSOR_MAP_L2_PROMOTION_L2_256B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
+  const CUresult result = encode()(
+      &map,
+      dtype == DType::kFloat16 ? CU_TENSOR_MAP_DATA_TYPE_FLOAT16 : CU_TENSOR_MAP_DATA_TYPE_BFLOAT16,
+      2, const_cast<void*>(data), sizes, strides, box, steps, CU_TENSOR_MAP_INTERLEAVE_NONE,
+      CU_TENSOR_MAP_SWIZZLE_128B, CU_TENSOR_MAP_L2_PROMOTION_L2_256B,
+      CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
   if (result != CUDA_SUCCESS) fail(op, "error " + std::to_string(result));
   return map;
 }

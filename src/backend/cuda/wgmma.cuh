@@ -48,55 +48,60 @@ __device__ inline void wgmma_wait() {
 }
 
 // The operands of an instruction that holds N / 2 registers of d.
-#define GRAFT_D8(i)                                                                        \
+#define GRAFT_D8(i)                                                                           \
   "+f"(d[i]), "+f"(d[i + 1]), "+f"(d[i + 2]), "+f"(d[i + 3]), "+f"(d[i + 4]), "+f"(d[i + 5]), \
       "+f"(d[i + 6]), "+f"(d[i + 7])
 #define GRAFT_D32(i) GRAFT_D8(i), GRAFT_D8(i + 8), GRAFT_D8(i + 16), GRAFT_D8(i + 24)
 #define GRAFT_D64(i) GRAFT_D32(i), GRAFT_D32(i + 32)
 #define GRAFT_NAMES8 "%0, %1, %2, %3, %4, %5, %6, %7"
-#define GRAFT_NAMES32 GRAFT_NAMES8 \
-  ", %8, %9, %10, %11, %12, %13, %14, %15" \
+#define GRAFT_NAMES32                        \
+  GRAFT_NAMES8                               \
+  ", %8, %9, %10, %11, %12, %13, %14, %15"   \
   ", %16, %17, %18, %19, %20, %21, %22, %23" \
   ", %24, %25, %26, %27, %28, %29, %30, %31"
-#define GRAFT_NAMES64 GRAFT_NAMES32 \
+#define GRAFT_NAMES64                        \
+  GRAFT_NAMES32                              \
   ", %32, %33, %34, %35, %36, %37, %38, %39" \
   ", %40, %41, %42, %43, %44, %45, %46, %47" \
   ", %48, %49, %50, %51, %52, %53, %54, %55" \
   ", %56, %57, %58, %59, %60, %61, %62, %63"
-#define GRAFT_NAMES128 GRAFT_NAMES64 \
-  ", %64, %65, %66, %67, %68, %69, %70, %71" \
-  ", %72, %73, %74, %75, %76, %77, %78, %79" \
-  ", %80, %81, %82, %83, %84, %85, %86, %87" \
-  ", %88, %89, %90, %91, %92, %93, %94, %95" \
-  ", %96, %97, %98, %99, %100, %101, %102, %103" \
+#define GRAFT_NAMES128                               \
+  GRAFT_NAMES64                                      \
+  ", %64, %65, %66, %67, %68, %69, %70, %71"         \
+  ", %72, %73, %74, %75, %76, %77, %78, %79"         \
+  ", %80, %81, %82, %83, %84, %85, %86, %87"         \
+  ", %88, %89, %90, %91, %92, %93, %94, %95"         \
+  ", %96, %97, %98, %99, %100, %101, %102, %103"     \
   ", %104, %105, %106, %107, %108, %109, %110, %111" \
   ", %112, %113, %114, %115, %116, %117, %118, %119" \
   ", %120, %121, %122, %123, %124, %125, %126, %127"
 
 // NAMES of d's registers, then descriptors of a and b, whether to add to d or to overwrite it, and
-// whether b lies as (K, N) instead of (N, K).
-#define GRAFT_WGMMA(N, TYPE, NAMES, A, B, ADD, TURNED, ...)                                   \
-  asm volatile("{\n.reg .pred add;\nsetp.ne.b32 add, " ADD ", 0;\n"                           \
+// whether a and b lie with K first, as (K, rows) and (K, N).
+#define GRAFT_WGMMA(N, TYPE, NAMES, A, B, ADD, A_TURNED, B_TURNED, ...)                          \
+  asm volatile("{\n.reg .pred add;\nsetp.ne.b32 add, " ADD                                       \
+               ", 0;\n"                                                                          \
                "wgmma.mma_async.sync.aligned.m64n" N "k16.f32." TYPE "." TYPE " {" NAMES "}, " A \
-               ", " B ", add, 1, 1, 0, " TURNED ";\n}\n"                                       \
-               : __VA_ARGS__                                                                   \
-               : "l"(a), "l"(b), "r"(static_cast<int>(add)), "n"(BIsKN ? 1 : 0))
+               ", " B ", add, 1, 1, " A_TURNED ", " B_TURNED ";\n}\n"                            \
+               : __VA_ARGS__                                                                     \
+               : "l"(a), "l"(b), "r"(static_cast<int>(add)), "n"(AIsKM ? 1 : 0),                 \
+                 "n"(BIsKN ? 1 : 0))
 
-/// d (64, N) = a (64, 16) * b (16, N), or d += with `add`; a lies as (rows, K), b as (N, K) or,
-/// with BIsKN, as (K, N). Elements are T, sums float32.
-template <int N, bool BIsKN, class T, int Registers>
+/// d (64, N) = a (64, 16) * b (16, N), or d += with `add`; a lies as (rows, K) or, with AIsKM, as
+/// (K, rows); b as (N, K) or, with BIsKN, as (K, N). Elements are T, sums float32.
+template <int N, bool AIsKM, bool BIsKN, class T, int Registers>
 __device__ inline void wgmma(float (&d)[Registers], std::uint64_t a, std::uint64_t b, bool add) {
   static_assert(N / 2 <= Registers && (N == 16 || N == 64 || N == 128 || N == 256));
-#define GRAFT_WGMMA_OF(TYPE)                                                                \
-  if constexpr (N == 16) {                                                                  \
-    GRAFT_WGMMA("16", TYPE, GRAFT_NAMES8, "%8", "%9", "%10", "%11", GRAFT_D8(0));           \
-  } else if constexpr (N == 64) {                                                           \
-    GRAFT_WGMMA("64", TYPE, GRAFT_NAMES32, "%32", "%33", "%34", "%35", GRAFT_D32(0));       \
-  } else if constexpr (N == 128) {                                                          \
-    GRAFT_WGMMA("128", TYPE, GRAFT_NAMES64, "%64", "%65", "%66", "%67", GRAFT_D64(0));      \
-  } else {                                                                                  \
-    GRAFT_WGMMA("256", TYPE, GRAFT_NAMES128, "%128", "%129", "%130", "%131", GRAFT_D64(0), \
-                GRAFT_D64(64));                                                             \
+#define GRAFT_WGMMA_OF(TYPE)                                                                       \
+  if constexpr (N == 16) {                                                                         \
+    GRAFT_WGMMA("16", TYPE, GRAFT_NAMES8, "%8", "%9", "%10", "%11", "%12", GRAFT_D8(0));           \
+  } else if constexpr (N == 64) {                                                                  \
+    GRAFT_WGMMA("64", TYPE, GRAFT_NAMES32, "%32", "%33", "%34", "%35", "%36", GRAFT_D32(0));       \
+  } else if constexpr (N == 128) {                                                                 \
+    GRAFT_WGMMA("128", TYPE, GRAFT_NAMES64, "%64", "%65", "%66", "%67", "%68", GRAFT_D64(0));      \
+  } else {                                                                                         \
+    GRAFT_WGMMA("256", TYPE, GRAFT_NAMES128, "%128", "%129", "%130", "%131", "%132", GRAFT_D64(0), \
+                GRAFT_D64(64));                                                                    \
   }
   if constexpr (std::is_same_v<T, __half>) {
     GRAFT_WGMMA_OF("f16")

@@ -29,15 +29,15 @@
 //
 // One thread of warpgroup 0 fetches: it waits until a slot of the ring is empty, and tells TMA to
 // fill it. Warpgroups 1 and 2 wait until it is full, let wgmma multiply, and release the slot when
-// the products of the one before it are known to be done. They add up y in registers (128 each, which
-// warpgroup 0 has no use for and gives away), round it, and put it into staging buffers, from which
-// TMA stores it while the next tile begins. A step is 128·256·64 products in 512 clocks, for which
-// 48 KB come in: half from L2 twice, half shared.
+// the products of the one before it are known to be done. They add up y in registers (128 each,
+// which warpgroup 0 has no use for and gives away), round it, and put it into staging buffers, from
+// which TMA stores it while the next tile begins. A step is 128·256·64 products in 512 clocks, for
+// which 48 KB come in: half from L2 twice, half shared.
 //
-// The pair is the last step of every tile, with h in x's place and E in W's. h is made by blocks that
-// have a tile less than others (see HopperPlan) before they turn to their tiles, in the same ring:
-// a slot then holds x (128, 128) and S (128, r). They write it to memory and raise a flag of the row
-// block; whoever fetches h waits for it. Only blocks that wait for nothing raise flags.
+// The pair is the last step of every tile, with h in x's place and E in W's. h is made by blocks
+// that have a tile less than others (see HopperPlan) before they turn to their tiles, in the same
+// ring: a slot then holds x (128, 128) and S (128, r). They write it to memory and raise a flag of
+// the row block; whoever fetches h waits for it. Only blocks that wait for nothing raise flags.
 
 namespace graft::cuda {
 namespace {
@@ -53,9 +53,14 @@ constexpr int kThreads = 384;              // three warpgroups
 constexpr int kStagingBytes = 2 * 2 * kBoxBytes;
 constexpr int kFlagsOfRowBlock = 3;  // ready; arrived, a warpgroup
 
-// Tiles are made in groups of so many cluster rows, column by column, so that those made at one time
-// share what they read of x and W.
+// Tiles are made in groups of so many cluster rows, column by column, so that those made at one
+// time share what they read of x and W.
 constexpr int kGroupRows = 8;
+
+constexpr int kMostOuter = 2;           // outer products of a term: dA and dB
+constexpr int kOuterCols = 128;         // columns of a matrix in a unit, 64 a warpgroup
+constexpr int kOuterRank = 16;          // wgmma's columns there
+constexpr int kOuterPartial = 8 * 128;  // sums of a warpgroup
 
 template <int TileN>
 struct Sizes {
@@ -78,6 +83,26 @@ __host__ __device__ constexpr int steps_of_unit(int rank_class) {
 
 struct Maps {
   CUtensorMap x, w, y, s, e, h;
+  CUtensorMap matrix[kMostOuter], coefficients[kMostOuter];
+};
+
+// One outer product, out (rank, cols) = factor · coefficientsᵀ · matrix.
+struct OuterPart {
+  float* out;
+  std::int64_t rank_stride, col_stride;
+  float factor;
+  int cols, col_blocks;
+  bool of_h;  // its coefficients are the s·h that this kernel makes
+};
+
+// The outer products of a term, made in units beside the tiles: see `Multiplier::unit`.
+struct OuterArguments {
+  OuterPart parts[kMostOuter];
+  int every;               // steps from a unit to the next
+  int units;               // column blocks of all parts · cluster rows
+  int segments;            // sums of one column block that go through memory, at most
+  float* partial;          // [column block][segment][half][128 threads] of 8
+  std::uint32_t* arrived;  // [column block][half]
 };
 
 struct Arguments {
@@ -87,13 +112,15 @@ struct Arguments {
   int rank, rank_class, h_stride;
   float scaling;
   int light_clusters, light_items, heavy_items, h_parts, units, units_of_part;
-  void* h;           // (m, h_stride), s·h in the type that is multiplied
-  float* h_out;      // (m, rank), h; or null
-  float* partial;    // sums over parts of K
+  void* h;         // (m, h_stride), s·h in the type that is multiplied
+  float* h_out;    // (m, rank), h; or null
+  float* partial;  // sums over parts of K
   std::uint32_t* flags;
   const void* bias;  // or null
   std::int64_t bias_stride;
   DType bias_dtype;
+  std::uint32_t* all_ready;  // raised with every flag of a row block
+  OuterArguments outer;
 };
 
 #ifdef __CUDA_ARCH_FEAT_SM90_ALL
@@ -139,8 +166,27 @@ __device__ void for_each_tile(const Arguments& args, int cluster, Make&& make) {
   }
 }
 
+// The units of outer products that fall to a cluster: a run of them, in which the cluster rows of
+// one column block follow each other.
+struct Units {
+  int next, end;
+
+  __device__ static int first_of(const Arguments& args, int cluster) {
+    return static_cast<int>(std::int64_t{cluster} * args.outer.units / args.clusters);
+  }
+  __device__ static int cluster_of(const Arguments& args, int unit) {
+    return static_cast<int>(((unit + 1) * std::int64_t{args.clusters} - 1) / args.outer.units);
+  }
+  __device__ Units(const Arguments& args, int cluster)
+      : next(first_of(args, cluster)), end(first_of(args, cluster + 1)) {}
+  // So many go with the next tile: the first one of a cluster is left alone, until h is there.
+  __device__ int of_tile(const Arguments& args, bool first_tile) const {
+    return first_tile ? 0 : min(end - next, (args.k_blocks - 1) / args.outer.every);
+  }
+};
+
 // Warpgroup 0, one thread: fills the ring.
-template <int TileN, bool WIsKN>
+template <int TileN, bool WIsKN, bool Outer>
 __device__ void fetch(const Maps& maps, const Arguments& args, const Block<TileN>& block) {
   using Size = Sizes<TileN>;
   Slot at{0, 1};  // of new barriers, the phase before the first one: all slots are empty
@@ -187,9 +233,43 @@ __device__ void fetch(const Maps& maps, const Arguments& args, const Block<TileN
     at.advance<Size::kSlots>();
   };
 
+  // 128 columns of a matrix, and its coefficients, of the block's 128 rows.
+  bool all_ready = false;
+  const auto fill_unit = [&](int unit) {
+    int column = unit / args.tile_rows;
+    const int m0 = (unit % args.tile_rows * 2 + block.rank) * kTileM;
+    const int part = column < args.outer.parts[0].col_blocks ? 0 : 1;
+    if (part == 1) column -= args.outer.parts[0].col_blocks;
+    if (args.outer.parts[part].of_h && !all_ready) {
+      const std::uint32_t raised = (args.m + kTileM - 1) / kTileM * 2;
+      while (load_acquire(args.all_ready) < raised) {
+      }
+      fence_async();
+      all_ready = true;
+    }
+    const Barrier full = block.full(at.index);
+    block.empty(at.index).wait(at.parity);
+    full.arrive_and_expect(3 * kXBytes);
+    const std::uint32_t to = block.slot(at);
+    load_box(to, maps.matrix[part], full, column * kOuterCols, m0);
+    load_box(to + kXBytes, maps.matrix[part], full, column * kOuterCols + 64, m0);
+    load_box(to + 2 * kXBytes, maps.coefficients[part], full, 0, m0);
+    at.advance<Size::kSlots>();
+  };
+
+  Units units(args, block.cluster);
+  bool first_tile = true;
   for_each_tile(args, block.cluster, [&](int row, int column) {
     const int row_block = row * 2 + block.rank, m0 = row_block * kTileM, n0 = column * TileN;
-    for (int i = 0; i < args.k_blocks; ++i) fill(maps.x, maps.w, m0, n0, i * kTileK);
+    const int unit_count = Outer ? units.of_tile(args, first_tile) : 0;
+    for (int i = 0, done = 0; i < args.k_blocks; ++i) {
+      if (done < unit_count && i == (done + 1) * args.outer.every) {
+        fill_unit(units.next++);
+        ++done;
+      }
+      fill(maps.x, maps.w, m0, n0, i * kTileK);
+    }
+    first_tile = false;
     if (args.rank == 0) return;
     wait_for_prepared();
     if (m0 < args.m) {
@@ -224,7 +304,7 @@ __device__ inline float load_as_float(const void* data, DType dtype, std::int64_
 }
 
 // Warpgroups 1 and 2: a half tile of 64 rows each.
-template <class T, int TileN, bool WIsKN>
+template <class T, int TileN, bool WIsKN, bool Outer>
 struct Multiplier {
   using Size = Sizes<TileN>;
 
@@ -233,8 +313,15 @@ struct Multiplier {
   const Block<TileN>& block;
   int half;    // which warpgroup: 0 or 1
   int thread;  // of the warpgroup
+  Units units;
   Slot at{0, 0};
   int unreleased = 0;  // the slot before, whose products may not be done
+  // Slots of units: whose products are to go with those of the next step; whose went with the step
+  // before. -1: none.
+  int unit_to_go = -1, unreleased_unit = -1;
+  bool first_tile = true;
+  float side[2][8];  // sums of an outer product: 64 columns by 16, in two halves that don't wait
+                     // for each other
 
   __device__ void sync() const { named_sync(1 + half, 128); }
 
@@ -246,9 +333,17 @@ struct Multiplier {
     unreleased = at.index;
     at.template advance<Size::kSlots>();
   }
-  __device__ void finish_products() const {
-    wgmma_wait<0>();
+  __device__ void release_before() {
     release(unreleased);
+    if constexpr (Outer) {
+      if (unreleased_unit >= 0) release(unreleased_unit);
+      unreleased_unit = unit_to_go;
+      unit_to_go = -1;
+    }
+  }
+  __device__ void finish_products() {
+    wgmma_wait<0>();
+    release_before();
   }
 
   // sum += x · W over the first 16 · Steps of the slot's 64.
@@ -262,12 +357,12 @@ struct Multiplier {
 #pragma unroll
     for (int i = 0; i < Steps; ++i) {
       // 16 elements of a row are 32 bytes; 16 rows are 2048. Descriptors count in 16.
-      wgmma<TileN, WIsKN, T>(sum, a + i * 2, b + i * (WIsKN ? 128 : 2), !first || i > 0);
+      wgmma<TileN, false, WIsKN, T>(sum, a + i * 2, b + i * (WIsKN ? 128 : 2), !first || i > 0);
     }
     wgmma_commit();
     if (!first) {
       wgmma_wait<1>();
-      release(unreleased);
+      release_before();
     }
     advance();
   }
@@ -288,13 +383,13 @@ struct Multiplier {
         const std::uint64_t b = tile_descriptor(slot + kSteps * kXBytes + i * R * kRowBytes, 16);
 #pragma unroll
         for (int j = 0; j < 4; ++j) {
-          wgmma<R, false, T>(sum, a + j * 2, b + j * 2, !first || i + j > 0);
+          wgmma<R, false, false, T>(sum, a + j * 2, b + j * 2, !first || i + j > 0);
         }
       }
       wgmma_commit();
       if (!first) {
         wgmma_wait<1>();
-        release(unreleased);
+        release_before();
       }
       advance();
     }
@@ -309,7 +404,10 @@ struct Multiplier {
     fence_async();
     __threadfence();
     sync();
-    if (thread == 0) raise_release(args.flags + row_block * kFlagsOfRowBlock);
+    if (thread == 0) {
+      raise_release(args.flags + row_block * kFlagsOfRowBlock);
+      if constexpr (Outer) raise_release(args.all_ready);
+    }
   }
 
   // Leaves this part's sum in memory. The last of a row block's parts to come adds them all, always
@@ -328,18 +426,7 @@ struct Multiplier {
       __stcg(mine + i * 128,
              make_float4(sum[i * 4], sum[i * 4 + 1], sum[i * 4 + 2], sum[i * 4 + 3]));
     }
-    __threadfence();
-    sync();
-    const std::uint32_t arrived = block.shared + Size::kArrived + half * 4;
-    if (thread == 0) {
-      const unsigned before = atomicAdd(args.flags + row_block * kFlagsOfRowBlock + 1 + half, 1u);
-      __threadfence();
-      asm volatile("st.shared.u32 [%0], %1;" ::"r"(arrived), "r"(before) : "memory");
-    }
-    sync();
-    unsigned before;
-    asm volatile("ld.shared.u32 %0, [%1];" : "=r"(before) : "r"(arrived) : "memory");
-    if (before + 1 != static_cast<unsigned>(args.h_parts)) return false;
+    if (!is_last(args.flags + row_block * kFlagsOfRowBlock + 1 + half, args.h_parts)) return false;
 #pragma unroll
     for (int i = 0; i < kVectors * 4; ++i) sum[i] = 0.0f;
     for (int p = 0; p < args.h_parts; ++p) {
@@ -360,7 +447,8 @@ struct Multiplier {
   template <int R>
   __device__ void store_h(const float (&sum)[TileN / 2], int row_block) const {
     const int lane = thread % 32;
-    const std::int64_t row = std::int64_t{row_block} * kTileM + half * kHalfM + thread / 32 * 16 + lane / 4;
+    const std::int64_t row =
+        std::int64_t{row_block} * kTileM + half * kHalfM + thread / 32 * 16 + lane / 4;
 #pragma unroll
     for (int below = 0; below < 2; ++below) {
       if (row + below * 8 >= args.m) continue;
@@ -401,7 +489,18 @@ struct Multiplier {
       bias = load_as_float(args.bias, args.bias_dtype, (n0 + biased) * args.bias_stride);
     }
     step<4>(sum, true);
-    for (int i = 1; i < args.k_blocks; ++i) step<4>(sum, false);
+    int i = 1;
+    if constexpr (Outer) {
+      const int end = units.next + units.of_tile(args, first_tile);
+      for (first_tile = false; units.next < end;) {
+        for (int before = 1; before < args.outer.every; ++before, ++i) step<4>(sum, false);
+        unit();
+        step<4>(sum, false);
+        ++i;
+        if (++units.next == units.end || units.next % args.tile_rows == 0) store_outer();
+      }
+    }
+    for (; i < args.k_blocks; ++i) step<4>(sum, false);
     int r = args.rank;
     for (; r > 32; r -= kTileK) step<4>(sum, false);
     if (r > 16) {
@@ -412,6 +511,98 @@ struct Multiplier {
     finish_products();
     if (args.bias != nullptr) add_bias(sum, bias, biased);
     store_tile(sum, (row * 2 + block.rank) * kTileM + half * kHalfM, n0);
+  }
+
+  // Adds a unit to an outer product: out (16, 128 columns) += coefficientsᵀ (16, 128 rows) · matrix
+  // (128 rows, 128 columns), turned round, for wgmma has 64 rows: side (64 columns of a warpgroup,
+  // 16).
+  //
+  // Such products are too small to keep the matrix units busy, so they go with those of the next
+  // step of the tile, one group, and their slot is released with that step's.
+  __device__ void unit() {
+    block.full(at.index).wait(at.parity);
+    const std::uint32_t slot = block.slot(at);
+    const std::uint64_t a = tile_descriptor(slot + half * kXBytes, 16);
+    const std::uint64_t b = tile_descriptor(slot + 2 * kXBytes, 16);
+    const bool starts =
+        units.next % args.tile_rows == 0 || units.next == Units::first_of(args, block.cluster);
+    wgmma_fence();
+#pragma unroll
+    for (int i = 0; i < kTileM / 16; ++i) {
+      wgmma<kOuterRank, true, true, T>(side[i % 2], a + i * 128, b + i * 128, !starts || i > 1);
+    }
+    unit_to_go = at.index;
+    at.template advance<Size::kSlots>();
+  }
+
+  // Leaves this block's sum of a column block in memory; the last of those that share the column
+  // block adds them all, always in the same order.
+  __device__ void store_outer() {
+    wgmma_wait<0>();
+    const OuterArguments& outer = args.outer;
+    const int column = (units.next - 1) / args.tile_rows;
+    const int first = Units::cluster_of(args, column * args.tile_rows);
+    const int last = Units::cluster_of(args, (column + 1) * args.tile_rows - 1);
+    const auto partial = [&](int segment) {
+      return reinterpret_cast<float4*>(
+                 outer.partial +
+                 ((std::int64_t{column} * outer.segments + segment) * 2 + half) * kOuterPartial) +
+             thread;
+    };
+    float4* const mine = partial((block.cluster - first) * 2 + block.rank);
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {
+      __stcg(mine + i * 128,
+             make_float4(side[0][i * 4] + side[1][i * 4], side[0][i * 4 + 1] + side[1][i * 4 + 1],
+                         side[0][i * 4 + 2] + side[1][i * 4 + 2],
+                         side[0][i * 4 + 3] + side[1][i * 4 + 3]));
+    }
+    const int segments = (last - first + 1) * 2;
+    if (!is_last(outer.arrived + column * 2 + half, segments)) return;
+    float4 total[2] = {};
+    for (int segment = 0; segment < segments; ++segment) {
+#pragma unroll
+      for (int i = 0; i < 2; ++i) {
+        const float4 value = __ldcg(partial(segment) + i * 128);
+        total[i].x += value.x;
+        total[i].y += value.y;
+        total[i].z += value.z;
+        total[i].w += value.w;
+      }
+    }
+    const bool second = column >= outer.parts[0].col_blocks;
+    const OuterPart& part = outer.parts[second ? 1 : 0];
+    const int lane = thread % 32;
+    const int col = (second ? column - outer.parts[0].col_blocks : column) * kOuterCols +
+                    half * 64 + thread / 32 * 16 + lane / 4;
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {
+      const float values[4] = {total[i].x, total[i].y, total[i].z, total[i].w};
+#pragma unroll
+      for (int j = 0; j < 4; ++j) {
+        const int r = i * 8 + lane % 4 * 2 + j % 2, c = col + j / 2 * 8;
+        if (r < args.rank && c < part.cols) {
+          part.out[r * part.rank_stride + c * part.col_stride] = values[j] * part.factor;
+        }
+      }
+    }
+  }
+
+  // Whether this warpgroup is the last of `count` that left something in memory for each other.
+  // Then it sees what they left.
+  __device__ bool is_last(std::uint32_t* arrivals, int count) const {
+    __threadfence();
+    sync();
+    const std::uint32_t arrived = block.shared + Size::kArrived + half * 4;
+    if (thread == 0) {
+      const unsigned before = atomicAdd(arrivals, 1u);
+      __threadfence();
+      asm volatile("st.shared.u32 [%0], %1;" ::"r"(arrived), "r"(before) : "memory");
+    }
+    sync();
+    unsigned before;
+    asm volatile("ld.shared.u32 %0, [%1];" : "=r"(before) : "r"(arrived) : "memory");
+    return before + 1 == static_cast<unsigned>(count);
   }
 
   __device__ void add_bias(float (&sum)[TileN / 2], float bias, int biased) const {
@@ -465,7 +656,7 @@ struct Multiplier {
 
 #endif
 
-template <class T, int TileN, bool WIsKN>
+template <class T, int TileN, bool WIsKN, bool Outer>
 __global__ void __launch_bounds__(kThreads, 1)
     product(const __grid_constant__ Maps maps, const __grid_constant__ Arguments args) {
 #ifdef __CUDA_ARCH_FEAT_SM90_ALL
@@ -480,20 +671,24 @@ __global__ void __launch_bounds__(kThreads, 1)
     }
     publish_barriers();
   }
-  // A kernel that follows others at once waits for them here; one that has a pair follows `prepare`,
-  // which has waited for them, and waits for `prepare` itself where it needs it.
+  // A kernel that follows others at once waits for them here; one that has a pair follows
+  // `prepare`, which has waited for them, and waits for `prepare` itself where it needs it.
   if (args.rank == 0) wait_for_kernel_before();
   cluster_sync();
 
   const int warpgroup = static_cast<int>(threadIdx.x / 128);
   if (warpgroup == 0) {
     shrink_registers<40>();
-    if (threadIdx.x == 0) fetch<TileN, WIsKN>(maps, args, block);
+    if (threadIdx.x == 0) fetch<TileN, WIsKN, Outer>(maps, args, block);
     __syncwarp();
   } else {
     grow_registers<232>();
-    Multiplier<T, TileN, WIsKN> multiplier{maps, args, block, warpgroup - 1,
-                                           static_cast<int>(threadIdx.x % 128)};
+    Multiplier<T, TileN, WIsKN, Outer> multiplier{maps,
+                                                  args,
+                                                  block,
+                                                  warpgroup - 1,
+                                                  static_cast<int>(threadIdx.x % 128),
+                                                  Units(args, block.cluster)};
     float sum[TileN / 2];
     for_each_item(args, block.cluster,
                   [&](int row, int part) { multiplier.make_h(sum, row, part); });
@@ -518,6 +713,11 @@ struct Copy {
   __host__ __device__ std::int64_t chunks() const { return std::int64_t{outer} * (stride / 8); }
 };
 
+struct Copies {
+  Copy list[2 + kMostOuter];
+  int count = 0;
+};
+
 template <class From, class To>
 __device__ void copy_chunk(const Copy& copy, std::int64_t chunk) {
   // Neighbouring threads read neighbouring elements, whichever way they lie.
@@ -530,8 +730,8 @@ __device__ void copy_chunk(const Copy& copy, std::int64_t chunk) {
 #pragma unroll
   for (int i = 0; i < 8; ++i) {
     const int column = first + i;
-    out.values[i] = from_float<To>(
-        column < copy.inner ? to_float(from[column * copy.inner_stride]) : 0.0f);
+    out.values[i] =
+        from_float<To>(column < copy.inner ? to_float(from[column * copy.inner_stride]) : 0.0f);
   }
   *reinterpret_cast<Pack<To, 8>*>(static_cast<To*>(copy.to) + row * copy.stride + first) = out;
 }
@@ -554,13 +754,12 @@ __device__ void copy_all(const Copy& copy) {
 }
 
 // Before a product with a pair: zeroes its flags, and makes S and E what TMA can fetch and wgmma
-// multiply. A warp a block, with so few registers that such a block and one of the product's fit on a
-// multiprocessor: the product starts while this runs, and needs its results later.
+// multiply. A warp a block, with so few registers that such a block and one of the product's fit on
+// a multiprocessor: the product starts while this runs, and needs its results later.
 constexpr int kPrepareThreads = 32;
 template <class T>
 __global__ void __maxnreg__(32)
-    prepare(const __grid_constant__ Copy s, const __grid_constant__ Copy e, std::uint32_t* flags,
-            int flag_count) {
+    prepare(const __grid_constant__ Copies copies, std::uint32_t* flags, int flag_count) {
 #ifdef __CUDA_ARCH_FEAT_SM90_ALL
   wait_for_kernel_before();
   let_kernel_after_start();
@@ -568,8 +767,7 @@ __global__ void __maxnreg__(32)
        i += static_cast<int>(gridDim.x * blockDim.x)) {
     flags[i] = 0;
   }
-  copy_all<T>(s);
-  copy_all<T>(e);
+  for (int i = 0; i < copies.count; ++i) copy_all<T>(copies.list[i]);
 #endif
 }
 
@@ -581,7 +779,11 @@ struct Layout {
   bool w_is_kn = false;
   std::int64_t m, n, k, rank;
   std::int64_t k_blocks, units, flags;
+  bool makes_outer = false;
+  HopperOuterPlan outer;
+  std::int64_t column_blocks = 0;
   std::size_t flags_at = 0, s_at = 0, e_at = 0, h_at = 0, partial_at = 0, bytes = 0;
+  std::size_t coefficients_at[kMostOuter] = {}, outer_partial_at = 0;
 
   Layout(const Term& term, const DeviceFacts& facts)
       : w_is_kn(takes_tensor_map(term.w)),
@@ -594,8 +796,15 @@ struct Layout {
     const int steps = plan.tile_n == 256 ? steps_of_unit<256>(plan.rank_class)
                                          : steps_of_unit<128>(plan.rank_class);
     units = (k_blocks + steps - 1) / steps;
-    flags = plan.tile_rows * 2 * kFlagsOfRowBlock;
     if (rank == 0) return;
+    makes_outer = hopper_makes_outer(term, facts);
+    if (makes_outer) {
+      for (const OuterProduct& each : term.outer_products) {
+        column_blocks += column_blocks_of(each);
+      }
+      outer = plan_hopper_outer(plan, k, column_blocks);
+    }
+    flags = row_flags() + 1 + column_blocks * 2;
     const auto take = [&](std::int64_t of) {
       const std::size_t at = bytes;
       bytes += static_cast<std::size_t>(round_up(of, 256));
@@ -608,14 +817,25 @@ struct Layout {
     if (plan.h_parts > 1) {
       partial_at = take(plan.h_parts * plan.tile_rows * 2 * kTileM * plan.rank_class * 4);
     }
+    if (!makes_outer) return;
+    for (std::size_t i = 0; i < term.outer_products.size(); ++i) {
+      if (term.outer_products[i].coefficients.present()) {
+        coefficients_at[i] = take(m * h_stride() * 2);
+      }
+    }
+    outer_partial_at = take(column_blocks * outer.segments * 2 * kOuterPartial * 4);
   }
 
+  static std::int64_t column_blocks_of(const OuterProduct& outer) {
+    return (outer.matrix.dim(1) + kOuterCols - 1) / kOuterCols;
+  }
+  std::int64_t row_flags() const { return plan.tile_rows * 2 * kFlagsOfRowBlock; }
   std::int64_t s_stride() const { return round_up(k, 8); }
   std::int64_t e_stride() const { return round_up(w_is_kn ? n : rank, 8); }
   std::int64_t h_stride() const { return round_up(rank, 8); }
 };
 
-template <class T, int TileN, bool WIsKN>
+template <class T, int TileN, bool WIsKN, bool Outer = false>
 void launch_product(const Call& call, const Maps& maps, const Arguments& args) {
   Launch how;
   how.grid = static_cast<unsigned>(args.clusters * 2);
@@ -623,12 +843,13 @@ void launch_product(const Call& call, const Maps& maps, const Arguments& args) {
   how.cluster = 2;
   how.shared_bytes = Sizes<TileN>::kEnd;
   how.overlaps = true;
-  call.launch(how, product<T, TileN, WIsKN>, maps, args);
+  call.launch(how, product<T, TileN, WIsKN, Outer>, maps, args);
 }
 
 template <class T>
 void launch(const Call& call, const Layout& layout, const Maps& maps, const Arguments& args) {
   if (layout.plan.tile_n == 256) {
+    if (layout.makes_outer) return launch_product<T, 256, true, true>(call, maps, args);
     if (layout.w_is_kn) return launch_product<T, 256, true>(call, maps, args);
     return launch_product<T, 256, false>(call, maps, args);
   }
@@ -642,7 +863,8 @@ void run_as(const char* op, Call& call, const Term& term, std::byte* workspace) 
   const HopperPlan& plan = layout.plan;
   const DType dtype = term.multiply;
   const ConstTensorView w = layout.w_is_kn ? term.w : term.w.transposed();
-  // A block fetches half of a tile's W: as (K, N) in boxes of 64 rows, as (N, K) in one of half a tile.
+  // A block fetches half of a tile's W: as (K, N) in boxes of 64 rows, as (N, K) in one of half a
+  // tile.
   const int w_rows = layout.w_is_kn ? kTileK : plan.tile_n / 2;
 
   Maps maps{};
@@ -686,6 +908,7 @@ void run_as(const char* op, Call& call, const Term& term, std::byte* workspace) 
   args.h_out = pair.h.present() ? pair.h.mutable_data_as<float>() : nullptr;
   args.partial = reinterpret_cast<float*>(workspace + layout.partial_at);
   args.flags = reinterpret_cast<std::uint32_t*>(workspace + layout.flags_at);
+  args.all_ready = args.flags + layout.row_flags();
 
   // S as (rank, K); E as W lies: (N, rank) or (rank, N).
   const auto copy = [](const ConstTensorView& rows, std::int64_t stride, void* to) {
@@ -698,16 +921,45 @@ void run_as(const char* op, Call& call, const Term& term, std::byte* workspace) 
                 static_cast<int>(stride),
                 to};
   };
-  const Copy copy_s = copy(pair.shrink.transposed(), layout.s_stride(), s);
-  const Copy copy_e =
-      copy(layout.w_is_kn ? pair.expand : pair.expand.transposed(), layout.e_stride(), e);
+  Copies copies;
+  const auto add = [&](const Copy& each) { copies.list[copies.count++] = each; };
+  add(copy(pair.shrink.transposed(), layout.s_stride(), s));
+  add(copy(layout.w_is_kn ? pair.expand : pair.expand.transposed(), layout.e_stride(), e));
+  if (layout.makes_outer) {
+    OuterArguments& outer = args.outer;
+    outer.every = layout.outer.every;
+    outer.units = static_cast<int>(layout.outer.units);
+    outer.segments = static_cast<int>(layout.outer.segments);
+    outer.partial = reinterpret_cast<float*>(workspace + layout.outer_partial_at);
+    outer.arrived = args.all_ready + 1;
+    for (std::size_t i = 0; i < term.outer_products.size(); ++i) {
+      const OuterProduct& from = term.outer_products[i];
+      OuterPart& part = outer.parts[i];
+      part.out = from.out.mutable_data_as<float>();
+      part.rank_stride = from.out.stride(0);
+      part.col_stride = from.out.stride(1);
+      part.cols = static_cast<int>(from.matrix.dim(1));
+      part.col_blocks = static_cast<int>(Layout::column_blocks_of(from));
+      part.of_h = !from.coefficients.present();
+      part.factor = part.of_h ? from.scaling / pair.scaling : from.scaling;  // s·h has one in it
+      maps.matrix[i] = tensor_map(op, from.matrix.data(), dtype, layout.m, from.matrix.dim(1),
+                                  from.matrix.stride(0), kTileM);
+      maps.coefficients[i] = maps.h;
+      if (part.of_h) continue;
+      std::byte* const to = workspace + layout.coefficients_at[i];
+      add(copy(from.coefficients, layout.h_stride(), to));
+      maps.coefficients[i] =
+          tensor_map(op, to, dtype, layout.m, layout.rank, layout.h_stride(), kTileM);
+    }
+  }
+  std::int64_t chunks = 0;
+  for (int i = 0; i < copies.count; ++i) chunks += copies.list[i].chunks();
   Launch how;
-  const std::int64_t warps = (copy_s.chunks() + copy_e.chunks() + 31) / 32;
-  how.grid = static_cast<unsigned>(
-      std::min<std::int64_t>(warps, call.facts().multiprocessors));
+  how.grid = static_cast<unsigned>(std::min<std::int64_t>(
+      (chunks + kPrepareThreads - 1) / kPrepareThreads, call.facts().multiprocessors));
   how.block = kPrepareThreads;
   how.overlaps = true;
-  call.launch(how, prepare<T>, copy_s, copy_e, args.flags, static_cast<int>(layout.flags));
+  call.launch(how, prepare<T>, copies, args.flags, static_cast<int>(layout.flags));
   launch<T>(call, layout, maps, args);
 }
 

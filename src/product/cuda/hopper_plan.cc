@@ -10,20 +10,21 @@ namespace {
 
 constexpr std::int64_t kClusterRows = 256;  // two tiles of 128 rows
 constexpr std::int64_t kTileK = 64;
+constexpr std::int64_t kOuterCols = 128;
 
-// What a block of the kernel has in shared memory, hopper.cu's kSharedBytes: four slots of 48 KB, two
-// staging buffers of 16 KB, and barriers.
+// What a block of the kernel has in shared memory, hopper.cu's kSharedBytes: four slots of 48 KB,
+// two staging buffers of 16 KB, and barriers.
 constexpr std::size_t kSharedBytes = 227 * 1024;
 
 std::int64_t divide_up(std::int64_t a, std::int64_t b) { return (a + b - 1) / b; }
 
-// A tile of 128 columns takes a little more than half the time of one of 256: it reads as many bytes
-// of x for half the products.
+// A tile of 128 columns takes a little more than half the time of one of 256: it reads as many
+// bytes of x for half the products.
 constexpr double kNarrowTile = 0.54;
 
 // The time of one item, in those of a wide tile of the same K: reading x takes 0.35 of it (80 to 90
-// GB/s a multiprocessor), the products of 128 columns and more take their part of 256. Each part of a
-// split K has its own start, and its sums go through memory.
+// GB/s a multiprocessor), the products of 128 columns and more take their part of 256. Each part of
+// a split K has its own start, and its sums go through memory.
 double item_time(int rank_class, int parts, double k_blocks) {
   const double whole = std::max(0.38, rank_class / 256.0);
   return whole / parts + (parts > 1 ? 2.5 : 1.0) / k_blocks;
@@ -66,8 +67,8 @@ double share_items(HopperPlan& plan, int parts, std::int64_t k_blocks) {
   for (std::int64_t each = most;; --each) {
     const std::int64_t rest = std::max<std::int64_t>(0, items - each * light);
     const std::int64_t others = divide_up(rest, heavy);
-    const double time = std::max({0.0, static_cast<double>(each) * item - slack,
-                                  static_cast<double>(others) * item});
+    const double time = std::max(
+        {0.0, static_cast<double>(each) * item - slack, static_cast<double>(others) * item});
     if (each == most || time < best) {
       best = time;
       plan.light_items = each;
@@ -102,6 +103,43 @@ HopperPlan plan_hopper(std::int64_t m, std::int64_t n, std::int64_t k, std::int6
     }
   }
   return best;
+}
+
+HopperOuterPlan plan_hopper_outer(const HopperPlan& plan, std::int64_t k,
+                                  std::int64_t column_blocks) {
+  HopperOuterPlan outer;
+  if (plan.tile_n != 256 || plan.rank_class != 16 || column_blocks == 0) return outer;
+  const std::int64_t steps = divide_up(k, kTileK);
+  outer.units = column_blocks * plan.tile_rows;
+  const std::int64_t each = divide_up(outer.units, plan.clusters);
+  // The first tile of a cluster goes without: h has to be there.
+  const std::int64_t tiles = plan.tiles() / plan.clusters - 1;
+  // A cluster without a unit would have none to add to the sum of a column block.
+  if (tiles < 1 || outer.units < plan.clusters) return outer;
+  outer.segments = 2 * (divide_up(plan.tile_rows * plan.clusters, outer.units) + 1);
+  for (int every = 16; every >= 2; --every) {
+    if (tiles * ((steps - 1) / every) < each) continue;
+    outer.every = every;
+    break;
+  }
+  return outer;
+}
+
+bool hopper_makes_outer(const Term& term, const DeviceFacts& facts) {
+  const auto& outer = term.outer_products;
+  if (outer.empty() || outer.size() > 2 || !term.pair.present()) return false;
+  if (takes_tensor_map(term.w) == false)
+    return false;  // a forward product: its kernel has no units
+  std::int64_t column_blocks = 0;
+  for (const OuterProduct& each : outer) {
+    if (each.dropout != nullptr || each.matrix.dtype() != term.multiply) return false;
+    if (!takes_tensor_map(each.matrix)) return false;
+    if (!each.coefficients.present() && term.pair.scaling == 0.0f) return false;
+    column_blocks += divide_up(each.matrix.dim(1), kOuterCols);
+  }
+  const std::int64_t m = term.x.dim(0), k = term.w.dim(0), n = term.w.dim(1);
+  return plan_hopper_outer(plan_hopper(m, n, k, term.pair.rank(), facts), k, column_blocks).every >
+         0;
 }
 
 Support hopper_takes(const Term& term, const DeviceFacts& facts) {
