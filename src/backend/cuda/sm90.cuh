@@ -96,6 +96,11 @@ __device__ inline void grow_registers() {
   asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(Registers));
 }
 
+/// Fetches the map itself, which the first box would wait for.
+__device__ inline void prefetch(const CUtensorMap& map) {
+  asm volatile("prefetch.tensormap [%0];" ::"l"(&map) : "memory");
+}
+
 /// @{
 /// A box of the tensor behind `map`, with its first element at (column, row), into shared memory;
 /// what is outside the tensor is zero. Its bytes are counted by `full`. The second form puts it in
@@ -132,11 +137,6 @@ template <int Pending>
 __device__ inline void wait_for_store_reads() {
   asm volatile("cp.async.bulk.wait_group.read %0;" ::"n"(Pending) : "memory");
 }
-/// Until this thread's stores are done.
-__device__ inline void wait_for_stores() {
-  asm volatile("cp.async.bulk.wait_group 0;" ::: "memory");
-}
-
 /// @{
 /// Orders a thread's ordinary accesses and those of TMA and the matrix units, which go another way:
 /// to shared memory; to all memory.

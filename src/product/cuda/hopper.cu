@@ -81,6 +81,23 @@ __host__ __device__ constexpr int steps_of_unit(int rank_class) {
   return TileN == 256 && rank_class <= 64 ? 2 : 1;
 }
 
+// A matrix of the pair, copied into rows that TMA can fetch, in the type that is multiplied.
+struct Copy {
+  const void* from;
+  std::int64_t outer_stride, inner_stride;
+  DType dtype;
+  int outer, inner;  // rows of the copy, and elements of a row
+  int stride;        // from row to row: `inner` rounded up to eight
+  void* to;
+
+  __host__ __device__ int chunks() const { return outer * (stride / 8); }
+};
+
+struct Copies {
+  Copy list[2 + kMostOuter];
+  int count = 0;
+};
+
 struct Maps {
   CUtensorMap x, w, y, s, e, h;
   CUtensorMap matrix[kMostOuter], coefficients[kMostOuter];
@@ -112,13 +129,15 @@ struct Arguments {
   int rank, rank_class, h_stride;
   float scaling;
   int light_clusters, light_items, heavy_items, h_parts, units, units_of_part;
-  void* h;         // (m, h_stride), s·h in the type that is multiplied
-  float* h_out;    // (m, rank), h; or null
-  float* partial;  // sums over parts of K
-  std::uint32_t* flags;
-  const void* bias;  // or null
+  void* h;                // (m, h_stride), s·h in the type that is multiplied
+  float* h_out;           // (m, rank), h; or null
+  float* partial;         // sums over parts of K
+  std::uint32_t* flags;   // of row blocks: s·h is there
+  std::uint32_t* copied;  // raised by each block: S is copied; the rest is
+  const void* bias;       // or null
   std::int64_t bias_stride;
   DType bias_dtype;
+  Copies copies;             // S, E, and coefficients of outer products
   std::uint32_t* all_ready;  // raised with every flag of a row block
   OuterArguments outer;
 };
@@ -185,19 +204,89 @@ struct Units {
   }
 };
 
+template <class From, class To>
+__device__ void copy_chunk(const Copy& copy, unsigned chunk) {
+  // Neighbouring threads read neighbouring elements, whichever way they lie.
+  const unsigned chunks = static_cast<unsigned>(copy.stride) / 8;
+  const unsigned outer = static_cast<unsigned>(copy.outer);
+  const bool along = copy.inner_stride == 1;
+  const std::int64_t row = along ? chunk / chunks : chunk % outer;
+  const int first = static_cast<int>(along ? chunk % chunks : chunk / outer) * 8;
+  const From* const from = static_cast<const From*>(copy.from) + row * copy.outer_stride;
+  Pack<To, 8> out;
+  const bool whole =
+      along && first + 8 <= copy.inner && reinterpret_cast<std::uintptr_t>(from + first) % 16 == 0;
+  if (whole) {
+    const Pack<From, 8> in = *reinterpret_cast<const Pack<From, 8>*>(from + first);
+#pragma unroll
+    for (int i = 0; i < 8; ++i) out.values[i] = from_float<To>(to_float(in.values[i]));
+    *reinterpret_cast<Pack<To, 8>*>(static_cast<To*>(copy.to) + row * copy.stride + first) = out;
+    return;
+  }
+#pragma unroll
+  for (int i = 0; i < 8; ++i) {
+    const int column = first + i;
+    out.values[i] =
+        from_float<To>(column < copy.inner ? to_float(from[column * copy.inner_stride]) : 0.0f);
+  }
+  *reinterpret_cast<Pack<To, 8>*>(static_cast<To*>(copy.to) + row * copy.stride + first) = out;
+}
+
+// This block's share, by the threads of three warps.
+constexpr int kCopyThreads = 96;
+template <class To>
+__device__ void copy_share(const Copy& copy, int thread) {
+  const unsigned step = gridDim.x * kCopyThreads;
+  unsigned chunk = blockIdx.x * kCopyThreads + thread;
+  const unsigned end = static_cast<unsigned>(copy.chunks());
+  switch (copy.dtype) {
+    case DType::kFloat16:
+      for (; chunk < end; chunk += step) copy_chunk<__half, To>(copy, chunk);
+      break;
+    case DType::kBFloat16:
+      for (; chunk < end; chunk += step) copy_chunk<__nv_bfloat16, To>(copy, chunk);
+      break;
+    default:
+      for (; chunk < end; chunk += step) copy_chunk<float, To>(copy, chunk);
+  }
+}
+
+// Warpgroup 0, the warps that don't fetch: this block's share of the copies.
+template <class T>
+__device__ void copy(const Arguments& args, int thread) {
+  const auto publish = [&](std::uint32_t* flag) {
+    fence_async();  // TMA reads them
+    __threadfence();
+    named_sync(4, kCopyThreads);
+    if (thread == 0) raise_release(flag);
+  };
+  copy_share<T>(args.copies.list[0], thread);
+  wait_for_kernel_before();  // the flags are zero
+  publish(args.copied);
+  for (int i = 1; i < args.copies.count; ++i) copy_share<T>(args.copies.list[i], thread);
+  publish(args.copied + 1);
+}
+
+// Until a flag has been raised so often: what was written before that can be fetched by TMA.
+__device__ inline void wait_for(const std::uint32_t* flag, std::uint32_t count) {
+  while (load_acquire(flag) < count) {
+  }
+  fence_async();
+}
+
 // Warpgroup 0, one thread: fills the ring.
 template <int TileN, bool WIsKN, bool Outer>
 __device__ void fetch(const Maps& maps, const Arguments& args, const Block<TileN>& block) {
   using Size = Sizes<TileN>;
-  Slot at{0, 1};  // of new barriers, the phase before the first one: all slots are empty
-  bool waited = false;
-  const auto wait_for_prepared = [&] {
-    if (!waited) wait_for_kernel_before();
-    waited = true;
+  Slot at{0, 1};   // of new barriers, the phase before the first one: all slots are empty
+  int copied = 0;  // so many flags of copies are known to be up
+  const auto wait_for_copies = [&](int flags) {
+    if (copied == 0) wait_for_kernel_before();  // until then flags are not zero
+    for (; copied < flags; ++copied) wait_for(args.copied + copied, gridDim.x);
   };
 
   for_each_item(args, block.cluster, [&](int row, int part) {
-    wait_for_prepared();
+    wait_for_copies(1);
     const int steps = steps_of_unit<TileN>(args.rank_class), s_bytes = args.rank_class * kRowBytes;
     const int m0 = (row * 2 + block.rank) * kTileM;
     const int end = min((part + 1) * args.units_of_part, args.units);
@@ -241,12 +330,10 @@ __device__ void fetch(const Maps& maps, const Arguments& args, const Block<TileN
     const int part = column < args.outer.parts[0].col_blocks ? 0 : 1;
     if (part == 1) column -= args.outer.parts[0].col_blocks;
     if (args.outer.parts[part].of_h && !all_ready) {
-      const std::uint32_t raised = (args.m + kTileM - 1) / kTileM * 2;
-      while (load_acquire(args.all_ready) < raised) {
-      }
-      fence_async();
+      wait_for(args.all_ready, (args.m + kTileM - 1) / kTileM * 2);
       all_ready = true;
     }
+    wait_for_copies(2);
     const Barrier full = block.full(at.index);
     block.empty(at.index).wait(at.parity);
     full.arrive_and_expect(3 * kXBytes);
@@ -271,12 +358,8 @@ __device__ void fetch(const Maps& maps, const Arguments& args, const Block<TileN
     }
     first_tile = false;
     if (args.rank == 0) return;
-    wait_for_prepared();
-    if (m0 < args.m) {
-      while (load_acquire(args.flags + row_block * kFlagsOfRowBlock) < 2) {
-      }
-      fence_async();
-    }
+    wait_for_copies(2);
+    if (m0 < args.m) wait_for(args.flags + row_block * kFlagsOfRowBlock, 2);
     for (int r = 0; r < args.rank; r += kTileK) fill(maps.h, maps.e, m0, n0, r);
   });
 }
@@ -371,6 +454,10 @@ struct Multiplier {
   template <int R>
   __device__ void shrink(float (&sum)[TileN / 2], int row, int part) {
     constexpr int kSteps = steps_of_unit<TileN>(R);
+    // Two sums where there is room: shorter ones are more exact, for the matrix units cut off what
+    // they add, and don't wait for each other.
+    constexpr bool kTwo = R == 16;
+    float second[kTwo ? R / 2 : 1];
     const int end = min((part + 1) * args.units_of_part, args.units);
     for (int unit = part * args.units_of_part; unit < end; ++unit) {
       const bool first = unit == part * args.units_of_part;
@@ -383,7 +470,16 @@ struct Multiplier {
         const std::uint64_t b = tile_descriptor(slot + kSteps * kXBytes + i * R * kRowBytes, 16);
 #pragma unroll
         for (int j = 0; j < 4; ++j) {
-          wgmma<R, false, false, T>(sum, a + j * 2, b + j * 2, !first || i + j > 0);
+          if constexpr (kTwo) {
+            const bool add = !first || i * 4 + j > 1;
+            if (j % 2 == 1) {
+              wgmma<R, false, false, T>(second, a + j * 2, b + j * 2, add);
+            } else {
+              wgmma<R, false, false, T>(sum, a + j * 2, b + j * 2, add);
+            }
+          } else {
+            wgmma<R, false, false, T>(sum, a + j * 2, b + j * 2, !first || i + j > 0);
+          }
         }
       }
       wgmma_commit();
@@ -394,6 +490,10 @@ struct Multiplier {
       advance();
     }
     finish_products();
+    if constexpr (kTwo) {
+#pragma unroll
+      for (int i = 0; i < R / 2; ++i) sum[i] += second[i];
+    }
 
     const int row_block = row * 2 + block.rank;
     if (row_block * kTileM >= args.m) return;
@@ -670,9 +770,12 @@ __global__ void __launch_bounds__(kThreads, 1)
       block.empty(i).init(4);  // two warpgroups, of two blocks
     }
     publish_barriers();
+    prefetch(maps.x);
+    prefetch(maps.w);
+    prefetch(maps.y);
   }
   // A kernel that follows others at once waits for them here; one that has a pair follows
-  // `prepare`, which has waited for them, and waits for `prepare` itself where it needs it.
+  // `zero_flags`, which has waited for them, and waits for that itself where it needs flags.
   if (args.rank == 0) wait_for_kernel_before();
   cluster_sync();
 
@@ -680,6 +783,7 @@ __global__ void __launch_bounds__(kThreads, 1)
   if (warpgroup == 0) {
     shrink_registers<40>();
     if (threadIdx.x == 0) fetch<TileN, WIsKN, Outer>(maps, args, block);
+    if (threadIdx.x >= 32 && args.rank > 0) copy<T>(args, static_cast<int>(threadIdx.x) - 32);
     __syncwarp();
   } else {
     grow_registers<232>();
@@ -694,80 +798,21 @@ __global__ void __launch_bounds__(kThreads, 1)
                   [&](int row, int part) { multiplier.make_h(sum, row, part); });
     for_each_tile(args, block.cluster,
                   [&](int row, int column) { multiplier.make_tile(sum, row, column); });
-    if (multiplier.thread == 0) wait_for_stores();
+    if (multiplier.thread == 0) wait_for_store_reads<0>();
     __syncwarp();
   }
   cluster_sync();  // the other block may still send something here
 #endif
 }
 
-// A matrix of the pair, copied into rows that TMA can fetch, in the type that is multiplied.
-struct Copy {
-  const void* from;
-  std::int64_t outer_stride, inner_stride;
-  DType dtype;
-  int outer, inner;  // rows of the copy, and elements of a row
-  int stride;        // from row to row: `inner` rounded up to eight
-  void* to;
-
-  __host__ __device__ std::int64_t chunks() const { return std::int64_t{outer} * (stride / 8); }
-};
-
-struct Copies {
-  Copy list[2 + kMostOuter];
-  int count = 0;
-};
-
-template <class From, class To>
-__device__ void copy_chunk(const Copy& copy, std::int64_t chunk) {
-  // Neighbouring threads read neighbouring elements, whichever way they lie.
-  const int chunks = copy.stride / 8;
-  const bool along = copy.inner_stride == 1;
-  const std::int64_t row = along ? chunk / chunks : chunk % copy.outer;
-  const int first = static_cast<int>(along ? chunk % chunks : chunk / copy.outer) * 8;
-  const From* const from = static_cast<const From*>(copy.from) + row * copy.outer_stride;
-  Pack<To, 8> out;
-#pragma unroll
-  for (int i = 0; i < 8; ++i) {
-    const int column = first + i;
-    out.values[i] =
-        from_float<To>(column < copy.inner ? to_float(from[column * copy.inner_stride]) : 0.0f);
-  }
-  *reinterpret_cast<Pack<To, 8>*>(static_cast<To*>(copy.to) + row * copy.stride + first) = out;
-}
-
-template <class To>
-__device__ void copy_all(const Copy& copy) {
-  const std::int64_t step = std::int64_t{gridDim.x} * blockDim.x;
-  std::int64_t chunk = std::int64_t{blockIdx.x} * blockDim.x + threadIdx.x;
-  const std::int64_t end = copy.chunks();
-  switch (copy.dtype) {
-    case DType::kFloat16:
-      for (; chunk < end; chunk += step) copy_chunk<__half, To>(copy, chunk);
-      break;
-    case DType::kBFloat16:
-      for (; chunk < end; chunk += step) copy_chunk<__nv_bfloat16, To>(copy, chunk);
-      break;
-    default:
-      for (; chunk < end; chunk += step) copy_chunk<float, To>(copy, chunk);
-  }
-}
-
-// Before a product with a pair: zeroes its flags, and makes S and E what TMA can fetch and wgmma
-// multiply. A warp a block, with so few registers that such a block and one of the product's fit on
-// a multiprocessor: the product starts while this runs, and needs its results later.
-constexpr int kPrepareThreads = 32;
-template <class T>
-__global__ void __maxnreg__(32)
-    prepare(const __grid_constant__ Copies copies, std::uint32_t* flags, int flag_count) {
+// Before a product with a pair: zeroes its flags. The product starts while this runs, and waits for
+// it where it first needs them.
+constexpr int kZeroThreads = 128;
+__global__ void __launch_bounds__(kZeroThreads) zero_flags(std::uint32_t* flags, int count) {
 #ifdef __CUDA_ARCH_FEAT_SM90_ALL
   wait_for_kernel_before();
   let_kernel_after_start();
-  for (int i = static_cast<int>(blockIdx.x * blockDim.x + threadIdx.x); i < flag_count;
-       i += static_cast<int>(gridDim.x * blockDim.x)) {
-    flags[i] = 0;
-  }
-  for (int i = 0; i < copies.count; ++i) copy_all<T>(copies.list[i]);
+  for (int i = static_cast<int>(threadIdx.x); i < count; i += kZeroThreads) flags[i] = 0;
 #endif
 }
 
@@ -804,7 +849,7 @@ struct Layout {
       }
       outer = plan_hopper_outer(plan, k, column_blocks);
     }
-    flags = row_flags() + 1 + column_blocks * 2;
+    flags = row_flags() + 3 + column_blocks * 2;
     const auto take = [&](std::int64_t of) {
       const std::size_t at = bytes;
       bytes += static_cast<std::size_t>(round_up(of, 256));
@@ -843,6 +888,8 @@ void launch_product(const Call& call, const Maps& maps, const Arguments& args) {
   how.cluster = 2;
   how.shared_bytes = Sizes<TileN>::kEnd;
   how.overlaps = true;
+  // Blocks wait for each other: all of them run at once, or none.
+  how.cooperative = args.rank > 0;
   call.launch(how, product<T, TileN, WIsKN, Outer>, maps, args);
 }
 
@@ -909,6 +956,7 @@ void run_as(const char* op, Call& call, const Term& term, std::byte* workspace) 
   args.partial = reinterpret_cast<float*>(workspace + layout.partial_at);
   args.flags = reinterpret_cast<std::uint32_t*>(workspace + layout.flags_at);
   args.all_ready = args.flags + layout.row_flags();
+  args.copied = args.all_ready + 1;
 
   // S as (rank, K); E as W lies: (N, rank) or (rank, N).
   const auto copy = [](const ConstTensorView& rows, std::int64_t stride, void* to) {
@@ -921,7 +969,7 @@ void run_as(const char* op, Call& call, const Term& term, std::byte* workspace) 
                 static_cast<int>(stride),
                 to};
   };
-  Copies copies;
+  Copies& copies = args.copies;
   const auto add = [&](const Copy& each) { copies.list[copies.count++] = each; };
   add(copy(pair.shrink.transposed(), layout.s_stride(), s));
   add(copy(layout.w_is_kn ? pair.expand : pair.expand.transposed(), layout.e_stride(), e));
@@ -931,7 +979,7 @@ void run_as(const char* op, Call& call, const Term& term, std::byte* workspace) 
     outer.units = static_cast<int>(layout.outer.units);
     outer.segments = static_cast<int>(layout.outer.segments);
     outer.partial = reinterpret_cast<float*>(workspace + layout.outer_partial_at);
-    outer.arrived = args.all_ready + 1;
+    outer.arrived = args.copied + 2;
     for (std::size_t i = 0; i < term.outer_products.size(); ++i) {
       const OuterProduct& from = term.outer_products[i];
       OuterPart& part = outer.parts[i];
@@ -952,14 +1000,11 @@ void run_as(const char* op, Call& call, const Term& term, std::byte* workspace) 
           tensor_map(op, to, dtype, layout.m, layout.rank, layout.h_stride(), kTileM);
     }
   }
-  std::int64_t chunks = 0;
-  for (int i = 0; i < copies.count; ++i) chunks += copies.list[i].chunks();
   Launch how;
-  how.grid = static_cast<unsigned>(std::min<std::int64_t>(
-      (chunks + kPrepareThreads - 1) / kPrepareThreads, call.facts().multiprocessors));
-  how.block = kPrepareThreads;
+  how.grid = 1;
+  how.block = kZeroThreads;
   how.overlaps = true;
-  call.launch(how, prepare<T>, copies, args.flags, static_cast<int>(layout.flags));
+  call.launch(how, zero_flags, args.flags, static_cast<int>(layout.flags));
   launch<T>(call, layout, maps, args);
 }
 

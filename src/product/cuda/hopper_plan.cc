@@ -156,6 +156,8 @@ Support hopper_takes(const Term& term, const DeviceFacts& facts) {
   }
   if (!takes_tensor_map(term.x)) return Support::no("x: TMA needs dense rows at 16 bytes");
   if (!takes_tensor_map(term.y)) return Support::no("y: TMA needs dense rows at 16 bytes");
+  // Loads end with the last element of a row; stores end with its 16 bytes.
+  if (term.y.dim(1) % 8 != 0) return Support::no("y: TMA stores whole 16 bytes");
   if (!takes_tensor_map(term.w) && !takes_tensor_map(term.w.transposed())) {
     return Support::no("w: TMA needs dense rows at 16 bytes, of itself or its transpose");
   }
