@@ -155,6 +155,22 @@ __device__ inline void store_matrices(std::uint32_t to, std::uint32_t a, std::ui
                : "memory");
 }
 
+/// @{
+/// The way back, and with each matrix turned round.
+__device__ inline void load_matrices(std::uint32_t (&to)[4], std::uint32_t from) {
+  asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
+               : "=r"(to[0]), "=r"(to[1]), "=r"(to[2]), "=r"(to[3])
+               : "r"(from)
+               : "memory");
+}
+__device__ inline void load_matrices_turned(std::uint32_t (&to)[4], std::uint32_t from) {
+  asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];"
+               : "=r"(to[0]), "=r"(to[1]), "=r"(to[2]), "=r"(to[3])
+               : "r"(from)
+               : "memory");
+}
+/// @}
+
 /// What other threads wrote before they raised the flag is seen by who reads it with load_acquire.
 __device__ inline std::uint32_t load_acquire(const std::uint32_t* flag) {
   std::uint32_t value;

@@ -1,3 +1,5 @@
+#include <cooperative_groups.h>
+
 #include <algorithm>
 #include <cstdint>
 #include <string>
@@ -59,7 +61,6 @@ constexpr int kGroupRows = 8;
 
 constexpr int kMostOuter = 2;           // outer products of a term: dA and dB
 constexpr int kOuterCols = 128;         // columns of a matrix in a unit, 64 a warpgroup
-constexpr int kOuterRank = 16;          // wgmma's columns there
 constexpr int kOuterPartial = 8 * 128;  // sums of a warpgroup
 
 template <int TileN>
@@ -72,7 +73,8 @@ struct Sizes {
   static constexpr int kFull = kBias + TileN * 4;
   static constexpr int kEmpty = kFull + kSlots * 8;
   static constexpr int kArrived = kEmpty + kSlots * 8;
-  static constexpr int kEnd = kArrived + 8;
+  static constexpr int kSeen = kArrived + 8;
+  static constexpr int kEnd = kSeen + 8;
 };
 
 // What the slots hold while h is made: so many steps of x and S.
@@ -89,13 +91,11 @@ struct Copy {
   int outer, inner;  // rows of the copy, and elements of a row
   int stride;        // from row to row: `inner` rounded up to eight
   void* to;
-
-  __host__ __device__ int chunks() const { return outer * (stride / 8); }
 };
 
 struct Copies {
   Copy list[2 + kMostOuter];
-  int count = 0;
+  int count = 0, of_s = 0;  // S is the first one, if it is copied
 };
 
 struct Maps {
@@ -129,10 +129,12 @@ struct Arguments {
   int rank, rank_class, h_stride;
   float scaling;
   int light_clusters, light_items, heavy_items, h_parts, units, units_of_part;
-  void* h;                // (m, h_stride), s·h in the type that is multiplied
-  float* h_out;           // (m, rank), h; or null
-  float* partial;         // sums over parts of K
-  std::uint32_t* flags;   // of row blocks: s·h is there
+  int h_every;     // steps between units of h in the first tile of a heavy cluster; 0: before it
+  void* h;         // (m, h_stride), s·h in the type that is multiplied
+  float* h_out;    // (m, rank), h; or null
+  float* partial;  // sums over parts of K
+  std::uint32_t* flags;  // of row blocks: s·h is there; the first of all flags
+  int flag_count;
   std::uint32_t* copied;  // raised by each block: S is copied; the rest is
   const void* bias;       // or null
   std::int64_t bias_stride;
@@ -185,6 +187,11 @@ __device__ void for_each_tile(const Arguments& args, int cluster, Make&& make) {
   }
 }
 
+// Whether this cluster makes its items of h beside its first tile, and not before it.
+__device__ inline bool beside_tile(const Arguments& args, int cluster) {
+  return args.h_every > 0 && cluster >= args.light_clusters;
+}
+
 // The units of outer products that fall to a cluster: a run of them, in which the cluster rows of
 // one column block follow each other.
 struct Units {
@@ -204,103 +211,192 @@ struct Units {
   }
 };
 
+// Eight elements of a row of a copy.
 template <class From, class To>
-__device__ void copy_chunk(const Copy& copy, unsigned chunk) {
-  // Neighbouring threads read neighbouring elements, whichever way they lie.
-  const unsigned chunks = static_cast<unsigned>(copy.stride) / 8;
-  const unsigned outer = static_cast<unsigned>(copy.outer);
-  const bool along = copy.inner_stride == 1;
-  const std::int64_t row = along ? chunk / chunks : chunk % outer;
-  const int first = static_cast<int>(along ? chunk % chunks : chunk / outer) * 8;
-  const From* const from = static_cast<const From*>(copy.from) + row * copy.outer_stride;
+__device__ void store_chunk(const Copy& copy, std::int64_t row, int first,
+                            const Pack<From, 8>& in) {
   Pack<To, 8> out;
-  const bool whole =
-      along && first + 8 <= copy.inner && reinterpret_cast<std::uintptr_t>(from + first) % 16 == 0;
-  if (whole) {
-    const Pack<From, 8> in = *reinterpret_cast<const Pack<From, 8>*>(from + first);
 #pragma unroll
-    for (int i = 0; i < 8; ++i) out.values[i] = from_float<To>(to_float(in.values[i]));
-    *reinterpret_cast<Pack<To, 8>*>(static_cast<To*>(copy.to) + row * copy.stride + first) = out;
-    return;
-  }
-#pragma unroll
-  for (int i = 0; i < 8; ++i) {
-    const int column = first + i;
-    out.values[i] =
-        from_float<To>(column < copy.inner ? to_float(from[column * copy.inner_stride]) : 0.0f);
-  }
+  for (int i = 0; i < 8; ++i) out.values[i] = from_float<To>(to_float(in.values[i]));
   *reinterpret_cast<Pack<To, 8>*>(static_cast<To*>(copy.to) + row * copy.stride + first) = out;
 }
 
 // This block's share, by the threads of three warps.
 constexpr int kCopyThreads = 96;
-template <class To>
-__device__ void copy_share(const Copy& copy, int thread) {
-  const unsigned step = gridDim.x * kCopyThreads;
+template <class From, class To>
+__device__ void copy_share_as(const Copy& copy, int thread) {
+  const From* const from = static_cast<const From*>(copy.from);
+  const unsigned chunks = static_cast<unsigned>(copy.stride) / 8;
+  const unsigned end = static_cast<unsigned>(copy.outer) * chunks, step = gridDim.x * kCopyThreads;
+  const bool whole = copy.inner_stride == 1 && copy.inner % 8 == 0 &&
+                     copy.outer_stride * sizeof(From) % 16 == 0 &&
+                     reinterpret_cast<std::uintptr_t>(from) % 16 == 0;
   unsigned chunk = blockIdx.x * kCopyThreads + thread;
-  const unsigned end = static_cast<unsigned>(copy.chunks());
-  switch (copy.dtype) {
-    case DType::kFloat16:
-      for (; chunk < end; chunk += step) copy_chunk<__half, To>(copy, chunk);
-      break;
-    case DType::kBFloat16:
-      for (; chunk < end; chunk += step) copy_chunk<__nv_bfloat16, To>(copy, chunk);
-      break;
-    default:
-      for (; chunk < end; chunk += step) copy_chunk<float, To>(copy, chunk);
+  if (whole) {
+    constexpr int kAtOnce = sizeof(From) == 4 ? 1 : 2;  // loads on their way
+    for (; chunk < end; chunk += step * kAtOnce) {
+      Pack<From, 8> in[kAtOnce];
+#pragma unroll
+      for (int i = 0; i < kAtOnce; ++i) {
+        const unsigned at = min(chunk + i * step, end - 1), row = at / chunks;
+        in[i] = *reinterpret_cast<const Pack<From, 8>*>(from + row * copy.outer_stride +
+                                                        (at - row * chunks) * 8);
+      }
+#pragma unroll
+      for (int i = 0; i < kAtOnce; ++i) {
+        const unsigned at = min(chunk + i * step, end - 1), row = at / chunks;
+        store_chunk<From, To>(copy, row, static_cast<int>(at - row * chunks) * 8, in[i]);
+      }
+    }
+    return;
+  }
+  for (; chunk < end; chunk += step) {
+    // Neighbouring threads read neighbouring elements, whichever way they lie.
+    const bool along = copy.inner_stride == 1;
+    const unsigned over = along ? chunks : static_cast<unsigned>(copy.outer);
+    const unsigned high = chunk / over, low = chunk - high * over;
+    const std::int64_t row = along ? high : low;
+    const int first = static_cast<int>(along ? low : high) * 8;
+    Pack<From, 8> in;
+    const From* at = from + row * copy.outer_stride + first * copy.inner_stride;
+#pragma unroll
+    for (int i = 0; i < 8; ++i, at += copy.inner_stride) {
+      in.values[i] = first + i < copy.inner ? *at : from_float<From>(0.0f);
+    }
+    store_chunk<From, To>(copy, row, first, in);
   }
 }
 
-// Warpgroup 0, the warps that don't fetch: this block's share of the copies.
-template <class T>
-__device__ void copy(const Arguments& args, int thread) {
+template <class To>
+__device__ void copy_share(const Copy& copy, int thread) {
+  switch (copy.dtype) {
+    case DType::kFloat16:
+      return copy_share_as<__half, To>(copy, thread);
+    case DType::kBFloat16:
+      return copy_share_as<__nv_bfloat16, To>(copy, thread);
+    default:
+      return copy_share_as<float, To>(copy, thread);
+  }
+}
+
+// A barrier of all blocks of a kernel that was launched cooperatively, which one thread of each
+// arrives at and later waits for: that of cooperative groups (whose own functions take whole
+// blocks), in memory that CUDA has for it. Nothing else here is zero at the start.
+struct GridBarrier {
+  std::uint32_t* word = &cooperative_groups::details::get_grid_workspace()->barrier;
+  std::uint32_t before = 0;
+
+  // The sum of all arrivals turns the highest bit over.
+  __device__ void arrive() {
+    const std::uint32_t add = blockIdx.x == 0 ? 0x80000000u - (gridDim.x - 1) : 1u;
+    asm volatile("atom.add.release.gpu.u32 %0, [%1], %2;"
+                 : "=r"(before)
+                 : "l"(word), "r"(add)
+                 : "memory");
+  }
+  __device__ void wait() const {
+    while (((load_acquire(word) ^ before) & 0x80000000u) == 0) {
+    }
+  }
+};
+
+// How far the thread that watches the flags in memory has come, for the one that fetches.
+struct Seen {
+  std::uint32_t address;
+
+  __device__ void set(int count) const {
+    asm volatile("st.release.cta.shared.u32 [%0], %1;" ::"r"(address), "r"(count) : "memory");
+  }
+  __device__ void wait(int count) const {
+    int seen;
+    do {
+      asm volatile("ld.acquire.cta.shared.u32 %0, [%1];" : "=r"(seen) : "r"(address) : "memory");
+    } while (seen < count);
+    fence_async();  // what others wrote is now fetched by TMA
+  }
+};
+
+__device__ inline void wait_for(const std::uint32_t* flag, std::uint32_t count) {
+  while (load_acquire(flag) < count) {
+  }
+}
+
+// Warpgroup 0, the warps that don't fetch: zero the flags, copy this block's share, and then, one
+// thread, watch the flags that `fetch` is to wait for, in its order.
+template <int TileN, bool Outer, class T>
+__device__ void prepare(const Arguments& args, const Block<TileN>& block, int thread) {
+  if (blockIdx.x == 0) {
+    for (int i = thread; i < args.flag_count; i += kCopyThreads) args.flags[i] = 0;
+  }
+  named_sync(4, kCopyThreads);
+  GridBarrier zeroed;
+  if (thread == 0) zeroed.arrive();
   const auto publish = [&](std::uint32_t* flag) {
-    fence_async();  // TMA reads them
+    fence_async();  // TMA reads the copies
     __threadfence();
     named_sync(4, kCopyThreads);
     if (thread == 0) raise_release(flag);
   };
-  copy_share<T>(args.copies.list[0], thread);
-  wait_for_kernel_before();  // the flags are zero
-  publish(args.copied);
-  for (int i = 1; i < args.copies.count; ++i) copy_share<T>(args.copies.list[i], thread);
-  publish(args.copied + 1);
-}
-
-// Until a flag has been raised so often: what was written before that can be fetched by TMA.
-__device__ inline void wait_for(const std::uint32_t* flag, std::uint32_t count) {
-  while (load_acquire(flag) < count) {
+  const Copies& copies = args.copies;
+  for (int i = 0; i < copies.of_s; ++i) copy_share<T>(copies.list[i], thread);
+  if (thread == 0) zeroed.wait();
+  if (copies.of_s > 0) publish(args.copied);
+  if (copies.count > copies.of_s) {
+    for (int i = copies.of_s; i < copies.count; ++i) copy_share<T>(copies.list[i], thread);
+    publish(args.copied + 1);
   }
-  fence_async();
+  if (thread != 0) return;
+
+  const Seen seen{block.shared + Sizes<TileN>::kSeen};
+  int count = 0;
+  if (copies.of_s > 0) wait_for(args.copied, gridDim.x);
+  seen.set(++count);
+  if (copies.count > copies.of_s) wait_for(args.copied + 1, gridDim.x);
+  bool first_tile = true;
+  for_each_tile(args, block.cluster, [&](int row, int) {
+    const int row_block = row * 2 + block.rank;
+    if (row_block * kTileM < args.m) wait_for(args.flags + row_block * kFlagsOfRowBlock, 2);
+    seen.set(++count);
+    if (Outer && first_tile) {
+      wait_for(args.all_ready, (args.m + kTileM - 1) / kTileM * 2);
+      seen.set(++count);
+    }
+    first_tile = false;
+  });
 }
 
 // Warpgroup 0, one thread: fills the ring.
 template <int TileN, bool WIsKN, bool Outer>
 __device__ void fetch(const Maps& maps, const Arguments& args, const Block<TileN>& block) {
   using Size = Sizes<TileN>;
-  Slot at{0, 1};   // of new barriers, the phase before the first one: all slots are empty
-  int copied = 0;  // so many flags of copies are known to be up
-  const auto wait_for_copies = [&](int flags) {
-    if (copied == 0) wait_for_kernel_before();  // until then flags are not zero
-    for (; copied < flags; ++copied) wait_for(args.copied + copied, gridDim.x);
-  };
+  Slot at{0, 1};  // of new barriers, the phase before the first one: all slots are empty
+  const Seen seen{block.shared + Size::kSeen};
+  int count = 0;
 
-  for_each_item(args, block.cluster, [&](int row, int part) {
-    wait_for_copies(1);
+  // Two steps of x and S; or one, of a wide S.
+  const auto fill_h_unit = [&](int row, int unit) {
     const int steps = steps_of_unit<TileN>(args.rank_class), s_bytes = args.rank_class * kRowBytes;
     const int m0 = (row * 2 + block.rank) * kTileM;
-    const int end = min((part + 1) * args.units_of_part, args.units);
-    for (int unit = part * args.units_of_part; unit < end; ++unit) {
-      const Barrier full = block.full(at.index);
-      block.empty(at.index).wait(at.parity);
-      full.arrive_and_expect(steps * (kXBytes + s_bytes));
-      for (int i = 0; i < steps; ++i) {
-        const int k = (unit * steps + i) * kTileK;
-        load_box(block.slot(at) + i * kXBytes, maps.x, full, k, m0);
-        load_box(block.slot(at) + steps * kXBytes + i * s_bytes, maps.s, full, k, 0);
-      }
-      at.advance<Size::kSlots>();
+    const Barrier full = block.full(at.index);
+    block.empty(at.index).wait(at.parity);
+    full.arrive_and_expect(steps * (kXBytes + s_bytes));
+    for (int i = 0; i < steps; ++i) {
+      const int k = (unit * steps + i) * kTileK;
+      load_box(block.slot(at) + i * kXBytes, maps.x, full, k, m0);
+      load_box(block.slot(at) + steps * kXBytes + i * s_bytes, maps.s, full, k, 0);
     }
+    at.advance<Size::kSlots>();
+  };
+
+  int item_row = 0, item_unit = 0, item_end = 0;  // of h beside the first tile
+
+  for_each_item(args, block.cluster, [&](int row, int part) {
+    item_row = row;
+    item_unit = part * args.units_of_part;
+    item_end = min(item_unit + args.units_of_part, args.units);
+    if (beside_tile(args, block.cluster)) return;
+    seen.wait(1);
+    for (; item_unit < item_end; ++item_unit) fill_h_unit(row, item_unit);
   });
 
   // x (128, 64) and W (64, TileN) at k; or h and E.
@@ -323,17 +419,12 @@ __device__ void fetch(const Maps& maps, const Arguments& args, const Block<TileN
   };
 
   // 128 columns of a matrix, and its coefficients, of the block's 128 rows.
-  bool all_ready = false;
   const auto fill_unit = [&](int unit) {
     int column = unit / args.tile_rows;
     const int m0 = (unit % args.tile_rows * 2 + block.rank) * kTileM;
     const int part = column < args.outer.parts[0].col_blocks ? 0 : 1;
     if (part == 1) column -= args.outer.parts[0].col_blocks;
-    if (args.outer.parts[part].of_h && !all_ready) {
-      wait_for(args.all_ready, (args.m + kTileM - 1) / kTileM * 2);
-      all_ready = true;
-    }
-    wait_for_copies(2);
+    seen.wait(3);  // copies and h, of all rows
     const Barrier full = block.full(at.index);
     block.empty(at.index).wait(at.parity);
     full.arrive_and_expect(3 * kXBytes);
@@ -348,18 +439,24 @@ __device__ void fetch(const Maps& maps, const Arguments& args, const Block<TileN
   bool first_tile = true;
   for_each_tile(args, block.cluster, [&](int row, int column) {
     const int row_block = row * 2 + block.rank, m0 = row_block * kTileM, n0 = column * TileN;
-    const int unit_count = Outer ? units.of_tile(args, first_tile) : 0;
-    for (int i = 0, done = 0; i < args.k_blocks; ++i) {
-      if (done < unit_count && i == (done + 1) * args.outer.every) {
+    const int units_end = Outer ? units.next + units.of_tile(args, first_tile) : 0;
+    int next_unit = Outer ? args.outer.every : 0, next_h = args.h_every;
+    for (int i = 0; i < args.k_blocks; ++i) {
+      if (item_unit < item_end && i == next_h) {
+        if (i == args.h_every) seen.wait(1);
+        fill_h_unit(item_row, item_unit++);
+        next_h += args.h_every;
+      }
+      if (Outer && units.next < units_end && i == next_unit) {
         fill_unit(units.next++);
-        ++done;
+        next_unit += args.outer.every;
       }
       fill(maps.x, maps.w, m0, n0, i * kTileK);
     }
-    first_tile = false;
     if (args.rank == 0) return;
-    wait_for_copies(2);
-    if (m0 < args.m) wait_for(args.flags + row_block * kFlagsOfRowBlock, 2);
+    seen.wait(first_tile ? 2 : ++count);
+    if (first_tile) count = Outer ? 3 : 2;
+    first_tile = false;
     for (int r = 0; r < args.rank; r += kTileK) fill(maps.h, maps.e, m0, n0, r);
   });
 }
@@ -391,6 +488,9 @@ template <class T, int TileN, bool WIsKN, bool Outer>
 struct Multiplier {
   using Size = Sizes<TileN>;
 
+  // Whether there may be units beside tiles.
+  static constexpr bool kBeside = TileN == 256;
+
   const Maps& maps;
   const Arguments& args;
   const Block<TileN>& block;
@@ -402,9 +502,10 @@ struct Multiplier {
   // Slots of units: whose products are to go with those of the next step; whose went with the step
   // before. -1: none.
   int unit_to_go = -1, unreleased_unit = -1;
-  bool first_tile = true;
-  float side[2][8];  // sums of an outer product: 64 columns by 16, in two halves that don't wait
-                     // for each other
+  bool first_tile = true, outer_starts = true;
+  // Sums of a unit beside the tile, 64 rows by 16, in two halves that don't wait for each other: of
+  // h, or of an outer product.
+  float side[2][8];
 
   __device__ void sync() const { named_sync(1 + half, 128); }
 
@@ -418,7 +519,7 @@ struct Multiplier {
   }
   __device__ void release_before() {
     release(unreleased);
-    if constexpr (Outer) {
+    if constexpr (kBeside) {
       if (unreleased_unit >= 0) release(unreleased_unit);
       unreleased_unit = unit_to_go;
       unit_to_go = -1;
@@ -440,7 +541,7 @@ struct Multiplier {
 #pragma unroll
     for (int i = 0; i < Steps; ++i) {
       // 16 elements of a row are 32 bytes; 16 rows are 2048. Descriptors count in 16.
-      wgmma<TileN, false, WIsKN, T>(sum, a + i * 2, b + i * (WIsKN ? 128 : 2), !first || i > 0);
+      wgmma<TileN, WIsKN, T>(sum, a + i * 2, b + i * (WIsKN ? 128 : 2), !first || i > 0);
     }
     wgmma_commit();
     if (!first) {
@@ -473,12 +574,12 @@ struct Multiplier {
           if constexpr (kTwo) {
             const bool add = !first || i * 4 + j > 1;
             if (j % 2 == 1) {
-              wgmma<R, false, false, T>(second, a + j * 2, b + j * 2, add);
+              wgmma<R, false, T>(second, a + j * 2, b + j * 2, add);
             } else {
-              wgmma<R, false, false, T>(sum, a + j * 2, b + j * 2, add);
+              wgmma<R, false, T>(sum, a + j * 2, b + j * 2, add);
             }
           } else {
-            wgmma<R, false, false, T>(sum, a + j * 2, b + j * 2, !first || i + j > 0);
+            wgmma<R, false, T>(sum, a + j * 2, b + j * 2, !first || i + j > 0);
           }
         }
       }
@@ -495,6 +596,11 @@ struct Multiplier {
       for (int i = 0; i < R / 2; ++i) sum[i] += second[i];
     }
 
+    publish_h<R>(sum, row, part);
+  }
+
+  template <int R, int Registers>
+  __device__ void publish_h(float (&sum)[Registers], int row, int part) const {
     const int row_block = row * 2 + block.rank;
     if (row_block * kTileM >= args.m) return;
     if (args.h_parts > 1 && !add_parts<R>(sum, row_block, part)) return;
@@ -512,8 +618,8 @@ struct Multiplier {
 
   // Leaves this part's sum in memory. The last of a row block's parts to come adds them all, always
   // in the same order; false: there are others to come.
-  template <int R>
-  __device__ bool add_parts(float (&sum)[TileN / 2], int row_block, int part) const {
+  template <int R, int Registers>
+  __device__ bool add_parts(float (&sum)[Registers], int row_block, int part) const {
     constexpr int kVectors = R / 8;
     const auto partial = [&](int of_part) {
       const std::int64_t blocks = std::int64_t{2} * args.tile_rows;
@@ -544,8 +650,8 @@ struct Multiplier {
   }
 
   // s·h, scaled in float32 before it is rounded, so that it overflows no sooner than itself; and h.
-  template <int R>
-  __device__ void store_h(const float (&sum)[TileN / 2], int row_block) const {
+  template <int R, int Registers>
+  __device__ void store_h(const float (&sum)[Registers], int row_block) const {
     const int lane = thread % 32;
     const std::int64_t row =
         std::int64_t{row_block} * kTileM + half * kHalfM + thread / 32 * 16 + lane / 4;
@@ -584,22 +690,46 @@ struct Multiplier {
   __device__ void make_tile(float (&sum)[TileN / 2], int row, int column) {
     const int n0 = column * TileN;
     float bias = 0.0f;  // of one column of the tile, for all threads
-    const int biased = half * 128 + thread;
+    const int biased = static_cast<int>(threadIdx.x) - 128;
     if (args.bias != nullptr && biased < TileN && n0 + biased < args.n) {
       bias = load_as_float(args.bias, args.bias_dtype, (n0 + biased) * args.bias_stride);
     }
     step<4>(sum, true);
     int i = 1;
-    if constexpr (Outer) {
-      const int end = units.next + units.of_tile(args, first_tile);
-      for (first_tile = false; units.next < end;) {
-        for (int before = 1; before < args.outer.every; ++before, ++i) step<4>(sum, false);
-        unit();
-        step<4>(sum, false);
-        ++i;
-        if (++units.next == units.end || units.next % args.tile_rows == 0) store_outer();
+    if constexpr (kBeside) {
+      if (!Outer && first_tile && beside_tile(args, block.cluster)) {
+        for_each_item(args, block.cluster, [&](int item_row, int part) {
+          const int begin = part * args.units_of_part;
+          const int end = min(begin + args.units_of_part, args.units);
+          for (int unit = begin; unit < end; ++unit) {
+            for (int before = 1; before < args.h_every; ++before, ++i) step<4>(sum, false);
+            h_unit(unit == begin);
+            step<4>(sum, false);
+            ++i;
+          }
+          wgmma_wait<0>();
+          float h[8];
+#pragma unroll
+          for (int j = 0; j < 8; ++j) h[j] = side[0][j] + side[1][j];
+          publish_h<16>(h, item_row, part);
+        });
       }
     }
+    if constexpr (Outer) {
+      const int end = units.next + units.of_tile(args, first_tile);
+      while (units.next < end) {
+        for (int before = 1; before < args.outer.every; ++before, ++i) step<4>(sum, false);
+        outer_unit();
+        outer_starts = false;
+        step<4>(sum, false);
+        ++i;
+        if (++units.next == units.end || units.next % args.tile_rows == 0) {
+          store_outer();
+          outer_starts = true;
+        }
+      }
+    }
+    first_tile = false;
     for (; i < args.k_blocks; ++i) step<4>(sum, false);
     int r = args.rank;
     for (; r > 32; r -= kTileK) step<4>(sum, false);
@@ -613,26 +743,56 @@ struct Multiplier {
     store_tile(sum, (row * 2 + block.rank) * kTileM + half * kHalfM, n0);
   }
 
-  // Adds a unit to an outer product: out (16, 128 columns) += coefficientsᵀ (16, 128 rows) · matrix
-  // (128 rows, 128 columns), turned round, for wgmma has 64 rows: side (64 columns of a warpgroup,
-  // 16).
-  //
-  // Such products are too small to keep the matrix units busy, so they go with those of the next
-  // step of the tile, one group, and their slot is released with that step's.
-  __device__ void unit() {
-    block.full(at.index).wait(at.parity);
-    const std::uint32_t slot = block.slot(at);
-    const std::uint64_t a = tile_descriptor(slot + half * kXBytes, 16);
-    const std::uint64_t b = tile_descriptor(slot + 2 * kXBytes, 16);
-    const bool starts =
-        units.next % args.tile_rows == 0 || units.next == Units::first_of(args, block.cluster);
-    wgmma_fence();
+  // Units beside a tile are too small to keep the matrix units busy, so their products go with
+  // those of the tile's next step, one group, and their slot is released with that step's. Their
+  // first operand comes through registers, for from shared memory it would take as long as a
+  // step's: fragment i, of rows 16 at a time along what is summed up.
+  template <bool BIsKN, class Load>
+  __device__ void side_products(bool starts, const Load& load, std::uint32_t b, int step_of_b) {
+    std::uint32_t a[8][4];
 #pragma unroll
-    for (int i = 0; i < kTileM / 16; ++i) {
-      wgmma<kOuterRank, true, true, T>(side[i % 2], a + i * 128, b + i * 128, !starts || i > 1);
+    for (int i = 0; i < 8; ++i) load(i, a[i]);
+    sync();  // all have read the slot: who waits for these products may release it
+    wgmma_fence();
+    const std::uint64_t first = tile_descriptor(b, 16);
+#pragma unroll
+    for (int i = 0; i < 8; ++i) {
+      // As (K, N), 16 rows on; as (N, K), 16 columns on, and after four the next box.
+      const std::uint64_t at_b =
+          BIsKN ? first + i * 128 : first + i / 4 * (step_of_b / 16) + i % 4 * 2;
+      wgmma_16<BIsKN, T>(side[i % 2], a[i], at_b, !starts || i > 1);
     }
     unit_to_go = at.index;
     at.template advance<Size::kSlots>();
+  }
+
+  // h (64 rows of a warpgroup, 16) += x (64, 128) · S (128, 16).
+  __device__ void h_unit(bool starts) {
+    block.full(at.index).wait(at.parity);
+    const std::uint32_t slot = block.slot(at);
+    const int lane = thread % 32, row = half * kHalfM + thread / 32 * 16 + lane % 16;
+    const std::uint32_t from = slot + row * kRowBytes + ((lane / 16 ^ row % 8) << 4);
+    side_products<false>(
+        starts,
+        [&](int i, std::uint32_t(&a)[4]) {
+          // Two pieces on, in swizzled rows.
+          load_matrices(a, (from + i / 4 * kXBytes) ^ (i % 4 * 32));
+        },
+        slot + 2 * kXBytes, 16 * kRowBytes);
+  }
+
+  // out (16, 128 columns) += coefficientsᵀ (16, 128 rows) · matrix (128 rows, 128 columns), turned
+  // round, for wgmma has 64 rows: side (64 columns of a warpgroup, 16).
+  __device__ void outer_unit() {
+    block.full(at.index).wait(at.parity);
+    const std::uint32_t slot = block.slot(at);
+    const int lane = thread % 32, row = lane / 16 * 8 + lane % 8;
+    const int piece = thread / 32 * 2 + lane / 8 % 2;
+    const std::uint32_t from = slot + half * kXBytes + row * kRowBytes + ((piece ^ row % 8) << 4);
+    side_products<true>(
+        outer_starts,
+        [&](int i, std::uint32_t(&a)[4]) { load_matrices_turned(a, from + i * 16 * kRowBytes); },
+        slot + 2 * kXBytes, 0);
   }
 
   // Leaves this block's sum of a column block in memory; the last of those that share the column
@@ -769,21 +929,22 @@ __global__ void __launch_bounds__(kThreads, 1)
       block.full(i).init(1);   // who fetches
       block.empty(i).init(4);  // two warpgroups, of two blocks
     }
+    Seen{block.shared + Size::kSeen}.set(0);
     publish_barriers();
     prefetch(maps.x);
     prefetch(maps.w);
     prefetch(maps.y);
   }
-  // A kernel that follows others at once waits for them here; one that has a pair follows
-  // `zero_flags`, which has waited for them, and waits for that itself where it needs flags.
-  if (args.rank == 0) wait_for_kernel_before();
+  wait_for_kernel_before();
   cluster_sync();
 
   const int warpgroup = static_cast<int>(threadIdx.x / 128);
   if (warpgroup == 0) {
     shrink_registers<40>();
     if (threadIdx.x == 0) fetch<TileN, WIsKN, Outer>(maps, args, block);
-    if (threadIdx.x >= 32 && args.rank > 0) copy<T>(args, static_cast<int>(threadIdx.x) - 32);
+    if (threadIdx.x >= 32 && args.rank > 0) {
+      prepare<TileN, Outer, T>(args, block, static_cast<int>(threadIdx.x) - 32);
+    }
     __syncwarp();
   } else {
     grow_registers<232>();
@@ -794,25 +955,16 @@ __global__ void __launch_bounds__(kThreads, 1)
                                                   static_cast<int>(threadIdx.x % 128),
                                                   Units(args, block.cluster)};
     float sum[TileN / 2];
-    for_each_item(args, block.cluster,
-                  [&](int row, int part) { multiplier.make_h(sum, row, part); });
+    if (!beside_tile(args, block.cluster)) {
+      for_each_item(args, block.cluster,
+                    [&](int row, int part) { multiplier.make_h(sum, row, part); });
+    }
     for_each_tile(args, block.cluster,
                   [&](int row, int column) { multiplier.make_tile(sum, row, column); });
     if (multiplier.thread == 0) wait_for_store_reads<0>();
     __syncwarp();
   }
   cluster_sync();  // the other block may still send something here
-#endif
-}
-
-// Before a product with a pair: zeroes its flags. The product starts while this runs, and waits for
-// it where it first needs them.
-constexpr int kZeroThreads = 128;
-__global__ void __launch_bounds__(kZeroThreads) zero_flags(std::uint32_t* flags, int count) {
-#ifdef __CUDA_ARCH_FEAT_SM90_ALL
-  wait_for_kernel_before();
-  let_kernel_after_start();
-  for (int i = static_cast<int>(threadIdx.x); i < count; i += kZeroThreads) flags[i] = 0;
 #endif
 }
 
@@ -824,7 +976,7 @@ struct Layout {
   bool w_is_kn = false;
   std::int64_t m, n, k, rank;
   std::int64_t k_blocks, units, flags;
-  bool makes_outer = false;
+  bool makes_outer = false, copies_s = false, copies_e = false;
   HopperOuterPlan outer;
   std::int64_t column_blocks = 0;
   std::size_t flags_at = 0, s_at = 0, e_at = 0, h_at = 0, partial_at = 0, bytes = 0;
@@ -850,14 +1002,17 @@ struct Layout {
       outer = plan_hopper_outer(plan, k, column_blocks);
     }
     flags = row_flags() + 3 + column_blocks * 2;
+    // S and E where they lie, if TMA can fetch and wgmma multiply them there.
+    copies_s = !fetched_in_place(s_rows(term), term.multiply);
+    copies_e = !fetched_in_place(e_rows(term), term.multiply);
     const auto take = [&](std::int64_t of) {
       const std::size_t at = bytes;
       bytes += static_cast<std::size_t>(round_up(of, 256));
       return at;
     };
     flags_at = take(flags * 4);
-    s_at = take(rank * s_stride() * 2);
-    e_at = take((w_is_kn ? rank : n) * e_stride() * 2);
+    if (copies_s) s_at = take(rank * s_stride() * 2);
+    if (copies_e) e_at = take((w_is_kn ? rank : n) * e_stride() * 2);
     h_at = take(m * h_stride() * 2);
     if (plan.h_parts > 1) {
       partial_at = take(plan.h_parts * plan.tile_rows * 2 * kTileM * plan.rank_class * 4);
@@ -871,6 +1026,14 @@ struct Layout {
     outer_partial_at = take(column_blocks * outer.segments * 2 * kOuterPartial * 4);
   }
 
+  static bool fetched_in_place(const ConstTensorView& rows, DType dtype) {
+    return rows.dtype() == dtype && takes_tensor_map(rows);
+  }
+  // S as (rank, K); E as W lies: (N, rank) or (rank, N).
+  static ConstTensorView s_rows(const Term& term) { return term.pair.shrink.transposed(); }
+  ConstTensorView e_rows(const Term& term) const {
+    return w_is_kn ? term.pair.expand : term.pair.expand.transposed();
+  }
   static std::int64_t column_blocks_of(const OuterProduct& outer) {
     return (outer.matrix.dim(1) + kOuterCols - 1) / kOuterCols;
   }
@@ -934,12 +1097,7 @@ void run_as(const char* op, Call& call, const Term& term, std::byte* workspace) 
   if (layout.rank == 0) return launch<T>(call, layout, maps, args);
 
   const LowRank& pair = term.pair;
-  std::byte* const s = workspace + layout.s_at;
-  std::byte* const e = workspace + layout.e_at;
   std::byte* const h = workspace + layout.h_at;
-  maps.s = tensor_map(op, s, dtype, layout.rank, layout.k, layout.s_stride(), plan.rank_class);
-  maps.e = tensor_map(op, e, dtype, layout.w_is_kn ? layout.rank : layout.n,
-                      layout.w_is_kn ? layout.n : layout.rank, layout.e_stride(), w_rows);
   maps.h = tensor_map(op, h, dtype, layout.m, layout.rank, layout.h_stride(), kTileM);
   args.rank = static_cast<int>(layout.rank);
   args.rank_class = plan.rank_class;
@@ -949,16 +1107,17 @@ void run_as(const char* op, Call& call, const Term& term, std::byte* workspace) 
   args.light_items = static_cast<int>(plan.light_items);
   args.heavy_items = static_cast<int>(plan.heavy_items);
   args.h_parts = plan.h_parts;
+  args.h_every = plan.h_every;
   args.units = static_cast<int>(layout.units);
   args.units_of_part = static_cast<int>((layout.units + plan.h_parts - 1) / plan.h_parts);
   args.h = h;
   args.h_out = pair.h.present() ? pair.h.mutable_data_as<float>() : nullptr;
   args.partial = reinterpret_cast<float*>(workspace + layout.partial_at);
   args.flags = reinterpret_cast<std::uint32_t*>(workspace + layout.flags_at);
+  args.flag_count = static_cast<int>(layout.flags);
   args.all_ready = args.flags + layout.row_flags();
   args.copied = args.all_ready + 1;
 
-  // S as (rank, K); E as W lies: (N, rank) or (rank, N).
   const auto copy = [](const ConstTensorView& rows, std::int64_t stride, void* to) {
     return Copy{rows.data(),
                 rows.stride(0),
@@ -971,8 +1130,17 @@ void run_as(const char* op, Call& call, const Term& term, std::byte* workspace) 
   };
   Copies& copies = args.copies;
   const auto add = [&](const Copy& each) { copies.list[copies.count++] = each; };
-  add(copy(pair.shrink.transposed(), layout.s_stride(), s));
-  add(copy(layout.w_is_kn ? pair.expand : pair.expand.transposed(), layout.e_stride(), e));
+  // A matrix where it lies, or the copy of it that the kernel will make.
+  const auto place = [&](const ConstTensorView& rows, bool copied, std::int64_t stride,
+                         std::size_t at, int box_rows) {
+    if (copied) add(copy(rows, stride, workspace + at));
+    return tensor_map(op, copied ? workspace + at : rows.data(), dtype, rows.dim(0), rows.dim(1),
+                      copied ? stride : rows.stride(0), box_rows);
+  };
+  maps.s =
+      place(Layout::s_rows(term), layout.copies_s, layout.s_stride(), layout.s_at, plan.rank_class);
+  copies.of_s = copies.count;
+  maps.e = place(layout.e_rows(term), layout.copies_e, layout.e_stride(), layout.e_at, w_rows);
   if (layout.makes_outer) {
     OuterArguments& outer = args.outer;
     outer.every = layout.outer.every;
@@ -994,17 +1162,10 @@ void run_as(const char* op, Call& call, const Term& term, std::byte* workspace) 
                                   from.matrix.stride(0), kTileM);
       maps.coefficients[i] = maps.h;
       if (part.of_h) continue;
-      std::byte* const to = workspace + layout.coefficients_at[i];
-      add(copy(from.coefficients, layout.h_stride(), to));
       maps.coefficients[i] =
-          tensor_map(op, to, dtype, layout.m, layout.rank, layout.h_stride(), kTileM);
+          place(from.coefficients, true, layout.h_stride(), layout.coefficients_at[i], kTileM);
     }
   }
-  Launch how;
-  how.grid = 1;
-  how.block = kZeroThreads;
-  how.overlaps = true;
-  call.launch(how, zero_flags, args.flags, static_cast<int>(layout.flags));
   launch<T>(call, layout, maps, args);
 }
 

@@ -30,6 +30,9 @@ struct HopperPlan {
   int h_parts = 0;     ///< Parts of K.
   std::int64_t light_items = 0;  ///< Items of each light cluster.
   std::int64_t heavy_items = 0;  ///< Items of each other cluster.
+  /// The others make theirs beside their first tile, a unit of 128 along K after every so many of
+  /// its steps; 0: before it.
+  int h_every = 0;
 
   std::int64_t tiles() const { return tile_rows * tile_cols; }
   std::int64_t items() const { return tile_rows * h_parts; }

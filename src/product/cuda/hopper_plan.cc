@@ -22,13 +22,17 @@ std::int64_t divide_up(std::int64_t a, std::int64_t b) { return (a + b - 1) / b;
 // bytes of x for half the products.
 constexpr double kNarrowTile = 0.54;
 
-// The time of one item, in those of a wide tile of the same K: reading x takes 0.35 of it (80 to 90
-// GB/s a multiprocessor), the products of 128 columns and more take their part of 256. Each part of
-// a split K has its own start, and its sums go through memory.
+// The time of one item, in those of a wide tile of the same K: reading x takes 0.38 of it (80 to 90
+// GB/s a multiprocessor), the products of more columns than 64 longer. Each part of a split K has
+// its own start, and its sums go through memory.
 double item_time(int rank_class, int parts, double k_blocks) {
-  const double whole = std::max(0.38, rank_class / 256.0);
+  const double whole = rank_class <= 64 ? 0.38 : rank_class == 128 ? 0.65 : 1.15;
   return whole / parts + (parts > 1 ? 2.5 : 1.0) / k_blocks;
 }
+
+// What a unit of h costs beside a tile, in its steps, and how many of those have to lie between.
+constexpr double kBesideUnit = 0.6;
+constexpr std::int64_t kLeastBetween = 2, kMostBetween = 4;
 
 int rank_class_of(std::int64_t rank) {
   if (rank == 0) return 0;
@@ -63,16 +67,23 @@ double share_items(HopperPlan& plan, int parts, std::int64_t k_blocks) {
   plan.h_parts = parts;
   double best = 0;
   const std::int64_t items = plan.items();
+  const std::int64_t units = divide_up(divide_up(k_blocks, 2), parts);
+  const std::int64_t between = std::min((k_blocks - 1) / units, kMostBetween);
+  const bool has_registers = plan.tile_n == 256 && plan.rank_class == 16;
   const std::int64_t most = light == 0 ? 0 : divide_up(items, light);
   for (std::int64_t each = most;; --each) {
     const std::int64_t rest = std::max<std::int64_t>(0, items - each * light);
     const std::int64_t others = divide_up(rest, heavy);
-    const double time = std::max(
-        {0.0, static_cast<double>(each) * item - slack, static_cast<double>(others) * item});
+    const bool beside = has_registers && others == 1 && between >= kLeastBetween;
+    const double heavy_time =
+        beside ? static_cast<double>(units) * kBesideUnit / static_cast<double>(k_blocks)
+               : static_cast<double>(others) * item;
+    const double time = std::max({0.0, static_cast<double>(each) * item - slack, heavy_time});
     if (each == most || time < best) {
       best = time;
       plan.light_items = each;
       plan.heavy_items = others;
+      plan.h_every = beside ? static_cast<int>(between) : 0;
     }
     if (each == 0) return best;
   }
