@@ -16,7 +16,7 @@ struct Support {
   bool yes = true;     ///< The call can run.
   std::string reason;  ///< Empty when `yes`.
   /// Which of a back-end's ways the call would run on, where it has several: on CUDA "small",
-  /// "few_rows", "hopper", "ampere" or "general" (docs/cuda.md); else empty.
+  /// "few_rows", "hopper", "ampere", "general" or two of them (docs/cuda.md); else empty.
   const char* path = "";
 
   /// `if (supports(params)) ...`.

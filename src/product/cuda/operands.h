@@ -25,7 +25,7 @@ void reaches(const Call& call, const Adapter& adapter, const Dropout& dropout);
 /// `support`, and if it is yes, the path of the term that `make_term` makes.
 template <class MakeTerm>
 Support on_path(Support support, Device device, const MakeTerm& make_term) {
-  if (support.yes) support.path = name_of(path_of(make_term(), facts_of(device.index)));
+  if (support.yes) support.path = path_name(make_term(), facts_of(device.index));
   return support;
 }
 
