@@ -6,7 +6,7 @@
 #include <cmath>
 
 #include "backend/cuda/call.h"
-#include "backend/cuda/row_flow.cuh"
+#include "backend/cuda/rows.cuh"
 #include "backend/table.h"
 #include "graft/rope.h"
 
