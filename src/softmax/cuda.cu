@@ -34,7 +34,7 @@ struct Power {
 };
 
 template <class T, int Packs>
-__global__ void __launch_bounds__(kHandThreads, 2)
+__global__ void __launch_bounds__(kHandThreads, kHandBlocks)
     softmax_rows(RowPlan plan, std::int64_t rows, int columns, Rows<const T> x, Power power,
                  Rows<T> y) {
   __shared__ Exchange exchange;
@@ -45,6 +45,7 @@ __global__ void __launch_bounds__(kHandThreads, 2)
   constexpr int kPack = kPackSize<T>;
   Pack<T, kPack> packs[Packs];
   hand.load(x, -INFINITY, packs);
+  team.begin();
   float z[Packs][kPack], largest[1] = {-INFINITY}, sum[1] = {0};
 #pragma unroll
   for (int k = 0; k < Packs; ++k) unpack(packs[k], z[k]);
@@ -110,7 +111,7 @@ __global__ void __launch_bounds__(kRowThreads, 1)
 }
 
 template <class T, int Packs>
-__global__ void __launch_bounds__(kHandThreads, 2)
+__global__ void __launch_bounds__(kHandThreads, kHandBlocks)
     softmax_backward_rows(RowPlan plan, std::int64_t rows, int columns, Rows<const T> dy,
                           Rows<const T> y, float scale, Rows<T> dx) {
   __shared__ Exchange exchange;
@@ -122,6 +123,7 @@ __global__ void __launch_bounds__(kHandThreads, 2)
   Pack<T, kPack> g[Packs], p[Packs];
   hand.load(dy, 0, g);
   hand.load(y, 0, p);
+  team.begin();
   float dot[1] = {0};
 #pragma unroll
   for (int k = 0; k < Packs; ++k) {

@@ -16,11 +16,9 @@ __device__ inline void copy_pack(std::uint32_t to, const void* from) {
   asm volatile("cp.async.cg.shared.global [%0], [%1], 16;\n" ::"r"(to), "l"(from) : "memory");
 }
 
-/// The same, or zeros: then nothing is read.
-__device__ inline void copy_pack_if(bool real, std::uint32_t to, const void* from) {
-  asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;\n" ::"r"(to), "l"(from),
-               "r"(real ? 16 : 0)
-               : "memory");
+/// Zeros in 16 bytes of shared memory.
+__device__ inline void clear_pack(std::uint32_t at) {
+  asm volatile("st.shared.v4.b32 [%0], {%1, %1, %1, %1};\n" ::"r"(at), "r"(0) : "memory");
 }
 
 /// Ends a batch of the thread's copies.

@@ -70,8 +70,25 @@ struct ForwardArgs {
   }
 };
 
+// The same of a thread's packs; its columns say where the row has ended.
+template <class T, bool Centered, class Team, class Columns, class Args, int Packs>
+__device__ Moments moments_of_packs(Team& team, const Columns& columns, const Args& args,
+                                    Pack<T, kPackSize<T>> (&s)[Packs]) {
+  return moments_of<Centered>(team, args.share, args.eps, [&](auto each) {
+#pragma unroll
+    for (int k = 0; k < Packs; ++k) {
+      if (!columns.has(k)) continue;
+      float values[kPackSize<T>];
+      unpack(s[k], values);
+#pragma unroll
+      for (int e = 0; e < kPackSize<T>; ++e) each(values[e]);
+      keep_packed(s[k]);
+    }
+  });
+}
+
 template <class T, bool Centered, int Packs>
-__global__ void __launch_bounds__(kHandThreads, 2)
+__global__ void __launch_bounds__(kHandThreads, kHandBlocks)
     norm_rows(RowPlan plan, std::int64_t rows, int columns, ForwardArgs<T> p) {
   __shared__ Exchange exchange;
   wait_for_kernel_before();
@@ -81,6 +98,7 @@ __global__ void __launch_bounds__(kHandThreads, 2)
   constexpr int kPack = kPackSize<T>;
   Pack<T, kPack> s[Packs];
   hand.load(p.x, 0, s);
+  team.begin();
   if (p.residual.data != nullptr) {
     Pack<T, kPack> residual[Packs];
     hand.load(p.residual, 0, residual);
@@ -95,17 +113,7 @@ __global__ void __launch_bounds__(kHandThreads, 2)
       if (hand.has(k)) store_pack(s[k], sum + k * hand.kApart);
     }
   }
-  const Moments moments = moments_of<Centered>(team, p.share, p.eps, [&](auto each) {
-#pragma unroll
-    for (int k = 0; k < Packs; ++k) {
-      if (!hand.has(k)) continue;
-      float values[kPack];
-      unpack(s[k], values);
-#pragma unroll
-      for (int e = 0; e < kPack; ++e) each(values[e]);
-      keep_packed(s[k]);
-    }
-  });
+  const Moments moments = moments_of_packs<T, Centered>(team, hand, p, s);
   if (team.member() == 0 && team.rank() == 0) p.keep(hand.row(), moments);
   T* const y = hand.mine(p.y);
   const auto finish = [&](auto load) {
@@ -144,6 +152,7 @@ __global__ void __launch_bounds__(kRowThreads, 1)
     norm_any_rows(RowPlan plan, std::int64_t rows, std::int64_t columns, ForwardArgs<T> p) {
   __shared__ Exchange exchange;
   Team<false> team(plan, exchange);
+  team.begin();
   for (std::int64_t row = blockIdx.x; row < rows; row += gridDim.x) {
     const T* s = p.x.row(row);
     if (p.residual.data != nullptr) {
@@ -168,8 +177,6 @@ __global__ void __launch_bounds__(kRowThreads, 1)
   }
 }
 
-constexpr int kInputs = 3;  // dy, s and dsum
-
 template <class T>
 struct BackwardArgs {
   Rows<const T> dy, s, dsum;
@@ -186,6 +193,102 @@ struct BackwardArgs {
     moments.rstd = rstd[row];
     return moments;
   }
+};
+
+// x̂ of s.
+template <bool Centered, int N>
+__device__ void normalize(const Moments& moments, float (&s)[N]) {
+#pragma unroll
+  for (int e = 0; e < N; ++e) s[e] = Centered ? moments.normal(s[e]) : s[e] * moments.rstd;
+}
+
+// What the gradients of a row have in common: ds = rstd · g + pull · x̂ + level.
+struct Pulls {
+  float rstd, pull, level;
+
+  // From the sums over a row of g ∘ x̂ and, if centered, of g.
+  template <int N>
+  __device__ Pulls(const Moments& moments, const float (&dots)[N], float share)
+      : rstd(moments.rstd),
+        pull(-moments.rstd * (dots[0] * share)),
+        level(N > 1 ? -moments.rstd * (dots[N - 1] * share) : 0.0f) {}
+
+  __device__ float of(float g, float normal) const {
+    return fmaf(g, rstd, fmaf(normal, pull, level));
+  }
+};
+
+// ds alone, where nobody wants sums over rows.
+template <class T, bool Centered>
+__global__ void __launch_bounds__(kHandThreads, kHandBlocks)
+    norm_backward_row(RowPlan plan, std::int64_t rows, int columns, BackwardArgs<T> p) {
+  __shared__ Exchange exchange;
+  wait_for_kernel_before();
+  Team<false> team(plan, exchange);
+  constexpr int kPack = kPackSize<T>, Packs = kFewPacks;
+  const RowInHand<T, Packs> hand(plan, team, columns);
+  if (hand.row() >= rows) return;
+  Pack<T, kPack> packs[2][Packs];
+  hand.load(p.dy, 0, packs[0]);
+  hand.load(p.s, 0, packs[1]);
+  Moments moments;
+  if (p.rstd != nullptr) moments = p.moments(hand.row());
+  team.begin();
+  if (p.rstd == nullptr) moments = moments_of_packs<T, Centered>(team, hand, p, packs[1]);
+  const auto finish = [&](auto load) {
+    float dots[Centered ? 2 : 1] = {};  // of g and x̂, and of g alone
+#pragma unroll
+    for (int k = 0; k < Packs; ++k) {
+      if (!hand.has(k)) continue;
+      float dy[kPack], normal[kPack], weight[kPack];
+      load(k, weight);
+      unpack(packs[0][k], dy), unpack(packs[1][k], normal);
+      normalize<Centered>(moments, normal);
+#pragma unroll
+      for (int e = 0; e < kPack; ++e) {
+        const float g = dy[e] * weight[e];
+        dots[0] = fmaf(g, normal[e], dots[0]);
+        if constexpr (Centered) dots[1] += g;
+      }
+      keep_packed(packs[0][k]), keep_packed(packs[1][k]);
+    }
+    team.reduce(dots, Add());
+    const Pulls pulls(moments, dots, p.share);
+    T* const to = hand.mine(p.ds);
+#pragma unroll
+    for (int k = 0; k < Packs; ++k) {
+      if (!hand.has(k)) continue;
+      float dy[kPack], normal[kPack], weight[kPack];
+      load(k, weight);
+      unpack(packs[0][k], dy), unpack(packs[1][k], normal);
+      normalize<Centered>(moments, normal);
+#pragma unroll
+      for (int e = 0; e < kPack; ++e) dy[e] = pulls.of(dy[e] * weight[e], normal[e]);
+      if (p.dsum.data != nullptr) {
+        unpack(load_pack<T, kPack>(hand.mine(p.dsum) + k * hand.kApart), normal);
+#pragma unroll
+        for (int e = 0; e < kPack; ++e) dy[e] += normal[e];
+      }
+      store(dy, to + k * hand.kApart);
+    }
+  };
+  if (p.weight.template is<T>()) {
+    const T* const weights = static_cast<const T*>(p.weight.data) + hand.column(0);
+    finish([&](int k, float(&weight)[kPack]) {
+      unpack(load_pack<T, kPack>(weights + k * hand.kApart), weight);
+    });
+  } else {
+    finish([&](int k, float(&weight)[kPack]) { p.weight.load(hand.column(k), 1.0f, weight); });
+  }
+}
+
+// dy, s and, in RMS norm, dsum.
+constexpr int backward_inputs(bool centered) { return centered ? 2 : 3; }
+
+template <class T>
+struct FlowArgs {
+  FlowRows<const T> inputs[3];
+  FlowRows<T> ds;
 };
 
 // Sums of a thread's columns over all rows of a block: first over the groups of the block, whose
@@ -214,40 +317,36 @@ __device__ void add_up_groups(float (&sums)[Packs][Pack], float* shared, const R
   }
 }
 
-template <class T, bool Centered>
+template <class T, bool Centered, bool Given>
 __global__ void __launch_bounds__(kFlowThreads, 1)
-    norm_backward_rows(RowPlan plan, std::int64_t rows, int columns, BackwardArgs<T> p) {
+    norm_backward_rows(RowPlan plan, std::int64_t rows, int columns, BackwardArgs<T> p,
+                       FlowArgs<T> all) {
   __shared__ Exchange exchange;
   wait_for_kernel_before();
   Team<true> team(plan, exchange);
-  constexpr int kPack = kPackSize<T>, kPacks = kFlowPacks;
-  RowFlow<T, kInputs> flow(plan, team, rows, columns, {p.dy, p.s, p.dsum});
+  constexpr int kPack = kPackSize<T>, kPacks = kFlowPacks, kInputs = backward_inputs(Centered);
+  RowFlow<T, kInputs> flow(plan, team, rows, columns, all.inputs);
+  team.begin();
   float weight[kPacks][kPack] = {}, sums[kPacks][kPack] = {}, bias_sums[kPacks][kPack] = {};
 #pragma unroll
   for (int k = 0; k < kPacks; ++k) {
     if (flow.has(k)) p.weight.load(flow.column(k), 1.0f, weight[k]);
   }
+  const int step = plan.blocks / plan.cluster * plan.groups;
+  std::int64_t row = flow.first();
+  T* to = flow.mine(all.ds);
   Moments moments, next;
-  if (p.rstd != nullptr && flow.more()) next = p.moments(flow.row());
-  for (; flow.more(); flow.go_on()) {
+  if (Given && flow.count() > 0) next = p.moments(row);
+  for (int left = flow.count(); left > 0; --left) {
     Pack<T, kPack> packs[kInputs][kPacks];
     flow.take(packs);
-    if (p.rstd != nullptr) {
+    if constexpr (Given) {
       moments = next;
       // A row ahead: a block has nothing to do while it waits for them.
-      if (flow.next_row() < rows) next = p.moments(flow.next_row());
+      row += step;
+      if (left > 1) next = p.moments(row);
     } else {
-      moments = moments_of<Centered>(team, p.share, p.eps, [&](auto each) {
-#pragma unroll
-        for (int k = 0; k < kPacks; ++k) {
-          if (!flow.has(k)) continue;
-          float s[kPack];
-          unpack(packs[1][k], s);
-#pragma unroll
-          for (int e = 0; e < kPack; ++e) each(s[e]);
-          keep_packed(packs[1][k]);
-        }
-      });
+      moments = moments_of_packs<T, Centered>(team, flow, p, packs[1]);
     }
     // Where the row has ended dy and the weight are zero, and so is what they add.
     float dots[Centered ? 2 : 1] = {};  // of g and x̂, and of g alone
@@ -255,9 +354,9 @@ __global__ void __launch_bounds__(kFlowThreads, 1)
     for (int k = 0; k < kPacks; ++k) {
       float dy[kPack], normal[kPack];
       unpack(packs[0][k], dy), unpack(packs[1][k], normal);
+      normalize<Centered>(moments, normal);
 #pragma unroll
       for (int e = 0; e < kPack; ++e) {
-        normal[e] = Centered ? moments.normal(normal[e]) : normal[e] * moments.rstd;
         sums[k][e] = fmaf(dy[e], normal[e], sums[k][e]);
         if constexpr (Centered) bias_sums[k][e] += dy[e];
         const float g = dy[e] * weight[k][e];
@@ -266,30 +365,27 @@ __global__ void __launch_bounds__(kFlowThreads, 1)
       }
       keep_packed(packs[0][k]), keep_packed(packs[1][k]);
     }
-    if (p.ds.data == nullptr) continue;
+    if (all.ds.data == nullptr) continue;
     team.reduce(dots, Add());
-    const float pull = -moments.rstd * (dots[0] * p.share);
-    float level = 0;
-    if constexpr (Centered) level = -moments.rstd * (dots[1] * p.share);
-    T* const to = flow.mine(p.ds);
+    const Pulls pulls(moments, dots, p.share);
 #pragma unroll
     for (int k = 0; k < kPacks; ++k) {
       if (!flow.has(k)) continue;
-      float dy[kPack], normal[kPack], ds[kPack];
+      float dy[kPack], normal[kPack];
       unpack(packs[0][k], dy), unpack(packs[1][k], normal);
+      normalize<Centered>(moments, normal);
 #pragma unroll
-      for (int e = 0; e < kPack; ++e) {
-        normal[e] = Centered ? moments.normal(normal[e]) : normal[e] * moments.rstd;
-        ds[e] = fmaf(dy[e] * weight[k][e], moments.rstd, fmaf(normal[e], pull, level));
-      }
-      if (p.dsum.data != nullptr) {
-        float dsum[kPack];
-        unpack(packs[2][k], dsum);
+      for (int e = 0; e < kPack; ++e) dy[e] = pulls.of(dy[e] * weight[k][e], normal[e]);
+      if constexpr (kInputs > 2) {
+        if (all.inputs[2].data != nullptr) {
+          unpack(packs[2][k], normal);
 #pragma unroll
-        for (int e = 0; e < kPack; ++e) ds[e] += dsum[e];
+          for (int e = 0; e < kPack; ++e) dy[e] += normal[e];
+        }
       }
-      store(ds, to + k * flow.kApart);
+      store(dy, to + k * flow.kApart);
     }
+    to += all.ds.hop;
   }
   if (p.partial == nullptr) return;
   wait_copies<0>();
@@ -310,6 +406,7 @@ __global__ void __launch_bounds__(kRowThreads, 1)
                            BackwardArgs<T> p) {
   __shared__ Exchange exchange;
   Team<false> team(plan, exchange);
+  team.begin();
   for (std::int64_t row = blockIdx.x; row < rows; row += gridDim.x) {
     const T *const dy = p.dy.row(row), *const s = p.s.row(row);
     T* const ds = p.ds.row(row);
@@ -332,7 +429,7 @@ __global__ void __launch_bounds__(kRowThreads, 1)
 
 constexpr int kColumns =
     32;  // a block of column kernels has so many, and so many threads for each:
-constexpr int kShares = 8;
+constexpr int kShares = 16;
 
 // Partial sums of the columns over `share` rows, like those of norm_backward_rows.
 template <class T>
@@ -389,7 +486,9 @@ void with_norm(DType dtype, bool centered, Body&& body) {
 
 // How a backward call runs, and what it takes in its workspace.
 struct BackwardPlan {
-  RowPlan rows;            // if it fits; else the rest is for the kernels that take any rows:
+  bool sums = false;       // dweight or dbias is wanted
+  bool flows = false;      // the rows' plan is that of norm_backward_rows
+  RowPlan rows;            // if it fits; else kernels that take any rows run
   std::int64_t share = 1;  // rows of a partial sum
   int partial = 0;         // how many
   std::size_t partial_bytes = 0;
@@ -403,13 +502,16 @@ std::size_t aligned(std::size_t bytes) { return (bytes + 255) / 256 * 256; }
 BackwardPlan plan_of(const NormBackward& p, const DeviceFacts& device) {
   const std::int64_t rows = p.dy.dim(0), columns = p.dy.dim(1);
   BackwardPlan plan;
-  plan.rows = plan_flow(device,
-                        {.rows = rows,
-                         .columns = columns,
-                         .element_bytes = size_of(p.dy.dtype()),
-                         .in_packs = in_packs({p.dy, p.s, p.dsum, p.weight, p.ds})},
-                        kInputs);
-  if (p.dweight.present() || p.dbias.present()) {
+  plan.sums = p.dweight.present() || p.dbias.present();
+  const RowWork work{.rows = rows,
+                     .columns = columns,
+                     .element_bytes = size_of(p.dy.dtype()),
+                     .in_packs = in_packs({p.dy, p.s, p.dsum, p.weight, p.ds})};
+  if (!plan.sums) plan.rows = plan_rows(device, work, kFewPacks);
+  // Also where several blocks would share a row: it takes them long to meet for each row anew.
+  plan.flows = plan.sums || plan.rows.cluster > 1;
+  if (plan.flows) plan.rows = plan_flow(device, work, backward_inputs(p.centered));
+  if (plan.sums) {
     if (plan.rows.fits) {
       plan.partial = plan.rows.clusters();
     } else if (rows > 0) {
@@ -486,10 +588,9 @@ void norm_backward(Context& context, const NormBackward& p) {
   const BackwardPlan plan = plan_of(p, call.facts());
   std::byte* const workspace = call.workspace(plan.bytes());
   auto* const partial = plan.partial == 0 ? nullptr : reinterpret_cast<float*>(workspace);
-  const bool sums = p.dweight.present() || p.dbias.present();
 
   const auto add_up = [&](int count) {
-    if (!sums) return;
+    if (!plan.sums) return;
     const Launch how{.grid = {column_blocks(columns), 2},
                      .block = {kColumns, kShares},
                      .overlaps = call.facts().major >= 9};
@@ -510,9 +611,18 @@ void norm_backward(Context& context, const NormBackward& p) {
                          rows_of<T>(p.ds),
                          partial};
     if (plan.rows.fits) {
-      const auto kernel = norm_backward_rows<T, centered>;
+      if (!plan.sums && !p.ds.present()) return;
+      if (!plan.flows) {
+        const auto kernel = norm_backward_row<T, centered>;
+        return launch_rows(call, plan.rows, kernel, rows, static_cast<int>(columns), args);
+      }
+      const auto kernel = p.rstd.present() ? norm_backward_rows<T, centered, true>
+                                           : norm_backward_rows<T, centered, false>;
       const RowPlan running = side_by_side(plan.rows, kernel);
-      launch_rows(call, running, kernel, rows, static_cast<int>(columns), args);
+      const FlowArgs<T> flow{
+          {flow_rows(args.dy, running), flow_rows(args.s, running), flow_rows(args.dsum, running)},
+          flow_rows(args.ds, running)};
+      launch_rows(call, running, kernel, rows, static_cast<int>(columns), args, flow);
       return add_up(running.clusters());
     }
     const RowPlan any = any_rows_plan(rows, columns);
@@ -525,7 +635,7 @@ void norm_backward(Context& context, const NormBackward& p) {
       launch_rows(call, any, norm_any_rows<T, centered>, rows, columns, forward);
       args.mean = forward.mean, args.rstd = forward.rstd;
     }
-    if (sums) {  // before ds, which may be written where dy or s is
+    if (plan.sums) {  // before ds, which may be written where dy or s is
       const Launch columns_too{
           .grid = {column_blocks(columns), static_cast<unsigned>(plan.partial)},
           .block = {kColumns, kShares}};

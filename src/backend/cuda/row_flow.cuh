@@ -16,12 +16,24 @@
 
 namespace graft::cuda {
 
+/// Rows of a matrix of which a team has every `hop` elements' one.
+template <class T>
+struct FlowRows : Rows<T> {
+  std::int64_t hop = 0;
+};
+
+/// Of `rows`, for the teams of a plan.
+template <class T>
+FlowRows<T> flow_rows(const Rows<T>& rows, const RowPlan& plan) {
+  return {rows, rows.stride * plan.clusters() * plan.groups};
+}
+
+/// A thread's packs of its team's rows, one after another. Where a row has ended they are zeros.
 template <class T, int Inputs>
 class RowFlow : public Columns<T, kFlowPacks> {
  public:
   using Columns<T, kFlowPacks>::kPack;
   using Columns<T, kFlowPacks>::kApart;
-  using Columns<T, kFlowPacks>::column;
   using Columns<T, kFlowPacks>::has;
 #if __CUDA_ARCH__ >= 900
   static constexpr int kStages = flow_stages(9, Inputs);
@@ -30,43 +42,51 @@ class RowFlow : public Columns<T, kFlowPacks> {
 #endif
 
   __device__ RowFlow(const RowPlan& plan, const Team<true>& team, std::int64_t rows, int columns,
-                     const Rows<const T> (&inputs)[Inputs])
-      : Columns<T, kFlowPacks>(plan, team, columns), rows_(rows) {
-    const int cluster = static_cast<int>(blockIdx.x) / plan.cluster;
-    step_ = static_cast<std::int64_t>(plan.blocks / plan.cluster) * plan.groups;
-    row_ = static_cast<std::int64_t>(cluster) * plan.groups + team.index();
-    ahead_ = row_;
-    whole_ = team.rank() * plan.part + plan.group * kPack * kFlowPacks == this->end_;
+                     const FlowRows<const T>* inputs)
+      : Columns<T, kFlowPacks>(plan, team, columns) {
+    const int cluster =
+        plan.cluster == 1 ? blockIdx.x : static_cast<int>(blockIdx.x) / plan.cluster;
+    const int step = plan.blocks / plan.cluster * plan.groups;
+    first_ = cluster * plan.groups + team.index();
+    count_ = first_ < rows ? static_cast<int>((rows - first_ - 1) / step) + 1 : 0;
+    to_ask_ = count_;
     extern __shared__ __align__(16) std::byte rows_in_shared_memory[];
     mine_ = shared_address(rows_in_shared_memory + threadIdx.x * kPackBytes);
 #pragma unroll
-    for (int i = 0; i < Inputs; ++i) inputs_[i] = inputs[i];
-    for (int stage = 0; stage < kStages; ++stage) ask();
+    for (int i = 0; i < Inputs; ++i) {
+      ahead_[i] = inputs[i].row(first_) + this->column_;
+      hop_[i] = inputs[i].data == nullptr ? 0 : inputs[i].hop;
+      given_[i] = inputs[i].data != nullptr;
+    }
+    for (int stage = 0; stage < kStages; ++stage) {
+#pragma unroll
+      for (int i = 0; i < Inputs; ++i) {
+#pragma unroll
+        for (int k = 0; k < kFlowPacks; ++k) {
+          if (!has(k)) clear_pack(place(i, k));
+        }
+      }
+      ask();
+    }
   }
 
-  __device__ bool more() const { return row_ < rows_; }
-  __device__ std::int64_t row() const { return row_; }
-  __device__ std::int64_t next_row() const { return row_ + step_; }
-  __device__ void go_on() {
-    row_ += step_;
-    // As if it changed: addresses that depend on it alone are cheaper to make again for each row
-    // than to keep, of which the compiler would rather do the latter and run out of registers.
-    asm volatile("" : "+r"(this->column_));
-  }
+  /// The first of the team's rows, and how many there are.
+  __device__ int first() const { return first_; }
+  __device__ int count() const { return count_; }
 
-  /// Where this thread's part of the row begins in `rows`; its packs are kApart elements apart.
+  /// Where this thread's part of the first row begins in `rows`; its packs are kApart elements
+  /// apart, and the next row is `hop` elements away.
   template <class Element>
-  __device__ Element* mine(const Rows<Element>& rows) const {
-    return rows.row(row_) + this->column_;
+  __device__ Element* mine(const FlowRows<Element>& rows) const {
+    return rows.row(first_) + this->column_;
   }
 
-  /// The packs of the current row, of all inputs that there are, zeros where it has ended; asks for
-  /// a later row in their place. Once a row.
+  /// The packs of the next row, of all inputs that are given; asks for a later row in their place.
   __device__ void take(Pack<T, kPack> (&packs)[Inputs][kFlowPacks]) {
     wait_copies<kStages - 1>();
 #pragma unroll
     for (int i = 0; i < Inputs; ++i) {
-      if (inputs_[i].data == nullptr) continue;
+      if (!given_[i]) continue;
 #pragma unroll
       for (int k = 0; k < kFlowPacks; ++k) packs[i][k] = shared_pack<T>(place(i, k));
     }
@@ -80,30 +100,26 @@ class RowFlow : public Columns<T, kFlowPacks> {
   }
 
   __device__ void ask() {
-    if (ahead_ < rows_) {
+    if (to_ask_ > 0) {
+      --to_ask_;
 #pragma unroll
       for (int i = 0; i < Inputs; ++i) {
-        if (inputs_[i].data == nullptr) continue;
-        const T* const from = inputs_[i].row(ahead_) + this->column_;
-        if (whole_) {
+        if (!given_[i]) continue;
 #pragma unroll
-          for (int k = 0; k < kFlowPacks; ++k) copy_pack(place(i, k), from + k * kApart);
-        } else {
-#pragma unroll
-          for (int k = 0; k < kFlowPacks; ++k) {
-            copy_pack_if(has(k), place(i, k), has(k) ? from + k * kApart : inputs_[i].data);
-          }
+        for (int k = 0; k < kFlowPacks; ++k) {
+          if (has(k)) copy_pack(place(i, k), ahead_[i] + k * kApart);
         }
+        ahead_[i] += hop_[i];
       }
-      ahead_ += step_;
     }
     commit_copies();  // even none: batches are counted
     stage_ = stage_ + 1 == kStages ? 0 : stage_ + 1;
   }
 
-  Rows<const T> inputs_[Inputs];
-  std::int64_t rows_, row_, ahead_, step_;
-  bool whole_;     // no pack of the team lies behind the end
+  const T* ahead_[Inputs];  // of the row that is asked for next
+  std::int64_t hop_[Inputs];
+  bool given_[Inputs];
+  int first_, count_, to_ask_;
   int stage_ = 0;  // that is taken and filled next
   std::uint32_t mine_;
 };

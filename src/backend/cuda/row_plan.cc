@@ -38,10 +38,11 @@ RowPlan team_for(const DeviceFacts& device, const RowWork& work, int packs, int 
 
 }  // namespace
 
-RowPlan plan_rows(const DeviceFacts& device, const RowWork& work) {
+RowPlan plan_rows(const DeviceFacts& device, const RowWork& work, int most_packs) {
   // Four packs in each thread, if that leaves a warp none without.
-  const bool many = work.columns * static_cast<std::int64_t>(work.element_bytes) >=
-                    kWarp * kManyPacks * kPackBytes;
+  const bool many =
+      most_packs == kManyPacks && work.columns * static_cast<std::int64_t>(work.element_bytes) >=
+                                      kWarp * kManyPacks * kPackBytes;
   RowPlan plan = team_for(device, work, many ? kManyPacks : kFewPacks, kHandThreads);
   if (!plan.fits) return plan;
   // Warps that have a row each are put together, so that a multiprocessor's blocks are enough.
@@ -54,6 +55,7 @@ RowPlan plan_rows(const DeviceFacts& device, const RowWork& work) {
 
 RowPlan plan_flow(const DeviceFacts& device, const RowWork& work, int inputs) {
   RowPlan plan = team_for(device, work, kFlowPacks, kFlowThreads);
+  plan.fits = plan.fits && work.rows <= std::numeric_limits<int>::max();
   if (!plan.fits) return plan;
   plan.shared_bytes = static_cast<std::size_t>(flow_stages(device.major, inputs) * inputs *
                                                kFlowPacks * kFlowThreads * kPackBytes);

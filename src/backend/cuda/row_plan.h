@@ -49,10 +49,10 @@ struct RowPlan {
 };
 
 /// @{
-/// For kernels that have a row for each team (row_in_hand.cuh): threads have up to 2 packs of short
-/// rows, and up to 4 of others, in blocks of up to 512 threads.
+/// For kernels that have a row for each team (rows.cuh): threads have up to 2 packs of short rows,
+/// and up to 4, or `most_packs`, of others, in blocks of up to 512 threads.
 inline constexpr int kHandThreads = 512, kFewPacks = 2, kManyPacks = 4;
-RowPlan plan_rows(const DeviceFacts& device, const RowWork& work);
+RowPlan plan_rows(const DeviceFacts& device, const RowWork& work, int most_packs = kManyPacks);
 /// @}
 
 /// @{

@@ -200,14 +200,19 @@ class Team {
         index_(plan.groups == 1 ? 0 : static_cast<int>(threadIdx.x) / plan.group),
         member_(static_cast<int>(threadIdx.x) - index_ * plan.group) {
 #if __CUDA_ARCH__ >= 900
-    if (cluster_ > 1) {
-      rank_ = rank_in_cluster();
-      if (threadIdx.x == 0) {
-        make_box(shared_address(&exchange.boxes[0]));
-        make_box(shared_address(&exchange.boxes[1]));
-      }
-      meet_cluster();
+    if (cluster_ > 1) rank_ = rank_in_cluster();
+#endif
+  }
+
+  /// Before the first `reduce`, and after what is to be on its way meanwhile.
+  __device__ void begin() {
+#if __CUDA_ARCH__ >= 900
+    if (cluster_ == 1) return;
+    if (threadIdx.x == 0) {
+      make_box(shared_address(&exchange_.boxes[0]));
+      make_box(shared_address(&exchange_.boxes[1]));
     }
+    meet_cluster();
 #endif
   }
 
@@ -299,6 +304,14 @@ class Team {
   int turn_ = 0;    // which of the two of everything is next
   int rounds_ = 0;  // bit i: the parity of box i
 };
+
+/// Blocks of kernels with a row in hand on a multiprocessor: they keep memory busy for one another.
+/// Where the compiler takes more registers for the same, it would spill them.
+#if __CUDA_ARCH__ >= 900
+inline constexpr int kHandBlocks = 2;
+#else
+inline constexpr int kHandBlocks = 1;
+#endif
 
 /// The columns that a thread has of its team's rows: packs that begin at column(0), column(1), ...
 ///
