@@ -15,8 +15,11 @@ namespace graft::cuda {
 struct PhiloxWords {
   std::uint32_t words[4];
 
+  /// By comparisons: a word picked by an index that only the run knows would lie in memory.
   __device__ std::uint32_t field(int index) const {
-    return (words[index / 2] >> (index % 2 * 16)) & 0xffffu;
+    const std::uint32_t low = index < 2 ? words[0] : words[1];
+    const std::uint32_t high = index < 6 ? words[2] : words[3];
+    return ((index < 4 ? low : high) >> (index % 2 * 16)) & 0xffffu;
   }
 };
 
