@@ -12,12 +12,12 @@ namespace graft {
 /// y = s · rstd ∘ weight with rstd = 1 / √(mean(s²) + eps) a row, and s = x, or x + residual
 /// (Zhang and Sennrich, arXiv:1910.07467).
 ///
-/// All matrices are (M, features), float32 or bfloat16, all of one dtype, rows dense, computed in
-/// float32. y and sum may each be x or residual themselves; no other overlap.
+/// All matrices are (M, features), float32, float16 or bfloat16, all of one dtype, rows dense,
+/// computed in float32. The CPU has kernels for float32 and bfloat16, CUDA for all three. y and sum may each be x or residual themselves; no other overlap.
 struct RmsNormForward {
   ConstTensorView x;         ///< (M, features).
   ConstTensorView residual;  ///< Optional.
-  ConstTensorView weight;    ///< (features), float32 or bfloat16, dense.
+  ConstTensorView weight;    ///< (features), of one of these dtypes, maybe another, dense.
   float eps = 1e-5f;         ///< Keeps rstd finite on a row of zeros.
   TensorView y;              ///< Overwritten.
   TensorView sum;            ///< s, rounded to its dtype; with residual and only then. Overwritten.
@@ -46,8 +46,8 @@ GRAFT_EXPORT Support supports(const RmsNormBackward& params);
 /// @}
 
 /// @{
-/// Bytes of scratch that such a call takes from a context of so many threads. Reads no tensor.
-/// Throws Error for a call that is not supported.
+/// Bytes of scratch that such a call takes from a context of so many threads. Reads no tensor. On
+/// CUDA as for layer norm (graft/layer_norm.h). Throws Error for a call that is not supported.
 GRAFT_EXPORT std::size_t scratch_bytes(const RmsNormForward& params, int threads = num_threads());
 GRAFT_EXPORT std::size_t scratch_bytes(const RmsNormBackward& params, int threads = num_threads());
 /// @}

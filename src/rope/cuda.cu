@@ -6,7 +6,7 @@
 #include <cmath>
 
 #include "backend/cuda/call.h"
-#include "backend/cuda/row_flow.cuh"
+#include "backend/cuda/rows.cuh"
 #include "backend/table.h"
 #include "graft/rope.h"
 
@@ -14,7 +14,8 @@ namespace graft::cuda {
 namespace {
 
 constexpr int kThreads = 256;
-constexpr int kPairs = 256;  // whose angles a launch knows: heads of up to 512 elements
+constexpr int kPairs = 256;   // whose angles a launch knows: heads of up to 512 elements
+constexpr int kAngles = 512;  // that a block has
 
 // theta^(−i / pairs) of pairs first, first + 1, ... as the CPU rounds them.
 struct Frequencies {
@@ -40,53 +41,61 @@ struct Turn {
   float direction;
   bool interleaved;
   std::int64_t share;  // heads of a block
+  int together;        // tokens that a block has at a time
 };
 
-// Block (x, y): tokens x, x + gridDim.x, ...; heads [y · share, (y + 1) · share) of all sequences'.
-// A unit of work is N pairs of a head, in two packs: (i, i + pairs) are in the same place of both,
-// (2i, 2i + 1) beside each other in one.
+// Block (x, y): tokens x · together and so on, `together` of them at a time; heads [y · share,
+// (y + 1) · share) of all sequences'. A unit of work is N pairs of a head, in two packs:
+// (i, i + pairs) are in the same place of both, (2i, 2i + 1) beside each other in one.
 template <class T, int N>
 __global__ void __launch_bounds__(kThreads)
     rope_packs(Turn turn, const __grid_constant__ Frequencies frequencies, Heads<const T> x,
                Heads<T> y) {
-  alignas(16) __shared__ float cosines[kPairs], sines[kPairs];
+  alignas(16) __shared__ float cosines[kAngles], sines[kAngles];
   wait_for_kernel_before();
   const std::int64_t first_head = blockIdx.y * turn.share;
   const std::int64_t heads = min(turn.share, turn.batches * turn.heads - first_head);
   const int pairs = turn.last_pair - turn.first_pair, units = pairs / N;
-  const int all = static_cast<int>(heads) * units;
-  for (std::int64_t token = blockIdx.x; token < turn.tokens; token += gridDim.x) {
+  const int of_token = static_cast<int>(heads) * units;
+  for (std::int64_t token = static_cast<std::int64_t>(blockIdx.x) * turn.together;
+       token < turn.tokens; token += static_cast<std::int64_t>(gridDim.x) * turn.together) {
+    const int tokens = static_cast<int>(min(std::int64_t{turn.together}, turn.tokens - token));
     Pack<T, N> first, second;
-    int pair = 0;
+    int angle = 0;
     T *to_first = nullptr, *to_second = nullptr;
     const auto load = [&](int work) {
-      const std::int64_t head = first_head + work / units;
+      const int which = tokens == 1 ? 0 : work / of_token;
+      work -= which * of_token;
+      const int of_head = work / units, pair = (work - of_head * units) * N;
+      const std::int64_t head = first_head + of_head;
       const std::int64_t batch = turn.batches == 1 ? 0 : head / turn.heads;
-      pair = work % units * N;
       const int column = turn.first_pair + pair;
       const int a = turn.interleaved ? 2 * column : column;
       const int b = turn.interleaved ? a + N : column + turn.pairs;
-      const T* const from = x.head(batch, token, head - batch * turn.heads);
-      T* const to = y.head(batch, token, head - batch * turn.heads);
+      const T* const from = x.head(batch, token + which, head - batch * turn.heads);
+      T* const to = y.head(batch, token + which, head - batch * turn.heads);
       first = load_pack<T, N>(from + a), second = load_pack<T, N>(from + b);
       to_first = to + a, to_second = to + b;
+      angle = which * pairs + pair;
     };
     // While the first ones are on their way, the angles are made.
     int work = threadIdx.x;
-    if (work < all) load(work);
-    const double position = static_cast<double>(turn.position + token) / turn.scaling_factor;
-    for (int i = threadIdx.x; i < pairs; i += kThreads) {
+    if (work < tokens * of_token) load(work);
+    for (int i = threadIdx.x; i < tokens * pairs; i += kThreads) {
+      const int which = i / pairs;
+      const double position =
+          static_cast<double>(turn.position + token + which) / turn.scaling_factor;
       double sine, cosine;
-      sincos(position * frequencies.values[i], &sine, &cosine);
+      sincos(position * frequencies.values[i - which * pairs], &sine, &cosine);
       cosines[i] = static_cast<float>(cosine);
       sines[i] = static_cast<float>(sine) * turn.direction;
     }
     __syncthreads();
-    while (work < all) {
+    while (work < tokens * of_token) {
       float values[2][N], cosine[N], sine[N];
       unpack(first, values[0]), unpack(second, values[1]);
-      unpack(load_pack<float, N>(cosines + pair), cosine);
-      unpack(load_pack<float, N>(sines + pair), sine);
+      unpack(load_pack<float, N>(cosines + angle), cosine);
+      unpack(load_pack<float, N>(sines + angle), sine);
 #pragma unroll
       for (int i = 0; i < N; ++i) {
         const auto turn_pair = [&](float& p, float& q) {
@@ -101,7 +110,7 @@ __global__ void __launch_bounds__(kThreads)
       }
       store(values[0], to_first), store(values[1], to_second);
       work += kThreads;
-      if (work < all) load(work);
+      if (work < tokens * of_token) load(work);
     }
     __syncthreads();  // before other angles take the place of these
   }
@@ -137,16 +146,23 @@ void rope(Context& context, const Rope& p) {
             .scaling_factor = static_cast<double>(p.rotary.scaling_factor),
             .direction = p.inverse ? -1.0f : 1.0f,
             .interleaved = p.rotary.interleaved,
-            .share = 0};
+            .share = 0,
+            .together = 1};
   with_type(p.x.dtype(), [&]<class T>(std::type_identity<T>) {
     const bool packs = in_packs({p.x, p.y}) && pairs % kPackSize<T> == 0;
     const auto kernel = packs ? rope_packs<T, kPackSize<T>> : rope_packs<T, 1>;
-    // So many heads that each of a block's threads has a unit; the angles of a token are made again
-    // for others.
+    // So many heads that each of a block's threads has a unit, the angles of a token made again for
+    // the others; or, of few heads, so many tokens, if there are enough for all multiprocessors.
     constexpr std::int64_t kMostShares = 65535, kMostTokens = 1 << 30;
-    turn.share = std::clamp<std::int64_t>(kThreads * (packs ? kPackSize<T> : 4) / pairs, 1, heads);
+    const std::int64_t units = kThreads * (packs ? kPackSize<T> : 4);  // pairs of a block
+    turn.share = std::clamp<std::int64_t>(units / pairs, 1, heads);
     turn.share = std::max(turn.share, (heads + kMostShares - 1) / kMostShares);
-    const Launch how{.grid = {static_cast<unsigned>(std::min(tokens, kMostTokens)),
+    turn.together = static_cast<int>(std::clamp<std::int64_t>(
+        std::min({units / (turn.share * pairs), kAngles / std::min<std::int64_t>(pairs, kPairs),
+                  tokens / call.facts().multiprocessors}),
+        1, kThreads));
+    const std::int64_t steps = (tokens + turn.together - 1) / turn.together;
+    const Launch how{.grid = {static_cast<unsigned>(std::min(steps, kMostTokens)),
                               static_cast<unsigned>((heads + turn.share - 1) / turn.share)},
                      .block = kThreads,
                      .overlaps = call.facts().major >= 9};

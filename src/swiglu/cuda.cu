@@ -4,7 +4,7 @@
 #include <cmath>
 
 #include "backend/cuda/call.h"
-#include "backend/cuda/row_flow.cuh"
+#include "backend/cuda/rows.cuh"
 #include "backend/table.h"
 #include "graft/swiglu.h"
 
@@ -62,13 +62,11 @@ __global__ void __launch_bounds__(kThreads)
         gates[u] = pack_at<T, N>(gate, row, column), ups[u] = pack_at<T, N>(up, row, column);
       },
       [&](int u, std::int64_t row, std::int64_t column) {
-        float values[N];
+        float t[N], factors[N];
+        unpack(gates[u], t), unpack(ups[u], factors);
 #pragma unroll
-        for (int e = 0; e < N; ++e) {
-          const float t = to_float(gates[u].values[e]);
-          values[e] = t * sigmoid<T>(t) * to_float(ups[u].values[e]);
-        }
-        store(values, y.row(row) + column);
+        for (int e = 0; e < N; ++e) t[e] *= sigmoid<T>(t[e]) * factors[e];
+        store(t, y.row(row) + column);
       });
 }
 
@@ -86,13 +84,13 @@ __global__ void __launch_bounds__(kThreads)
         gates[u] = pack_at<T, N>(gate, row, column), ups[u] = pack_at<T, N>(up, row, column);
       },
       [&](int u, std::int64_t row, std::int64_t column) {
-        float of_gate[N], of_up[N];
+        float d[N], t[N], factors[N], of_gate[N], of_up[N];
+        unpack(gradients[u], d), unpack(gates[u], t), unpack(ups[u], factors);
 #pragma unroll
         for (int e = 0; e < N; ++e) {
-          const float d = to_float(gradients[u].values[e]), t = to_float(gates[u].values[e]);
-          const float share = sigmoid<T>(t);
-          of_gate[e] = d * to_float(ups[u].values[e]) * (share * (1.0f + t * (1.0f - share)));
-          of_up[e] = d * (t * share);
+          const float share = sigmoid<T>(t[e]);
+          of_gate[e] = d[e] * factors[e] * (share * (1.0f + t[e] * (1.0f - share)));
+          of_up[e] = d[e] * (t[e] * share);
         }
         if (dgate.data != nullptr) store(of_gate, dgate.row(row) + column);
         if (dup.data != nullptr) store(of_up, dup.row(row) + column);

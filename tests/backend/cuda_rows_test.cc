@@ -21,6 +21,7 @@
 #include "graft/swiglu.h"
 #include "layer_norm/reference.h"
 #include "rms_norm/reference.h"
+#include "rope/reference.h"
 #include "softmax/reference.h"
 #include "support/compare.h"
 #include "support/places.h"
@@ -217,6 +218,11 @@ TEST_F(CudaRows, ManyRowsMatchTheReference) {
       expect_near(outputs.normal, out);
       reference::rms_norm_forward({outputs.sum.rows(row, 1), {}, weight, 1e-5f, out, {}, {}});
       expect_near(outputs.rms, out);
+      const auto one_head = [n = n](const Tensor& tensor) {
+        return TensorView(tensor.view().mutable_data(), tensor.view().dtype(), {1, 1, 1, n});
+      };
+      reference::rope({one_head(x), {true, 10000.0f, false, 77 + row}, false, one_head(out)});
+      expect_near(outputs.turned, out);
       reference::layer_norm_backward({dy, x, weight, 1e-5f, {}, {}, out, {}, {}});
       expect_near(outputs.ds, out);
       reference::rms_norm_backward({dy, outputs.sum.rows(row, 1), weight, 1e-5f, {}, dy, out, {}});

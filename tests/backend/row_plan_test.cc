@@ -14,45 +14,61 @@ constexpr DeviceFacts kH200{9, 0, 132, 227 * kKilobyte, 50 << 20};
 constexpr DeviceFacts kA100{8, 0, 108, 163 * kKilobyte, 40 << 20};
 constexpr DeviceFacts kAda{8, 9, 142, 99 * kKilobyte, 72 << 20};
 
-void expect_sound(const DeviceFacts& device, const RowWork& work) {
-  SCOPED_TRACE(std::to_string(work.rows) + "x" + std::to_string(work.columns) + " of " +
-               std::to_string(work.element_bytes) + " bytes, " + std::to_string(work.packs) +
-               " packs of " + std::to_string(work.inputs) + " on " + std::to_string(device.major));
-  const RowPlan plan = plan_rows(device, work);
-  if (!plan.fits) return;
-  const int packs = row_packs(work.packs, plan.deep);
+std::string text_of(const DeviceFacts& device, const RowWork& work) {
+  return std::to_string(work.rows) + "x" + std::to_string(work.columns) + " of " +
+         std::to_string(work.element_bytes) + " bytes on " + std::to_string(device.major);
+}
+
+// Every column has a thread, and no block of a cluster has none.
+void expect_columns_dealt(const RowPlan& plan, const RowWork& work) {
   const std::int64_t pack = kPackBytes / static_cast<std::int64_t>(work.element_bytes);
-  // Every column has a thread.
   EXPECT_EQ(plan.part % pack, 0);
   EXPECT_GE(std::int64_t{plan.part} * plan.cluster, work.columns);
-  EXPECT_LT(std::int64_t{plan.part} * (plan.cluster - 1), work.columns) << "a block has nothing";
-  EXPECT_GE(plan.group * packs * pack, plan.part);
-  // And every row a team: teams are `groups` of each cluster.
+  EXPECT_LT(std::int64_t{plan.part} * (plan.cluster - 1), work.columns);
+  EXPECT_GE(plan.group * plan.packs * pack, plan.part);
   EXPECT_EQ(plan.group % 32, 0);
   EXPECT_GE(plan.groups, 1);
   EXPECT_TRUE(plan.cluster == 1 || plan.groups == 1);
-  EXPECT_TRUE(plan.group == 32 || plan.groups <= 15);
-  EXPECT_LE(plan.threads(), row_threads(plan.deep));
+  EXPECT_TRUE(plan.group == 32 || plan.groups <= 15) << "more groups than barriers";
   EXPECT_GE(plan.blocks, plan.cluster);
   EXPECT_EQ(plan.blocks % plan.cluster, 0);
-  EXPECT_LE(plan.blocks, device.multiprocessors);
-  EXPECT_LT((plan.clusters() - 1) * std::int64_t{plan.groups}, work.rows) << "a block has nothing";
-  EXPECT_LE(plan.shared_bytes + 2 * kKilobyte, device.shared_bytes);
-  EXPECT_EQ(plan.shared_bytes, static_cast<std::size_t>(plan.threads() * packs * work.inputs *
-                                                        row_stages(work.packs, work.inputs)) *
-                                   kPackBytes);
+  EXPECT_LT((plan.clusters() - 1) * std::int64_t{plan.groups}, work.rows) << "a block has no row";
+}
+
+void expect_sound(const DeviceFacts& device, const RowWork& work) {
+  SCOPED_TRACE(text_of(device, work));
+  if (const RowPlan plan = plan_rows(device, work); plan.fits) {
+    expect_columns_dealt(plan, work);
+    EXPECT_LE(plan.threads(), kHandThreads);
+    EXPECT_TRUE(plan.packs == kFewPacks || plan.packs == kManyPacks);
+    EXPECT_GE(plan.clusters() * std::int64_t{plan.groups}, work.rows) << "a row has no team";
+    EXPECT_EQ(plan.shared_bytes, 0u);
+    EXPECT_TRUE(plan.group == 32 || plan.groups == 1) << "teams of warps share a barrier";
+  }
+  for (const int inputs : {1, 3}) {
+    const RowPlan plan = plan_flow(device, work, inputs);
+    if (!plan.fits) continue;
+    expect_columns_dealt(plan, work);
+    EXPECT_LE(plan.threads(), kFlowThreads);
+    EXPECT_EQ(plan.packs, kFlowPacks);
+    EXPECT_LE(plan.blocks, device.multiprocessors);
+    EXPECT_LE(plan.shared_bytes + 2 * kKilobyte, device.shared_bytes);
+    // The place of a thread's packs does not depend on how many threads there are.
+    EXPECT_EQ(plan.shared_bytes, static_cast<std::size_t>(kFlowThreads * kFlowPacks * inputs *
+                                                          flow_stages(device.major, inputs)) *
+                                     kPackBytes);
+  }
 }
 
 TEST(RowPlan, GivesEveryElementToAThread) {
   for (const DeviceFacts& device : {kH200, kA100, kAda}) {
     for (const std::size_t bytes : {2, 4}) {
-      for (const auto& [packs, inputs] : {std::pair{2, 1}, {2, 2}, {1, 3}}) {
-        for (std::int64_t columns :
-             {8,     64,    256,   264,   512,   520,   1024,  2048,   4096,   4104,   5000,   8192,
-              12288, 14336, 16384, 16392, 32768, 40000, 65536, 100000, 131072, 262144, 1 << 24}) {
-          for (const std::int64_t rows : {1, 7, 131, 132, 133, 1000, 4096, 1 << 20}) {
-            expect_sound(device, {rows, columns, bytes, packs, inputs, true});
-          }
+      for (const std::int64_t columns :
+           {8,     64,    256,   264,   512,    520,    1024,   2048,
+            4096,  4104,  5000,  8192,  8200,   12288,  14336,  16384,
+            16392, 32768, 40000, 65536, 100000, 131072, 262144, 1 << 24}) {
+        for (const std::int64_t rows : {1, 7, 131, 132, 133, 1000, 4096, 1 << 20}) {
+          expect_sound(device, {rows, columns, bytes, true});
         }
       }
     }
@@ -60,36 +76,45 @@ TEST(RowPlan, GivesEveryElementToAThread) {
 }
 
 TEST(RowPlan, KeepsRowsInRegistersAsFarAsTheyGo) {
-  const auto fits = [](const DeviceFacts& device, std::int64_t columns, std::size_t bytes,
-                       int packs, int inputs) {
-    return plan_rows(device, {4096, columns, bytes, packs, inputs, true}).fits;
+  const auto fits = [](const DeviceFacts& device, std::int64_t row_bytes, std::size_t bytes) {
+    return plan_rows(device, {4096, row_bytes / static_cast<std::int64_t>(bytes), bytes, true})
+        .fits;
   };
+  const auto flows = [](const DeviceFacts& device, std::int64_t row_bytes, std::size_t bytes) {
+    return plan_flow(device, {4096, row_bytes / static_cast<std::int64_t>(bytes), bytes, true}, 3)
+        .fits;
+  };
+  constexpr std::int64_t kHand = kHandThreads * kManyPacks * kPackBytes;
+  constexpr std::int64_t kFlow = kFlowThreads * kFlowPacks * kPackBytes;
   for (const std::size_t bytes : {2, 4}) {
-    const auto elements = [bytes](std::int64_t n) { return n / static_cast<std::int64_t>(bytes); };
-    // A cluster of 8 blocks has 256 KB of a row forward, half of it backward.
-    EXPECT_TRUE(fits(kH200, elements(256 << 10), bytes, 2, 1));
-    EXPECT_FALSE(fits(kH200, elements((256 << 10) + 64 * 8), bytes, 2, 1));
-    EXPECT_TRUE(fits(kH200, elements(128 << 10), bytes, 1, 3));
-    EXPECT_FALSE(fits(kH200, elements(256 << 10), bytes, 1, 3));
-    EXPECT_TRUE(fits(kA100, elements(32 << 10), bytes, 2, 1));
-    EXPECT_FALSE(fits(kA100, elements(64 << 10), bytes, 2, 1)) << "no clusters";
+    // Of a cluster's 8 blocks each has a part.
+    EXPECT_TRUE(fits(kH200, 8 * kHand, bytes));
+    EXPECT_FALSE(fits(kH200, 8 * kHand + kPackBytes, bytes));
+    EXPECT_TRUE(flows(kH200, 8 * kFlow, bytes));
+    EXPECT_FALSE(flows(kH200, 8 * kFlow + kPackBytes, bytes));
+    // Others have no clusters.
+    EXPECT_TRUE(fits(kA100, kHand, bytes));
+    EXPECT_FALSE(fits(kA100, kHand + kPackBytes, bytes));
   }
 }
 
-TEST(RowPlan, UsesTheWholeDevice) {
-  const RowPlan many = plan_rows(kH200, {4096, 4096, 2, 2, 1, true});
-  EXPECT_EQ(many.blocks, 132);
-  EXPECT_EQ(many.threads(), row_threads(many.deep));
+TEST(RowPlan, ARowForEachTeamOrABlockForEachMultiprocessor) {
+  EXPECT_EQ(plan_rows(kH200, {4096, 4096, 2, true}).blocks, 4096);
+  const RowPlan narrow = plan_rows(kH200, {4096, 512, 2, true});
+  EXPECT_EQ(narrow.group, 32);
+  EXPECT_EQ(narrow.blocks * narrow.groups, 4096);
+  EXPECT_EQ(plan_flow(kH200, {4096, 4096, 2, true}, 3).blocks, 132);
   // Of few rows each multiprocessor has one before any has two.
-  const RowPlan few = plan_rows(kH200, {100, 4096, 2, 2, 1, true});
+  const RowPlan few = plan_flow(kH200, {100, 4096, 2, true}, 3);
   EXPECT_EQ(few.blocks, 100);
   EXPECT_EQ(few.groups, 1);
 }
 
 TEST(RowPlan, LeavesToOthersWhatIsNotInPacks) {
-  EXPECT_FALSE(plan_rows(kH200, {16, 64, 2, 2, 1, false}).fits);
-  EXPECT_FALSE(plan_rows(kH200, {0, 64, 2, 2, 1, true}).fits);
-  EXPECT_FALSE(plan_rows(kH200, {16, 0, 2, 2, 1, true}).fits);
+  for (const RowWork& work : {RowWork{16, 64, 2, false}, {0, 64, 2, true}, {16, 0, 2, true}}) {
+    EXPECT_FALSE(plan_rows(kH200, work).fits);
+    EXPECT_FALSE(plan_flow(kH200, work, 3).fits);
+  }
 
   alignas(16) static std::uint16_t memory[64];
   const auto view = [](int offset, std::int64_t columns, std::int64_t stride) {

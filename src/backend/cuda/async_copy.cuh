@@ -11,12 +11,14 @@ __device__ inline std::uint32_t shared_address(const void* pointer) {
   return static_cast<std::uint32_t>(__cvta_generic_to_shared(pointer));
 }
 
-/// Copies 16 bytes to shared memory, past the first-level cache; zeros in their place if not
-/// `real`.
-__device__ inline void copy_pack(std::uint32_t to, const void* from, bool real) {
-  asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;\n" ::"r"(to), "l"(from),
-               "r"(real ? 16 : 0)
-               : "memory");
+/// Copies 16 bytes to shared memory, past the first-level cache.
+__device__ inline void copy_pack(std::uint32_t to, const void* from) {
+  asm volatile("cp.async.cg.shared.global [%0], [%1], 16;\n" ::"r"(to), "l"(from) : "memory");
+}
+
+/// Zeros in 16 bytes of shared memory.
+__device__ inline void clear_pack(std::uint32_t at) {
+  asm volatile("st.shared.v4.b32 [%0], {%1, %1, %1, %1};\n" ::"r"(at), "r"(0) : "memory");
 }
 
 /// Ends a batch of the thread's copies.
@@ -55,12 +57,14 @@ __device__ inline std::uint32_t in_block(std::uint32_t address, int rank) {
   return there;
 }
 
-/// Until all threads of the cluster's blocks are here, and see what the others wrote.
+/// Until all threads of the cluster's blocks are here. Says nothing of what they wrote.
 __device__ inline void meet_cluster() {
-  asm volatile("barrier.cluster.arrive.aligned;\nbarrier.cluster.wait.aligned;\n" ::: "memory");
+  asm volatile("barrier.cluster.arrive.relaxed.aligned;\nbarrier.cluster.wait.aligned;\n" ::
+                   : "memory");
 }
 
-/// A letter box is a barrier in shared memory that counts one arrival and the bytes of a round.
+/// A letter box is a barrier in shared memory that counts one arrival and the bytes of a round; all
+/// of the cluster can use it after they met.
 __device__ inline void make_box(std::uint32_t box) {
   asm volatile(
       "mbarrier.init.shared.b64 [%0], 1;\nfence.mbarrier_init.release.cluster;\n" ::"r"(box)

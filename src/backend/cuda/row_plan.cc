@@ -16,35 +16,55 @@ constexpr std::size_t kOtherShared = 2048;  // what the kernels have besides the
 
 std::int64_t ceil_div(std::int64_t value, std::int64_t by) { return (value + by - 1) / by; }
 
-}  // namespace
-
-RowPlan plan_rows(const DeviceFacts& device, const RowWork& work) {
+// A team for rows, `packs` of them in each thread, in blocks of up to `most` threads; or none that
+// fits.
+RowPlan team_for(const DeviceFacts& device, const RowWork& work, int packs, int most) {
   RowPlan plan;
   if (!work.in_packs || work.rows == 0 || work.columns == 0) return plan;
   const auto pack = static_cast<std::int64_t>(kPackBytes / work.element_bytes);
-  const std::int64_t packs = work.columns / pack;
-
-  plan.deep = packs >= kWarp * row_packs(work.packs, true);
-  if (const char* t = getenv("GRAFT_TRIAL_DEEP")) plan.deep = t[0] == '1';
-  const int each = row_packs(work.packs, plan.deep), most = row_threads(plan.deep);
-
-  std::int64_t threads = ceil_div(packs, each);
+  const std::int64_t all = work.columns / pack;
+  std::int64_t threads = ceil_div(all, packs);
   while (threads > most && plan.cluster < kMostCluster) {
     plan.cluster *= 2;
-    threads = ceil_div(ceil_div(packs, plan.cluster), each);
+    threads = ceil_div(ceil_div(all, plan.cluster), packs);
   }
   if (threads > most || (plan.cluster > 1 && device.major < 9)) return plan;
+  plan.packs = packs;
   plan.group = static_cast<int>(ceil_div(threads, kWarp)) * kWarp;
-  plan.part = static_cast<int>(ceil_div(packs, plan.cluster) * pack);
+  plan.part = static_cast<int>(ceil_div(all, plan.cluster) * pack);
+  plan.fits = true;
+  return plan;
+}
 
-  const std::size_t thread_bytes = static_cast<std::size_t>(row_stages(work.packs, work.inputs) *
-                                                            work.inputs * each * kPackBytes);
-  const std::size_t group_bytes = static_cast<std::size_t>(plan.group) * thread_bytes;
-  if (group_bytes + kOtherShared > device.shared_bytes) return plan;
+}  // namespace
+
+RowPlan plan_rows(const DeviceFacts& device, const RowWork& work, int most_packs) {
+  // Four packs in each thread, if that leaves a warp none without.
+  const bool many =
+      most_packs == kManyPacks && work.columns * static_cast<std::int64_t>(work.element_bytes) >=
+                                      kWarp * kManyPacks * kPackBytes;
+  RowPlan plan = team_for(device, work, many ? kManyPacks : kFewPacks, kHandThreads);
+  if (!plan.fits) return plan;
+  // Warps that have a row each are put together, so that a multiprocessor's blocks are enough.
+  if (plan.group == kWarp) plan.groups = 4;
+  const std::int64_t clusters = ceil_div(work.rows, plan.groups);
+  plan.fits = clusters <= std::numeric_limits<int>::max() / plan.cluster;
+  plan.blocks = plan.fits ? static_cast<int>(clusters) * plan.cluster : 0;
+  return plan;
+}
+
+RowPlan plan_flow(const DeviceFacts& device, const RowWork& work, int inputs) {
+  RowPlan plan = team_for(device, work, kFlowPacks, kFlowThreads);
+  plan.fits = plan.fits && work.rows <= std::numeric_limits<int>::max();
+  if (!plan.fits) return plan;
+  plan.shared_bytes = static_cast<std::size_t>(flow_stages(device.major, inputs) * inputs *
+                                               kFlowPacks * kFlowThreads * kPackBytes);
+  if (plan.shared_bytes + kOtherShared > device.shared_bytes) {
+    plan.fits = false;
+    return plan;
+  }
   if (plan.cluster == 1) {
-    std::int64_t groups = std::min<std::int64_t>(
-        most / plan.group,
-        static_cast<std::int64_t>((device.shared_bytes - kOtherShared) / group_bytes));
+    std::int64_t groups = kFlowThreads / plan.group;
     if (plan.group > kWarp) groups = std::min<std::int64_t>(groups, kMostBarriers);
     // Few rows: all multiprocessors before two rows in one.
     groups = std::min(groups, ceil_div(work.rows, device.multiprocessors));
@@ -56,8 +76,6 @@ RowPlan plan_rows(const DeviceFacts& device, const RowWork& work) {
         plan.cluster *
         std::min<std::int64_t>(std::max(device.multiprocessors / plan.cluster, 1), work.rows));
   }
-  plan.shared_bytes = group_bytes * static_cast<std::size_t>(plan.groups);
-  plan.fits = true;
   return plan;
 }
 
