@@ -39,9 +39,9 @@ struct SmallArgs {
   int block_cols;  // of y that a block makes
   float scaling;
   bool accumulate;
-  bool a_vectors, b_vectors;  // neighbours in a row of A or B are vectors of 16 bytes
+  bool a_vectors, b_vectors;  // rows of A or B are vectors of 16 bytes
   bool float_adapter;         // A and B are float32, whatever x is
-  bool whole;                 // see make_row
+  int log_quads;              // of float32 rows: 4 · 2^log_quads ranks, the rank or more
 };
 
 /// `body(constant<bool>)`, so that a choice is made once, around all that depends on it.
@@ -106,42 +106,30 @@ __device__ void deal(int outer, int inner, const Body& body) {
   }
 }
 
-/// Starts to bring a matrix (rows, cols) of device memory to shared memory, [row][col] with `ld`
-/// elements a row, as T. Vectors of one type are copied asynchronously; else eight loads of a
-/// thread are under way at once.
+/// Starts to copy a matrix (rows, cols), whose rows are vectors of 16 bytes, to shared memory,
+/// [row][col] with `ld` elements a row.
+template <class T>
+__device__ void copy_matrix(T* to, int ld, const T* from, std::int64_t row_stride, int rows,
+                            int cols) {
+  constexpr int kVector = kPackSize<T>;
+  const int vectors = cols / kVector, thread = static_cast<int>(threadIdx.x);
+  const int row_step = quotient(kThreads, vectors), col_step = kThreads - row_step * vectors;
+  int row = quotient(thread, vectors), col = thread - row * vectors;
+#pragma unroll 1
+  while (row < rows) {
+    copy_async(shared_address(to + row * ld + col * kVector),
+               from + row * row_stride + col * kVector, 16);
+    row += row_step, col += col_step;
+    if (col >= vectors) col -= vectors, ++row;
+  }
+}
+
+/// The same of a matrix of any strides and type, through registers: of a thread, eight loads are
+/// under way at once.
 template <class T, class Source>
-__device__ void stage(T* to, int ld, const Source* from, std::int64_t row_stride,
-                      std::int64_t col_stride, int rows, int cols, bool vectors) {
-  constexpr int kBatch = 8, kVector = kPackSize<Source>;
-  if (vectors && std::is_same_v<T, Source>) {
-    deal<1>(rows, cols / kVector, [&](int row, int, int vector) {
-      copy_async(shared_address(to + row * ld + vector * kVector),
-                 from + row * row_stride + vector * kVector, 16);
-    });
-    return;
-  }
-  if (vectors) {
-    deal<kBatch>(rows, cols / kVector, [&](int row, int step, int vector) {
-      Pack<Source, kVector> packs[kBatch];
-#pragma unroll
-      for (int i = 0; i < kBatch; ++i) {
-        const int at = min(row + i * step, rows - 1);
-        packs[i] = *reinterpret_cast<const Pack<Source, kVector>*>(from + at * row_stride +
-                                                                   vector * kVector);
-      }
-#pragma unroll
-      for (int i = 0; i < kBatch; ++i) {
-        if (row + i * step >= rows) break;
-        Pack<T, kVector> pack;
-#pragma unroll
-        for (int j = 0; j < kVector; ++j) {
-          pack.values[j] = from_float<T>(to_float(packs[i].values[j]));
-        }
-        *reinterpret_cast<Pack<T, kVector>*>(to + (row + i * step) * ld + vector * kVector) = pack;
-      }
-    });
-    return;
-  }
+__device__ void load_matrix(T* to, int ld, const Source* from, std::int64_t row_stride,
+                            std::int64_t col_stride, int rows, int cols) {
+  constexpr int kBatch = 8;
   choose(col_stride <= row_stride, [&](auto along_cols) {
     constexpr bool kAlong = along_cols.value;
     const std::int64_t outer_stride = kAlong ? row_stride : col_stride;
@@ -279,12 +267,12 @@ __device__ void make_row(const SmallArgs& args, float (&partial)[kWarps][kRank],
   }
 }
 
-template <int kRank>
+template <int kRank, bool kWhole>
 __global__ void __launch_bounds__(kThreads) small_row(const __grid_constant__ SmallArgs args) {
   __shared__ __align__(16) float partial[kWarps][kRank];
   __shared__ __align__(16) float h[kRank];
   wait_for_earlier_kernels();
-  choose(args.whole, [&](auto whole) { make_row<kRank, whole.value>(args, partial, h); });
+  make_row<kRank, kWhole>(args, partial, h);
 }
 
 // Several rows at a time, float32: A and B go to shared memory whole, once a block; x by so many
@@ -295,66 +283,76 @@ __global__ void __launch_bounds__(kThreads) small_row(const __grid_constant__ Sm
 //
 // Rows of x are some vectors further apart than they are long, so that those that a warp reads at
 // once lie in different banks.
-template <int kRows, int kRank>
+template <int kRows>
 struct RowsShared {
-  static constexpr int kRun = 4, kRowRuns = kRows / kRun, kQuads = kRank / 4;
-  static constexpr int kSubs = 32 / (kRowRuns * kQuads);  // lanes that share K
+  static constexpr int kRun = 4, kRowRuns = kRows / kRun;
 
+  int quads, subs, ranks;                    // lanes of ranks; that share K; padded rank
   int x_ld, x_size, a, b, partial, h, size;  // in elements
 
-  __host__ __device__ RowsShared(int depth, int cols)
-      : x_ld(depth + 4 * kSubs),
+  __host__ __device__ RowsShared(int depth, int cols, int log_quads)
+      : quads(1 << log_quads),
+        subs((32 / kRowRuns) >> log_quads),
+        ranks(4 * quads),
+        x_ld(depth + 4 * subs),
         x_size(kRows * x_ld),
         a(2 * x_size),
-        b(a + depth * kRank),
-        partial(b + kRank * cols),
-        h(partial + kWarps * kRows * kRank),
-        size(h + kRows * kRank) {}
+        b(a + depth * ranks),
+        partial(b + ranks * cols),
+        h(partial + kWarps * kRows * ranks),
+        size(h + kRows * ranks) {}
 };
 
-template <int kRows, int kRank>
+// kWhole: A and B are copied in vectors.
+template <int kRows, bool kWhole>
 __global__ void __launch_bounds__(kThreads, 1) small_rows(const __grid_constant__ SmallArgs args) {
-  using Shared = RowsShared<kRows, kRank>;
-  constexpr int kRun = Shared::kRun, kRowRuns = Shared::kRowRuns, kQuads = Shared::kQuads;
-  constexpr int kSubs = Shared::kSubs;
+  using Shared = RowsShared<kRows>;
+  constexpr int kRun = Shared::kRun, kRowRuns = Shared::kRowRuns;
   constexpr int kMyRows = kRows / 2;  // of y, of a thread: two threads share columns
   extern __shared__ __align__(16) float shared[];
-  const Shared at(args.depth, args.cols);
+  const Shared at(args.depth, args.cols, args.log_quads);
   const float *const a = shared + at.a, *const b = shared + at.b;
   float *const partial = shared + at.partial, *const h = shared + at.h;
   const int thread = static_cast<int>(threadIdx.x), warp = thread / 32, lane = thread % 32;
-  const int quad = lane % kQuads, row_run = lane / kQuads % kRowRuns;
-  const int sub = lane / (kQuads * kRowRuns);
+  const int quad = lane & (at.quads - 1), row_run = lane >> args.log_quads & (kRowRuns - 1);
+  const int sub = (lane >> args.log_quads) / kRowRuns;
   const std::int64_t step = std::int64_t{gridDim.x} * kRows;
   std::int64_t first = std::int64_t{blockIdx.x} * kRows;
   const auto rows_from = [&](std::int64_t row) {
     return static_cast<int>(min(args.rows - row, std::int64_t{kRows}));
   };
-  const auto stage_x = [&](std::int64_t row, float* to) {
-    stage(to, at.x_ld, static_cast<const float*>(args.x) + row * args.x_stride, args.x_stride, 1,
-          rows_from(row), args.depth, true);
+  const auto copy_x = [&](std::int64_t row, float* to) {
+    copy_matrix(to, at.x_ld, static_cast<const float*>(args.x) + row * args.x_stride, args.x_stride,
+                rows_from(row), args.depth);
   };
   wait_for_earlier_kernels();
 
   float *x = shared, *next = shared + at.x_size;
-  stage_x(first, x);
-  stage(shared + at.a, kRank, static_cast<const float*>(args.a), args.a_row, args.a_col, args.depth,
-        args.rank, args.a_vectors);
-  copies_commit();
-  stage(shared + at.b, args.cols, static_cast<const float*>(args.b), args.b_row, args.b_col,
-        args.rank, args.cols, args.b_vectors);
+  const float *const a_from = static_cast<const float*>(args.a), *const b_from =
+                                                                     static_cast<const float*>(
+                                                                         args.b);
+  copy_x(first, x);
+  if constexpr (kWhole) {
+    copy_matrix(shared + at.a, at.ranks, a_from, args.a_row, args.depth, args.rank);
+    copies_commit();
+    copy_matrix(shared + at.b, args.cols, b_from, args.b_row, args.rank, args.cols);
+  } else {
+    copies_commit();
+    load_matrix(shared + at.a, at.ranks, a_from, args.a_row, args.a_col, args.depth, args.rank);
+    load_matrix(shared + at.b, args.cols, b_from, args.b_row, args.b_col, args.rank, args.cols);
+  }
   for (; first < args.rows; first += step) {
     const int rows = rows_from(first);
     copies_commit();  // B the first time, then nothing
     copies_wait<1>();
     __syncthreads();
-    if (first + step < args.rows) stage_x(first + step, next);
+    if (first + step < args.rows) copy_x(first + step, next);
     copies_commit();
 
     float sums[kRun * 4] = {};
     if (4 * quad < args.rank) {
 #pragma unroll 2
-      for (int k = (warp * kSubs + sub) * 4; k < args.depth; k += kWarps * kSubs * 4) {
+      for (int k = (warp * at.subs + sub) * 4; k < args.depth; k += kWarps * at.subs * 4) {
         float4 values[kRun], ranks[4];
 #pragma unroll
         for (int i = 0; i < kRun; ++i) {
@@ -363,7 +361,7 @@ __global__ void __launch_bounds__(kThreads, 1) small_rows(const __grid_constant_
         }
 #pragma unroll
         for (int j = 0; j < 4; ++j) {
-          ranks[j] = *reinterpret_cast<const float4*>(a + (k + j) * kRank + 4 * quad);
+          ranks[j] = *reinterpret_cast<const float4*>(a + (k + j) * at.ranks + 4 * quad);
         }
 #pragma unroll
         for (int i = 0; i < kRun; ++i) {
@@ -379,20 +377,21 @@ __global__ void __launch_bounds__(kThreads, 1) small_rows(const __grid_constant_
       }
     }
     // Where there are more lanes than sums, the last of them have the same.
-    constexpr int kKept = kRun * 4 / kSubs > 0 ? kRun * 4 / kSubs : 1;
-    const int kept = sum_over_lanes(sums, kQuads * kRowRuns);
+    const int kept = sum_over_lanes(sums, at.quads * kRowRuns);
+    const int count = max(at.quads * kRowRuns * kRun * 4 / 32, 1);
 #pragma unroll
-    for (int i = 0; i < kKept; ++i) {
+    for (int i = 0; i < kRun * 4; ++i) {
+      if (i >= count) break;
       const int row = row_run + kRowRuns * ((kept + i) / 4), r = 4 * quad + (kept + i) % 4;
-      partial[(warp * kRows + row) * kRank + r] = sums[i];
+      partial[(warp * kRows + row) * at.ranks + r] = sums[i];
     }
     copies_wait<1>();  // B is here
     __syncthreads();
-    for (int i = thread; i < kRows * kRank; i += kThreads) {
-      const int row = i / kRank, r = i % kRank;
+    for (int i = thread; i < kRows * at.ranks; i += kThreads) {
+      const int row = i >> (args.log_quads + 2), r = i & (at.ranks - 1);
       float sum = 0;
 #pragma unroll
-      for (int j = 0; j < kWarps; ++j) sum += partial[j * kRows * kRank + i];
+      for (int j = 0; j < kWarps; ++j) sum += partial[j * kRows * at.ranks + i];
       h[i] = args.scaling * sum;
       if (args.h != nullptr && r < args.rank && row < rows) {
         args.h[(first + row) * args.rank + r] = sum;
@@ -413,7 +412,8 @@ __global__ void __launch_bounds__(kThreads, 1) small_rows(const __grid_constant_
         }
 #pragma unroll
         for (int row = 0; row < kMyRows; ++row) {
-          const float4 ranks = *reinterpret_cast<const float4*>(h + (first_row + row) * kRank + r);
+          const float4 ranks =
+              *reinterpret_cast<const float4*>(h + (first_row + row) * at.ranks + r);
           const float four[4] = {ranks.x, ranks.y, ranks.z, ranks.w};
 #pragma unroll
           for (int j = 0; j < 4; ++j) {
@@ -469,7 +469,8 @@ struct HalfShared {
   }
 };
 
-template <class T>
+// kWhole: A and B are of type T and copied in vectors.
+template <class T, bool kWhole>
 __global__ void __launch_bounds__(kThreads, 1) small_half(const __grid_constant__ SmallArgs args) {
   extern __shared__ __align__(16) unsigned char memory[];
   const HalfShared at(args.depth, args.block_cols);
@@ -484,21 +485,27 @@ __global__ void __launch_bounds__(kThreads, 1) small_half(const __grid_constant_
   const auto rows_from = [&](std::int64_t row) {
     return static_cast<int>(min(args.rows - row, std::int64_t{kHalfRows}));
   };
-  const auto stage_x = [&](std::int64_t row, T* to) {
-    stage(to, at.x_ld, static_cast<const T*>(args.x) + row * args.x_stride, args.x_stride, 1,
-          rows_from(row), args.depth, true);
+  const auto copy_x = [&](std::int64_t row, T* to) {
+    copy_matrix(to, at.x_ld, static_cast<const T*>(args.x) + row * args.x_stride, args.x_stride,
+                rows_from(row), args.depth);
   };
   wait_for_earlier_kernels();
 
-  stage_x(first, x);
-  choose(args.float_adapter, [&](auto is_float) {
-    using Source = std::conditional_t<is_float.value, float, T>;
-    stage(a, at.a_ld, static_cast<const Source*>(args.a), args.a_row, args.a_col, args.depth,
-          args.rank, args.a_vectors);
+  copy_x(first, x);
+  if constexpr (kWhole) {
+    copy_matrix(a, at.a_ld, static_cast<const T*>(args.a), args.a_row, args.depth, args.rank);
     copies_commit();
-    stage(b, at.b_ld, static_cast<const Source*>(args.b) + first_col * args.b_col, args.b_row,
-          args.b_col, args.rank, cols, args.b_vectors);
-  });
+    copy_matrix(b, at.b_ld, static_cast<const T*>(args.b) + first_col, args.b_row, args.rank, cols);
+  } else {
+    copies_commit();
+    choose(args.float_adapter, [&](auto is_float) {
+      using Source = std::conditional_t<is_float.value, float, T>;
+      load_matrix(a, at.a_ld, static_cast<const Source*>(args.a), args.a_row, args.a_col,
+                  args.depth, args.rank);
+      load_matrix(b, at.b_ld, static_cast<const Source*>(args.b) + first_col * args.b_col,
+                  args.b_row, args.b_col, args.rank, cols);
+    });
+  }
   // Zeros past the depth, which is whole eights, and past the rank: what is multiplied with 0 has
   // to be finite. Columns of A past the rank and rows of x that are not there are not used.
   const T zero = from_float<T>(0.0f);
@@ -523,11 +530,11 @@ __global__ void __launch_bounds__(kThreads, 1) small_half(const __grid_constant_
     copies_commit();  // B the first time, then nothing
     copies_wait<1>();
     __syncthreads();
-    if (first + step < args.rows) stage_x(first + step, next);
+    if (first + step < args.rows) copy_x(first + step, next);
     copies_commit();
 
     float sums[kMostRank / 8][4] = {};
-#pragma unroll 2
+#pragma unroll 1
     for (int k = 16 * warp; k < args.depth; k += 16 * kWarps) {
       std::uint32_t x_step[4];
       ldmatrix(shared_address(x + matrix_row * at.x_ld + k + matrix_col), x_step[0], x_step[1],
@@ -575,7 +582,7 @@ __global__ void __launch_bounds__(kThreads, 1) small_half(const __grid_constant_
                h[i][1], h[i][2], h[i][3]);
     }
     T* const y = static_cast<T*>(args.y) + first * args.y_stride + first_col;
-#pragma unroll 2
+#pragma unroll 1
     for (int col = 16 * warp; col < cols; col += 16 * kWarps) {
       float results[2][4] = {};
 #pragma unroll
@@ -628,14 +635,12 @@ int columns_of_a_block(std::int64_t rows, int cols, const DeviceFacts& facts) {
   return static_cast<int>(((cols + parts - 1) / parts + 63) / 64 * 64);
 }
 
+int log_quads_of(int rank) { return rank <= 4 ? 0 : rank <= 8 ? 1 : rank <= 16 ? 2 : 3; }
+
 std::size_t rows_bytes(std::int64_t rows, int depth, int cols, int rank) {
-  const auto size = [&]<int kRank>(std::integral_constant<int, kRank>) {
-    return rows <= kFewRows ? RowsShared<4, kRank>(depth, cols).size
-                            : RowsShared<16, kRank>(depth, cols).size;
-  };
-  const int elements = rank <= 8    ? size(std::integral_constant<int, 8>{})
-                       : rank <= 16 ? size(std::integral_constant<int, 16>{})
-                                    : size(std::integral_constant<int, 32>{});
+  const int quads = log_quads_of(rank);
+  const int elements = rows <= kFewRows ? RowsShared<4>(depth, cols, quads).size
+                                        : RowsShared<16>(depth, cols, quads).size;
   return static_cast<std::size_t>(elements) * sizeof(float);
 }
 
@@ -658,16 +663,33 @@ Launch blocks_of(const Call& call, const SmallArgs& args, std::int64_t rows, std
           .overlaps = true};
 }
 
-template <int kRank>
-void launch_float(const Call& call, SmallArgs args, std::size_t bytes) {
-  args.whole = args.rank == kRank && args.a_vectors && args.a_row == kRank && args.b_vectors &&
-               args.depth % 512 == 0 && args.cols % 512 == 0;
-  if (args.rows <= call.facts().multiprocessors) {
-    call.launch(blocks_of(call, args, 1, 0), small_row<kRank>, args);
-  } else if (args.rows <= kFewRows) {
-    call.launch(blocks_of(call, args, 4, bytes), small_rows<4, kRank>, args);
+void launch_row(const Call& call, const SmallArgs& args) {
+  const Launch how = blocks_of(call, args, 1, 0);
+  const bool whole = args.a_vectors && args.a_row == args.rank && args.b_vectors &&
+                     args.depth % 512 == 0 && args.cols % 512 == 0;
+  if (whole && args.rank == 4) return call.launch(how, small_row<4, true>, args);
+  if (whole && args.rank == 8) return call.launch(how, small_row<8, true>, args);
+  if (whole && args.rank == 16) return call.launch(how, small_row<16, true>, args);
+  if (whole && args.rank == 32) return call.launch(how, small_row<32, true>, args);
+  call.launch(how, small_row<kMostRank, false>, args);
+}
+
+template <bool kWhole>
+void launch_rows(const Call& call, const SmallArgs& args, std::size_t bytes) {
+  if (args.rows <= kFewRows) {
+    call.launch(blocks_of(call, args, 4, bytes), small_rows<4, kWhole>, args);
   } else {
-    call.launch(blocks_of(call, args, 16, bytes), small_rows<16, kRank>, args);
+    call.launch(blocks_of(call, args, 16, bytes), small_rows<16, kWhole>, args);
+  }
+}
+
+template <class T>
+void launch_half(const Call& call, const SmallArgs& args, std::size_t bytes) {
+  const Launch how = blocks_of(call, args, kHalfRows, bytes);
+  if (args.a_vectors && args.b_vectors && !args.float_adapter) {
+    call.launch(how, small_half<T, true>, args);
+  } else {
+    call.launch(how, small_half<T, false>, args);
   }
 }
 
@@ -709,14 +731,14 @@ void run_small(const Call& call, const Term& term) {
   const std::size_t bytes =
       shared_bytes(type, args.rows, args.depth, args.cols, args.rank, call.facts());
   if (type == DType::kFloat32) {
-    if (args.rank <= 8) return launch_float<8>(call, args, bytes);
-    if (args.rank <= 16) return launch_float<16>(call, args, bytes);
-    return launch_float<32>(call, args, bytes);
+    args.log_quads = log_quads_of(args.rank);
+    if (args.rows <= call.facts().multiprocessors) return launch_row(call, args);
+    if (args.a_vectors && args.b_vectors) return launch_rows<true>(call, args, bytes);
+    return launch_rows<false>(call, args, bytes);
   }
   args.block_cols = columns_of_a_block(args.rows, args.cols, call.facts());
-  const Launch how = blocks_of(call, args, kHalfRows, bytes);
-  if (type == DType::kFloat16) return call.launch(how, small_half<__half>, args);
-  call.launch(how, small_half<__nv_bfloat16>, args);
+  if (type == DType::kFloat16) return launch_half<__half>(call, args, bytes);
+  launch_half<__nv_bfloat16>(call, args, bytes);
 }
 
 }  // namespace graft::cuda
