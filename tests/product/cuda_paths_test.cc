@@ -83,7 +83,7 @@ TEST(CudaPaths, OtherDeltasTakeTheGeneralOne) {
     EXPECT_EQ(path(delta(kF32, kF32, m, k, n, rank)), "general") << m << k << n << rank;
   }
   EXPECT_EQ(path(delta(kF32, kBF16, 128, 512, 512, 8)), "general");
-  EXPECT_EQ(path(delta(kBF16, kF16, 128, 512, 512, 8)), "general");
+  EXPECT_EQ(path(delta(kBF16, kF16, 128, 512, 512, 8)), "ampere");
   const Dropout dropout{0.5f};
   const Term fits = delta(kF32, kF32, 128, 512, 512, 8);
   const auto changed = [&](auto change) {
@@ -101,13 +101,15 @@ TEST(CudaPaths, OtherDeltasTakeTheGeneralOne) {
   EXPECT_EQ(changed([&](Term& t) { t.x = matrix(kF32, 128, 512, 0, 0x10004); }), "general");
 }
 
-TEST(CudaPaths, BaseProductsTakeTheGeneralOne) {
+TEST(CudaPaths, BaseProductsTakeThatOfTheirType) {
   for (const DType dtype : {kF32, kF16, kBF16}) {
     Term term = delta(dtype, kF32, 4096, 4096, 4096, 16);
     term.w = matrix(dtype, 4096, 4096).transposed();
-    EXPECT_EQ(path(term), "general");
+    EXPECT_EQ(path(term), dtype == kF32 ? "general" : "ampere");
     term.pair = {};
-    EXPECT_EQ(path(term), "general");
+    EXPECT_EQ(path(term), dtype == kF32 ? "general" : "ampere");
+    term.x = matrix(dtype, 16, 4096), term.y = matrix(dtype, 16, 4096);
+    EXPECT_EQ(path(term), dtype == kF32 ? "general" : "few_rows");
   }
 }
 

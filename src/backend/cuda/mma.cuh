@@ -21,12 +21,14 @@ template <class T>
 __device__ __forceinline__ void mma(float (&d)[4], const std::uint32_t (&a)[4],
                                     const std::uint32_t (&b)[2]) {
   if constexpr (std::is_same_v<T, __half>) {
-    asm("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, "
+    asm(
+        "mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, "
         "{%0,%1,%2,%3};"
         : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
         : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
   } else {
-    asm("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, "
+    asm(
+        "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, "
         "{%8,%9}, {%0,%1,%2,%3};"
         : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
         : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
@@ -58,16 +60,20 @@ __device__ __forceinline__ void ldmatrix_trans(std::uint32_t address, std::uint3
                : "memory");
 }
 
-/// 16 bytes into shared memory, past L1: the first `bytes` of them from `source`, zeros after.
-__device__ __forceinline__ void copy_async(std::uint32_t to, const void* source, int bytes) {
-  asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(to), "l"(source), "r"(bytes)
-               : "memory");
+/// 16 bytes into shared memory, past L1; zeros, and `source` is not read, unless `exists`.
+__device__ __forceinline__ void copy_async(std::uint32_t to, const void* source, bool exists) {
+  asm volatile(
+      "{\n"
+      ".reg .pred none;\n"
+      "setp.eq.u32 none, %2, 0;\n"
+      "cp.async.cg.shared.global [%0], [%1], 16, none;\n"
+      "}" ::"r"(to),
+      "l"(source), "r"(static_cast<unsigned>(exists))
+      : "memory");
 }
 
 /// Ends a group of this thread's copies; an empty group counts too.
-__device__ __forceinline__ void copies_commit() {
-  asm volatile("cp.async.commit_group;" ::: "memory");
-}
+__device__ __forceinline__ void copies_commit() { asm volatile("cp.async.commit_group;" ::: "memory"); }
 
 /// Until at most `Pending` of this thread's groups, the newest, are still on their way.
 template <int Pending>
@@ -79,6 +85,15 @@ __device__ __forceinline__ void copies_wait() {
 __device__ __forceinline__ void wait_for_earlier_kernels() {
 #if __CUDA_ARCH__ >= 900
   asm volatile("griddepcontrol.wait;" ::: "memory");
+#endif
+}
+
+/// Lets the next kernel start, if it was launched to overlap: when all blocks of this one have come
+/// here, or ended. It waits itself before it touches memory. To be said after this kernel's own
+/// wait, so that what the next one may read early, weights, is older than both.
+__device__ __forceinline__ void let_next_kernel_start() {
+#if __CUDA_ARCH__ >= 900
+  asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
 #endif
 }
 

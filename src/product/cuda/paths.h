@@ -15,6 +15,8 @@ class Call;
 
 enum class Path : std::uint8_t {
   kSmall,    ///< A pair alone, bound by launches: one launch for h and y.
+  kFewRows,  ///< Few rows in half types, bound by reading W (few_rows.h).
+  kAmpere,   ///< Half types on the matrix units by mma.sync (ampere.h).
   kGeneral,  ///< Every term; float32 for good.
 };
 
@@ -26,10 +28,13 @@ enum class Path : std::uint8_t {
 /// | kSmall   | no base, outer products or dropout; x and y of the type that is multiplied, A and |
 /// |          | B too or float32; up to 16384 rows and 4096 features, in vectors of 16 bytes and  |
 /// |          | eights; rank 4, 8, ... 32                                                        |
+/// | kFewRows | 1 to 16 rows by a W whose rows lie along K, in half types and vectors of 16 bytes; |
+/// |          | no outer products                                                                |
+/// | kAmpere  | float16 and bfloat16 products of any shape and strides                           |
 /// | kGeneral | the rest                                                                         |
 Path path_of(const Term& term, const DeviceFacts& facts);
 
-/// "small" or "general".
+/// "small", "few_rows", "ampere" or "general".
 const char* name_of(Path path);
 
 /// @{

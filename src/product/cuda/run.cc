@@ -3,6 +3,8 @@
 #include <algorithm>
 
 #include "backend/cuda/call.h"
+#include "product/cuda/ampere.h"
+#include "product/cuda/few_rows.h"
 #include "product/cuda/paths.h"
 
 namespace graft::cuda {
@@ -48,6 +50,10 @@ struct Plan {
     switch (path_of(term, facts)) {
       case Path::kSmall:
         return 0;
+      case Path::kFewRows:
+        return few_rows_workspace(term);
+      case Path::kAmpere:
+        return ampere_workspace(term, facts);
       case Path::kGeneral:
         break;
     }
@@ -62,6 +68,10 @@ void run_term(const Call& call, const Term& term, std::byte* workspace) {
   switch (path_of(term, call.facts())) {
     case Path::kSmall:
       return run_small(call, term);
+    case Path::kFewRows:
+      return run_few_rows(call, term, workspace);
+    case Path::kAmpere:
+      return run_ampere(call, term, workspace);
     case Path::kGeneral:
       return run_general(call, term, workspace);
   }
@@ -71,6 +81,8 @@ void run_term(const Call& call, const Term& term, std::byte* workspace) {
 
 Path path_of(const Term& term, const DeviceFacts& facts) {
   if (fits_small(term, facts)) return Path::kSmall;
+  if (few_rows_takes(term).yes) return Path::kFewRows;
+  if (ampere_takes(term).yes) return Path::kAmpere;
   return Path::kGeneral;
 }
 
@@ -78,6 +90,10 @@ const char* name_of(Path path) {
   switch (path) {
     case Path::kSmall:
       return "small";
+    case Path::kFewRows:
+      return "few_rows";
+    case Path::kAmpere:
+      return "ampere";
     case Path::kGeneral:
       return "general";
   }
