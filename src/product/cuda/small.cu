@@ -115,6 +115,18 @@ __device__ void copy_matrix(T* to, int ld, const T* from, std::int64_t row_strid
   const int vectors = cols / kVector, thread = static_cast<int>(threadIdx.x);
   const int row_step = quotient(kThreads, vectors), col_step = kThreads - row_step * vectors;
   int row = quotient(thread, vectors), col = thread - row * vectors;
+  if (col_step == 0) {  // a thread stays in its column
+    std::uint32_t at = shared_address(to + row * ld + col * kVector);
+    const std::uint32_t at_step = static_cast<std::uint32_t>(row_step * ld * sizeof(T));
+    from += row * row_stride + col * kVector;
+    const std::int64_t from_step = row_step * row_stride;
+#pragma unroll 4
+    for (; row < rows; row += row_step) {
+      copy_async(at, from, 16);
+      at += at_step, from += from_step;
+    }
+    return;
+  }
 #pragma unroll 1
   while (row < rows) {
     copy_async(shared_address(to + row * ld + col * kVector),
@@ -452,12 +464,13 @@ __host__ __device__ constexpr int odd_vectors(int elements) {  // of 16-bit elem
 }
 
 struct HalfShared {
-  int x_ld, a_ld, b_ld, x_size, a, b, scaled;  // in elements
-  int partial;                                 // in bytes
+  static constexpr int a_ld = odd_vectors(kMostRank);
+
+  int x_ld, b_ld, x_size, a, b, scaled;  // in elements
+  int partial;                           // in bytes
 
   __host__ __device__ HalfShared(int depth, int cols)
       : x_ld(odd_vectors((depth + 15) / 16 * 16)),
-        a_ld(odd_vectors(kMostRank)),
         b_ld(odd_vectors(cols)),
         x_size(kHalfRows * x_ld),
         a(2 * x_size),
@@ -534,20 +547,21 @@ __global__ void __launch_bounds__(kThreads, 1) small_half(const __grid_constant_
     copies_commit();
 
     float sums[kMostRank / 8][4] = {};
-#pragma unroll 1
+    std::uint32_t x_at = shared_address(x + matrix_row * at.x_ld + 16 * warp + matrix_col);
+    std::uint32_t a_at = shared_address(a + (16 * warp + matrix_row) * at.a_ld + matrix_col);
+#pragma unroll 2
     for (int k = 16 * warp; k < args.depth; k += 16 * kWarps) {
       std::uint32_t x_step[4];
-      ldmatrix(shared_address(x + matrix_row * at.x_ld + k + matrix_col), x_step[0], x_step[1],
-               x_step[2], x_step[3]);
+      ldmatrix(x_at, x_step[0], x_step[1], x_step[2], x_step[3]);
 #pragma unroll
       for (int r = 0; r < kMostRank; r += 16) {
         if (r >= args.rank) break;
         std::uint32_t two[4];
-        ldmatrix_trans(shared_address(a + (k + matrix_row) * at.a_ld + r + matrix_col), two[0],
-                       two[1], two[2], two[3]);
+        ldmatrix_trans(a_at + r * sizeof(T), two[0], two[1], two[2], two[3]);
         mma<T>(sums[r / 8], x_step, {two[0], two[1]});
         mma<T>(sums[r / 8 + 1], x_step, {two[2], two[3]});
       }
+      x_at += 16 * kWarps * sizeof(T), a_at += 16 * kWarps * at.a_ld * sizeof(T);
     }
 #pragma unroll
     for (int tile = 0; tile < kMostRank / 8; ++tile) {
