@@ -26,7 +26,8 @@
 namespace graft::cuda {
 namespace {
 
-constexpr int kThreads = 256, kWarps = kThreads / 32;
+constexpr int kRowThreads = 256, kRowWarps = kRowThreads / 32;  // of a block with one row
+constexpr int kThreads = 512, kWarps = kThreads / 32;           // of the others
 constexpr int kMostRank = 32;
 
 struct SmallArgs {
@@ -37,6 +38,7 @@ struct SmallArgs {
   std::int64_t a_row, a_col, b_row, b_col;
   int depth, cols, rank;
   int block_cols;  // of y that a block makes
+  int buffers;     // of rows of x: one where a block has no others to go on with
   float scaling;
   bool accumulate;
   bool a_vectors, b_vectors;  // rows of A or B are vectors of 16 bytes
@@ -136,8 +138,30 @@ __device__ void copy_matrix(T* to, int ld, const T* from, std::int64_t row_strid
   }
 }
 
-/// The same of a matrix of any strides and type, through registers: of a thread, eight loads are
-/// under way at once.
+/// The same of float32 as T, through registers: of a thread, four loads are under way at once.
+template <class T>
+__device__ void convert_matrix(T* to, int ld, const float* from, std::int64_t row_stride, int rows,
+                               int cols) {
+  constexpr int kBatch = 4;
+  deal<kBatch>(rows, cols / 4, [&](int row, int step, int vector) {
+    float4 loaded[kBatch];
+#pragma unroll
+    for (int i = 0; i < kBatch; ++i) {
+      const int at = min(row + i * step, rows - 1);
+      loaded[i] = *reinterpret_cast<const float4*>(from + at * row_stride + 4 * vector);
+    }
+#pragma unroll
+    for (int i = 0; i < kBatch; ++i) {
+      if (row + i * step >= rows) break;
+      Pack<T, 4> pack;
+      pack.values[0] = from_float<T>(loaded[i].x), pack.values[1] = from_float<T>(loaded[i].y);
+      pack.values[2] = from_float<T>(loaded[i].z), pack.values[3] = from_float<T>(loaded[i].w);
+      *reinterpret_cast<Pack<T, 4>*>(to + (row + i * step) * ld + 4 * vector) = pack;
+    }
+  });
+}
+
+/// The same of a matrix of any strides and type: of a thread, eight loads are under way at once.
 template <class T, class Source>
 __device__ void load_matrix(T* to, int ld, const Source* from, std::int64_t row_stride,
                             std::int64_t col_stride, int rows, int cols) {
@@ -172,9 +196,9 @@ __device__ void load_matrix(T* to, int ld, const Source* from, std::int64_t row_
 //
 // kWhole: A is dense, its rank is kRank, and K and N are whole 512s.
 template <int kRank, bool kWhole>
-__device__ void make_row(const SmallArgs& args, float (&partial)[kWarps][kRank],
+__device__ void make_row(const SmallArgs& args, float (&partial)[kRowWarps][kRank],
                          float (&h_shared)[kRank]) {
-  constexpr int kQuads = kRank / 4, kAtOnce = 512 * kQuads / kThreads;
+  constexpr int kQuads = kRank / 4, kAtOnce = 512 * kQuads / kRowThreads;
   const int thread = static_cast<int>(threadIdx.x);
   const int warp = thread / 32, quad = thread % kQuads, first_k = thread / kQuads;
   const std::int64_t row = blockIdx.x;
@@ -214,7 +238,7 @@ __device__ void make_row(const SmallArgs& args, float (&partial)[kWarps][kRank],
       float4 ranks[kAtOnce];
 #pragma unroll
       for (int i = 0; i < kAtOnce; ++i) {
-        const int k = begin + i * (kThreads / kQuads);
+        const int k = begin + i * (kRowThreads / kQuads);
         if constexpr (kWhole) {
           values[i] = x[k];
           ranks[i] = static_cast<const float4*>(args.a)[k * kQuads + quad];
@@ -253,14 +277,14 @@ __device__ void make_row(const SmallArgs& args, float (&partial)[kWarps][kRank],
   if (thread < kRank) {
     float sum = 0;
 #pragma unroll
-    for (int i = 0; i < kWarps; ++i) sum += partial[i][thread];
+    for (int i = 0; i < kRowWarps; ++i) sum += partial[i][thread];
     h_shared[thread] = args.scaling * sum;
     if (args.h != nullptr && thread < args.rank) args.h[row * args.rank + thread] = sum;
   }
   __syncthreads();
 
   float* const y = static_cast<float*>(args.y) + row * args.y_stride;
-  for (int col = my_col; col < args.cols; col += 2 * kThreads) {
+  for (int col = my_col; col < args.cols; col += 2 * kRowThreads) {
     if (col != my_col) load_b(col);
     float2 result = make_float2(0, 0);
 #pragma unroll
@@ -280,8 +304,8 @@ __device__ void make_row(const SmallArgs& args, float (&partial)[kWarps][kRank],
 }
 
 template <int kRank, bool kWhole>
-__global__ void __launch_bounds__(kThreads) small_row(const __grid_constant__ SmallArgs args) {
-  __shared__ __align__(16) float partial[kWarps][kRank];
+__global__ void __launch_bounds__(kRowThreads) small_row(const __grid_constant__ SmallArgs args) {
+  __shared__ __align__(16) float partial[kRowWarps][kRank];
   __shared__ __align__(16) float h[kRank];
   wait_for_earlier_kernels();
   make_row<kRank, kWhole>(args, partial, h);
@@ -302,13 +326,13 @@ struct RowsShared {
   int quads, subs, ranks;                    // lanes of ranks; that share K; padded rank
   int x_ld, x_size, a, b, partial, h, size;  // in elements
 
-  __host__ __device__ RowsShared(int depth, int cols, int log_quads)
+  __host__ __device__ RowsShared(int depth, int cols, int log_quads, int buffers)
       : quads(1 << log_quads),
         subs((32 / kRowRuns) >> log_quads),
         ranks(4 * quads),
         x_ld(depth + 4 * subs),
         x_size(kRows * x_ld),
-        a(2 * x_size),
+        a(buffers * x_size),
         b(a + depth * ranks),
         partial(b + ranks * cols),
         h(partial + kWarps * kRows * ranks),
@@ -320,9 +344,10 @@ template <int kRows, bool kWhole>
 __global__ void __launch_bounds__(kThreads, 1) small_rows(const __grid_constant__ SmallArgs args) {
   using Shared = RowsShared<kRows>;
   constexpr int kRun = Shared::kRun, kRowRuns = Shared::kRowRuns;
-  constexpr int kMyRows = kRows / 2;  // of y, of a thread: two threads share columns
+  constexpr int kColThreads = 128;  // with four columns of y each; the others have other rows
+  constexpr int kMyRows = kRows / (kThreads / kColThreads);
   extern __shared__ __align__(16) float shared[];
-  const Shared at(args.depth, args.cols, args.log_quads);
+  const Shared at(args.depth, args.cols, args.log_quads, args.buffers);
   const float *const a = shared + at.a, *const b = shared + at.b;
   float *const partial = shared + at.partial, *const h = shared + at.h;
   const int thread = static_cast<int>(threadIdx.x), warp = thread / 32, lane = thread % 32;
@@ -412,8 +437,8 @@ __global__ void __launch_bounds__(kThreads, 1) small_rows(const __grid_constant_
     __syncthreads();
 
     float* const y = static_cast<float*>(args.y) + first * args.y_stride;
-    const int first_row = thread / (kThreads / 2) * kMyRows;
-    for (int col = thread % (kThreads / 2) * 4; col < args.cols; col += 2 * kThreads) {
+    const int first_row = thread / kColThreads * kMyRows;
+    for (int col = thread % kColThreads * 4; col < args.cols; col += 4 * kColThreads) {
       float results[kMyRows][4] = {};
 #pragma unroll 2
       for (int r = 0; r < args.rank; r += 4) {
@@ -469,11 +494,11 @@ struct HalfShared {
   int x_ld, b_ld, x_size, a, b, scaled;  // in elements
   int partial;                           // in bytes
 
-  __host__ __device__ HalfShared(int depth, int cols)
+  __host__ __device__ HalfShared(int depth, int cols, int buffers)
       : x_ld(odd_vectors((depth + 15) / 16 * 16)),
         b_ld(odd_vectors(cols)),
         x_size(kHalfRows * x_ld),
-        a(2 * x_size),
+        a(buffers * x_size),
         b(a + (depth + 15) / 16 * 16 * a_ld),
         scaled(b + kMostRank * b_ld),
         partial((scaled + kHalfRows * a_ld) * 2) {}
@@ -486,7 +511,7 @@ struct HalfShared {
 template <class T, bool kWhole>
 __global__ void __launch_bounds__(kThreads, 1) small_half(const __grid_constant__ SmallArgs args) {
   extern __shared__ __align__(16) unsigned char memory[];
-  const HalfShared at(args.depth, args.block_cols);
+  const HalfShared at(args.depth, args.block_cols, args.buffers);
   T *x = reinterpret_cast<T*>(memory), *next = x + at.x_size;
   T *const a = x + at.a, *const b = x + at.b, *const scaled = x + at.scaled;
   float* const partial = reinterpret_cast<float*>(memory + at.partial);  // [warp][row][rank]
@@ -511,13 +536,21 @@ __global__ void __launch_bounds__(kThreads, 1) small_half(const __grid_constant_
     copy_matrix(b, at.b_ld, static_cast<const T*>(args.b) + first_col, args.b_row, args.rank, cols);
   } else {
     copies_commit();
-    choose(args.float_adapter, [&](auto is_float) {
-      using Source = std::conditional_t<is_float.value, float, T>;
-      load_matrix(a, at.a_ld, static_cast<const Source*>(args.a), args.a_row, args.a_col,
-                  args.depth, args.rank);
-      load_matrix(b, at.b_ld, static_cast<const Source*>(args.b) + first_col * args.b_col,
-                  args.b_row, args.b_col, args.rank, cols);
-    });
+    const T* const b_from = static_cast<const T*>(args.b) + first_col * args.b_col;
+    const float* const b_floats = static_cast<const float*>(args.b) + first_col * args.b_col;
+    if (args.float_adapter && args.a_vectors && args.b_vectors) {
+      convert_matrix(a, at.a_ld, static_cast<const float*>(args.a), args.a_row, args.depth,
+                     args.rank);
+      convert_matrix(b, at.b_ld, b_floats, args.b_row, args.rank, cols);
+    } else if (args.float_adapter) {
+      load_matrix(a, at.a_ld, static_cast<const float*>(args.a), args.a_row, args.a_col, args.depth,
+                  args.rank);
+      load_matrix(b, at.b_ld, b_floats, args.b_row, args.b_col, args.rank, cols);
+    } else {
+      load_matrix(a, at.a_ld, static_cast<const T*>(args.a), args.a_row, args.a_col, args.depth,
+                  args.rank);
+      load_matrix(b, at.b_ld, b_from, args.b_row, args.b_col, args.rank, cols);
+    }
   }
   // Zeros past the depth, which is whole eights, and past the rank: what is multiplied with 0 has
   // to be finite. Columns of A past the rank and rows of x that are not there are not used.
@@ -526,8 +559,8 @@ __global__ void __launch_bounds__(kThreads, 1) small_half(const __grid_constant_
     for (int i = thread; i < 8 * kMostRank; i += kThreads) {
       a[(args.depth + i / kMostRank) * at.a_ld + i % kMostRank] = zero;
     }
-    for (int i = thread; i < 2 * 8 * kHalfRows; i += kThreads) {
-      x[i / 8 * at.x_ld + args.depth + i % 8] = zero;  // of both
+    for (int i = thread; i < args.buffers * kHalfRows * 8; i += kThreads) {
+      x[i / 8 * at.x_ld + args.depth + i % 8] = zero;
     }
   }
   for (int r = args.rank; r % 16 != 0; ++r) {
@@ -651,28 +684,36 @@ int columns_of_a_block(std::int64_t rows, int cols, const DeviceFacts& facts) {
 
 int log_quads_of(int rank) { return rank <= 4 ? 0 : rank <= 8 ? 1 : rank <= 16 ? 2 : 3; }
 
-std::size_t rows_bytes(std::int64_t rows, int depth, int cols, int rank) {
-  const int quads = log_quads_of(rank);
-  const int elements = rows <= kFewRows ? RowsShared<4>(depth, cols, quads).size
-                                        : RowsShared<16>(depth, cols, quads).size;
-  return static_cast<std::size_t>(elements) * sizeof(float);
+// Rows at a time of such a call.
+int rows_at_once(DType type, std::int64_t rows, const DeviceFacts& facts) {
+  if (type != DType::kFloat32) return kHalfRows;
+  return rows <= facts.multiprocessors ? 1 : rows <= kFewRows ? 4 : 16;
+}
+
+int buffers_of(std::int64_t rows, int at_once, const DeviceFacts& facts) {
+  return at_once == 16 && (rows + 15) / 16 > facts.multiprocessors ? 2 : 1;
 }
 
 std::size_t shared_bytes(DType type, std::int64_t rows, int depth, int cols, int rank,
                          const DeviceFacts& facts) {
+  const int at_once = rows_at_once(type, rows, facts), quads = log_quads_of(rank);
+  const int buffers = buffers_of(rows, at_once, facts);
   if (type != DType::kFloat32) {
-    return HalfShared(depth, columns_of_a_block(rows, cols, facts)).bytes();
+    return HalfShared(depth, columns_of_a_block(rows, cols, facts), buffers).bytes();
   }
-  return rows <= facts.multiprocessors ? 0 : rows_bytes(rows, depth, cols, rank);
+  if (at_once == 1) return 0;
+  const int elements = at_once == 4 ? RowsShared<4>(depth, cols, quads, buffers).size
+                                    : RowsShared<16>(depth, cols, quads, buffers).size;
+  return static_cast<std::size_t>(elements) * sizeof(float);
 }
 
 // So many rows at a time; as many blocks as run at once, where A and B are kept.
-Launch blocks_of(const Call& call, const SmallArgs& args, std::int64_t rows, std::size_t bytes) {
+Launch blocks_of(const Call& call, const SmallArgs& args, int rows, std::size_t bytes) {
   std::int64_t blocks = (args.rows + rows - 1) / rows;
   if (rows > 4) blocks = std::min<std::int64_t>(blocks, call.facts().multiprocessors);
   return {.grid = {static_cast<unsigned>(blocks),
                    static_cast<unsigned>((args.cols + args.block_cols - 1) / args.block_cols), 1},
-          .block = kThreads,
+          .block = static_cast<unsigned>(rows == 1 ? kRowThreads : kThreads),
           .shared_bytes = bytes,
           .overlaps = true};
 }
@@ -689,12 +730,10 @@ void launch_row(const Call& call, const SmallArgs& args) {
 }
 
 template <bool kWhole>
-void launch_rows(const Call& call, const SmallArgs& args, std::size_t bytes) {
-  if (args.rows <= kFewRows) {
-    call.launch(blocks_of(call, args, 4, bytes), small_rows<4, kWhole>, args);
-  } else {
-    call.launch(blocks_of(call, args, 16, bytes), small_rows<16, kWhole>, args);
-  }
+void launch_rows(const Call& call, const SmallArgs& args, int at_once, std::size_t bytes) {
+  const Launch how = blocks_of(call, args, at_once, bytes);
+  if (at_once == 4) return call.launch(how, small_rows<4, kWhole>, args);
+  call.launch(how, small_rows<16, kWhole>, args);
 }
 
 template <class T>
@@ -744,11 +783,13 @@ void run_small(const Call& call, const Term& term) {
   args.float_adapter = pair.shrink.dtype() == DType::kFloat32;
   const std::size_t bytes =
       shared_bytes(type, args.rows, args.depth, args.cols, args.rank, call.facts());
+  const int at_once = rows_at_once(type, args.rows, call.facts());
+  args.buffers = buffers_of(args.rows, at_once, call.facts());
+  args.log_quads = log_quads_of(args.rank);
   if (type == DType::kFloat32) {
-    args.log_quads = log_quads_of(args.rank);
-    if (args.rows <= call.facts().multiprocessors) return launch_row(call, args);
-    if (args.a_vectors && args.b_vectors) return launch_rows<true>(call, args, bytes);
-    return launch_rows<false>(call, args, bytes);
+    if (at_once == 1) return launch_row(call, args);
+    if (args.a_vectors && args.b_vectors) return launch_rows<true>(call, args, at_once, bytes);
+    return launch_rows<false>(call, args, at_once, bytes);
   }
   args.block_cols = columns_of_a_block(args.rows, args.cols, call.facts());
   if (type == DType::kFloat16) return launch_half<__half>(call, args, bytes);
