@@ -304,7 +304,8 @@ __device__ void make_row(const SmallArgs& args, float (&partial)[kRowWarps][kRan
 }
 
 template <int kRank, bool kWhole>
-__global__ void __launch_bounds__(kRowThreads) small_row(const __grid_constant__ SmallArgs args) {
+__global__ void __launch_bounds__(kRowThreads, 1)
+    small_row(const __grid_constant__ SmallArgs args) {
   __shared__ __align__(16) float partial[kRowWarps][kRank];
   __shared__ __align__(16) float h[kRank];
   wait_for_earlier_kernels();
