@@ -1,11 +1,12 @@
 // Cross entropy of z = x·Wᵀ, for a chunk of rows at a time:
 //
 //   1. logits z (chunk, V) = x·Wᵀ in float32, in the workspace
-//   2. a block a row: logsumexp and the loss, and in z's place softmax(z) − onehot
-//   3. dx (chunk, K) = (softmax(z) − onehot)·W
+//   2. a block a row: logsumexp and the loss, and p = softmax(z) − onehot in the type that products
+//      multiply, which is rounded to it anyway: beside z, or of float32 in its place
+//   3. dx (chunk, K) = p·W
 //
 // 4·M·K·V FLOPs' worth of two products with dx, half without; logits are written once and read
-// three times a chunk, W once a chunk for each product.
+// twice a chunk, W once a chunk for each product.
 
 #include <algorithm>
 #include <cmath>
@@ -19,16 +20,36 @@
 namespace graft::cuda {
 namespace {
 
-// Logits of a chunk: enough rows for the products to fill a device, whatever the vocabulary.
+// Logits and p of a chunk: enough rows for the products to fill a device, whatever the vocabulary.
 constexpr std::int64_t kChunkBytes = std::int64_t{128} << 20, kLeastChunkRows = 128;
 
 constexpr int kThreads = 512, kWarps = kThreads / 32;
 
+// p is not where z is.
+bool has_own_p(const LinearCrossEntropy& p) {
+  return p.dx.present() && p.weight.dtype() != DType::kFloat32;
+}
+
 std::int64_t chunk_rows(const LinearCrossEntropy& p) {
-  const std::int64_t row_bytes = std::max<std::int64_t>(1, p.weight.out_features()) * 4;
+  const std::int64_t element_bytes = has_own_p(p) ? 6 : 4;
+  const std::int64_t row_bytes = std::max<std::int64_t>(1, p.weight.out_features()) * element_bytes;
   const std::int64_t rows = kChunkBytes / row_bytes / kLeastChunkRows * kLeastChunkRows;
   return std::min(std::max(rows, kLeastChunkRows), std::max<std::int64_t>(1, p.x.dim(0)));
 }
+
+// Of a chunk, in the workspace.
+struct Parts {
+  std::size_t logits_bytes, bytes;
+
+  explicit Parts(const LinearCrossEntropy& p) {
+    const auto elements = static_cast<std::size_t>(chunk_rows(p) * p.weight.out_features());
+    logits_bytes = (elements * sizeof(float) + 255) / 256 * 256;
+    bytes = logits_bytes + (has_own_p(p) ? elements * size_of(p.weight.dtype()) : 0);
+  }
+  void* probabilities(const LinearCrossEntropy& p, std::byte* workspace) const {
+    return has_own_p(p) ? workspace + logits_bytes : workspace;
+  }
+};
 
 template <class View>
 View rows_of(const View& matrix, std::int64_t first, std::int64_t count) {
@@ -51,16 +72,18 @@ Term logits_term(const LinearCrossEntropy& p, std::int64_t first, std::int64_t c
 }
 
 Term gradient_term(const LinearCrossEntropy& p, std::int64_t first, std::int64_t count,
-                   const float* logits) {
+                   const void* probabilities) {
   Term term;
-  term.x = ConstTensorView(logits, DType::kFloat32, {count, p.weight.out_features()}, p.x.device());
+  term.x = ConstTensorView(probabilities, p.weight.dtype(), {count, p.weight.out_features()},
+                           p.x.device());
   term.w = backward_view(p.weight), term.y = rows_of(p.dx, first, count);
   term.multiply = p.weight.dtype();
   return term;
 }
 
 struct LossArgs {
-  float* logits;  // (rows, cols)
+  const float* logits;  // (rows, cols)
+  void* probabilities;  // (rows, cols), T
   const std::int32_t* targets;
   std::int64_t target_stride;
   float* losses;
@@ -82,11 +105,13 @@ __device__ Partial merge(const Partial& a, const Partial& b) {
   return {max, a.sum * expf(a.max - max) + b.sum * expf(b.max - max)};
 }
 
+template <class T>
 __global__ void __launch_bounds__(kThreads) loss_row(const __grid_constant__ LossArgs args) {
   __shared__ Partial partials[kWarps];
   const std::int64_t row = blockIdx.x;
   const int thread = static_cast<int>(threadIdx.x);
-  float* const z = args.logits + row * args.cols;
+  const float* const z = args.logits + row * args.cols;
+  T* const p = static_cast<T*>(args.probabilities) + row * args.cols;
   float& loss = args.losses[row * args.loss_stride];
   const std::int32_t target = args.targets[row * args.target_stride];
   const bool ignored = target == args.ignore_index;
@@ -95,7 +120,7 @@ __global__ void __launch_bounds__(kThreads) loss_row(const __grid_constant__ Los
     const float result = ignored ? 0.0f : nanf("");
     if (thread == 0) loss = result;
     for (std::int64_t col = thread; args.gradient && col < args.cols; col += kThreads) {
-      z[col] = result;
+      p[col] = from_float<T>(result);
     }
     return;
   }
@@ -126,7 +151,7 @@ __global__ void __launch_bounds__(kThreads) loss_row(const __grid_constant__ Los
   if (!args.gradient) return;
   const float shift = static_cast<float>(logsumexp);
   for (std::int64_t col = thread; col < args.cols; col += kThreads) {
-    z[col] = expf(z[col] - shift) - (col == target ? 1.0f : 0.0f);
+    p[col] = from_float<T>(expf(z[col] - shift) - (col == target ? 1.0f : 0.0f));
   }
 }
 
@@ -150,9 +175,9 @@ __global__ void __launch_bounds__(kThreads) clear_ignored(const __grid_constant_
 }
 
 void launch_loss(const Call& call, const LinearCrossEntropy& p, std::int64_t first,
-                 std::int64_t count, float* logits) {
+                 std::int64_t count, const float* logits, void* probabilities) {
   LossArgs args{};
-  args.logits = logits;
+  args.logits = logits, args.probabilities = probabilities;
   args.targets = p.targets.data_as<std::int32_t>() + first * p.targets.stride(0);
   args.target_stride = p.targets.stride(0);
   args.losses = p.losses.mutable_data_as<float>() + first * p.losses.stride(0);
@@ -160,7 +185,9 @@ void launch_loss(const Call& call, const LinearCrossEntropy& p, std::int64_t fir
   args.cols = p.weight.out_features();
   args.ignore_index = p.ignore_index;
   args.gradient = p.dx.present();
-  call.launch({.grid = static_cast<unsigned>(count), .block = kThreads}, loss_row, args);
+  const Launch how{.grid = static_cast<unsigned>(count), .block = kThreads};
+  with_type(p.weight.dtype(),
+            [&]<class T>(std::type_identity<T>) { call.launch(how, loss_row<T>, args); });
 }
 
 void launch_clear(const Call& call, const LinearCrossEntropy& p) {
@@ -174,10 +201,6 @@ void launch_clear(const Call& call, const LinearCrossEntropy& p) {
   const Launch how{.grid = static_cast<unsigned>(p.dx.dim(0)), .block = kThreads};
   with_type(p.dx.dtype(),
             [&]<class T>(std::type_identity<T>) { call.launch(how, clear_ignored<T>, args); });
-}
-
-std::size_t logits_bytes(const LinearCrossEntropy& p) {
-  return static_cast<std::size_t>(chunk_rows(p) * p.weight.out_features()) * sizeof(float);
 }
 
 }  // namespace
@@ -196,15 +219,18 @@ void linear_cross_entropy(Context& context, const LinearCrossEntropy& p) {
   call.reaches("losses", p.losses);
   call.reaches("dx", p.dx);
   if (p.x.dim(0) == 0) return;
-  float* const logits = reinterpret_cast<float*>(call.workspace(logits_bytes(p)));
+  const Parts parts(p);
+  std::byte* const workspace = call.workspace(parts.bytes);
+  float* const logits = reinterpret_cast<float*>(workspace);
+  void* const probabilities = parts.probabilities(p, workspace);
   const std::int64_t rows = p.x.dim(0), most = chunk_rows(p);
   for (std::int64_t first = 0; first < rows; first += most) {
     const std::int64_t count = std::min(most, rows - first);
     const Term product = logits_term(p, first, count, logits);
     run(kOp, context, {&product, 1});
-    launch_loss(call, p, first, count, logits);
+    launch_loss(call, p, first, count, logits, probabilities);
     if (!p.dx.present()) continue;
-    const Term gradient = gradient_term(p, first, count, logits);
+    const Term gradient = gradient_term(p, first, count, probabilities);
     run(kOp, context, {&gradient, 1});
   }
   if (p.dx.present()) launch_clear(call, p);
@@ -219,7 +245,7 @@ std::size_t scratch_bytes(const LinearCrossEntropy& p, int) {
     const Term gradient = gradient_term(p, 0, count, nullptr);
     bytes = std::max(bytes, scratch_bytes({&gradient, 1}));
   }
-  return logits_bytes(p) + bytes;
+  return Parts(p).bytes + bytes;
 }
 
 }  // namespace graft::cuda

@@ -259,7 +259,8 @@ TEST(LoraEverywhere, SmallDeltas) {
       odd{.offset = 1, .gap = 3, .order = {}};
   const std::vector<std::array<int, 4>> shapes = {
       {1, 8, 8, 4},      {3, 24, 40, 12},   {17, 520, 600, 28}, {33, 512, 264, 20},
-      {140, 64, 72, 16}, {270, 64, 520, 8}, {1061, 48, 32, 32}, {1100, 16, 16, 4}};
+      {140, 64, 72, 16}, {270, 64, 520, 8}, {1061, 48, 32, 32}, {1100, 16, 16, 4},
+      {5, 512, 512, 4},  {5, 512, 1024, 8}, {3, 1024, 512, 16}, {2, 512, 512, 32}};
   test::on_each_place([&](const test::Place& place) {
     for (const DType type : place.dtypes()) {
       for (const DType adapter : {kF32, type}) {

@@ -63,7 +63,7 @@ TEST(CudaPaths, SmallDeltasFitSharedMemory) {
   EXPECT_EQ(path(delta(kF32, kF32, 32, 512, 512, 32), kLittleShared), "small");
   EXPECT_EQ(path(delta(kF32, kF32, 512, 512, 512, 8), kLittleShared), "small");
   EXPECT_EQ(path(delta(kF32, kF32, 512, 512, 512, 32), kLittleShared), "general");
-  EXPECT_EQ(path(delta(kBF16, kF32, 8192, 512, 512, 32), kLittleShared), "general");
+  EXPECT_EQ(path(delta(kBF16, kF32, 8192, 512, 512, 32), kLittleShared), "ampere");
   EXPECT_EQ(path(delta(kBF16, kF32, 128, 512, 512, 32), kLittleShared), "small");
   EXPECT_EQ(path(delta(kF32, kF32, 132, 4096, 4096, 32)), "small");  // a row a block
   EXPECT_EQ(path(delta(kF32, kF32, 133, 4096, 4096, 32)), "general");
@@ -101,13 +101,15 @@ TEST(CudaPaths, OtherDeltasTakeTheGeneralOne) {
   EXPECT_EQ(changed([&](Term& t) { t.x = matrix(kF32, 128, 512, 0, 0x10004); }), "general");
 }
 
-TEST(CudaPaths, BaseProductsTakeThatOfTheirType) {
+TEST(CudaPaths, BaseProductsTakeThatOfTheirTypeAndDevice) {
   for (const DType dtype : {kF32, kF16, kBF16}) {
     Term term = delta(dtype, kF32, 4096, 4096, 4096, 16);
     term.w = matrix(dtype, 4096, 4096).transposed();
-    EXPECT_EQ(path(term), dtype == kF32 ? "general" : "ampere");
-    term.pair = {};
-    EXPECT_EQ(path(term), dtype == kF32 ? "general" : "ampere");
+    for (const LowRank& pair : {term.pair, LowRank()}) {
+      term.pair = pair;
+      EXPECT_EQ(path(term), dtype == kF32 ? "general" : "hopper");
+      EXPECT_EQ(path(term, kLittleShared), dtype == kF32 ? "general" : "ampere");
+    }
     term.x = matrix(dtype, 16, 4096), term.y = matrix(dtype, 16, 4096);
     EXPECT_EQ(path(term), dtype == kF32 ? "general" : "few_rows");
   }

@@ -17,7 +17,8 @@
 namespace graft::cuda {
 namespace {
 
-constexpr int kWideTile = 128, kSmallTile = 64, kTileDepth = 16;
+constexpr int kWideTile = 128, kWideDepth = 16;
+constexpr int kSmallTile = 64, kSmallDepth = 32;
 constexpr int kNarrowRows = 128, kNarrowCols = 32, kNarrowDepth = 32;
 constexpr std::int64_t kLeastSplit = 256;  // depths that are worth a block and a partial sum
 constexpr int kMostSplits = 64;
@@ -69,8 +70,9 @@ int tile_size(const Term& term, const DeviceFacts& facts) {
 
 Cut term_cut(const Term& term, const DeviceFacts& facts) {
   const int size = tile_size(term, facts);
-  const int blocks = size == kWideTile ? facts.multiprocessors : 2 * facts.multiprocessors;
-  return {term.y.dim(0), term.y.dim(1), base_depth(term), size, size, kTileDepth, blocks};
+  const bool wide = size == kWideTile;
+  const int step = wide ? kWideDepth : kSmallDepth, blocks = (wide ? 1 : 2) * facts.multiprocessors;
+  return {term.y.dim(0), term.y.dim(1), base_depth(term), size, size, step, blocks};
 }
 
 bool makes_y(const Term& term) { return term.y.present() && term.y.size() > 0; }
@@ -183,11 +185,11 @@ void launch_tiles(const Call& call, const Launch& how, bool small, const TileArg
   const bool floats =
       args.multiply == DType::kFloat32 && is_float(args.base.a) && is_float(args.base.b);
   const bool vectors = floats && reads_along_depth(args.base.a);
-  constexpr int kWide = kWideTile, kSmall = kSmallTile, kDepth = kTileDepth;
+  constexpr int kWide = kWideTile, kDepth = kWideDepth, kSmall = kSmallTile;
   if (small && floats) {
-    call.launch(how, term_tile<kSmall, kSmall, kDepth, Read::kFloats, Read::kFloats>, args);
+    call.launch(how, term_tile<kSmall, kSmall, kSmallDepth, Read::kFloats, Read::kFloats>, args);
   } else if (small) {
-    call.launch(how, term_tile<kSmall, kSmall, kDepth, Read::kAny, Read::kAny>, args);
+    call.launch(how, term_tile<kSmall, kSmall, kSmallDepth, Read::kAny, Read::kAny>, args);
   } else if (vectors && reads_along_depth(args.base.b)) {
     call.launch(how, term_tile<kWide, kWide, kDepth, Read::kAlongDepth, Read::kAlongDepth>, args);
   } else if (vectors && reads_along_wide(args.base.b)) {

@@ -22,18 +22,22 @@ enum class Path : std::uint8_t {
 };
 
 /// The path of a term on such a device. Looks at shapes, types, strides and alignment alone, so
-/// that the same call takes the same path every time, and never at data.
+/// that the same call takes the same path every time, and never at data. The first that takes it
+/// of:
 ///
-/// | path     | takes                                                                            |
-/// |----------|----------------------------------------------------------------------------------|
-/// | kSmall   | no base, outer products or dropout; x and y of the type that is multiplied, A and |
-/// |          | B too or float32; up to 16384 rows and 4096 features, in vectors of 16 bytes and  |
-/// |          | eights; rank 4, 8, ... 32                                                        |
-/// | kFewRows | 1 to 16 rows by a W whose rows lie along K, in half types and vectors of 16 bytes;
-/// | |          | no outer products | | kHopper  | x, W and y of one half type and dense rows at 16
-/// bytes, y a multiple of 8 wide;   | |          | no dropout; on compute capability 9.0 | |
-/// kAmpere  | float16 and bfloat16 products of any shape and strides                           | |
-/// kGeneral | the rest                                                                         |
+/// kSmall: no base, outer products or dropout; x and y of the type that is multiplied, A and B too
+/// or float32; up to 16384 rows and 4096 features, in vectors of 16 bytes and eights; rank 4, 8,
+/// ... 32; and what several rows need fits in shared memory.
+///
+/// kFewRows: 1 to 16 rows by a W whose rows lie along K, in half types and vectors of 16 bytes; no
+/// outer products.
+///
+/// kHopper: x, W and y of one half type and dense rows at 16 bytes, y a multiple of 8 wide; no
+/// dropout; on compute capability 9.0.
+///
+/// kAmpere: float16 and bfloat16 products of any shape and strides.
+///
+/// kGeneral: the rest.
 Path path_of(const Term& term, const DeviceFacts& facts);
 
 /// "small", "few_rows", "hopper", "ampere" or "general".
