@@ -237,7 +237,7 @@ void run_as(const char* op, Call& call, const Term& term, std::byte* workspace) 
   args.light_items = static_cast<int>(plan.light_items);
   args.heavy_items = static_cast<int>(plan.heavy_items);
   args.h_parts = plan.h_parts;
-  args.h_every = plan.h_every;
+  args.h_every = layout.makes_outer ? 0 : plan.h_every;  // one kind of unit beside a tile
   args.units = static_cast<int>(layout.units);
   args.units_of_part = static_cast<int>((layout.units + plan.h_parts - 1) / plan.h_parts);
   args.h = h;
