@@ -53,7 +53,8 @@ __global__ void __launch_bounds__(kThreads, 1)
       block.full(i).init(1);   // who fetches
       block.empty(i).init(4);  // two warpgroups, of two blocks
     }
-    Seen{block.shared + Size::kSeen}.set(0);
+    block.seen().set(0);
+    block.left().set(0);
     publish_barriers();
     prefetch(maps.x);
     prefetch(maps.w);
@@ -144,7 +145,7 @@ struct Layout {
     if (copies_s) s_at = take(rank * s_stride() * 2);
     if (copies_e) e_at = take((w_is_kn ? rank : n) * e_stride() * 2);
     h_at = take(m * h_stride() * 2);
-    if (plan.h_parts > 1) {
+    if (plan.h_parts > 1 || plan.h_every > 0) {
       partial_at = take(plan.h_parts * plan.tile_rows * 2 * kTileM * plan.rank_class * 4);
     }
     if (!makes_outer) return;
@@ -153,7 +154,7 @@ struct Layout {
         coefficients_at[i] = take(m * h_stride() * 2);
       }
     }
-    outer_partial_at = take(column_blocks * outer.segments * 2 * kOuterPartial * 4);
+    outer_partial_at = take(column_blocks * outer.segments * 2 * kBesidePartial * 4);
   }
 
   static bool fetched_in_place(const ConstTensorView& rows, DType dtype) {

@@ -79,7 +79,7 @@ double share_items(HopperPlan& plan, int parts, std::int64_t k_blocks) {
         beside ? static_cast<double>(units) * kBesideUnit / static_cast<double>(k_blocks)
                : static_cast<double>(others) * item;
     const double time = std::max({0.0, static_cast<double>(each) * item - slack, heavy_time});
-    if (each == most || time < best) {
+    if (each == most || time <= best) {
       best = time;
       plan.light_items = each;
       plan.heavy_items = others;
@@ -106,6 +106,7 @@ HopperPlan plan_hopper(std::int64_t m, std::int64_t n, std::int64_t k, std::int6
   double best_time = share_items(best, 1, k_blocks);
   for (const int parts : {2, 4}) {
     if (k_blocks < 8 * parts) break;
+    if (parts > 2 && plan.rank_class > 16) break;  // adding them up would take too long
     HopperPlan other = plan;
     const double time = share_items(other, parts, k_blocks);
     if (time < best_time) {
