@@ -6,6 +6,7 @@
 
 #include "graft/context.h"
 #include "graft/error.h"
+#include "graft/lora.h"
 #include "graft/rope.h"
 #include "graft/supports.h"
 #include "graft/tensor_view.h"
@@ -87,6 +88,9 @@ void require(const char* op, const Support& support);
 
 /// Yes if `view` is absent, float32 or bfloat16: what CPU kernels take. "No" names the tensor.
 Support float_on_cpu(const char* tensor, const ConstTensorView& view);
+
+/// Yes unless the dropout's seed and offset are read from a device's memory.
+Support dropout_by_value(const Dropout& dropout);
 
 /// The first "no" among `parts`, or yes.
 Support all_of(std::initializer_list<Support> parts);

@@ -12,13 +12,13 @@ namespace graft {
 
 /// y = x·Wᵀ + bias: a base layer without an adapter, and what LoRA's overhead is measured against.
 ///
-/// M, in_features and out_features may each be zero. x and y are float32 or bfloat16, each on its
-/// own; the weight's dtype decides how products multiply (see Weight). Outputs must not
-/// overlap inputs.
+/// M, in_features and out_features may each be zero. x and y are float32, bfloat16 or (on GPUs)
+/// float16, each on its own; the weight's dtype decides how products multiply (see Weight). Outputs
+/// must not overlap inputs.
 struct LinearForward {
   ConstTensorView x;     ///< (M, in_features), any strides.
   Weight weight;         ///< (out_features, in_features).
-  ConstTensorView bias;  ///< (out_features), optional, float32 or bfloat16.
+  ConstTensorView bias;  ///< (out_features), optional, float32, bfloat16 or (GPUs) float16.
   TensorView y;          ///< (M, out_features), rows dense, overwritten.
 };
 

@@ -19,7 +19,7 @@ namespace graft {
 /// multiplies each row by that row's cotangent (1 / count for a mean), so forward and backward
 /// share one head product.
 struct LinearCrossEntropy {
-  ConstTensorView x;        ///< (M, in_features), rows dense, float32 or bfloat16.
+  ConstTensorView x;        ///< (M, in_features), rows dense, float32, bfloat16 or (GPUs) float16.
   Weight weight;            ///< (vocabulary, in_features); for dx, packed kForwardAndBackward.
   ConstTensorView targets;  ///< (M) int32 in [0, vocabulary) or `ignore_index`.
   std::int32_t ignore_index = -100;  ///< Target of the rows to leave out.
@@ -35,7 +35,9 @@ GRAFT_EXPORT Support supports(const LinearCrossEntropy& params);
 GRAFT_EXPORT std::size_t scratch_bytes(const LinearCrossEntropy& params,
                                        int threads = num_threads());
 
-/// Throws Error, also for a target outside the vocabulary; on an error no output is touched.
+/// Throws Error, also for a target outside the vocabulary; on an error no output is touched. On
+/// CUDA, where a call does not wait for the device to read them, the loss and the gradient of such
+/// a row are NaN instead.
 GRAFT_EXPORT void linear_cross_entropy(Context& context, const LinearCrossEntropy& params);
 
 }  // namespace graft

@@ -19,8 +19,8 @@ namespace graft {
 /// Any strides: MLX keeps A (in, rank) and B (rank, out); PEFT's lora_A.weight (rank, in) and
 /// lora_B.weight (out, rank) are the transposed() views of their tensors.
 struct Adapter {
-  ConstTensorView a;     ///< (in_features, rank), float32 or bfloat16.
-  ConstTensorView b;     ///< (rank, out_features), float32 or bfloat16.
+  ConstTensorView a;     ///< (in_features, rank), float32, bfloat16 or (GPUs) float16.
+  ConstTensorView b;     ///< (rank, out_features), float32, bfloat16 or (GPUs) float16.
   float scaling = 1.0f;  ///< Multiplies A·B: alpha / rank.
 };
 
@@ -37,6 +37,9 @@ struct Dropout {
   float p = 0.0f;            ///< Chance that an element is dropped, in [0, 1).
   std::uint64_t seed = 0;    ///< Philox key.
   std::uint64_t offset = 0;  ///< Philox counter of the first eight elements.
+  /// Two numbers in the device's memory, seed and offset, that take the place of the two above:
+  /// read when a kernel runs, so that a replayed CUDA graph draws new masks. CUDA only; null: none.
+  const std::uint64_t* state = nullptr;
 
   /// Whether p is such a chance.
   bool valid() const { return p >= 0.0f && p < 1.0f; }
@@ -55,11 +58,11 @@ inline constexpr std::int64_t kMaxLoraRank = 256;
 
 /// y = scaling·(drop(x)·A)·B, or y += with `accumulate`.
 struct LoraDeltaForward {
-  ConstTensorView x;        ///< (M, in_features), any strides, float32 or bfloat16.
+  ConstTensorView x;        ///< (M, in_features), any strides, float32, bfloat16 or (GPUs) float16.
   Adapter adapter;          ///< A and B for the features of x and y.
   Dropout dropout;          ///< On x on its way to A; none by default.
   bool accumulate = false;  ///< Add to y instead of overwriting it.
-  TensorView y;             ///< (M, out_features), rows dense, float32 or bfloat16.
+  TensorView y;             ///< (M, out_features), rows dense, float32, bfloat16 or (GPUs) float16.
   TensorView h;  ///< (M, rank) float32, dense, optional: drop(x)·A, unscaled, overwritten.
 };
 
@@ -78,7 +81,7 @@ struct LoraDeltaBackward {
 /// y = x·Wᵀ + bias + scaling·(drop(x)·A)·B in one pass: the tile that holds x·Wᵀ in registers goes
 /// on over h and B before it is stored.
 struct LoraLinearForward {
-  ConstTensorView x;     ///< (M, in_features), any strides, float32 or bfloat16.
+  ConstTensorView x;     ///< (M, in_features), any strides, float32, bfloat16 or (GPUs) float16.
   Weight weight;         ///< (out_features, in_features).
   ConstTensorView bias;  ///< (out_features), optional.
   Adapter adapter;       ///< A and B for the features of x and y.

@@ -34,8 +34,8 @@ enum class WeightFormat : std::uint8_t {
 /// of threads; a layer holds it instead of the tensor it was made from, and makes it again after
 /// that tensor has changed (merge, unmerge).
 ///
-/// The element type decides how products multiply: float32 in true float32; bfloat16 rounds the
-/// other operand to bfloat16 too and accumulates in float32.
+/// The element type decides how products multiply: float32 in true float32; a half type rounds the
+/// other operand to itself too and accumulates in float32.
 class GRAFT_EXPORT Weight {
  public:
   Weight() = default;  ///< No weight.

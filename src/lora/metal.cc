@@ -133,23 +133,25 @@ Operand new_g(Plan& plan, const BackwardOperands& at) {
 Support supports(const LoraDeltaForward& p) {
   if (p.accumulate) return Support::no("Metal kernels overwrite y");
   return all_of({pair_on_metal(p.adapter), is_floating(p.x.dtype()),
-                 sizes_fit({p.x.dim(0) * kLanes}), is_dense("x", p.x), is_dense("y", p.y)});
+                 sizes_fit({p.x.dim(0) * kLanes}), is_dense("x", p.x), is_dense("y", p.y),
+                 dropout_by_value(p.dropout)});
 }
 
 Support supports(const LoraDeltaBackward& p) {
   return all_of({pair_on_metal(p.adapter), is_floating(p.dy.dtype()),
                  sizes_fit({p.dy.dim(0) * kLanes}), is_dense("dy", p.dy), is_dense("x", p.x),
-                 is_dense("dx", p.dx)});
+                 is_dense("dx", p.dx), dropout_by_value(p.dropout)});
 }
 
 Support supports(const LoraLinearForward& p) {
   return all_of({product_on_metal(p.x, p.weight, p.bias), pair_on_metal(p.adapter),
-                 is_dense("x", p.x), is_dense("y", p.y)});
+                 is_dense("x", p.x), is_dense("y", p.y), dropout_by_value(p.dropout)});
 }
 
 Support supports(const LoraLinearBackward& p) {
   return all_of({product_on_metal(p.dy, p.weight, {}), pair_on_metal(p.adapter),
-                 is_dense("dy", p.dy), is_dense("x", p.x), is_dense("dx", p.dx)});
+                 is_dense("dy", p.dy), is_dense("x", p.x), is_dense("dx", p.dx),
+                 dropout_by_value(p.dropout)});
 }
 
 Plan lora_delta_forward(const LoraDeltaForward& p) {

@@ -14,6 +14,7 @@
 #include "linear/reference.h"
 #include "support/compare.h"
 #include "support/isas.h"
+#include "support/places.h"
 #include "support/plain.h"
 #include "support/tensor.h"
 
@@ -44,17 +45,18 @@ struct Case {
 };
 
 // Runs both directions through `weight` and holds them against the reference.
-void check(const Case& c, const Weight& weight) {
-  Context context;
-  linear_forward(context, {c.x, weight, c.bias, c.y});
-  linear_backward(context, {c.dy, weight, c.dx});
+void check(const test::Place& place, const Case& c, const Weight& weight) {
+  place.run(linear_forward, LinearForward{c.x, weight, c.bias, c.y});
+  place.run(linear_backward, LinearBackward{c.dy, weight, c.dx});
 
   const std::int64_t m = c.y.view().dim(0), n = c.y.view().dim(1), k = c.dx.view().dim(1);
   Tensor y(DType::kFloat32, {m, n}), dx(DType::kFloat32, {m, k});
   reference::linear_forward({c.x, ConstTensorView(c.w), c.bias, y});
   reference::linear_backward({c.dy, ConstTensorView(c.w), dx});
 
-  const DType type = c.weight_dtype == DType::kBFloat16 ? DType::kBFloat16 : c.dtype;
+  // The coarser of the two that decide.
+  const DType type =
+      test::epsilon(c.weight_dtype) > test::epsilon(c.dtype) ? c.weight_dtype : c.dtype;
   const Plain w = Plain::of(c.w, type);
   Plain plain_y = Plain::of(c.x, type).times(w.transposed(), type);
   for (std::int64_t i = 0; i < m; ++i) {
@@ -70,45 +72,58 @@ const std::vector<std::tuple<int, int, int>> kShapes = {
     {0, 5, 7},    {5, 0, 7},    {5, 7, 0},    {1, 1, 1},     {1, 37, 45},   {13, 17, 31},
     {14, 16, 32}, {15, 33, 33}, {57, 64, 65}, {61, 101, 97}, {150, 20, 70}, {301, 9, 40}};
 
+// Packed where that is for the place's kernels.
+Weight weight_of(const test::Place& place, const Case& c) {
+  return place.is_cuda() ? Weight(ConstTensorView(c.w)) : Weight::packed(c.w, c.weight_dtype);
+}
+
 void check_shapes(DType activations, DType weights) {
-  test::on_each_isa([&] {
+  test::on_each_place([&](const test::Place& place) {
     for (const auto& [m, k, n] : kShapes) {
       SCOPED_TRACE(std::to_string(m) + "x" + std::to_string(k) + "x" + std::to_string(n));
       const Case dense(m, k, n, activations, weights);
-      check(dense, Weight::packed(dense.w, weights));
-      check(dense, ConstTensorView(dense.w));
+      check(place, dense, weight_of(place, dense));
+      check(place, dense, ConstTensorView(dense.w));
       const Case columns(m, k, n, activations, weights, {.offset = 1, .gap = 2, .order = {1, 0}},
                          {.offset = 3, .gap = 5, .order = {}});
-      check(columns, Weight::packed(columns.w, weights));
+      check(place, columns, weight_of(place, columns));
       const Case gaps(m, k, n, activations, weights, {.offset = 1, .gap = 3, .order = {}});
-      check(gaps, Weight::packed(gaps.w, weights));
+      check(place, gaps, weight_of(place, gaps));
     }
   });
 }
 
-TEST(Linear, Float32) { check_shapes(DType::kFloat32, DType::kFloat32); }
-TEST(Linear, BFloat16) { check_shapes(DType::kBFloat16, DType::kBFloat16); }
-TEST(Linear, Float32ActivationsOverABFloat16Weight) {
+TEST(LinearEverywhere, Float32) { check_shapes(DType::kFloat32, DType::kFloat32); }
+TEST(LinearEverywhere, BFloat16) { check_shapes(DType::kBFloat16, DType::kBFloat16); }
+TEST(LinearEverywhere, Float32ActivationsOverABFloat16Weight) {
   check_shapes(DType::kFloat32, DType::kBFloat16);
 }
-TEST(Linear, BFloat16ActivationsOverAFloat32Weight) {
+TEST(LinearEverywhere, BFloat16ActivationsOverAFloat32Weight) {
   check_shapes(DType::kBFloat16, DType::kFloat32);
 }
 
+TEST(LinearEverywhere, Float16AndItsMixtures) {
+  if (!test::testing_on_cuda()) GTEST_SKIP() << "no CPU kernel takes float16";
+  for (const DType other : {DType::kFloat32, DType::kFloat16, DType::kBFloat16}) {
+    check_shapes(DType::kFloat16, other);
+    check_shapes(other, DType::kFloat16);
+  }
+}
+
 // Summed over slices of K, forward or backward, where y is float32; odd ends in each.
-TEST(Linear, LongSums) {
-  test::on_each_isa([] {
+TEST(LinearEverywhere, LongSums) {
+  test::on_each_place([](const test::Place& place) {
     for (const DType weights : {DType::kFloat32, DType::kBFloat16}) {
       for (const DType activations : {DType::kFloat32, DType::kBFloat16}) {
         for (const auto& [k, n] : {std::pair{8311, 35}, {35, 8311}}) {
           SCOPED_TRACE(std::to_string(k) + " to " + std::to_string(n));
           const Case dense(17, k, n, activations, weights);
-          check(dense, Weight::packed(dense.w, weights));
-          check(dense, ConstTensorView(dense.w));
+          check(place, dense, weight_of(place, dense));
+          check(place, dense, ConstTensorView(dense.w));
           const Case columns(17, k, n, activations, weights,
                              {.offset = 1, .gap = 2, .order = {1, 0}},
                              {.offset = 3, .gap = 5, .order = {}});
-          check(columns, Weight::packed(columns.w, weights));
+          check(place, columns, weight_of(place, columns));
         }
       }
     }
@@ -149,24 +164,23 @@ TEST(Linear, SameBitsForAnyNumberOfThreads) {
     for (const int threads : {1, 2, 5}) {
       results.emplace_back(m, 65, 131, DType::kFloat32, DType::kFloat32);
       const Case& c = results.back();
-      test::with_threads(threads, [&] { check(c, Weight::packed(c.w)); });
+      test::with_threads(threads, [&] { check(test::Place(), c, Weight::packed(c.w)); });
       EXPECT_EQ(c.y.bytes(), results.front().y.bytes());
       EXPECT_EQ(c.dx.bytes(), results.front().dx.bytes());
     }
   }
 }
 
-TEST(Linear, NanAndInfinityReachOnlyTheirRow) {
-  test::on_each_isa([] {
-    for (const DType type : {DType::kFloat32, DType::kBFloat16}) {
+TEST(LinearEverywhere, NanAndInfinityReachOnlyTheirRow) {
+  test::on_each_place([](const test::Place& place) {
+    for (const DType type : place.dtypes()) {
       const Case c(15, 33, 40, type, type);
       Case poisoned(15, 33, 40, type, type);
       poisoned.x.set(3 * 33 + 32, std::numeric_limits<double>::quiet_NaN());
       poisoned.x.set(7 * 33 + 5, std::numeric_limits<double>::infinity());
-      const Weight weight = Weight::packed(c.w, type);
-      Context context;
-      linear_forward(context, {c.x, weight, {}, c.y});
-      linear_forward(context, {poisoned.x, weight, {}, poisoned.y});
+      const Weight weight = weight_of(place, c);
+      place.run(linear_forward, LinearForward{c.x, weight, {}, c.y});
+      place.run(linear_forward, LinearForward{poisoned.x, weight, {}, poisoned.y});
       for (int i = 0; i < 15; ++i) {
         for (int j = 0; j < 40; ++j) {
           const double value = poisoned.y.get(i * 40 + j);

@@ -12,6 +12,7 @@
 #include "linear_cross_entropy/reference.h"
 #include "support/compare.h"
 #include "support/isas.h"
+#include "support/places.h"
 #include "support/tensor.h"
 
 namespace graft {
@@ -53,16 +54,13 @@ struct Case {
 };
 
 // The composed computation in float32: logits, log-softmax and the product of its gradient, whose
-// factors round to bfloat16 where the weight is. Sums run in order.
+// factors round to the weight's type. Sums run in order.
 struct Plain {
   std::vector<double> losses, dx;
 
   explicit Plain(const Case& c) {
-    const bool bf16 = c.w.view().dtype() == DType::kBFloat16;
-    const auto factor = [bf16](double value) {
-      Tensor one(bf16 ? DType::kBFloat16 : DType::kFloat32, {1});
-      one.set(0, value);
-      return static_cast<float>(one.get(0));
+    const auto factor = [type = c.w.view().dtype()](double value) {
+      return test::rounded(static_cast<float>(value), type);
     };
     for (std::int64_t i = 0; i < c.shape.m; ++i) {
       std::vector<float> z(static_cast<std::size_t>(c.shape.v)), row;
@@ -101,7 +99,7 @@ struct Plain {
   }
 };
 
-void check_case(const Case& c) {
+void check_case(const test::Place& place, const Case& c) {
   const DType x_dtype = c.x.view().dtype(), w_dtype = c.w.view().dtype();
   SCOPED_TRACE(std::string(name_of(x_dtype)) + " x, " + name_of(w_dtype) + " w, " +
                c.x.view().shape_string() + " to " + std::to_string(c.shape.v));
@@ -111,14 +109,14 @@ void check_case(const Case& c) {
   reference::linear_cross_entropy(reference);
   const Plain plain(c);
   // What multiplies decides what can be expected: see Weight.
-  const DType dtype = w_dtype == DType::kBFloat16 ? w_dtype : x_dtype;
+  const DType dtype = test::epsilon(w_dtype) > test::epsilon(x_dtype) ? w_dtype : x_dtype;
 
-  Context context;
-  const Weight packed = Weight::packed(c.w, w_dtype);
+  std::vector<Weight> weights{c.w.view()};
+  if (!place.is_cuda()) weights.push_back(Weight::packed(c.w, w_dtype));
   for (const bool gradient : {true, false}) {
-    for (const Weight& weight : {Weight(packed), Weight(c.w.view())}) {
+    for (const Weight& weight : weights) {
       const Case out = c;
-      linear_cross_entropy(context, out.params(weight, gradient));
+      place.run(linear_cross_entropy, out.params(weight, gradient));
       EXPECT_TRUE(test::as_good_as(out.losses.values(), plain.losses, losses.values(), w_dtype));
       if (gradient) {
         EXPECT_TRUE(test::as_good_as(out.dx.values(), plain.dx, dx.values(), dtype));
@@ -131,15 +129,17 @@ void check_case(const Case& c) {
   }
 }
 
-TEST(LinearCrossEntropy, MatchesTheReferenceOnHostileShapes) {
+TEST(LinearCrossEntropyEverywhere, MatchesTheReferenceOnHostileShapes) {
   const std::vector<Shape> shapes = {{0, 3, 5},     {1, 1, 1},    {2, 3, 7},    {3, 0, 5},
                                      {13, 17, 31},  {14, 16, 32}, {15, 33, 33}, {5, 31, 1039},
                                      {197, 11, 67}, {29, 64, 515}};
-  test::on_each_isa([&] {
+  test::on_each_place([&](const test::Place& place) {
     for (const Shape& shape : shapes) {
-      for (const DType w_dtype : {DType::kFloat32, DType::kBFloat16}) {
-        check_case(Case(DType::kFloat32, w_dtype, shape));
-        check_case(Case(DType::kBFloat16, w_dtype, shape, {.offset = 1, .gap = 5, .order = {}}));
+      for (const DType w_dtype : place.dtypes()) {
+        for (const DType x_dtype : place.dtypes()) {
+          const Layout dense, gaps{.offset = 1, .gap = 5, .order = {}};
+          check_case(place, Case(x_dtype, w_dtype, shape, x_dtype == w_dtype ? dense : gaps));
+        }
       }
     }
   });
@@ -164,29 +164,61 @@ TEST(LinearCrossEntropy, GradientIsTheSlopeOfTheReference) {
   }
 }
 
-TEST(LinearCrossEntropy, LargeLogitsNeitherOverflowNorLoseTheLoss) {
-  test::on_each_isa([] {
+TEST(LinearCrossEntropyEverywhere, LargeLogitsNeitherOverflowNorLoseTheLoss) {
+  test::on_each_place([](const test::Place& place) {
     // Logits 0, ±300, ±600, ...: the largest is certain.
     Case c(DType::kFloat32, DType::kFloat32, {2, 1, 40});
     for (std::int64_t v = 0; v < 40; ++v) c.w.set(v, 300.0 * static_cast<double>(v));
     c.x.set(0, 1), c.x.set(1, -1);
     c.targets.set(0, 39), c.targets.set(1, 39);
-    Context context;
-    linear_cross_entropy(context, c.params(Weight(c.w)));
+    place.run(linear_cross_entropy, c.params(Weight(c.w)));
     EXPECT_TRUE(test::close(c.losses.values(), {0, 39 * 300}, 1e-2));
     EXPECT_TRUE(test::close(c.dx.values(), {0, -39 * 300}, 1e-2));
   });
 }
 
-TEST(LinearCrossEntropy, NanStaysNan) {
-  test::on_each_isa([] {
+TEST(LinearCrossEntropyEverywhere, NanStaysNan) {
+  test::on_each_place([](const test::Place& place) {
     Case c(DType::kFloat32, DType::kFloat32, {2, 3, 100});
     c.x.set(1, std::numeric_limits<double>::quiet_NaN());
-    Context context;
-    linear_cross_entropy(context, c.params(Weight(c.w)));
+    place.run(linear_cross_entropy, c.params(Weight(c.w)));
     EXPECT_TRUE(std::isnan(c.losses.get(0)));
     EXPECT_TRUE(std::isnan(c.dx.get(0)));
     EXPECT_FALSE(std::isnan(c.losses.get(1)));
+  });
+}
+
+// The CPU throws, below; a GPU is not waited for.
+TEST(LinearCrossEntropyEverywhere, ATargetOutsideTheVocabularyIsNanWhereNobodyWaits) {
+  if (!test::testing_on_cuda()) GTEST_SKIP() << "the CPU refuses such a target";
+  test::on_each_place([](const test::Place& place) {
+    Case c(DType::kFloat32, DType::kFloat32, {4, 3, 100});
+    c.targets.set(0, 100), c.targets.set(1, -1), c.targets.set(2, -100), c.targets.set(3, 99);
+    place.run(linear_cross_entropy, c.params(Weight(c.w)));
+    for (std::int64_t row = 0; row < 4; ++row) {
+      EXPECT_EQ(std::isnan(c.losses.get(row)), row < 2) << row;
+      for (std::int64_t i = 0; i < 3; ++i) {
+        EXPECT_EQ(std::isnan(c.dx.get(3 * row + i)), row < 2) << row;
+      }
+    }
+  });
+}
+
+// More rows than a chunk has, of a GPU's or of the CPU's.
+TEST(LinearCrossEntropyEverywhere, ChunksAreTheSameRows) {
+  test::on_each_place([](const test::Place& place) {
+    const Case c(DType::kFloat32, DType::kFloat32, {300, 2, 200000});
+    place.run(linear_cross_entropy, c.params(Weight(c.w)));
+    for (const std::int64_t row : {0, 127, 128, 299}) {
+      Case one(DType::kFloat32, DType::kFloat32, {1, 2, 200000});
+      for (std::int64_t i = 0; i < 2; ++i) one.x.set(i, c.x.get(2 * row + i));
+      one.w = c.w, one.targets.set(0, c.targets.get(row));
+      reference::linear_cross_entropy(one.params(Weight(one.w)));
+      EXPECT_NEAR(c.losses.get(row), one.losses.get(0), 1e-5);
+      for (std::int64_t i = 0; i < 2; ++i) {
+        EXPECT_NEAR(c.dx.get(2 * row + i), one.dx.get(i), 1e-5);
+      }
+    }
   });
 }
 

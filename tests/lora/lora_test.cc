@@ -13,6 +13,7 @@
 #include "support/compare.h"
 #include "support/errors.h"
 #include "support/isas.h"
+#include "support/places.h"
 #include "support/plain.h"
 #include "support/slopes.h"
 #include "support/tensor.h"
@@ -29,7 +30,7 @@ struct Types {
   DType activations, weight, adapter;
 };
 
-constexpr DType kF32 = DType::kFloat32, kBF16 = DType::kBFloat16;
+constexpr DType kF32 = DType::kFloat32, kF16 = DType::kFloat16, kBF16 = DType::kBFloat16;
 
 struct Case {
   Types types;
@@ -75,7 +76,10 @@ struct Case {
   }
   LoraDeltaBackward delta_gradients() const { return {dy, x, h, adapter(), dropout, dx, da, db}; }
   DType multiply_type() const {
-    return types.weight == kBF16 || types.activations == kBF16 ? kBF16 : kF32;
+    for (const DType type : {kBF16, kF16}) {
+      if (types.weight == type || types.activations == type) return type;
+    }
+    return kF32;
   }
   void expect_guarded() const {
     for (const Tensor* t : {&x, &w, &a, &b, &dy, &y, &h, &dx, &da, &db}) {
@@ -177,18 +181,21 @@ void compare(const Case& c, bool with_base) {
   c.expect_guarded();
 }
 
-void check_linear(const Case& c, const Weight& weight) {
-  Context context;
-  lora_linear_forward(context, c.linear(weight));
-  lora_linear_backward(context, c.linear_gradients(weight));
+void check_linear(const test::Place& place, const Case& c, const Weight& weight) {
+  place.run(lora_linear_forward, c.linear(weight));
+  place.run(lora_linear_backward, c.linear_gradients(weight));
   compare(c, true);
 }
 
-void check_delta(const Case& c) {
-  Context context;
-  lora_delta_forward(context, c.delta());
-  lora_delta_backward(context, c.delta_gradients());
+void check_delta(const test::Place& place, const Case& c) {
+  place.run(lora_delta_forward, c.delta());
+  place.run(lora_delta_backward, c.delta_gradients());
   compare(c, false);
+}
+
+// Packed where that is for the place's kernels.
+Weight weight_of(const test::Place& place, const Case& c) {
+  return place.is_cuda() ? Weight(ConstTensorView(c.w)) : Weight::packed(c.w, c.types.weight);
 }
 
 const std::vector<std::array<int, 4>> kShapes = {
@@ -214,64 +221,108 @@ const std::vector<std::array<int, 4>> kShapes = {
 void check_shapes(Types types) {
   const Layout columns{.offset = 1, .gap = 2, .order = {1, 0}};
   const Layout gaps{.offset = 3, .gap = 5, .order = {}};
-  test::on_each_isa([&] {
+  test::on_each_place([&](const test::Place& place) {
     for (const auto& shape : kShapes) {
       SCOPED_TRACE(testing::PrintToString(shape));
       for (const float p : {0.0f, 0.3f}) {
         const Case dense(shape, types, p);
-        check_linear(dense, Weight::packed(dense.w, types.weight));
-        check_linear(Case(shape, types, p, gaps), ConstTensorView(dense.w));
+        check_linear(place, dense, weight_of(place, dense));
+        check_linear(place, Case(shape, types, p, gaps), ConstTensorView(dense.w));
         const Case strided(shape, types, p, columns, gaps);
-        check_linear(strided, Weight::packed(strided.w, types.weight));
-        check_delta(Case(shape, types, p));
-        check_delta(Case(shape, types, p, columns, gaps));
+        check_linear(place, strided, weight_of(place, strided));
+        check_delta(place, Case(shape, types, p));
+        check_delta(place, Case(shape, types, p, columns, gaps));
       }
     }
   });
 }
 
-TEST(Lora, Float32) { check_shapes({kF32, kF32, kF32}); }
-TEST(Lora, BFloat16) { check_shapes({kBF16, kBF16, kBF16}); }
-TEST(Lora, BFloat16WithAFloat32Adapter) { check_shapes({kBF16, kBF16, kF32}); }
-TEST(Lora, Float32ActivationsOverABFloat16Weight) { check_shapes({kF32, kBF16, kF32}); }
+TEST(LoraEverywhere, Float32) { check_shapes({kF32, kF32, kF32}); }
+TEST(LoraEverywhere, BFloat16) { check_shapes({kBF16, kBF16, kBF16}); }
+TEST(LoraEverywhere, BFloat16WithAFloat32Adapter) { check_shapes({kBF16, kBF16, kF32}); }
+TEST(LoraEverywhere, Float32ActivationsOverABFloat16Weight) { check_shapes({kF32, kBF16, kF32}); }
 
-// The check that the project began with: y = (x @ A @ B) · 2 on (2, 64, 512), rank 8, below 1e-4;
-// and around it batch × sequence × rank.
-TEST(Lora, DeltaIsBelow1e4OnTheFirstShapes) {
-  const auto largest_error = [](int rows, int rank) {
-    Case c({rows, 512, 512, rank}, {kF32, kF32, kF32});
-    c.scaling = 2.0f;
-    c.a.fill_random(4, 0.02), c.b.fill_random(5, 0.02);
-    Context context;
-    lora_delta_forward(context, c.delta());
-    Tensor y(kF32, {rows, 512});
-    reference::lora_delta_forward({c.x, c.adapter(), c.dropout, false, y, {}});
-    return test::max_error(c.y.values(), y.values());
-  };
-  EXPECT_LT(largest_error(2 * 64, 8), 1e-4);
-  for (const int batch : {1, 4}) {
-    for (const int sequence : {32, 128}) {
-      for (const int rank : {4, 8, 16, 32}) EXPECT_LT(largest_error(batch * sequence, rank), 1e-4);
+// What the CPU has no kernels for.
+void check_on_gpus(Types types) {
+  if (!test::testing_on_cuda()) GTEST_SKIP() << "no CPU kernel takes float16";
+  check_shapes(types);
+}
+
+TEST(LoraEverywhere, Float16) { check_on_gpus({kF16, kF16, kF16}); }
+TEST(LoraEverywhere, Float16WithAFloat32Adapter) { check_on_gpus({kF16, kF16, kF32}); }
+TEST(LoraEverywhere, Float16ActivationsOverABFloat16Weight) { check_on_gpus({kF16, kBF16, kF16}); }
+
+// Deltas of few features, ranks in fours and aligned rows, which a GPU makes in one launch: every
+// number of rows and ranks that a block has, A and B with their ranks together or apart.
+TEST(LoraEverywhere, SmallDeltas) {
+  const Layout apart{.offset = 0, .gap = 0, .order = {1, 0}},
+      odd{.offset = 1, .gap = 3, .order = {}};
+  const std::vector<std::array<int, 4>> shapes = {
+      {1, 8, 8, 4},      {3, 24, 40, 12},   {17, 520, 600, 28}, {33, 512, 264, 20},
+      {140, 64, 72, 16}, {270, 64, 520, 8}, {1061, 48, 32, 32}, {1100, 16, 16, 4}};
+  test::on_each_place([&](const test::Place& place) {
+    for (const DType type : place.dtypes()) {
+      for (const DType adapter : {kF32, type}) {
+        for (const auto& shape : shapes) {
+          SCOPED_TRACE(testing::PrintToString(shape) + name_of(type) + name_of(adapter));
+          for (const Layout& layout : {Layout(), apart, odd}) {
+            Case c(shape, {type, type, adapter});
+            c.a = Tensor(adapter, {c.k, c.rank}, layout),
+            c.b = Tensor(adapter, {c.rank, c.n}, layout);
+            c.a.fill_random(4), c.b.fill_random(5);
+            check_delta(place, c);
+          }
+        }
+      }
+    }
+  });
+}
+
+double largest_first_error(const test::Place& place, int rows, int rank) {
+  Case c({rows, 512, 512, rank}, {kF32, kF32, kF32});
+  c.scaling = 2.0f;
+  c.a.fill_random(4, 0.02), c.b.fill_random(5, 0.02);
+  place.run(lora_delta_forward, c.delta());
+  Tensor y(kF32, {rows, 512});
+  reference::lora_delta_forward({c.x, c.adapter(), c.dropout, false, y, {}});
+  return test::max_error(c.y.values(), y.values());
+}
+
+void check_first_shapes(const test::Place& place, const std::vector<int>& batches,
+                        const std::vector<int>& sequences) {
+  EXPECT_LT(largest_first_error(place, 2 * 64, 8), 1e-4);
+  for (const int batch : batches) {
+    for (const int sequence : sequences) {
+      for (const int rank : {4, 8, 16, 32}) {
+        EXPECT_LT(largest_first_error(place, batch * sequence, rank), 1e-4)
+            << batch << " x " << sequence << ", rank " << rank;
+      }
     }
   }
 }
 
-TEST(Lora, DeltaCanAddToY) {
-  test::on_each_isa([] {
-    for (const DType type : {kF32, kBF16}) {
-      const Case c({31, 40, 45, 8}, {type, type, type});
-      Tensor before(type, {31, 45});
-      before.fill_random(9);
-      for (std::int64_t i = 0; i < before.size(); ++i) {
-        const_cast<Tensor&>(c.y).set(i, before.get(i));
+// The check that the project began with: y = (x @ A @ B) · 2 on (2, 64, 512), rank 8, below 1e-4;
+// and around it batch × sequence × rank.
+TEST(LoraEverywhere, DeltaIsBelow1e4OnTheFirstShapes) {
+  if (!test::testing_on_cuda()) return check_first_shapes(test::Place(), {1, 4}, {32, 128});
+  test::on_each_place([](const test::Place& place) {
+    check_first_shapes(place, {1, 4, 16}, {32, 128, 512});
+  });
+}
+
+TEST(LoraEverywhere, DeltaCanAddToY) {
+  test::on_each_place([](const test::Place& place) {
+    for (const DType type : place.dtypes()) {
+      for (const int n : {45, 48}) {
+        Case c({31, 40, n, 8}, {type, type, type});
+        const Tensor before = Tensor(type, {31, n}).fill_random(9);
+        for (std::int64_t i = 0; i < before.size(); ++i) c.y.set(i, before.get(i));
+        place.run(lora_delta_forward, c.delta(true));
+        Tensor truth = before.as(kF32);
+        reference::lora_delta_forward({c.x, c.adapter(), c.dropout, true, truth, {}});
+        const Plain plain = Composed(c, false).y.plus(Plain::of(before, type), type);
+        EXPECT_TRUE(as_good_as(c.y.values(), plain.values(), truth.values(), type));
       }
-      Context context;
-      lora_delta_forward(context, c.delta(true));
-      Tensor truth(kF32, {31, 45});
-      for (std::int64_t i = 0; i < truth.size(); ++i) truth.set(i, before.get(i));
-      reference::lora_delta_forward({c.x, c.adapter(), c.dropout, true, truth, {}});
-      Plain plain = Composed(c, false).y.plus(Plain::of(before, type), type);
-      EXPECT_TRUE(as_good_as(c.y.values(), plain.values(), truth.values(), type));
     }
   });
 }
@@ -293,24 +344,74 @@ TEST(Lora, GradientsAreTheSlopesOfTheReference) {
   }
 }
 
-TEST(Lora, EveryGradientAloneIsTheSameAsTogether) {
-  const Case all({150, 64, 40, 8}, {kF32, kF32, kF32}, 0.2f);
-  const Weight weight = Weight::packed(all.w);
-  Context context;
-  lora_linear_forward(context, all.linear(weight));
-  lora_linear_backward(context, all.linear_gradients(weight));
-  for (int wanted = 0; wanted < 3; ++wanted) {
-    const Case one({150, 64, 40, 8}, {kF32, kF32, kF32}, 0.2f);
-    lora_linear_forward(context, one.linear(weight));
-    LoraLinearBackward params = one.linear_gradients(weight);
-    if (wanted != 0) params.dx = {};
-    if (wanted != 1) params.da = {}, params.x = {};
-    if (wanted != 2) params.db = {}, params.h = {};
-    lora_linear_backward(context, params);
-    EXPECT_EQ(one.dx.values() == all.dx.values(), wanted == 0);
-    EXPECT_EQ(one.da.values() == all.da.values(), wanted == 1);
-    EXPECT_EQ(one.db.values() == all.db.values(), wanted == 2);
-  }
+// h of ones times I is the mask itself, and so is dx where every element of s·g·Aᵀ is 1.
+TEST(LoraEverywhere, MasksAreThoseOfPhilox) {
+  test::on_each_place([](const test::Place& place) {
+    for (const DType type : place.dtypes()) {
+      for (const auto& [rows, features] : {std::pair{70, 37}, {9, 64}, {131, 201}, {1, 1}}) {
+        for (const float p : {0.1f, 0.5f, 0.999f}) {
+          Case c({rows, features, 1, features}, {type, type, kF32}, p);
+          c.dropout.offset = 0xfffffffffffffff0u;  // and on from 0
+          c.x.fill(1), c.a.fill(0);
+          for (std::int64_t i = 0; i < features; ++i) c.a.set(i * features + i, 1);
+          place.run(lora_delta_forward, c.delta());
+          Case gradient({rows, features, 1, 1}, {type, kF32, kF32}, p);
+          gradient.dropout = c.dropout, gradient.scaling = 1;
+          gradient.dy.fill(1), gradient.a.fill(1), gradient.b.fill(1);
+          LoraDeltaBackward backward = gradient.delta_gradients();
+          backward.da = {}, backward.db = {};
+          place.run(lora_delta_backward, backward);
+          for (std::int64_t i = 0; i < c.h.size(); ++i) {
+            const bool kept = dropout_keeps(static_cast<std::uint64_t>(i), c.dropout);
+            const float scale = kept ? c.dropout.scale() : 0.0f;
+            ASSERT_EQ(c.h.get(i), scale) << i << ", p " << p;
+            ASSERT_EQ(gradient.dx.get(i), test::rounded(scale, type)) << i << ", p " << p;
+          }
+        }
+      }
+    }
+  });
+}
+
+TEST(LoraEverywhere, EveryGradientAloneIsTheSameAsTogether) {
+  test::on_each_place([](const test::Place& place) {
+    const Case all({150, 64, 40, 8}, {kF32, kF32, kF32}, 0.2f);
+    const Weight weight = weight_of(place, all);
+    place.run(lora_linear_forward, all.linear(weight));
+    place.run(lora_linear_backward, all.linear_gradients(weight));
+    for (int wanted = 0; wanted < 3; ++wanted) {
+      const Case one({150, 64, 40, 8}, {kF32, kF32, kF32}, 0.2f);
+      place.run(lora_linear_forward, one.linear(weight));
+      LoraLinearBackward params = one.linear_gradients(weight);
+      if (wanted != 0) params.dx = {};
+      if (wanted != 1) params.da = {}, params.x = {};
+      if (wanted != 2) params.db = {}, params.h = {};
+      place.run(lora_linear_backward, params);
+      EXPECT_EQ(one.dx.values() == all.dx.values(), wanted == 0);
+      EXPECT_EQ(one.da.values() == all.da.values(), wanted == 1);
+      EXPECT_EQ(one.db.values() == all.db.values(), wanted == 2);
+    }
+  });
+}
+
+// On a GPU blocks run in another order every time.
+TEST(LoraEverywhere, SameBitsAHundredTimes) {
+  test::on_each_place([](const test::Place& place) {
+    for (const DType type : place.dtypes()) {
+      const Types types{type, type, kF32};
+      const Case first({300, 270, 90, 8}, types, 0.1f);
+      for (int round = 0; round < (place.is_cuda() ? 100 : 3); ++round) {
+        const Case again = first;
+        const Case& c = round == 0 ? first : again;
+        const Weight weight = ConstTensorView(c.w);
+        place.run(lora_linear_forward, c.linear(weight));
+        place.run(lora_linear_backward, c.linear_gradients(weight));
+        for (auto t : {&Case::y, &Case::h, &Case::dx, &Case::da, &Case::db}) {
+          ASSERT_EQ((c.*t).bytes(), (first.*t).bytes()) << "round " << round;
+        }
+      }
+    }
+  });
 }
 
 TEST(Lora, SameBitsEveryTime) {
@@ -335,6 +436,19 @@ TEST(Lora, SameBitsEveryTime) {
 std::string error_of(const LoraLinearForward& params) {
   Context context;
   return test::error_of([&] { lora_linear_forward(context, params); });
+}
+
+TEST(Lora, RefusesAStateInDeviceMemoryOnTheCpu) {
+  const Case c({2, 3, 4, 2}, {kF32, kF32, kF32}, 0.5f);
+  const std::uint64_t state[] = {1, 2};
+  LoraLinearForward p = c.linear(ConstTensorView(c.w));
+  p.dropout.state = state;
+  EXPECT_EQ(error_of(p),
+            "[lora_linear] dropout: a seed and offset in device memory are for CUDA kernels");
+  LoraDeltaBackward gradients = c.delta_gradients();
+  gradients.dropout.state = state;
+  EXPECT_EQ(supports(gradients).reason,
+            "dropout: a seed and offset in device memory are for CUDA kernels");
 }
 
 TEST(Lora, RefusesWhatItCannotTake) {

@@ -15,6 +15,7 @@
 #include "support/compare.h"
 #include "support/errors.h"
 #include "support/isas.h"
+#include "support/places.h"
 #include "support/plain.h"
 #include "support/slopes.h"
 #include "support/tensor.h"
@@ -27,7 +28,7 @@ using test::Layout;
 using test::Plain;
 using test::Tensor;
 
-constexpr DType kF32 = DType::kFloat32, kBF16 = DType::kBFloat16;
+constexpr DType kF32 = DType::kFloat32, kF16 = DType::kFloat16, kBF16 = DType::kBFloat16;
 
 struct Types {
   DType activations, weight, adapter;
@@ -67,7 +68,8 @@ struct Layer {
     w.fill_random(seed + 1), bias.fill_random(seed + 2), dy.fill_random(seed + 3);
     a.fill_random(seed + 4), b.fill_random(seed + 5);
     for (Tensor* t_out : {&y, &h, &da, &db}) t_out->fill(-7);
-    weight = s.packed ? Weight::packed(w, t.weight) : Weight(ConstTensorView(w));
+    const bool packs = s.packed && t.weight != kF16;
+    weight = packs ? Weight::packed(w, t.weight) : Weight(ConstTensorView(w));
   }
 
   Adapter adapter() const { return shape.rank > 0 ? Adapter{a, b, scaling} : Adapter{}; }
@@ -123,7 +125,10 @@ struct Siblings {
   }
 
   DType multiply_type() const {
-    return types.weight == kBF16 || types.activations == kBF16 ? kBF16 : kF32;
+    for (const DType type : {kBF16, kF16}) {
+      if (types.weight == type || types.activations == type) return type;
+    }
+    return kF32;
   }
 
   std::vector<const Tensor*> outputs() const {
@@ -136,13 +141,12 @@ struct Siblings {
   }
 };
 
-void run(const Siblings& s) {
-  Context context;
-  const auto forward = s.forward();
-  const auto backward = s.backward();
-  lora_linear_forward(context, LoraSiblingsForward(forward));
-  lora_linear_backward(context, LoraSiblingsBackward(backward));
+void run(const test::Place& place, const Siblings& s) {
+  place.run<LoraLinearForward>(lora_linear_forward, s.forward());
+  place.run<LoraLinearBackward>(lora_linear_backward, s.backward());
 }
+
+void run(const Siblings& s) { run(test::Place(), s); }
 
 // The mask of a layer's dropout, scale and all: what the reference makes of ones times I.
 Plain mask_of(const Layer& layer, std::int64_t m, std::int64_t k) {
@@ -209,8 +213,8 @@ std::vector<std::vector<double>> truth_of(const Siblings& s) {
   return all;
 }
 
-void check(const Siblings& s) {
-  run(s);
+void check(const test::Place& place, const Siblings& s) {
+  run(place, s);
   const auto plain = composed(s), truth = truth_of(s);
   const auto outputs = s.outputs();
   // Products with A, with B and with W of each layer, and their sum.
@@ -248,32 +252,39 @@ const std::vector<Case>& cases() {
 void check_cases(Types types) {
   const Layout columns{.offset = 1, .gap = 2, .order = {1, 0}};
   const Layout gaps{.offset = 3, .gap = 5, .order = {}};
-  test::on_each_isa([&] {
+  test::on_each_place([&](const test::Place& place) {
     for (const Case& c : cases()) {
       SCOPED_TRACE(std::to_string(c.m) + " x " + std::to_string(c.k) + ", " +
                    std::to_string(c.layers.size()) + " layers");
-      check(Siblings(c.m, c.k, c.layers, types));
-      check(Siblings(c.m, c.k, c.layers, types, columns, gaps));
+      check(place, Siblings(c.m, c.k, c.layers, types));
+      check(place, Siblings(c.m, c.k, c.layers, types, columns, gaps));
     }
   });
 }
 
-TEST(LoraSiblings, Float32) { check_cases({kF32, kF32, kF32}); }
-TEST(LoraSiblings, BFloat16) { check_cases({kBF16, kBF16, kBF16}); }
-TEST(LoraSiblings, BFloat16WithAFloat32Adapter) { check_cases({kBF16, kBF16, kF32}); }
-TEST(LoraSiblings, Float32ActivationsOverABFloat16Weight) { check_cases({kF32, kBF16, kF32}); }
+TEST(LoraSiblingsEverywhere, Float32) { check_cases({kF32, kF32, kF32}); }
+TEST(LoraSiblingsEverywhere, BFloat16) { check_cases({kBF16, kBF16, kBF16}); }
+TEST(LoraSiblingsEverywhere, BFloat16WithAFloat32Adapter) { check_cases({kBF16, kBF16, kF32}); }
+TEST(LoraSiblingsEverywhere, Float32ActivationsOverABFloat16Weight) {
+  check_cases({kF32, kBF16, kF32});
+}
+TEST(LoraSiblingsEverywhere, Float16WithAFloat32Adapter) {
+  if (!test::testing_on_cuda()) GTEST_SKIP() << "no CPU kernel takes float16";
+  check_cases({kF16, kF16, kF32});
+}
 
 const std::vector<Shape> kQkv = {{90, 8, 0.2f, true}, {30, 4}, {33, 0, 0, true}};
 
 // Each element of y is the same sum in the same order, however many layers share x.
-TEST(LoraSiblings, ForwardHasTheBitsOfSingleCalls) {
-  test::on_each_isa([] {
+TEST(LoraSiblingsEverywhere, ForwardHasTheBitsOfSingleCalls) {
+  test::on_each_place([](const test::Place& place) {
     for (const std::int64_t m : {1, 30, 300}) {
       const Siblings together(m, 70, {{90, 8, 0.2f, true}, {30, 4}, {33, 16}}, {kF32, kF32, kF32});
       const Siblings alone = together;
-      run(together);
-      Context context;
-      for (const LoraLinearForward& params : alone.forward()) lora_linear_forward(context, params);
+      run(place, together);
+      for (const LoraLinearForward& params : alone.forward()) {
+        place.run(lora_linear_forward, params);
+      }
       for (std::size_t i = 0; i < alone.layers.size(); ++i) {
         EXPECT_EQ(together.layers[i].y.bytes(), alone.layers[i].y.bytes());
         EXPECT_EQ(together.layers[i].h.bytes(), alone.layers[i].h.bytes());
@@ -300,26 +311,29 @@ TEST(LoraSiblings, GradientsAreTheSlopesOfTheReference) {
   for (auto [input, gradient] : pairs) test::expect_slopes(loss, *input, *gradient, 1, 5e-5);
 }
 
-TEST(LoraSiblings, EveryGradientAloneIsTheSameAsTogether) {
+void check_gradients_alone(const test::Place& place) {
   const Siblings all(150, 64, kQkv, {kF32, kF32, kF32});
-  run(all);
+  run(place, all);
   for (int wanted = 0; wanted < 3; ++wanted) {
     const Siblings one(150, 64, kQkv, {kF32, kF32, kF32});
-    Context context;
-    lora_linear_forward(context, LoraSiblingsForward(one.forward()));
+    place.run<LoraLinearForward>(lora_linear_forward, one.forward());
     auto backward = one.backward();
     for (std::size_t i = 0; i < backward.size(); ++i) {
       if (wanted != 0) backward[i].dx = {};
       if (wanted != 1) backward[i].da = {};
       if (wanted != 2 || i != 1) backward[i].db = {};
     }
-    lora_linear_backward(context, LoraSiblingsBackward(backward));
+    place.run<LoraLinearBackward>(lora_linear_backward, backward);
     EXPECT_EQ(one.dx.values() == all.dx.values(), wanted == 0);
     EXPECT_EQ(one.layers[0].da.values() == all.layers[0].da.values(), wanted == 1);
     EXPECT_EQ(one.layers[1].da.values() == all.layers[1].da.values(), wanted == 1);
     EXPECT_EQ(one.layers[1].db.values() == all.layers[1].db.values(), wanted == 2);
     EXPECT_FALSE(one.layers[0].db.values() == all.layers[0].db.values());
   }
+}
+
+TEST(LoraSiblingsEverywhere, EveryGradientAloneIsTheSameAsTogether) {
+  test::on_each_place([](const test::Place& place) { check_gradients_alone(place); });
 }
 
 TEST(LoraSiblings, SameBitsEveryTime) {

@@ -1,14 +1,13 @@
 #include "support/plain.h"
 
-#include "backend/bfloat16.h"
 #include "backend/element.h"
+#include "support/tensor.h"
 
 namespace graft::test {
 namespace {
 
 double rounded(double value, DType dtype) {
-  const float single = static_cast<float>(value);
-  return dtype == DType::kBFloat16 ? from_bfloat16(to_bfloat16(single)) : single;
+  return test::rounded(static_cast<float>(value), dtype);
 }
 
 }  // namespace

@@ -199,7 +199,7 @@ void launch(const Call& call, const Layout& layout, const Maps& maps, const Argu
 }
 
 template <class T>
-void run_as(const char* op, Call& call, const Term& term, std::byte* workspace) {
+void run_as(const char* op, const Call& call, const Term& term, std::byte* workspace) {
   const Layout layout(term, call.facts());
   const HopperPlan& plan = layout.plan;
   const DType dtype = term.multiply;
@@ -306,7 +306,7 @@ std::size_t hopper_workspace_bytes(const Term& term, const DeviceFacts& facts) {
   return Layout(term, facts).bytes;
 }
 
-void run_hopper(const char* op, Call& call, const Term& term, std::byte* workspace) {
+void run_hopper(const char* op, const Call& call, const Term& term, std::byte* workspace) {
   if (term.multiply == DType::kFloat16) return run_as<__half>(op, call, term, workspace);
   return run_as<__nv_bfloat16>(op, call, term, workspace);
 }

@@ -70,6 +70,6 @@ std::size_t hopper_workspace_bytes(const Term& term, const DeviceFacts& facts);
 /// Puts a term that hopper_takes says yes to on the call's stream: y, h where it is asked for, and
 /// the outer products if hopper_makes_outer. `workspace` is aligned to 256 and has undefined
 /// contents.
-void run_hopper(const char* op, Call& call, const Term& term, std::byte* workspace);
+void run_hopper(const char* op, const Call& call, const Term& term, std::byte* workspace);
 
 }  // namespace graft::cuda

@@ -1,0 +1,112 @@
+#pragma once
+
+#include <cuda_bf16.h>
+#include <cuda_fp16.h>
+
+#include <cstdint>
+#include <type_traits>
+
+// Matrix units and asynchronous copies of sm_80, one small function an instruction. A later GPU has
+// them all.
+//
+// mma.m16n8k16: d (16, 8) += a (16, 16) · b (16, 8), float32 sums. Lane 4g + q of a warp holds
+//
+//     a[0]: (g, 2q..2q+1)   a[1]: (g+8, 2q..)   a[2]: (g, 2q+8..)   a[3]: (g+8, 2q+8..)
+//     b[0]: (2q..2q+1, g)   b[1]: (2q+8.., g)
+//     d[0], d[1]: (g, 2q), (g, 2q+1)            d[2], d[3]: (g+8, 2q), (g+8, 2q+1)
+
+namespace graft::cuda {
+
+template <class T>
+__device__ __forceinline__ void mma(float (&d)[4], const std::uint32_t (&a)[4],
+                                    const std::uint32_t (&b)[2]) {
+  if constexpr (std::is_same_v<T, __half>) {
+    asm("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, "
+        "{%0,%1,%2,%3};"
+        : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
+        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
+  } else {
+    asm("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, "
+        "{%8,%9}, {%0,%1,%2,%3};"
+        : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
+        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
+  }
+}
+
+/// The address of shared memory as instructions take it.
+__device__ __forceinline__ std::uint32_t shared_address(const void* pointer) {
+  return static_cast<std::uint32_t>(__cvta_generic_to_shared(pointer));
+}
+
+/// Four 8 × 8 matrices of 16-bit elements; lanes 8i to 8i + 7 give the rows' addresses of matrix i,
+/// and lane 4g + q gets elements (g, 2q) and (g, 2q + 1) of it in r[i].
+__device__ __forceinline__ void ldmatrix(std::uint32_t address, std::uint32_t& r0,
+                                         std::uint32_t& r1, std::uint32_t& r2, std::uint32_t& r3) {
+  asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0,%1,%2,%3}, [%4];"
+               : "=r"(r0), "=r"(r1), "=r"(r2), "=r"(r3)
+               : "r"(address)
+               : "memory");
+}
+
+/// The same of their transposes.
+__device__ __forceinline__ void ldmatrix_trans(std::uint32_t address, std::uint32_t& r0,
+                                               std::uint32_t& r1, std::uint32_t& r2,
+                                               std::uint32_t& r3) {
+  asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0,%1,%2,%3}, [%4];"
+               : "=r"(r0), "=r"(r1), "=r"(r2), "=r"(r3)
+               : "r"(address)
+               : "memory");
+}
+
+/// 16 bytes into shared memory, past L1; zeros, and `source` is not read, unless `exists`.
+__device__ __forceinline__ void copy_async(std::uint32_t to, const void* source, bool exists) {
+  asm volatile(
+      "{\n"
+      ".reg .pred none;\n"
+      "setp.eq.u32 none, %2, 0;\n"
+      "cp.async.cg.shared.global [%0], [%1], 16, none;\n"
+      "}" ::"r"(to),
+      "l"(source), "r"(static_cast<unsigned>(exists))
+      : "memory");
+}
+
+/// Ends a group of this thread's copies; an empty group counts too.
+__device__ __forceinline__ void copies_commit() {
+  asm volatile("cp.async.commit_group;" ::: "memory");
+}
+
+/// Until at most `Pending` of this thread's groups, the newest, are still on their way.
+template <int Pending>
+__device__ __forceinline__ void copies_wait() {
+  asm volatile("cp.async.wait_group %0;" ::"n"(Pending) : "memory");
+}
+
+/// Until the kernels before this one are done and their writes are seen: for launches that overlap.
+__device__ __forceinline__ void wait_for_earlier_kernels() {
+#if __CUDA_ARCH__ >= 900
+  asm volatile("griddepcontrol.wait;" ::: "memory");
+#endif
+}
+
+/// Lets the next kernel start, if it was launched to overlap: when all blocks of this one have come
+/// here, or ended. It waits itself before it touches memory. To be said after this kernel's own
+/// wait, so that what the next one may read early, weights, is older than both.
+__device__ __forceinline__ void let_next_kernel_start() {
+#if __CUDA_ARCH__ >= 900
+  asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
+#endif
+}
+
+/// Adds to a counter that others wait for, after all that this thread has written or seen written.
+__device__ __forceinline__ void add_release(unsigned* counter, unsigned value) {
+  asm volatile("red.release.gpu.global.add.u32 [%0], %1;" ::"l"(counter), "r"(value) : "memory");
+}
+
+/// A counter's value, before all that this thread reads after.
+__device__ __forceinline__ unsigned load_acquire(const unsigned* counter) {
+  unsigned value;
+  asm volatile("ld.acquire.gpu.global.u32 %0, [%1];" : "=r"(value) : "l"(counter) : "memory");
+  return value;
+}
+
+}  // namespace graft::cuda

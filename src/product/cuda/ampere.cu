@@ -1,0 +1,277 @@
+#include <algorithm>
+
+#include "product/cuda/ampere.h"
+#include "product/cuda/ampere_outer.cuh"
+#include "product/cuda/ampere_shrink.cuh"
+#include "product/cuda/ampere_tile.cuh"
+#include "product/cuda/paths.h"
+
+namespace graft::cuda {
+
+using namespace ampere;
+
+namespace {
+
+std::int64_t ceil_div(std::int64_t a, std::int64_t b) { return (a + b - 1) / b; }
+std::int64_t round_up(std::int64_t a, std::int64_t b) { return ceil_div(a, b) * b; }
+
+// Blocks of a launch over so many elements, 256 at a time.
+unsigned blocks_for(std::int64_t elements, std::int64_t most) {
+  return static_cast<unsigned>(std::clamp<std::int64_t>(ceil_div(elements, 256), 1, most));
+}
+
+// What a call's workspace is cut into; null where a part is not needed.
+struct Workspace {
+  std::byte* counters = nullptr;
+  std::byte* shrink = nullptr;
+  std::byte* expand = nullptr;
+  std::byte* scaled = nullptr;
+  std::byte* h = nullptr;
+  std::byte* parts = nullptr;
+  std::byte* shares = nullptr;
+  std::size_t bytes = 0;
+};
+
+struct Sizes {
+  std::int64_t m = 0, n = 0, k = 0, padded_k = 0, padded_n = 0;
+  int rank = 0, ranks = 0;
+
+  explicit Sizes(const AmpereShape& shape)
+      : m(shape.m),
+        n(shape.n),
+        k(shape.k),
+        padded_k(round_up(shape.k, kShrinkTurn)),
+        padded_n(round_up(shape.n, 8)),
+        rank(shape.rank),
+        ranks(static_cast<int>(round_up(shape.rank, 16))) {}
+};
+
+bool needs_own_h(const Term& term) {
+  if (term.pair.h.present()) return false;
+  return std::any_of(term.outer_products.begin(), term.outer_products.end(),
+                     [](const OuterProduct& each) { return !each.coefficients.present(); });
+}
+
+int rank_of(const OuterProduct& each) { return static_cast<int>(each.out.dim(0)); }
+
+Workspace lay_out(const Term& term, const DeviceFacts& facts, std::byte* start) {
+  const AmpereShape shape = AmpereShape::of(term);
+  const AmperePlan plan = plan_ampere(shape, facts);
+  const Sizes sizes(shape);
+  Workspace result;
+  const auto take = [&](std::int64_t bytes) {
+    std::byte* at = start == nullptr ? nullptr : start + result.bytes;
+    result.bytes += static_cast<std::size_t>(round_up(bytes, 256));
+    return at;
+  };
+  if (sizes.rank > 0) {
+    if (plan.shrink_blocks > 0) result.counters = take((1 + ceil_div(sizes.m, kTileRows)) * 4);
+    result.shrink = take(sizes.ranks * sizes.padded_k * 2);
+    if (plan.tiles > 0) {
+      result.expand = take(sizes.ranks * sizes.padded_n * 2);
+      result.scaled = take(sizes.m * sizes.ranks * 2);
+    }
+    if (needs_own_h(term)) result.h = take(sizes.m * sizes.rank * 4);
+  }
+  if (plan.splits > 1) result.parts = take(plan.splits * sizes.m * sizes.n * 4);
+  std::int64_t shares = 0;  // outer products take turns with it
+  for (const OuterProduct& each : term.outer_products) {
+    const std::int64_t cols = each.matrix.dim(1);
+    const AmpereShares cut = plan_ampere_outer(sizes.m, cols, rank_of(each), facts);
+    shares = std::max(shares, cut.count * round_up(rank_of(each), 16) * cols * 4);
+  }
+  if (shares > 0) result.shares = take(shares);
+  return result;
+}
+
+// Kernels of a term that are launched one after another. On sm_90 and later each may start while
+// the one before it ends: all of them wait before they touch memory.
+struct Launches {
+  const Call& call;
+  bool overlaps;
+
+  template <class Args>
+  void operator()(dim3 grid, std::size_t shared_bytes, void (*kernel)(Args),
+                  const Args& args) const {
+    Launch how;
+    how.grid = grid;
+    how.block = 256;
+    how.shared_bytes = shared_bytes;
+    how.overlaps = overlaps;
+    call.launch(how, kernel, args);
+  }
+};
+
+template <class T>
+void (*tile_kernel(Way way, int tile_n))(TileArgs) {
+  using Wide = TileShape<256, 64, 3>;
+  using Narrow = TileShape<128, 64, 3>;
+  if (way == Way::kAny) return tiles<T, Narrow, Way::kAny>;
+  if (tile_n == 256) {
+    return way == Way::kAlongK ? tiles<T, Wide, Way::kAlongK> : tiles<T, Wide, Way::kAlongN>;
+  }
+  return way == Way::kAlongK ? tiles<T, Narrow, Way::kAlongK> : tiles<T, Narrow, Way::kAlongN>;
+}
+
+template <class T>
+void run_outer(const Launches& launch, const Term& term, const OuterProduct& each,
+               const Sizes& sizes, const float* own_h, float* shares, const DeviceFacts& facts) {
+  const int rank = rank_of(each);
+  const std::int64_t cols = each.matrix.dim(1);
+  if (rank == 0 || cols == 0) return;
+  const AmpereShares cut = plan_ampere_outer(sizes.m, cols, rank, facts);
+  const int ranks = static_cast<int>(round_up(rank, 16));
+  const DropoutArgs dropout(each.dropout);
+  if (cut.count > 0) {
+    OuterArgs args;
+    args.coefficients = each.coefficients.present() ? each.coefficients.data_as<float>() : own_h;
+    args.matrix = operand_of(each.matrix, 0, 1, term.multiply);
+    args.m = sizes.m, args.cols = cols;
+    args.rank = rank, args.ranks = ranks;
+    args.scaling = each.scaling;
+    args.dropout = dropout;
+    args.share_rows = cut.rows;
+    args.shares = shares;
+    launch(dim3(static_cast<unsigned>(ceil_div(cols, kOuterCols)), static_cast<unsigned>(cut.count),
+                static_cast<unsigned>(ceil_div(ranks, kOuterRanks))),
+           kOuterSharedBytes, outer<T>, args);
+  }
+  SumArgs sum;
+  sum.shares = shares;
+  sum.count = cut.count, sum.cols = cols;
+  sum.rank = rank, sum.ranks = ranks;
+  sum.dropout = dropout;
+  sum.out = each.out.mutable_data_as<float>();
+  sum.rank_stride = each.out.stride(0), sum.col_stride = each.out.stride(1);
+  launch(dim3(static_cast<unsigned>(ceil_div(rank * cols, 256))), 0, sum_shares<256>, sum);
+}
+
+template <class T>
+void run_typed(const Call& call, const Term& term, std::byte* start) {
+  const DeviceFacts& facts = call.facts();
+  const AmpereShape shape = AmpereShape::of(term);
+  const AmperePlan plan = plan_ampere(shape, facts);
+  const Sizes sizes(shape);
+  const Workspace workspace = lay_out(term, facts, start);
+  const Launches launch{call, facts.major >= 9};
+  const LowRank& pair = term.pair;
+  float* h =
+      pair.h.present() ? pair.h.mutable_data_as<float>() : reinterpret_cast<float*>(workspace.h);
+  const bool tiled = plan.tiles > 0;
+
+  ShrinkArgs shrink_args;
+  const bool shrinks = sizes.rank > 0 && sizes.m > 0 && (tiled || h != nullptr);
+  if (shrinks) {
+    PrepareArgs prepare_args;
+    prepare_args.shrink = operand_of(pair.shrink, 1, 0, term.multiply);
+    prepare_args.k = sizes.k, prepare_args.padded_k = sizes.padded_k;
+    prepare_args.n = sizes.n;
+    prepare_args.rank = sizes.rank, prepare_args.ranks = sizes.ranks;
+    prepare_args.packed_shrink = workspace.shrink;
+    std::int64_t work = sizes.ranks * sizes.padded_k;
+    if (tiled) {
+      prepare_args.expand = operand_of(pair.expand, 1, 0, term.multiply);
+      prepare_args.packed_expand = workspace.expand;
+      prepare_args.expand_along_n = false;
+      prepare_args.padded_n = sizes.n;
+      if (plan.shrink_blocks > 0) {
+        prepare_args.counters = reinterpret_cast<unsigned*>(workspace.counters);
+        prepare_args.counter_count = 1 + ceil_div(sizes.m, kTileRows);
+      }
+    }
+    Way way = Way::kAlongK;
+    if (tiled && shape.base && !shape.elements && !operand_of(term.w, 1, 0, term.multiply).copies) {
+      way = Way::kAlongN;
+    }
+    if (way == Way::kAlongN) {
+      prepare_args.expand_along_n = true;
+      prepare_args.padded_n = sizes.padded_n;
+    }
+    work = std::max(work, sizes.ranks * prepare_args.padded_n);
+    launch(blocks_for(work, 4 * facts.multiprocessors), 0, prepare<T>, prepare_args);
+
+    shrink_args.x = operand_of(term.x, 0, 1, term.multiply);
+    shrink_args.m = sizes.m, shrink_args.k = sizes.k;
+    shrink_args.packed = workspace.shrink;
+    shrink_args.padded_k = sizes.padded_k;
+    shrink_args.rank = sizes.rank, shrink_args.ranks = sizes.ranks;
+    shrink_args.scaling = pair.scaling;
+    shrink_args.dropout = DropoutArgs(pair.input_dropout);
+    shrink_args.h = h;
+    shrink_args.scaled = workspace.scaled;
+    if (plan.shrink_blocks == 0) {
+      launch(static_cast<unsigned>(std::min<std::int64_t>(ceil_div(sizes.m, kShrinkRows), 1 << 20)),
+             kShrinkSharedBytes, shrink<T>, shrink_args);
+    }
+  }
+  if (tiled) {
+    TileArgs args;
+    args.m = sizes.m, args.n = sizes.n;
+    Way way = Way::kAlongK;
+    if (shape.base) {
+      args.k = sizes.k;
+      args.x = operand_of(term.x, 0, 1, term.multiply);
+      args.w = operand_of(term.w, 1, 0, term.multiply);
+      way = shape.elements ? Way::kAny : args.w.copies ? Way::kAlongK : Way::kAlongN;
+    }
+    if (shrinks) {
+      args.scaled = workspace.scaled;
+      args.expand = workspace.expand;
+      args.expand_stride = way == Way::kAlongN ? sizes.padded_n : sizes.ranks;
+      args.ranks = sizes.ranks;
+      args.mask = DropoutArgs(pair.output_dropout);
+    }
+    if (term.bias.present()) {
+      args.bias = term.bias.data();
+      args.bias_stride = term.bias.stride(0);
+      args.bias_type = term.bias.dtype();
+    }
+    args.y = term.y.mutable_data();
+    args.y_stride = term.y.stride(0);
+    args.y_float = term.y.dtype() == DType::kFloat32;
+    args.accumulate = term.accumulate;
+    args.splits = plan.splits;
+    args.split_depth = plan.split_depth;
+    if (plan.splits > 1) {
+      args.y = workspace.parts;
+      args.y_stride = sizes.n;
+      args.y_float = true;
+      args.accumulate = false;
+      args.bias = nullptr;
+      args.split_stride = sizes.m * sizes.n;
+    }
+    args.y_vectors = (args.y_stride % (args.y_float ? 4 : 8) == 0 || sizes.m == 1) &&
+                     args.split_stride % 4 == 0 &&
+                     reinterpret_cast<std::uintptr_t>(args.y) % 16 == 0;
+    if (plan.shrink_blocks > 0) {
+      args.counters = reinterpret_cast<unsigned*>(workspace.counters);
+      args.shrink_blocks = plan.shrink_blocks;
+      args.shrink = shrink_args;
+    }
+    launch(static_cast<unsigned>(plan.tiles * plan.splits + plan.shrink_blocks), plan.shared_bytes,
+           tile_kernel<T>(way, plan.tile_n), args);
+    if (plan.splits > 1) {
+      sum_partials(call, reinterpret_cast<const float*>(workspace.parts), plan.splits, term.bias,
+                   term.accumulate, term.y);
+    }
+  }
+  for (const OuterProduct& each : term.outer_products) {
+    run_outer<T>(launch, term, each, sizes, h, reinterpret_cast<float*>(workspace.shares), facts);
+  }
+}
+
+}  // namespace
+
+std::size_t ampere_workspace(const Term& term, const DeviceFacts& facts) {
+  return lay_out(term, facts, nullptr).bytes;
+}
+
+void run_ampere(const Call& call, const Term& term, std::byte* workspace) {
+  if (term.multiply == DType::kFloat16) {
+    run_typed<__half>(call, term, workspace);
+  } else {
+    run_typed<__nv_bfloat16>(call, term, workspace);
+  }
+}
+
+}  // namespace graft::cuda

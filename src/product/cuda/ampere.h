@@ -1,0 +1,69 @@
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+#include "backend/cuda/call.h"
+#include "backend/cuda/device.h"
+#include "graft/supports.h"
+#include "product/cuda/product.h"
+
+// A term on the matrix units of sm_80 and later (mma.sync): what multiplies in float16 or bfloat16,
+// of any shape, strides and types. What has rows aligned to 16 bytes is copied asynchronously; the
+// rest goes element by element to the same tiles.
+
+namespace graft::cuda {
+
+/// Whether such a term runs here; "no" says why.
+Support ampere_takes(const Term& term);
+
+/// Whether asynchronous copies of 16 bytes can take `view` along its axis `along`: its elements are
+/// of the multiply type, dense along that axis and whole eights of them, and start at 16 bytes.
+bool ampere_copies(const ConstTensorView& view, int across, int along, DType multiply);
+
+/// What a plan depends on.
+struct AmpereShape {
+  std::int64_t m = 0, n = 0, k = 0;
+  int rank = 0;           ///< 0: no pair.
+  bool base = false;      ///< There is a W.
+  bool output = false;    ///< There is a y.
+  bool masked = false;    ///< Dropout on what the pair adds to y.
+  bool elements = false;  ///< x or W can't be copied in chunks of 16 bytes.
+
+  static AmpereShape of(const Term& term);
+};
+
+/// An outer product's part of a plan.
+struct AmpereShares {
+  std::int64_t rows = 0;   ///< Of a share, whole 64.
+  std::int64_t count = 0;  ///< Shares that the rows are cut into.
+};
+
+struct AmperePlan {
+  int tile_n = 128;        ///< Columns of a tile, which has 128 rows: 128 or 256.
+  std::int64_t tiles = 0;  ///< 0: no y.
+  std::size_t shared_bytes = 0;
+  /// Parts that K is cut into where there are too few tiles for the device; each makes a tile of
+  /// its own, float32, and another launch adds them up. 1: K is whole.
+  int splits = 1;
+  std::int64_t split_depth = 0;  ///< K of a part; the last has the rest.
+  /// Blocks that make h in the tiles' launch, ahead of the tiles, where the last round of tiles
+  /// leaves them idle; 0: a launch of its own makes h.
+  unsigned shrink_blocks = 0;
+};
+
+/// The plan of a term's tiles.
+AmperePlan plan_ampere(const AmpereShape& shape, const DeviceFacts& facts);
+
+/// How an outer product over `m` rows is cut.
+AmpereShares plan_ampere_outer(std::int64_t m, std::int64_t cols, int rank,
+                               const DeviceFacts& facts);
+
+/// Bytes of workspace that `run_ampere` takes.
+std::size_t ampere_workspace(const Term& term, const DeviceFacts& facts);
+
+/// Runs it: at most four launches, and two an outer product. `workspace` is aligned to 256 and has
+/// ampere_workspace bytes of any contents.
+void run_ampere(const Call& call, const Term& term, std::byte* workspace);
+
+}  // namespace graft::cuda

@@ -1,0 +1,61 @@
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+#include "backend/cuda/device.h"
+#include "product/cuda/product.h"
+
+// The kernels that a term can run on. `path_of` alone decides between them; run.cc has a switch for
+// what each takes and for running it.
+
+namespace graft::cuda {
+
+class Call;
+
+enum class Path : std::uint8_t {
+  kSmall,    ///< A pair alone, bound by launches: one launch for h and y.
+  kFewRows,  ///< Few rows in half types, bound by reading W (few_rows.h).
+  kHopper,   ///< Half types by TMA and wgmma, on sm_90 (hopper.h).
+  kAmpere,   ///< Half types on the matrix units by mma.sync (ampere.h).
+  kGeneral,  ///< Every term; float32 for good.
+};
+
+/// The path of a term on such a device. Looks at shapes, types, strides and alignment alone, so
+/// that the same call takes the same path every time, and never at data.
+///
+/// | path     | takes                                                                            |
+/// |----------|----------------------------------------------------------------------------------|
+/// | kSmall   | no base, outer products or dropout; x and y of the type that is multiplied, A and |
+/// |          | B too or float32; up to 16384 rows and 4096 features, in vectors of 16 bytes and  |
+/// |          | eights; rank 4, 8, ... 32                                                        |
+/// | kFewRows | 1 to 16 rows by a W whose rows lie along K, in half types and vectors of 16 bytes;
+/// | |          | no outer products | | kHopper  | x, W and y of one half type and dense rows at 16
+/// bytes, y a multiple of 8 wide;   | |          | no dropout; on compute capability 9.0 | |
+/// kAmpere  | float16 and bfloat16 products of any shape and strides                           | |
+/// kGeneral | the rest                                                                         |
+Path path_of(const Term& term, const DeviceFacts& facts);
+
+/// "small", "few_rows", "hopper", "ampere" or "general".
+const char* name_of(Path path);
+
+/// @{
+/// The general path: tiles of 128 × 128 or 64 × 64 in float32; h and the outer products by narrow
+/// tiles, split over their depth. `workspace` is aligned to 256 and has general_bytes bytes of any
+/// contents.
+std::size_t general_bytes(const Term& term, const DeviceFacts& facts);
+void run_general(const Call& call, const Term& term, std::byte* workspace);
+/// @}
+
+/// @{
+/// One launch for h and y of a pair alone. Takes no workspace.
+bool fits_small(const Term& term, const DeviceFacts& facts);
+void run_small(const Call& call, const Term& term);
+/// @}
+
+/// out (rows, cols), of any type and strides, = Σ over splits of partials [split][rows][cols] +
+/// bias, or +=. Adds in order.
+void sum_partials(const Call& call, const float* partials, int splits, const ConstTensorView& bias,
+                  bool accumulate, const TensorView& out);
+
+}  // namespace graft::cuda

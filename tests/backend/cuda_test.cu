@@ -1,0 +1,360 @@
+#include <cuda_runtime.h>
+#include <gtest/gtest.h>
+
+#include <atomic>
+#include <chrono>
+#include <cstdio>
+#include <cstdlib>
+#include <thread>
+#include <vector>
+
+#include "graft/error.h"
+#include "graft/linear.h"
+#include "graft/lora.h"
+#include "support/errors.h"
+#include "support/places.h"
+#include "support/tensor.h"
+
+// What CUDA adds to a call: streams, graphs, and other work on the device.
+
+namespace graft {
+namespace {
+
+using test::Tensor;
+
+void must(cudaError_t error) { ASSERT_EQ(error, cudaSuccess) << cudaGetErrorString(error); }
+
+// Ends the test program if a test does not end: a kernel that waits for ever can't be taken back.
+class Watchdog {
+ public:
+  explicit Watchdog(int seconds)
+      : thread_([this, seconds] {
+          for (int tenth = 0; tenth < 10 * seconds; ++tenth) {
+            if (done_) return;
+            std::this_thread::sleep_for(std::chrono::milliseconds(100));
+          }
+          std::fprintf(stderr, "a call hangs on the device\n");
+          std::_Exit(1);
+        }) {}
+  ~Watchdog() {
+    done_ = true;
+    thread_.join();
+  }
+
+ private:
+  std::atomic<bool> done_{false};
+  std::thread thread_;
+};
+
+void* allocate(void*, std::size_t bytes, void* stream) {
+  void* memory = nullptr;
+  const cudaError_t error = cudaMallocAsync(&memory, bytes, static_cast<cudaStream_t>(stream));
+  return error == cudaSuccess ? memory : nullptr;
+}
+
+void release(void*, void* memory, void* stream) {
+  cudaFreeAsync(memory, static_cast<cudaStream_t>(stream));
+}
+
+class Stream {
+ public:
+  Stream() { cudaStreamCreateWithFlags(&stream_, cudaStreamNonBlocking); }
+  ~Stream() { cudaStreamDestroy(stream_); }
+  Stream(const Stream&) = delete;
+  Stream& operator=(const Stream&) = delete;
+  operator cudaStream_t() const { return stream_; }  // NOLINT: it is one
+  Context context() const {
+    return Context({.device = 0, .stream = stream_, .allocate = allocate, .free = release});
+  }
+  void wait() const { must(cudaStreamSynchronize(stream_)); }
+
+ private:
+  cudaStream_t stream_ = nullptr;
+};
+
+// A LoRA layer in device memory, forward and backward.
+class Layer {
+ public:
+  Layer(DType dtype, std::int64_t m, std::int64_t k, std::int64_t n, std::int64_t rank)
+      : x(copy(Tensor(dtype, {m, k}).fill_random(1))),
+        w(copy(Tensor(dtype, {n, k}).fill_random(2, 0.1))),
+        a(copy(Tensor(DType::kFloat32, {k, rank}).fill_random(3, 0.1))),
+        b(copy(Tensor(DType::kFloat32, {rank, n}).fill_random(4))),
+        dy(copy(Tensor(dtype, {m, n}).fill_random(5))),
+        y(copy(Tensor(dtype, {m, n}))),
+        h(copy(Tensor(DType::kFloat32, {m, rank}))),
+        dx(copy(Tensor(dtype, {m, k}))),
+        da(copy(Tensor(DType::kFloat32, {k, rank}))),
+        db(copy(Tensor(DType::kFloat32, {rank, n}))) {}
+  ~Layer() {
+    for (void* block : blocks_) cudaFree(block);
+  }
+  Layer(const Layer&) = delete;
+  Layer& operator=(const Layer&) = delete;
+
+  void forward(Context& context) const {
+    lora_linear_forward(context, {x, w, {}, {a, b, 2.0f}, dropout, y, h});
+  }
+  void backward(Context& context) const {
+    lora_linear_backward(context, {dy, x, h, w, {a, b, 2.0f}, dropout, dx, da, db});
+  }
+  void both(Context& context) const {
+    forward(context);
+    backward(context);
+  }
+
+  void clear(cudaStream_t stream) const {
+    for (const TensorView& t : {y, h, dx, da, db}) {
+      must(cudaMemsetAsync(t.mutable_data(), 0xFF, bytes_of(t), stream));
+    }
+  }
+
+  // Of y, dx, dA and dB, one after another.
+  std::vector<std::byte> results() const {
+    std::vector<std::byte> all;
+    for (const TensorView& t : {y, h, dx, da, db}) {
+      const std::size_t before = all.size();
+      all.resize(before + bytes_of(t));
+      must(cudaMemcpy(all.data() + before, t.data(), bytes_of(t), cudaMemcpyDeviceToHost));
+    }
+    return all;
+  }
+
+ private:
+  static std::size_t bytes_of(const TensorView& t) {
+    return static_cast<std::size_t>(t.size()) * size_of(t.dtype());
+  }
+
+  TensorView copy(const Tensor& tensor) {
+    const TensorView view = tensor;
+    void* block = nullptr;
+    must(cudaMalloc(&block, bytes_of(view)));
+    must(cudaMemcpy(block, view.data(), bytes_of(view), cudaMemcpyHostToDevice));
+    blocks_.push_back(block);
+    return {block, view.dtype(), {view.dim(0), view.dim(1)}, {DeviceType::kCuda, 0}};
+  }
+
+  std::vector<void*> blocks_;
+
+ public:
+  TensorView x, w, a, b, dy, y, h, dx, da, db;
+  Dropout dropout;
+};
+
+class Cuda : public testing::Test {
+ protected:
+  void SetUp() override {
+    if (const std::string why = test::CudaDevice::missing(); !why.empty()) GTEST_SKIP() << why;
+  }
+};
+
+// Layers for each way that calls are run: few rows, many rows, types, a shape without alignment.
+std::vector<std::unique_ptr<Layer>> layers() {
+  std::vector<std::unique_ptr<Layer>> all;
+  const auto add = [&](auto... arguments) {
+    all.push_back(std::make_unique<Layer>(arguments...));
+    all.back()->dropout = {0.1f, 7, 11};
+  };
+  add(DType::kBFloat16, 1024, 1024, 1024, 16);
+  add(DType::kBFloat16, 300, 520, 264, 13);
+  add(DType::kFloat16, 16, 512, 768, 8);
+  add(DType::kBFloat16, 1, 512, 512, 8);
+  add(DType::kFloat32, 257, 129, 131, 5);
+  add(DType::kBFloat16, 100, 99, 101, 64);
+  return all;
+}
+
+TEST_F(Cuda, SameBitsEveryTime) {
+  const Watchdog watchdog(120);
+  const Stream stream;
+  Context context = stream.context();
+  for (const auto& layer : layers()) {
+    layer->both(context);
+    stream.wait();
+    const auto first = layer->results();
+    for (int round = 0; round < 100; ++round) {
+      layer->clear(stream);
+      layer->both(context);
+      stream.wait();
+      ASSERT_TRUE(layer->results() == first) << "round " << round;
+    }
+  }
+}
+
+TEST_F(Cuda, StreamsDoNotDisturbEachOther) {
+  const Watchdog watchdog(120);
+  auto mine = layers(), theirs = layers();
+  std::vector<std::vector<std::byte>> expected;
+  {
+    const Stream stream;
+    Context context = stream.context();
+    for (const auto& layer : mine) layer->both(context);
+    stream.wait();
+    for (const auto& layer : mine) expected.push_back(layer->results());
+  }
+  const auto run = [](const std::vector<std::unique_ptr<Layer>>& all, int rounds) {
+    const Stream stream;
+    Context context = stream.context();
+    for (int round = 0; round < rounds; ++round) {
+      for (const auto& layer : all) {
+        layer->clear(stream);
+        layer->both(context);
+      }
+    }
+    stream.wait();
+  };
+  std::thread other(run, std::cref(theirs), 100);
+  run(mine, 100);
+  other.join();
+  for (std::size_t i = 0; i < mine.size(); ++i) {
+    EXPECT_TRUE(mine[i]->results() == expected[i]) << i;
+    EXPECT_TRUE(theirs[i]->results() == expected[i]) << i;
+  }
+}
+
+TEST_F(Cuda, AGraphReplaysWhileTheStreamItWasCapturedOnGoesOn) {
+  const Watchdog watchdog(120);
+  const Stream captured, replayed;
+  Context context = captured.context();
+  const auto mine = layers(), theirs = layers();
+  for (const auto& layer : mine) layer->both(context);
+  captured.wait();
+  cudaGraph_t graph = nullptr;
+  cudaGraphExec_t ready = nullptr;
+  must(cudaStreamBeginCapture(captured, cudaStreamCaptureModeThreadLocal));
+  for (const auto& layer : theirs) layer->both(context);
+  must(cudaStreamEndCapture(captured, &graph));
+  must(cudaGraphInstantiate(&ready, graph, 0));
+  for (int round = 0; round < 50; ++round) {
+    for (const auto& layer : theirs) layer->clear(replayed);
+    must(cudaGraphLaunch(ready, replayed));
+    for (const auto& layer : mine) layer->both(context);
+  }
+  captured.wait(), replayed.wait();
+  for (std::size_t i = 0; i < mine.size(); ++i) {
+    EXPECT_TRUE(mine[i]->results() == theirs[i]->results()) << i;
+  }
+  cudaGraphExecDestroy(ready);
+  cudaGraphDestroy(graph);
+}
+
+__global__ void spin(const volatile int* stop) {
+  while (*stop == 0) __nanosleep(1000);
+}
+
+// Another kernel holds all multiprocessors but a few for a while: calls wait or crowd together, and
+// are right in the end.
+TEST_F(Cuda, CallsEndBesideAKernelThatHoldsMostOfTheDevice) {
+  const Watchdog watchdog(120);
+  const Stream stream, other;
+  Context context = stream.context();
+  const auto all = layers();
+  std::vector<std::vector<std::byte>> expected;
+  for (const auto& layer : all) {
+    layer->both(context);
+    stream.wait();
+    expected.push_back(layer->results());
+    layer->clear(stream);
+  }
+  int* stop = nullptr;
+  must(cudaMallocHost(&stop, sizeof(int)));
+  cudaDeviceProp device{};
+  must(cudaGetDeviceProperties(&device, 0));
+  const int shared = static_cast<int>(device.sharedMemPerBlockOptin);
+  must(cudaFuncSetAttribute(spin, cudaFuncAttributeMaxDynamicSharedMemorySize, shared));
+  for (const int left : {1, 4, 32}) {
+    *stop = 0;
+    spin<<<device.multiProcessorCount - left, 32, device.sharedMemPerBlockOptin, other>>>(stop);
+    for (const auto& layer : all) layer->both(context);
+    std::this_thread::sleep_for(std::chrono::milliseconds(300));
+    *stop = 1;
+    stream.wait(), other.wait();
+    for (std::size_t i = 0; i < all.size(); ++i) {
+      EXPECT_TRUE(all[i]->results() == expected[i]) << i << " beside " << left;
+      all[i]->clear(stream);
+    }
+  }
+  cudaFreeHost(stop);
+}
+
+TEST_F(Cuda, RefusesForeignAndMisplacedMemory) {
+  const Stream stream;
+  Context context = stream.context();
+  const Layer layer(DType::kFloat32, 8, 8, 8, 2);
+  std::vector<float> on_the_cpu(64);
+  const Device device{DeviceType::kCuda, 0};
+  const TensorView foreign(on_the_cpu.data(), DType::kFloat32, {8, 8}, device);
+  const auto error_of = [&](const LoraLinearForward& params) {
+    return test::error_of([&] { lora_linear_forward(context, params); });
+  };
+  const Adapter adapter{layer.a, layer.b, 1.0f};
+  const std::string unreachable = ": expected memory of cuda:0, got memory that it cannot reach";
+  EXPECT_EQ(error_of({foreign, layer.w, {}, adapter, {}, layer.y, {}}),
+            "[lora_linear] x" + unreachable);
+  EXPECT_EQ(error_of({layer.x, ConstTensorView(foreign), {}, adapter, {}, layer.y, {}}),
+            "[lora_linear] weight" + unreachable);
+  EXPECT_EQ(error_of({layer.x, layer.w, {}, adapter, {}, foreign, {}}),
+            "[lora_linear] y" + unreachable);
+  const std::vector<std::int64_t> shape{8, 7}, strides{8, 1};
+  const TensorView crooked(static_cast<char*>(layer.x.mutable_data()) + 2, DType::kFloat32, shape,
+                           strides, device);
+  const TensorView narrow(layer.w.mutable_data(), DType::kFloat32, shape, strides, device);
+  const TensorView low(layer.a.mutable_data(), DType::kFloat32, {7, 2}, device);
+  EXPECT_EQ(error_of({crooked, narrow, {}, {low, layer.b, 1.0f}, {}, layer.y, {}}),
+            "[lora_linear] x: expected memory aligned to its elements, 4 bytes");
+  // The context serves the next call.
+  layer.both(context);
+  stream.wait();
+}
+
+TEST_F(Cuda, SaysWhenThereIsNoMemory) {
+  const Stream stream;
+  Context context({.device = 0,
+                   .stream = stream,
+                   .allocate = [](void*, std::size_t, void*) -> void* { return nullptr; },
+                   .free = release});
+  const Layer layer(DType::kBFloat16, 300, 520, 264, 13);
+  try {
+    layer.backward(context);
+    FAIL() << "there was no workspace";
+  } catch (const Error& error) {
+    EXPECT_EQ(error.code(), ErrorCode::kOutOfMemory);
+    EXPECT_NE(
+        std::string(error.what()).find("[lora_linear_backward] workspace: could not allocate"),
+        std::string::npos);
+  }
+}
+
+// Seed and offset are read when a kernel runs: a graph draws a new mask at each replay.
+TEST_F(Cuda, AReplayedGraphDrawsNewMasks) {
+  const Stream stream;
+  Context context = stream.context();
+  Layer layer(DType::kBFloat16, 64, 64, 64, 4);
+  std::uint64_t* state = nullptr;
+  must(cudaMalloc(&state, 2 * sizeof(std::uint64_t)));
+  layer.dropout = {0.5f, 0, 0, state};
+  cudaGraph_t graph = nullptr;
+  cudaGraphExec_t ready = nullptr;
+  must(cudaStreamBeginCapture(stream, cudaStreamCaptureModeThreadLocal));
+  layer.both(context);
+  must(cudaStreamEndCapture(stream, &graph));
+  must(cudaGraphInstantiate(&ready, graph, 0));
+  for (const std::uint64_t offset : {0, 1000, 2000}) {
+    const std::uint64_t values[] = {42, offset};
+    must(cudaMemcpy(state, values, sizeof values, cudaMemcpyHostToDevice));
+    must(cudaGraphLaunch(ready, stream));
+    stream.wait();
+    const auto replayed = layer.results();
+    layer.dropout = {0.5f, 42, offset};
+    layer.both(context);
+    stream.wait();
+    EXPECT_TRUE(layer.results() == replayed) << offset;
+    layer.dropout = {0.5f, 0, 0, state};
+  }
+  cudaGraphExecDestroy(ready);
+  cudaGraphDestroy(graph);
+  cudaFree(state);
+}
+
+}  // namespace
+}  // namespace graft

@@ -1,0 +1,130 @@
+#include <gtest/gtest.h>
+
+#include <array>
+#include <cstdint>
+#include <string>
+
+#include "product/cuda/paths.h"
+
+// Which kernels a term runs on: a function of shapes, types and strides, for any device.
+
+namespace graft::cuda {
+namespace {
+
+constexpr DType kF32 = DType::kFloat32, kF16 = DType::kFloat16, kBF16 = DType::kBFloat16;
+constexpr Device kDevice{DeviceType::kCuda, 0};
+
+// Only addresses are looked at.
+void* at(std::uintptr_t address) { return reinterpret_cast<void*>(address); }
+
+TensorView matrix(DType dtype, std::int64_t rows, std::int64_t cols, std::int64_t gap = 0,
+                  std::uintptr_t address = 0x10000) {
+  return {at(address), dtype, std::array{rows, cols}, std::array{cols + gap, std::int64_t{1}},
+          kDevice};
+}
+
+Term delta(DType dtype, DType adapter, std::int64_t m, std::int64_t k, std::int64_t n,
+           std::int64_t rank) {
+  Term term;
+  term.x = matrix(dtype, m, k), term.y = matrix(dtype, m, n);
+  term.pair.shrink = matrix(adapter, k, rank), term.pair.expand = matrix(adapter, rank, n);
+  term.multiply = dtype;
+  return term;
+}
+
+constexpr DeviceFacts kH200{.major = 9, .multiprocessors = 132, .shared_bytes = 227 * 1024};
+constexpr DeviceFacts kLittleShared{.major = 8, .multiprocessors = 82, .shared_bytes = 99 * 1024};
+
+std::string path(const Term& term, const DeviceFacts& facts = kH200) {
+  return name_of(path_of(term, facts));
+}
+
+TEST(CudaPaths, SmallDeltasTakeOneLaunch) {
+  for (const DType dtype : {kF32, kF16, kBF16}) {
+    for (const DType adapter : {kF32, dtype}) {
+      for (const std::int64_t rows : {1, 32, 128, 8192, 16384}) {
+        for (const std::int64_t rank : {4, 8, 12, 32}) {
+          EXPECT_EQ(path(delta(dtype, adapter, rows, 512, 512, rank)), "small");
+        }
+      }
+    }
+  }
+  Term term = delta(kF32, kF32, 128, 512, 512, 8);
+  term.accumulate = true;
+  term.pair.h = matrix(kF32, 128, 8);
+  EXPECT_EQ(path(term), "small");
+  // A and B may lie in any way.
+  term.pair.shrink = term.pair.expand.transposed();
+  EXPECT_EQ(path(term), "small");
+}
+
+// Several rows of x, A and B go to shared memory whole.
+TEST(CudaPaths, SmallDeltasFitSharedMemory) {
+  EXPECT_EQ(path(delta(kF32, kF32, 32, 512, 512, 32), kLittleShared), "small");
+  EXPECT_EQ(path(delta(kF32, kF32, 512, 512, 512, 8), kLittleShared), "small");
+  EXPECT_EQ(path(delta(kF32, kF32, 512, 512, 512, 32), kLittleShared), "general");
+  EXPECT_EQ(path(delta(kBF16, kF32, 8192, 512, 512, 32), kLittleShared), "general");
+  EXPECT_EQ(path(delta(kBF16, kF32, 128, 512, 512, 32), kLittleShared), "small");
+  EXPECT_EQ(path(delta(kF32, kF32, 132, 4096, 4096, 32)), "small");  // a row a block
+  EXPECT_EQ(path(delta(kF32, kF32, 133, 4096, 4096, 32)), "general");
+}
+
+TEST(CudaPaths, OtherDeltasTakeTheGeneralOne) {
+  for (const auto& [m, k, n, rank] : {std::array<std::int64_t, 4>{0, 512, 512, 8},
+                                      {16385, 512, 512, 8},
+                                      {128, 0, 512, 8},
+                                      {128, 511, 512, 8},
+                                      {128, 8192, 512, 8},
+                                      {128, 512, 0, 8},
+                                      {128, 512, 510, 8},
+                                      {128, 512, 512, 6},
+                                      {128, 512, 512, 36},
+                                      {128, 512, 512, 256}}) {
+    EXPECT_EQ(path(delta(kF32, kF32, m, k, n, rank)), "general") << m << k << n << rank;
+  }
+  EXPECT_EQ(path(delta(kF32, kBF16, 128, 512, 512, 8)), "general");
+  EXPECT_EQ(path(delta(kBF16, kF16, 128, 512, 512, 8)), "ampere");
+  const Dropout dropout{0.5f};
+  const Term fits = delta(kF32, kF32, 128, 512, 512, 8);
+  const auto changed = [&](auto change) {
+    Term term = fits;
+    change(term);
+    return path(term);
+  };
+  EXPECT_EQ(changed([&](Term& t) { t.pair.input_dropout = &dropout; }), "general");
+  EXPECT_EQ(changed([&](Term& t) { t.pair.output_dropout = &dropout; }), "general");
+  EXPECT_EQ(changed([&](Term& t) { t.outer_products.emplace_back(); }), "general");
+  EXPECT_EQ(changed([&](Term& t) { t.y = {}; }), "general");
+  EXPECT_EQ(changed([&](Term& t) { t.y = matrix(kBF16, 128, 512); }), "general");
+  EXPECT_EQ(changed([&](Term& t) { t.x = matrix(kF32, 128, 512, 1); }), "general");
+  EXPECT_EQ(changed([&](Term& t) { t.x = matrix(kF32, 128, 512, 4); }), "small");
+  EXPECT_EQ(changed([&](Term& t) { t.x = matrix(kF32, 128, 512, 0, 0x10004); }), "general");
+}
+
+TEST(CudaPaths, BaseProductsTakeThatOfTheirType) {
+  for (const DType dtype : {kF32, kF16, kBF16}) {
+    Term term = delta(dtype, kF32, 4096, 4096, 4096, 16);
+    term.w = matrix(dtype, 4096, 4096).transposed();
+    EXPECT_EQ(path(term), dtype == kF32 ? "general" : "ampere");
+    term.pair = {};
+    EXPECT_EQ(path(term), dtype == kF32 ? "general" : "ampere");
+    term.x = matrix(dtype, 16, 4096), term.y = matrix(dtype, 16, 4096);
+    EXPECT_EQ(path(term), dtype == kF32 ? "general" : "few_rows");
+  }
+}
+
+// Whatever the shape, workspace stays small beside the operands.
+TEST(CudaPaths, GeneralWorkspaceIsBounded) {
+  for (const std::int64_t m : {1, 100, 8192}) {
+    for (const std::int64_t k : {0, 64, 4096, 65536}) {
+      for (const std::int64_t n : {1, 1000, 8192}) {
+        Term term = delta(kF32, kF32, m, k, n, 256);
+        term.w = matrix(kF32, k, n);
+        EXPECT_LE(general_bytes(term, kH200), std::size_t{32} << 20) << m << k << n;
+      }
+    }
+  }
+}
+
+}  // namespace
+}  // namespace graft::cuda
