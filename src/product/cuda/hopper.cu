@@ -121,8 +121,7 @@ struct Layout {
         rank(term.pair.rank()) {
     plan = plan_hopper(m, n, k, rank, facts);
     k_blocks = (k + kTileK - 1) / kTileK;
-    const int steps = plan.tile_n == 256 ? steps_of_unit<256>(plan.rank_class)
-                                         : steps_of_unit<128>(plan.rank_class);
+    const int steps = plan.tile_n == 256 ? steps_of_unit<256>(plan.rank_class) : 1;
     units = (k_blocks + steps - 1) / steps;
     if (rank == 0) return;
     makes_outer = hopper_makes_outer(term, facts);
@@ -194,8 +193,12 @@ void launch(const Call& call, const Layout& layout, const Maps& maps, const Argu
     if (layout.w_is_kn) return launch_product<T, 256, true>(call, maps, args);
     return launch_product<T, 256, false>(call, maps, args);
   }
-  if (layout.w_is_kn) return launch_product<T, 128, true>(call, maps, args);
-  return launch_product<T, 128, false>(call, maps, args);
+  if (layout.plan.tile_n == 128) {
+    if (layout.w_is_kn) return launch_product<T, 128, true>(call, maps, args);
+    return launch_product<T, 128, false>(call, maps, args);
+  }
+  if (layout.w_is_kn) return launch_product<T, 64, true>(call, maps, args);
+  return launch_product<T, 64, false>(call, maps, args);
 }
 
 template <class T>
@@ -204,9 +207,9 @@ void run_as(const char* op, const Call& call, const Term& term, std::byte* works
   const HopperPlan& plan = layout.plan;
   const DType dtype = term.multiply;
   const ConstTensorView w = layout.w_is_kn ? term.w : term.w.transposed();
-  // A block fetches half of a tile's W: as (K, N) in boxes of 64 rows, as (N, K) in one of half a
-  // tile.
-  const int w_rows = layout.w_is_kn ? kTileK : plan.tile_n / 2;
+  // A block fetches half of a tile's W: as (K, N) in boxes of 64 columns and rows, or half the rows
+  // if there is one box; as (N, K) in one of half a tile.
+  const int w_rows = !layout.w_is_kn ? plan.tile_n / 2 : plan.tile_n == 64 ? kTileK / 2 : kTileK;
 
   Maps maps{};
   maps.x = tensor_map(op, term.x.data(), dtype, layout.m, layout.k, term.x.stride(0), kTileM);
@@ -238,7 +241,7 @@ void run_as(const char* op, const Call& call, const Term& term, std::byte* works
   args.light_items = static_cast<int>(plan.light_items);
   args.heavy_items = static_cast<int>(plan.heavy_items);
   args.h_parts = plan.h_parts;
-  args.h_every = layout.makes_outer ? 0 : plan.h_every;  // one kind of unit beside a tile
+  args.h_every = plan.h_every;
   args.units = static_cast<int>(layout.units);
   args.units_of_part = static_cast<int>((layout.units + plan.h_parts - 1) / plan.h_parts);
   args.h = h;
@@ -268,8 +271,8 @@ void run_as(const char* op, const Call& call, const Term& term, std::byte* works
     return tensor_map(op, copied ? workspace + at : rows.data(), dtype, rows.dim(0), rows.dim(1),
                       copied ? stride : rows.stride(0), box_rows);
   };
-  maps.s =
-      place(Layout::s_rows(term), layout.copies_s, layout.s_stride(), layout.s_at, plan.rank_class);
+  maps.s = place(Layout::s_rows(term), layout.copies_s, layout.s_stride(), layout.s_at,
+                 plan.rank_class / 2);
   copies.of_s = copies.count;
   maps.e = place(layout.e_rows(term), layout.copies_e, layout.e_stride(), layout.e_at, w_rows);
   if (layout.makes_outer) {

@@ -28,7 +28,7 @@ constexpr int kMostParts = 4;            // of K, of h
 
 template <int TileN>
 struct Sizes {
-  static constexpr int kSlots = TileN == 256 ? 4 : 6;
+  static constexpr int kSlots = TileN == 256 ? 4 : TileN == 128 ? 6 : 8;
   static constexpr int kSlotBytes = kXBytes + TileN * kRowBytes;
   static constexpr int kRing = 0;  // offsets in shared memory
   static constexpr int kStaging = kRing + kSlots * kSlotBytes;
@@ -190,10 +190,10 @@ struct Units {
   int next, end;
 
   __device__ static int first_of(const Arguments& args, int cluster) {
-    return static_cast<int>(std::int64_t{cluster} * args.outer.units / args.clusters);
+    return cluster * args.outer.units / args.clusters;
   }
   __device__ static int cluster_of(const Arguments& args, int unit) {
-    return static_cast<int>(((unit + 1) * std::int64_t{args.clusters} - 1) / args.outer.units);
+    return ((unit + 1) * args.clusters - 1) / args.outer.units;
   }
   __device__ Units(const Arguments& args, int cluster)
       : next(first_of(args, cluster)), end(first_of(args, cluster + 1)) {}

@@ -277,7 +277,10 @@ __device__ void fetch(const Maps& maps, const Arguments& args, const Block<TileN
     for (int i = 0; i < steps; ++i) {
       const int k = (unit * steps + i) * kTileK;
       load_box(block.slot(at) + i * kXBytes, maps.x, full, k, m0);
-      load_box(block.slot(at) + steps * kXBytes + i * s_bytes, maps.s, full, k, 0);
+      // As W: each block fetches half of the columns of S for both.
+      const int columns = args.rank_class / 2 * block.rank;
+      load_box(block.slot(at) + steps * kXBytes + i * s_bytes + columns * kRowBytes, maps.s, full,
+               k, columns, std::uint16_t{3});
     }
     at.advance<Size::kSlots>();
   };
@@ -302,7 +305,11 @@ __device__ void fetch(const Maps& maps, const Arguments& args, const Block<TileN
     constexpr int kHalfN = TileN / 2;
     const std::uint32_t to = block.slot(at) + kXBytes + block.rank * kHalfN * kRowBytes;
     const int n = n0 + block.rank * kHalfN;
-    if constexpr (WIsKN) {
+    if constexpr (WIsKN && kHalfN < 64) {
+      // One box of 64 columns: each fetches half of its rows.
+      load_box(block.slot(at) + kXBytes + block.rank * (kBoxBytes / 2), w, full, n0,
+               k + block.rank * (kTileK / 2), std::uint16_t{3});
+    } else if constexpr (WIsKN) {
       for (int i = 0; i < kHalfN / 64; ++i) {
         load_box(to + i * kBoxBytes, w, full, n + i * 64, k, std::uint16_t{3});
       }

@@ -39,10 +39,8 @@ struct Multiplier {
   int thread;  // of the warpgroup
   Units units;
   Slot at{0, 0};
-  int unreleased = 0;  // the slot before, whose products may not be done
-  // Slots of units: whose products are to go with those of the next step; whose went with the step
-  // before. -1: none.
-  int unit_to_go = -1, unreleased_unit = -1;
+  int unreleased = 0;        // the slot before, whose products may not be done
+  int unreleased_unit = -1;  // the slot of the unit after it; -1: there was none
   bool first_tile = true, outer_starts = true;
   // Sums of a unit beside the tile, 64 rows by 16, in two halves that don't wait for each other: of
   // h, or of an outer product.
@@ -62,8 +60,7 @@ struct Multiplier {
     release(unreleased);
     if constexpr (kBeside) {
       if (unreleased_unit >= 0) release(unreleased_unit);
-      unreleased_unit = unit_to_go;
-      unit_to_go = -1;
+      unreleased_unit = -1;
     }
   }
   __device__ void finish_products() {
@@ -215,9 +212,10 @@ struct Multiplier {
       case 64:
         return shrink<64>(sum, row, part);
       case 128:
-        return shrink<128>(sum, row, part);
+        if constexpr (TileN >= 128) return shrink<128>(sum, row, part);
+        break;
       default:
-        if constexpr (TileN == 256) return shrink<256>(sum, row, part);
+        if constexpr (TileN >= 256) return shrink<256>(sum, row, part);
     }
   }
 
@@ -276,10 +274,10 @@ struct Multiplier {
     store_tile(sum, (row * 2 + block.rank) * kTileM + half * kHalfM, n0);
   }
 
-  // Units beside a tile are too small to keep the matrix units busy, so their products go with
-  // those of the tile's next step, one group, and their slot is released with that step's. Their
-  // first operand comes through registers, for from shared memory it would take as long as a
-  // step's: fragment i, of rows 16 at a time along what is summed up.
+  // The products of a unit beside a tile go between those of two steps, and are done when those of
+  // the step before are: the next step waits for both, and releases both slots. Their first operand
+  // comes through registers, fragment i of eight 16 along what is summed up: from shared memory,
+  // whose width the steps take up, it would come twice.
   template <bool BIsKN, class Load>
   __device__ void side_products(bool starts, const Load& load, std::uint32_t b, int step_of_b) {
     std::uint32_t a[8][4];
@@ -295,7 +293,8 @@ struct Multiplier {
           BIsKN ? first + i * 128 : first + i / 4 * (step_of_b / 16) + i % 4 * 2;
       wgmma_16<BIsKN, T>(side[i % 2], a[i], at_b, !starts || i > 1);
     }
-    unit_to_go = at.index;
+    wgmma_commit();
+    unreleased_unit = at.index;
     at.template advance<Size::kSlots>();
   }
 

@@ -18,9 +18,9 @@ constexpr std::size_t kSharedBytes = 227 * 1024;
 
 std::int64_t divide_up(std::int64_t a, std::int64_t b) { return (a + b - 1) / b; }
 
-// A tile of 128 columns takes a little more than half the time of one of 256: it reads as many
-// bytes of x for half the products.
-constexpr double kNarrowTile = 0.54;
+// The time of a tile, in those of 256 columns: of fewer ones a little more than their share, for x
+// is read for fewer products.
+double tile_time(int tile_n) { return tile_n == 256 ? 1.0 : tile_n == 128 ? 0.54 : 0.32; }
 
 // The time of one item, in those of a wide tile of the same K: reading x takes 0.38 of it (80 to 90
 // GB/s a multiprocessor), the products of more columns than 64 longer. Each part of a split K has
@@ -32,7 +32,7 @@ double item_time(int rank_class, int parts, double k_blocks) {
 
 // What a unit of h costs beside a tile, in its steps, and how many of those have to lie between.
 constexpr double kBesideUnit = 0.6;
-constexpr std::int64_t kLeastBetween = 2, kMostBetween = 4;
+constexpr std::int64_t kLeastBetween = 2, kMostBetween = 2;
 
 int rank_class_of(std::int64_t rank) {
   if (rank == 0) return 0;
@@ -62,7 +62,7 @@ HopperPlan divided(int tile_n, std::int64_t m, std::int64_t n, std::int64_t rank
 // Shares the items out, and says what they add to the time of the tiles, in wide tiles.
 double share_items(HopperPlan& plan, int parts, std::int64_t k_blocks) {
   const double item = item_time(plan.rank_class, parts, static_cast<double>(k_blocks));
-  const double slack = plan.tile_n == 256 ? 1.0 : kNarrowTile;
+  const double slack = tile_time(plan.tile_n);
   const std::int64_t light = plan.light_clusters, heavy = plan.clusters - light;
   plan.h_parts = parts;
   double best = 0;
@@ -79,7 +79,7 @@ double share_items(HopperPlan& plan, int parts, std::int64_t k_blocks) {
         beside ? static_cast<double>(units) * kBesideUnit / static_cast<double>(k_blocks)
                : static_cast<double>(others) * item;
     const double time = std::max({0.0, static_cast<double>(each) * item - slack, heavy_time});
-    if (each == most || time <= best) {
+    if (each == most || time < best) {
       best = time;
       plan.light_items = each;
       plan.heavy_items = others;
@@ -93,13 +93,15 @@ double share_items(HopperPlan& plan, int parts, std::int64_t k_blocks) {
 
 HopperPlan plan_hopper(std::int64_t m, std::int64_t n, std::int64_t k, std::int64_t rank,
                        const DeviceFacts& facts) {
-  const HopperPlan wide = divided(256, m, n, rank, facts), narrow = divided(128, m, n, rank, facts);
-  const auto turns = [](const HopperPlan& plan) {
-    return static_cast<double>(divide_up(plan.tiles(), plan.clusters));
+  const auto time = [](const HopperPlan& plan) {
+    return static_cast<double>(divide_up(plan.tiles(), plan.clusters)) * tile_time(plan.tile_n);
   };
-  // A narrow tile has no registers for a wider h.
-  const bool take_narrow = rank <= 128 && turns(narrow) * kNarrowTile < turns(wide);
-  HopperPlan plan = take_narrow ? narrow : wide;
+  HopperPlan plan = divided(256, m, n, rank, facts);
+  for (const int tile_n : {128, 64}) {
+    const HopperPlan narrow = divided(tile_n, m, n, rank, facts);
+    // A narrower tile has no registers for a wider h.
+    if (narrow.rank_class <= tile_n && time(narrow) < time(plan)) plan = narrow;
+  }
   if (rank == 0) return plan;
   const std::int64_t k_blocks = divide_up(k, kTileK);
   HopperPlan best = plan;
@@ -121,6 +123,7 @@ HopperOuterPlan plan_hopper_outer(const HopperPlan& plan, std::int64_t k,
                                   std::int64_t column_blocks) {
   HopperOuterPlan outer;
   if (plan.tile_n != 256 || plan.rank_class != 16 || column_blocks == 0) return outer;
+  if (plan.h_every > 0) return outer;  // one kind of unit beside a tile
   const std::int64_t steps = divide_up(k, kTileK);
   outer.units = column_blocks * plan.tile_rows;
   const std::int64_t each = divide_up(outer.units, plan.clusters);
@@ -128,6 +131,8 @@ HopperOuterPlan plan_hopper_outer(const HopperPlan& plan, std::int64_t k,
   const std::int64_t tiles = plan.tiles() / plan.clusters - 1;
   // A cluster without a unit would have none to add to the sum of a column block.
   if (tiles < 1 || outer.units < plan.clusters) return outer;
+  // The kernel counts in 32 bits.
+  if ((outer.units + 1) * plan.clusters >= std::int64_t{1} << 31) return outer;
   outer.segments = 2 * (divide_up(plan.tile_rows * plan.clusters, outer.units) + 1);
   for (int every = 16; every >= 2; --every) {
     if (tiles * ((steps - 1) / every) < each) continue;
@@ -175,6 +180,8 @@ Support hopper_takes(const Term& term, const DeviceFacts& facts) {
   }
   if (!term.pair.present()) return {};
   if (term.pair.rank() < 1 || term.pair.rank() > kMaxLoraRank) return Support::no("rank");
+  constexpr std::int64_t kMostFeatures = std::int64_t{1} << 26;  // copies are counted in 32 bits
+  if (std::max(term.x.dim(1), term.y.dim(1)) > kMostFeatures) return Support::no("too wide");
   if (term.pair.input_dropout != nullptr || term.pair.output_dropout != nullptr) {
     return Support::no("dropout");
   }
