@@ -9,8 +9,9 @@
 
 // y = [ x | s·h ] · [ W ; E ] + bias with h = x·S, for many rows of 16-bit elements on Hopper.
 //
-// A block makes a tile of 128 rows of y and 256 (or 128) columns, over K in steps of 64; two blocks
-// of a cluster make two tiles, one above the other, and each fetches half of their W for both:
+// A block makes a tile of 128 rows of y and 256 (or 128, or 64) columns, over K in steps of 64; two
+// blocks of a cluster make two tiles, one above the other, and each fetches half of their W for
+// both:
 //
 //                  W (64, 256) of this step
 //                 ┌───────────┬───────────┐
@@ -29,13 +30,22 @@
 // fill it. Warpgroups 1 and 2 wait until it is full, let wgmma multiply, and release the slot when
 // the products of the one before it are known to be done. They add up y in registers (128 each,
 // which warpgroup 0 has no use for and gives away), round it, and put it into staging buffers, from
-// which TMA stores it while the next tile begins. A step is 128·256·64 products in 512 clocks, for
-// which 48 KB come in: half from L2 twice, half shared.
+// which TMA stores it while the next tile begins. A step is 128·256·64 products, 1024 clocks of a
+// multiprocessor's matrix units, for which 32 KB come in: 16 of x and half of W's 32.
 //
-// The pair is the last step of every tile, with h in x's place and E in W's. h is made by blocks
-// that have a tile less than others (see HopperPlan) before they turn to their tiles, in the same
-// ring: a slot then holds x (128, 128) and S (128, r). They write it to memory and raise a flag of
-// the row block; whoever fetches h waits for it. Only blocks that wait for nothing raise flags.
+// The pair is the last step of every tile, with h in x's place and E in W's. h is made in the same
+// ring, by who has the time (see HopperPlan): by blocks that have a tile less than others, before
+// they turn to their tiles, when a slot holds x (128, 128) and S (128, r); or by the others, in
+// units of the same kind between steps of their first tile. h goes to memory, and a flag of the row
+// block is raised, which whoever fetches h waits for. The outer products of a backward pass are
+// made in units between steps of the later tiles.
+//
+// So blocks wait for each other. The kernel is launched cooperatively: all blocks run at once, or
+// none does, which is why roles can follow from blockIdx; and a block makes its share of h before
+// it waits for others'. Flags have to be zero before they are raised: block 0 sees to that, and the
+// barrier that a cooperative launch has lets the others know. The warps of warpgroup 0 that don't
+// fetch do that, copy an S or E that TMA could not fetch as it lies or that is of another type,
+// watch the flags, and add up what units have left in memory (hopper_fetch.cuh).
 
 namespace graft::cuda {
 namespace hopper {

@@ -76,7 +76,7 @@ struct OuterPart {
   bool of_h;  // its coefficients are the s·h that this kernel makes
 };
 
-// The outer products of a term, made in units beside the tiles: see `Multiplier::unit`.
+// The outer products of a term, made in units beside the tiles: see `Multiplier::outer_unit`.
 struct OuterArguments {
   OuterPart parts[kMostOuter];
   int every;               // steps from a unit to the next

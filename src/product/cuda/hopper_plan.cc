@@ -23,16 +23,23 @@ std::int64_t divide_up(std::int64_t a, std::int64_t b) { return (a + b - 1) / b;
 double tile_time(int tile_n) { return tile_n == 256 ? 1.0 : tile_n == 128 ? 0.54 : 0.32; }
 
 // The time of one item, in those of a wide tile of the same K: reading x takes 0.38 of it (80 to 90
-// GB/s a multiprocessor), the products of more columns than 64 longer. Each part of a split K has
-// its own start, and its sums go through memory.
-double item_time(int rank_class, int parts, double k_blocks) {
-  const double whole = rank_class <= 64 ? 0.38 : rank_class == 128 ? 0.65 : 1.15;
+// GB/s a multiprocessor), more where its rows don't begin with a line of the cache, the products of
+// more columns than 64 longer. Each part of a split K has its own start, and its sums go through
+// memory.
+double item_time(int rank_class, int parts, double k_blocks, bool aligned) {
+  const double narrow = aligned ? 0.38 : 0.55;
+  const double whole = rank_class <= 64 ? narrow : rank_class == 128 ? 0.65 : 1.15;
   return whole / parts + (parts > 1 ? 2.5 : 1.0) / k_blocks;
 }
 
-// What a unit of h costs beside a tile, in its steps, and how many of those have to lie between.
+// What a unit of h costs beside a tile, in its steps, and after how many of those there is one: h
+// is there early, and there is time for what comes after each.
 constexpr double kBesideUnit = 0.6;
-constexpr std::int64_t kLeastBetween = 2, kMostBetween = 2;
+constexpr int kBetween = 2;
+
+// So much of the time of a tile that a light cluster doesn't have is given to h: it begins a little
+// later than the others.
+constexpr double kSlackTaken = 0.9;
 
 int rank_class_of(std::int64_t rank) {
   if (rank == 0) return 0;
@@ -60,21 +67,24 @@ HopperPlan divided(int tile_n, std::int64_t m, std::int64_t n, std::int64_t rank
 }
 
 // Shares the items out, and says what they add to the time of the tiles, in wide tiles.
-double share_items(HopperPlan& plan, int parts, std::int64_t k_blocks) {
-  const double item = item_time(plan.rank_class, parts, static_cast<double>(k_blocks));
-  const double slack = tile_time(plan.tile_n);
+double share_items(HopperPlan& plan, int parts, std::int64_t k) {
+  const std::int64_t k_blocks = divide_up(k, kTileK);
+  const double item =
+      item_time(plan.rank_class, parts, static_cast<double>(k_blocks), k % kTileK == 0);
+  const double slack = kSlackTaken * tile_time(plan.tile_n);
   const std::int64_t light = plan.light_clusters, heavy = plan.clusters - light;
   plan.h_parts = parts;
   double best = 0;
   const std::int64_t items = plan.items();
   const std::int64_t units = divide_up(divide_up(k_blocks, 2), parts);
-  const std::int64_t between = std::min((k_blocks - 1) / units, kMostBetween);
-  const bool has_registers = plan.tile_n == 256 && plan.rank_class == 16;
+
+  // Beside a tile there are registers for no more than 16 columns.
+  const bool fits = plan.tile_n == 256 && plan.rank_class == 16 && units * kBetween < k_blocks;
   const std::int64_t most = light == 0 ? 0 : divide_up(items, light);
   for (std::int64_t each = most;; --each) {
     const std::int64_t rest = std::max<std::int64_t>(0, items - each * light);
     const std::int64_t others = divide_up(rest, heavy);
-    const bool beside = has_registers && others == 1 && between >= kLeastBetween;
+    const bool beside = fits && others == 1;
     const double heavy_time =
         beside ? static_cast<double>(units) * kBesideUnit / static_cast<double>(k_blocks)
                : static_cast<double>(others) * item;
@@ -83,7 +93,7 @@ double share_items(HopperPlan& plan, int parts, std::int64_t k_blocks) {
       best = time;
       plan.light_items = each;
       plan.heavy_items = others;
-      plan.h_every = beside ? static_cast<int>(between) : 0;
+      plan.h_every = beside ? kBetween : 0;
     }
     if (each == 0) return best;
   }
@@ -93,24 +103,24 @@ double share_items(HopperPlan& plan, int parts, std::int64_t k_blocks) {
 
 HopperPlan plan_hopper(std::int64_t m, std::int64_t n, std::int64_t k, std::int64_t rank,
                        const DeviceFacts& facts) {
-  const auto time = [](const HopperPlan& plan) {
+  const auto time_of = [](const HopperPlan& plan) {
     return static_cast<double>(divide_up(plan.tiles(), plan.clusters)) * tile_time(plan.tile_n);
   };
   HopperPlan plan = divided(256, m, n, rank, facts);
   for (const int tile_n : {128, 64}) {
     const HopperPlan narrow = divided(tile_n, m, n, rank, facts);
     // A narrower tile has no registers for a wider h.
-    if (narrow.rank_class <= tile_n && time(narrow) < time(plan)) plan = narrow;
+    if (narrow.rank_class <= tile_n && time_of(narrow) < time_of(plan)) plan = narrow;
   }
   if (rank == 0) return plan;
   const std::int64_t k_blocks = divide_up(k, kTileK);
   HopperPlan best = plan;
-  double best_time = share_items(best, 1, k_blocks);
+  double best_time = share_items(best, 1, k);
   for (const int parts : {2, 4}) {
     if (k_blocks < 8 * parts) break;
     if (parts > 2 && plan.rank_class > 16) break;  // adding them up would take too long
     HopperPlan other = plan;
-    const double time = share_items(other, parts, k_blocks);
+    const double time = share_items(other, parts, k);
     if (time < best_time) {
       best_time = time;
       best = other;
