@@ -19,6 +19,8 @@ ALLOWED = {
         "the pool: cores are the machine's, and two pools that spin against each other lose milliseconds",
     "graft::cpu::(anonymous namespace)::inside_task":
         "of a thread: whether it is running a task",
+    "graft::cuda::(anonymous namespace)::encode()::found":
+        "the driver's function that describes tensors, looked up once: there is one driver",
     # graft_mlx
     "graft::mlx::(anonymous namespace)::fused_flag()::enabled":
         "the switch: for any code that calls the operations, as MLX's default device is",

@@ -9,8 +9,9 @@
 
 // y = [ x | s·h ] · [ W ; E ] + bias with h = x·S, for many rows of 16-bit elements on Hopper.
 //
-// A block makes a tile of 128 rows of y and 256 (or 128) columns, over K in steps of 64; two blocks
-// of a cluster make two tiles, one above the other, and each fetches half of their W for both:
+// A block makes a tile of 128 rows of y and 256 (or 128, or 64) columns, over K in steps of 64; two
+// blocks of a cluster make two tiles, one above the other, and each fetches half of their W for
+// both:
 //
 //                  W (64, 256) of this step
 //                 ┌───────────┬───────────┐
@@ -29,13 +30,22 @@
 // fill it. Warpgroups 1 and 2 wait until it is full, let wgmma multiply, and release the slot when
 // the products of the one before it are known to be done. They add up y in registers (128 each,
 // which warpgroup 0 has no use for and gives away), round it, and put it into staging buffers, from
-// which TMA stores it while the next tile begins. A step is 128·256·64 products in 512 clocks, for
-// which 48 KB come in: half from L2 twice, half shared.
+// which TMA stores it while the next tile begins. A step is 128·256·64 products, 1024 clocks of a
+// multiprocessor's matrix units, for which 32 KB come in: 16 of x and half of W's 32.
 //
-// The pair is the last step of every tile, with h in x's place and E in W's. h is made by blocks
-// that have a tile less than others (see HopperPlan) before they turn to their tiles, in the same
-// ring: a slot then holds x (128, 128) and S (128, r). They write it to memory and raise a flag of
-// the row block; whoever fetches h waits for it. Only blocks that wait for nothing raise flags.
+// The pair is the last step of every tile, with h in x's place and E in W's. h is made in the same
+// ring, by who has the time (see HopperPlan): by blocks that have a tile less than others, before
+// they turn to their tiles, when a slot holds x (128, 128) and S (128, r); or by the others, in
+// units of the same kind between steps of their first tile. h goes to memory, and a flag of the row
+// block is raised, which whoever fetches h waits for. The outer products of a backward pass are
+// made in units between steps of the later tiles.
+//
+// So blocks wait for each other. The kernel is launched cooperatively: all blocks run at once, or
+// none does, which is why roles can follow from blockIdx; and a block makes its share of h before
+// it waits for others'. Flags have to be zero before they are raised: block 0 sees to that, and the
+// barrier that a cooperative launch has lets the others know. The warps of warpgroup 0 that don't
+// fetch do that, copy an S or E that TMA could not fetch as it lies or that is of another type,
+// watch the flags, and add up what units have left in memory (hopper_fetch.cuh).
 
 namespace graft::cuda {
 namespace hopper {
@@ -53,7 +63,8 @@ __global__ void __launch_bounds__(kThreads, 1)
       block.full(i).init(1);   // who fetches
       block.empty(i).init(4);  // two warpgroups, of two blocks
     }
-    Seen{block.shared + Size::kSeen}.set(0);
+    block.seen().set(0);
+    block.left().set(0);
     publish_barriers();
     prefetch(maps.x);
     prefetch(maps.w);
@@ -120,8 +131,7 @@ struct Layout {
         rank(term.pair.rank()) {
     plan = plan_hopper(m, n, k, rank, facts);
     k_blocks = (k + kTileK - 1) / kTileK;
-    const int steps = plan.tile_n == 256 ? steps_of_unit<256>(plan.rank_class)
-                                         : steps_of_unit<128>(plan.rank_class);
+    const int steps = plan.tile_n == 256 ? steps_of_unit<256>(plan.rank_class) : 1;
     units = (k_blocks + steps - 1) / steps;
     if (rank == 0) return;
     makes_outer = hopper_makes_outer(term, facts);
@@ -144,7 +154,7 @@ struct Layout {
     if (copies_s) s_at = take(rank * s_stride() * 2);
     if (copies_e) e_at = take((w_is_kn ? rank : n) * e_stride() * 2);
     h_at = take(m * h_stride() * 2);
-    if (plan.h_parts > 1) {
+    if (plan.h_parts > 1 || plan.h_every > 0) {
       partial_at = take(plan.h_parts * plan.tile_rows * 2 * kTileM * plan.rank_class * 4);
     }
     if (!makes_outer) return;
@@ -153,7 +163,7 @@ struct Layout {
         coefficients_at[i] = take(m * h_stride() * 2);
       }
     }
-    outer_partial_at = take(column_blocks * outer.segments * 2 * kOuterPartial * 4);
+    outer_partial_at = take(column_blocks * outer.segments * 2 * kBesidePartial * 4);
   }
 
   static bool fetched_in_place(const ConstTensorView& rows, DType dtype) {
@@ -193,8 +203,12 @@ void launch(const Call& call, const Layout& layout, const Maps& maps, const Argu
     if (layout.w_is_kn) return launch_product<T, 256, true>(call, maps, args);
     return launch_product<T, 256, false>(call, maps, args);
   }
-  if (layout.w_is_kn) return launch_product<T, 128, true>(call, maps, args);
-  return launch_product<T, 128, false>(call, maps, args);
+  if (layout.plan.tile_n == 128) {
+    if (layout.w_is_kn) return launch_product<T, 128, true>(call, maps, args);
+    return launch_product<T, 128, false>(call, maps, args);
+  }
+  if (layout.w_is_kn) return launch_product<T, 64, true>(call, maps, args);
+  return launch_product<T, 64, false>(call, maps, args);
 }
 
 template <class T>
@@ -203,9 +217,9 @@ void run_as(const char* op, const Call& call, const Term& term, std::byte* works
   const HopperPlan& plan = layout.plan;
   const DType dtype = term.multiply;
   const ConstTensorView w = layout.w_is_kn ? term.w : term.w.transposed();
-  // A block fetches half of a tile's W: as (K, N) in boxes of 64 rows, as (N, K) in one of half a
-  // tile.
-  const int w_rows = layout.w_is_kn ? kTileK : plan.tile_n / 2;
+  // A block fetches half of a tile's W: as (K, N) in boxes of 64 columns and rows, or half the rows
+  // if there is one box; as (N, K) in one of half a tile.
+  const int w_rows = !layout.w_is_kn ? plan.tile_n / 2 : plan.tile_n == 64 ? kTileK / 2 : kTileK;
 
   Maps maps{};
   maps.x = tensor_map(op, term.x.data(), dtype, layout.m, layout.k, term.x.stride(0), kTileM);
@@ -267,8 +281,8 @@ void run_as(const char* op, const Call& call, const Term& term, std::byte* works
     return tensor_map(op, copied ? workspace + at : rows.data(), dtype, rows.dim(0), rows.dim(1),
                       copied ? stride : rows.stride(0), box_rows);
   };
-  maps.s =
-      place(Layout::s_rows(term), layout.copies_s, layout.s_stride(), layout.s_at, plan.rank_class);
+  maps.s = place(Layout::s_rows(term), layout.copies_s, layout.s_stride(), layout.s_at,
+                 plan.rank_class / 2);
   copies.of_s = copies.count;
   maps.e = place(layout.e_rows(term), layout.copies_e, layout.e_stride(), layout.e_at, w_rows);
   if (layout.makes_outer) {

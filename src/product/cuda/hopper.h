@@ -21,7 +21,7 @@ namespace graft::cuda {
 /// their tiles; where it isn't enough, the others help. An item of that work is the two row blocks
 /// of a cluster row, over one of `h_parts` parts of K.
 struct HopperPlan {
-  int tile_n = 256;            ///< Columns of y in a tile: 256 or 128.
+  int tile_n = 256;            ///< Columns of y in a tile: 256, 128 or 64.
   std::int64_t tile_rows = 0;  ///< Cluster rows: tiles of 256 rows of y, two blocks.
   std::int64_t tile_cols = 0;  ///< Tiles beside each other.
   int clusters = 0;            ///< Of two blocks each, at most one block a multiprocessor.

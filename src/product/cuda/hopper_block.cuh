@@ -2,6 +2,7 @@
 
 #include <cstdint>
 
+#include "backend/cuda/element.cuh"
 #include "backend/cuda/sm90.cuh"
 #include "graft/tensor_view.h"
 
@@ -20,13 +21,14 @@ constexpr int kThreads = 384;              // three warpgroups
 constexpr int kStagingBytes = 2 * 2 * kBoxBytes;
 constexpr int kFlagsOfRowBlock = 3;  // ready; arrived, a warpgroup
 
-constexpr int kMostOuter = 2;           // outer products of a term: dA and dB
-constexpr int kOuterCols = 128;         // columns of a matrix in a unit, 64 a warpgroup
-constexpr int kOuterPartial = 8 * 128;  // sums of a warpgroup
+constexpr int kMostOuter = 2;            // outer products of a term: dA and dB
+constexpr int kOuterCols = 128;          // columns of a matrix in a unit, 64 a warpgroup
+constexpr int kBesidePartial = 8 * 128;  // sums of a unit beside a tile, of a warpgroup
+constexpr int kMostParts = 4;            // of K, of h
 
 template <int TileN>
 struct Sizes {
-  static constexpr int kSlots = TileN == 256 ? 4 : 6;
+  static constexpr int kSlots = TileN == 256 ? 4 : TileN == 128 ? 6 : 8;
   static constexpr int kSlotBytes = kXBytes + TileN * kRowBytes;
   static constexpr int kRing = 0;  // offsets in shared memory
   static constexpr int kStaging = kRing + kSlots * kSlotBytes;
@@ -34,8 +36,9 @@ struct Sizes {
   static constexpr int kFull = kBias + TileN * 4;
   static constexpr int kEmpty = kFull + kSlots * 8;
   static constexpr int kArrived = kEmpty + kSlots * 8;
-  static constexpr int kSeen = kArrived + 8;
-  static constexpr int kEnd = kSeen + 8;
+  static constexpr int kSeen = kArrived + 12;  // kArrived: of two warpgroups, and of those that add
+  static constexpr int kLeft = kSeen + 4;
+  static constexpr int kEnd = kLeft + 8;
 };
 
 // What the slots hold while h is made: so many steps of x and S.
@@ -73,13 +76,13 @@ struct OuterPart {
   bool of_h;  // its coefficients are the s·h that this kernel makes
 };
 
-// The outer products of a term, made in units beside the tiles: see `Multiplier::unit`.
+// The outer products of a term, made in units beside the tiles: see `Multiplier::outer_unit`.
 struct OuterArguments {
   OuterPart parts[kMostOuter];
   int every;               // steps from a unit to the next
   int units;               // column blocks of all parts · cluster rows
   int segments;            // sums of one column block that go through memory, at most
-  float* partial;          // [column block][segment][half][128 threads] of 8
+  float* partial;          // [column block][segment][half] of kBesidePartial
   std::uint32_t* arrived;  // [column block][half]
 };
 
@@ -113,6 +116,24 @@ constexpr int kHalfXBytes = kHalfM * kRowBytes;
 // time share what they read of x and W.
 constexpr int kGroupRows = 8;
 
+// A count in shared memory that some threads raise and others wait for.
+struct Count {
+  std::uint32_t address;
+
+  __device__ void set(int count) const {
+    asm volatile("st.release.cta.shared.u32 [%0], %1;" ::"r"(address), "r"(count) : "memory");
+  }
+  __device__ void raise() const {
+    asm volatile("red.release.cta.shared.add.u32 [%0], 1;" ::"r"(address) : "memory");
+  }
+  __device__ void wait(int count) const {
+    int seen;
+    do {
+      asm volatile("ld.acquire.cta.shared.u32 %0, [%1];" : "=r"(seen) : "r"(address) : "memory");
+    } while (seen < count);
+  }
+};
+
 // The block's shared memory and its place among the blocks.
 template <int TileN>
 struct Block {
@@ -125,6 +146,10 @@ struct Block {
   __device__ std::uint32_t slot(Slot at) const { return shared + at.index * Size::kSlotBytes; }
   __device__ Barrier full(int index) const { return {shared + Size::kFull + index * 8}; }
   __device__ Barrier empty(int index) const { return {shared + Size::kEmpty + index * 8}; }
+  // How far the thread that watches flags in memory has come, for the one that fetches.
+  __device__ Count seen() const { return {shared + Size::kSeen}; }
+  // So many sums of units beside tiles have been left in memory by the two warpgroups.
+  __device__ Count left() const { return {shared + Size::kLeft}; }
 };
 
 // Calls `make(row of clusters, part of K)` for each item of h that falls to this cluster: item i of
@@ -165,34 +190,64 @@ struct Units {
   int next, end;
 
   __device__ static int first_of(const Arguments& args, int cluster) {
-    return static_cast<int>(std::int64_t{cluster} * args.outer.units / args.clusters);
+    return cluster * args.outer.units / args.clusters;
   }
   __device__ static int cluster_of(const Arguments& args, int unit) {
-    return static_cast<int>(((unit + 1) * std::int64_t{args.clusters} - 1) / args.outer.units);
+    return ((unit + 1) * args.clusters - 1) / args.outer.units;
   }
   __device__ Units(const Arguments& args, int cluster)
       : next(first_of(args, cluster)), end(first_of(args, cluster + 1)) {}
+  // Blocks that share the sums of a column block.
+  __device__ static int segments_of(const Arguments& args, int column) {
+    return (cluster_of(args, (column + 1) * args.tile_rows - 1) -
+            cluster_of(args, column * args.tile_rows) + 1) *
+           2;
+  }
   // So many go with the next tile: the first one of a cluster is left alone, until h is there.
   __device__ int of_tile(const Arguments& args, bool first_tile) const {
     return first_tile ? 0 : min(end - next, (args.k_blocks - 1) / args.outer.every);
   }
 };
 
-// How far the thread that watches the flags in memory has come, for the one that fetches.
-struct Seen {
-  std::uint32_t address;
+// Where a warpgroup leaves its sums over a part of K, in float4: [part][row block][half][rank_class
+// / 8] of 128 threads.
+__device__ inline float4* h_partial(const Arguments& args, int part, int row_block, int half) {
+  const std::int64_t row_blocks = std::int64_t{2} * args.tile_rows;
+  return reinterpret_cast<float4*>(args.partial) +
+         ((part * row_blocks + row_block) * 2 + half) * (args.rank_class / 8 * 128);
+}
 
-  __device__ void set(int count) const {
-    asm volatile("st.release.cta.shared.u32 [%0], %1;" ::"r"(address), "r"(count) : "memory");
+// Where a block leaves its sums over a column block of an outer product: [column
+// block][segment][half].
+__device__ inline float4* outer_partial(const Arguments& args, int column, int segment, int half) {
+  return reinterpret_cast<float4*>(
+      args.outer.partial +
+      ((std::int64_t{column} * args.outer.segments + segment) * 2 + half) * kBesidePartial);
+}
+
+template <class T>
+__device__ std::uint32_t packed(float low, float high) {
+  if constexpr (std::is_same_v<T, __half>) {
+    const __half2 both = __floats2half2_rn(low, high);
+    return reinterpret_cast<const std::uint32_t&>(both);
+  } else {
+    const __nv_bfloat162 both = __floats2bfloat162_rn(low, high);
+    return reinterpret_cast<const std::uint32_t&>(both);
   }
-  __device__ void wait(int count) const {
-    int seen;
-    do {
-      asm volatile("ld.acquire.cta.shared.u32 %0, [%1];" : "=r"(seen) : "r"(address) : "memory");
-    } while (seen < count);
-    fence_async();  // what others wrote is now fetched by TMA
-  }
-};
+}
+
+// Two neighbours of a row of h; and s·h, scaled in float32 before it is rounded, so that it
+// overflows no sooner than itself.
+template <class T>
+__device__ void store_h(const Arguments& args, int row, int column, float low, float high) {
+  if (row >= args.m || column >= args.h_stride) return;
+  T* const to = static_cast<T*>(args.h) + std::int64_t{row} * args.h_stride + column;
+  *reinterpret_cast<std::uint32_t*>(to) = packed<T>(low * args.scaling, high * args.scaling);
+  if (args.h_out == nullptr) return;
+  float* const out = args.h_out + std::int64_t{row} * args.rank + column;
+  if (column < args.rank) out[0] = low;
+  if (column + 1 < args.rank) out[1] = high;
+}
 
 #endif
 

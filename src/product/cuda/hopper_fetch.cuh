@@ -110,6 +110,104 @@ __device__ inline void wait_for(const std::uint32_t* flag, std::uint32_t count) 
   }
 }
 
+// Warpgroup 0, the last two warps: what units beside tiles have summed up was left in memory; the
+// last block of those that share a sum adds them up, always in the same order. So who multiplies
+// waits for nobody.
+constexpr int kAddThreads = 64;
+template <int TileN, bool Outer, class T>
+__device__ void add_sums(const Arguments& args, const Block<TileN>& block, int thread) {
+  int left = 0;
+  const auto wait_for_sums = [&] {
+    block.left().wait(left += 2);
+    __threadfence();  // what the others of this block wrote comes before the count of blocks
+    named_sync(5, kAddThreads);
+  };
+  const auto is_last = [&](std::uint32_t* arrivals, int count) {
+    const std::uint32_t arrived = block.shared + Sizes<TileN>::kArrived + 8;
+    if (thread == 0) {
+      const unsigned before = atomicAdd(arrivals, 1u);
+      __threadfence();
+      asm volatile("st.shared.u32 [%0], %1;" ::"r"(arrived), "r"(before) : "memory");
+    }
+    named_sync(5, kAddThreads);
+    unsigned before;
+    asm volatile("ld.shared.u32 %0, [%1];" : "=r"(before) : "r"(arrived) : "memory");
+    named_sync(5, kAddThreads);
+    return before + 1 == static_cast<unsigned>(count);
+  };
+  const auto add = [](float4& to, const float4& value) {
+    to.x += value.x;
+    to.y += value.y;
+    to.z += value.z;
+    to.w += value.w;
+  };
+
+  if (!Outer && beside_tile(args, block.cluster)) {
+    for_each_item(args, block.cluster, [&](int row, int) {
+      const int row_block = row * 2 + block.rank;
+      if (row_block * kTileM >= args.m) return;
+      wait_for_sums();
+#pragma unroll 1
+      for (int half = 0; half < 2; ++half) {
+        std::uint32_t* const flags = args.flags + row_block * kFlagsOfRowBlock;
+        if (!is_last(flags + 1 + half, args.h_parts)) continue;
+#pragma unroll 1
+        for (int i = thread; i < kBesidePartial / 4; i += kAddThreads) {
+          float4 total = make_float4(0, 0, 0, 0);
+          const float4* from = h_partial(args, 0, row_block, half) + i;
+          const std::int64_t next = std::int64_t{args.tile_rows} * kBesidePartial;
+#pragma unroll 2
+          for (int part = 0; part < args.h_parts; ++part, from += next) add(total, __ldcg(from));
+          const int t = i % 128, column = i / 128 * 8 + t % 4 * 2;
+          const int at = row_block * kTileM + half * kHalfM + t / 32 * 16 + t % 32 / 4;
+          store_h<T>(args, at, column, total.x, total.y);
+          store_h<T>(args, at + 8, column, total.z, total.w);
+        }
+        fence_async();
+        __threadfence();
+        named_sync(5, kAddThreads);
+        if (thread == 0) raise_release(flags);
+      }
+    });
+  }
+
+  if constexpr (Outer) {
+    const OuterArguments& outer = args.outer;
+    for (Units units(args, block.cluster); units.next < units.end;) {
+      int column = units.next / args.tile_rows;
+      units.next = (column + 1) * args.tile_rows;  // this block's part of the column block, or more
+      const int segments = Units::segments_of(args, column);
+      wait_for_sums();
+      const bool second = column >= outer.parts[0].col_blocks;
+      const OuterPart& part = outer.parts[second ? 1 : 0];
+#pragma unroll 1
+      for (int half = 0; half < 2; ++half) {
+        if (!is_last(outer.arrived + column * 2 + half, segments)) continue;
+#pragma unroll 1
+        for (int i = thread; i < kBesidePartial / 4; i += kAddThreads) {
+          float4 total = make_float4(0, 0, 0, 0);
+          const float4* from = outer_partial(args, column, 0, half) + i;
+#pragma unroll 2
+          for (int segment = 0; segment < segments; ++segment, from += kBesidePartial / 2) {
+            add(total, __ldcg(from));
+          }
+          const int t = i % 128, r = i / 128 * 8 + t % 4 * 2;
+          const int col = (second ? column - outer.parts[0].col_blocks : column) * kOuterCols +
+                          half * 64 + t / 32 * 16 + t % 32 / 4;
+          const auto put = [&](int at_r, int at_col, float value) {
+            if (at_r >= args.rank || at_col >= part.cols) return;
+            part.out[at_r * part.rank_stride + at_col * part.col_stride] = value * part.factor;
+          };
+          put(r, col, total.x);
+          put(r + 1, col, total.y);
+          put(r, col + 8, total.z);
+          put(r + 1, col + 8, total.w);
+        }
+      }
+    }
+  }
+}
+
 // Warpgroup 0, the warps that don't fetch: zero the flags, copy this block's share, and then, one
 // thread, watch the flags that `fetch` is to wait for, in its order.
 template <int TileN, bool Outer, class T>
@@ -134,9 +232,12 @@ __device__ void prepare(const Arguments& args, const Block<TileN>& block, int th
     for (int i = copies.of_s; i < copies.count; ++i) copy_share<T>(copies.list[i], thread);
     publish(args.copied + 1);
   }
+  if constexpr (TileN == 256) {  // only there are units beside tiles
+    if (thread >= 32) return add_sums<TileN, Outer, T>(args, block, thread - 32);
+  }
   if (thread != 0) return;
 
-  const Seen seen{block.shared + Sizes<TileN>::kSeen};
+  const Count seen = block.seen();
   int count = 0;
   if (copies.of_s > 0) wait_for(args.copied, gridDim.x);
   seen.set(++count);
@@ -159,7 +260,11 @@ template <int TileN, bool WIsKN, bool Outer>
 __device__ void fetch(const Maps& maps, const Arguments& args, const Block<TileN>& block) {
   using Size = Sizes<TileN>;
   Slot at{0, 1};  // of new barriers, the phase before the first one: all slots are empty
-  const Seen seen{block.shared + Size::kSeen};
+  const Count seen_count = block.seen();
+  const auto wait_until_seen = [&](int count) {
+    seen_count.wait(count);
+    fence_async();  // what others wrote is now fetched by TMA
+  };
   int count = 0;
 
   // Two steps of x and S; or one, of a wide S.
@@ -168,11 +273,17 @@ __device__ void fetch(const Maps& maps, const Arguments& args, const Block<TileN
     const int m0 = (row * 2 + block.rank) * kTileM;
     const Barrier full = block.full(at.index);
     block.empty(at.index).wait(at.parity);
-    full.arrive_and_expect(steps * (kXBytes + s_bytes));
+    // A block that is below the last row fetches for the other one alone: what it multiplies is
+    // nowhere stored.
+    const bool has_rows = m0 < args.m;
+    full.arrive_and_expect(steps * (s_bytes + (has_rows ? kXBytes : 0)));
     for (int i = 0; i < steps; ++i) {
       const int k = (unit * steps + i) * kTileK;
-      load_box(block.slot(at) + i * kXBytes, maps.x, full, k, m0);
-      load_box(block.slot(at) + steps * kXBytes + i * s_bytes, maps.s, full, k, 0);
+      if (has_rows) load_box(block.slot(at) + i * kXBytes, maps.x, full, k, m0);
+      // As W: each block fetches half of the columns of S for both.
+      const int columns = args.rank_class / 2 * block.rank;
+      load_box(block.slot(at) + steps * kXBytes + i * s_bytes + columns * kRowBytes, maps.s, full,
+               k, columns, std::uint16_t{3});
     }
     at.advance<Size::kSlots>();
   };
@@ -184,7 +295,7 @@ __device__ void fetch(const Maps& maps, const Arguments& args, const Block<TileN
     item_unit = part * args.units_of_part;
     item_end = min(item_unit + args.units_of_part, args.units);
     if (beside_tile(args, block.cluster)) return;
-    seen.wait(1);
+    wait_until_seen(1);
     for (; item_unit < item_end; ++item_unit) fill_h_unit(row, item_unit);
   });
 
@@ -192,12 +303,17 @@ __device__ void fetch(const Maps& maps, const Arguments& args, const Block<TileN
   const auto fill = [&](const CUtensorMap& x, const CUtensorMap& w, int m0, int n0, int k) {
     const Barrier full = block.full(at.index);
     block.empty(at.index).wait(at.parity);
-    full.arrive_and_expect(Size::kSlotBytes);
-    load_box(block.slot(at), x, full, k, m0);
+    const bool has_rows = m0 < args.m;
+    full.arrive_and_expect(Size::kSlotBytes - (has_rows ? 0 : kXBytes));
+    if (has_rows) load_box(block.slot(at), x, full, k, m0);
     constexpr int kHalfN = TileN / 2;
     const std::uint32_t to = block.slot(at) + kXBytes + block.rank * kHalfN * kRowBytes;
     const int n = n0 + block.rank * kHalfN;
-    if constexpr (WIsKN) {
+    if constexpr (WIsKN && kHalfN < 64) {
+      // One box of 64 columns: each fetches half of its rows.
+      load_box(block.slot(at) + kXBytes + block.rank * (kBoxBytes / 2), w, full, n0,
+               k + block.rank * (kTileK / 2), std::uint16_t{3});
+    } else if constexpr (WIsKN) {
       for (int i = 0; i < kHalfN / 64; ++i) {
         load_box(to + i * kBoxBytes, w, full, n + i * 64, k, std::uint16_t{3});
       }
@@ -213,7 +329,7 @@ __device__ void fetch(const Maps& maps, const Arguments& args, const Block<TileN
     const int m0 = (unit % args.tile_rows * 2 + block.rank) * kTileM;
     const int part = column < args.outer.parts[0].col_blocks ? 0 : 1;
     if (part == 1) column -= args.outer.parts[0].col_blocks;
-    seen.wait(3);  // copies and h, of all rows
+    wait_until_seen(3);  // copies and h, of all rows
     const Barrier full = block.full(at.index);
     block.empty(at.index).wait(at.parity);
     full.arrive_and_expect(3 * kXBytes);
@@ -232,7 +348,7 @@ __device__ void fetch(const Maps& maps, const Arguments& args, const Block<TileN
     int next_unit = Outer ? args.outer.every : 0, next_h = args.h_every;
     for (int i = 0; i < args.k_blocks; ++i) {
       if (item_unit < item_end && i == next_h) {
-        if (i == args.h_every) seen.wait(1);
+        if (i == args.h_every) wait_until_seen(1);
         fill_h_unit(item_row, item_unit++);
         next_h += args.h_every;
       }
@@ -243,7 +359,7 @@ __device__ void fetch(const Maps& maps, const Arguments& args, const Block<TileN
       fill(maps.x, maps.w, m0, n0, i * kTileK);
     }
     if (args.rank == 0) return;
-    seen.wait(first_tile ? 2 : ++count);
+    wait_until_seen(first_tile ? 2 : ++count);
     if (first_tile) count = Outer ? 3 : 2;
     first_tile = false;
     for (int r = 0; r < args.rank; r += kTileK) fill(maps.h, maps.e, m0, n0, r);

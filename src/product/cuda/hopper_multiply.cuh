@@ -13,17 +13,6 @@
 
 namespace graft::cuda::hopper {
 
-template <class T>
-__device__ std::uint32_t packed(float low, float high) {
-  if constexpr (std::is_same_v<T, __half>) {
-    const __half2 both = __floats2half2_rn(low, high);
-    return reinterpret_cast<const std::uint32_t&>(both);
-  } else {
-    const __nv_bfloat162 both = __floats2bfloat162_rn(low, high);
-    return reinterpret_cast<const std::uint32_t&>(both);
-  }
-}
-
 __device__ inline float load_as_float(const void* data, DType dtype, std::int64_t index) {
   switch (dtype) {
     case DType::kFloat16:
@@ -50,10 +39,8 @@ struct Multiplier {
   int thread;  // of the warpgroup
   Units units;
   Slot at{0, 0};
-  int unreleased = 0;  // the slot before, whose products may not be done
-  // Slots of units: whose products are to go with those of the next step; whose went with the step
-  // before. -1: none.
-  int unit_to_go = -1, unreleased_unit = -1;
+  int unreleased = 0;        // the slot before, whose products may not be done
+  int unreleased_unit = -1;  // the slot of the unit after it; -1: there was none
   bool first_tile = true, outer_starts = true;
   // Sums of a unit beside the tile, 64 rows by 16, in two halves that don't wait for each other: of
   // h, or of an outer product.
@@ -73,8 +60,7 @@ struct Multiplier {
     release(unreleased);
     if constexpr (kBeside) {
       if (unreleased_unit >= 0) release(unreleased_unit);
-      unreleased_unit = unit_to_go;
-      unit_to_go = -1;
+      unreleased_unit = -1;
     }
   }
   __device__ void finish_products() {
@@ -151,12 +137,18 @@ struct Multiplier {
     publish_h<R>(sum, row, part);
   }
 
-  template <int R, int Registers>
-  __device__ void publish_h(float (&sum)[Registers], int row, int part) const {
+  template <int R>
+  __device__ void publish_h(float (&sum)[TileN / 2], int row, int part) const {
     const int row_block = row * 2 + block.rank;
     if (row_block * kTileM >= args.m) return;
     if (args.h_parts > 1 && !add_parts<R>(sum, row_block, part)) return;
-    store_h<R>(sum, row_block);
+    const int at = row_block * kTileM + half * kHalfM + thread / 32 * 16 + thread % 32 / 4;
+#pragma unroll
+    for (int i = 0; i < R / 8; ++i) {
+      const int column = i * 8 + thread % 4 * 2;
+      store_h<T>(args, at, column, sum[i * 4], sum[i * 4 + 1]);
+      store_h<T>(args, at + 8, column, sum[i * 4 + 2], sum[i * 4 + 3]);
+    }
     // Written by each thread, read by TMA of any block: each thread orders its own writes before
     // TMA's reads and before the flag.
     fence_async();
@@ -168,62 +160,49 @@ struct Multiplier {
     }
   }
 
-  // Leaves this part's sum in memory. The last of a row block's parts to come adds them all, always
-  // in the same order; false: there are others to come.
-  template <int R, int Registers>
-  __device__ bool add_parts(float (&sum)[Registers], int row_block, int part) const {
+  // Leaves this part's sum in memory. The last of a row block's parts to come adds them all; false:
+  // there are others to come. Of narrow sums all parts, in their order; of wide ones there are two,
+  // and two numbers make the same sum in either order.
+  template <int R>
+  __device__ bool add_parts(float (&sum)[TileN / 2], int row_block, int part) const {
     constexpr int kVectors = R / 8;
-    const auto partial = [&](int of_part) {
-      const std::int64_t blocks = std::int64_t{2} * args.tile_rows;
-      return reinterpret_cast<float4*>(args.partial) +
-             ((of_part * blocks + row_block) * 2 + half) * (kVectors * 128) + thread;
-    };
-    float4* const mine = partial(part);
+    float4* const mine = h_partial(args, part, row_block, half) + thread;
 #pragma unroll
     for (int i = 0; i < kVectors; ++i) {
       __stcg(mine + i * 128,
              make_float4(sum[i * 4], sum[i * 4 + 1], sum[i * 4 + 2], sum[i * 4 + 3]));
     }
     if (!is_last(args.flags + row_block * kFlagsOfRowBlock + 1 + half, args.h_parts)) return false;
+    const auto add = [&](int i, const float4& value) {
+      sum[i * 4] += value.x;
+      sum[i * 4 + 1] += value.y;
+      sum[i * 4 + 2] += value.z;
+      sum[i * 4 + 3] += value.w;
+    };
+    if constexpr (R == 16) {
+      float4 values[kMostParts][kVectors];
 #pragma unroll
-    for (int i = 0; i < kVectors * 4; ++i) sum[i] = 0.0f;
-    for (int p = 0; p < args.h_parts; ++p) {
-      const float4* const from = partial(p);
+      for (int p = 0; p < kMostParts; ++p) {
 #pragma unroll
-      for (int i = 0; i < kVectors; ++i) {
-        const float4 value = __ldcg(from + i * 128);
-        sum[i * 4] += value.x;
-        sum[i * 4 + 1] += value.y;
-        sum[i * 4 + 2] += value.z;
-        sum[i * 4 + 3] += value.w;
+        for (int i = 0; i < kVectors; ++i) {
+          values[p][i] = p < args.h_parts
+                             ? __ldcg(h_partial(args, p, row_block, half) + thread + i * 128)
+                             : make_float4(0, 0, 0, 0);
+        }
       }
+#pragma unroll
+      for (int i = 0; i < kVectors * 4; ++i) sum[i] = 0.0f;
+#pragma unroll
+      for (int p = 0; p < kMostParts; ++p) {
+#pragma unroll
+        for (int i = 0; i < kVectors; ++i) add(i, values[p][i]);
+      }
+    } else {
+      const float4* const other = h_partial(args, 1 - part, row_block, half) + thread;
+#pragma unroll
+      for (int i = 0; i < kVectors; ++i) add(i, __ldcg(other + i * 128));
     }
     return true;
-  }
-
-  // s·h, scaled in float32 before it is rounded, so that it overflows no sooner than itself; and h.
-  template <int R, int Registers>
-  __device__ void store_h(const float (&sum)[Registers], int row_block) const {
-    const int lane = thread % 32;
-    const std::int64_t row =
-        std::int64_t{row_block} * kTileM + half * kHalfM + thread / 32 * 16 + lane / 4;
-#pragma unroll
-    for (int below = 0; below < 2; ++below) {
-      if (row + below * 8 >= args.m) continue;
-      T* const to = static_cast<T*>(args.h) + (row + below * 8) * args.h_stride;
-      float* const out = args.h_out + (row + below * 8) * args.rank;
-#pragma unroll
-      for (int i = 0; i < R / 8; ++i) {
-        const int column = i * 8 + lane % 4 * 2;
-        const float low = sum[i * 4 + below * 2], high = sum[i * 4 + below * 2 + 1];
-        if (column >= args.h_stride) continue;
-        *reinterpret_cast<std::uint32_t*>(to + column) =
-            packed<T>(low * args.scaling, high * args.scaling);
-        if (args.h_out == nullptr) continue;
-        if (column < args.rank) out[column] = low;
-        if (column + 1 < args.rank) out[column + 1] = high;
-      }
-    }
   }
 
   __device__ void make_h(float (&sum)[TileN / 2], int row, int part) {
@@ -233,9 +212,10 @@ struct Multiplier {
       case 64:
         return shrink<64>(sum, row, part);
       case 128:
-        return shrink<128>(sum, row, part);
+        if constexpr (TileN >= 128) return shrink<128>(sum, row, part);
+        break;
       default:
-        if constexpr (TileN == 256) return shrink<256>(sum, row, part);
+        if constexpr (TileN >= 256) return shrink<256>(sum, row, part);
     }
   }
 
@@ -259,11 +239,8 @@ struct Multiplier {
             step<4>(sum, false);
             ++i;
           }
-          wgmma_wait<0>();
-          float h[8];
-#pragma unroll
-          for (int j = 0; j < 8; ++j) h[j] = side[0][j] + side[1][j];
-          publish_h<16>(h, item_row, part);
+          const int row_block = item_row * 2 + block.rank;
+          if (row_block * kTileM < args.m) leave_sums(h_partial(args, part, row_block, half));
         });
       }
     }
@@ -276,7 +253,9 @@ struct Multiplier {
         step<4>(sum, false);
         ++i;
         if (++units.next == units.end || units.next % args.tile_rows == 0) {
-          store_outer();
+          const int column = (units.next - 1) / args.tile_rows;
+          const int first = Units::cluster_of(args, column * args.tile_rows);
+          leave_sums(outer_partial(args, column, (block.cluster - first) * 2 + block.rank, half));
           outer_starts = true;
         }
       }
@@ -295,10 +274,10 @@ struct Multiplier {
     store_tile(sum, (row * 2 + block.rank) * kTileM + half * kHalfM, n0);
   }
 
-  // Units beside a tile are too small to keep the matrix units busy, so their products go with
-  // those of the tile's next step, one group, and their slot is released with that step's. Their
-  // first operand comes through registers, for from shared memory it would take as long as a
-  // step's: fragment i, of rows 16 at a time along what is summed up.
+  // The products of a unit beside a tile go between those of two steps, and are done when those of
+  // the step before are: the next step waits for both, and releases both slots. Their first operand
+  // comes through registers, fragment i of eight 16 along what is summed up: from shared memory,
+  // whose width the steps take up, it would come twice.
   template <bool BIsKN, class Load>
   __device__ void side_products(bool starts, const Load& load, std::uint32_t b, int step_of_b) {
     std::uint32_t a[8][4];
@@ -314,7 +293,8 @@ struct Multiplier {
           BIsKN ? first + i * 128 : first + i / 4 * (step_of_b / 16) + i % 4 * 2;
       wgmma_16<BIsKN, T>(side[i % 2], a[i], at_b, !starts || i > 1);
     }
-    unit_to_go = at.index;
+    wgmma_commit();
+    unreleased_unit = at.index;
     at.template advance<Size::kSlots>();
   }
 
@@ -347,57 +327,18 @@ struct Multiplier {
         slot + 2 * kXBytes, 0);
   }
 
-  // Leaves this block's sum of a column block in memory; the last of those that share the column
-  // block adds them all, always in the same order.
-  __device__ void store_outer() {
+  // Leaves the sums of units in memory, for `add_sums`.
+  __device__ void leave_sums(float4* to) {
     wgmma_wait<0>();
-    const OuterArguments& outer = args.outer;
-    const int column = (units.next - 1) / args.tile_rows;
-    const int first = Units::cluster_of(args, column * args.tile_rows);
-    const int last = Units::cluster_of(args, (column + 1) * args.tile_rows - 1);
-    const auto partial = [&](int segment) {
-      return reinterpret_cast<float4*>(
-                 outer.partial +
-                 ((std::int64_t{column} * outer.segments + segment) * 2 + half) * kOuterPartial) +
-             thread;
-    };
-    float4* const mine = partial((block.cluster - first) * 2 + block.rank);
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
-      __stcg(mine + i * 128,
+      __stcg(to + thread + i * 128,
              make_float4(side[0][i * 4] + side[1][i * 4], side[0][i * 4 + 1] + side[1][i * 4 + 1],
                          side[0][i * 4 + 2] + side[1][i * 4 + 2],
                          side[0][i * 4 + 3] + side[1][i * 4 + 3]));
     }
-    const int segments = (last - first + 1) * 2;
-    if (!is_last(outer.arrived + column * 2 + half, segments)) return;
-    float4 total[2] = {};
-    for (int segment = 0; segment < segments; ++segment) {
-#pragma unroll
-      for (int i = 0; i < 2; ++i) {
-        const float4 value = __ldcg(partial(segment) + i * 128);
-        total[i].x += value.x;
-        total[i].y += value.y;
-        total[i].z += value.z;
-        total[i].w += value.w;
-      }
-    }
-    const bool second = column >= outer.parts[0].col_blocks;
-    const OuterPart& part = outer.parts[second ? 1 : 0];
-    const int lane = thread % 32;
-    const int col = (second ? column - outer.parts[0].col_blocks : column) * kOuterCols +
-                    half * 64 + thread / 32 * 16 + lane / 4;
-#pragma unroll
-    for (int i = 0; i < 2; ++i) {
-      const float values[4] = {total[i].x, total[i].y, total[i].z, total[i].w};
-#pragma unroll
-      for (int j = 0; j < 4; ++j) {
-        const int r = i * 8 + lane % 4 * 2 + j % 2, c = col + j / 2 * 8;
-        if (r < args.rank && c < part.cols) {
-          part.out[r * part.rank_stride + c * part.col_stride] = values[j] * part.factor;
-        }
-      }
-    }
+    sync();
+    if (thread == 0) block.left().raise();
   }
 
   // Whether this warpgroup is the last of `count` that left something in memory for each other.

@@ -18,21 +18,28 @@ constexpr std::size_t kSharedBytes = 227 * 1024;
 
 std::int64_t divide_up(std::int64_t a, std::int64_t b) { return (a + b - 1) / b; }
 
-// A tile of 128 columns takes a little more than half the time of one of 256: it reads as many
-// bytes of x for half the products.
-constexpr double kNarrowTile = 0.54;
+// The time of a tile, in those of 256 columns: of fewer ones a little more than their share, for x
+// is read for fewer products.
+double tile_time(int tile_n) { return tile_n == 256 ? 1.0 : tile_n == 128 ? 0.54 : 0.32; }
 
 // The time of one item, in those of a wide tile of the same K: reading x takes 0.38 of it (80 to 90
-// GB/s a multiprocessor), the products of more columns than 64 longer. Each part of a split K has
-// its own start, and its sums go through memory.
-double item_time(int rank_class, int parts, double k_blocks) {
-  const double whole = rank_class <= 64 ? 0.38 : rank_class == 128 ? 0.65 : 1.15;
+// GB/s a multiprocessor), more where its rows don't begin with a line of the cache, the products of
+// more columns than 64 longer. Each part of a split K has its own start, and its sums go through
+// memory.
+double item_time(int rank_class, int parts, double k_blocks, bool aligned) {
+  const double narrow = aligned ? 0.38 : 0.55;
+  const double whole = rank_class <= 64 ? narrow : rank_class == 128 ? 0.65 : 1.15;
   return whole / parts + (parts > 1 ? 2.5 : 1.0) / k_blocks;
 }
 
-// What a unit of h costs beside a tile, in its steps, and how many of those have to lie between.
+// What a unit of h costs beside a tile, in its steps, and after how many of those there is one: h
+// is there early, and there is time for what comes after each.
 constexpr double kBesideUnit = 0.6;
-constexpr std::int64_t kLeastBetween = 2, kMostBetween = 4;
+constexpr int kBetween = 2;
+
+// So much of the time of a tile that a light cluster doesn't have is given to h: it begins a little
+// later than the others.
+constexpr double kSlackTaken = 0.9;
 
 int rank_class_of(std::int64_t rank) {
   if (rank == 0) return 0;
@@ -60,21 +67,24 @@ HopperPlan divided(int tile_n, std::int64_t m, std::int64_t n, std::int64_t rank
 }
 
 // Shares the items out, and says what they add to the time of the tiles, in wide tiles.
-double share_items(HopperPlan& plan, int parts, std::int64_t k_blocks) {
-  const double item = item_time(plan.rank_class, parts, static_cast<double>(k_blocks));
-  const double slack = plan.tile_n == 256 ? 1.0 : kNarrowTile;
+double share_items(HopperPlan& plan, int parts, std::int64_t k) {
+  const std::int64_t k_blocks = divide_up(k, kTileK);
+  const double item =
+      item_time(plan.rank_class, parts, static_cast<double>(k_blocks), k % kTileK == 0);
+  const double slack = kSlackTaken * tile_time(plan.tile_n);
   const std::int64_t light = plan.light_clusters, heavy = plan.clusters - light;
   plan.h_parts = parts;
   double best = 0;
   const std::int64_t items = plan.items();
   const std::int64_t units = divide_up(divide_up(k_blocks, 2), parts);
-  const std::int64_t between = std::min((k_blocks - 1) / units, kMostBetween);
-  const bool has_registers = plan.tile_n == 256 && plan.rank_class == 16;
+
+  // Beside a tile there are registers for no more than 16 columns.
+  const bool fits = plan.tile_n == 256 && plan.rank_class == 16 && units * kBetween < k_blocks;
   const std::int64_t most = light == 0 ? 0 : divide_up(items, light);
   for (std::int64_t each = most;; --each) {
     const std::int64_t rest = std::max<std::int64_t>(0, items - each * light);
     const std::int64_t others = divide_up(rest, heavy);
-    const bool beside = has_registers && others == 1 && between >= kLeastBetween;
+    const bool beside = fits && others == 1;
     const double heavy_time =
         beside ? static_cast<double>(units) * kBesideUnit / static_cast<double>(k_blocks)
                : static_cast<double>(others) * item;
@@ -83,7 +93,7 @@ double share_items(HopperPlan& plan, int parts, std::int64_t k_blocks) {
       best = time;
       plan.light_items = each;
       plan.heavy_items = others;
-      plan.h_every = beside ? static_cast<int>(between) : 0;
+      plan.h_every = beside ? kBetween : 0;
     }
     if (each == 0) return best;
   }
@@ -93,21 +103,24 @@ double share_items(HopperPlan& plan, int parts, std::int64_t k_blocks) {
 
 HopperPlan plan_hopper(std::int64_t m, std::int64_t n, std::int64_t k, std::int64_t rank,
                        const DeviceFacts& facts) {
-  const HopperPlan wide = divided(256, m, n, rank, facts), narrow = divided(128, m, n, rank, facts);
-  const auto turns = [](const HopperPlan& plan) {
-    return static_cast<double>(divide_up(plan.tiles(), plan.clusters));
+  const auto time_of = [](const HopperPlan& plan) {
+    return static_cast<double>(divide_up(plan.tiles(), plan.clusters)) * tile_time(plan.tile_n);
   };
-  // A narrow tile has no registers for a wider h.
-  const bool take_narrow = rank <= 128 && turns(narrow) * kNarrowTile < turns(wide);
-  HopperPlan plan = take_narrow ? narrow : wide;
+  HopperPlan plan = divided(256, m, n, rank, facts);
+  for (const int tile_n : {128, 64}) {
+    const HopperPlan narrow = divided(tile_n, m, n, rank, facts);
+    // A narrower tile has no registers for a wider h.
+    if (narrow.rank_class <= tile_n && time_of(narrow) < time_of(plan)) plan = narrow;
+  }
   if (rank == 0) return plan;
   const std::int64_t k_blocks = divide_up(k, kTileK);
   HopperPlan best = plan;
-  double best_time = share_items(best, 1, k_blocks);
+  double best_time = share_items(best, 1, k);
   for (const int parts : {2, 4}) {
     if (k_blocks < 8 * parts) break;
+    if (parts > 2 && plan.rank_class > 16) break;  // adding them up would take too long
     HopperPlan other = plan;
-    const double time = share_items(other, parts, k_blocks);
+    const double time = share_items(other, parts, k);
     if (time < best_time) {
       best_time = time;
       best = other;
@@ -120,6 +133,7 @@ HopperOuterPlan plan_hopper_outer(const HopperPlan& plan, std::int64_t k,
                                   std::int64_t column_blocks) {
   HopperOuterPlan outer;
   if (plan.tile_n != 256 || plan.rank_class != 16 || column_blocks == 0) return outer;
+  if (plan.h_every > 0) return outer;  // one kind of unit beside a tile
   const std::int64_t steps = divide_up(k, kTileK);
   outer.units = column_blocks * plan.tile_rows;
   const std::int64_t each = divide_up(outer.units, plan.clusters);
@@ -127,6 +141,8 @@ HopperOuterPlan plan_hopper_outer(const HopperPlan& plan, std::int64_t k,
   const std::int64_t tiles = plan.tiles() / plan.clusters - 1;
   // A cluster without a unit would have none to add to the sum of a column block.
   if (tiles < 1 || outer.units < plan.clusters) return outer;
+  // The kernel counts in 32 bits.
+  if ((outer.units + 1) * plan.clusters >= std::int64_t{1} << 31) return outer;
   outer.segments = 2 * (divide_up(plan.tile_rows * plan.clusters, outer.units) + 1);
   for (int every = 16; every >= 2; --every) {
     if (tiles * ((steps - 1) / every) < each) continue;
@@ -174,6 +190,8 @@ Support hopper_takes(const Term& term, const DeviceFacts& facts) {
   }
   if (!term.pair.present()) return {};
   if (term.pair.rank() < 1 || term.pair.rank() > kMaxLoraRank) return Support::no("rank");
+  constexpr std::int64_t kMostFeatures = std::int64_t{1} << 26;  // copies are counted in 32 bits
+  if (std::max(term.x.dim(1), term.y.dim(1)) > kMostFeatures) return Support::no("too wide");
   if (term.pair.input_dropout != nullptr || term.pair.output_dropout != nullptr) {
     return Support::no("dropout");
   }
