@@ -55,6 +55,12 @@ bool needs_own_h(const Term& term) {
 
 int rank_of(const OuterProduct& each) { return static_cast<int>(each.out.dim(0)); }
 
+// Whether tiles make h, K cut into parts, where it doesn't ride with those of y: they read x once for
+// all ranks. Dropout is the shrink's own kernel's.
+bool shrinks_by_tiles(const AmpereShape& shape, const AmperePlan& plan) {
+  return shape.rank > 0 && plan.shrink_blocks == 0 && !shape.dropped;
+}
+
 Workspace lay_out(const Term& term, const DeviceFacts& facts, std::byte* start) {
   const AmpereShape shape = AmpereShape::of(term);
   const AmperePlan plan = plan_ampere(shape, facts);
@@ -74,7 +80,12 @@ Workspace lay_out(const Term& term, const DeviceFacts& facts, std::byte* start) 
     }
     if (needs_own_h(term)) result.h = take(sizes.m * sizes.rank * 4);
   }
-  if (plan.splits > 1) result.parts = take(plan.splits * sizes.m * sizes.n * 4);
+  std::int64_t parts = plan.splits > 1 ? plan.splits * sizes.m * sizes.n : 0;
+  if (shrinks_by_tiles(shape, plan)) {  // h's are summed before y's are made
+    const AmperePlan of_h = plan_ampere(AmpereShape::of_shrink(term), facts);
+    parts = std::max(parts, of_h.splits * sizes.m * sizes.ranks);
+  }
+  if (parts > 0) result.parts = take(parts * 4);
   std::int64_t shares = 0;  // outer products take turns with it
   for (const OuterProduct& each : term.outer_products) {
     const std::int64_t cols = each.matrix.dim(1);
@@ -112,6 +123,35 @@ void (*tile_kernel(Way way, int tile_n))(TileArgs) {
     return way == Way::kAlongK ? tiles<T, Wide, Way::kAlongK> : tiles<T, Wide, Way::kAlongN>;
   }
   return way == Way::kAlongK ? tiles<T, Narrow, Way::kAlongK> : tiles<T, Narrow, Way::kAlongN>;
+}
+
+template <class T>
+void shrink_by_tiles(const Launches& launch, const Term& term, const ShrinkArgs& shrink,
+                     float* parts, const DeviceFacts& facts) {
+  const AmperePlan plan = plan_ampere(AmpereShape::of_shrink(term), facts);
+  TileArgs args;
+  args.x = shrink.x;
+  args.w.data = shrink.packed;
+  args.w.outer = shrink.padded_k, args.w.inner = 1;
+  args.w.dtype = term.multiply;
+  args.w.copies = true;  // zeros after whole eights
+  args.m = shrink.m, args.n = shrink.ranks, args.k = shrink.k;
+  args.y = parts;
+  args.y_stride = shrink.ranks;
+  args.y_float = args.y_vectors = true;
+  args.splits = plan.splits;
+  args.split_depth = plan.split_depth;
+  args.split_stride = shrink.m * shrink.ranks;
+  launch(static_cast<unsigned>(plan.tiles * plan.splits), plan.shared_bytes,
+         tile_kernel<T>(shrink.x.copies ? Way::kAlongK : Way::kAny, plan.tile_n), args);
+  FinishArgs finish_args;
+  finish_args.parts = parts;
+  finish_args.m = shrink.m;
+  finish_args.count = plan.splits;
+  finish_args.rank = shrink.rank, finish_args.ranks = shrink.ranks;
+  finish_args.scaling = shrink.scaling;
+  finish_args.h = shrink.h, finish_args.scaled = shrink.scaled;
+  launch(blocks_for(shrink.m * shrink.ranks, 4 * facts.multiprocessors), 0, finish<T>, finish_args);
 }
 
 template <class T>
@@ -200,7 +240,10 @@ void run_typed(const Call& call, const Term& term, std::byte* start) {
     shrink_args.dropout = DropoutArgs(pair.input_dropout);
     shrink_args.h = h;
     shrink_args.scaled = workspace.scaled;
-    if (plan.shrink_blocks == 0) {
+    if (shrinks_by_tiles(shape, plan)) {
+      shrink_by_tiles<T>(launch, term, shrink_args, reinterpret_cast<float*>(workspace.parts),
+                         facts);
+    } else if (plan.shrink_blocks == 0) {
       launch(static_cast<unsigned>(
                  std::min<std::int64_t>(ceil_div(sizes.m, kShrinkRows), 1 << 20)),
              kShrinkSharedBytes, shrink<T>, shrink_args);

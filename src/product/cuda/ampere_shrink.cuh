@@ -209,6 +209,34 @@ __global__ void __launch_bounds__(256) shrink(const __grid_constant__ ShrinkArgs
   }
 }
 
+/// h from the sums that tiles made of parts of K: what the shrink's own kernel ends with.
+struct FinishArgs {
+  const float* parts = nullptr;  ///< (count, M, ranks)
+  std::int64_t m = 0;
+  int count = 0, rank = 0, ranks = 0;
+  float scaling = 1.0f;
+  float* h = nullptr;      ///< (M, rank), unscaled; null: not wanted.
+  void* scaled = nullptr;  ///< (M, ranks): s·h of the multiply type; null: not wanted.
+};
+
+template <class T>
+__global__ void __launch_bounds__(256) finish(const __grid_constant__ FinishArgs a) {
+  wait_for_earlier_kernels();
+  let_next_kernel_start();
+  const std::int64_t size = a.m * a.ranks;
+  for (std::int64_t i = std::int64_t{blockIdx.x} * 256 + threadIdx.x; i < size;
+       i += std::int64_t{gridDim.x} * 256) {
+    float sum = 0.0f;
+    for (int part = 0; part < a.count; ++part) sum += a.parts[part * size + i];
+    const std::int64_t row = i / a.ranks;
+    const int rank = static_cast<int>(i % a.ranks);
+    if (a.h != nullptr && rank < a.rank) a.h[row * a.rank + rank] = sum;
+    if (a.scaled != nullptr) {
+      static_cast<T*>(a.scaled)[i] = from_float<T>(rank < a.rank ? a.scaling * sum : 0.0f);
+    }
+  }
+}
+
 /// What a call makes ready: S and E in the multiply type, laid out for copies, and counters at zero.
 struct PrepareArgs {
   Operand shrink;  ///< As (rank, K).
