@@ -145,8 +145,7 @@ TEST(AmpereTakes, HalfTypesOfAnyShapeAndStrides) {
 TEST(AmpereTakes, SaysWhyNot) {
   const auto reason = [](const Term& term) { return ampere_takes(term).reason; };
   Term term = term_of(kF32, 64, 64, 64, 0);
-  EXPECT_EQ(reason(term),
-            "multiplies in float32: the matrix units take float16 and bfloat16");
+  EXPECT_EQ(reason(term), "multiplies in float32: the matrix units take float16 and bfloat16");
   term = term_of(kBF16, 64, 64, 64, 0);
   term.y = matrix(kF16, 64, 64);
   EXPECT_EQ(reason(term), "y: expected float32 or bfloat16, got float16");

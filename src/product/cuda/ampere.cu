@@ -1,7 +1,6 @@
-#include "product/cuda/ampere.h"
-
 #include <algorithm>
 
+#include "product/cuda/ampere.h"
 #include "product/cuda/ampere_outer.cuh"
 #include "product/cuda/ampere_shrink.cuh"
 #include "product/cuda/ampere_tile.cuh"
@@ -55,8 +54,8 @@ bool needs_own_h(const Term& term) {
 
 int rank_of(const OuterProduct& each) { return static_cast<int>(each.out.dim(0)); }
 
-// Whether tiles make h, K cut into parts, where it doesn't ride with those of y: they read x once for
-// all ranks. Dropout is the shrink's own kernel's.
+// Whether tiles make h, K cut into parts, where it doesn't ride with those of y: they read x once
+// for all ranks. Dropout is the shrink's own kernel's.
 bool shrinks_by_tiles(const AmpereShape& shape, const AmperePlan& plan) {
   return shape.rank > 0 && plan.shrink_blocks == 0 && !shape.dropped;
 }
@@ -196,8 +195,8 @@ void run_typed(const Call& call, const Term& term, std::byte* start) {
   const Workspace workspace = lay_out(term, facts, start);
   const Launches launch{call, facts.major >= 9};
   const LowRank& pair = term.pair;
-  float* h = pair.h.present() ? pair.h.mutable_data_as<float>()
-                              : reinterpret_cast<float*>(workspace.h);
+  float* h =
+      pair.h.present() ? pair.h.mutable_data_as<float>() : reinterpret_cast<float*>(workspace.h);
   const bool tiled = plan.tiles > 0;
 
   ShrinkArgs shrink_args;
@@ -244,8 +243,7 @@ void run_typed(const Call& call, const Term& term, std::byte* start) {
       shrink_by_tiles<T>(launch, term, shrink_args, reinterpret_cast<float*>(workspace.parts),
                          facts);
     } else if (plan.shrink_blocks == 0) {
-      launch(static_cast<unsigned>(
-                 std::min<std::int64_t>(ceil_div(sizes.m, kShrinkRows), 1 << 20)),
+      launch(static_cast<unsigned>(std::min<std::int64_t>(ceil_div(sizes.m, kShrinkRows), 1 << 20)),
              kShrinkSharedBytes, shrink<T>, shrink_args);
     }
   }
@@ -286,7 +284,8 @@ void run_typed(const Call& call, const Term& term, std::byte* start) {
       args.split_stride = sizes.m * sizes.n;
     }
     args.y_vectors = (args.y_stride % (args.y_float ? 4 : 8) == 0 || sizes.m == 1) &&
-                     args.split_stride % 4 == 0 && reinterpret_cast<std::uintptr_t>(args.y) % 16 == 0;
+                     args.split_stride % 4 == 0 &&
+                     reinterpret_cast<std::uintptr_t>(args.y) % 16 == 0;
     if (plan.shrink_blocks > 0) {
       args.counters = reinterpret_cast<unsigned*>(workspace.counters);
       args.shrink_blocks = plan.shrink_blocks;

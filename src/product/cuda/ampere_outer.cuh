@@ -124,8 +124,9 @@ struct OuterBlock {
 #pragma unroll
     for (int i = 0; i < kOuterRows / 16; ++i) {
       std::uint32_t b[2][2];
-      ldmatrix_trans(base + stage * kOuterStageBytes + place(16 * i + lane % 16, 2 * warp + lane / 16),
-                     b[0][0], b[0][1], b[1][0], b[1][1]);
+      ldmatrix_trans(
+          base + stage * kOuterStageBytes + place(16 * i + lane % 16, 2 * warp + lane / 16),
+          b[0][0], b[0][1], b[1][0], b[1][1]);
 #pragma unroll
       for (int t = 0; t < kOuterRanks / 16; ++t) {
         if (16 * t >= ranks) break;
@@ -196,8 +197,8 @@ struct SumArgs {
   const float* shares = nullptr;  ///< (count, ranks, cols)
   std::int64_t count = 0, cols = 0;
   int rank = 0, ranks = 0;
-  DropoutArgs dropout;            ///< Its scale multiplies the sum.
-  float* out = nullptr;           ///< (rank, cols)
+  DropoutArgs dropout;   ///< Its scale multiplies the sum.
+  float* out = nullptr;  ///< (rank, cols)
   std::int64_t rank_stride = 0, col_stride = 0;
 };
 

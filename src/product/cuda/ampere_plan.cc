@@ -83,8 +83,7 @@ namespace {
 // quarter less often than 64 × 32, and L2 too.
 double time_of(const AmpereShape& shape, int tile_n, std::int64_t splits, std::int64_t sms) {
   const std::int64_t steps = ceil_div(ceil_div(shape.k, kDepth), splits);
-  const std::int64_t blocks =
-      ceil_div(shape.m, kTileRows) * ceil_div(shape.n, tile_n) * splits;
+  const std::int64_t blocks = ceil_div(shape.m, kTileRows) * ceil_div(shape.n, tile_n) * splits;
   const double per_step = tile_n == 256 ? 1.0 : 0.6, start_and_end = 3.0;
   double time = static_cast<double>(ceil_div(blocks, sms)) *
                 (static_cast<double>(steps) * per_step + start_and_end);

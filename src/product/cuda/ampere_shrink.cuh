@@ -7,8 +7,8 @@
 // h (M, rank) = drop(x) · S, from registers alone: no element of x is read twice by a block, so
 // shared memory would only delay it.
 //
-// A block makes kShrinkRows rows at a time. Its 8 warps share K in turns of 32, each sums its own turns, and
-// the warps' sums are added in order: the same bits every time.
+// A block makes kShrinkRows rows at a time. Its 8 warps share K in turns of 32, each sums its own
+// turns, and the warps' sums are added in order: the same bits every time.
 //
 //            turn 0        turn 1               turn 7        turn 8
 //     x  | 32 k: warp 0 | 32 k: warp 1 | … | 32 k: warp 7 | 32 k: warp 0 | …
@@ -28,15 +28,15 @@ inline constexpr int kShrinkWideRanks = 64;  ///< Ranks of a pass over x.
 inline constexpr std::size_t kShrinkSharedBytes = 8 * kShrinkRows * kShrinkWideRanks * 4;
 
 struct ShrinkArgs {
-  Operand x;                     ///< (M, K)
+  Operand x;  ///< (M, K)
   std::int64_t m = 0, k = 0;
   const void* packed = nullptr;  ///< S of the multiply type, (ranks, padded K), zeros around.
   std::int64_t padded_k = 0;     ///< K to whole turns.
   int rank = 0, ranks = 0;       ///< And the rank to whole sixteens.
   float scaling = 1.0f;
-  DropoutArgs dropout;           ///< On x.
-  float* h = nullptr;            ///< (M, rank), unscaled; null: not wanted.
-  void* scaled = nullptr;        ///< (M, ranks): s·h of the multiply type, zeros from `rank` on.
+  DropoutArgs dropout;     ///< On x.
+  float* h = nullptr;      ///< (M, rank), unscaled; null: not wanted.
+  void* scaled = nullptr;  ///< (M, ranks): s·h of the multiply type, zeros from `rank` on.
 };
 
 /// Zeroes what dropout drops of eight elements that follow each other from element `first` on.
@@ -70,7 +70,7 @@ __device__ __forceinline__ void shrink_pass(const ShrinkArgs& a, std::int64_t ro
   const int g = lane / 4, q = lane % 4;
   const T* packed = static_cast<const T*>(a.packed) + (rank0 + g) * a.padded_k;
   const int tiles = (a.ranks - rank0) / 8;  // that exist
-  constexpr int kEights = 2 * Rows;  // of rows
+  constexpr int kEights = 2 * Rows;         // of rows
   float acc[Rows][Tiles][4] = {};
   const auto multiply = [&](const uint4(&x)[kEights], const uint4(&s)[Tiles]) {
 #pragma unroll
@@ -135,7 +135,8 @@ __device__ __forceinline__ void shrink_pass(const ShrinkArgs& a, std::int64_t ro
 #pragma unroll
     for (int r = 0; r < kEights; ++r) {
       x[r] = {0, 0, 0, 0};
-      if (k < a.k && row[r] < a.m) x[r] = kCopies ? load(at[r] + k) : gather8<T>(a.x, row[r], k, a.k);
+      if (k < a.k && row[r] < a.m)
+        x[r] = kCopies ? load(at[r] + k) : gather8<T>(a.x, row[r], k, a.k);
     }
     load_s(k, s);  // packed to whole turns
     drop(k, x);
@@ -237,7 +238,8 @@ __global__ void __launch_bounds__(256) finish(const __grid_constant__ FinishArgs
   }
 }
 
-/// What a call makes ready: S and E in the multiply type, laid out for copies, and counters at zero.
+/// What a call makes ready: S and E in the multiply type, laid out for copies, and counters at
+/// zero.
 struct PrepareArgs {
   Operand shrink;  ///< As (rank, K).
   Operand expand;  ///< As (N, rank).
@@ -261,9 +263,9 @@ __global__ void __launch_bounds__(256) prepare(const __grid_constant__ PrepareAr
     for (std::int64_t i = first; i < a.ranks * a.padded_k; i += step) {
       const std::int64_t r = i / a.padded_k, k = i % a.padded_k;
       static_cast<T*>(a.packed_shrink)[i] = from_float<T>(
-          r < a.rank && k < a.k ? load_element(a.shrink.data, a.shrink.dtype,
-                                               r * a.shrink.outer + k * a.shrink.inner)
-                                : 0.0f);
+          r < a.rank && k < a.k
+              ? load_element(a.shrink.data, a.shrink.dtype, r * a.shrink.outer + k * a.shrink.inner)
+              : 0.0f);
     }
   }
   if (a.packed_expand != nullptr) {
@@ -271,9 +273,9 @@ __global__ void __launch_bounds__(256) prepare(const __grid_constant__ PrepareAr
       const std::int64_t r = a.expand_along_n ? i / a.padded_n : i % a.ranks;
       const std::int64_t n = a.expand_along_n ? i % a.padded_n : i / a.ranks;
       static_cast<T*>(a.packed_expand)[i] = from_float<T>(
-          r < a.rank && n < a.n ? load_element(a.expand.data, a.expand.dtype,
-                                               n * a.expand.outer + r * a.expand.inner)
-                                : 0.0f);
+          r < a.rank && n < a.n
+              ? load_element(a.expand.data, a.expand.dtype, n * a.expand.outer + r * a.expand.inner)
+              : 0.0f);
     }
   }
 }

@@ -15,14 +15,14 @@
 //            └──────┴──────┴──────┴──────┘
 //                     TileN / 4
 //
-// The pair is nothing but more steps: their operands are s·h (M, ranks) in place of x and E in place
-// of W, on the same accumulators. Where dropout masks what the pair adds, its steps come first, the
-// accumulators are masked, and the base product goes on upon them.
+// The pair is nothing but more steps: their operands are s·h (M, ranks) in place of x and E in
+// place of W, on the same accumulators. Where dropout masks what the pair adds, its steps come
+// first, the accumulators are masked, and the base product goes on upon them.
 //
 // Shared memory of a step: x as (128, kDepth), W as (TileN, kDepth) or, where it lies along N,
 // (kDepth, TileN). Rows are cut into chunks of 16 bytes; chunk c of row r lies at place
-// c ^ swizzle(r), so that the eight rows that ldmatrix reads at once, and the chunks that are stored
-// at once, lie in different banks.
+// c ^ swizzle(r), so that the eight rows that ldmatrix reads at once, and the chunks that are
+// stored at once, lie in different banks.
 //
 // Work is dealt out by ticket, in the order in which blocks start. The first tickets are the
 // shrink's (where it rides: there are fewer tiles than the last round of blocks has room for); they
@@ -42,25 +42,25 @@ inline constexpr int kTileRows = 128;
 inline constexpr int kTileThreads = 256;
 
 struct TileArgs {
-  Operand x, w;                ///< (M, K), (N, K)
+  Operand x, w;  ///< (M, K), (N, K)
   std::int64_t m = 0, n = 0, k = 0;
   const void* scaled = nullptr;  ///< s·h (M, ranks) of the multiply type.
   const void* expand = nullptr;  ///< E as `prepare` packs it.
   std::int64_t expand_stride = 0;
-  int ranks = 0;               ///< 0: no pair.
-  DropoutArgs mask;            ///< On what the pair adds.
+  int ranks = 0;     ///< 0: no pair.
+  DropoutArgs mask;  ///< On what the pair adds.
   const void* bias = nullptr;
   std::int64_t bias_stride = 0;
   DType bias_type = DType::kFloat32;
   void* y = nullptr;
   std::int64_t y_stride = 0;
-  bool y_float = false;        ///< float32, or the multiply type.
-  bool y_vectors = false;      ///< Its rows are aligned to 16 bytes.
+  bool y_float = false;    ///< float32, or the multiply type.
+  bool y_vectors = false;  ///< Its rows are aligned to 16 bytes.
   bool accumulate = false;
   /// Parts that K is cut into, where there are too few tiles for the device: part i of y's sum goes
   /// to y + i · split_stride, and something else adds them up.
   int splits = 1;
-  std::int64_t split_depth = 0;   ///< K of a part, whole steps; the last has the rest.
+  std::int64_t split_depth = 0;  ///< K of a part, whole steps; the last has the rest.
   std::int64_t split_stride = 0;
   unsigned* counters = nullptr;  ///< Ticket, then units of h done by block of rows; null: no ride.
   unsigned shrink_blocks = 0;
@@ -102,8 +102,8 @@ struct Feed {
   const char* at = nullptr;     // the first chunk of the next step
   std::int64_t pass_bytes = 0;  // from a pass to the next, in memory
   std::int64_t step_bytes = 0;  // from a step to the next
-  unsigned exists = 0;  // bit p, whether pass p's chunk does
-  int left = 0;         // k from pass 0's chunk on; along n, only if the columns exist
+  unsigned exists = 0;          // bit p, whether pass p's chunk does
+  int left = 0;                 // k from pass 0's chunk on; along n, only if the columns exist
 
   __device__ __forceinline__ static int row() { return static_cast<int>(threadIdx.x) / kChunks; }
   __device__ __forceinline__ static int chunk() { return static_cast<int>(threadIdx.x) % kChunks; }
@@ -308,7 +308,8 @@ struct TileProduct {
         if (c < FeedX::kPasses) {
           if (!elements || a.x.copies) x.copy(c, to_x + stage * Shape::kStageBytes);
         } else {
-          if (!elements || a.w.copies) w.copy(c - FeedX::kPasses, to_w + stage * Shape::kStageBytes);
+          if (!elements || a.w.copies)
+            w.copy(c - FeedX::kPasses, to_w + stage * Shape::kStageBytes);
         }
       }
       if constexpr (kWay == Way::kAny) {
@@ -391,8 +392,8 @@ struct TileProduct {
     for (int r = 0; r < 4; ++r) {
 #pragma unroll
       for (int half = 0; half < 2; ++half) {
-        const unsigned char* row = shared + (warp / 4 * 64 + 16 * r + 8 * half + g) * kGroups +
-                                   warp % 4 * Shape::kBlocksN;
+        const unsigned char* row =
+            shared + (warp / 4 * 64 + 16 * r + 8 * half + g) * kGroups + warp % 4 * Shape::kBlocksN;
 #pragma unroll
         for (int n = 0; n < Shape::kBlocksN; ++n) {
           const unsigned kept = row[n] >> (2 * q);
@@ -407,7 +408,8 @@ struct TileProduct {
 
   /// bias, y +=, and y in vectors of 16 bytes: by way of shared memory, half of a warp's rows at a
   /// time. A lane stores eight columns of every fourth row (of every eighth in narrow tiles). Short
-  /// code: it runs once a tile, and what isn't in the instruction cache costs more than what it does.
+  /// code: it runs once a tile, and what isn't in the instruction cache costs more than what it
+  /// does.
   __device__ __forceinline__ void store(Sums& sums) const {
     constexpr int kChunks = Shape::kBlocksN, kPass = 32 / kChunks;
     const int warp = static_cast<int>(threadIdx.x) / 32, lane = static_cast<int>(threadIdx.x) % 32;
@@ -443,8 +445,8 @@ struct TileProduct {
       for (int r = lane / kChunks; r < 32; r += kPass) {
         const std::int64_t row = row0 + warp / 4 * 64 + 32 * half + r;
         if (row >= a.m || cols <= 0) break;
-        const float4* from = reinterpret_cast<const float4*>(mine + r * Shape::kOutStride +
-                                                             lane % kChunks * 32);
+        const float4* from =
+            reinterpret_cast<const float4*>(mine + r * Shape::kOutStride + lane % kChunks * 32);
         const float4 low = from[0], high = from[1];
         float value[8] = {low.x, low.y, low.z, low.w, high.x, high.y, high.z, high.w};
 #pragma unroll
@@ -504,7 +506,8 @@ __global__ void __launch_bounds__(kTileThreads, 1) tiles(const __grid_constant__
     if (ticket < a.shrink_blocks) {
       for (std::int64_t row = std::int64_t{ticket} * kShrinkUnitRows; row < a.m;
            row += std::int64_t{a.shrink_blocks} * kShrinkUnitRows) {
-        shrink_unit<T, true>(a.shrink, row, reinterpret_cast<float*>(shared));  // ends with a barrier
+        shrink_unit<T, true>(a.shrink, row,
+                             reinterpret_cast<float*>(shared));  // ends with a barrier
         if (threadIdx.x == 0) {
           __threadfence();
           add_release(a.counters + 1 + row / kTileRows, 1);
@@ -518,10 +521,10 @@ __global__ void __launch_bounds__(kTileThreads, 1) tiles(const __grid_constant__
   tile /= a.splits;
   const std::int64_t blocks_m = (a.m + kTileRows - 1) / kTileRows;
   const std::int64_t blocks_n = (a.n + Shape::kN - 1) / Shape::kN;
-  const std::int64_t group = tile / (kRasterRows * blocks_n), in_group = tile % (kRasterRows * blocks_n);
-  const std::int64_t rows = blocks_m - group * kRasterRows < kRasterRows
-                                ? blocks_m - group * kRasterRows
-                                : kRasterRows;
+  const std::int64_t group = tile / (kRasterRows * blocks_n),
+                     in_group = tile % (kRasterRows * blocks_n);
+  const std::int64_t rows =
+      blocks_m - group * kRasterRows < kRasterRows ? blocks_m - group * kRasterRows : kRasterRows;
   const std::int64_t block_m = group * kRasterRows + in_group % rows, block_n = in_group / rows;
 
   const TileProduct<T, Shape, kWay> product(a, shared, block_m * kTileRows, block_n * Shape::kN,

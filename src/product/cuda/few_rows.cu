@@ -1,5 +1,3 @@
-#include "product/cuda/few_rows.h"
-
 #include <algorithm>
 #include <string>
 
@@ -8,6 +6,7 @@
 #include "product/cuda/ampere.h"
 #include "product/cuda/ampere_operand.cuh"
 #include "product/cuda/ampere_shrink.cuh"
+#include "product/cuda/few_rows.h"
 
 // Two kernels. `few_shrink` makes s·h, a rank and up to four rows a block. The product does not
 // wait for it: on sm_90 and later it starts as soon as few_shrink has begun, and waits only when it
@@ -83,7 +82,8 @@ __global__ void __launch_bounds__(kFewShrinkThreads)
     few_shrink(const __grid_constant__ FewShrinkArgs a) {
   wait_for_earlier_kernels();
   let_next_kernel_start();
-  const int rank = static_cast<int>(blockIdx.x), row0 = static_cast<int>(blockIdx.y) * kFewShrinkRows;
+  const int rank = static_cast<int>(blockIdx.x),
+            row0 = static_cast<int>(blockIdx.y) * kFewShrinkRows;
   const Masks masks = a.dropout.any() ? a.dropout.masks() : Masks{};
   float sums[kFewShrinkRows] = {};
   for (std::int64_t k = 8 * threadIdx.x; k < a.k; k += 8 * kFewShrinkThreads) {
@@ -209,10 +209,10 @@ __global__ void __launch_bounds__(256, 2) few_rows(const __grid_constant__ FewAr
     const bool along_rank = a.expand.inner == 1;
     const int r = along_rank ? i % a.rank : i / kFewOutputs;
     const int n = along_rank ? i / a.rank : i % kFewOutputs;
-    expand[n][r] = n0 + n < a.n ? rounded<T>(load_element(
-                                      a.expand.data, a.expand.dtype,
-                                      (n0 + n) * a.expand.outer + r * a.expand.inner))
-                                : 0.0f;
+    expand[n][r] = n0 + n < a.n
+                       ? rounded<T>(load_element(a.expand.data, a.expand.dtype,
+                                                 (n0 + n) * a.expand.outer + r * a.expand.inner))
+                       : 0.0f;
   }
   float acc[Tiles][4] = {};
   const auto multiply = [&](const uint4(&w)[2], const uint4(&x)[Tiles]) {

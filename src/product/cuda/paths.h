@@ -28,8 +28,8 @@ enum class Path : std::uint8_t {
 /// | kSmall   | no base, outer products or dropout; x and y of the type that is multiplied, A and |
 /// |          | B too or float32; up to 16384 rows and 4096 features, in vectors of 16 bytes and  |
 /// |          | eights; rank 4, 8, ... 32                                                        |
-/// | kFewRows | 1 to 16 rows by a W whose rows lie along K, in half types and vectors of 16 bytes; |
-/// |          | no outer products                                                                |
+/// | kFewRows | 1 to 16 rows by a W whose rows lie along K, in half types and vectors of 16      |
+/// |          | bytes; no outer products                                                         |
 /// | kAmpere  | float16 and bfloat16 products of any shape and strides                           |
 /// | kGeneral | the rest                                                                         |
 Path path_of(const Term& term, const DeviceFacts& facts);
