@@ -4,7 +4,6 @@
 #include "product/cuda/ampere_outer.cuh"
 #include "product/cuda/ampere_shrink.cuh"
 #include "product/cuda/ampere_tile.cuh"
-#include "product/cuda/paths.h"
 
 namespace graft::cuda {
 
@@ -54,10 +53,15 @@ bool needs_own_h(const Term& term) {
 
 int rank_of(const OuterProduct& each) { return static_cast<int>(each.out.dim(0)); }
 
+// Whether the pair is left to what adds up parts of y: h and it are so few that float32 does.
+bool pairs_by_rows(const AmpereShape& shape, const AmperePlan& plan) {
+  return plan.splits > 1 && shape.rank > 0 && shape.m * shape.rank <= 4096;
+}
+
 // Whether tiles make h, K cut into parts, where it doesn't ride with those of y: they read x once
 // for all ranks. Dropout is the shrink's own kernel's.
 bool shrinks_by_tiles(const AmpereShape& shape, const AmperePlan& plan) {
-  return shape.rank > 0 && plan.shrink_blocks == 0 && !shape.dropped;
+  return shape.rank > 0 && plan.shrink_blocks == 0 && !shape.dropped && !pairs_by_rows(shape, plan);
 }
 
 Workspace lay_out(const Term& term, const DeviceFacts& facts, std::byte* start) {
@@ -70,7 +74,10 @@ Workspace lay_out(const Term& term, const DeviceFacts& facts, std::byte* start) 
     result.bytes += static_cast<std::size_t>(round_up(bytes, 256));
     return at;
   };
-  if (sizes.rank > 0) {
+  if (pairs_by_rows(shape, plan)) {
+    result.scaled = take(sizes.m * sizes.rank * 4);
+    if (needs_own_h(term)) result.h = take(sizes.m * sizes.rank * 4);
+  } else if (sizes.rank > 0) {
     if (plan.shrink_blocks > 0) result.counters = take((1 + ceil_div(sizes.m, kTileRows)) * 4);
     result.shrink = take(sizes.ranks * sizes.padded_k * 2);
     if (plan.tiles > 0) {
@@ -104,14 +111,23 @@ struct Launches {
   template <class Args>
   void operator()(dim3 grid, std::size_t shared_bytes, void (*kernel)(Args),
                   const Args& args) const {
+    of(256, grid, shared_bytes, kernel, args);
+  }
+  template <class Args>
+  void of(int threads, dim3 grid, std::size_t shared_bytes, void (*kernel)(Args),
+          const Args& args) const {
     Launch how;
     how.grid = grid;
-    how.block = 256;
+    how.block = static_cast<unsigned>(threads);
     how.shared_bytes = shared_bytes;
     how.overlaps = overlaps;
     call.launch(how, kernel, args);
   }
 };
+
+Way way_of(const AmpereShape& shape, const Operand& w) {
+  return shape.elements ? Way::kAny : w.copies ? Way::kAlongK : Way::kAlongN;
+}
 
 template <class T>
 void (*tile_kernel(Way way, int tile_n))(TileArgs) {
@@ -153,6 +169,71 @@ void shrink_by_tiles(const Launches& launch, const Term& term, const ShrinkArgs&
   launch(blocks_for(shrink.m * shrink.ranks, 4 * facts.multiprocessors), 0, finish<T>, finish_args);
 }
 
+// Adds up the parts of y, and what `args` says already of a pair.
+template <class T>
+void finish_parts(const Launches& launch, const Term& term, const AmpereShape& shape,
+                  const AmperePlan& plan, const Workspace& workspace,
+                  FinishRowsArgs finish_args = {}) {
+  finish_args.parts = reinterpret_cast<const float*>(workspace.parts);
+  finish_args.count = plan.splits;
+  finish_args.m = shape.m, finish_args.n = shape.n;
+  if (term.bias.present()) {
+    finish_args.bias = term.bias.data();
+    finish_args.bias_stride = term.bias.stride(0);
+    finish_args.bias_type = term.bias.dtype();
+  }
+  finish_args.y = term.y.mutable_data();
+  finish_args.y_stride = term.y.stride(0);
+  finish_args.y_float = term.y.dtype() == DType::kFloat32;
+  finish_args.accumulate = term.accumulate;
+  launch(dim3(static_cast<unsigned>(ceil_div(shape.n, 256)),
+              static_cast<unsigned>(ceil_div(shape.m, kFinishRows))),
+         0, finish_rows<T>, finish_args);
+}
+
+// Few rows: h by row_shrink, under which the tiles of parts of K run already, and the pair added to
+// their sums in float32.
+template <class T>
+void run_few_tiles(const Launches& launch, const Term& term, const AmpereShape& shape,
+                   const AmperePlan& plan, const Workspace& workspace, float* h) {
+  const LowRank& pair = term.pair;
+  FinishRowsArgs finish_args;
+  {
+    RowShrinkArgs shrink;
+    shrink.x = operand_of(term.x, 0, 1, term.multiply);
+    shrink.shrink = operand_of(pair.shrink, 1, 0, term.multiply);
+    shrink.k = shape.k;
+    shrink.m = static_cast<int>(shape.m), shrink.rank = shape.rank;
+    shrink.scaling = pair.scaling;
+    shrink.dropout = DropoutArgs(pair.input_dropout);
+    shrink.h = h;
+    shrink.scaled = reinterpret_cast<float*>(workspace.scaled);
+    launch.of(kRowShrinkThreads,
+              dim3(static_cast<unsigned>(shape.rank),
+                   static_cast<unsigned>(ceil_div(shape.m, kRowShrinkRows))),
+              0, row_shrink<T>, shrink);
+    finish_args.scaled = shrink.scaled;
+    finish_args.rank = shape.rank;
+    finish_args.expand = operand_of(pair.expand, 1, 0, term.multiply);
+    finish_args.mask = DropoutArgs(pair.output_dropout);
+  }
+  TileArgs args;
+  args.x = operand_of(term.x, 0, 1, term.multiply);
+  args.w = operand_of(term.w, 1, 0, term.multiply);
+  args.m = shape.m, args.n = shape.n, args.k = shape.k;
+  args.y = workspace.parts;
+  args.y_stride = shape.n;
+  args.y_float = true;
+  args.y_vectors = shape.n % 4 == 0;
+  args.splits = plan.splits;
+  args.split_depth = plan.split_depth;
+  args.split_stride = shape.m * shape.n;
+  args.waits_last = true;
+  launch(static_cast<unsigned>(plan.tiles * plan.splits), plan.shared_bytes,
+         tile_kernel<T>(way_of(shape, args.w), plan.tile_n), args);
+  finish_parts<T>(launch, term, shape, plan, workspace, finish_args);
+}
+
 template <class T>
 void run_outer(const Launches& launch, const Term& term, const OuterProduct& each,
                const Sizes& sizes, const float* own_h, float* shares, const DeviceFacts& facts) {
@@ -186,19 +267,13 @@ void run_outer(const Launches& launch, const Term& term, const OuterProduct& eac
   launch(dim3(static_cast<unsigned>(ceil_div(rank * cols, 256))), 0, sum_shares<256>, sum);
 }
 
+// h, then tiles that go on over the pair.
 template <class T>
-void run_typed(const Call& call, const Term& term, std::byte* start) {
-  const DeviceFacts& facts = call.facts();
-  const AmpereShape shape = AmpereShape::of(term);
-  const AmperePlan plan = plan_ampere(shape, facts);
+void run_tiles(const Launches& launch, const Term& term, const AmpereShape& shape,
+               const AmperePlan& plan, const Workspace& workspace, float* h) {
   const Sizes sizes(shape);
-  const Workspace workspace = lay_out(term, facts, start);
-  const Launches launch{call, facts.major >= 9};
   const LowRank& pair = term.pair;
-  float* h =
-      pair.h.present() ? pair.h.mutable_data_as<float>() : reinterpret_cast<float*>(workspace.h);
   const bool tiled = plan.tiles > 0;
-
   ShrinkArgs shrink_args;
   const bool shrinks = sizes.rank > 0 && sizes.m > 0 && (tiled || h != nullptr);
   if (shrinks) {
@@ -228,7 +303,7 @@ void run_typed(const Call& call, const Term& term, std::byte* start) {
       prepare_args.padded_n = sizes.padded_n;
     }
     work = std::max(work, sizes.ranks * prepare_args.padded_n);
-    launch(blocks_for(work, 4 * facts.multiprocessors), 0, prepare<T>, prepare_args);
+    launch(blocks_for(work, 4 * launch.call.facts().multiprocessors), 0, prepare<T>, prepare_args);
 
     shrink_args.x = operand_of(term.x, 0, 1, term.multiply);
     shrink_args.m = sizes.m, shrink_args.k = sizes.k;
@@ -241,7 +316,7 @@ void run_typed(const Call& call, const Term& term, std::byte* start) {
     shrink_args.scaled = workspace.scaled;
     if (shrinks_by_tiles(shape, plan)) {
       shrink_by_tiles<T>(launch, term, shrink_args, reinterpret_cast<float*>(workspace.parts),
-                         facts);
+                         launch.call.facts());
     } else if (plan.shrink_blocks == 0) {
       launch(static_cast<unsigned>(std::min<std::int64_t>(ceil_div(sizes.m, kShrinkRows), 1 << 20)),
              kShrinkSharedBytes, shrink<T>, shrink_args);
@@ -294,9 +369,27 @@ void run_typed(const Call& call, const Term& term, std::byte* start) {
     launch(static_cast<unsigned>(plan.tiles * plan.splits + plan.shrink_blocks), plan.shared_bytes,
            tile_kernel<T>(way, plan.tile_n), args);
     if (plan.splits > 1) {
-      sum_partials(call, reinterpret_cast<const float*>(workspace.parts), plan.splits, term.bias,
-                   term.accumulate, term.y);
+      finish_parts<T>(launch, term, shape, plan, workspace);
     }
+  }
+}
+
+template <class T>
+void run_typed(const Call& call, const Term& term, std::byte* start) {
+  const DeviceFacts& facts = call.facts();
+  const AmpereShape shape = AmpereShape::of(term);
+  const AmperePlan plan = plan_ampere(shape, facts);
+  const Sizes sizes(shape);
+  const Workspace workspace = lay_out(term, facts, start);
+  const Launches launch{call, facts.major >= 9};
+  const LowRank& pair = term.pair;
+  float* h =
+      pair.h.present() ? pair.h.mutable_data_as<float>() : reinterpret_cast<float*>(workspace.h);
+
+  if (pairs_by_rows(shape, plan)) {
+    run_few_tiles<T>(launch, term, shape, plan, workspace, h);
+  } else {
+    run_tiles<T>(launch, term, shape, plan, workspace, h);
   }
   for (const OuterProduct& each : term.outer_products) {
     run_outer<T>(launch, term, each, sizes, h, reinterpret_cast<float*>(workspace.shares), facts);

@@ -238,6 +238,152 @@ __global__ void __launch_bounds__(256) finish(const __grid_constant__ FinishArgs
   }
 }
 
+/// h of few rows: a rank and up to four rows a block, in float32.
+struct RowShrinkArgs {
+  Operand x;       ///< (M, K)
+  Operand shrink;  ///< S as (rank, K)
+  std::int64_t k = 0;
+  int m = 0, rank = 0;
+  float scaling = 1.0f;
+  DropoutArgs dropout;
+  float* h = nullptr;       ///< (M, rank), unscaled; null: not wanted.
+  float* scaled = nullptr;  ///< s·h (M, rank)
+};
+
+__device__ __forceinline__ float warp_sum(float value) {
+#pragma unroll
+  for (int lane = 16; lane > 0; lane /= 2) value += __shfl_xor_sync(0xffffffffu, value, lane);
+  return value;
+}
+
+/// 16 bytes that are read once: they are not kept in L1, where x is.
+__device__ __forceinline__ uint4 load_streamed(const void* from) {
+  uint4 bits;
+  asm volatile("ld.global.nc.L1::no_allocate.v4.u32 {%0,%1,%2,%3}, [%4];"
+               : "=r"(bits.x), "=r"(bits.y), "=r"(bits.z), "=r"(bits.w)
+               : "l"(from));
+  return bits;
+}
+
+/// Elements k to k + 7 of row i, zeros from `depth` on, which is whole eights.
+template <class T, bool kStreamed>
+__device__ __forceinline__ uint4 load8(const Operand& from, std::int64_t i, std::int64_t k,
+                                       std::int64_t depth) {
+  if (k >= depth) return {0, 0, 0, 0};
+  const T* at = static_cast<const T*>(from.data) + i * from.outer + k;
+  return kStreamed ? load_streamed(at) : __ldg(reinterpret_cast<const uint4*>(at));
+}
+
+// 4096 of K at once.
+inline constexpr int kRowShrinkRows = 4, kRowShrinkThreads = 512;
+
+template <class T>
+__global__ void __launch_bounds__(kRowShrinkThreads)
+    row_shrink(const __grid_constant__ RowShrinkArgs a) {
+  wait_for_earlier_kernels();
+  let_next_kernel_start();
+  const int rank = static_cast<int>(blockIdx.x),
+            row0 = static_cast<int>(blockIdx.y) * kRowShrinkRows;
+  const Masks masks = a.dropout.any() ? a.dropout.masks() : Masks{};
+  float sums[kRowShrinkRows] = {};
+  for (std::int64_t k = 8 * threadIdx.x; k < a.k; k += 8 * kRowShrinkThreads) {
+    Eight<T> s;
+    s.bits = a.shrink.copies ? load8<T, true>(a.shrink, rank, k, a.k)
+                             : gather8<T>(a.shrink, rank, k, a.k);
+#pragma unroll
+    for (int r = 0; r < kRowShrinkRows; ++r) {
+      if (row0 + r >= a.m) break;
+      Eight<T> x;
+      x.bits =
+          a.x.copies ? load8<T, false>(a.x, row0 + r, k, a.k) : gather8<T>(a.x, row0 + r, k, a.k);
+      if (a.dropout.any()) {
+        x.bits = drop8<T>(x.bits, static_cast<std::uint64_t>((row0 + r) * a.k + k), masks);
+      }
+#pragma unroll
+      for (int e = 0; e < 8; ++e) sums[r] += to_float(x.values[e]) * to_float(s.values[e]);
+    }
+  }
+  __shared__ float of_warps[kRowShrinkThreads / 32][kRowShrinkRows];
+#pragma unroll
+  for (int r = 0; r < kRowShrinkRows; ++r) {
+    const float sum = warp_sum(sums[r]);
+    if (threadIdx.x % 32 == 0) of_warps[threadIdx.x / 32][r] = sum;
+  }
+  __syncthreads();
+  const int r = static_cast<int>(threadIdx.x);
+  if (r >= kRowShrinkRows || row0 + r >= a.m) return;
+  float sum = 0.0f;
+#pragma unroll
+  for (int w = 0; w < kRowShrinkThreads / 32; ++w) sum += of_warps[w][r];
+  if (a.dropout.any()) sum *= masks.scale;
+  if (a.h != nullptr) a.h[(row0 + r) * a.rank + rank] = sum;
+  if (a.scaled != nullptr) a.scaled[(row0 + r) * a.rank + rank] = a.scaling * sum;
+}
+
+/// y of few rows, from the sums that tiles made of parts of K, their bias and their pair, float32.
+struct FinishRowsArgs {
+  const float* parts = nullptr;  ///< (count, M, N)
+  int count = 0, rank = 0;
+  std::int64_t m = 0, n = 0;
+  const float* scaled = nullptr;  ///< s·h (M, rank)
+  Operand expand;                 ///< E as (N, rank)
+  DropoutArgs mask;               ///< On what the pair adds.
+  const void* bias = nullptr;
+  std::int64_t bias_stride = 0;
+  DType bias_type = DType::kFloat32;
+  void* y = nullptr;
+  std::int64_t y_stride = 0;
+  bool y_float = false, accumulate = false;
+};
+
+/// A thread has a column of eight rows; E is read once for them.
+inline constexpr int kFinishRows = 8;
+
+template <class T>
+__global__ void __launch_bounds__(256) finish_rows(const __grid_constant__ FinishRowsArgs a) {
+  wait_for_earlier_kernels();
+  let_next_kernel_start();
+  const std::int64_t n = std::int64_t{blockIdx.x} * 256 + threadIdx.x;
+  const std::int64_t row0 = std::int64_t{blockIdx.y} * kFinishRows;
+  if (n >= a.n) return;
+  const int rows = static_cast<int>(min(a.m - row0, std::int64_t{kFinishRows}));
+  float sums[kFinishRows] = {}, pair[kFinishRows] = {};
+  for (int part = 0; part < a.count; ++part) {
+#pragma unroll
+    for (int r = 0; r < kFinishRows; ++r) {
+      if (r < rows) sums[r] += __ldcg(a.parts + (part * a.m + row0 + r) * a.n + n);
+    }
+  }
+#pragma unroll 4
+  for (int rank = 0; rank < a.rank; ++rank) {
+    const float expand = rounded<T>(
+        load_element(a.expand.data, a.expand.dtype, n * a.expand.outer + rank * a.expand.inner));
+#pragma unroll
+    for (int r = 0; r < kFinishRows; ++r) {
+      if (r < rows) pair[r] += __ldcg(a.scaled + (row0 + r) * a.rank + rank) * expand;
+    }
+  }
+  const Masks masks = a.mask.any() ? a.mask.masks() : Masks{};
+  const float bias =
+      a.bias == nullptr ? 0.0f : load_element(a.bias, a.bias_type, n * a.bias_stride);
+#pragma unroll
+  for (int r = 0; r < kFinishRows; ++r) {
+    if (r >= rows) break;
+    if (a.mask.any()) {
+      pair[r] *= masks.keeps(static_cast<std::uint64_t>((row0 + r) * a.n + n)) ? masks.scale : 0.0f;
+    }
+    const float value = sums[r] + bias + pair[r];
+    const std::int64_t at = (row0 + r) * a.y_stride + n;
+    if (a.y_float) {
+      float* y = static_cast<float*>(a.y) + at;
+      *y = a.accumulate ? *y + value : value;
+    } else {
+      T* y = static_cast<T*>(a.y) + at;
+      *y = from_float<T>(a.accumulate ? to_float(*y) + value : value);
+    }
+  }
+}
+
 /// What a call makes ready: S and E in the multiply type, laid out for copies, and counters at
 /// zero.
 struct PrepareArgs {

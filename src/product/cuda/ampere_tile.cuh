@@ -62,6 +62,9 @@ struct TileArgs {
   int splits = 1;
   std::int64_t split_depth = 0;  ///< K of a part, whole steps; the last has the rest.
   std::int64_t split_stride = 0;
+  /// What is read here is older than the kernel before this one, which let this one start after its
+  /// own wait (row_shrink): only the stores wait for it.
+  bool waits_last = false;
   unsigned* counters = nullptr;  ///< Ticket, then units of h done by block of rows; null: no ride.
   unsigned shrink_blocks = 0;
   ShrinkArgs shrink;
@@ -274,12 +277,15 @@ struct TileProduct {
   using FeedX = Feed<T, kTileRows, kDepth, false>;
   using FeedW = Feed<T, Shape::kN, kDepth, kWAlongN>;
 
+  /// K of this part.
+  __device__ __forceinline__ std::int64_t depth() const {
+    return split + 1 == a.splits ? a.k - k_begin : a.split_depth;
+  }
   __device__ __forceinline__ void feed_base(FeedX& x, FeedW& w) const {
     const T* from_x = static_cast<const T*>(a.x.data) + k_begin;
     const T* from_w = static_cast<const T*>(a.w.data) + (kWAlongN ? k_begin * a.w.inner : k_begin);
-    const std::int64_t depth = split + 1 == a.splits ? a.k - k_begin : a.split_depth;
-    x.start(from_x, a.x.outer, row0, a.m, depth);
-    w.start(from_w, kWAlongN ? a.w.inner : a.w.outer, col0, a.n, depth);
+    x.start(from_x, a.x.outer, row0, a.m, depth());
+    w.start(from_w, kWAlongN ? a.w.inner : a.w.outer, col0, a.n, depth());
   }
   __device__ __forceinline__ void feed_pair(FeedX& x, FeedW& w) const {
     wait_for_h();
@@ -340,7 +346,7 @@ struct TileProduct {
     load(0, 0, f[0]);
     int stage = 0, free = kStages - 1;
 #pragma unroll 1
-    for (int step = 0; step < steps; ++step) {
+    for (int step = 0; step < steps - 1; ++step) {
 #pragma unroll
       for (int i = 0; i < kSixteens; ++i) {
         start(i, step + kStages - 1, free);
@@ -354,6 +360,14 @@ struct TileProduct {
         load(stage, (i + 1) % kSixteens, f[(i + 1) % 2]);
         multiply(f[i % 2], sums);
       }
+    }
+    // The last step, of which only a sixteenth may be there: a pair of rank 16.
+    const std::int64_t rest = pair_from < steps ? a.ranks : depth();
+    const int sixteens = steps > 0 ? static_cast<int>((rest - 1) % kDepth / 16) + 1 : 0;
+#pragma unroll 1
+    for (int i = 0; i < sixteens; ++i) {
+      if (i > 0) load(stage, i, f[0]);
+      multiply(f[0], sums);
     }
     copies_wait<0>();
     __syncthreads();
@@ -497,7 +511,7 @@ inline constexpr std::int64_t kRasterRows = 8;
 template <class T, class Shape, Way kWay>
 __global__ void __launch_bounds__(kTileThreads, 1) tiles(const __grid_constant__ TileArgs a) {
   extern __shared__ __align__(128) unsigned char shared[];
-  wait_for_earlier_kernels();
+  if (!a.waits_last) wait_for_earlier_kernels();
   std::int64_t tile = blockIdx.x;
   if (a.counters != nullptr) {
     __shared__ unsigned ticket;
@@ -538,6 +552,7 @@ __global__ void __launch_bounds__(kTileThreads, 1) tiles(const __grid_constant__
     product.run(base_steps, base_steps + pair_steps, sums);
     if (round == 0) product.drop(sums);
   }
+  if (a.waits_last) wait_for_earlier_kernels();
   product.store(sums);
 }
 
