@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Builds the fuzzers under AddressSanitizer and UndefinedBehaviorSanitizer, and runs each in turn.
+# Builds the fuzzers under AddressSanitizer and UndefinedBehaviorSanitizer, and runs each, one a core at a time.
 #
 #   scripts/fuzz.sh                 ten minutes each
 #   scripts/fuzz.sh SECONDS         so long each
@@ -15,6 +15,7 @@ shift || true
 names=("$@")
 ((${#names[@]})) || names=(adapter_config dataset gguf safetensors tokenizer)
 folder="$PWD/build-fuzz"
+jobs="$(getconf _NPROCESSORS_ONLN)"
 begin="$SECONDS"
 
 skip() {
@@ -29,13 +30,13 @@ mkdir -p "$folder"
 cmake -S . -B "$folder" -G Ninja -DGRAFT_FUZZ=ON -DGRAFT_TESTS=ON -DCMAKE_CXX_COMPILER=clang++ \
   ${launcher[@]+"${launcher[@]}"} > "$folder/configure.log" || { cat "$folder/configure.log"; exit 1; }
 if reason="$(grep 'Fuzzing is skipped' "$folder/configure.log")"; then skip "$reason"; fi
-cmake --build "$folder" -j "$(getconf _NPROCESSORS_ONLN)" --target graft_fuzzers
+cmake --build "$folder" -j "$jobs" --target graft_fuzzers
 "$folder/bin/fuzz_seeds" "$folder/seeds"
 
-failed=0
-for name in "${names[@]}"; do
+# fuzz NAME
+fuzz() {
+  local name="$1" log="$folder/$1.log" runs
   mkdir -p "$folder/corpus/$name" "$folder/found"
-  log="$folder/$name.log"
   # A line or a list that says it is long must not make anything long: no allocation above 256 MB.
   if "$folder/bin/${name}_fuzz" "$folder/corpus/$name" "$folder/seeds/$name" \
     -max_total_time="$seconds" -timeout=10 -rss_limit_mb=2048 -malloc_limit_mb=256 -max_len=32768 \
@@ -43,11 +44,16 @@ for name in "${names[@]}"; do
     runs="$(sed -nE 's/^stat::number_of_executed_units: *//p' "$log")"
     printf '%-16s clean: %s runs in %s s\n' "$name" "$runs" "$seconds"
   else
-    failed=$((failed + 1))
     tail -40 "$log"
     printf '%-16s FAILED; its whole output: %s\n' "$name" "$log"
+    return 1
   fi
-done
+}
+export -f fuzz
+export folder seconds
+
+status=0
+printf '%s\n' "${names[@]}" | xargs -P "$jobs" -I NAME bash -c 'fuzz NAME' || status=1
 printf 'Ran %d tests in %ds\n' "${#names[@]}" $((SECONDS - begin))
-if ((failed)); then exit 1; fi
+if ((status)); then exit 1; fi
 echo OK

@@ -1,10 +1,10 @@
 #include "checks.h"
 
 #include <algorithm>
+#include <array>
 #include <cmath>
+#include <cstddef>
 #include <cstdlib>
-#include <utility>
-#include <vector>
 
 #include "graft/error.h"
 
@@ -107,13 +107,21 @@ void Check::dense(const char* tensor, const ConstTensorView& view) const {
 void Check::writable(const char* tensor, const ConstTensorView& view) const {
   if (view.size() == 0) return;
   // From the smallest stride up, each step must clear all that the smaller ones can reach.
-  std::vector<std::pair<std::int64_t, std::int64_t>> axes;  // (|stride|, dim)
+  struct Axis {
+    std::int64_t stride, dim;
+  };
+  std::array<Axis, ConstTensorView::kMaxRank> axes;
+  std::size_t count = 0;  // of those, by stride
   for (int axis = 0; axis < view.rank(); ++axis) {
-    if (view.dim(axis) > 1) axes.emplace_back(std::abs(view.stride(axis)), view.dim(axis));
+    if (view.dim(axis) <= 1) continue;
+    const std::int64_t stride = std::abs(view.stride(axis));
+    std::size_t at = count++;
+    for (; at > 0 && stride < axes[at - 1].stride; --at) axes[at] = axes[at - 1];
+    axes[at] = {stride, view.dim(axis)};
   }
-  std::sort(axes.begin(), axes.end());
   std::int64_t reach = 0;
-  for (const auto& [stride, dim] : axes) {
+  for (std::size_t i = 0; i < count; ++i) {
+    const auto [stride, dim] = axes[i];
     if (stride <= reach) {
       fail(std::string(tensor) + ": expected elements apart from each other, got strides " +
            strides_string(view));

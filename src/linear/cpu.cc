@@ -6,24 +6,31 @@ namespace graft::cpu {
 namespace {
 
 Product product_of(const LinearForward& params) {
-  Term term;
+  Product product;
+  product.m = params.x.dim(0);
+  product.multiply = params.weight.dtype();
+  Term& term = product.terms.emplace_back();
   term.k = params.weight.in_features();
   term.n = params.weight.out_features();
   term.x = Source::of(params.x);
   term.weight = &params.weight;
-  term.bias = params.bias;
-  term.y = params.y;
-  return {params.x.dim(0), Direction::kForward, params.weight.dtype(), {term}, false, {}};
+  term.bias = given(params.bias);
+  term.y = given(params.y);
+  return product;
 }
 
 Product product_of(const LinearBackward& params) {
-  Term term;
+  Product product;
+  product.m = params.dy.dim(0);
+  product.direction = Direction::kBackward;
+  product.multiply = params.weight.dtype();
+  Term& term = product.terms.emplace_back();
   term.k = params.weight.out_features();
   term.n = params.weight.in_features();
   term.x = Source::of(params.dy);
   term.weight = &params.weight;
-  term.y = params.dx;
-  return {params.dy.dim(0), Direction::kBackward, params.weight.dtype(), {term}, false, {}};
+  term.y = given(params.dx);
+  return product;
 }
 
 }  // namespace

@@ -1,4 +1,3 @@
-#include <array>
 #include <span>
 
 #include "backend/table.h"
@@ -28,64 +27,60 @@ DType multiply_type(const LoraLinearBackward& params) {
   return params.weight.present() ? params.weight.dtype() : multiply_type(params.dy);
 }
 
-LowRank forward_pair(const Adapter& adapter, const Dropout& dropout, const TensorView& h) {
-  LowRank pair;
-  pair.shrink = Source::of(adapter.a);
-  pair.expand = Source::of(adapter.b);
-  pair.rank = adapter.a.dim(1);
-  pair.scaling = adapter.scaling;
-  pair.input_dropout = active(dropout);
-  pair.h = h.present() ? h.mutable_data_as<float>() : nullptr;
-  return pair;
+template <class Params>
+void set_forward_pair(const Params& params, LowRank& pair) {
+  pair.shrink = Source::of(params.adapter.a);
+  pair.expand = Source::of(params.adapter.b);
+  pair.rank = params.adapter.a.dim(1);
+  pair.scaling = params.adapter.scaling;
+  pair.input_dropout = active(params.dropout);
+  pair.h = params.h.present() ? params.h.template mutable_data_as<float>() : nullptr;
 }
 
 // g = dy·Bᵀ takes the place of h, and Aᵀ that of B; dropout masks what the pair adds to dx.
-LowRank backward_pair(const Adapter& adapter, const Dropout& dropout) {
-  LowRank pair;
-  pair.shrink = Source::of(adapter.b).transposed();
-  pair.expand = Source::of(adapter.a).transposed();
-  pair.rank = adapter.a.dim(1);
-  pair.scaling = adapter.scaling;
-  pair.output_dropout = active(dropout);
-  return pair;
+template <class Params>
+void set_backward_pair(const Params& params, LowRank& pair) {
+  pair.shrink = Source::of(params.adapter.b).transposed();
+  pair.expand = Source::of(params.adapter.a).transposed();
+  pair.rank = params.adapter.a.dim(1);
+  pair.scaling = params.adapter.scaling;
+  pair.output_dropout = active(params.dropout);
 }
 
 // dA = s·drop(x)ᵀ·g and dB = s·hᵀ·dy of a term, for whichever is wanted.
 template <class Params>
 void add_adapter_gradients(const Params& params, std::size_t term, Product& product) {
   if (params.da.present()) {
-    OuterProduct da;
+    OuterProduct& da = product.outer_products.emplace_back();
     da.term = term;
     da.matrix = Source::of(params.x);
     da.cols = params.x.dim(1);
     da.dropped = active(params.dropout) != nullptr;
     da.scaling = params.adapter.scaling;
-    da.out = TensorView(params.da.mutable_data(), params.da.dtype(),
-                        std::array{params.da.dim(1), params.da.dim(0)},
-                        std::array{params.da.stride(1), params.da.stride(0)});
-    product.outer_products.push_back(da);
+    da.out = params.da.template mutable_data_as<float>();
+    da.row_stride = params.da.stride(1);
+    da.col_stride = params.da.stride(0);
   }
   if (params.db.present()) {
-    OuterProduct db;
+    OuterProduct& db = product.outer_products.emplace_back();
     db.term = term;
     db.coefficients = params.h.template data_as<float>();
     db.matrix = Source::of(params.dy);
     db.cols = params.dy.dim(1);
     db.scaling = params.adapter.scaling;
-    db.out = params.db;
-    product.outer_products.push_back(db);
+    db.out = params.db.template mutable_data_as<float>();
+    db.row_stride = params.db.stride(0);
+    db.col_stride = params.db.stride(1);
   }
 }
 
 template <class Params>
-Term delta_backward_term(const Params& params) {
-  Term term;
+void set_delta_backward(const Params& params, Term& term) {
   term.k = params.adapter.b.dim(1);
   term.n = params.adapter.a.dim(0);
   term.x = Source::of(params.dy);
-  term.pair = backward_pair(params.adapter, params.dropout);
-  term.y = params.dx;
-  return term;
+  set_backward_pair(params, term.pair);
+  term.y = given(params.dx);
 }
 
 Product product_of(const LoraDeltaForward& params) {
@@ -97,8 +92,8 @@ Product product_of(const LoraDeltaForward& params) {
   term.k = params.adapter.a.dim(0);
   term.n = params.adapter.b.dim(1);
   term.x = Source::of(params.x);
-  term.pair = forward_pair(params.adapter, params.dropout, params.h);
-  term.y = params.y;
+  set_forward_pair(params, term.pair);
+  term.y = given(params.y);
   return product;
 }
 
@@ -107,7 +102,7 @@ Product product_of(const LoraDeltaBackward& params) {
   product.m = params.dy.dim(0);
   product.direction = Direction::kBackward;
   product.multiply = multiply_type(params.dy);
-  product.terms.push_back(delta_backward_term(params));
+  set_delta_backward(params, product.terms.emplace_back());
   add_adapter_gradients(params, 0, product);
   return product;
 }
@@ -116,18 +111,17 @@ Product product_of(const LoraSiblingsForward& layers) {
   Product product;
   product.m = layers.front().x.dim(0);
   product.multiply = layers.front().weight.dtype();
-  product.terms.reserve(layers.size());
   for (const LoraLinearForward& params : layers) {
     Term& term = product.terms.emplace_back();
     term.k = params.weight.in_features();
     term.n = params.weight.out_features();
     term.x = Source::of(params.x);
     term.weight = &params.weight;
-    term.bias = params.bias;
+    term.bias = given(params.bias);
     if (params.adapter.a.present()) {
-      term.pair = forward_pair(params.adapter, params.dropout, params.h);
+      set_forward_pair(params, term.pair);
     }
-    term.y = params.y;
+    term.y = given(params.y);
   }
   return product;
 }
@@ -137,20 +131,19 @@ Product product_of(const LoraSiblingsBackward& layers) {
   product.m = layers.front().dy.dim(0);
   product.direction = Direction::kBackward;
   product.multiply = multiply_type(layers.front());
-  product.terms.reserve(layers.size());
   for (const LoraLinearBackward& params : layers) {
-    Term term;
+    const std::size_t index = product.terms.size();
+    Term& term = product.terms.emplace_back();
     if (params.adapter.a.present()) {
-      term = delta_backward_term(params);
-      add_adapter_gradients(params, product.terms.size(), product);
+      set_delta_backward(params, term);
+      add_adapter_gradients(params, index, product);
     } else {
       term.k = params.dy.dim(1);
       term.n = params.dx.present() ? params.dx.dim(1) : 0;
       term.x = Source::of(params.dy);
-      term.y = params.dx;
+      term.y = given(params.dx);
     }
     if (params.weight.present()) term.weight = &params.weight;
-    product.terms.push_back(term);
   }
   return product;
 }

@@ -8,7 +8,6 @@
 #include <utility>
 #include <vector>
 
-#include "backend/bfloat16.h"
 #include "checks.h"
 #include "graft/error.h"
 #include "layer_norm/reference.h"
@@ -16,6 +15,7 @@
 #include "support/errors.h"
 #include "support/isas.h"
 #include "support/large_outputs.h"
+#include "support/places.h"
 #include "support/slopes.h"
 #include "support/tensor.h"
 
@@ -191,9 +191,7 @@ struct Plain {
   Values y, mean, rstd, dx, dweight, dbias;
 
   Plain(const Case& c, std::int64_t m, std::int64_t n, DType dtype) {
-    const auto r = [dtype](float value) {
-      return dtype == DType::kBFloat16 ? from_bfloat16(to_bfloat16(value)) : value;
-    };
+    const auto r = [dtype](float value) { return test::rounded(value, dtype); };
     const auto at = [](const Tensor& t, std::int64_t i) { return static_cast<float>(t.get(i)); };
     const float count = static_cast<float>(n);
     std::vector<float> weight_sums(static_cast<std::size_t>(n)), bias_sums(weight_sums);
@@ -228,8 +226,8 @@ struct Plain {
   }
 };
 
-void check_case(DType dtype, std::int64_t m, std::int64_t n, const Layout& layout, bool saved,
-                double spread = 1) {
+void check_case(const test::Place& place, DType dtype, std::int64_t m, std::int64_t n,
+                const Layout& layout, bool saved, double spread = 1) {
   SCOPED_TRACE(std::string(name_of(dtype)) + " " + std::to_string(m) + "x" + std::to_string(n) +
                (saved ? " mean and rstd saved" : ""));
   Case c(dtype, m, n, layout);
@@ -239,11 +237,10 @@ void check_case(DType dtype, std::int64_t m, std::int64_t n, const Layout& layou
   reference::layer_norm_forward(truth.forward());
   reference::layer_norm_backward(truth.backward());
   const Plain plain(c, m, n, dtype);
-  Context context;
-  layer_norm_forward(context, c.forward());
+  place.run(layer_norm_forward, c.forward());
   LayerNormBackward backward = c.backward();
   if (!saved) backward.mean = {}, backward.rstd = {};
-  layer_norm_backward(context, backward);
+  place.run(layer_norm_backward, backward);
   // `term`: the largest of what may cancel in an output, of which a float32 loses a rounding.
   const auto good = [&](const Tensor& t, const Values& of_plain, const Tensor& of_truth, DType d,
                         double term = 0) {
@@ -267,27 +264,30 @@ void check_case(DType dtype, std::int64_t m, std::int64_t n, const Layout& layou
   }
 }
 
-TEST(LayerNorm, MatchesTheReferenceOnHostileShapes) {
+TEST(LayerNormEverywhere, MatchesTheReferenceOnHostileShapes) {
   const std::vector<std::pair<int, int>> shapes = {
-      {0, 5},    {1, 1},   {7, 1},    {1, 7},    {3, 15},   {2, 16},   {4, 17},   {5, 31},
-      {13, 576}, {17, 97}, {1, 8200}, {1100, 3}, {211, 31}, {67, 129}, {2, 20011}};
-  test::on_each_isa([&] {
+      {0, 5},    {1, 1},   {7, 1},    {1, 7},    {3, 15},   {2, 16},   {4, 17},    {5, 31},
+      {13, 576}, {17, 97}, {1, 8200}, {1100, 3}, {211, 31}, {67, 129}, {2, 20011}, {300, 512}};
+  test::on_each_place([&](const test::Place& place) {
     for (const auto& [m, n] : shapes) {
-      for (const DType dtype : {DType::kFloat32, DType::kBFloat16}) {
-        check_case(dtype, m, n, {}, false);
-        check_case(dtype, m, n, {.offset = 1, .gap = 3, .order = {}}, true, 1e15);
+      for (const DType dtype : place.dtypes()) {
+        // Large values cost nothing but their own rounding; float16 has no room for more.
+        const double spread = dtype == DType::kFloat16 ? 1e3 : 1e15;
+        check_case(place, dtype, m, n, {}, false);
+        check_case(place, dtype, m, n, {.offset = 1, .gap = 3, .order = {}}, true, spread);
       }
     }
   });
 }
 
-TEST(LayerNorm, RowsMayHaveNoElements) {
-  const Case c(DType::kFloat32, 3, 0);
-  Context context;
-  layer_norm_forward(context, c.forward());
-  layer_norm_backward(context, c.backward());
-  EXPECT_TRUE(test::close(c.mean.values(), Values(3, std::nan("")), 0));
-  EXPECT_TRUE(test::close(c.rstd.values(), Values(3, std::nan("")), 0));
+TEST(LayerNormEverywhere, RowsMayHaveNoElements) {
+  test::on_each_place([](const test::Place& place) {
+    const Case c(DType::kFloat32, 3, 0);
+    place.run(layer_norm_forward, c.forward());
+    place.run(layer_norm_backward, c.backward());
+    EXPECT_TRUE(test::close(c.mean.values(), Values(3, std::nan("")), 0));
+    EXPECT_TRUE(test::close(c.rstd.values(), Values(3, std::nan("")), 0));
+  });
 }
 
 TEST(LayerNorm, LargeOutputsAreTheSame) {
@@ -311,15 +311,14 @@ TEST(LayerNorm, LargeOutputsAreTheSame) {
 }
 
 // The kernels' mean and variance, where a sum in float32 or mean(x²) − mean² would have no digits.
-TEST(LayerNorm, KernelsKeepTheVarianceBesideALargeMean) {
-  test::on_each_isa([] {
-    for (const std::int64_t n : {3, 1000, 5003}) {
+TEST(LayerNormEverywhere, KernelsKeepTheVarianceBesideALargeMean) {
+  test::on_each_place([](const test::Place& place) {
+    for (const std::int64_t n : {3, 1000, 1024, 5003}) {
       Case c(DType::kFloat32, 2, n);
       c.eps = 0;
       for (std::int64_t i = 0; i < 2 * n; ++i)
         c.x.set(i, 16777216.0 + 2.0 * static_cast<double>(i % 3));
-      Context context;
-      layer_norm_forward(context, c.forward());
+      place.run(layer_norm_forward, c.forward());
       const Values y = c.y.values(), rstd = c.rstd.values();
       reference::layer_norm_forward(c.forward());
       EXPECT_TRUE(test::close(y, c.y.values(), 2e-6));
@@ -328,106 +327,116 @@ TEST(LayerNorm, KernelsKeepTheVarianceBesideALargeMean) {
   });
 }
 
-TEST(LayerNorm, KernelsGiveTheBiasForARowOfEqualValues) {
-  test::on_each_isa([] {
+TEST(LayerNormEverywhere, KernelsGiveTheBiasForARowOfEqualValues) {
+  test::on_each_place([](const test::Place& place) {
     Case c(DType::kFloat32, 1, 1021);
     c.x.fill(0.7);
-    Context context;
-    layer_norm_forward(context, c.forward());
+    place.run(layer_norm_forward, c.forward());
     // What is left of the mean's rounding, times rstd at most 1/√eps.
     EXPECT_TRUE(test::close(c.y.values(), c.bias.values(), 1e-6));
   });
 }
 
-TEST(LayerNorm, NanAndInfinityStayInTheirRow) {
-  test::on_each_isa([] {
-    for (const double value : {std::nan(""), static_cast<double>(INFINITY)}) {
-      Case c(DType::kFloat32, 6, 19);
-      c.x.set(25, value);
-      Context context;
-      layer_norm_forward(context, c.forward());
+TEST(LayerNormEverywhere, NanAndInfinityStayInTheirRow) {
+  test::on_each_place([](const test::Place& place) {
+    for (const auto& [value, n] : {std::pair{std::nan(""), 19},
+                                   {static_cast<double>(INFINITY), 19},
+                                   {std::nan(""), 512},
+                                   {static_cast<double>(INFINITY), 4096}}) {
+      Case c(DType::kFloat32, 6, n);
+      c.x.set(n + 6, value);
+      place.run(layer_norm_forward, c.forward());
       for (std::int64_t i = 0; i < c.y.size(); ++i) {
-        EXPECT_EQ(std::isnan(c.y.get(i)), i / 19 == 1) << i;
+        EXPECT_EQ(std::isnan(c.y.get(i)), i / n == 1) << i;
       }
-      layer_norm_backward(context, c.backward());
+      place.run(layer_norm_backward, c.backward());
       for (std::int64_t i = 0; i < c.dx.size(); ++i) {
-        EXPECT_EQ(std::isnan(c.dx.get(i)), i / 19 == 1) << i;
+        EXPECT_EQ(std::isnan(c.dx.get(i)), i / n == 1) << i;
       }
       for (const double sum : c.dbias.values()) EXPECT_TRUE(std::isfinite(sum));
     }
   });
 }
 
-TEST(LayerNorm, OutputsMayReplaceInputs) {
-  for (const DType dtype : {DType::kFloat32, DType::kBFloat16}) {
-    const Case expected(dtype, 7, 37), c(dtype, 7, 37), other(dtype, 7, 37);
-    Context context;
-    layer_norm_forward(context, expected.forward());
-    layer_norm_backward(context, expected.backward());
-    LayerNormForward forward = c.forward();
-    LayerNormBackward backward = expected.backward();
-    forward.y = c.x;
-    layer_norm_forward(context, forward);
-    EXPECT_EQ(c.x.values(), expected.y.values());
-    backward.dy = c.dy, backward.dx = c.dy;
-    layer_norm_backward(context, backward);
-    EXPECT_EQ(c.dy.values(), expected.dx.values());
-    backward.dy = other.dy, backward.x = other.x, backward.dx = other.x;
-    layer_norm_backward(context, backward);
-    EXPECT_EQ(other.x.values(), expected.dx.values());
-  }
+TEST(LayerNormEverywhere, OutputsMayReplaceInputs) {
+  test::on_each_place([](const test::Place& place) {
+    for (const DType dtype : place.dtypes()) {
+      for (const std::int64_t n : {37, 1024}) {
+        const Case expected(dtype, 7, n), c(dtype, 7, n), other(dtype, 7, n);
+        place.run(layer_norm_forward, expected.forward());
+        place.run(layer_norm_backward, expected.backward());
+        LayerNormForward forward = c.forward();
+        LayerNormBackward backward = expected.backward();
+        forward.y = c.x;
+        place.run(layer_norm_forward, forward);
+        EXPECT_EQ(c.x.values(), expected.y.values());
+        backward.dy = c.dy, backward.dx = c.dy;
+        place.run(layer_norm_backward, backward);
+        EXPECT_EQ(c.dy.values(), expected.dx.values());
+        backward.dy = other.dy, backward.x = other.x, backward.dx = other.x;
+        place.run(layer_norm_backward, backward);
+        EXPECT_EQ(other.x.values(), expected.dx.values());
+      }
+    }
+  });
 }
 
 // Each output of backward is the same whatever else is asked for.
-TEST(LayerNorm, KernelsLeaveOutWhatIsAbsent) {
-  const Case all(DType::kFloat32, 21, 37);
-  Context context;
-  layer_norm_forward(context, all.forward());
-  layer_norm_backward(context, all.backward());
-  for (int wanted = 0; wanted < 8; ++wanted) {
-    SCOPED_TRACE(wanted);
-    const Case c(DType::kFloat32, 21, 37);
-    LayerNormBackward p = c.backward();
-    p.mean = {}, p.rstd = {};
-    if ((wanted & 1) == 0) p.dx = {};
-    if ((wanted & 2) == 0) p.dweight = {};
-    if ((wanted & 4) == 0) p.dbias = {};
-    layer_norm_backward(context, p);
-    const std::pair<const Tensor*, const Tensor*> outputs[] = {
-        {&c.dx, &all.dx}, {&c.dweight, &all.dweight}, {&c.dbias, &all.dbias}};
-    for (int i = 0; i < 3; ++i) {
-      const auto& [output, expected] = outputs[i];
-      if ((wanted >> i & 1) == 0) {
-        EXPECT_EQ(output->values(), Values(output->values().size(), -7));
-      } else {
-        EXPECT_TRUE(test::close(output->values(), expected->values(), 1e-5));
+TEST(LayerNormEverywhere, KernelsLeaveOutWhatIsAbsent) {
+  test::on_each_place([](const test::Place& place) {
+    for (const std::int64_t n : {37, 1024}) {
+      const Case all(DType::kFloat32, 21, n);
+      place.run(layer_norm_forward, all.forward());
+      place.run(layer_norm_backward, all.backward());
+      for (int wanted = 0; wanted < 8; ++wanted) {
+        SCOPED_TRACE(wanted);
+        const Case c(DType::kFloat32, 21, n);
+        LayerNormBackward p = c.backward();
+        p.mean = {}, p.rstd = {};
+        if ((wanted & 1) == 0) p.dx = {};
+        if ((wanted & 2) == 0) p.dweight = {};
+        if ((wanted & 4) == 0) p.dbias = {};
+        place.run(layer_norm_backward, p);
+        const std::pair<const Tensor*, const Tensor*> outputs[] = {
+            {&c.dx, &all.dx}, {&c.dweight, &all.dweight}, {&c.dbias, &all.dbias}};
+        for (int i = 0; i < 3; ++i) {
+          const auto& [output, expected] = outputs[i];
+          if ((wanted >> i & 1) == 0) {
+            EXPECT_EQ(output->values(), Values(output->values().size(), -7));
+          } else {
+            EXPECT_TRUE(test::close(output->values(), expected->values(), 1e-5));
+          }
+        }
       }
     }
-  }
+  });
 }
 
-TEST(LayerNorm, WeightAndBiasAreOptionalAndOfAnyDtype) {
-  for (const DType dtype : {DType::kFloat32, DType::kBFloat16}) {
-    for (const bool weighted : {false, true}) {
-      for (const bool biased : {false, true}) {
-        Case c(DType::kFloat32, 6, 37);
-        c.weight = c.weight.as(dtype), c.bias = c.bias.as(dtype);
-        LayerNormForward forward = c.forward();
-        LayerNormBackward backward = c.backward();
-        if (!weighted) forward.weight = {}, backward.weight = {};
-        if (!biased) forward.bias = {};
-        forward.mean = {}, forward.rstd = {}, backward.mean = {}, backward.rstd = {};
-        Context context;
-        layer_norm_forward(context, forward);
-        layer_norm_backward(context, backward);
-        const Values y = c.y.values(), dx = c.dx.values();
-        reference::layer_norm_forward(forward);
-        reference::layer_norm_backward(backward);
-        EXPECT_TRUE(test::close(y, c.y.values(), 1e-6));
-        EXPECT_TRUE(test::close(dx, c.dx.values(), 1e-6));
+TEST(LayerNormEverywhere, WeightAndBiasAreOptionalAndOfAnyDtype) {
+  test::on_each_place([](const test::Place& place) {
+    for (const DType dtype : place.dtypes()) {
+      for (const bool weighted : {false, true}) {
+        for (const bool biased : {false, true}) {
+          for (const std::int64_t n : {37, 1024}) {
+            Case c(DType::kFloat32, 6, n);
+            c.weight = c.weight.as(dtype), c.bias = c.bias.as(dtype);
+            LayerNormForward forward = c.forward();
+            LayerNormBackward backward = c.backward();
+            if (!weighted) forward.weight = {}, backward.weight = {};
+            if (!biased) forward.bias = {};
+            forward.mean = {}, forward.rstd = {}, backward.mean = {}, backward.rstd = {};
+            place.run(layer_norm_forward, forward);
+            place.run(layer_norm_backward, backward);
+            const Values y = c.y.values(), dx = c.dx.values();
+            reference::layer_norm_forward(forward);
+            reference::layer_norm_backward(backward);
+            EXPECT_TRUE(test::close(y, c.y.values(), 2e-6));
+            EXPECT_TRUE(test::close(dx, c.dx.values(), 2e-6));
+          }
+        }
       }
     }
-  }
+  });
 }
 
 TEST(LayerNorm, SameBitsForAnyNumberOfThreads) {

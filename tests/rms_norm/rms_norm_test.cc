@@ -8,12 +8,12 @@
 #include <utility>
 #include <vector>
 
-#include "backend/bfloat16.h"
 #include "graft/error.h"
 #include "rms_norm/reference.h"
 #include "support/compare.h"
 #include "support/errors.h"
 #include "support/isas.h"
+#include "support/places.h"
 #include "support/slopes.h"
 #include "support/tensor.h"
 
@@ -66,9 +66,7 @@ struct Plain {
   std::vector<double> y, rstd, ds, dweight;
 
   Plain(const Case& c, bool with_residual, DType dtype) : dweight(static_cast<std::size_t>(c.n)) {
-    const auto r = [dtype](float value) {
-      return dtype == DType::kBFloat16 ? from_bfloat16(to_bfloat16(value)) : value;
-    };
+    const auto r = [dtype](float value) { return test::rounded(value, dtype); };
     const auto at = [&](const Tensor& t, std::int64_t i) { return static_cast<float>(t.get(i)); };
     std::vector<float> weight_sums(static_cast<std::size_t>(c.n));
     for (std::int64_t row = 0; row < c.m; ++row) {
@@ -102,8 +100,8 @@ struct Plain {
   }
 };
 
-void check_case(DType dtype, std::int64_t m, std::int64_t n, const Layout& layout,
-                bool with_residual) {
+void check_case(const test::Place& place, DType dtype, std::int64_t m, std::int64_t n,
+                const Layout& layout, bool with_residual) {
   SCOPED_TRACE(std::string(name_of(dtype)) + " " + std::to_string(m) + "x" + std::to_string(n) +
                (with_residual ? " with residual" : ""));
   const Case c(dtype, m, n, layout);
@@ -112,9 +110,8 @@ void check_case(DType dtype, std::int64_t m, std::int64_t n, const Layout& layou
   reference::rms_norm_forward(truth.forward(with_residual));
   reference::rms_norm_backward(truth.backward(with_residual));
   const Plain plain(c, with_residual, dtype);
-  Context context;
-  rms_norm_forward(context, c.forward(with_residual));
-  rms_norm_backward(context, c.backward(with_residual));
+  place.run(rms_norm_forward, c.forward(with_residual));
+  place.run(rms_norm_backward, c.backward(with_residual));
   // Three to five operations lie between an input and each output; rstd is always float32.
   EXPECT_TRUE(test::as_good_as(c.y.values(), plain.y, truth.y.values(), dtype, 3));
   EXPECT_TRUE(
@@ -128,14 +125,15 @@ void check_case(DType dtype, std::int64_t m, std::int64_t n, const Layout& layou
   }
 }
 
-TEST(RmsNorm, MatchesTheReferenceOnHostileShapes) {
-  const std::vector<std::pair<int, int>> shapes = {
-      {0, 5}, {1, 1}, {1, 7}, {3, 15}, {2, 16}, {3, 17}, {13, 576}, {17, 31}, {1, 8200}, {1100, 3}};
-  test::on_each_isa([&] {
+TEST(RmsNormEverywhere, MatchesTheReferenceOnHostileShapes) {
+  const std::vector<std::pair<int, int>> shapes = {{0, 5},    {1, 1},    {1, 7},    {3, 15},
+                                                   {2, 16},   {3, 17},   {13, 576}, {17, 31},
+                                                   {1, 8200}, {1100, 3}, {300, 512}};
+  test::on_each_place([&](const test::Place& place) {
     for (const auto& [m, n] : shapes) {
-      for (const DType dtype : {DType::kFloat32, DType::kBFloat16}) {
-        check_case(dtype, m, n, {}, false);
-        check_case(dtype, m, n, {.offset = 1, .gap = 3, .order = {}}, true);
+      for (const DType dtype : place.dtypes()) {
+        check_case(place, dtype, m, n, {}, false);
+        check_case(place, dtype, m, n, {.offset = 1, .gap = 3, .order = {}}, true);
       }
     }
   });
@@ -157,21 +155,25 @@ TEST(RmsNorm, GradientsAreTheSlopesOfTheReference) {
   check(c.weight, c.dweight);
 }
 
-TEST(RmsNorm, OutputsMayReplaceInputs) {
-  Case expected(DType::kFloat32, 3, 21), c(DType::kFloat32, 3, 21);
-  Context context;
-  rms_norm_forward(context, expected.forward(true));
-  rms_norm_backward(context, expected.backward(true));
+TEST(RmsNormEverywhere, OutputsMayReplaceInputs) {
+  test::on_each_place([](const test::Place& place) {
+    for (const std::int64_t n : {21, 1024}) {
+      Case expected(DType::kFloat32, 3, n), c(DType::kFloat32, 3, n);
+      place.run(rms_norm_forward, expected.forward(true));
+      place.run(rms_norm_backward, expected.backward(true));
 
-  RmsNormForward forward = c.forward(true);
-  forward.y = c.x, forward.sum = c.residual;
-  rms_norm_forward(context, forward);
-  EXPECT_EQ(c.x.values(), expected.y.values());
-  EXPECT_EQ(c.residual.values(), expected.sum.values());
-  RmsNormBackward backward = c.backward(true);
-  backward.s = c.residual, backward.ds = c.dsum;
-  rms_norm_backward(context, backward);
-  EXPECT_EQ(c.dsum.values(), expected.ds.values());
+      RmsNormForward forward = c.forward(true);
+      forward.y = c.x, forward.sum = c.residual;
+      place.run(rms_norm_forward, forward);
+      EXPECT_EQ(c.x.values(), expected.y.values());
+      EXPECT_EQ(c.residual.values(), expected.sum.values());
+      RmsNormBackward backward = c.backward(true);
+      backward.s = c.residual, backward.ds = c.dsum;
+      place.run(rms_norm_backward, backward);
+      EXPECT_EQ(c.dsum.values(), expected.ds.values());
+      EXPECT_EQ(c.dweight.values(), expected.dweight.values());
+    }
+  });
 }
 
 TEST(RmsNorm, RstdIsComputedAgainIfAbsentAndGradientsAreOptional) {
@@ -191,14 +193,64 @@ TEST(RmsNorm, RstdIsComputedAgainIfAbsentAndGradientsAreOptional) {
   }
 }
 
-TEST(RmsNorm, NanStaysInItsRow) {
-  test::on_each_isa([] {
+TEST(RmsNormEverywhere, NanStaysInItsRow) {
+  test::on_each_place([](const test::Place& place) {
     Case c(DType::kFloat32, 2, 19);
     c.x.set(3, std::numeric_limits<double>::quiet_NaN());
-    Context context;
-    rms_norm_forward(context, c.forward(false));
+    place.run(rms_norm_forward, c.forward(false));
     EXPECT_TRUE(std::isnan(c.y.get(0)));
     EXPECT_FALSE(std::isnan(c.y.get(19)));
+  });
+}
+
+// Each output is the same whatever else is asked for, but for what another order of sums makes of a
+// mean square that is computed again.
+TEST(RmsNormEverywhere, KernelsLeaveOutWhatIsAbsent) {
+  test::on_each_place([](const test::Place& place) {
+    for (const std::int64_t n : {21, 1024}) {
+      const Case c(DType::kFloat32, 300, n);
+      place.run(rms_norm_forward, c.forward(true));
+      place.run(rms_norm_backward, c.backward(true));
+      for (const bool wants_ds : {true, false}) {
+        const Case other(DType::kFloat32, 300, n);
+        RmsNormForward forward = other.forward(true);
+        forward.rstd = {};
+        place.run(rms_norm_forward, forward);
+        EXPECT_EQ(other.y.values(), c.y.values());
+        EXPECT_EQ(other.rstd.values(), std::vector<double>(300, -7));
+        RmsNormBackward p = other.backward(true);
+        p.rstd = {};
+        (wants_ds ? p.dweight : p.ds) = {};
+        place.run(rms_norm_backward, p);
+        const auto& [written, expected] =
+            wants_ds ? std::pair{&other.ds, &c.ds} : std::pair{&other.dweight, &c.dweight};
+        EXPECT_TRUE(test::close(written->values(), expected->values(), 3e-5));
+        const Tensor& absent = wants_ds ? other.dweight : other.ds;
+        EXPECT_EQ(absent.values(), std::vector<double>(absent.values().size(), -7));
+      }
+    }
+  });
+}
+
+TEST(RmsNormEverywhere, WeightsMayBeOfAnotherDtype) {
+  test::on_each_place([](const test::Place& place) {
+    for (const std::int64_t n : {37, 1024}) {
+      for (const DType dtype : place.dtypes()) {
+        for (const DType of_weight : place.dtypes()) {
+          Case c(dtype, 6, n);
+          c.weight = c.weight.as(of_weight);
+          place.run(rms_norm_forward, c.forward(false));
+          place.run(rms_norm_backward, c.backward(false));
+          Case truth(c);
+          truth.y = truth.y.as(DType::kFloat32), truth.ds = truth.ds.as(DType::kFloat32);
+          reference::rms_norm_forward(truth.forward(false));
+          reference::rms_norm_backward(truth.backward(false));
+          const double bound = 16 * (test::epsilon(DType::kFloat32) + test::epsilon(dtype));
+          EXPECT_TRUE(test::close(c.y.values(), truth.y.values(), bound));
+          EXPECT_TRUE(test::close(c.ds.values(), truth.ds.values(), bound));
+        }
+      }
+    }
   });
 }
 

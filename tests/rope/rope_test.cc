@@ -10,6 +10,7 @@
 #include "rope/reference.h"
 #include "support/compare.h"
 #include "support/isas.h"
+#include "support/places.h"
 #include "support/tensor.h"
 
 namespace graft {
@@ -27,14 +28,15 @@ double bound(DType dtype) {
   return 5 * (4 * test::epsilon(DType::kFloat32) + test::epsilon(dtype));
 }
 
-TEST(Rope, MatchesTheReferenceOnHostileShapes) {
-  const std::vector<Shape> shapes = {{0, 2, 2, 8},  {2, 0, 2, 8},   {1, 1, 1, 2},  {2, 3, 2, 6},
-                                     {1, 5, 3, 64}, {2, 17, 1, 34}, {1, 3, 2, 66}, {1, 300, 1, 32}};
-  test::on_each_isa([&] {
+TEST(RopeEverywhere, MatchesTheReferenceOnHostileShapes) {
+  const std::vector<Shape> shapes = {{0, 2, 2, 8},   {2, 0, 2, 8},   {1, 1, 1, 2},  {2, 3, 2, 6},
+                                     {1, 5, 3, 64},  {2, 17, 1, 34}, {1, 3, 2, 66}, {1, 300, 1, 32},
+                                     {3, 2, 5, 128}, {1, 2, 1, 1040}};
+  test::on_each_place([&](const test::Place& place) {
     for (const Shape& s : shapes) {
-      for (const DType dtype : {DType::kFloat32, DType::kBFloat16}) {
+      for (const DType dtype : place.dtypes()) {
         for (const int flags : {0, 1, 2, 3}) {
-          for (const std::int64_t position : {0, 1000, 50000}) {
+          for (const std::int64_t position : {0LL, 1000LL, 50000LL, (1LL << 45) + 3}) {
             SCOPED_TRACE(std::to_string(s.tokens) + " tokens, d " + std::to_string(s.d) +
                          ", position " + std::to_string(position));
             const Layout layout{.offset = flags, .gap = 3, .order = {0, 2, 1, 3}};
@@ -45,11 +47,10 @@ TEST(Rope, MatchesTheReferenceOnHostileShapes) {
             const bool inverse = (flags & 2) != 0;
             Tensor truth = y.as(DType::kFloat32);
             reference::rope({x, rotary, inverse, truth});
-            Context context;
-            rope(context, {x, rotary, inverse, y});
+            place.run(rope, {x, rotary, inverse, y});
             EXPECT_TRUE(test::close(y.values(), truth.values(), bound(dtype)));
             EXPECT_TRUE(y.guarded());
-            rope(context, {x, rotary, inverse, x});  // in place
+            place.run(rope, {x, rotary, inverse, x});  // in place
             EXPECT_EQ(x.values(), y.values());
           }
         }
@@ -58,41 +59,44 @@ TEST(Rope, MatchesTheReferenceOnHostileShapes) {
   });
 }
 
-TEST(Rope, InverseUndoesIt) {
-  Tensor x(DType::kFloat32, {1, 9, 2, 16}), y = x;
-  x.fill_random(3);
-  Context context;
-  rope(context, {x, {true, 500.0f, false, 3}, false, y});
-  EXPECT_GT(test::max_error(y.values(), x.values()), 0.5);
-  rope(context, {y, {true, 500.0f, false, 3}, true, y});
-  EXPECT_TRUE(test::close(y.values(), x.values(), 2 * bound(DType::kFloat32)));
+TEST(RopeEverywhere, InverseUndoesIt) {
+  test::on_each_place([](const test::Place& place) {
+    Tensor x(DType::kFloat32, {1, 9, 2, 16}), y = x;
+    x.fill_random(3);
+    place.run(rope, {x, {true, 500.0f, false, 3}, false, y});
+    EXPECT_GT(test::max_error(y.values(), x.values()), 0.5);
+    place.run(rope, {y, {true, 500.0f, false, 3}, true, y});
+    EXPECT_TRUE(test::close(y.values(), x.values(), 2 * bound(DType::kFloat32)));
+  });
 }
 
-TEST(Rope, TurnsTheFirstPairByOneRadianAPosition) {
-  Tensor x(DType::kFloat32, {1, 3, 1, 4}), y = x;
-  x.fill(0);
-  for (std::int64_t t = 0; t < 3; ++t) x.set(4 * t, 1);
-  Context context;
-  rope(context, {x, {true, 100.0f, false, 0}, false, y});
-  const std::vector<double> halves = {1,           0, 0,           0, std::cos(1), 0,
-                                      std::sin(1), 0, std::cos(2), 0, std::sin(2), 0};
-  EXPECT_TRUE(test::close(y.values(), halves, 1e-7));
-  rope(context, {x, {true, 100.0f, true, 0}, false, y});
-  const std::vector<double> interleaved = {1, 0, 0,           0,           std::cos(1), std::sin(1),
-                                           0, 0, std::cos(2), std::sin(2), 0,           0};
-  EXPECT_TRUE(test::close(y.values(), interleaved, 1e-7));
+TEST(RopeEverywhere, TurnsTheFirstPairByOneRadianAPosition) {
+  test::on_each_place([](const test::Place& place) {
+    Tensor x(DType::kFloat32, {1, 3, 1, 4}), y = x;
+    x.fill(0);
+    for (std::int64_t t = 0; t < 3; ++t) x.set(4 * t, 1);
+    place.run(rope, {x, {true, 100.0f, false, 0}, false, y});
+    const std::vector<double> halves = {1,           0, 0,           0, std::cos(1), 0,
+                                        std::sin(1), 0, std::cos(2), 0, std::sin(2), 0};
+    EXPECT_TRUE(test::close(y.values(), halves, 1e-7));
+    place.run(rope, {x, {true, 100.0f, true, 0}, false, y});
+    const std::vector<double> interleaved = {
+        1, 0, 0, 0, std::cos(1), std::sin(1), 0, 0, std::cos(2), std::sin(2), 0, 0};
+    EXPECT_TRUE(test::close(y.values(), interleaved, 1e-7));
+  });
 }
 
-TEST(Rope, EveryThetaHasAnglesOfItsOwn) {
-  Tensor x(DType::kFloat32, {1, 7, 2, 16}), y = x, truth = x;
-  x.fill_random(5);
-  Context context;
-  for (const float theta : {10000.0f, 500000.0f, 10000.0f, 77.0f}) {
-    const Rotary rotary{true, theta, false, 5};
-    reference::rope({x, rotary, false, truth});
-    rope(context, {x, rotary, false, y});
-    EXPECT_TRUE(test::close(y.values(), truth.values(), bound(DType::kFloat32))) << theta;
-  }
+TEST(RopeEverywhere, EveryThetaHasAnglesOfItsOwn) {
+  test::on_each_place([](const test::Place& place) {
+    Tensor x(DType::kFloat32, {1, 7, 2, 16}), y = x, truth = x;
+    x.fill_random(5);
+    for (const float theta : {10000.0f, 500000.0f, 10000.0f, 77.0f}) {
+      const Rotary rotary{true, theta, false, 5};
+      reference::rope({x, rotary, false, truth});
+      place.run(rope, {x, rotary, false, y});
+      EXPECT_TRUE(test::close(y.values(), truth.values(), bound(DType::kFloat32))) << theta;
+    }
+  });
 }
 
 TEST(Rope, ScalesPositionsDown) {

@@ -154,9 +154,9 @@ void check_case(const test::Place& place, DType dtype, std::int64_t m, std::int6
 
 TEST(SoftmaxEverywhere, MatchesTheReferenceOnHostileShapes) {
   const std::vector<std::pair<int, int>> shapes = {
-      {0, 5},     {3, 0},     {1, 1},     {7, 1},    {1, 7},    {3, 15},
-      {2, 16},    {3, 17},    {5, 31},    {4, 64},   {13, 97},  {17, 576},
-      {2, 16384}, {1, 16385}, {3, 20011}, {1100, 3}, {211, 129}};
+      {0, 5},     {3, 0},     {1, 1},     {7, 1},    {1, 7},     {3, 15},
+      {2, 16},    {3, 17},    {5, 31},    {4, 64},   {13, 97},   {17, 576},
+      {2, 16384}, {1, 16385}, {3, 20011}, {1100, 3}, {211, 129}, {300, 512}};
   test::on_each_place([&](const test::Place& place) {
     for (const auto& [m, n] : shapes) {
       for (const DType dtype : place.dtypes()) {
@@ -236,30 +236,33 @@ TEST(SoftmaxEverywhere, KernelsTakeWhatIsNotFiniteAndWhatIsHuge) {
 
 TEST(SoftmaxEverywhere, NanStaysInItsRow) {
   test::on_each_place([](const test::Place& place) {
-    Case c(DType::kFloat32, 3, 19, 1);
-    c.x.set(25, kNan), c.dy.set(3, kNan);
-    place.run(softmax_forward, c.forward());
-    for (std::int64_t i = 0; i < 57; ++i) EXPECT_EQ(std::isnan(c.y.get(i)), i / 19 == 1) << i;
-    place.run(softmax_backward, c.backward());
-    for (std::int64_t i = 0; i < 57; ++i) EXPECT_EQ(std::isnan(c.dx.get(i)), i / 19 != 2) << i;
+    for (const std::int64_t n : {19, 512, 4096}) {
+      Case c(DType::kFloat32, 3, n, 1);
+      c.x.set(n + 6, kNan), c.dy.set(3, kNan);
+      place.run(softmax_forward, c.forward());
+      for (std::int64_t i = 0; i < 3 * n; ++i) EXPECT_EQ(std::isnan(c.y.get(i)), i / n == 1) << i;
+      place.run(softmax_backward, c.backward());
+      for (std::int64_t i = 0; i < 3 * n; ++i) EXPECT_EQ(std::isnan(c.dx.get(i)), i / n != 2) << i;
+    }
   });
 }
 
-TEST(Softmax, OutputsMayReplaceInputs) {
-  for (const DType dtype : {DType::kFloat32, DType::kBFloat16}) {
-    for (const std::int64_t n : {21, 17001}) {
-      const Case expected(dtype, 3, n, 0.7f), c(dtype, 3, n, 0.7f), other(dtype, 3, n, 0.7f);
-      Context context;
-      softmax_forward(context, expected.forward());
-      softmax_backward(context, expected.backward());
-      softmax_forward(context, {c.x, c.scale, c.x});
-      EXPECT_EQ(c.x.values(), expected.y.values());
-      softmax_backward(context, {c.dy, c.x, c.scale, c.dy});
-      EXPECT_EQ(c.dy.values(), expected.dx.values());
-      softmax_backward(context, {other.dy, c.x, c.scale, c.x});
-      EXPECT_EQ(c.x.values(), expected.dx.values());
+TEST(SoftmaxEverywhere, OutputsMayReplaceInputs) {
+  test::on_each_place([](const test::Place& place) {
+    for (const DType dtype : place.dtypes()) {
+      for (const std::int64_t n : {21, 1024, 17001}) {
+        const Case expected(dtype, 3, n, 0.7f), c(dtype, 3, n, 0.7f), other(dtype, 3, n, 0.7f);
+        place.run(softmax_forward, expected.forward());
+        place.run(softmax_backward, expected.backward());
+        place.run(softmax_forward, {c.x, c.scale, c.x});
+        EXPECT_EQ(c.x.values(), expected.y.values());
+        place.run(softmax_backward, {c.dy, c.x, c.scale, c.dy});
+        EXPECT_EQ(c.dy.values(), expected.dx.values());
+        place.run(softmax_backward, {other.dy, c.x, c.scale, c.x});
+        EXPECT_EQ(c.x.values(), expected.dx.values());
+      }
     }
-  }
+  });
 }
 
 TEST(Softmax, SameBitsForAnyNumberOfThreads) {

@@ -6,11 +6,11 @@ namespace graft::cpu {
 
 OuterProducts::OuterProducts(const Plan& plan, const ProductScratch& scratch)
     : plan_(plan), scratch_(scratch) {
-  const std::vector<OuterProduct>& all = plan.product.outer_products;
+  const auto& all = plan.product.outer_products;
   for (std::size_t i = 0; i < all.size(); ++i) {
     const bool needs_tasks =
         all[i].coefficients == nullptr || plan.chunks_with_partials(all[i]) > 0;
-    std::vector<Block>& blocks = needs_tasks ? late_ : early_;
+    Blocks& blocks = needs_tasks ? late_ : early_;
     for (std::int64_t c = 0; c < all[i].cols; c += plan.outer_cols) blocks.push_back({i, c});
   }
 }
@@ -36,7 +36,7 @@ Source OuterProducts::dense_rows(const OuterProduct& outer, std::int64_t chunk,
 void OuterProducts::add(std::int64_t chunk, const WorkerScratch& worker) const {
   const std::int64_t row = plan_.partition.first_row(chunk);
   const std::int64_t rows = plan_.partition.first_row(chunk + 1) - row;
-  const std::vector<OuterProduct>& all = plan_.product.outer_products;
+  const auto& all = plan_.product.outer_products;
   for (std::size_t i = 0; i < all.size(); ++i) {
     const OuterProduct& outer = all[i];
     if (chunk >= plan_.chunks_with_partials(outer)) continue;
@@ -75,8 +75,8 @@ void OuterProducts::finish(const Block& block, const WorkerScratch& worker) cons
 void OuterProducts::write(const OuterProduct& outer, const float* sums, std::int64_t first,
                           std::int64_t cols) const {
   const std::int64_t rank = plan_.terms[outer.term].rank, ld = plan_.outer_cols;
-  const std::int64_t row_stride = outer.out.stride(0), col_stride = outer.out.stride(1);
-  float* const out = outer.out.mutable_data_as<float>() + first * col_stride;
+  const std::int64_t row_stride = outer.row_stride, col_stride = outer.col_stride;
+  float* const out = outer.out + first * col_stride;
   const float dropout_scale = outer.dropped ? plan_.terms[outer.term].output_scale : 1.0f;
   const float scaling = outer.scaling * dropout_scale;
   if (row_stride == 1) {

@@ -2,8 +2,8 @@
 
 #include <cstddef>
 #include <cstdint>
-#include <vector>
 
+#include "backend/cpu/small_vector.h"
 #include "product/cpu/plan.h"
 
 namespace graft::cpu {
@@ -18,6 +18,8 @@ class OuterProducts {
     std::int64_t first;
   };
 
+  using Blocks = SmallVector<Block, 16>;
+
   OuterProducts(const Plan& plan, const ProductScratch& scratch);
 
   /// This chunk's part of each outer product, its h and the mask of its share of y being there.
@@ -25,8 +27,8 @@ class OuterProducts {
   void finish(const Block& block, const WorkerScratch& worker) const;
 
   /// What can be finished without any chunk's part or h, and what needs them all.
-  const std::vector<Block>& early() const { return early_; }
-  const std::vector<Block>& late() const { return late_; }
+  const Blocks& early() const { return early_; }
+  const Blocks& late() const { return late_; }
 
  private:
   Source dense_rows(const OuterProduct& outer, std::int64_t chunk,
@@ -37,7 +39,7 @@ class OuterProducts {
 
   const Plan& plan_;
   const ProductScratch& scratch_;
-  std::vector<Block> early_, late_;
+  Blocks early_, late_;
 };
 
 }  // namespace graft::cpu

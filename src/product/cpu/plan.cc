@@ -33,7 +33,7 @@ bool shrinks_from_rows(const Kernels& kernels, const Term& term) {
          term.pair.input_dropout == nullptr;
 }
 
-bool makes_base_product(const Term& term) { return term.weight != nullptr && term.y.present(); }
+bool makes_base_product(const Term& term) { return term.weight != nullptr && term.y != nullptr; }
 
 bool makes_h_for_outer_products(const Product& product, std::size_t term) {
   return std::any_of(product.outer_products.begin(), product.outer_products.end(),
@@ -57,6 +57,7 @@ std::int64_t outer_task_cols(const Product& product, int threads) {
   constexpr std::int64_t kRegisterBlock = 48, kMost = 192, kTasksPerThread = 3;
   std::int64_t cols = 0;
   for (const OuterProduct& outer : product.outer_products) cols += outer.cols;
+  if (cols == 0) return 0;
   const std::int64_t even = ceil_div(cols, kTasksPerThread * threads);
   return std::min(kMost, ceil_div(even, kRegisterBlock) * kRegisterBlock);
 }
@@ -74,7 +75,6 @@ Plan::Plan(const Product& p, int thread_count)
       partition(share()),
       outer_cols(outer_task_cols(p, thread_count)) {
   const std::int64_t chunk_panels = partition.most_chunk_panels();
-  std::int64_t x_panels = 0, h_panels = 0, kept = 0;
   for (Input& input : inputs) {
     input.panels_at = x_panels;
     x_panels += chunk_panels * input.panel_size;
@@ -84,26 +84,25 @@ Plan::Plan(const Product& p, int thread_count)
     const LowRank& pair = term.pair;
     const bool has_pair = pair.rank > 0,
                packs_expand =
-                   has_pair && term.y.present() && !expand_serves_as_it_is(kernels, pair, term.n);
-    TermPlan plan{};
+                   has_pair && term.y != nullptr && !expand_serves_as_it_is(kernels, pair, term.n);
+    TermPlan& plan = terms.emplace_back();
     plan.rank = pair.rank;
+    plan.column_panels = ceil_div(term.n, kernels.width);
     plan.row_shrink = shrinks_from_rows(kernels, term);
     plan.packs_weight = makes_base_product(term) && !term.weight->is_packed();
     plan.packs_shrink = has_pair && !shrink_is_packed(kernels, pair);
     plan.packs_expand = packs_expand;
     plan.owns_h = has_pair && pair.h == nullptr && makes_h_for_outer_products(p, i);
-    const std::int64_t column_panels = ceil_div(term.n, kernels.width);
     plan.shrink_tasks = plan.packs_shrink ? ceil_div(pair.rank, kernels.wide_shrink_cols) : 0;
-    plan.expand_tasks = packs_expand ? std::min<std::int64_t>(threads, column_panels) : 0;
+    plan.expand_tasks = packs_expand ? std::min<std::int64_t>(threads, plan.column_panels) : 0;
     plan.drops_rows = drops_rows(p, i);
     plan.output_dropout =
-        has_pair && (term.y.present() || plan.drops_rows) ? pair.output_dropout : nullptr;
+        has_pair && (term.y != nullptr || plan.drops_rows) ? pair.output_dropout : nullptr;
     plan.input_scale = scale_of(pair.input_dropout);
     plan.output_scale = scale_of(plan.output_dropout);
     plan.h_panels_at = h_panels;
     h_panels += chunk_panels * kernels.row_panel_size(pair.rank);
     plan.kept_at = kept;
-    terms.push_back(plan);
     kept += output_kept_bytes(i);
   }
 }
@@ -112,10 +111,8 @@ Plan::Plan(const Product& p, int thread_count)
 Partition Plan::share() {
   const std::size_t count = product.terms.size();
   const bool forward = product.direction == Direction::kForward;
-  inputs.reserve(count);
-  outputs.reserve(count);
-  terms.reserve(count);
-  std::int64_t row_panel_size = 0, column_panels = 0, weight_bytes = 0;
+  bool has_weights = false;
+  std::int64_t row_panel_size = 0, column_panels = 0, row_work = 0, weight_bytes = 0;
   for (std::size_t i = 0; i < count; ++i) {
     const Term& term = product.terms[i];
     if (i == 0 || !forward) {
@@ -130,17 +127,21 @@ Partition Plan::share() {
     input.last = i + 1;
     input.packs |=
         makes_base_product(term) || (term.pair.rank > 0 && !shrinks_from_rows(kernels, term));
+    if (term.y != nullptr) row_work += term.n * term.pair.rank;
     // A pair's h would be made anew for each range of columns.
     if (makes_base_product(term) && term.pair.rank == 0) {
       weight_bytes += packed_panels_size(kernels, term.n, term.k) * 4;
     }
     if (makes_base_product(term)) {
+      has_weights = true;
+      row_work += term.n * term.k;
       input.panel_size = kernels.row_panel_size(term.k);
       input.shrink_panels = kernels.shrink_panels;
     }
     outputs.back().last = i + 1;
   }
-  return Partition(kernels, product.m, row_panel_size, column_panels, weight_bytes, threads);
+  return Partition(kernels, product.m, row_panel_size, column_panels, row_work, has_weights,
+                   weight_bytes, threads);
 }
 
 DropoutElements Plan::output_elements(std::size_t term, std::int64_t chunk,
@@ -176,34 +177,27 @@ ProductScratch Plan::layout(Scratch& scratch) const {
   const std::int64_t chunk_panels = partition.most_chunk_panels();
   const std::int64_t chunk_rows = chunk_panels * kernels.rows;
   ProductScratch parts;
-  parts.terms.reserve(terms.size());
-  parts.outer_partials.reserve(product.outer_products.size());
-  parts.workers.reserve(static_cast<std::size_t>(threads));
 
-  std::int64_t most_k = 0, most_dropped_k = 0, most_rank = 0, h_panels = 0, kept = 0;
+  std::int64_t most_k = 0, most_dropped_k = 0, most_rank = 0, most_kept = kept;
   for (std::size_t i = 0; i < terms.size(); ++i) {
     const Term& term = product.terms[i];
     const TermPlan& plan = terms[i];
-    const std::int64_t column_panels = ceil_div(term.n, kernels.width);
-    TermScratch to;
+    TermScratch& to = parts.terms.emplace_back();
     to.weight = scratch.take<std::uint32_t>(
         plan.packs_weight ? packed_panels_size(kernels, term.n, term.k) : 0);
     to.shrink = scratch.take<std::uint32_t>(
         plan.packs_shrink ? kernels.packed_a_size(term.k, plan.rank) : 0);
     to.expand = scratch.take<std::uint32_t>(
         plan.packs_expand ? packed_panels_size(kernels, term.n, plan.rank) : 0);
-    to.bias = scratch.take<float>(term.bias.present() ? column_panels * kernels.width : 0);
+    to.bias = scratch.take<float>(term.bias != nullptr ? plan.column_panels * kernels.width : 0);
     to.h = scratch.take<float>(plan.owns_h ? product.m * plan.rank : 0);
-    parts.terms.push_back(to);
 
     most_k = std::max(most_k, term.k);
     if (term.pair.input_dropout != nullptr) {
       most_dropped_k = std::max(most_dropped_k, term.k);
-      kept = std::max(kept, DropoutElements{0, kernels.rows, term.k, 0, term.k}.bytes());
+      most_kept = std::max(most_kept, DropoutElements{0, kernels.rows, term.k, 0, term.k}.bytes());
     }
     most_rank = std::max(most_rank, plan.rank);
-    h_panels = plan.h_panels_at + chunk_panels * kernels.row_panel_size(plan.rank);
-    kept = std::max(kept, plan.kept_at + output_kept_bytes(i));
   }
   std::int64_t dense_cols = 0;
   for (const OuterProduct& outer : product.outer_products) {
@@ -211,25 +205,21 @@ ProductScratch Plan::layout(Scratch& scratch) const {
         scratch.take<float>(chunks_with_partials(outer) * terms[outer.term].rank * outer.cols));
     if (needs_dense_copy(outer)) dense_cols = std::max(dense_cols, outer.cols);
   }
-  std::int64_t x_panels = kernels.row_panel_size(most_k);
+  const std::int64_t most_x_panels = std::max(x_panels, kernels.row_panel_size(most_k));
   int shrink_panels = 1;
-  for (const Input& input : inputs) {
-    x_panels = std::max(x_panels, input.panels_at + chunk_panels * input.panel_size);
-    shrink_panels = std::max(shrink_panels, input.shrink_panels);
-  }
+  for (const Input& input : inputs) shrink_panels = std::max(shrink_panels, input.shrink_panels);
   const bool sums_terms = outputs.size() < terms.size();
   for (int i = 0; i < threads; ++i) {
-    WorkerScratch worker;
-    worker.x_panels = scratch.take<std::uint32_t>(x_panels);
+    WorkerScratch& worker = parts.workers.emplace_back();
+    worker.x_panels = scratch.take<std::uint32_t>(most_x_panels);
     worker.h_panels = scratch.take<std::uint32_t>(h_panels);
     worker.dropped = scratch.take<std::uint32_t>(
         most_dropped_k > 0 ? shrink_panels * kernels.row_panel_size(most_dropped_k) : 0);
     worker.h = scratch.take<float>(shrink_panels * kernels.h_panel_size(most_rank));
     worker.rows = scratch.take<float>(chunk_rows * dense_cols);
-    worker.kept = scratch.take<std::uint8_t>(kept);
+    worker.kept = scratch.take<std::uint8_t>(most_kept);
     worker.partial = scratch.take<float>(sums_terms ? chunk_rows * kernels.width : 0);
     worker.sums = scratch.take<float>(product.outer_products.empty() ? 0 : most_rank * outer_cols);
-    parts.workers.push_back(worker);
   }
   return parts;
 }

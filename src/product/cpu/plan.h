@@ -2,9 +2,9 @@
 
 #include <cstddef>
 #include <cstdint>
-#include <vector>
 
 #include "backend/cpu/scratch.h"
+#include "backend/cpu/small_vector.h"
 #include "product/cpu/dropout_elements.h"
 #include "product/cpu/partition.h"
 #include "product/cpu/product.h"
@@ -31,7 +31,7 @@ struct Output {
 
 /// What one term needs of it.
 struct TermPlan {
-  std::int64_t rank;
+  std::int64_t rank, column_panels;
   bool row_shrink;  // h straight from rows of x
   bool packs_weight, packs_shrink, packs_expand, owns_h;
   std::int64_t shrink_tasks, expand_tasks;  // that pack S, a group of columns each, and E
@@ -63,9 +63,9 @@ struct WorkerScratch {
 };
 
 struct ProductScratch {
-  std::vector<TermScratch> terms;
-  std::vector<float*> outer_partials;  // an outer product's: [chunk][rank][cols]
-  std::vector<WorkerScratch> workers;
+  SmallVector<TermScratch, 3> terms;
+  SmallVector<float*, 2> outer_partials;  // an outer product's: [chunk][rank][cols]
+  SmallVector<WorkerScratch, 8> workers;
 };
 
 struct Plan {
@@ -84,11 +84,13 @@ struct Plan {
   const Product& product;
   const Kernels& kernels;
   const int threads;
-  std::vector<TermPlan> terms;
-  std::vector<Input> inputs;
-  std::vector<Output> outputs;
+  SmallVector<TermPlan, 3> terms;
+  SmallVector<Input, 3> inputs;
+  SmallVector<Output, 3> outputs;
   const Partition partition;
   std::int64_t outer_cols;  // of outer products that a task finishes
+  // Of a worker: 32-bit elements of row panels, and bytes of bits.
+  std::int64_t x_panels = 0, h_panels = 0, kept = 0;
 
  private:
   Partition share();

@@ -2,8 +2,8 @@
 
 #include <cstddef>
 #include <cstdint>
-#include <vector>
 
+#include "backend/cpu/small_vector.h"
 #include "graft/context.h"
 #include "graft/lora.h"
 #include "graft/tensor_view.h"
@@ -22,6 +22,12 @@
 
 namespace graft::cpu {
 
+/// A tensor that may have been left out: null if it was.
+template <class View>
+const View* given(const View& view) {
+  return view.present() ? &view : nullptr;
+}
+
 /// The low-rank pair that a term goes on over.
 struct LowRank {
   Source shrink;          // S (K, rank)
@@ -38,9 +44,9 @@ struct Term {
   Source x;                        // (M, K)
   const Weight* weight = nullptr;  // null: no base product
   std::int64_t weight_k = 0;       // where the term's K begins in the weight's; an even number
-  ConstTensorView bias;            // (N) or absent
+  const ConstTensorView* bias = nullptr;  // (N); null: none
   LowRank pair;
-  TensorView y;  // (M, N), rows dense; absent: only h and outer products are wanted
+  const TensorView* y = nullptr;  // (M, N), rows dense; null: only h and outer products are wanted
 };
 
 /// out (rank, cols) = scaling · coefficientsᵀ · matrix, summed over all rows; or of drop(matrix),
@@ -52,16 +58,17 @@ struct OuterProduct {
   std::int64_t cols = 0;
   bool dropped = false;
   float scaling = 1.0f;
-  TensorView out;  // (rank, cols) float32, any strides
+  float* out = nullptr;  // (rank, cols), of any strides:
+  std::int64_t row_stride = 0, col_stride = 0;
 };
 
 struct Product {
   std::int64_t m = 0;
   Direction direction = Direction::kForward;
   DType multiply = DType::kFloat32;  // the weights' dtype
-  std::vector<Term> terms;           // of one x (forward) or one y (backward)
+  SmallVector<Term, 3> terms;        // of one x (forward) or one y (backward)
   bool accumulate = false;           // y += instead of y =
-  std::vector<OuterProduct> outer_products;
+  SmallVector<OuterProduct, 2> outer_products;
 };
 
 /// Runs the product on the context's threads. Arguments have been checked.

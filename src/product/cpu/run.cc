@@ -1,6 +1,6 @@
 #include <algorithm>
-#include <vector>
 
+#include "backend/cpu/small_vector.h"
 #include "backend/cpu/threads.h"
 #include "backend/element.h"
 #include "product/cpu/outer_products.h"
@@ -46,10 +46,10 @@ class ProductRun {
               const std::uint32_t* x, bool write_h, const WorkerScratch& worker);
   const std::uint32_t* drop_panels(const Term& term, std::int64_t panel, int panels,
                                    const std::uint32_t* x, const WorkerScratch& worker) const;
-  void multiply(std::size_t output, std::int64_t chunk, std::int64_t split,
-                const WorkerScratch& worker) const;
-  void multiply_panel(std::size_t output, std::size_t term, std::int64_t chunk, std::int64_t split,
-                      std::int64_t column, const WorkerScratch& worker) const;
+  void multiply(std::size_t output, const Partition::Task& task, const WorkerScratch& worker) const;
+  void multiply_panels(std::size_t output, std::size_t term, const Partition::Task& task,
+                       std::int64_t first, std::int64_t last, std::int64_t end,
+                       const WorkerScratch& worker) const;
   const std::uint32_t* weight_panel(std::size_t term, std::int64_t panel) const {
     return operands_[term].weight + panel * operands_[term].weight_panel;
   }
@@ -63,8 +63,8 @@ class ProductRun {
   const Partition& partition_;
   const ProductScratch scratch_;
   const OuterProducts outer_products_;
-  std::vector<Operands> operands_;  // of each term
-  std::int64_t packing_tasks_ = 0;  // of the pairs
+  SmallVector<Operands, 3> operands_;  // of each term
+  std::int64_t packing_tasks_ = 0;     // of the pairs
   Countdown pairs_packed_;
 };
 
@@ -76,13 +76,12 @@ ProductRun::ProductRun(Context& context, const Product& product)
       partition_(plan_.partition),
       scratch_(lay_out(context, [this](Scratch& scratch) { return plan_.layout(scratch); })),
       outer_products_(plan_, scratch_) {
-  operands_.reserve(p_.terms.size());
   for (std::size_t i = 0; i < p_.terms.size(); ++i) {
     const Term& term = p_.terms[i];
     const TermPlan& plan = plan_.terms[i];
     const TermScratch& scratch = scratch_.terms[i];
-    Operands to;
-    if (term.weight != nullptr && term.y.present()) {
+    Operands& to = operands_.emplace_back();
+    if (term.weight != nullptr && term.y != nullptr) {
       // Only what is packed here is of this K alone.
       const std::int64_t weight_k = plan.packs_weight ? term.k : k_of(*term.weight, p_.direction);
       to.weight = plan.packs_weight ? scratch.weight
@@ -104,14 +103,13 @@ ProductRun::ProductRun(Context& context, const Product& product)
     to.completes = plan_.outputs.size() == p_.terms.size() || i + 1 == p_.terms.size();
     to.tile.y_stride = kernels_.width;
     to.y_element = sizeof(float);
-    if (to.completes && term.y.present()) {
-      to.tile.y_stride = term.y.dim(0) > 1 ? term.y.stride(0) : term.n;
-      to.tile.y_bfloat16 = term.y.dtype() == DType::kBFloat16;
+    if (to.completes && term.y != nullptr) {
+      to.tile.y_stride = term.y->dim(0) > 1 ? term.y->stride(0) : term.n;
+      to.tile.y_bfloat16 = term.y->dtype() == DType::kBFloat16;
       to.tile.accumulate = p_.accumulate;
-      to.y_element = static_cast<std::int64_t>(size_of(term.y.dtype()));
+      to.y_element = static_cast<std::int64_t>(size_of(term.y->dtype()));
     }
     to.y_row = to.tile.y_stride * to.y_element;
-    operands_.push_back(to);
     packing_tasks_ += plan.shrink_tasks + plan.expand_tasks;
   }
 }
@@ -119,21 +117,21 @@ ProductRun::ProductRun(Context& context, const Product& product)
 void ProductRun::operator()() {
   pack_biases_and_weights();
   // What can be finished early fills the end of the first round of tasks; the rest is the second.
-  const auto& early = outer_products_.early();
-  const auto& late = outer_products_.late();
   const std::int64_t tasks = partition_.tasks();
+  const auto early = static_cast<std::int64_t>(outer_products_.early().size());
   pairs_packed_.start(packing_tasks_);
-  parallel_for(context_, packing_tasks_ + tasks + static_cast<std::int64_t>(early.size()),
-               plan_.threads, [&](std::int64_t i, int index) {
+  parallel_for(context_, packing_tasks_ + tasks + early, plan_.threads,
+               [this, tasks](std::int64_t i, int index) {
                  const WorkerScratch& worker = scratch_.workers[static_cast<std::size_t>(index)];
                  if (i < packing_tasks_) return pack_pairs(i);
                  i -= packing_tasks_;
                  if (i < tasks) return task(partition_.task(i), worker);
-                 outer_products_.finish(early[static_cast<std::size_t>(i - tasks)], worker);
+                 const auto block = static_cast<std::size_t>(i - tasks);
+                 outer_products_.finish(outer_products_.early()[block], worker);
                });
-  parallel_for(context_, static_cast<std::int64_t>(late.size()), plan_.threads,
-               [&](std::int64_t i, int index) {
-                 outer_products_.finish(late[static_cast<std::size_t>(i)],
+  parallel_for(context_, static_cast<std::int64_t>(outer_products_.late().size()), plan_.threads,
+               [this](std::int64_t i, int index) {
+                 outer_products_.finish(outer_products_.late()[static_cast<std::size_t>(i)],
                                         scratch_.workers[static_cast<std::size_t>(index)]);
                });
 }
@@ -141,10 +139,10 @@ void ProductRun::operator()() {
 void ProductRun::pack_biases_and_weights() {
   for (std::size_t i = 0; i < p_.terms.size(); ++i) {
     const Term& term = p_.terms[i];
-    const std::int64_t padded = ceil_div(term.n, kernels_.width) * kernels_.width;
-    for (std::int64_t j = 0; term.bias.present() && j < padded; ++j) {
+    const std::int64_t padded = plan_.terms[i].column_panels * kernels_.width;
+    for (std::int64_t j = 0; term.bias != nullptr && j < padded; ++j) {
       scratch_.terms[i].bias[j] =
-          j < term.n ? load_element(term.bias, j * term.bias.stride(0)) : 0.0f;
+          j < term.n ? load_element(*term.bias, j * term.bias->stride(0)) : 0.0f;
     }
     if (plan_.terms[i].packs_weight) {
       const Source view = Source::of(term.weight->view());
@@ -172,9 +170,8 @@ void ProductRun::pack_pairs(std::int64_t task) {
                     scratch_.terms[i].shrink + kernels_.packed_a_size(term.k, col));
   } else {
     const std::int64_t range = task - plan.shrink_tasks;
-    const std::int64_t panels = ceil_div(term.n, kernels_.width);
-    const std::int64_t last = panels * (range + 1) / plan.expand_tasks;
-    for (std::int64_t j = panels * range / plan.expand_tasks; j < last; ++j) {
+    const std::int64_t last = plan.column_panels * (range + 1) / plan.expand_tasks;
+    for (std::int64_t j = plan.column_panels * range / plan.expand_tasks; j < last; ++j) {
       pack_panel(kernels_, term.pair.expand.transposed(), term.n, plan.rank, j,
                  scratch_.terms[i].expand);
     }
@@ -193,7 +190,7 @@ void ProductRun::task(const Partition::Task& task, const WorkerScratch& worker) 
   }
   if (split == 0) outer_products_.add(chunk, worker);
   for (std::size_t o = 0; o < plan_.outputs.size(); ++o) {
-    if (p_.terms[plan_.outputs[o].first].y.present()) multiply(o, chunk, split, worker);
+    if (p_.terms[plan_.outputs[o].first].y != nullptr) multiply(o, task, worker);
   }
 }
 
@@ -269,20 +266,24 @@ const std::uint32_t* ProductRun::drop_panels(const Term& term, std::int64_t pane
   return worker.dropped;
 }
 
-// The tiles of a chunk: column panels outside, so that each is read from memory once a chunk.
-void ProductRun::multiply(std::size_t o, std::int64_t chunk, std::int64_t split,
+// The tiles of a chunk: column panels outside, so that each is read from memory once a chunk. Terms
+// of one y take turns at each.
+void ProductRun::multiply(std::size_t o, const Partition::Task& task,
                           const WorkerScratch& worker) const {
   const Output& output = plan_.outputs[o];
-  const std::int64_t first = std::max(output.first_column, partition_.split_panel(split));
-  const std::int64_t last = std::min(output.last_column, partition_.split_panel(split + 1));
-  for (std::int64_t column = first; column < last; ++column) {
+  const std::int64_t first = std::max(output.first_column, partition_.split_panel(task.split));
+  const std::int64_t end = partition_.split_panel(task.split + 1);
+  const std::int64_t last = std::min(output.last_column, end);
+  const std::int64_t at_once = output.last - output.first == 1 ? last - first : 1;
+  for (std::int64_t column = first; column < last; column += at_once) {
     for (std::size_t i = output.first; i < output.last; ++i) {
-      multiply_panel(o, i, chunk, split, column, worker);
+      multiply_panels(o, i, task, column, column + at_once, end, worker);
     }
   }
 }
 
-// The panel of a weight that is read after that of term i, null if that is the last before `end`.
+// The panel of a weight that is read after column panel `column` of term i, null if that is the
+// last before `end`.
 const std::uint32_t* ProductRun::next_weight_panel(std::size_t o, std::size_t i,
                                                    std::int64_t column, std::int64_t end) const {
   const Output& output = plan_.outputs[o];
@@ -292,60 +293,77 @@ const std::uint32_t* ProductRun::next_weight_panel(std::size_t o, std::size_t i,
   return weight_panel(output.first, column + 1 - output.first_column);
 }
 
-// One term's tiles of a column panel. Terms before an output's last leave their sum in scratch.
-void ProductRun::multiply_panel(std::size_t o, std::size_t i, std::int64_t chunk,
-                                std::int64_t split, std::int64_t column,
-                                const WorkerScratch& worker) const {
+// One term's tiles of column panels [first, last), of the task's before `end`. Terms before an
+// output's last leave their sum in scratch.
+void ProductRun::multiply_panels(std::size_t o, std::size_t i, const Partition::Task& task,
+                                 std::int64_t first, std::int64_t last, std::int64_t end,
+                                 const WorkerScratch& worker) const {
   const Output& output = plan_.outputs[o];
   const Term& term = p_.terms[i];
   const TermPlan& plan = plan_.terms[i];
   const Operands& operands = operands_[i];
   const Input& input = plan_.inputs[plan_.input_of(i)];
-  const std::int64_t first = partition_.first_panel(chunk);
-  const std::int64_t panels = partition_.first_panel(chunk + 1) - first;
-  const std::int64_t end = partition_.split_panel(split + 1);
+  const std::int64_t first_row = partition_.first_panel(task.chunk);
+  const std::int64_t last_row = partition_.first_panel(task.chunk + 1);
   const std::int64_t width = kernels_.width;
-  const std::int64_t panel_of_y = column - output.first_column, col = panel_of_y * width;
-
-  // Sums that are not y yet have zeros past its last column.
-  TileArgs tile = operands.tile;
-  tile.cols =
-      static_cast<int>(operands.completes ? std::min<std::int64_t>(width, term.n - col) : width);
-  std::int64_t ahead = 0;  // bytes to the weight's panel that comes next
-  if (operands.weight != nullptr) {
-    tile.w = weight_panel(i, panel_of_y);
-    const std::uint32_t* const next = next_weight_panel(o, i, column, end);
-    if (next != nullptr)
-      ahead = static_cast<const char*>(static_cast<const void*>(next)) -
-              static_cast<const char*>(tile.w);
-  }
-  tile.b = operands.expand + panel_of_y * operands.expand_panel;
+  const std::int64_t first_panel = first - output.first_column, first_col = first_panel * width;
+  const std::uint32_t* const x_panels = worker.x_panels + input.panels_at;
+  const std::uint32_t* const h_panels = worker.h_panels + plan.h_panels_at;
+  const std::uint32_t* w = operands.weight;
+  if (w != nullptr) w += first_panel * operands.weight_panel;
+  const std::uint32_t* b = operands.expand + first_panel * operands.expand_panel;
+  Kept kept;
   if (plan.output_dropout != nullptr) {
-    const DropoutElements elements = plan_.output_elements(i, chunk, split);
-    tile.kept = elements.kept(worker.kept + plan.kept_at).at(0, col - elements.col);
+    const DropoutElements elements = plan_.output_elements(i, task.chunk, task.split);
+    kept = elements.kept(worker.kept + plan.kept_at).at(0, first_col - elements.col);
   }
-  tile.bias = term.bias.present() ? scratch_.terms[i].bias + col : nullptr;
-  char* y = static_cast<char*>(static_cast<void*>(worker.partial));
+  const float* bias = term.bias != nullptr ? scratch_.terms[i].bias + first_col : nullptr;
+  char* y_panel = static_cast<char*>(static_cast<void*>(worker.partial));
+  std::int64_t y_step = 0;
+  // Sums that are not y yet have zeros past its last column.
+  std::int64_t cols = plan.column_panels * width - first_col;  // from here on
   if (operands.completes) {
-    y = static_cast<char*>(term.y.mutable_data()) + partition_.panel_row(first) * operands.y_row +
-        col * operands.y_element;
+    y_panel = static_cast<char*>(term.y->mutable_data()) +
+              partition_.panel_row(first_row) * operands.y_row + first_col * operands.y_element;
+    y_step = width * operands.y_element;
+    cols = term.n - first_col;
   }
-  const float* start = i > output.first ? worker.partial : nullptr;
-  const std::uint32_t* x = worker.x_panels + input.panels_at;
-  const std::uint32_t* h = worker.h_panels + plan.h_panels_at;
-  for (std::int64_t panel = 0; panel < panels; ++panel) {
-    tile.rows = partition_.panel_rows(first + panel);
-    read_ahead(tile, ahead == 0, ahead, panel, panels);
-    tile.x = x;
-    tile.h = h;
-    tile.start = start;
-    tile.y = y;
-    kernels_.tile(tile);
-    x += input.panel_size;
-    h += operands.h_panel;
-    y += tile.rows * operands.y_row;
-    if (start != nullptr) start += tile.rows * width;
-    if (tile.kept.some()) tile.kept = tile.kept.at(tile.rows, 0);
+
+  TileArgs tile = operands.tile;
+  for (std::int64_t column = first; column < last; ++column) {
+    std::int64_t ahead = 0;  // bytes to the weight's panel that comes next
+    if (w != nullptr) {
+      const std::uint32_t* const next = next_weight_panel(o, i, column, end);
+      if (next != nullptr) ahead = 4 * (next - w);
+    }
+    tile.cols = static_cast<int>(std::min(width, cols));
+    tile.w = w;
+    tile.b = b;
+    if (kept.some()) tile.kept = kept;
+    tile.bias = bias;
+    const float* start = i > output.first ? worker.partial : nullptr;
+    const std::uint32_t *x = x_panels, *h = h_panels;
+    char* y = y_panel;
+    for (std::int64_t panel = first_row; panel < last_row; ++panel) {
+      tile.rows = partition_.panel_rows(panel);
+      read_ahead(tile, ahead == 0, ahead, panel - first_row, last_row - first_row);
+      tile.x = x;
+      tile.h = h;
+      tile.start = start;
+      tile.y = y;
+      kernels_.tile(tile);
+      x += input.panel_size;
+      h += operands.h_panel;
+      y += tile.rows * operands.y_row;
+      if (start != nullptr) start += tile.rows * width;
+      if (kept.some()) tile.kept = tile.kept.at(tile.rows, 0);
+    }
+    if (w != nullptr) w += operands.weight_panel;
+    b += operands.expand_panel;
+    kept = kept.at(0, width);
+    if (bias != nullptr) bias += width;
+    y_panel += y_step;
+    cols -= width;
   }
 }
 
@@ -356,10 +374,11 @@ std::int64_t slices_of(const Product& product) {
   constexpr std::int64_t kLongSteps = 4096, kSliceSteps = 2048;
   if (product.terms.size() != 1) return 1;
   const Term& term = product.terms.front();
+  const bool sums_in_y = term.weight != nullptr && term.y != nullptr && term.pair.rank == 0 &&
+                         term.y->dtype() == DType::kFloat32;
+  if (!sums_in_y) return 1;
   const std::int64_t steps = kernels_for(product.multiply).steps(term.k);
-  const bool sums_in_y = term.weight != nullptr && term.y.present() && term.pair.rank == 0 &&
-                         term.y.dtype() == DType::kFloat32;
-  return sums_in_y && steps > kLongSteps ? ceil_div(steps, kSliceSteps) : 1;
+  return steps > kLongSteps ? ceil_div(steps, kSliceSteps) : 1;
 }
 
 // Slice `index` of `count` of a product.
@@ -372,7 +391,7 @@ Product slice_of(const Product& product, std::int64_t index, std::int64_t count)
   term.k = at(index + 1) - at(index);
   term.x = term.x.at(0, term.weight_k);
   if (index > 0) {
-    term.bias = {};
+    term.bias = nullptr;
     slice.accumulate = true;
   }
   return slice;

@@ -18,7 +18,7 @@ namespace graft::cuda {
 namespace {
 
 constexpr int kWideTile = 128, kSmallTile = 64, kTileDepth = 16;
-constexpr int kNarrowRows = 64, kNarrowCols = 32, kNarrowDepth = 32;
+constexpr int kNarrowRows = 128, kNarrowCols = 32, kNarrowDepth = 32;
 constexpr std::int64_t kLeastSplit = 256;  // depths that are worth a block and a partial sum
 constexpr int kMostSplits = 64;
 

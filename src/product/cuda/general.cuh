@@ -118,8 +118,16 @@ __device__ constexpr int shared_index(int wide, int deep) {
 }
 
 /// No dropout.
-struct KeepsAll {
-  __device__ bool operator()(std::int64_t, std::int64_t) const { return true; }
+struct KeepsAll {};
+
+/// Dropout of a side's elements, wide · wide_stride + deep · deep_stride of the whole.
+struct Drops {
+  Masks masks;
+  std::int64_t wide_stride, deep_stride;
+
+  __device__ std::uint64_t element(std::int64_t wide, std::int64_t deep) const {
+    return static_cast<std::uint64_t>(wide * wide_stride + deep * deep_stride);
+  }
 };
 
 /// A side's part of a step on its way from memory to shared memory, one step after another from
@@ -143,11 +151,11 @@ class FetchElements {
         scale_(scale),
         multiply_(multiply) {}
 
-  /// The next step, of which `left` depths are there. `kept(wide, deep)`: whether dropout keeps an
-  /// element.
+  /// The next step, of which `left` depths are there.
   template <class Kept>
   __device__ void load(int left, const Kept& kept) {
     constexpr bool kPlain = kFloats && std::is_same_v<Kept, KeepsAll>;
+    const std::uint32_t mask = kept_elements(kept);
     if (kPlain && wides_ == kWide && left >= kDepth) {
 #pragma unroll
       for (int i = 0; i < kCount; ++i) {
@@ -158,7 +166,7 @@ class FetchElements {
       for (int i = 0; i < kCount; ++i) {
         const int wide = wide_of(i), deep = deep_of(i);
         float value = 0;
-        if (wide < wides_ && deep < left && kept(first_ + wide, depth_ + deep)) {
+        if (wide < wides_ && deep < left && (mask >> i & 1) != 0) {
           value =
               load_as_float(side_.data, kFloats ? DType::kFloat32 : side_.dtype, from_ + i * step_);
           value *= scale_;
@@ -180,6 +188,45 @@ class FetchElements {
 
  private:
   static constexpr int kCount = kWide * kDepth / kTileThreads;
+
+  // Bit i: whether dropout keeps element i of this step.
+  __device__ std::uint32_t kept_elements(const KeepsAll&) const { return ~0u; }
+  __device__ std::uint32_t kept_elements(const Drops& drops) const {
+    const bool deep = side_.deep_is_near;
+    const std::int64_t near = deep ? drops.deep_stride : drops.wide_stride;
+    const std::int64_t far = deep ? drops.wide_stride : drops.deep_stride;
+    std::uint32_t kept = 0;
+    if (kDepth % 32 != 0 || near != 1 || far % 8 != 0) {
+#pragma unroll
+      for (int i = 0; i < kCount; ++i) {
+        const std::uint64_t element = drops.element(first_ + wide_of(i), depth_ + deep_of(i));
+        kept |= (drops.masks.keeps(element) ? 1u : 0u) << i;
+      }
+      return kept;
+    }
+    // Element i of a warp's lanes is 32 neighbours, four calls of Philox. For eight such i, each
+    // lane makes one call, i = lane / 4, and gets the bits of its own elements from the others.
+    const int lane = static_cast<int>(threadIdx.x) % 32;
+#pragma unroll
+    for (int first = 0; first < kCount; first += 8) {
+      // wide_of and deep_of are the same for all lanes but for the lane itself.
+      const int i = first + lane / 4;
+      const std::uint64_t element = drops.element(first_ + wide_of(0) + i * wide_step(),
+                                                  depth_ + deep_of(0) + i * deep_step());
+      const PhiloxWords words = drops.masks.words((element - lane) / 8 + lane % 4);
+      std::uint32_t bits = 0;
+#pragma unroll
+      for (int field = 0; field < 8; ++field) {
+        bits |= (words.field(field) >= drops.masks.threshold ? 1u : 0u) << field;
+      }
+#pragma unroll
+      for (int j = 0; j < 8; ++j) {
+        const std::uint32_t eight = __shfl_sync(~0u, bits, 4 * j + lane / 8);
+        kept |= (eight >> (lane % 8) & 1) << (first + j);
+      }
+    }
+    return kept;
+  }
 
   // From a thread's element to its next.
   __device__ int wide_step() const { return side_.deep_is_near ? kTileThreads / kDepth : 0; }
@@ -508,10 +555,7 @@ __global__ void __launch_bounds__(kTileThreads) narrow_tile(const __grid_constan
   const std::int64_t begin = blockIdx.y * args.split_depth;
   const std::int64_t end = min(begin + args.split_depth, args.base.depth);
   if (args.input_dropout.any()) {
-    const Masks masks = args.input_dropout.masks();
-    const auto kept = [&](std::int64_t wide, std::int64_t deep) {
-      return masks.keeps(wide * args.drop_row + deep * args.drop_deep);
-    };
+    const Drops kept{args.input_dropout.masks(), args.drop_row, args.drop_deep};
     multiply_phase<kRows, kCols, kDepth, kRead, kRead>(args, args.base, row, col, begin, end, kept,
                                                        shared, sums);
   } else {

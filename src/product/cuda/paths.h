@@ -16,6 +16,7 @@ class Call;
 enum class Path : std::uint8_t {
   kSmall,    ///< A pair alone, bound by launches: one launch for h and y.
   kFewRows,  ///< Few rows in half types, bound by reading W (few_rows.h).
+  kHopper,   ///< Half types by TMA and wgmma, on sm_90 (hopper.h).
   kAmpere,   ///< Half types on the matrix units by mma.sync (ampere.h).
   kGeneral,  ///< Every term; float32 for good.
 };
@@ -30,11 +31,13 @@ enum class Path : std::uint8_t {
 /// |          | eights; rank 4, 8, ... 32                                                        |
 /// | kFewRows | 1 to 16 rows by a W whose rows lie along K, in half types and vectors of 16      |
 /// |          | bytes; no outer products                                                         |
+/// | kHopper  | x, W and y of one half type and dense rows at 16 bytes, y a multiple of 8 wide;  |
+/// |          | no dropout; on compute capability 9.0                                            |
 /// | kAmpere  | float16 and bfloat16 products of any shape and strides                           |
 /// | kGeneral | the rest                                                                         |
 Path path_of(const Term& term, const DeviceFacts& facts);
 
-/// "small", "few_rows", "ampere" or "general".
+/// "small", "few_rows", "hopper", "ampere" or "general".
 const char* name_of(Path path);
 
 /// @{

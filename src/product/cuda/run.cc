@@ -5,6 +5,7 @@
 #include "backend/cuda/call.h"
 #include "product/cuda/ampere.h"
 #include "product/cuda/few_rows.h"
+#include "product/cuda/hopper.h"
 #include "product/cuda/paths.h"
 
 namespace graft::cuda {
@@ -21,6 +22,48 @@ TensorView summed_output(std::span<const Term> terms) {
   return {};
 }
 
+std::size_t aligned(std::size_t bytes) { return (bytes + 255) / 256 * 256; }
+
+// A term on Hopper: tiles with what they make beside them, and outer products that they have no
+// time for, as a term of its own, which reads the h that the tiles leave.
+struct HopperTerms {
+  Term tiles;
+  Term outer;                     // without outer products: none are left
+  std::vector<std::size_t> of_h;  // the outer products of the h that the tiles make
+  std::size_t h_bytes = 0;        // of an h that only they ask for
+  std::size_t rest_bytes = 0;     // of either term, one after the other
+
+  HopperTerms(const Term& term, const DeviceFacts& facts) : tiles(term) {
+    if (!term.outer_products.empty() && !hopper_makes_outer(term, facts)) {
+      outer.x = term.x;
+      outer.multiply = term.multiply;
+      outer.outer_products = std::move(tiles.outer_products);
+      tiles.outer_products.clear();
+      for (std::size_t i = 0; i < outer.outer_products.size(); ++i) {
+        if (!outer.outer_products[i].coefficients.present()) of_h.push_back(i);
+      }
+      if (!of_h.empty() && !term.pair.h.present()) {
+        h_bytes =
+            aligned(static_cast<std::size_t>(term.x.dim(0) * term.pair.rank()) * sizeof(float));
+      }
+      use_h(nullptr);
+      rest_bytes = ampere_workspace(outer, facts);
+    }
+    rest_bytes = std::max(rest_bytes, hopper_workspace_bytes(tiles, facts));
+  }
+
+  std::size_t bytes() const { return h_bytes + rest_bytes; }
+
+  // Puts an h that is asked for at `memory`, and lets the outer products read h.
+  void use_h(void* memory) {
+    LowRank& pair = tiles.pair;
+    if (h_bytes > 0) {
+      pair.h = TensorView(memory, DType::kFloat32, {tiles.x.dim(0), pair.rank()}, tiles.x.device());
+    }
+    for (const std::size_t i : of_h) outer.outer_products[i].coefficients = pair.h;
+  }
+};
+
 struct Plan {
   std::vector<Term> terms;  // as they are run
   TensorView summed;        // absent: every term writes its own y
@@ -29,8 +72,7 @@ struct Plan {
   Plan(std::span<const Term> all, const DeviceFacts& facts)
       : terms(all.begin(), all.end()), summed(summed_output(all)) {
     if (summed.present()) {
-      sum_bytes = static_cast<std::size_t>(summed.size()) * sizeof(float);
-      sum_bytes = (sum_bytes + 255) / 256 * 256;
+      sum_bytes = aligned(static_cast<std::size_t>(summed.size()) * sizeof(float));
       for (Term& term : terms) {
         if (term.y == summed) added_.push_back(&term);
       }
@@ -52,6 +94,8 @@ struct Plan {
         return 0;
       case Path::kFewRows:
         return few_rows_workspace(term);
+      case Path::kHopper:
+        return HopperTerms(term, facts).bytes();
       case Path::kAmpere:
         return ampere_workspace(term, facts);
       case Path::kGeneral:
@@ -64,12 +108,23 @@ struct Plan {
   std::vector<Term*> added_;  // of `terms`, to one sum
 };
 
-void run_term(const Call& call, const Term& term, std::byte* workspace) {
+void run_on_hopper(const char* op, const Call& call, const Term& term, std::byte* workspace) {
+  HopperTerms terms(term, call.facts());
+  terms.use_h(workspace);
+  run_hopper(op, call, terms.tiles, workspace + terms.h_bytes);
+  if (!terms.outer.outer_products.empty()) {
+    run_ampere(call, terms.outer, workspace + terms.h_bytes);
+  }
+}
+
+void run_term(const char* op, const Call& call, const Term& term, std::byte* workspace) {
   switch (path_of(term, call.facts())) {
     case Path::kSmall:
       return run_small(call, term);
     case Path::kFewRows:
       return run_few_rows(call, term, workspace);
+    case Path::kHopper:
+      return run_on_hopper(op, call, term, workspace);
     case Path::kAmpere:
       return run_ampere(call, term, workspace);
     case Path::kGeneral:
@@ -82,6 +137,7 @@ void run_term(const Call& call, const Term& term, std::byte* workspace) {
 Path path_of(const Term& term, const DeviceFacts& facts) {
   if (fits_small(term, facts)) return Path::kSmall;
   if (few_rows_takes(term).yes) return Path::kFewRows;
+  if (hopper_takes(term, facts).yes) return Path::kHopper;
   if (ampere_takes(term).yes) return Path::kAmpere;
   return Path::kGeneral;
 }
@@ -92,6 +148,8 @@ const char* name_of(Path path) {
       return "small";
     case Path::kFewRows:
       return "few_rows";
+    case Path::kHopper:
+      return "hopper";
     case Path::kAmpere:
       return "ampere";
     case Path::kGeneral:
@@ -105,7 +163,7 @@ void run(const char* op, Context& context, std::span<const Term> terms) {
   Plan plan(terms, call.facts());
   std::byte* const workspace = call.workspace(plan.sum_bytes + plan.term_bytes);
   if (plan.summed.present()) plan.aim(workspace);
-  for (const Term& term : plan.terms) run_term(call, term, workspace + plan.sum_bytes);
+  for (const Term& term : plan.terms) run_term(op, call, term, workspace + plan.sum_bytes);
   if (plan.summed.present()) {
     sum_partials(call, reinterpret_cast<const float*>(workspace), 1, {}, false, plan.summed);
   }

@@ -157,6 +157,15 @@ class EarlyStop(FinetuneCase):
                 self.succeed(cut, "--resume")
                 self.assert_same_run(whole, cut)
 
+    def test_an_equal_validation_is_no_better_one(self):
+        adapter = self.scratch / "adapter"
+        self.succeed(adapter, *self.inputs(), "--batch-size", 2, "--learning-rate", 0, "--iters", 40,
+                     "--steps-per-eval", 2, "--early-stop", self.PATIENCE, "--json")
+        losses = losses_of(adapter, "val_loss")
+        self.assertEqual(1, len(set(losses)))
+        # The first of all, before training, is not one to beat.
+        self.assertEqual(1 + 1 + self.PATIENCE, len(losses))
+
     def test_without_the_best_checkpoint_the_last_adapter_stays(self):
         adapter = self.scratch / "adapter"
         self.succeed(adapter, *self.flags, "--save-every", 0)

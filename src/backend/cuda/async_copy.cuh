@@ -1,0 +1,98 @@
+#pragma once
+
+#include <cstdint>
+
+// Copies to shared memory that a thread waits for later, and messages between the blocks of a
+// cluster, each a PTX instruction or two.
+
+namespace graft::cuda {
+
+__device__ inline std::uint32_t shared_address(const void* pointer) {
+  return static_cast<std::uint32_t>(__cvta_generic_to_shared(pointer));
+}
+
+/// Copies 16 bytes to shared memory, past the first-level cache; zeros in their place if not
+/// `real`.
+__device__ inline void copy_pack(std::uint32_t to, const void* from, bool real) {
+  asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;\n" ::"r"(to), "l"(from),
+               "r"(real ? 16 : 0)
+               : "memory");
+}
+
+/// Ends a batch of the thread's copies.
+__device__ inline void commit_copies() { asm volatile("cp.async.commit_group;\n" ::: "memory"); }
+
+/// Until all of the thread's batches but the last `Left` have arrived.
+template <int Left>
+__device__ inline void wait_copies() {
+  asm volatile("cp.async.wait_group %0;\n" ::"n"(Left) : "memory");
+}
+
+/// Until all `threads` threads of barrier `index` (1 to 15; 0 is the block's) are here.
+__device__ inline void meet(int index, int threads) {
+  asm volatile("bar.sync %0, %1;\n" ::"r"(index), "r"(threads) : "memory");
+}
+
+/// Until the kernel before in the stream is done, where this one may have started earlier.
+__device__ inline void wait_for_kernel_before() {
+#if __CUDA_ARCH__ >= 900
+  asm volatile("griddepcontrol.wait;\n" ::: "memory");
+#endif
+}
+
+#if __CUDA_ARCH__ >= 900
+
+__device__ inline int rank_in_cluster() {
+  int rank;
+  asm volatile("mov.u32 %0, %%cluster_ctarank;\n" : "=r"(rank));
+  return rank;
+}
+
+/// The same place in the shared memory of block `rank` of the cluster.
+__device__ inline std::uint32_t in_block(std::uint32_t address, int rank) {
+  std::uint32_t there;
+  asm volatile("mapa.shared::cluster.u32 %0, %1, %2;\n" : "=r"(there) : "r"(address), "r"(rank));
+  return there;
+}
+
+/// Until all threads of the cluster's blocks are here, and see what the others wrote.
+__device__ inline void meet_cluster() {
+  asm volatile("barrier.cluster.arrive.aligned;\nbarrier.cluster.wait.aligned;\n" ::: "memory");
+}
+
+/// A letter box is a barrier in shared memory that counts one arrival and the bytes of a round.
+__device__ inline void make_box(std::uint32_t box) {
+  asm volatile(
+      "mbarrier.init.shared.b64 [%0], 1;\nfence.mbarrier_init.release.cluster;\n" ::"r"(box)
+      : "memory");
+}
+
+/// Says what a round of the box consists of; by one thread, once a round.
+__device__ inline void expect_letters(std::uint32_t box, int bytes) {
+  asm volatile("mbarrier.arrive.expect_tx.shared.b64 _, [%0], %1;\n" ::"r"(box), "r"(bytes)
+               : "memory");
+}
+
+/// Writes two numbers to a block of the cluster and counts them in its box.
+__device__ inline void send(std::uint32_t to, float first, float second, std::uint32_t box) {
+  asm volatile(
+      "st.async.shared::cluster.mbarrier::complete_tx::bytes.v2.f32 [%0], {%1, %2}, [%3];\n" ::"r"(
+          to),
+      "f"(first), "f"(second), "r"(box)
+      : "memory");
+}
+
+/// Until the round of this parity is complete; what was sent in it can then be read.
+__device__ inline void wait_letters(std::uint32_t box, int parity) {
+  asm volatile(
+      "{\n.reg .pred done;\n"
+      "again:\n"
+      "mbarrier.try_wait.parity.acquire.cluster.shared::cta.b64 done, [%0], %1;\n"
+      "@!done bra again;\n}\n" ::"r"(box),
+      "r"(parity)
+      : "memory");
+}
+
+#endif
+
+}  // namespace graft::cuda

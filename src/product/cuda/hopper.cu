@@ -1,0 +1,313 @@
+#include <algorithm>
+#include <cstdint>
+
+#include "backend/cuda/tensor_map.h"
+#include "product/cuda/hopper.h"
+#include "product/cuda/hopper_block.cuh"
+#include "product/cuda/hopper_fetch.cuh"
+#include "product/cuda/hopper_multiply.cuh"
+
+// y = [ x | s·h ] · [ W ; E ] + bias with h = x·S, for many rows of 16-bit elements on Hopper.
+//
+// A block makes a tile of 128 rows of y and 256 (or 128) columns, over K in steps of 64; two blocks
+// of a cluster make two tiles, one above the other, and each fetches half of their W for both:
+//
+//                  W (64, 256) of this step
+//                 ┌───────────┬───────────┐
+//                 │fetched by │ by block 1│ ──> to both
+//                 │ block 0   │           │
+//                 └───────────┴───────────┘
+//      x (128, 64)
+//      ┌──┐ block 0  ┌───────────────────────┐ rows 0-63: warpgroup 1
+//      │  │          │ y                     │ rows 64-127: warpgroup 2
+//      └──┘          └───────────────────────┘
+//      ┌──┐ block 1  ┌───────────────────────┐
+//      │  │          │ y                     │
+//      └──┘          └───────────────────────┘
+//
+// One thread of warpgroup 0 fetches: it waits until a slot of the ring is empty, and tells TMA to
+// fill it. Warpgroups 1 and 2 wait until it is full, let wgmma multiply, and release the slot when
+// the products of the one before it are known to be done. They add up y in registers (128 each,
+// which warpgroup 0 has no use for and gives away), round it, and put it into staging buffers, from
+// which TMA stores it while the next tile begins. A step is 128·256·64 products in 512 clocks, for
+// which 48 KB come in: half from L2 twice, half shared.
+//
+// The pair is the last step of every tile, with h in x's place and E in W's. h is made by blocks
+// that have a tile less than others (see HopperPlan) before they turn to their tiles, in the same
+// ring: a slot then holds x (128, 128) and S (128, r). They write it to memory and raise a flag of
+// the row block; whoever fetches h waits for it. Only blocks that wait for nothing raise flags.
+
+namespace graft::cuda {
+namespace hopper {
+
+template <class T, int TileN, bool WIsKN, bool Outer>
+__global__ void __launch_bounds__(kThreads, 1)
+    product(const __grid_constant__ Maps maps, const __grid_constant__ Arguments args) {
+#ifdef __CUDA_ARCH_FEAT_SM90_ALL
+  using Size = Sizes<TileN>;
+  extern __shared__ __align__(1024) unsigned char shared[];
+  Block<TileN> block{shared_address(shared), static_cast<int>(cluster_rank()),
+                     static_cast<int>(blockIdx.x / 2)};
+  if (threadIdx.x == 0) {
+    for (int i = 0; i < Size::kSlots; ++i) {
+      block.full(i).init(1);   // who fetches
+      block.empty(i).init(4);  // two warpgroups, of two blocks
+    }
+    Seen{block.shared + Size::kSeen}.set(0);
+    publish_barriers();
+    prefetch(maps.x);
+    prefetch(maps.w);
+    prefetch(maps.y);
+  }
+  wait_for_kernel_before();
+  cluster_sync();
+
+  const int warpgroup = static_cast<int>(threadIdx.x / 128);
+  if (warpgroup == 0) {
+    shrink_registers<40>();
+    if (threadIdx.x == 0) fetch<TileN, WIsKN, Outer>(maps, args, block);
+    if (threadIdx.x >= 32 && args.rank > 0) {
+      prepare<TileN, Outer, T>(args, block, static_cast<int>(threadIdx.x) - 32);
+    }
+    __syncwarp();
+  } else {
+    grow_registers<232>();
+    Multiplier<T, TileN, WIsKN, Outer> multiplier{maps,
+                                                  args,
+                                                  block,
+                                                  warpgroup - 1,
+                                                  static_cast<int>(threadIdx.x % 128),
+                                                  Units(args, block.cluster)};
+    float sum[TileN / 2];
+    if (!beside_tile(args, block.cluster)) {
+      for_each_item(args, block.cluster,
+                    [&](int row, int part) { multiplier.make_h(sum, row, part); });
+    }
+    for_each_tile(args, block.cluster,
+                  [&](int row, int column) { multiplier.make_tile(sum, row, column); });
+    if (multiplier.thread == 0) wait_for_store_reads<0>();
+    __syncwarp();
+  }
+  cluster_sync();  // the other block may still send something here
+#endif
+}
+
+}  // namespace hopper
+
+namespace {
+
+using namespace hopper;
+
+std::int64_t round_up(std::int64_t value, std::int64_t to) { return (value + to - 1) / to * to; }
+
+// The call's workspace.
+struct Layout {
+  HopperPlan plan;
+  bool w_is_kn = false;
+  std::int64_t m, n, k, rank;
+  std::int64_t k_blocks, units, flags;
+  bool makes_outer = false, copies_s = false, copies_e = false;
+  HopperOuterPlan outer;
+  std::int64_t column_blocks = 0;
+  std::size_t flags_at = 0, s_at = 0, e_at = 0, h_at = 0, partial_at = 0, bytes = 0;
+  std::size_t coefficients_at[kMostOuter] = {}, outer_partial_at = 0;
+
+  Layout(const Term& term, const DeviceFacts& facts)
+      : w_is_kn(takes_tensor_map(term.w)),
+        m(term.x.dim(0)),
+        n(term.w.dim(1)),
+        k(term.w.dim(0)),
+        rank(term.pair.rank()) {
+    plan = plan_hopper(m, n, k, rank, facts);
+    k_blocks = (k + kTileK - 1) / kTileK;
+    const int steps = plan.tile_n == 256 ? steps_of_unit<256>(plan.rank_class)
+                                         : steps_of_unit<128>(plan.rank_class);
+    units = (k_blocks + steps - 1) / steps;
+    if (rank == 0) return;
+    makes_outer = hopper_makes_outer(term, facts);
+    if (makes_outer) {
+      for (const OuterProduct& each : term.outer_products) {
+        column_blocks += column_blocks_of(each);
+      }
+      outer = plan_hopper_outer(plan, k, column_blocks);
+    }
+    flags = row_flags() + 3 + column_blocks * 2;
+    // S and E where they lie, if TMA can fetch and wgmma multiply them there.
+    copies_s = !fetched_in_place(s_rows(term), term.multiply);
+    copies_e = !fetched_in_place(e_rows(term), term.multiply);
+    const auto take = [&](std::int64_t of) {
+      const std::size_t at = bytes;
+      bytes += static_cast<std::size_t>(round_up(of, 256));
+      return at;
+    };
+    flags_at = take(flags * 4);
+    if (copies_s) s_at = take(rank * s_stride() * 2);
+    if (copies_e) e_at = take((w_is_kn ? rank : n) * e_stride() * 2);
+    h_at = take(m * h_stride() * 2);
+    if (plan.h_parts > 1) {
+      partial_at = take(plan.h_parts * plan.tile_rows * 2 * kTileM * plan.rank_class * 4);
+    }
+    if (!makes_outer) return;
+    for (std::size_t i = 0; i < term.outer_products.size(); ++i) {
+      if (term.outer_products[i].coefficients.present()) {
+        coefficients_at[i] = take(m * h_stride() * 2);
+      }
+    }
+    outer_partial_at = take(column_blocks * outer.segments * 2 * kOuterPartial * 4);
+  }
+
+  static bool fetched_in_place(const ConstTensorView& rows, DType dtype) {
+    return rows.dtype() == dtype && takes_tensor_map(rows);
+  }
+  // S as (rank, K); E as W lies: (N, rank) or (rank, N).
+  static ConstTensorView s_rows(const Term& term) { return term.pair.shrink.transposed(); }
+  ConstTensorView e_rows(const Term& term) const {
+    return w_is_kn ? term.pair.expand : term.pair.expand.transposed();
+  }
+  static std::int64_t column_blocks_of(const OuterProduct& outer) {
+    return (outer.matrix.dim(1) + kOuterCols - 1) / kOuterCols;
+  }
+  std::int64_t row_flags() const { return plan.tile_rows * 2 * kFlagsOfRowBlock; }
+  std::int64_t s_stride() const { return round_up(k, 8); }
+  std::int64_t e_stride() const { return round_up(w_is_kn ? n : rank, 8); }
+  std::int64_t h_stride() const { return round_up(rank, 8); }
+};
+
+template <class T, int TileN, bool WIsKN, bool Outer = false>
+void launch_product(const Call& call, const Maps& maps, const Arguments& args) {
+  Launch how;
+  how.grid = static_cast<unsigned>(args.clusters * 2);
+  how.block = kThreads;
+  how.cluster = 2;
+  how.shared_bytes = Sizes<TileN>::kEnd;
+  how.overlaps = true;
+  // Blocks wait for each other: all of them run at once, or none.
+  how.cooperative = args.rank > 0;
+  call.launch(how, product<T, TileN, WIsKN, Outer>, maps, args);
+}
+
+template <class T>
+void launch(const Call& call, const Layout& layout, const Maps& maps, const Arguments& args) {
+  if (layout.plan.tile_n == 256) {
+    if (layout.makes_outer) return launch_product<T, 256, true, true>(call, maps, args);
+    if (layout.w_is_kn) return launch_product<T, 256, true>(call, maps, args);
+    return launch_product<T, 256, false>(call, maps, args);
+  }
+  if (layout.w_is_kn) return launch_product<T, 128, true>(call, maps, args);
+  return launch_product<T, 128, false>(call, maps, args);
+}
+
+template <class T>
+void run_as(const char* op, const Call& call, const Term& term, std::byte* workspace) {
+  const Layout layout(term, call.facts());
+  const HopperPlan& plan = layout.plan;
+  const DType dtype = term.multiply;
+  const ConstTensorView w = layout.w_is_kn ? term.w : term.w.transposed();
+  // A block fetches half of a tile's W: as (K, N) in boxes of 64 rows, as (N, K) in one of half a
+  // tile.
+  const int w_rows = layout.w_is_kn ? kTileK : plan.tile_n / 2;
+
+  Maps maps{};
+  maps.x = tensor_map(op, term.x.data(), dtype, layout.m, layout.k, term.x.stride(0), kTileM);
+  maps.w = tensor_map(op, w.data(), dtype, w.dim(0), w.dim(1), w.stride(0), w_rows);
+  maps.y = tensor_map(op, term.y.data(), dtype, layout.m, layout.n, term.y.stride(0), kHalfM);
+
+  Arguments args{};
+  args.m = static_cast<int>(layout.m);
+  args.n = static_cast<int>(layout.n);
+  args.k_blocks = static_cast<int>(layout.k_blocks);
+  args.tile_rows = static_cast<int>(plan.tile_rows);
+  args.tile_cols = static_cast<int>(plan.tile_cols);
+  args.clusters = plan.clusters;
+  if (term.bias.present()) {
+    args.bias = term.bias.data();
+    args.bias_stride = term.bias.stride(0);
+    args.bias_dtype = term.bias.dtype();
+  }
+  if (layout.rank == 0) return launch<T>(call, layout, maps, args);
+
+  const LowRank& pair = term.pair;
+  std::byte* const h = workspace + layout.h_at;
+  maps.h = tensor_map(op, h, dtype, layout.m, layout.rank, layout.h_stride(), kTileM);
+  args.rank = static_cast<int>(layout.rank);
+  args.rank_class = plan.rank_class;
+  args.h_stride = static_cast<int>(layout.h_stride());
+  args.scaling = pair.scaling;
+  args.light_clusters = plan.light_clusters;
+  args.light_items = static_cast<int>(plan.light_items);
+  args.heavy_items = static_cast<int>(plan.heavy_items);
+  args.h_parts = plan.h_parts;
+  args.h_every = plan.h_every;
+  args.units = static_cast<int>(layout.units);
+  args.units_of_part = static_cast<int>((layout.units + plan.h_parts - 1) / plan.h_parts);
+  args.h = h;
+  args.h_out = pair.h.present() ? pair.h.mutable_data_as<float>() : nullptr;
+  args.partial = reinterpret_cast<float*>(workspace + layout.partial_at);
+  args.flags = reinterpret_cast<std::uint32_t*>(workspace + layout.flags_at);
+  args.flag_count = static_cast<int>(layout.flags);
+  args.all_ready = args.flags + layout.row_flags();
+  args.copied = args.all_ready + 1;
+
+  const auto copy = [](const ConstTensorView& rows, std::int64_t stride, void* to) {
+    return Copy{rows.data(),
+                rows.stride(0),
+                rows.stride(1),
+                rows.dtype(),
+                static_cast<int>(rows.dim(0)),
+                static_cast<int>(rows.dim(1)),
+                static_cast<int>(stride),
+                to};
+  };
+  Copies& copies = args.copies;
+  const auto add = [&](const Copy& each) { copies.list[copies.count++] = each; };
+  // A matrix where it lies, or the copy of it that the kernel will make.
+  const auto place = [&](const ConstTensorView& rows, bool copied, std::int64_t stride,
+                         std::size_t at, int box_rows) {
+    if (copied) add(copy(rows, stride, workspace + at));
+    return tensor_map(op, copied ? workspace + at : rows.data(), dtype, rows.dim(0), rows.dim(1),
+                      copied ? stride : rows.stride(0), box_rows);
+  };
+  maps.s =
+      place(Layout::s_rows(term), layout.copies_s, layout.s_stride(), layout.s_at, plan.rank_class);
+  copies.of_s = copies.count;
+  maps.e = place(layout.e_rows(term), layout.copies_e, layout.e_stride(), layout.e_at, w_rows);
+  if (layout.makes_outer) {
+    OuterArguments& outer = args.outer;
+    outer.every = layout.outer.every;
+    outer.units = static_cast<int>(layout.outer.units);
+    outer.segments = static_cast<int>(layout.outer.segments);
+    outer.partial = reinterpret_cast<float*>(workspace + layout.outer_partial_at);
+    outer.arrived = args.copied + 2;
+    for (std::size_t i = 0; i < term.outer_products.size(); ++i) {
+      const OuterProduct& from = term.outer_products[i];
+      OuterPart& part = outer.parts[i];
+      part.out = from.out.mutable_data_as<float>();
+      part.rank_stride = from.out.stride(0);
+      part.col_stride = from.out.stride(1);
+      part.cols = static_cast<int>(from.matrix.dim(1));
+      part.col_blocks = static_cast<int>(Layout::column_blocks_of(from));
+      part.of_h = !from.coefficients.present();
+      part.factor = part.of_h ? from.scaling / pair.scaling : from.scaling;  // s·h has one in it
+      maps.matrix[i] = tensor_map(op, from.matrix.data(), dtype, layout.m, from.matrix.dim(1),
+                                  from.matrix.stride(0), kTileM);
+      maps.coefficients[i] = maps.h;
+      if (part.of_h) continue;
+      maps.coefficients[i] =
+          place(from.coefficients, true, layout.h_stride(), layout.coefficients_at[i], kTileM);
+    }
+  }
+  launch<T>(call, layout, maps, args);
+}
+
+}  // namespace
+
+std::size_t hopper_workspace_bytes(const Term& term, const DeviceFacts& facts) {
+  return Layout(term, facts).bytes;
+}
+
+void run_hopper(const char* op, const Call& call, const Term& term, std::byte* workspace) {
+  if (term.multiply == DType::kFloat16) return run_as<__half>(op, call, term, workspace);
+  return run_as<__nv_bfloat16>(op, call, term, workspace);
+}
+
+}  // namespace graft::cuda

@@ -1,0 +1,75 @@
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+#include "backend/cuda/call.h"
+#include "backend/cuda/device.h"
+#include "graft/supports.h"
+#include "product/cuda/product.h"
+
+// Many rows on Hopper (sm_90a): one persistent kernel whose tiles come by TMA and are multiplied by
+// wgmma. hopper.cu has the picture.
+
+namespace graft::cuda {
+
+/// How the blocks of a device share one term. They come in clusters of two, which make tiles one
+/// above the other and share those of W.
+///
+/// Tiles go round the clusters in turn, from the last cluster to the first, so that the first ones,
+/// the light ones, may get a tile less. They have the time to make h = x·S before they turn to
+/// their tiles; where it isn't enough, the others help. An item of that work is the two row blocks
+/// of a cluster row, over one of `h_parts` parts of K.
+struct HopperPlan {
+  int tile_n = 256;            ///< Columns of y in a tile: 256 or 128.
+  std::int64_t tile_rows = 0;  ///< Cluster rows: tiles of 256 rows of y, two blocks.
+  std::int64_t tile_cols = 0;  ///< Tiles beside each other.
+  int clusters = 0;            ///< Of two blocks each, at most one block a multiprocessor.
+  int light_clusters = 0;      ///< Have a tile less than the others, or none.
+  int rank_class = 0;  ///< Columns that a product for h has: 16, 64, 128 or 256; 0: no pair.
+  int h_parts = 0;     ///< Parts of K.
+  std::int64_t light_items = 0;  ///< Items of each light cluster.
+  std::int64_t heavy_items = 0;  ///< Items of each other cluster.
+  /// The others make theirs beside their first tile, a unit of 128 along K after every so many of
+  /// its steps; 0: before it.
+  int h_every = 0;
+
+  std::int64_t tiles() const { return tile_rows * tile_cols; }
+  std::int64_t items() const { return tile_rows * h_parts; }
+};
+
+/// For y (m, n) over k, with a pair of `rank`, 0 for none.
+HopperPlan plan_hopper(std::int64_t m, std::int64_t n, std::int64_t k, std::int64_t rank,
+                       const DeviceFacts& facts);
+
+/// How outer products are made beside the tiles: a unit, the two row blocks of a cluster row by 128
+/// columns, after every so many steps of a tile.
+struct HopperOuterPlan {
+  int every = 0;  ///< Steps of 64 along K from a unit to the next; 0: not beside the tiles.
+  std::int64_t units = 0;     ///< Of all clusters.
+  std::int64_t segments = 0;  ///< Blocks that share a column block, at most.
+};
+
+/// For a term of such a plan over k, whose outer products have so many blocks of 128 columns
+/// together.
+HopperOuterPlan plan_hopper_outer(const HopperPlan& plan, std::int64_t k,
+                                  std::int64_t column_blocks);
+
+/// Whether run_hopper makes the term's outer products too, beside its tiles: there are one or two,
+/// of rank 16 or less, without dropout, and the term has time for them. If not, run_hopper leaves
+/// them to its caller; what it takes is not affected.
+bool hopper_makes_outer(const Term& term, const DeviceFacts& facts);
+
+/// Whether run_hopper takes such a term on such a device; "no" says why. Looks at no data, only at
+/// where it lies.
+Support hopper_takes(const Term& term, const DeviceFacts& facts);
+
+/// Bytes of workspace that run_hopper needs for a term that it takes.
+std::size_t hopper_workspace_bytes(const Term& term, const DeviceFacts& facts);
+
+/// Puts a term that hopper_takes says yes to on the call's stream: y, h where it is asked for, and
+/// the outer products if hopper_makes_outer. `workspace` is aligned to 256 and has undefined
+/// contents.
+void run_hopper(const char* op, const Call& call, const Term& term, std::byte* workspace);
+
+}  // namespace graft::cuda

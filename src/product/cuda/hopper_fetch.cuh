@@ -1,0 +1,255 @@
+#pragma once
+
+#include <cooperative_groups.h>
+
+#include <cstdint>
+
+#include "backend/cuda/element.cuh"
+#include "backend/cuda/sm90.cuh"
+#include "product/cuda/hopper_block.cuh"
+
+// Warpgroup 0 of the kernel in hopper.cu: one thread fills the ring of slots; three warps make
+// copies of S and E that TMA can fetch, and one thread of them watches flags for the one that
+// fetches.
+
+#ifdef __CUDA_ARCH_FEAT_SM90_ALL
+
+namespace graft::cuda::hopper {
+
+// Eight elements of a row of a copy.
+template <class From, class To>
+__device__ void store_chunk(const Copy& copy, std::int64_t row, int first,
+                            const Pack<From, 8>& in) {
+  Pack<To, 8> out;
+#pragma unroll
+  for (int i = 0; i < 8; ++i) out.values[i] = from_float<To>(to_float(in.values[i]));
+  *reinterpret_cast<Pack<To, 8>*>(static_cast<To*>(copy.to) + row * copy.stride + first) = out;
+}
+
+// This block's share, by the threads of three warps.
+constexpr int kCopyThreads = 96;
+template <class From, class To>
+__device__ void copy_share_as(const Copy& copy, int thread) {
+  const From* const from = static_cast<const From*>(copy.from);
+  const unsigned chunks = static_cast<unsigned>(copy.stride) / 8;
+  const unsigned end = static_cast<unsigned>(copy.outer) * chunks, step = gridDim.x * kCopyThreads;
+  const bool whole = copy.inner_stride == 1 && copy.inner % 8 == 0 &&
+                     copy.outer_stride * sizeof(From) % 16 == 0 &&
+                     reinterpret_cast<std::uintptr_t>(from) % 16 == 0;
+  unsigned chunk = blockIdx.x * kCopyThreads + thread;
+  if (whole) {
+    constexpr int kAtOnce = sizeof(From) == 4 ? 1 : 2;  // loads on their way
+    for (; chunk < end; chunk += step * kAtOnce) {
+      Pack<From, 8> in[kAtOnce];
+#pragma unroll
+      for (int i = 0; i < kAtOnce; ++i) {
+        const unsigned at = min(chunk + i * step, end - 1), row = at / chunks;
+        in[i] = *reinterpret_cast<const Pack<From, 8>*>(from + row * copy.outer_stride +
+                                                        (at - row * chunks) * 8);
+      }
+#pragma unroll
+      for (int i = 0; i < kAtOnce; ++i) {
+        const unsigned at = min(chunk + i * step, end - 1), row = at / chunks;
+        store_chunk<From, To>(copy, row, static_cast<int>(at - row * chunks) * 8, in[i]);
+      }
+    }
+    return;
+  }
+  for (; chunk < end; chunk += step) {
+    // Neighbouring threads read neighbouring elements, whichever way they lie.
+    const bool along = copy.inner_stride == 1;
+    const unsigned over = along ? chunks : static_cast<unsigned>(copy.outer);
+    const unsigned high = chunk / over, low = chunk - high * over;
+    const std::int64_t row = along ? high : low;
+    const int first = static_cast<int>(along ? low : high) * 8;
+    Pack<From, 8> in;
+    const From* at = from + row * copy.outer_stride + first * copy.inner_stride;
+#pragma unroll
+    for (int i = 0; i < 8; ++i, at += copy.inner_stride) {
+      in.values[i] = first + i < copy.inner ? *at : from_float<From>(0.0f);
+    }
+    store_chunk<From, To>(copy, row, first, in);
+  }
+}
+
+template <class To>
+__device__ void copy_share(const Copy& copy, int thread) {
+  switch (copy.dtype) {
+    case DType::kFloat16:
+      return copy_share_as<__half, To>(copy, thread);
+    case DType::kBFloat16:
+      return copy_share_as<__nv_bfloat16, To>(copy, thread);
+    default:
+      return copy_share_as<float, To>(copy, thread);
+  }
+}
+
+// A barrier of all blocks of a kernel that was launched cooperatively, which one thread of each
+// arrives at and later waits for: that of cooperative groups (whose own functions take whole
+// blocks), in memory that CUDA has for it. Nothing else here is zero at the start.
+struct GridBarrier {
+  std::uint32_t* word = &cooperative_groups::details::get_grid_workspace()->barrier;
+  std::uint32_t before = 0;
+
+  // The sum of all arrivals turns the highest bit over.
+  __device__ void arrive() {
+    const std::uint32_t add = blockIdx.x == 0 ? 0x80000000u - (gridDim.x - 1) : 1u;
+    asm volatile("atom.add.release.gpu.u32 %0, [%1], %2;"
+                 : "=r"(before)
+                 : "l"(word), "r"(add)
+                 : "memory");
+  }
+  __device__ void wait() const {
+    while (((load_acquire(word) ^ before) & 0x80000000u) == 0) {
+    }
+  }
+};
+
+__device__ inline void wait_for(const std::uint32_t* flag, std::uint32_t count) {
+  while (load_acquire(flag) < count) {
+  }
+}
+
+// Warpgroup 0, the warps that don't fetch: zero the flags, copy this block's share, and then, one
+// thread, watch the flags that `fetch` is to wait for, in its order.
+template <int TileN, bool Outer, class T>
+__device__ void prepare(const Arguments& args, const Block<TileN>& block, int thread) {
+  if (blockIdx.x == 0) {
+    for (int i = thread; i < args.flag_count; i += kCopyThreads) args.flags[i] = 0;
+  }
+  named_sync(4, kCopyThreads);
+  GridBarrier zeroed;
+  if (thread == 0) zeroed.arrive();
+  const auto publish = [&](std::uint32_t* flag) {
+    fence_async();  // TMA reads the copies
+    __threadfence();
+    named_sync(4, kCopyThreads);
+    if (thread == 0) raise_release(flag);
+  };
+  const Copies& copies = args.copies;
+  for (int i = 0; i < copies.of_s; ++i) copy_share<T>(copies.list[i], thread);
+  if (thread == 0) zeroed.wait();
+  if (copies.of_s > 0) publish(args.copied);
+  if (copies.count > copies.of_s) {
+    for (int i = copies.of_s; i < copies.count; ++i) copy_share<T>(copies.list[i], thread);
+    publish(args.copied + 1);
+  }
+  if (thread != 0) return;
+
+  const Seen seen{block.shared + Sizes<TileN>::kSeen};
+  int count = 0;
+  if (copies.of_s > 0) wait_for(args.copied, gridDim.x);
+  seen.set(++count);
+  if (copies.count > copies.of_s) wait_for(args.copied + 1, gridDim.x);
+  bool first_tile = true;
+  for_each_tile(args, block.cluster, [&](int row, int) {
+    const int row_block = row * 2 + block.rank;
+    if (row_block * kTileM < args.m) wait_for(args.flags + row_block * kFlagsOfRowBlock, 2);
+    seen.set(++count);
+    if (Outer && first_tile) {
+      wait_for(args.all_ready, (args.m + kTileM - 1) / kTileM * 2);
+      seen.set(++count);
+    }
+    first_tile = false;
+  });
+}
+
+// Warpgroup 0, one thread: fills the ring.
+template <int TileN, bool WIsKN, bool Outer>
+__device__ void fetch(const Maps& maps, const Arguments& args, const Block<TileN>& block) {
+  using Size = Sizes<TileN>;
+  Slot at{0, 1};  // of new barriers, the phase before the first one: all slots are empty
+  const Seen seen{block.shared + Size::kSeen};
+  int count = 0;
+
+  // Two steps of x and S; or one, of a wide S.
+  const auto fill_h_unit = [&](int row, int unit) {
+    const int steps = steps_of_unit<TileN>(args.rank_class), s_bytes = args.rank_class * kRowBytes;
+    const int m0 = (row * 2 + block.rank) * kTileM;
+    const Barrier full = block.full(at.index);
+    block.empty(at.index).wait(at.parity);
+    full.arrive_and_expect(steps * (kXBytes + s_bytes));
+    for (int i = 0; i < steps; ++i) {
+      const int k = (unit * steps + i) * kTileK;
+      load_box(block.slot(at) + i * kXBytes, maps.x, full, k, m0);
+      load_box(block.slot(at) + steps * kXBytes + i * s_bytes, maps.s, full, k, 0);
+    }
+    at.advance<Size::kSlots>();
+  };
+
+  int item_row = 0, item_unit = 0, item_end = 0;  // of h beside the first tile
+
+  for_each_item(args, block.cluster, [&](int row, int part) {
+    item_row = row;
+    item_unit = part * args.units_of_part;
+    item_end = min(item_unit + args.units_of_part, args.units);
+    if (beside_tile(args, block.cluster)) return;
+    seen.wait(1);
+    for (; item_unit < item_end; ++item_unit) fill_h_unit(row, item_unit);
+  });
+
+  // x (128, 64) and W (64, TileN) at k; or h and E.
+  const auto fill = [&](const CUtensorMap& x, const CUtensorMap& w, int m0, int n0, int k) {
+    const Barrier full = block.full(at.index);
+    block.empty(at.index).wait(at.parity);
+    full.arrive_and_expect(Size::kSlotBytes);
+    load_box(block.slot(at), x, full, k, m0);
+    constexpr int kHalfN = TileN / 2;
+    const std::uint32_t to = block.slot(at) + kXBytes + block.rank * kHalfN * kRowBytes;
+    const int n = n0 + block.rank * kHalfN;
+    if constexpr (WIsKN) {
+      for (int i = 0; i < kHalfN / 64; ++i) {
+        load_box(to + i * kBoxBytes, w, full, n + i * 64, k, std::uint16_t{3});
+      }
+    } else {
+      load_box(to, w, full, k, n, std::uint16_t{3});
+    }
+    at.advance<Size::kSlots>();
+  };
+
+  // 128 columns of a matrix, and its coefficients, of the block's 128 rows.
+  const auto fill_unit = [&](int unit) {
+    int column = unit / args.tile_rows;
+    const int m0 = (unit % args.tile_rows * 2 + block.rank) * kTileM;
+    const int part = column < args.outer.parts[0].col_blocks ? 0 : 1;
+    if (part == 1) column -= args.outer.parts[0].col_blocks;
+    seen.wait(3);  // copies and h, of all rows
+    const Barrier full = block.full(at.index);
+    block.empty(at.index).wait(at.parity);
+    full.arrive_and_expect(3 * kXBytes);
+    const std::uint32_t to = block.slot(at);
+    load_box(to, maps.matrix[part], full, column * kOuterCols, m0);
+    load_box(to + kXBytes, maps.matrix[part], full, column * kOuterCols + 64, m0);
+    load_box(to + 2 * kXBytes, maps.coefficients[part], full, 0, m0);
+    at.advance<Size::kSlots>();
+  };
+
+  Units units(args, block.cluster);
+  bool first_tile = true;
+  for_each_tile(args, block.cluster, [&](int row, int column) {
+    const int row_block = row * 2 + block.rank, m0 = row_block * kTileM, n0 = column * TileN;
+    const int units_end = Outer ? units.next + units.of_tile(args, first_tile) : 0;
+    int next_unit = Outer ? args.outer.every : 0, next_h = args.h_every;
+    for (int i = 0; i < args.k_blocks; ++i) {
+      if (item_unit < item_end && i == next_h) {
+        if (i == args.h_every) seen.wait(1);
+        fill_h_unit(item_row, item_unit++);
+        next_h += args.h_every;
+      }
+      if (Outer && units.next < units_end && i == next_unit) {
+        fill_unit(units.next++);
+        next_unit += args.outer.every;
+      }
+      fill(maps.x, maps.w, m0, n0, i * kTileK);
+    }
+    if (args.rank == 0) return;
+    seen.wait(first_tile ? 2 : ++count);
+    if (first_tile) count = Outer ? 3 : 2;
+    first_tile = false;
+    for (int r = 0; r < args.rank; r += kTileK) fill(maps.h, maps.e, m0, n0, r);
+  });
+}
+
+}  // namespace graft::cuda::hopper
+
+#endif

@@ -1,0 +1,183 @@
+#include <algorithm>
+#include <cstdint>
+
+#include "backend/cuda/tensor_map.h"
+#include "graft/lora.h"
+#include "product/cuda/hopper.h"
+
+namespace graft::cuda {
+namespace {
+
+constexpr std::int64_t kClusterRows = 256;  // two tiles of 128 rows
+constexpr std::int64_t kTileK = 64;
+constexpr std::int64_t kOuterCols = 128;
+
+// What a block of the kernel has in shared memory, hopper.cu's kSharedBytes: four slots of 48 KB,
+// two staging buffers of 16 KB, and barriers.
+constexpr std::size_t kSharedBytes = 227 * 1024;
+
+std::int64_t divide_up(std::int64_t a, std::int64_t b) { return (a + b - 1) / b; }
+
+// A tile of 128 columns takes a little more than half the time of one of 256: it reads as many
+// bytes of x for half the products.
+constexpr double kNarrowTile = 0.54;
+
+// The time of one item, in those of a wide tile of the same K: reading x takes 0.38 of it (80 to 90
+// GB/s a multiprocessor), the products of more columns than 64 longer. Each part of a split K has
+// its own start, and its sums go through memory.
+double item_time(int rank_class, int parts, double k_blocks) {
+  const double whole = rank_class <= 64 ? 0.38 : rank_class == 128 ? 0.65 : 1.15;
+  return whole / parts + (parts > 1 ? 2.5 : 1.0) / k_blocks;
+}
+
+// What a unit of h costs beside a tile, in its steps, and how many of those have to lie between.
+constexpr double kBesideUnit = 0.6;
+constexpr std::int64_t kLeastBetween = 2, kMostBetween = 4;
+
+int rank_class_of(std::int64_t rank) {
+  if (rank == 0) return 0;
+  for (const int known : {16, 64, 128}) {
+    if (rank <= known) return known;
+  }
+  return 256;
+}
+
+// Tiles and clusters, with tiles of this width.
+HopperPlan divided(int tile_n, std::int64_t m, std::int64_t n, std::int64_t rank,
+                   const DeviceFacts& facts) {
+  HopperPlan plan;
+  plan.tile_n = tile_n;
+  plan.tile_rows = divide_up(m, kClusterRows);
+  plan.tile_cols = divide_up(n, tile_n);
+  plan.rank_class = rank_class_of(rank);
+  // One that has no tile may still make h.
+  const std::int64_t useful = plan.tiles() + (rank > 0 ? plan.tile_rows : 0);
+  plan.clusters =
+      static_cast<int>(std::min<std::int64_t>(std::max(facts.multiprocessors / 2, 1), useful));
+  const std::int64_t last = plan.tiles() % plan.clusters;
+  plan.light_clusters = last == 0 ? 0 : plan.clusters - static_cast<int>(last);
+  return plan;
+}
+
+// Shares the items out, and says what they add to the time of the tiles, in wide tiles.
+double share_items(HopperPlan& plan, int parts, std::int64_t k_blocks) {
+  const double item = item_time(plan.rank_class, parts, static_cast<double>(k_blocks));
+  const double slack = plan.tile_n == 256 ? 1.0 : kNarrowTile;
+  const std::int64_t light = plan.light_clusters, heavy = plan.clusters - light;
+  plan.h_parts = parts;
+  double best = 0;
+  const std::int64_t items = plan.items();
+  const std::int64_t units = divide_up(divide_up(k_blocks, 2), parts);
+  const std::int64_t between = std::min((k_blocks - 1) / units, kMostBetween);
+  const bool has_registers = plan.tile_n == 256 && plan.rank_class == 16;
+  const std::int64_t most = light == 0 ? 0 : divide_up(items, light);
+  for (std::int64_t each = most;; --each) {
+    const std::int64_t rest = std::max<std::int64_t>(0, items - each * light);
+    const std::int64_t others = divide_up(rest, heavy);
+    const bool beside = has_registers && others == 1 && between >= kLeastBetween;
+    const double heavy_time =
+        beside ? static_cast<double>(units) * kBesideUnit / static_cast<double>(k_blocks)
+               : static_cast<double>(others) * item;
+    const double time = std::max({0.0, static_cast<double>(each) * item - slack, heavy_time});
+    if (each == most || time < best) {
+      best = time;
+      plan.light_items = each;
+      plan.heavy_items = others;
+      plan.h_every = beside ? static_cast<int>(between) : 0;
+    }
+    if (each == 0) return best;
+  }
+}
+
+}  // namespace
+
+HopperPlan plan_hopper(std::int64_t m, std::int64_t n, std::int64_t k, std::int64_t rank,
+                       const DeviceFacts& facts) {
+  const HopperPlan wide = divided(256, m, n, rank, facts), narrow = divided(128, m, n, rank, facts);
+  const auto turns = [](const HopperPlan& plan) {
+    return static_cast<double>(divide_up(plan.tiles(), plan.clusters));
+  };
+  // A narrow tile has no registers for a wider h.
+  const bool take_narrow = rank <= 128 && turns(narrow) * kNarrowTile < turns(wide);
+  HopperPlan plan = take_narrow ? narrow : wide;
+  if (rank == 0) return plan;
+  const std::int64_t k_blocks = divide_up(k, kTileK);
+  HopperPlan best = plan;
+  double best_time = share_items(best, 1, k_blocks);
+  for (const int parts : {2, 4}) {
+    if (k_blocks < 8 * parts) break;
+    HopperPlan other = plan;
+    const double time = share_items(other, parts, k_blocks);
+    if (time < best_time) {
+      best_time = time;
+      best = other;
+    }
+  }
+  return best;
+}
+
+HopperOuterPlan plan_hopper_outer(const HopperPlan& plan, std::int64_t k,
+                                  std::int64_t column_blocks) {
+  HopperOuterPlan outer;
+  if (plan.tile_n != 256 || plan.rank_class != 16 || column_blocks == 0) return outer;
+  const std::int64_t steps = divide_up(k, kTileK);
+  outer.units = column_blocks * plan.tile_rows;
+  const std::int64_t each = divide_up(outer.units, plan.clusters);
+  // The first tile of a cluster goes without: h has to be there.
+  const std::int64_t tiles = plan.tiles() / plan.clusters - 1;
+  // A cluster without a unit would have none to add to the sum of a column block.
+  if (tiles < 1 || outer.units < plan.clusters) return outer;
+  outer.segments = 2 * (divide_up(plan.tile_rows * plan.clusters, outer.units) + 1);
+  for (int every = 16; every >= 2; --every) {
+    if (tiles * ((steps - 1) / every) < each) continue;
+    outer.every = every;
+    break;
+  }
+  return outer;
+}
+
+bool hopper_makes_outer(const Term& term, const DeviceFacts& facts) {
+  const auto& outer = term.outer_products;
+  if (outer.empty() || outer.size() > 2 || !term.pair.present()) return false;
+  if (takes_tensor_map(term.w) == false)
+    return false;  // a forward product: its kernel has no units
+  std::int64_t column_blocks = 0;
+  for (const OuterProduct& each : outer) {
+    if (each.dropout != nullptr || each.matrix.dtype() != term.multiply) return false;
+    if (!takes_tensor_map(each.matrix)) return false;
+    if (!each.coefficients.present() && term.pair.scaling == 0.0f) return false;
+    column_blocks += divide_up(each.matrix.dim(1), kOuterCols);
+  }
+  const std::int64_t m = term.x.dim(0), k = term.w.dim(0), n = term.w.dim(1);
+  return plan_hopper_outer(plan_hopper(m, n, k, term.pair.rank(), facts), k, column_blocks).every >
+         0;
+}
+
+Support hopper_takes(const Term& term, const DeviceFacts& facts) {
+  if (facts.major != 9 || facts.minor != 0) return Support::no("not Hopper");
+  if (facts.shared_bytes < kSharedBytes) return Support::no("too little shared memory");
+  if (!term.w.present() || !term.y.present()) return Support::no("no base product");
+  if (term.accumulate) return Support::no("y is added to");
+  const DType dtype = term.multiply;
+  if (dtype != DType::kFloat16 && dtype != DType::kBFloat16) {
+    return Support::no("not multiplied in 16 bits");
+  }
+  if (term.x.dtype() != dtype || term.w.dtype() != dtype || term.y.dtype() != dtype) {
+    return Support::no("x, w and y are not all of one 16-bit type");
+  }
+  if (!takes_tensor_map(term.x)) return Support::no("x: TMA needs dense rows at 16 bytes");
+  if (!takes_tensor_map(term.y)) return Support::no("y: TMA needs dense rows at 16 bytes");
+  // Loads end with the last element of a row; stores end with its 16 bytes.
+  if (term.y.dim(1) % 8 != 0) return Support::no("y: TMA stores whole 16 bytes");
+  if (!takes_tensor_map(term.w) && !takes_tensor_map(term.w.transposed())) {
+    return Support::no("w: TMA needs dense rows at 16 bytes, of itself or its transpose");
+  }
+  if (!term.pair.present()) return {};
+  if (term.pair.rank() < 1 || term.pair.rank() > kMaxLoraRank) return Support::no("rank");
+  if (term.pair.input_dropout != nullptr || term.pair.output_dropout != nullptr) {
+    return Support::no("dropout");
+  }
+  return {};
+}
+
+}  // namespace graft::cuda
