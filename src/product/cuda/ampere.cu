@@ -1,4 +1,5 @@
 #include <algorithm>
+#include <span>
 
 #include "product/cuda/ampere.h"
 #include "product/cuda/ampere_outer.cuh"
@@ -28,6 +29,7 @@ struct Workspace {
   std::byte* h = nullptr;
   std::byte* parts = nullptr;
   std::byte* shares = nullptr;
+  std::int64_t share_floats = 0;  // of each of two outer products
   std::size_t bytes = 0;
 };
 
@@ -53,15 +55,26 @@ bool needs_own_h(const Term& term) {
 
 int rank_of(const OuterProduct& each) { return static_cast<int>(each.out.dim(0)); }
 
+std::int64_t blocks_of(const OuterProduct& each) {
+  return ceil_div(each.matrix.dim(1), kOuterCols) * ceil_div(rank_of(each), kOuterRanks);
+}
+
+AmpereShares cut_of(const Term& term, const DeviceFacts& facts) {
+  std::int64_t blocks = 0;
+  for (const OuterProduct& each : term.outer_products) blocks += blocks_of(each);
+  return plan_ampere_outer(term.x.dim(0), blocks, facts);
+}
+
 // Whether the pair is left to what adds up parts of y: h and it are so few that float32 does.
 bool pairs_by_rows(const AmpereShape& shape, const AmperePlan& plan) {
   return plan.splits > 1 && shape.rank > 0 && shape.m * shape.rank <= 4096;
 }
 
 // Whether tiles make h, K cut into parts, where it doesn't ride with those of y: they read x once
-// for all ranks. Dropout is the shrink's own kernel's.
+// for all ranks. For 16 ranks of many rows, and for dropout, the shrink's own kernel is better.
 bool shrinks_by_tiles(const AmpereShape& shape, const AmperePlan& plan) {
-  return shape.rank > 0 && plan.shrink_blocks == 0 && !shape.dropped && !pairs_by_rows(shape, plan);
+  return shape.rank > 0 && plan.shrink_blocks == 0 && !shape.dropped &&
+         (shape.rank > 16 || shape.m < 2048) && !pairs_by_rows(shape, plan);
 }
 
 Workspace lay_out(const Term& term, const DeviceFacts& facts, std::byte* start) {
@@ -92,13 +105,15 @@ Workspace lay_out(const Term& term, const DeviceFacts& facts, std::byte* start) 
     parts = std::max(parts, of_h.splits * sizes.m * sizes.ranks);
   }
   if (parts > 0) result.parts = take(parts * 4);
-  std::int64_t shares = 0;  // outer products take turns with it
-  for (const OuterProduct& each : term.outer_products) {
-    const std::int64_t cols = each.matrix.dim(1);
-    const AmpereShares cut = plan_ampere_outer(sizes.m, cols, rank_of(each), facts);
-    shares = std::max(shares, cut.count * round_up(rank_of(each), 16) * cols * 4);
+  if (!term.outer_products.empty()) {  // two at a time
+    const std::int64_t count = cut_of(term, facts).count;
+    std::int64_t sums = 0;
+    for (const OuterProduct& each : term.outer_products) {
+      sums = std::max(sums, round_up(rank_of(each), 16) * each.matrix.dim(1));
+    }
+    result.share_floats = round_up(count * sums, 64);
+    result.shares = take(2 * result.share_floats * 4);
   }
-  if (shares > 0) result.shares = take(shares);
   return result;
 }
 
@@ -234,37 +249,43 @@ void run_few_tiles(const Launches& launch, const Term& term, const AmpereShape& 
   finish_parts<T>(launch, term, shape, plan, workspace, finish_args);
 }
 
+// One or two outer products.
 template <class T>
-void run_outer(const Launches& launch, const Term& term, const OuterProduct& each,
-               const Sizes& sizes, const float* own_h, float* shares, const DeviceFacts& facts) {
-  const int rank = rank_of(each);
-  const std::int64_t cols = each.matrix.dim(1);
-  if (rank == 0 || cols == 0) return;
-  const AmpereShares cut = plan_ampere_outer(sizes.m, cols, rank, facts);
-  const int ranks = static_cast<int>(round_up(rank, 16));
-  const DropoutArgs dropout(each.dropout);
-  if (cut.count > 0) {
-    OuterArgs args;
-    args.coefficients = each.coefficients.present() ? each.coefficients.data_as<float>() : own_h;
-    args.matrix = operand_of(each.matrix, 0, 1, term.multiply);
-    args.m = sizes.m, args.cols = cols;
-    args.rank = rank, args.ranks = ranks;
-    args.scaling = each.scaling;
-    args.dropout = dropout;
-    args.share_rows = cut.rows;
-    args.shares = shares;
-    launch(dim3(static_cast<unsigned>(ceil_div(cols, kOuterCols)), static_cast<unsigned>(cut.count),
-                static_cast<unsigned>(ceil_div(ranks, kOuterRanks))),
-           kOuterSharedBytes, outer<T>, args);
-  }
+void run_outer(const Launches& launch, const Term& term, std::span<const OuterProduct> products,
+               const AmpereShares& cut, const float* own_h, const Workspace& workspace) {
+  OuterArgs args;
+  args.m = term.x.dim(0);
+  args.share_rows = cut.rows;
+  args.shares = static_cast<unsigned>(cut.count);
   SumArgs sum;
-  sum.shares = shares;
-  sum.count = cut.count, sum.cols = cols;
-  sum.rank = rank, sum.ranks = ranks;
-  sum.dropout = dropout;
-  sum.out = each.out.mutable_data_as<float>();
-  sum.rank_stride = each.out.stride(0), sum.col_stride = each.out.stride(1);
-  launch(dim3(static_cast<unsigned>(ceil_div(rank * cols, 256))), 0, sum_shares<256>, sum);
+  sum.count = cut.count;
+  std::int64_t outputs = 0;
+  for (std::size_t i = 0; i < products.size(); ++i) {
+    const OuterProduct& each = products[i];
+    OuterJob& job = args.jobs[i];
+    job.coefficients = each.coefficients.present() ? each.coefficients.data_as<float>() : own_h;
+    job.matrix = operand_of(each.matrix, 0, 1, term.multiply);
+    job.cols = each.matrix.dim(1);
+    job.rank = rank_of(each), job.ranks = static_cast<int>(round_up(job.rank, 16));
+    job.scaling = each.scaling;
+    job.dropout = DropoutArgs(each.dropout);
+    job.shares = reinterpret_cast<float*>(workspace.shares) +
+                 static_cast<std::int64_t>(i) * workspace.share_floats;
+    job.blocks = static_cast<unsigned>(blocks_of(each) * cut.count);
+    SumJob& out = sum.jobs[i];
+    out.shares = job.shares;
+    out.cols = job.cols;
+    out.rank = job.rank, out.ranks = job.ranks;
+    out.dropout = job.dropout;
+    out.out = each.out.mutable_data_as<float>();
+    out.rank_stride = each.out.stride(0), out.col_stride = each.out.stride(1);
+    outputs += job.rank * job.cols;
+  }
+  if (outputs == 0) return;
+  if (const unsigned blocks = args.jobs[0].blocks + args.jobs[1].blocks; blocks > 0) {
+    launch(blocks, kOuterSharedBytes, outer<T>, args);
+  }
+  launch(static_cast<unsigned>(ceil_div(outputs, 256)), 0, sum_shares<256>, sum);
 }
 
 // h, then tiles that go on over the pair.
@@ -379,7 +400,6 @@ void run_typed(const Call& call, const Term& term, std::byte* start) {
   const DeviceFacts& facts = call.facts();
   const AmpereShape shape = AmpereShape::of(term);
   const AmperePlan plan = plan_ampere(shape, facts);
-  const Sizes sizes(shape);
   const Workspace workspace = lay_out(term, facts, start);
   const Launches launch{call, facts.major >= 9};
   const LowRank& pair = term.pair;
@@ -391,8 +411,10 @@ void run_typed(const Call& call, const Term& term, std::byte* start) {
   } else {
     run_tiles<T>(launch, term, shape, plan, workspace, h);
   }
-  for (const OuterProduct& each : term.outer_products) {
-    run_outer<T>(launch, term, each, sizes, h, reinterpret_cast<float*>(workspace.shares), facts);
+  const std::span<const OuterProduct> products(term.outer_products);
+  for (std::size_t i = 0; i < products.size(); i += 2) {
+    run_outer<T>(launch, term, products.subspan(i, std::min<std::size_t>(2, products.size() - i)),
+                 cut_of(term, facts), h, workspace);
   }
 }
 

@@ -288,8 +288,9 @@ __global__ void __launch_bounds__(kRowShrinkThreads)
   float sums[kRowShrinkRows] = {};
   for (std::int64_t k = 8 * threadIdx.x; k < a.k; k += 8 * kRowShrinkThreads) {
     Eight<T> s;
-    s.bits = a.shrink.copies ? load8<T, true>(a.shrink, rank, k, a.k)
-                             : gather8<T>(a.shrink, rank, k, a.k);
+    s.bits = a.shrink.copies   ? load8<T, true>(a.shrink, rank, k, a.k)
+             : a.shrink.floats ? floats8<T>(a.shrink, rank, k)
+                               : gather8<T>(a.shrink, rank, k, a.k);
 #pragma unroll
     for (int r = 0; r < kRowShrinkRows; ++r) {
       if (row0 + r >= a.m) break;
@@ -336,33 +337,51 @@ struct FinishRowsArgs {
   bool y_float = false, accumulate = false;
 };
 
-/// A thread has a column of eight rows; E is read once for them.
-inline constexpr int kFinishRows = 8;
+/// A thread has a column of eight rows. E and s·h come by way of shared memory, 32 ranks at a time:
+/// E's elements may follow each other along either of its dimensions.
+inline constexpr int kFinishRows = 8, kFinishRanks = 32;
 
 template <class T>
 __global__ void __launch_bounds__(256) finish_rows(const __grid_constant__ FinishRowsArgs a) {
+  __shared__ float expand[kFinishRanks][256 + 1], scaled[kFinishRanks][kFinishRows];
   wait_for_earlier_kernels();
   let_next_kernel_start();
-  const std::int64_t n = std::int64_t{blockIdx.x} * 256 + threadIdx.x;
+  const int thread = static_cast<int>(threadIdx.x);
+  const std::int64_t n0 = std::int64_t{blockIdx.x} * 256, n = n0 + thread;
   const std::int64_t row0 = std::int64_t{blockIdx.y} * kFinishRows;
-  if (n >= a.n) return;
   const int rows = static_cast<int>(min(a.m - row0, std::int64_t{kFinishRows}));
   float sums[kFinishRows] = {}, pair[kFinishRows] = {};
+#pragma unroll 2
   for (int part = 0; part < a.count; ++part) {
 #pragma unroll
     for (int r = 0; r < kFinishRows; ++r) {
-      if (r < rows) sums[r] += __ldcg(a.parts + (part * a.m + row0 + r) * a.n + n);
+      if (r < rows && n < a.n) sums[r] += __ldcg(a.parts + (part * a.m + row0 + r) * a.n + n);
     }
   }
+  for (int rank0 = 0; rank0 < a.rank; rank0 += kFinishRanks) {
+    const int ranks = min(a.rank - rank0, kFinishRanks);
+    __syncthreads();
 #pragma unroll 4
-  for (int rank = 0; rank < a.rank; ++rank) {
-    const float expand = rounded<T>(
-        load_element(a.expand.data, a.expand.dtype, n * a.expand.outer + rank * a.expand.inner));
+    for (int i = thread; i < 256 * kFinishRanks; i += 256) {
+      const int of = a.expand.inner == 1 ? i % kFinishRanks : i / 256;
+      const int col = a.expand.inner == 1 ? i / kFinishRanks : i % 256;
+      if (of < ranks && n0 + col < a.n) {
+        expand[of][col] =
+            rounded<T>(load_element(a.expand.data, a.expand.dtype,
+                                    (n0 + col) * a.expand.outer + (rank0 + of) * a.expand.inner));
+      }
+    }
+    const int of = thread % kFinishRanks, row = thread / kFinishRanks;
+    if (of < ranks && row < rows) {
+      scaled[of][row] = __ldcg(a.scaled + (row0 + row) * a.rank + rank0 + of);
+    }
+    __syncthreads();
+    for (int q = 0; q < ranks; ++q) {
 #pragma unroll
-    for (int r = 0; r < kFinishRows; ++r) {
-      if (r < rows) pair[r] += __ldcg(a.scaled + (row0 + r) * a.rank + rank) * expand;
+      for (int r = 0; r < kFinishRows; ++r) pair[r] += scaled[q][r] * expand[q][thread];
     }
   }
+  if (n >= a.n) return;
   const Masks masks = a.mask.any() ? a.mask.masks() : Masks{};
   const float bias =
       a.bias == nullptr ? 0.0f : load_element(a.bias, a.bias_type, n * a.bias_stride);
