@@ -65,16 +65,11 @@ AmpereShares cut_of(const Term& term, const DeviceFacts& facts) {
   return plan_ampere_outer(term.x.dim(0), blocks, facts);
 }
 
-// Whether the pair is left to what adds up parts of y: h and it are so few that float32 does.
-bool pairs_by_rows(const AmpereShape& shape, const AmperePlan& plan) {
-  return plan.splits > 1 && shape.rank > 0 && shape.m * shape.rank <= 4096;
-}
-
 // Whether tiles make h, K cut into parts, where it doesn't ride with those of y: they read x once
 // for all ranks. For 16 ranks of many rows, and for dropout, the shrink's own kernel is better.
 bool shrinks_by_tiles(const AmpereShape& shape, const AmperePlan& plan) {
   return shape.rank > 0 && plan.shrink_blocks == 0 && !shape.dropped &&
-         (shape.rank > 16 || shape.m < 2048) && !pairs_by_rows(shape, plan);
+         (shape.rank > 16 || shape.m < 2048);
 }
 
 Workspace lay_out(const Term& term, const DeviceFacts& facts, std::byte* start) {
@@ -87,10 +82,7 @@ Workspace lay_out(const Term& term, const DeviceFacts& facts, std::byte* start) 
     result.bytes += static_cast<std::size_t>(round_up(bytes, 256));
     return at;
   };
-  if (pairs_by_rows(shape, plan)) {
-    result.scaled = take(sizes.m * sizes.rank * 4);
-    if (needs_own_h(term)) result.h = take(sizes.m * sizes.rank * 4);
-  } else if (sizes.rank > 0) {
+  if (sizes.rank > 0) {
     if (plan.shrink_blocks > 0) result.counters = take((1 + ceil_div(sizes.m, kTileRows)) * 4);
     result.shrink = take(sizes.ranks * sizes.padded_k * 2);
     if (plan.tiles > 0) {
@@ -126,14 +118,9 @@ struct Launches {
   template <class Args>
   void operator()(dim3 grid, std::size_t shared_bytes, void (*kernel)(Args),
                   const Args& args) const {
-    of(256, grid, shared_bytes, kernel, args);
-  }
-  template <class Args>
-  void of(int threads, dim3 grid, std::size_t shared_bytes, void (*kernel)(Args),
-          const Args& args) const {
     Launch how;
     how.grid = grid;
-    how.block = static_cast<unsigned>(threads);
+    how.block = 256;
     how.shared_bytes = shared_bytes;
     how.overlaps = overlaps;
     call.launch(how, kernel, args);
@@ -184,69 +171,26 @@ void shrink_by_tiles(const Launches& launch, const Term& term, const ShrinkArgs&
   launch(blocks_for(shrink.m * shrink.ranks, 4 * facts.multiprocessors), 0, finish<T>, finish_args);
 }
 
-// Adds up the parts of y, and what `args` says already of a pair.
+// Adds up the parts of y.
 template <class T>
 void finish_parts(const Launches& launch, const Term& term, const AmpereShape& shape,
-                  const AmperePlan& plan, const Workspace& workspace,
-                  FinishRowsArgs finish_args = {}) {
-  finish_args.parts = reinterpret_cast<const float*>(workspace.parts);
-  finish_args.count = plan.splits;
-  finish_args.m = shape.m, finish_args.n = shape.n;
+                  const AmperePlan& plan, const Workspace& workspace) {
+  FinishRowsArgs args;
+  args.parts = reinterpret_cast<const float*>(workspace.parts);
+  args.count = plan.splits;
+  args.m = shape.m, args.n = shape.n;
   if (term.bias.present()) {
-    finish_args.bias = term.bias.data();
-    finish_args.bias_stride = term.bias.stride(0);
-    finish_args.bias_type = term.bias.dtype();
+    args.bias = term.bias.data();
+    args.bias_stride = term.bias.stride(0);
+    args.bias_type = term.bias.dtype();
   }
-  finish_args.y = term.y.mutable_data();
-  finish_args.y_stride = term.y.stride(0);
-  finish_args.y_float = term.y.dtype() == DType::kFloat32;
-  finish_args.accumulate = term.accumulate;
+  args.y = term.y.mutable_data();
+  args.y_stride = term.y.stride(0);
+  args.y_float = term.y.dtype() == DType::kFloat32;
+  args.accumulate = term.accumulate;
   launch(dim3(static_cast<unsigned>(ceil_div(shape.n, 256)),
               static_cast<unsigned>(ceil_div(shape.m, kFinishRows))),
-         0, finish_rows<T>, finish_args);
-}
-
-// Few rows: h by row_shrink, under which the tiles of parts of K run already, and the pair added to
-// their sums in float32.
-template <class T>
-void run_few_tiles(const Launches& launch, const Term& term, const AmpereShape& shape,
-                   const AmperePlan& plan, const Workspace& workspace, float* h) {
-  const LowRank& pair = term.pair;
-  FinishRowsArgs finish_args;
-  {
-    RowShrinkArgs shrink;
-    shrink.x = operand_of(term.x, 0, 1, term.multiply);
-    shrink.shrink = operand_of(pair.shrink, 1, 0, term.multiply);
-    shrink.k = shape.k;
-    shrink.m = static_cast<int>(shape.m), shrink.rank = shape.rank;
-    shrink.scaling = pair.scaling;
-    shrink.dropout = DropoutArgs(pair.input_dropout);
-    shrink.h = h;
-    shrink.scaled = reinterpret_cast<float*>(workspace.scaled);
-    launch.of(kRowShrinkThreads,
-              dim3(static_cast<unsigned>(shape.rank),
-                   static_cast<unsigned>(ceil_div(shape.m, kRowShrinkRows))),
-              0, row_shrink<T>, shrink);
-    finish_args.scaled = shrink.scaled;
-    finish_args.rank = shape.rank;
-    finish_args.expand = operand_of(pair.expand, 1, 0, term.multiply);
-    finish_args.mask = DropoutArgs(pair.output_dropout);
-  }
-  TileArgs args;
-  args.x = operand_of(term.x, 0, 1, term.multiply);
-  args.w = operand_of(term.w, 1, 0, term.multiply);
-  args.m = shape.m, args.n = shape.n, args.k = shape.k;
-  args.y = workspace.parts;
-  args.y_stride = shape.n;
-  args.y_float = true;
-  args.y_vectors = shape.n % 4 == 0;
-  args.splits = plan.splits;
-  args.split_depth = plan.split_depth;
-  args.split_stride = shape.m * shape.n;
-  args.waits_last = true;
-  launch(static_cast<unsigned>(plan.tiles * plan.splits), plan.shared_bytes,
-         tile_kernel<T>(way_of(shape, args.w), plan.tile_n), args);
-  finish_parts<T>(launch, term, shape, plan, workspace, finish_args);
+         0, finish_rows<T>, args);
 }
 
 // One or two outer products.
@@ -315,11 +259,8 @@ void run_tiles(const Launches& launch, const Term& term, const AmpereShape& shap
         prepare_args.counter_count = 1 + ceil_div(sizes.m, kTileRows);
       }
     }
-    Way way = Way::kAlongK;
-    if (tiled && shape.base && !shape.elements && !operand_of(term.w, 1, 0, term.multiply).copies) {
-      way = Way::kAlongN;
-    }
-    if (way == Way::kAlongN) {
+    if (tiled && shape.base &&
+        way_of(shape, operand_of(term.w, 1, 0, term.multiply)) == Way::kAlongN) {
       prepare_args.expand_along_n = true;
       prepare_args.padded_n = sizes.padded_n;
     }
@@ -351,7 +292,7 @@ void run_tiles(const Launches& launch, const Term& term, const AmpereShape& shap
       args.k = sizes.k;
       args.x = operand_of(term.x, 0, 1, term.multiply);
       args.w = operand_of(term.w, 1, 0, term.multiply);
-      way = shape.elements ? Way::kAny : args.w.copies ? Way::kAlongK : Way::kAlongN;
+      way = way_of(shape, args.w);
     }
     if (shrinks) {
       args.scaled = workspace.scaled;
@@ -406,11 +347,7 @@ void run_typed(const Call& call, const Term& term, std::byte* start) {
   float* h =
       pair.h.present() ? pair.h.mutable_data_as<float>() : reinterpret_cast<float*>(workspace.h);
 
-  if (pairs_by_rows(shape, plan)) {
-    run_few_tiles<T>(launch, term, shape, plan, workspace, h);
-  } else {
-    run_tiles<T>(launch, term, shape, plan, workspace, h);
-  }
+  run_tiles<T>(launch, term, shape, plan, workspace, h);
   const std::span<const OuterProduct> products(term.outer_products);
   for (std::size_t i = 0; i < products.size(); i += 2) {
     run_outer<T>(launch, term, products.subspan(i, std::min<std::size_t>(2, products.size() - i)),

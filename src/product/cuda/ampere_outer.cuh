@@ -153,7 +153,7 @@ struct OuterBlock {
 };
 
 template <class T>
-__global__ void __launch_bounds__(256) outer(const __grid_constant__ OuterArgs args) {
+__global__ void __launch_bounds__(256, 2) outer(const __grid_constant__ OuterArgs args) {
   extern __shared__ __align__(128) unsigned char shared[];
   wait_for_earlier_kernels();
   const bool second = blockIdx.x >= args.jobs[0].blocks;
@@ -171,25 +171,31 @@ __global__ void __launch_bounds__(256) outer(const __grid_constant__ OuterArgs a
   const Masks masks = a.dropout.any() ? a.dropout.masks() : Masks{};
 
   float sums[kOuterRanks / 16][2][4] = {};
-  float carried[OuterBlock<T>::kCarried];
-  block.fetch(block.row_begin, carried);
+  // Coefficients are on their way two stages ahead, as the matrix is.
+  float carried[2][OuterBlock<T>::kCarried];
   for (int s = 0; s < kOuterStages - 1; ++s) {
     block.copy(block.row_begin + s * kOuterRows, s);
     copies_commit();
   }
-  int stage = 0, free = kOuterStages - 1, buffer = 0;
-  for (std::int64_t row = block.row_begin; row < block.row_end; row += kOuterRows) {
-    copies_wait<kOuterStages - 2>();
-    if (a.dropout.any()) block.drop(row, stage, masks);
-    block.store(buffer, carried);
-    __syncthreads();  // all see this stage, and are done with the one before
-    block.copy(row + (kOuterStages - 1) * kOuterRows, free);
-    copies_commit();
-    block.fetch(row + kOuterRows, carried);
-    block.multiply(stage, buffer, sums);
-    free = stage;
-    stage = stage + 1 == kOuterStages ? 0 : stage + 1;
-    buffer ^= 1;
+  block.fetch(block.row_begin, carried[0]);
+  block.fetch(block.row_begin + kOuterRows, carried[1]);
+  int stage = 0, free = kOuterStages - 1;
+  for (std::int64_t row0 = block.row_begin; row0 < block.row_end; row0 += 2 * kOuterRows) {
+#pragma unroll
+    for (int buffer = 0; buffer < 2; ++buffer) {
+      const std::int64_t row = row0 + buffer * kOuterRows;
+      if (row >= block.row_end) break;
+      copies_wait<kOuterStages - 2>();
+      if (a.dropout.any()) block.drop(row, stage, masks);
+      block.store(buffer, carried[buffer]);
+      __syncthreads();  // all see this stage, and are done with the one before
+      block.copy(row + (kOuterStages - 1) * kOuterRows, free);
+      copies_commit();
+      block.fetch(row + 2 * kOuterRows, carried[buffer]);
+      block.multiply(stage, buffer, sums);
+      free = stage;
+      stage = stage + 1 == kOuterStages ? 0 : stage + 1;
+    }
   }
   copies_wait<0>();
 

@@ -238,97 +238,11 @@ __global__ void __launch_bounds__(256) finish(const __grid_constant__ FinishArgs
   }
 }
 
-/// h of few rows: a rank and up to four rows a block, in float32.
-struct RowShrinkArgs {
-  Operand x;       ///< (M, K)
-  Operand shrink;  ///< S as (rank, K)
-  std::int64_t k = 0;
-  int m = 0, rank = 0;
-  float scaling = 1.0f;
-  DropoutArgs dropout;
-  float* h = nullptr;       ///< (M, rank), unscaled; null: not wanted.
-  float* scaled = nullptr;  ///< s·h (M, rank)
-};
-
-__device__ __forceinline__ float warp_sum(float value) {
-#pragma unroll
-  for (int lane = 16; lane > 0; lane /= 2) value += __shfl_xor_sync(0xffffffffu, value, lane);
-  return value;
-}
-
-/// 16 bytes that are read once: they are not kept in L1, where x is.
-__device__ __forceinline__ uint4 load_streamed(const void* from) {
-  uint4 bits;
-  asm volatile("ld.global.nc.L1::no_allocate.v4.u32 {%0,%1,%2,%3}, [%4];"
-               : "=r"(bits.x), "=r"(bits.y), "=r"(bits.z), "=r"(bits.w)
-               : "l"(from));
-  return bits;
-}
-
-/// Elements k to k + 7 of row i, zeros from `depth` on, which is whole eights.
-template <class T, bool kStreamed>
-__device__ __forceinline__ uint4 load8(const Operand& from, std::int64_t i, std::int64_t k,
-                                       std::int64_t depth) {
-  if (k >= depth) return {0, 0, 0, 0};
-  const T* at = static_cast<const T*>(from.data) + i * from.outer + k;
-  return kStreamed ? load_streamed(at) : __ldg(reinterpret_cast<const uint4*>(at));
-}
-
-// 4096 of K at once.
-inline constexpr int kRowShrinkRows = 4, kRowShrinkThreads = 512;
-
-template <class T>
-__global__ void __launch_bounds__(kRowShrinkThreads)
-    row_shrink(const __grid_constant__ RowShrinkArgs a) {
-  wait_for_earlier_kernels();
-  let_next_kernel_start();
-  const int rank = static_cast<int>(blockIdx.x),
-            row0 = static_cast<int>(blockIdx.y) * kRowShrinkRows;
-  const Masks masks = a.dropout.any() ? a.dropout.masks() : Masks{};
-  float sums[kRowShrinkRows] = {};
-  for (std::int64_t k = 8 * threadIdx.x; k < a.k; k += 8 * kRowShrinkThreads) {
-    Eight<T> s;
-    s.bits = a.shrink.copies   ? load8<T, true>(a.shrink, rank, k, a.k)
-             : a.shrink.floats ? floats8<T>(a.shrink, rank, k)
-                               : gather8<T>(a.shrink, rank, k, a.k);
-#pragma unroll
-    for (int r = 0; r < kRowShrinkRows; ++r) {
-      if (row0 + r >= a.m) break;
-      Eight<T> x;
-      x.bits =
-          a.x.copies ? load8<T, false>(a.x, row0 + r, k, a.k) : gather8<T>(a.x, row0 + r, k, a.k);
-      if (a.dropout.any()) {
-        x.bits = drop8<T>(x.bits, static_cast<std::uint64_t>((row0 + r) * a.k + k), masks);
-      }
-#pragma unroll
-      for (int e = 0; e < 8; ++e) sums[r] += to_float(x.values[e]) * to_float(s.values[e]);
-    }
-  }
-  __shared__ float of_warps[kRowShrinkThreads / 32][kRowShrinkRows];
-#pragma unroll
-  for (int r = 0; r < kRowShrinkRows; ++r) {
-    const float sum = warp_sum(sums[r]);
-    if (threadIdx.x % 32 == 0) of_warps[threadIdx.x / 32][r] = sum;
-  }
-  __syncthreads();
-  const int r = static_cast<int>(threadIdx.x);
-  if (r >= kRowShrinkRows || row0 + r >= a.m) return;
-  float sum = 0.0f;
-#pragma unroll
-  for (int w = 0; w < kRowShrinkThreads / 32; ++w) sum += of_warps[w][r];
-  if (a.dropout.any()) sum *= masks.scale;
-  if (a.h != nullptr) a.h[(row0 + r) * a.rank + rank] = sum;
-  if (a.scaled != nullptr) a.scaled[(row0 + r) * a.rank + rank] = a.scaling * sum;
-}
-
-/// y of few rows, from the sums that tiles made of parts of K, their bias and their pair, float32.
+/// y from the sums that tiles made of parts of K.
 struct FinishRowsArgs {
   const float* parts = nullptr;  ///< (count, M, N)
-  int count = 0, rank = 0;
+  int count = 0;
   std::int64_t m = 0, n = 0;
-  const float* scaled = nullptr;  ///< s·h (M, rank)
-  Operand expand;                 ///< E as (N, rank)
-  DropoutArgs mask;               ///< On what the pair adds.
   const void* bias = nullptr;
   std::int64_t bias_stride = 0;
   DType bias_type = DType::kFloat32;
@@ -337,61 +251,30 @@ struct FinishRowsArgs {
   bool y_float = false, accumulate = false;
 };
 
-/// A thread has a column of eight rows. E and s·h come by way of shared memory, 32 ranks at a time:
-/// E's elements may follow each other along either of its dimensions.
-inline constexpr int kFinishRows = 8, kFinishRanks = 32;
+/// A thread has a column of so many rows.
+inline constexpr int kFinishRows = 2;
 
 template <class T>
 __global__ void __launch_bounds__(256) finish_rows(const __grid_constant__ FinishRowsArgs a) {
-  __shared__ float expand[kFinishRanks][256 + 1], scaled[kFinishRanks][kFinishRows];
   wait_for_earlier_kernels();
   let_next_kernel_start();
-  const int thread = static_cast<int>(threadIdx.x);
-  const std::int64_t n0 = std::int64_t{blockIdx.x} * 256, n = n0 + thread;
+  const std::int64_t n = std::int64_t{blockIdx.x} * 256 + threadIdx.x;
   const std::int64_t row0 = std::int64_t{blockIdx.y} * kFinishRows;
-  const int rows = static_cast<int>(min(a.m - row0, std::int64_t{kFinishRows}));
-  float sums[kFinishRows] = {}, pair[kFinishRows] = {};
-#pragma unroll 2
+  if (n >= a.n) return;
+  const float bias =
+      a.bias == nullptr ? 0.0f : load_element(a.bias, a.bias_type, n * a.bias_stride);
+  float sums[kFinishRows] = {};
+#pragma unroll 4
   for (int part = 0; part < a.count; ++part) {
 #pragma unroll
     for (int r = 0; r < kFinishRows; ++r) {
-      if (r < rows && n < a.n) sums[r] += __ldcg(a.parts + (part * a.m + row0 + r) * a.n + n);
+      if (row0 + r < a.m) sums[r] += __ldcg(a.parts + (part * a.m + row0 + r) * a.n + n);
     }
   }
-  for (int rank0 = 0; rank0 < a.rank; rank0 += kFinishRanks) {
-    const int ranks = min(a.rank - rank0, kFinishRanks);
-    __syncthreads();
-#pragma unroll 4
-    for (int i = thread; i < 256 * kFinishRanks; i += 256) {
-      const int of = a.expand.inner == 1 ? i % kFinishRanks : i / 256;
-      const int col = a.expand.inner == 1 ? i / kFinishRanks : i % 256;
-      if (of < ranks && n0 + col < a.n) {
-        expand[of][col] =
-            rounded<T>(load_element(a.expand.data, a.expand.dtype,
-                                    (n0 + col) * a.expand.outer + (rank0 + of) * a.expand.inner));
-      }
-    }
-    const int of = thread % kFinishRanks, row = thread / kFinishRanks;
-    if (of < ranks && row < rows) {
-      scaled[of][row] = __ldcg(a.scaled + (row0 + row) * a.rank + rank0 + of);
-    }
-    __syncthreads();
-    for (int q = 0; q < ranks; ++q) {
-#pragma unroll
-      for (int r = 0; r < kFinishRows; ++r) pair[r] += scaled[q][r] * expand[q][thread];
-    }
-  }
-  if (n >= a.n) return;
-  const Masks masks = a.mask.any() ? a.mask.masks() : Masks{};
-  const float bias =
-      a.bias == nullptr ? 0.0f : load_element(a.bias, a.bias_type, n * a.bias_stride);
 #pragma unroll
   for (int r = 0; r < kFinishRows; ++r) {
-    if (r >= rows) break;
-    if (a.mask.any()) {
-      pair[r] *= masks.keeps(static_cast<std::uint64_t>((row0 + r) * a.n + n)) ? masks.scale : 0.0f;
-    }
-    const float value = sums[r] + bias + pair[r];
+    if (row0 + r >= a.m) break;
+    const float value = sums[r] + bias;
     const std::int64_t at = (row0 + r) * a.y_stride + n;
     if (a.y_float) {
       float* y = static_cast<float*>(a.y) + at;

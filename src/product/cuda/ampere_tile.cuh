@@ -62,9 +62,6 @@ struct TileArgs {
   int splits = 1;
   std::int64_t split_depth = 0;  ///< K of a part, whole steps; the last has the rest.
   std::int64_t split_stride = 0;
-  /// What is read here is older than the kernel before this one, which let this one start after its
-  /// own wait (row_shrink): only the stores wait for it.
-  bool waits_last = false;
   unsigned* counters = nullptr;  ///< Ticket, then units of h done by block of rows; null: no ride.
   unsigned shrink_blocks = 0;
   ShrinkArgs shrink;
@@ -511,7 +508,7 @@ inline constexpr std::int64_t kRasterRows = 8;
 template <class T, class Shape, Way kWay>
 __global__ void __launch_bounds__(kTileThreads, 1) tiles(const __grid_constant__ TileArgs a) {
   extern __shared__ __align__(128) unsigned char shared[];
-  if (!a.waits_last) wait_for_earlier_kernels();
+  wait_for_earlier_kernels();
   std::int64_t tile = blockIdx.x;
   if (a.counters != nullptr) {
     __shared__ unsigned ticket;
@@ -552,7 +549,6 @@ __global__ void __launch_bounds__(kTileThreads, 1) tiles(const __grid_constant__
     product.run(base_steps, base_steps + pair_steps, sums);
     if (round == 0) product.drop(sums);
   }
-  if (a.waits_last) wait_for_earlier_kernels();
   product.store(sums);
 }
 

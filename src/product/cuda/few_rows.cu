@@ -39,6 +39,88 @@ struct FewArgs {
   bool y_float = false, accumulate = false;
 };
 
+struct RowShrinkArgs {
+  Operand x;       ///< (M, K); can be copied.
+  Operand shrink;  ///< S as (rank, K)
+  std::int64_t k = 0;
+  int m = 0, rank = 0;
+  float scaling = 1.0f;
+  DropoutArgs dropout;
+  float* h = nullptr;       ///< (M, rank), unscaled; null: not wanted.
+  float* scaled = nullptr;  ///< s·h (M, rank)
+};
+
+__device__ __forceinline__ float warp_sum(float value) {
+#pragma unroll
+  for (int lane = 16; lane > 0; lane /= 2) value += __shfl_xor_sync(0xffffffffu, value, lane);
+  return value;
+}
+
+/// 16 bytes that are read once: they are not kept in L1, where x is.
+__device__ __forceinline__ uint4 load_streamed(const void* from) {
+  uint4 bits;
+  asm volatile("ld.global.nc.L1::no_allocate.v4.u32 {%0,%1,%2,%3}, [%4];"
+               : "=r"(bits.x), "=r"(bits.y), "=r"(bits.z), "=r"(bits.w)
+               : "l"(from));
+  return bits;
+}
+
+/// Elements k to k + 7 of row i, zeros from `depth` on, which is whole eights.
+template <class T, bool kStreamed>
+__device__ __forceinline__ uint4 load8(const Operand& from, std::int64_t i, std::int64_t k,
+                                       std::int64_t depth) {
+  if (k >= depth) return {0, 0, 0, 0};
+  const T* at = static_cast<const T*>(from.data) + i * from.outer + k;
+  return kStreamed ? load_streamed(at) : __ldg(reinterpret_cast<const uint4*>(at));
+}
+
+// 4096 of K at once.
+constexpr int kRowShrinkRows = 4, kRowShrinkThreads = 512;
+
+template <class T>
+__global__ void __launch_bounds__(kRowShrinkThreads)
+    row_shrink(const __grid_constant__ RowShrinkArgs a) {
+  wait_for_earlier_kernels();
+  let_next_kernel_start();
+  const int rank = static_cast<int>(blockIdx.x),
+            row0 = static_cast<int>(blockIdx.y) * kRowShrinkRows;
+  const Masks masks = a.dropout.any() ? a.dropout.masks() : Masks{};
+  float sums[kRowShrinkRows] = {};
+  for (std::int64_t k = 8 * threadIdx.x; k < a.k; k += 8 * kRowShrinkThreads) {
+    Eight<T> s;
+    s.bits = a.shrink.copies   ? load8<T, true>(a.shrink, rank, k, a.k)
+             : a.shrink.floats ? floats8<T>(a.shrink, rank, k)
+                               : gather8<T>(a.shrink, rank, k, a.k);
+#pragma unroll
+    for (int r = 0; r < kRowShrinkRows; ++r) {
+      if (row0 + r >= a.m) break;
+      Eight<T> x;
+      x.bits =
+          a.x.copies ? load8<T, false>(a.x, row0 + r, k, a.k) : gather8<T>(a.x, row0 + r, k, a.k);
+      if (a.dropout.any()) {
+        x.bits = drop8<T>(x.bits, static_cast<std::uint64_t>((row0 + r) * a.k + k), masks);
+      }
+#pragma unroll
+      for (int e = 0; e < 8; ++e) sums[r] += to_float(x.values[e]) * to_float(s.values[e]);
+    }
+  }
+  __shared__ float of_warps[kRowShrinkThreads / 32][kRowShrinkRows];
+#pragma unroll
+  for (int r = 0; r < kRowShrinkRows; ++r) {
+    const float sum = warp_sum(sums[r]);
+    if (threadIdx.x % 32 == 0) of_warps[threadIdx.x / 32][r] = sum;
+  }
+  __syncthreads();
+  const int r = static_cast<int>(threadIdx.x);
+  if (r >= kRowShrinkRows || row0 + r >= a.m) return;
+  float sum = 0.0f;
+#pragma unroll
+  for (int w = 0; w < kRowShrinkThreads / 32; ++w) sum += of_warps[w][r];
+  if (a.dropout.any()) sum *= masks.scale;
+  if (a.h != nullptr) a.h[(row0 + r) * a.rank + rank] = sum;
+  if (a.scaled != nullptr) a.scaled[(row0 + r) * a.rank + rank] = a.scaling * sum;
+}
+
 /// bias, y += and the rounding of element (row, n) of y.
 template <class T>
 __device__ __forceinline__ void store_few(const FewArgs& a, int row, std::int64_t n, float value) {
