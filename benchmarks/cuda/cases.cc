@@ -1,5 +1,7 @@
 #include "benchmarks/cuda/cases.h"
 
+#include <utility>
+
 namespace graft::bench {
 
 const char* name_of(Work work) {
@@ -47,14 +49,12 @@ std::string label_of(const CudaCase& item) {
 std::vector<CudaCase> all_cuda_cases() {
   constexpr DType kF32 = DType::kFloat32, kBF16 = DType::kBFloat16;
   std::vector<CudaCase> cases;
-  // The plan's grid.
-  cases.push_back({Work::kDelta, 128, 512, 512, 8, kF32, kF32});
+  // The plan's grid,
+  // batch 1, 4 and 16 by sequence 32, 128 and 512: some have as many rows as others.
   for (const DType dtype : {kF32, kBF16}) {
-    for (const int batch : {1, 4, 16}) {
-      for (const int sequence : {32, 128, 512}) {
-        for (const int rank : {4, 8, 16, 32}) {
-          cases.push_back({Work::kDelta, batch * sequence, 512, 512, rank, dtype, dtype});
-        }
+    for (const int rows : {32, 128, 512, 2048, 8192}) {
+      for (const int rank : {4, 8, 16, 32}) {
+        cases.push_back({Work::kDelta, rows, 512, 512, rank, dtype, dtype});
       }
     }
   }

@@ -41,8 +41,18 @@ void must(cudaError_t error, const char* doing) {
   }
 }
 
+// The pool keeps what is freed: asking the driver for memory takes longer than most cases.
+DeviceMemory::DeviceMemory() {
+  cudaMemPool_t pool = nullptr;
+  must(cudaDeviceGetDefaultMemPool(&pool, 0), "cudaDeviceGetDefaultMemPool");
+  std::uint64_t all = ~std::uint64_t{0};
+  must(cudaMemPoolSetAttribute(pool, cudaMemPoolAttrReleaseThreshold, &all),
+       "cudaMemPoolSetAttribute");
+}
+
 DeviceMemory::~DeviceMemory() {
-  for (void* block : blocks_) cudaFree(block);
+  cudaDeviceSynchronize();
+  for (void* block : blocks_) cudaFreeAsync(block, nullptr);
 }
 
 TensorView DeviceMemory::allocate(DType dtype, std::initializer_list<std::int64_t> shape) {
@@ -70,7 +80,6 @@ TensorView DeviceMemory::random(DType dtype, std::initializer_list<std::int64_t>
       fill<<<kBlocks, kThreads>>>(tensor.mutable_data_as<float>(), count, seed, scale);
   }
   must(cudaGetLastError(), "fill");
-  must(cudaDeviceSynchronize(), "fill");
   return tensor;
 }
 

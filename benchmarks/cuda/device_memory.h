@@ -15,10 +15,11 @@ namespace graft::bench {
 /// Throws std::runtime_error with what `doing` and CUDA's own words for the error are.
 void must(cudaError_t error, const char* doing);
 
-/// Tensors in device memory, freed together.
+/// Tensors in device memory, freed together. Made on the default stream: whoever uses them on
+/// another waits for the device first.
 class DeviceMemory {
  public:
-  DeviceMemory() = default;
+  DeviceMemory();
   ~DeviceMemory();
   DeviceMemory(const DeviceMemory&) = delete;
   DeviceMemory& operator=(const DeviceMemory&) = delete;

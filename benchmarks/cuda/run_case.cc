@@ -91,11 +91,6 @@ void composed_backward(Cublas& cublas, cudaStream_t stream, const Layer& l) {
   cublas.multiply(stream, l.shrunk.transposed(), l.dy, l.db_half, 2.0f);
 }
 
-template <class Params>
-std::string why_not(const Params& params) {
-  return supports(params).reason;
-}
-
 // Ends a line: times of every contender, and the ratio of `ours` to each of the others.
 void add_turns(Line& line, const std::vector<Contender>& contenders,
                const std::vector<Turns>& turns) {
@@ -104,7 +99,7 @@ void add_turns(Line& line, const std::vector<Contender>& contenders,
     line.emplace_back(contenders[i].name + "_spread",
                       digits(turns[i].low, 2) + ".." + digits(turns[i].high, 2));
   }
-  for (std::size_t i = 1; i < contenders.size(); ++i) {
+  for (std::size_t i = 1; i < contenders.size() && contenders[0].name == "graft"; ++i) {
     line.emplace_back("graft/" + contenders[i].name, digits(turns[0].ratios[i], 4));
   }
 }
@@ -125,12 +120,18 @@ Line run_product(const CudaCase& c, Cublas& cublas, int rounds) {
   const bool with_backward = c.work == Work::kBackward || c.work == Work::kForwardBackward;
 
   Line line;
-  std::string reason = c.work == Work::kDelta ? why_not(delta_of(c, layers[0])) : "";
-  if (c.work != Work::kDelta && with_forward) reason = why_not(forward_of(c, layers[0], true));
-  if (with_backward && reason.empty()) reason = why_not(backward_of(c, layers[0]));
+  Support support = c.work == Work::kDelta ? supports(delta_of(c, layers[0]))
+                    : with_forward         ? supports(forward_of(c, layers[0], with_backward))
+                                           : supports(backward_of(c, layers[0]));
+  std::string path = support.path;
+  if (c.work == Work::kForwardBackward && support.yes) {
+    support = supports(backward_of(c, layers[0]));
+    path += std::string("+") + support.path;
+  }
+  line.emplace_back("path", support.yes ? path : support.reason);
 
   std::vector<Contender> contenders;
-  if (reason.empty()) {
+  if (support.yes) {
     contenders.push_back({"graft", [&](cudaStream_t stream, std::size_t set) {
                             Context context = pool_context(stream);
                             const Layer& l = layers[set];
@@ -143,8 +144,6 @@ Line run_product(const CudaCase& c, Cublas& cublas, int rounds) {
                             }
                             if (with_backward) lora_linear_backward(context, backward_of(c, l));
                           }});
-  } else {
-    line.emplace_back("graft", reason);
   }
   if (c.work != Work::kDelta) {
     contenders.push_back({"cublas", [&](cudaStream_t stream, std::size_t set) {
@@ -206,13 +205,13 @@ Line run_siblings(const CudaCase& c, Cublas& cublas, int rounds) {
   };
   Line line;
   std::vector<Contender> contenders;
-  if (const Support support = supports(LoraSiblingsForward(layers_of(0))); support) {
+  const Support support = supports(layers_of(0)[0]);
+  line.emplace_back("path", support.yes ? support.path : support.reason);
+  if (support.yes) {
     contenders.push_back({"graft", [&](cudaStream_t stream, std::size_t set) {
                             Context context = pool_context(stream);
                             lora_linear_forward(context, LoraSiblingsForward(layers_of(set)));
                           }});
-  } else {
-    line.emplace_back("graft", support.reason);
   }
   contenders.push_back({"cublas", [&](cudaStream_t stream, std::size_t set) {
                           cublas.multiply(stream, whole[set].x, whole[set].w.transposed(),
@@ -293,6 +292,7 @@ Line run_rows(const CudaCase& c, int rounds) {
               "copy");
        }}};
   Line line;
+  line.emplace_back("path", "rows");
   line.emplace_back("bytes", digits(bytes, 0));
   add_turns(line, contenders, take_turns(contenders, sets, calls_of(bytes / 3.5e6, sets), rounds));
   return line;

@@ -63,6 +63,7 @@ class Graph {
 
 std::vector<Turns> take_turns(const std::vector<Contender>& contenders, std::size_t sets,
                               std::size_t calls, int rounds) {
+  must(cudaDeviceSynchronize(), "the tensors");
   cudaStream_t stream = nullptr;
   must(cudaStreamCreate(&stream), "cudaStreamCreate");
   std::vector<std::vector<double>> times(contenders.size());

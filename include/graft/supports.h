@@ -15,12 +15,15 @@ namespace graft {
 struct Support {
   bool yes = true;     ///< The call can run.
   std::string reason;  ///< Empty when `yes`.
+  /// Which of a back-end's ways the call would run on, where it has several: on CUDA "small",
+  /// "few_rows", "hopper", "ampere", "general" or two of them (docs/cuda.md); else empty.
+  const char* path = "";
 
   /// `if (supports(params)) ...`.
   explicit operator bool() const { return yes; }
 
   /// "No", with the reason.
-  static Support no(std::string reason) { return {false, std::move(reason)}; }
+  static Support no(std::string reason) { return {false, std::move(reason), ""}; }
 };
 
 /// Whether this build and this machine have kernels for `type` at all.

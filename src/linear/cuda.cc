@@ -30,13 +30,16 @@ std::size_t bytes_of(const Params& params) {
 }  // namespace
 
 Support supports(const LinearForward& p) {
-  return all_of({supports_device(p.x.device().index), float_on_cuda("x", p.x),
-                 weight_on_cuda(p.weight), float_on_cuda("bias", p.bias), float_on_cuda("y", p.y)});
+  return on_path(
+      all_of({supports_device(p.x.device().index), float_on_cuda("x", p.x),
+              weight_on_cuda(p.weight), float_on_cuda("bias", p.bias), float_on_cuda("y", p.y)}),
+      p.x.device(), [&] { return term_of(p); });
 }
 
 Support supports(const LinearBackward& p) {
-  return all_of({supports_device(p.dy.device().index), float_on_cuda("dy", p.dy),
-                 weight_on_cuda(p.weight), float_on_cuda("dx", p.dx)});
+  return on_path(all_of({supports_device(p.dy.device().index), float_on_cuda("dy", p.dy),
+                         weight_on_cuda(p.weight), float_on_cuda("dx", p.dx)}),
+                 p.dy.device(), [&] { return term_of(p); });
 }
 
 std::size_t scratch_bytes(const LinearForward& params, int) { return bytes_of(params); }

@@ -166,25 +166,30 @@ Support supports_each(std::span<const Params> layers) {
 }  // namespace
 
 Support supports(const LoraDeltaForward& p) {
-  return all_of({supports_device(p.x.device().index), float_on_cuda("x", p.x),
-                 adapter_on_cuda(p.adapter), float_on_cuda("y", p.y)});
+  return on_path(all_of({supports_device(p.x.device().index), float_on_cuda("x", p.x),
+                         adapter_on_cuda(p.adapter), float_on_cuda("y", p.y)}),
+                 p.x.device(), [&] { return term_of(p); });
 }
 
 Support supports(const LoraDeltaBackward& p) {
-  return all_of({supports_device(p.dy.device().index), float_on_cuda("dy", p.dy),
-                 float_on_cuda("x", p.x), adapter_on_cuda(p.adapter), float_on_cuda("dx", p.dx)});
+  return on_path(
+      all_of({supports_device(p.dy.device().index), float_on_cuda("dy", p.dy),
+              float_on_cuda("x", p.x), adapter_on_cuda(p.adapter), float_on_cuda("dx", p.dx)}),
+      p.dy.device(), [&] { return term_of(p); });
 }
 
 Support supports(const LoraLinearForward& p) {
-  return all_of({supports_device(p.x.device().index), float_on_cuda("x", p.x),
-                 weight_on_cuda(p.weight), float_on_cuda("bias", p.bias),
-                 adapter_on_cuda(p.adapter), float_on_cuda("y", p.y)});
+  return on_path(all_of({supports_device(p.x.device().index), float_on_cuda("x", p.x),
+                         weight_on_cuda(p.weight), float_on_cuda("bias", p.bias),
+                         adapter_on_cuda(p.adapter), float_on_cuda("y", p.y)}),
+                 p.x.device(), [&] { return term_of(p); });
 }
 
 Support supports(const LoraLinearBackward& p) {
-  return all_of({supports_device(p.dy.device().index), float_on_cuda("dy", p.dy),
-                 float_on_cuda("x", p.x), weight_on_cuda(p.weight), adapter_on_cuda(p.adapter),
-                 float_on_cuda("dx", p.dx)});
+  return on_path(all_of({supports_device(p.dy.device().index), float_on_cuda("dy", p.dy),
+                         float_on_cuda("x", p.x), weight_on_cuda(p.weight),
+                         adapter_on_cuda(p.adapter), float_on_cuda("dx", p.dx)}),
+                 p.dy.device(), [&] { return term_of(p); });
 }
 
 Support supports(const LoraSiblingsForward& layers) { return supports_each(layers); }

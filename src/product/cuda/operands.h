@@ -4,6 +4,7 @@
 #include "graft/lora.h"
 #include "graft/supports.h"
 #include "graft/weight.h"
+#include "product/cuda/paths.h"
 
 // What the rooms of linear, lora and the loss ask of their operands, alike.
 
@@ -20,6 +21,13 @@ Support adapter_on_cuda(const Adapter& adapter);
 void reaches(const Call& call, const Weight& weight);
 void reaches(const Call& call, const Adapter& adapter, const Dropout& dropout);
 /// @}
+
+/// `support`, and if it is yes, the path of the term that `make_term` makes.
+template <class MakeTerm>
+Support on_path(Support support, Device device, const MakeTerm& make_term) {
+  if (support.yes) support.path = path_name(make_term(), facts_of(device.index));
+  return support;
+}
 
 /// W as a product's (K, N): of y = x·Wᵀ, and of dx = dy·W.
 inline ConstTensorView forward_view(const Weight& w) { return w.view().transposed(); }

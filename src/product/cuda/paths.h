@@ -40,6 +40,10 @@ Path path_of(const Term& term, const DeviceFacts& facts);
 /// "small", "few_rows", "hopper", "ampere" or "general".
 const char* name_of(Path path);
 
+/// The same of a term; "hopper+ampere" where its base product runs on one and the rest on the
+/// other, for dropout.
+const char* path_name(const Term& term, const DeviceFacts& facts);
+
 /// @{
 /// The general path: tiles of 128 × 128 or 64 × 64 in float32; h and the outer products by narrow
 /// tiles, split over their depth. `workspace` is aligned to 256 and has general_bytes bytes of any

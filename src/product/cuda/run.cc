@@ -64,14 +64,43 @@ struct HopperTerms {
   }
 };
 
+// A term without what it has beside its base product.
+Term base_of(const Term& term) {
+  Term base = term;
+  base.pair = {}, base.outer_products.clear();
+  return base;
+}
+
+// Hopper's tiles draw no masks. With dropout the base product alone is theirs, and the pair is
+// added to y by the matrix units' other path: y goes through memory once more, which costs a tenth
+// of what the whole term would there.
+bool parts_for_hopper(const Term& term, const DeviceFacts& facts) {
+  const bool drops = term.pair.input_dropout != nullptr || term.pair.output_dropout != nullptr;
+  return drops && path_of(base_of(term), facts) == Path::kHopper;
+}
+
+std::vector<Term> parted(std::span<const Term> terms, const DeviceFacts& facts) {
+  std::vector<Term> parts;
+  for (const Term& term : terms) {
+    parts.push_back(term);
+    if (!parts_for_hopper(term, facts)) continue;
+    parts.back() = base_of(term);
+    parts.push_back(term);
+    Term& pair = parts.back();
+    pair.w = {}, pair.bias = {}, pair.accumulate = true;
+  }
+  return parts;
+}
+
 struct Plan {
   std::vector<Term> terms;  // as they are run
   TensorView summed;        // absent: every term writes its own y
   std::size_t sum_bytes = 0, term_bytes = 0;
 
   Plan(std::span<const Term> all, const DeviceFacts& facts)
-      : terms(all.begin(), all.end()), summed(summed_output(all)) {
+      : terms(parted(all, facts)), summed(summed_output(all)) {
     if (summed.present()) {
+      terms.assign(all.begin(), all.end());  // what is summed in float32 is no term for Hopper
       sum_bytes = aligned(static_cast<std::size_t>(summed.size()) * sizeof(float));
       for (Term& term : terms) {
         if (term.y == summed) added_.push_back(&term);
@@ -156,6 +185,10 @@ const char* name_of(Path path) {
       return "general";
   }
   return "";
+}
+
+const char* path_name(const Term& term, const DeviceFacts& facts) {
+  return parts_for_hopper(term, facts) ? "hopper+ampere" : name_of(path_of(term, facts));
 }
 
 void run(const char* op, Context& context, std::span<const Term> terms) {
