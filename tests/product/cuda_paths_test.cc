@@ -102,19 +102,22 @@ TEST(CudaPaths, OtherDeltasTakeTheGeneralOne) {
 }
 
 TEST(CudaPaths, BaseProductsTakeThatOfTheirTypeAndDevice) {
+  DeviceFacts ampere = kH200;
+  ampere.major = 8;
   for (const DType dtype : {kF32, kF16, kBF16}) {
     Term term = delta(dtype, kF32, 4096, 4096, 4096, 16);
     term.w = matrix(dtype, 4096, 4096).transposed();
-    for (const LowRank& pair : {term.pair, LowRank()}) {
-      term.pair = pair;
-      EXPECT_EQ(path(term), dtype == kF32 ? "general" : "hopper");
-      EXPECT_EQ(path(term, kLittleShared), dtype == kF32 ? "general" : "ampere");
-    }
+    EXPECT_EQ(path(term), dtype == kF32 ? "general" : "hopper");
+    EXPECT_EQ(path(term, ampere), dtype == kF32 ? "general" : "ampere");
+    term.pair = {};
+    EXPECT_EQ(path(term), dtype == kF32 ? "general" : "hopper");
+    EXPECT_EQ(path(term, ampere), dtype == kF32 ? "general" : "ampere");
+    term.x = matrix(dtype, 4096, 4096, 1);  // no copy of 16 bytes takes it
+    EXPECT_EQ(path(term), dtype == kF32 ? "general" : "ampere");
     term.x = matrix(dtype, 16, 4096), term.y = matrix(dtype, 16, 4096);
     EXPECT_EQ(path(term), dtype == kF32 ? "general" : "few_rows");
   }
 }
-
 // Whatever the shape, workspace stays small beside the operands.
 TEST(CudaPaths, GeneralWorkspaceIsBounded) {
   for (const std::int64_t m : {1, 100, 8192}) {

@@ -1,10 +1,10 @@
 #include <algorithm>
+#include <span>
 
 #include "product/cuda/ampere.h"
 #include "product/cuda/ampere_outer.cuh"
 #include "product/cuda/ampere_shrink.cuh"
 #include "product/cuda/ampere_tile.cuh"
-#include "product/cuda/paths.h"
 
 namespace graft::cuda {
 
@@ -29,6 +29,7 @@ struct Workspace {
   std::byte* h = nullptr;
   std::byte* parts = nullptr;
   std::byte* shares = nullptr;
+  std::int64_t share_floats = 0;  // of each of two outer products
   std::size_t bytes = 0;
 };
 
@@ -54,6 +55,23 @@ bool needs_own_h(const Term& term) {
 
 int rank_of(const OuterProduct& each) { return static_cast<int>(each.out.dim(0)); }
 
+std::int64_t blocks_of(const OuterProduct& each) {
+  return ceil_div(each.matrix.dim(1), kOuterCols) * ceil_div(rank_of(each), kOuterRanks);
+}
+
+AmpereShares cut_of(const Term& term, const DeviceFacts& facts) {
+  std::int64_t blocks = 0;
+  for (const OuterProduct& each : term.outer_products) blocks += blocks_of(each);
+  return plan_ampere_outer(term.x.dim(0), blocks, facts);
+}
+
+// Whether tiles make h, K cut into parts, where it doesn't ride with those of y: they read x once
+// for all ranks. For 16 ranks of many rows, and for dropout, the shrink's own kernel is better.
+bool shrinks_by_tiles(const AmpereShape& shape, const AmperePlan& plan) {
+  return shape.rank > 0 && plan.shrink_blocks == 0 && !shape.dropped &&
+         (shape.rank > 16 || shape.m < 2048);
+}
+
 Workspace lay_out(const Term& term, const DeviceFacts& facts, std::byte* start) {
   const AmpereShape shape = AmpereShape::of(term);
   const AmperePlan plan = plan_ampere(shape, facts);
@@ -73,14 +91,21 @@ Workspace lay_out(const Term& term, const DeviceFacts& facts, std::byte* start) 
     }
     if (needs_own_h(term)) result.h = take(sizes.m * sizes.rank * 4);
   }
-  if (plan.splits > 1) result.parts = take(plan.splits * sizes.m * sizes.n * 4);
-  std::int64_t shares = 0;  // outer products take turns with it
-  for (const OuterProduct& each : term.outer_products) {
-    const std::int64_t cols = each.matrix.dim(1);
-    const AmpereShares cut = plan_ampere_outer(sizes.m, cols, rank_of(each), facts);
-    shares = std::max(shares, cut.count * round_up(rank_of(each), 16) * cols * 4);
+  std::int64_t parts = plan.splits > 1 ? plan.splits * sizes.m * sizes.n : 0;
+  if (shrinks_by_tiles(shape, plan)) {  // h's are summed before y's are made
+    const AmperePlan of_h = plan_ampere(AmpereShape::of_shrink(term), facts);
+    parts = std::max(parts, of_h.splits * sizes.m * sizes.ranks);
   }
-  if (shares > 0) result.shares = take(shares);
+  if (parts > 0) result.parts = take(parts * 4);
+  if (!term.outer_products.empty()) {  // two at a time
+    const std::int64_t count = cut_of(term, facts).count;
+    std::int64_t sums = 0;
+    for (const OuterProduct& each : term.outer_products) {
+      sums = std::max(sums, round_up(rank_of(each), 16) * each.matrix.dim(1));
+    }
+    result.share_floats = round_up(count * sums, 64);
+    result.shares = take(2 * result.share_floats * 4);
+  }
   return result;
 }
 
@@ -102,6 +127,10 @@ struct Launches {
   }
 };
 
+Way way_of(const AmpereShape& shape, const Operand& w) {
+  return shape.elements ? Way::kAny : w.copies ? Way::kAlongK : Way::kAlongN;
+}
+
 template <class T>
 void (*tile_kernel(Way way, int tile_n))(TileArgs) {
   using Wide = TileShape<256, 64, 3>;
@@ -114,51 +143,102 @@ void (*tile_kernel(Way way, int tile_n))(TileArgs) {
 }
 
 template <class T>
-void run_outer(const Launches& launch, const Term& term, const OuterProduct& each,
-               const Sizes& sizes, const float* own_h, float* shares, const DeviceFacts& facts) {
-  const int rank = rank_of(each);
-  const std::int64_t cols = each.matrix.dim(1);
-  if (rank == 0 || cols == 0) return;
-  const AmpereShares cut = plan_ampere_outer(sizes.m, cols, rank, facts);
-  const int ranks = static_cast<int>(round_up(rank, 16));
-  const DropoutArgs dropout(each.dropout);
-  if (cut.count > 0) {
-    OuterArgs args;
-    args.coefficients = each.coefficients.present() ? each.coefficients.data_as<float>() : own_h;
-    args.matrix = operand_of(each.matrix, 0, 1, term.multiply);
-    args.m = sizes.m, args.cols = cols;
-    args.rank = rank, args.ranks = ranks;
-    args.scaling = each.scaling;
-    args.dropout = dropout;
-    args.share_rows = cut.rows;
-    args.shares = shares;
-    launch(dim3(static_cast<unsigned>(ceil_div(cols, kOuterCols)), static_cast<unsigned>(cut.count),
-                static_cast<unsigned>(ceil_div(ranks, kOuterRanks))),
-           kOuterSharedBytes, outer<T>, args);
-  }
-  SumArgs sum;
-  sum.shares = shares;
-  sum.count = cut.count, sum.cols = cols;
-  sum.rank = rank, sum.ranks = ranks;
-  sum.dropout = dropout;
-  sum.out = each.out.mutable_data_as<float>();
-  sum.rank_stride = each.out.stride(0), sum.col_stride = each.out.stride(1);
-  launch(dim3(static_cast<unsigned>(ceil_div(rank * cols, 256))), 0, sum_shares<256>, sum);
+void shrink_by_tiles(const Launches& launch, const Term& term, const ShrinkArgs& shrink,
+                     float* parts, const DeviceFacts& facts) {
+  const AmperePlan plan = plan_ampere(AmpereShape::of_shrink(term), facts);
+  TileArgs args;
+  args.x = shrink.x;
+  args.w.data = shrink.packed;
+  args.w.outer = shrink.padded_k, args.w.inner = 1;
+  args.w.dtype = term.multiply;
+  args.w.copies = true;  // zeros after whole eights
+  args.m = shrink.m, args.n = shrink.ranks, args.k = shrink.k;
+  args.y = parts;
+  args.y_stride = shrink.ranks;
+  args.y_float = args.y_vectors = true;
+  args.splits = plan.splits;
+  args.split_depth = plan.split_depth;
+  args.split_stride = shrink.m * shrink.ranks;
+  launch(static_cast<unsigned>(plan.tiles * plan.splits), plan.shared_bytes,
+         tile_kernel<T>(shrink.x.copies ? Way::kAlongK : Way::kAny, plan.tile_n), args);
+  FinishArgs finish_args;
+  finish_args.parts = parts;
+  finish_args.m = shrink.m;
+  finish_args.count = plan.splits;
+  finish_args.rank = shrink.rank, finish_args.ranks = shrink.ranks;
+  finish_args.scaling = shrink.scaling;
+  finish_args.h = shrink.h, finish_args.scaled = shrink.scaled;
+  launch(blocks_for(shrink.m * shrink.ranks, 4 * facts.multiprocessors), 0, finish<T>, finish_args);
 }
 
+// Adds up the parts of y.
 template <class T>
-void run_typed(const Call& call, const Term& term, std::byte* start) {
-  const DeviceFacts& facts = call.facts();
-  const AmpereShape shape = AmpereShape::of(term);
-  const AmperePlan plan = plan_ampere(shape, facts);
-  const Sizes sizes(shape);
-  const Workspace workspace = lay_out(term, facts, start);
-  const Launches launch{call, facts.major >= 9};
-  const LowRank& pair = term.pair;
-  float* h =
-      pair.h.present() ? pair.h.mutable_data_as<float>() : reinterpret_cast<float*>(workspace.h);
-  const bool tiled = plan.tiles > 0;
+void finish_parts(const Launches& launch, const Term& term, const AmpereShape& shape,
+                  const AmperePlan& plan, const Workspace& workspace) {
+  FinishRowsArgs args;
+  args.parts = reinterpret_cast<const float*>(workspace.parts);
+  args.count = plan.splits;
+  args.m = shape.m, args.n = shape.n;
+  if (term.bias.present()) {
+    args.bias = term.bias.data();
+    args.bias_stride = term.bias.stride(0);
+    args.bias_type = term.bias.dtype();
+  }
+  args.y = term.y.mutable_data();
+  args.y_stride = term.y.stride(0);
+  args.y_float = term.y.dtype() == DType::kFloat32;
+  args.accumulate = term.accumulate;
+  launch(dim3(static_cast<unsigned>(ceil_div(shape.n, 256)),
+              static_cast<unsigned>(ceil_div(shape.m, kFinishRows))),
+         0, finish_rows<T>, args);
+}
 
+// One or two outer products.
+template <class T>
+void run_outer(const Launches& launch, const Term& term, std::span<const OuterProduct> products,
+               const AmpereShares& cut, const float* own_h, const Workspace& workspace) {
+  OuterArgs args;
+  args.m = term.x.dim(0);
+  args.share_rows = cut.rows;
+  args.shares = static_cast<unsigned>(cut.count);
+  SumArgs sum;
+  sum.count = cut.count;
+  std::int64_t outputs = 0;
+  for (std::size_t i = 0; i < products.size(); ++i) {
+    const OuterProduct& each = products[i];
+    OuterJob& job = args.jobs[i];
+    job.coefficients = each.coefficients.present() ? each.coefficients.data_as<float>() : own_h;
+    job.matrix = operand_of(each.matrix, 0, 1, term.multiply);
+    job.cols = each.matrix.dim(1);
+    job.rank = rank_of(each), job.ranks = static_cast<int>(round_up(job.rank, 16));
+    job.scaling = each.scaling;
+    job.dropout = DropoutArgs(each.dropout);
+    job.shares = reinterpret_cast<float*>(workspace.shares) +
+                 static_cast<std::int64_t>(i) * workspace.share_floats;
+    job.blocks = static_cast<unsigned>(blocks_of(each) * cut.count);
+    SumJob& out = sum.jobs[i];
+    out.shares = job.shares;
+    out.cols = job.cols;
+    out.rank = job.rank, out.ranks = job.ranks;
+    out.dropout = job.dropout;
+    out.out = each.out.mutable_data_as<float>();
+    out.rank_stride = each.out.stride(0), out.col_stride = each.out.stride(1);
+    outputs += job.rank * job.cols;
+  }
+  if (outputs == 0) return;
+  if (const unsigned blocks = args.jobs[0].blocks + args.jobs[1].blocks; blocks > 0) {
+    launch(blocks, kOuterSharedBytes, outer<T>, args);
+  }
+  launch(static_cast<unsigned>(ceil_div(outputs, 256)), 0, sum_shares<256>, sum);
+}
+
+// h, then tiles that go on over the pair.
+template <class T>
+void run_tiles(const Launches& launch, const Term& term, const AmpereShape& shape,
+               const AmperePlan& plan, const Workspace& workspace, float* h) {
+  const Sizes sizes(shape);
+  const LowRank& pair = term.pair;
+  const bool tiled = plan.tiles > 0;
   ShrinkArgs shrink_args;
   const bool shrinks = sizes.rank > 0 && sizes.m > 0 && (tiled || h != nullptr);
   if (shrinks) {
@@ -179,16 +259,13 @@ void run_typed(const Call& call, const Term& term, std::byte* start) {
         prepare_args.counter_count = 1 + ceil_div(sizes.m, kTileRows);
       }
     }
-    Way way = Way::kAlongK;
-    if (tiled && shape.base && !shape.elements && !operand_of(term.w, 1, 0, term.multiply).copies) {
-      way = Way::kAlongN;
-    }
-    if (way == Way::kAlongN) {
+    if (tiled && shape.base &&
+        way_of(shape, operand_of(term.w, 1, 0, term.multiply)) == Way::kAlongN) {
       prepare_args.expand_along_n = true;
       prepare_args.padded_n = sizes.padded_n;
     }
     work = std::max(work, sizes.ranks * prepare_args.padded_n);
-    launch(blocks_for(work, 4 * facts.multiprocessors), 0, prepare<T>, prepare_args);
+    launch(blocks_for(work, 4 * launch.call.facts().multiprocessors), 0, prepare<T>, prepare_args);
 
     shrink_args.x = operand_of(term.x, 0, 1, term.multiply);
     shrink_args.m = sizes.m, shrink_args.k = sizes.k;
@@ -199,7 +276,10 @@ void run_typed(const Call& call, const Term& term, std::byte* start) {
     shrink_args.dropout = DropoutArgs(pair.input_dropout);
     shrink_args.h = h;
     shrink_args.scaled = workspace.scaled;
-    if (plan.shrink_blocks == 0) {
+    if (shrinks_by_tiles(shape, plan)) {
+      shrink_by_tiles<T>(launch, term, shrink_args, reinterpret_cast<float*>(workspace.parts),
+                         launch.call.facts());
+    } else if (plan.shrink_blocks == 0) {
       launch(static_cast<unsigned>(std::min<std::int64_t>(ceil_div(sizes.m, kShrinkRows), 1 << 20)),
              kShrinkSharedBytes, shrink<T>, shrink_args);
     }
@@ -212,7 +292,7 @@ void run_typed(const Call& call, const Term& term, std::byte* start) {
       args.k = sizes.k;
       args.x = operand_of(term.x, 0, 1, term.multiply);
       args.w = operand_of(term.w, 1, 0, term.multiply);
-      way = shape.elements ? Way::kAny : args.w.copies ? Way::kAlongK : Way::kAlongN;
+      way = way_of(shape, args.w);
     }
     if (shrinks) {
       args.scaled = workspace.scaled;
@@ -251,12 +331,27 @@ void run_typed(const Call& call, const Term& term, std::byte* start) {
     launch(static_cast<unsigned>(plan.tiles * plan.splits + plan.shrink_blocks), plan.shared_bytes,
            tile_kernel<T>(way, plan.tile_n), args);
     if (plan.splits > 1) {
-      sum_partials(call, reinterpret_cast<const float*>(workspace.parts), plan.splits, term.bias,
-                   term.accumulate, term.y);
+      finish_parts<T>(launch, term, shape, plan, workspace);
     }
   }
-  for (const OuterProduct& each : term.outer_products) {
-    run_outer<T>(launch, term, each, sizes, h, reinterpret_cast<float*>(workspace.shares), facts);
+}
+
+template <class T>
+void run_typed(const Call& call, const Term& term, std::byte* start) {
+  const DeviceFacts& facts = call.facts();
+  const AmpereShape shape = AmpereShape::of(term);
+  const AmperePlan plan = plan_ampere(shape, facts);
+  const Workspace workspace = lay_out(term, facts, start);
+  const Launches launch{call, facts.major >= 9};
+  const LowRank& pair = term.pair;
+  float* h =
+      pair.h.present() ? pair.h.mutable_data_as<float>() : reinterpret_cast<float*>(workspace.h);
+
+  run_tiles<T>(launch, term, shape, plan, workspace, h);
+  const std::span<const OuterProduct> products(term.outer_products);
+  for (std::size_t i = 0; i < products.size(); i += 2) {
+    run_outer<T>(launch, term, products.subspan(i, std::min<std::size_t>(2, products.size() - i)),
+                 cut_of(term, facts), h, workspace);
   }
 }
 

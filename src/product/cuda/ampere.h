@@ -27,13 +27,16 @@ struct AmpereShape {
   int rank = 0;           ///< 0: no pair.
   bool base = false;      ///< There is a W.
   bool output = false;    ///< There is a y.
+  bool dropped = false;   ///< Dropout on x on its way to h.
   bool masked = false;    ///< Dropout on what the pair adds to y.
   bool elements = false;  ///< x or W can't be copied in chunks of 16 bytes.
 
   static AmpereShape of(const Term& term);
+  /// That of h = x·S as a product of its own.
+  static AmpereShape of_shrink(const Term& term);
 };
 
-/// An outer product's part of a plan.
+/// The outer products' part of a plan.
 struct AmpereShares {
   std::int64_t rows = 0;   ///< Of a share, whole 64.
   std::int64_t count = 0;  ///< Shares that the rows are cut into.
@@ -55,14 +58,14 @@ struct AmperePlan {
 /// The plan of a term's tiles.
 AmperePlan plan_ampere(const AmpereShape& shape, const DeviceFacts& facts);
 
-/// How an outer product over `m` rows is cut.
-AmpereShares plan_ampere_outer(std::int64_t m, std::int64_t cols, int rank,
-                               const DeviceFacts& facts);
+/// How outer products over `m` rows are cut, whose blocks of 128 columns by 64 ranks are so many
+/// together.
+AmpereShares plan_ampere_outer(std::int64_t m, std::int64_t blocks, const DeviceFacts& facts);
 
 /// Bytes of workspace that `run_ampere` takes.
 std::size_t ampere_workspace(const Term& term, const DeviceFacts& facts);
 
-/// Runs it: at most four launches, and two an outer product. `workspace` is aligned to 256 and has
+/// Runs it: at most five launches, and two for each two outer products. `workspace` is aligned to 256 and has
 /// ampere_workspace bytes of any contents.
 void run_ampere(const Call& call, const Term& term, std::byte* workspace);
 

@@ -19,6 +19,8 @@ struct Operand {
   /// Whether asynchronous copies of eight elements, 16 bytes, can take it along k: they are of the
   /// multiply type and dense, rows start at 16 bytes, and k is whole eights.
   bool copies = false;
+  /// The same of float32: two loads of 16 bytes have eight elements.
+  bool floats = false;
 };
 
 /// Element (i, k) of `view`, whose axes they are.
@@ -29,6 +31,7 @@ inline Operand operand_of(const ConstTensorView& view, int i, int k, DType multi
   result.inner = view.dim(k) == 1 ? 1 : view.stride(k);
   result.dtype = view.dtype();
   result.copies = ampere_copies(view, i, k, multiply);
+  result.floats = ampere_copies(view, i, k, DType::kFloat32);
   return result;
 }
 
@@ -95,6 +98,16 @@ __device__ inline std::uint32_t pack2(float low, float high) {
     const __nv_bfloat162 pair = __floats2bfloat162_rn(low, high);
     return *reinterpret_cast<const std::uint32_t*>(&pair);
   }
+}
+
+/// The same along k where `floats`, with k whole eights.
+template <class T>
+__device__ inline uint4 floats8(const Operand& from, std::int64_t i, std::int64_t k) {
+  const float4* at =
+      reinterpret_cast<const float4*>(static_cast<const float*>(from.data) + i * from.outer + k);
+  const float4 low = __ldg(at), high = __ldg(at + 1);
+  return {pack2<T>(low.x, low.y), pack2<T>(low.z, low.w), pack2<T>(high.x, high.y),
+          pack2<T>(high.z, high.w)};
 }
 
 }  // namespace graft::cuda::ampere

@@ -26,20 +26,29 @@ inline constexpr int kOuterHalfBytes = kOuterRows * kOuterHalfStride;
 inline constexpr std::size_t kOuterSharedBytes =
     kOuterStages * kOuterStageBytes + 4 * kOuterHalfBytes;
 
-struct OuterArgs {
+/// One of the products of a launch.
+struct OuterJob {
   const float* coefficients = nullptr;  ///< (M, rank), dense.
   Operand matrix;                       ///< (M, cols): outer is a row's stride.
-  std::int64_t m = 0, cols = 0;
+  std::int64_t cols = 0;
   int rank = 0, ranks = 0;
   float scaling = 1.0f;
   DropoutArgs dropout;
-  std::int64_t share_rows = 0;  ///< Rows of a share, whole kOuterRows; shares lie along gridDim.y.
-  float* shares = nullptr;      ///< (shares, ranks, cols)
+  float* shares = nullptr;  ///< (shares, ranks, cols)
+  unsigned blocks = 0;      ///< All of its columns, ranks and shares.
+};
+
+/// Two products in a launch: neither leaves the device idle while it ends.
+struct OuterArgs {
+  OuterJob jobs[2];  ///< The second may be of no blocks.
+  std::int64_t m = 0;
+  std::int64_t share_rows = 0;  ///< Rows of a share, whole kOuterRows.
+  unsigned shares = 0;
 };
 
 template <class T>
 struct OuterBlock {
-  const OuterArgs& a;
+  const OuterJob& a;
   unsigned char* shared;
   std::uint32_t base;
   std::int64_t col0, row_begin, row_end;
@@ -144,43 +153,55 @@ struct OuterBlock {
 };
 
 template <class T>
-__global__ void __launch_bounds__(256) outer(const __grid_constant__ OuterArgs a) {
+__global__ void __launch_bounds__(256, 2) outer(const __grid_constant__ OuterArgs args) {
   extern __shared__ __align__(128) unsigned char shared[];
   wait_for_earlier_kernels();
+  const bool second = blockIdx.x >= args.jobs[0].blocks;
+  const OuterJob& a = args.jobs[second ? 1 : 0];
+  unsigned rest = blockIdx.x - (second ? args.jobs[0].blocks : 0);
+  const unsigned share_index = rest % args.shares;
+  rest /= args.shares;
+  const unsigned cols = static_cast<unsigned>((a.cols + kOuterCols - 1) / kOuterCols);
   OuterBlock<T> block{a, shared, shared_address(shared)};
-  block.col0 = std::int64_t{blockIdx.x} * kOuterCols;
-  block.row_begin = std::int64_t{blockIdx.y} * a.share_rows;
-  block.row_end = block.row_begin + a.share_rows < a.m ? block.row_begin + a.share_rows : a.m;
-  block.rank0 = static_cast<int>(blockIdx.z) * kOuterRanks;
-  block.ranks = a.ranks - block.rank0 < kOuterRanks ? a.ranks - block.rank0 : kOuterRanks;
+  block.col0 = std::int64_t{rest % cols} * kOuterCols;
+  block.row_begin = std::int64_t{share_index} * args.share_rows;
+  block.row_end = min(block.row_begin + args.share_rows, args.m);
+  block.rank0 = static_cast<int>(rest / cols) * kOuterRanks;
+  block.ranks = min(a.ranks - block.rank0, kOuterRanks);
   const Masks masks = a.dropout.any() ? a.dropout.masks() : Masks{};
 
   float sums[kOuterRanks / 16][2][4] = {};
-  float carried[OuterBlock<T>::kCarried];
-  block.fetch(block.row_begin, carried);
+  // Coefficients are on their way two stages ahead, as the matrix is.
+  float carried[2][OuterBlock<T>::kCarried];
   for (int s = 0; s < kOuterStages - 1; ++s) {
     block.copy(block.row_begin + s * kOuterRows, s);
     copies_commit();
   }
-  int stage = 0, free = kOuterStages - 1, buffer = 0;
-  for (std::int64_t row = block.row_begin; row < block.row_end; row += kOuterRows) {
-    copies_wait<kOuterStages - 2>();
-    if (a.dropout.any()) block.drop(row, stage, masks);
-    block.store(buffer, carried);
-    __syncthreads();  // all see this stage, and are done with the one before
-    block.copy(row + (kOuterStages - 1) * kOuterRows, free);
-    copies_commit();
-    block.fetch(row + kOuterRows, carried);
-    block.multiply(stage, buffer, sums);
-    free = stage;
-    stage = stage + 1 == kOuterStages ? 0 : stage + 1;
-    buffer ^= 1;
+  block.fetch(block.row_begin, carried[0]);
+  block.fetch(block.row_begin + kOuterRows, carried[1]);
+  int stage = 0, free = kOuterStages - 1;
+  for (std::int64_t row0 = block.row_begin; row0 < block.row_end; row0 += 2 * kOuterRows) {
+#pragma unroll
+    for (int buffer = 0; buffer < 2; ++buffer) {
+      const std::int64_t row = row0 + buffer * kOuterRows;
+      if (row >= block.row_end) break;
+      copies_wait<kOuterStages - 2>();
+      if (a.dropout.any()) block.drop(row, stage, masks);
+      block.store(buffer, carried[buffer]);
+      __syncthreads();  // all see this stage, and are done with the one before
+      block.copy(row + (kOuterStages - 1) * kOuterRows, free);
+      copies_commit();
+      block.fetch(row + 2 * kOuterRows, carried[buffer]);
+      block.multiply(stage, buffer, sums);
+      free = stage;
+      stage = stage + 1 == kOuterStages ? 0 : stage + 1;
+    }
   }
   copies_wait<0>();
 
   const int warp = static_cast<int>(threadIdx.x) / 32, lane = static_cast<int>(threadIdx.x) % 32;
   const int g = lane / 4, q = lane % 4;
-  float* share = a.shares + std::int64_t{blockIdx.y} * a.ranks * a.cols;
+  float* share = a.shares + std::int64_t{share_index} * a.ranks * a.cols;
 #pragma unroll
   for (int t = 0; t < kOuterRanks / 16; ++t) {
     if (16 * t >= block.ranks) break;
@@ -193,24 +214,37 @@ __global__ void __launch_bounds__(256) outer(const __grid_constant__ OuterArgs a
   }
 }
 
-struct SumArgs {
+/// What is added up of a product.
+struct SumJob {
   const float* shares = nullptr;  ///< (count, ranks, cols)
-  std::int64_t count = 0, cols = 0;
+  std::int64_t cols = 0;
   int rank = 0, ranks = 0;
   DropoutArgs dropout;   ///< Its scale multiplies the sum.
   float* out = nullptr;  ///< (rank, cols)
   std::int64_t rank_stride = 0, col_stride = 0;
 };
 
+struct SumArgs {
+  SumJob jobs[2];
+  std::int64_t count = 0;
+};
+
 /// A template, as a header's kernels have to be; of no type.
 template <int kThreads>
-__global__ void __launch_bounds__(kThreads) sum_shares(const __grid_constant__ SumArgs a) {
+__global__ void __launch_bounds__(kThreads) sum_shares(const __grid_constant__ SumArgs args) {
   wait_for_earlier_kernels();
-  const std::int64_t i = std::int64_t{blockIdx.x} * kThreads + threadIdx.x;
+  let_next_kernel_start();
+  std::int64_t i = std::int64_t{blockIdx.x} * kThreads + threadIdx.x;
+  const std::int64_t first = args.jobs[0].rank * args.jobs[0].cols;
+  const SumJob& a = args.jobs[i >= first ? 1 : 0];
+  if (i >= first) i -= first;
   if (i >= a.rank * a.cols) return;
   const std::int64_t rank = i / a.cols, col = i % a.cols;
   float sum = 0.0f;
-  for (std::int64_t s = 0; s < a.count; ++s) sum += a.shares[(s * a.ranks + rank) * a.cols + col];
+#pragma unroll 4
+  for (std::int64_t s = 0; s < args.count; ++s) {
+    sum += a.shares[(s * a.ranks + rank) * a.cols + col];
+  }
   a.out[rank * a.rank_stride + col * a.col_stride] = a.dropout.any() ? a.dropout.scale * sum : sum;
 }
 

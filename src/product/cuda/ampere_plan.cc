@@ -56,11 +56,23 @@ AmpereShape AmpereShape::of(const Term& term) {
   shape.n = shape.output ? term.y.dim(1) : 0;
   shape.base = term.w.present() && shape.output;
   shape.rank = static_cast<int>(term.pair.rank());
+  shape.dropped = term.pair.present() && term.pair.input_dropout != nullptr &&
+                  term.pair.input_dropout->threshold() > 0;
   shape.masked = term.pair.present() && term.pair.output_dropout != nullptr &&
                  term.pair.output_dropout->threshold() > 0;
   shape.elements = shape.base && (!ampere_copies(term.x, 0, 1, term.multiply) ||
                                   (!ampere_copies(term.w, 1, 0, term.multiply) &&
                                    !ampere_copies(term.w, 0, 1, term.multiply)));
+  return shape;
+}
+
+AmpereShape AmpereShape::of_shrink(const Term& term) {
+  AmpereShape shape;
+  shape.m = term.x.dim(0);
+  shape.k = term.x.dim(1);
+  shape.n = ceil_div(term.pair.rank(), 16) * 16;
+  shape.base = shape.output = true;
+  shape.elements = !ampere_copies(term.x, 0, 1, term.multiply);
   return shape;
 }
 
@@ -109,13 +121,16 @@ AmperePlan plan_ampere(const AmpereShape& shape, const DeviceFacts& facts) {
   // whole steps each: the last parts may be left without any
   if (shape.k > 0) plan.splits = static_cast<int>(ceil_div(shape.k, plan.split_depth));
   plan.shared_bytes = shared_bytes_of(plan.tile_n);
-  if (shape.rank == 0 || !shape.base || shape.masked || plan.splits > 1) return plan;
-  // A block makes 64 rows of h at about 85 GB/s of x and S, in 0.1 of the time of a wide tile of
-  // the same K (or 0.2 of a narrow one's) for each pass over x. What the idle blocks of the last
-  // round do within a tile's time costs nothing.
-  const std::int64_t idle = ceil_div(plan.tiles, sms) * sms - plan.tiles;
+  if (shape.rank == 0 || !shape.base || shape.masked || shape.dropped || plan.splits > 1) {
+    return plan;
+  }
+  // A block makes 64 rows of h at about 85 GB/s of x and S, in 0.15 of the time of a wide tile of
+  // the same K (or 0.3 of a narrow one's), if the rank is 16 or less; of more ranks, 32 rows at a
+  // time and 64 ranks a pass. What the idle blocks of the last round do within a tile's time costs
+  // nothing.
   const std::int64_t passes = 2 * ceil_div(shape.rank, kWideRanks) - (shape.rank <= 16 ? 1 : 0);
-  const std::int64_t most = (plan.tile_n == 256 ? 8 : 4) / passes;
+  const std::int64_t most = (plan.tile_n == 256 ? 5 : 2) / passes;
+  const std::int64_t idle = ceil_div(plan.tiles, sms) * sms - plan.tiles;
   const std::int64_t units = ceil_div(shape.m, 64);
   if (idle > 0 && units <= idle * most) {
     plan.shrink_blocks = static_cast<unsigned>(std::min(idle, units));
@@ -123,12 +138,10 @@ AmperePlan plan_ampere(const AmpereShape& shape, const DeviceFacts& facts) {
   return plan;
 }
 
-AmpereShares plan_ampere_outer(std::int64_t m, std::int64_t cols, int rank,
-                               const DeviceFacts& facts) {
+AmpereShares plan_ampere_outer(std::int64_t m, std::int64_t blocks, const DeviceFacts& facts) {
   // Two blocks a multiprocessor, each with at least four stages of rows.
-  const std::int64_t blocks =
-      std::max<std::int64_t>(1, ceil_div(cols, 128) * ceil_div(rank, kWideRanks));
-  const std::int64_t wanted = std::max<std::int64_t>(1, 2 * facts.multiprocessors / blocks);
+  const std::int64_t wanted =
+      std::max<std::int64_t>(1, 2 * facts.multiprocessors / std::max<std::int64_t>(1, blocks));
   AmpereShares shares;
   shares.rows = std::max<std::int64_t>(256, ceil_div(ceil_div(m, wanted), 64) * 64);
   shares.count = ceil_div(m, shares.rows);

@@ -210,6 +210,82 @@ __global__ void __launch_bounds__(256) shrink(const __grid_constant__ ShrinkArgs
   }
 }
 
+/// h from the sums that tiles made of parts of K: what the shrink's own kernel ends with.
+struct FinishArgs {
+  const float* parts = nullptr;  ///< (count, M, ranks)
+  std::int64_t m = 0;
+  int count = 0, rank = 0, ranks = 0;
+  float scaling = 1.0f;
+  float* h = nullptr;      ///< (M, rank), unscaled; null: not wanted.
+  void* scaled = nullptr;  ///< (M, ranks): s·h of the multiply type; null: not wanted.
+};
+
+template <class T>
+__global__ void __launch_bounds__(256) finish(const __grid_constant__ FinishArgs a) {
+  wait_for_earlier_kernels();
+  let_next_kernel_start();
+  const std::int64_t size = a.m * a.ranks;
+  for (std::int64_t i = std::int64_t{blockIdx.x} * 256 + threadIdx.x; i < size;
+       i += std::int64_t{gridDim.x} * 256) {
+    float sum = 0.0f;
+    for (int part = 0; part < a.count; ++part) sum += a.parts[part * size + i];
+    const std::int64_t row = i / a.ranks;
+    const int rank = static_cast<int>(i % a.ranks);
+    if (a.h != nullptr && rank < a.rank) a.h[row * a.rank + rank] = sum;
+    if (a.scaled != nullptr) {
+      static_cast<T*>(a.scaled)[i] = from_float<T>(rank < a.rank ? a.scaling * sum : 0.0f);
+    }
+  }
+}
+
+/// y from the sums that tiles made of parts of K.
+struct FinishRowsArgs {
+  const float* parts = nullptr;  ///< (count, M, N)
+  int count = 0;
+  std::int64_t m = 0, n = 0;
+  const void* bias = nullptr;
+  std::int64_t bias_stride = 0;
+  DType bias_type = DType::kFloat32;
+  void* y = nullptr;
+  std::int64_t y_stride = 0;
+  bool y_float = false, accumulate = false;
+};
+
+/// A thread has a column of so many rows.
+inline constexpr int kFinishRows = 2;
+
+template <class T>
+__global__ void __launch_bounds__(256) finish_rows(const __grid_constant__ FinishRowsArgs a) {
+  wait_for_earlier_kernels();
+  let_next_kernel_start();
+  const std::int64_t n = std::int64_t{blockIdx.x} * 256 + threadIdx.x;
+  const std::int64_t row0 = std::int64_t{blockIdx.y} * kFinishRows;
+  if (n >= a.n) return;
+  const float bias =
+      a.bias == nullptr ? 0.0f : load_element(a.bias, a.bias_type, n * a.bias_stride);
+  float sums[kFinishRows] = {};
+#pragma unroll 4
+  for (int part = 0; part < a.count; ++part) {
+#pragma unroll
+    for (int r = 0; r < kFinishRows; ++r) {
+      if (row0 + r < a.m) sums[r] += __ldcg(a.parts + (part * a.m + row0 + r) * a.n + n);
+    }
+  }
+#pragma unroll
+  for (int r = 0; r < kFinishRows; ++r) {
+    if (row0 + r >= a.m) break;
+    const float value = sums[r] + bias;
+    const std::int64_t at = (row0 + r) * a.y_stride + n;
+    if (a.y_float) {
+      float* y = static_cast<float*>(a.y) + at;
+      *y = a.accumulate ? *y + value : value;
+    } else {
+      T* y = static_cast<T*>(a.y) + at;
+      *y = from_float<T>(a.accumulate ? to_float(*y) + value : value);
+    }
+  }
+}
+
 /// What a call makes ready: S and E in the multiply type, laid out for copies, and counters at
 /// zero.
 struct PrepareArgs {

@@ -274,12 +274,15 @@ struct TileProduct {
   using FeedX = Feed<T, kTileRows, kDepth, false>;
   using FeedW = Feed<T, Shape::kN, kDepth, kWAlongN>;
 
+  /// K of this part.
+  __device__ __forceinline__ std::int64_t depth() const {
+    return split + 1 == a.splits ? a.k - k_begin : a.split_depth;
+  }
   __device__ __forceinline__ void feed_base(FeedX& x, FeedW& w) const {
     const T* from_x = static_cast<const T*>(a.x.data) + k_begin;
     const T* from_w = static_cast<const T*>(a.w.data) + (kWAlongN ? k_begin * a.w.inner : k_begin);
-    const std::int64_t depth = split + 1 == a.splits ? a.k - k_begin : a.split_depth;
-    x.start(from_x, a.x.outer, row0, a.m, depth);
-    w.start(from_w, kWAlongN ? a.w.inner : a.w.outer, col0, a.n, depth);
+    x.start(from_x, a.x.outer, row0, a.m, depth());
+    w.start(from_w, kWAlongN ? a.w.inner : a.w.outer, col0, a.n, depth());
   }
   __device__ __forceinline__ void feed_pair(FeedX& x, FeedW& w) const {
     wait_for_h();
@@ -340,7 +343,7 @@ struct TileProduct {
     load(0, 0, f[0]);
     int stage = 0, free = kStages - 1;
 #pragma unroll 1
-    for (int step = 0; step < steps; ++step) {
+    for (int step = 0; step < steps - 1; ++step) {
 #pragma unroll
       for (int i = 0; i < kSixteens; ++i) {
         start(i, step + kStages - 1, free);
@@ -354,6 +357,14 @@ struct TileProduct {
         load(stage, (i + 1) % kSixteens, f[(i + 1) % 2]);
         multiply(f[i % 2], sums);
       }
+    }
+    // The last step, of which only a sixteenth may be there: a pair of rank 16.
+    const std::int64_t rest = pair_from < steps ? a.ranks : depth();
+    const int sixteens = steps > 0 ? static_cast<int>((rest - 1) % kDepth / 16) + 1 : 0;
+#pragma unroll 1
+    for (int i = 0; i < sixteens; ++i) {
+      if (i > 0) load(stage, i, f[0]);
+      multiply(f[0], sums);
     }
     copies_wait<0>();
     __syncthreads();

@@ -8,9 +8,9 @@
 #include "product/cuda/ampere_shrink.cuh"
 #include "product/cuda/few_rows.h"
 
-// Two kernels. `few_shrink` makes s·h, a rank and up to four rows a block. The product does not
-// wait for it: on sm_90 and later it starts as soon as few_shrink has begun, and waits only when it
-// has summed over all of W's rows. (few_shrink lets it start after its own wait, so that whatever
+// Two kernels. `row_shrink` makes s·h, a rank and up to four rows a block. The product does not
+// wait for it: on sm_90 and later it starts as soon as row_shrink has begun, and waits only when it
+// has summed over all of W's rows. (row_shrink lets it start after its own wait, so that whatever
 // wrote x and W is done.) On earlier GPUs one follows the other.
 //
 //   1 row       a warp an output, y[n] = x · W[n]: a dot product; float32 multiply-adds keep up.
@@ -39,7 +39,7 @@ struct FewArgs {
   bool y_float = false, accumulate = false;
 };
 
-struct FewShrinkArgs {
+struct RowShrinkArgs {
   Operand x;       ///< (M, K); can be copied.
   Operand shrink;  ///< S as (rank, K)
   std::int64_t k = 0;
@@ -75,26 +75,28 @@ __device__ __forceinline__ uint4 load8(const Operand& from, std::int64_t i, std:
 }
 
 // 4096 of K at once.
-constexpr int kFewShrinkRows = 4, kFewShrinkThreads = 512;
+constexpr int kRowShrinkRows = 4, kRowShrinkThreads = 512;
 
 template <class T>
-__global__ void __launch_bounds__(kFewShrinkThreads)
-    few_shrink(const __grid_constant__ FewShrinkArgs a) {
+__global__ void __launch_bounds__(kRowShrinkThreads)
+    row_shrink(const __grid_constant__ RowShrinkArgs a) {
   wait_for_earlier_kernels();
   let_next_kernel_start();
   const int rank = static_cast<int>(blockIdx.x),
-            row0 = static_cast<int>(blockIdx.y) * kFewShrinkRows;
+            row0 = static_cast<int>(blockIdx.y) * kRowShrinkRows;
   const Masks masks = a.dropout.any() ? a.dropout.masks() : Masks{};
-  float sums[kFewShrinkRows] = {};
-  for (std::int64_t k = 8 * threadIdx.x; k < a.k; k += 8 * kFewShrinkThreads) {
+  float sums[kRowShrinkRows] = {};
+  for (std::int64_t k = 8 * threadIdx.x; k < a.k; k += 8 * kRowShrinkThreads) {
     Eight<T> s;
-    s.bits = a.shrink.copies ? load8<T, true>(a.shrink, rank, k, a.k)
-                             : gather8<T>(a.shrink, rank, k, a.k);
+    s.bits = a.shrink.copies   ? load8<T, true>(a.shrink, rank, k, a.k)
+             : a.shrink.floats ? floats8<T>(a.shrink, rank, k)
+                               : gather8<T>(a.shrink, rank, k, a.k);
 #pragma unroll
-    for (int r = 0; r < kFewShrinkRows; ++r) {
+    for (int r = 0; r < kRowShrinkRows; ++r) {
       if (row0 + r >= a.m) break;
       Eight<T> x;
-      x.bits = load8<T, false>(a.x, row0 + r, k, a.k);
+      x.bits =
+          a.x.copies ? load8<T, false>(a.x, row0 + r, k, a.k) : gather8<T>(a.x, row0 + r, k, a.k);
       if (a.dropout.any()) {
         x.bits = drop8<T>(x.bits, static_cast<std::uint64_t>((row0 + r) * a.k + k), masks);
       }
@@ -102,18 +104,18 @@ __global__ void __launch_bounds__(kFewShrinkThreads)
       for (int e = 0; e < 8; ++e) sums[r] += to_float(x.values[e]) * to_float(s.values[e]);
     }
   }
-  __shared__ float of_warps[kFewShrinkThreads / 32][kFewShrinkRows];
+  __shared__ float of_warps[kRowShrinkThreads / 32][kRowShrinkRows];
 #pragma unroll
-  for (int r = 0; r < kFewShrinkRows; ++r) {
+  for (int r = 0; r < kRowShrinkRows; ++r) {
     const float sum = warp_sum(sums[r]);
     if (threadIdx.x % 32 == 0) of_warps[threadIdx.x / 32][r] = sum;
   }
   __syncthreads();
   const int r = static_cast<int>(threadIdx.x);
-  if (r >= kFewShrinkRows || row0 + r >= a.m) return;
+  if (r >= kRowShrinkRows || row0 + r >= a.m) return;
   float sum = 0.0f;
 #pragma unroll
-  for (int w = 0; w < kFewShrinkThreads / 32; ++w) sum += of_warps[w][r];
+  for (int w = 0; w < kRowShrinkThreads / 32; ++w) sum += of_warps[w][r];
   if (a.dropout.any()) sum *= masks.scale;
   if (a.h != nullptr) a.h[(row0 + r) * a.rank + rank] = sum;
   if (a.scaled != nullptr) a.scaled[(row0 + r) * a.rank + rank] = a.scaling * sum;
@@ -291,7 +293,7 @@ void run_typed(const Call& call, const Term& term, std::byte* workspace) {
     args.scaled = reinterpret_cast<const float*>(workspace);
     args.expand = operand_of(pair.expand, 1, 0, term.multiply);
     args.mask = DropoutArgs(pair.output_dropout);
-    FewShrinkArgs shrink;
+    RowShrinkArgs shrink;
     shrink.x = args.x;
     shrink.shrink = operand_of(pair.shrink, 1, 0, term.multiply);
     shrink.k = args.k;
@@ -302,10 +304,10 @@ void run_typed(const Call& call, const Term& term, std::byte* workspace) {
     shrink.scaled = reinterpret_cast<float*>(workspace);
     Launch how;
     how.grid = dim3(static_cast<unsigned>(args.rank),
-                    static_cast<unsigned>((args.m + kFewShrinkRows - 1) / kFewShrinkRows));
-    how.block = kFewShrinkThreads;
+                    static_cast<unsigned>((args.m + kRowShrinkRows - 1) / kRowShrinkRows));
+    how.block = kRowShrinkThreads;
     how.overlaps = overlaps;
-    call.launch(how, few_shrink<T>, shrink);
+    call.launch(how, row_shrink<T>, shrink);
   }
   if (term.bias.present()) {
     args.bias = term.bias.data();
