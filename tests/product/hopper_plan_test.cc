@@ -23,6 +23,7 @@ TEST(HopperPlan, WideTilesWhereThereAreMany) {
 TEST(HopperPlan, NarrowTilesWhereWideOnesLeaveBlocksIdle) {
   EXPECT_EQ(plan_hopper(512, 4096, 4096, 0, kH200).tile_n, 128);
   EXPECT_EQ(plan_hopper(512, 4096, 4096, 128, kH200).tile_n, 128);
+  EXPECT_EQ(plan_hopper(256, 4096, 4096, 0, kH200).tile_n, 64);
   // No registers for a wider h there.
   EXPECT_EQ(plan_hopper(512, 4096, 4096, 129, kH200).tile_n, 256);
   EXPECT_EQ(plan_hopper(512, 14336, 4096, 0, kH200).tile_n, 256);
@@ -38,7 +39,10 @@ TEST(HopperPlan, LightClustersMakeH) {
 TEST(HopperPlan, AllHelpWhereNoneIsLight) {
   const HopperPlan plan = plan_hopper(8448, 4096, 4096, 16, kH200);
   EXPECT_EQ(plan.light_clusters, 0);
-  EXPECT_GE(plan.heavy_items, 1);
+  EXPECT_EQ(plan.heavy_items, 1);
+  EXPECT_GT(plan.h_every, 0);  // beside their first tiles
+  // Which have no time for outer products then.
+  EXPECT_EQ(plan_hopper_outer(plan, 4096, 64).every, 0);
 }
 
 TEST(HopperPlan, RankClasses) {

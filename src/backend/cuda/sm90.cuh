@@ -181,15 +181,9 @@ __device__ inline void raise_release(std::uint32_t* flag) {
   asm volatile("red.release.gpu.global.add.u32 [%0], 1;" ::"l"(flag) : "memory");
 }
 
-/// @{
-/// For a kernel launched with Launch::overlaps, and the one before it: until what came before is
-/// done and seen; lets what comes after start.
+/// For a kernel launched with Launch::overlaps: until what came before is done and seen.
 __device__ inline void wait_for_kernel_before() {
   asm volatile("griddepcontrol.wait;" ::: "memory");
 }
-__device__ inline void let_kernel_after_start() {
-  asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
-}
-/// @}
 
 }  // namespace graft::cuda

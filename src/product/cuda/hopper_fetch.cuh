@@ -273,13 +273,10 @@ __device__ void fetch(const Maps& maps, const Arguments& args, const Block<TileN
     const int m0 = (row * 2 + block.rank) * kTileM;
     const Barrier full = block.full(at.index);
     block.empty(at.index).wait(at.parity);
-    // A block that is below the last row fetches for the other one alone: what it multiplies is
-    // nowhere stored.
-    const bool has_rows = m0 < args.m;
-    full.arrive_and_expect(steps * (s_bytes + (has_rows ? kXBytes : 0)));
+    full.arrive_and_expect(steps * (kXBytes + s_bytes));
     for (int i = 0; i < steps; ++i) {
       const int k = (unit * steps + i) * kTileK;
-      if (has_rows) load_box(block.slot(at) + i * kXBytes, maps.x, full, k, m0);
+      load_box(block.slot(at) + i * kXBytes, maps.x, full, k, m0);
       // As W: each block fetches half of the columns of S for both.
       const int columns = args.rank_class / 2 * block.rank;
       load_box(block.slot(at) + steps * kXBytes + i * s_bytes + columns * kRowBytes, maps.s, full,
@@ -303,9 +300,8 @@ __device__ void fetch(const Maps& maps, const Arguments& args, const Block<TileN
   const auto fill = [&](const CUtensorMap& x, const CUtensorMap& w, int m0, int n0, int k) {
     const Barrier full = block.full(at.index);
     block.empty(at.index).wait(at.parity);
-    const bool has_rows = m0 < args.m;
-    full.arrive_and_expect(Size::kSlotBytes - (has_rows ? 0 : kXBytes));
-    if (has_rows) load_box(block.slot(at), x, full, k, m0);
+    full.arrive_and_expect(Size::kSlotBytes);
+    load_box(block.slot(at), x, full, k, m0);
     constexpr int kHalfN = TileN / 2;
     const std::uint32_t to = block.slot(at) + kXBytes + block.rank * kHalfN * kRowBytes;
     const int n = n0 + block.rank * kHalfN;

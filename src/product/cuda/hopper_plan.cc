@@ -23,12 +23,10 @@ std::int64_t divide_up(std::int64_t a, std::int64_t b) { return (a + b - 1) / b;
 double tile_time(int tile_n) { return tile_n == 256 ? 1.0 : tile_n == 128 ? 0.54 : 0.32; }
 
 // The time of one item, in those of a wide tile of the same K: reading x takes 0.38 of it (80 to 90
-// GB/s a multiprocessor), more where its rows don't begin with a line of the cache, the products of
-// more columns than 64 longer. Each part of a split K has its own start, and its sums go through
-// memory.
-double item_time(int rank_class, int parts, double k_blocks, bool aligned) {
-  const double narrow = aligned ? 0.38 : 0.55;
-  const double whole = rank_class <= 64 ? narrow : rank_class == 128 ? 0.65 : 1.15;
+// GB/s a multiprocessor), the products of more columns than 64 longer. Each part of a split K has
+// its own start, and its sums go through memory.
+double item_time(int rank_class, int parts, double k_blocks) {
+  const double whole = rank_class <= 64 ? 0.38 : rank_class == 128 ? 0.65 : 1.15;
   return whole / parts + (parts > 1 ? 2.5 : 1.0) / k_blocks;
 }
 
@@ -36,10 +34,6 @@ double item_time(int rank_class, int parts, double k_blocks, bool aligned) {
 // is there early, and there is time for what comes after each.
 constexpr double kBesideUnit = 0.6;
 constexpr int kBetween = 2;
-
-// So much of the time of a tile that a light cluster doesn't have is given to h: it begins a little
-// later than the others.
-constexpr double kSlackTaken = 0.9;
 
 int rank_class_of(std::int64_t rank) {
   if (rank == 0) return 0;
@@ -67,11 +61,9 @@ HopperPlan divided(int tile_n, std::int64_t m, std::int64_t n, std::int64_t rank
 }
 
 // Shares the items out, and says what they add to the time of the tiles, in wide tiles.
-double share_items(HopperPlan& plan, int parts, std::int64_t k) {
-  const std::int64_t k_blocks = divide_up(k, kTileK);
-  const double item =
-      item_time(plan.rank_class, parts, static_cast<double>(k_blocks), k % kTileK == 0);
-  const double slack = kSlackTaken * tile_time(plan.tile_n);
+double share_items(HopperPlan& plan, int parts, std::int64_t k_blocks) {
+  const double item = item_time(plan.rank_class, parts, static_cast<double>(k_blocks));
+  const double slack = tile_time(plan.tile_n);
   const std::int64_t light = plan.light_clusters, heavy = plan.clusters - light;
   plan.h_parts = parts;
   double best = 0;
@@ -115,12 +107,12 @@ HopperPlan plan_hopper(std::int64_t m, std::int64_t n, std::int64_t k, std::int6
   if (rank == 0) return plan;
   const std::int64_t k_blocks = divide_up(k, kTileK);
   HopperPlan best = plan;
-  double best_time = share_items(best, 1, k);
+  double best_time = share_items(best, 1, k_blocks);
   for (const int parts : {2, 4}) {
     if (k_blocks < 8 * parts) break;
     if (parts > 2 && plan.rank_class > 16) break;  // adding them up would take too long
     HopperPlan other = plan;
-    const double time = share_items(other, parts, k);
+    const double time = share_items(other, parts, k_blocks);
     if (time < best_time) {
       best_time = time;
       best = other;
