@@ -11,11 +11,11 @@
 // a kernel takes is the latency of one read of memory, two barriers, and the launch. Branches on
 // strides are taken around loads, never between them.
 //
-// Bytes: x and y once, A and B once a block, from L2. A block has one row while there are fewer
-// than multiprocessors; after that, in float32, 4 or 16 rows at a time, and in half types, which
-// multiply in the matrix units, 16 and some of the columns. The kernels wait for the kernels before
-// them before they read anything (griddepcontrol.wait), so that they may be launched while those
-// end.
+// Bytes: x and y once, A and B once a block, from L2. In float32 a block has one row while there
+// are fewer than multiprocessors, and 4 or 16 at a time after that; in half types, which multiply
+// in the matrix units, 16 rows at a time and some of the columns. The kernels wait for the kernels
+// before them before they read anything (griddepcontrol.wait), so that they may be launched while
+// those end.
 
 #include <algorithm>
 
@@ -83,34 +83,15 @@ Launch blocks_of(const Call& call, const SmallArgs& args, int rows, std::size_t 
           .overlaps = true};
 }
 
-bool is_whole_row(const SmallArgs& args) {
-  return args.a_vectors && args.a_row == args.rank && args.b_vectors && args.depth % 512 == 0 &&
-         args.cols % 512 == 0;
-}
-
-void launch_float_row(const Call& call, const SmallArgs& args) {
+void launch_row(const Call& call, const SmallArgs& args) {
   const Launch how = blocks_of(call, args, 1, 0);
-  const bool whole = is_whole_row(args);
-  if (whole && args.rank == 4) return call.launch(how, small_row<float, float, 4, true>, args);
-  if (whole && args.rank == 8) return call.launch(how, small_row<float, float, 8, true>, args);
-  if (whole && args.rank == 16) return call.launch(how, small_row<float, float, 16, true>, args);
-  if (whole && args.rank == 32) return call.launch(how, small_row<float, float, 32, true>, args);
-  call.launch(how, small_row<float, float, kMostRank, false>, args);
-}
-
-// Of the usual ranks and the usual half type, while A and B are not what is read most; tiles do the
-// rest.
-bool has_bfloat16_row(const SmallArgs& args, const DeviceFacts& facts) {
-  return args.rows * args.rank <= facts.multiprocessors * kMostRank && is_whole_row(args) &&
-         (args.rank == 8 || args.rank == 16 || args.rank == 32);
-}
-
-template <class AB>
-void launch_bfloat16_row(const Call& call, const SmallArgs& args) {
-  const Launch how = blocks_of(call, args, 1, 0);
-  if (args.rank == 8) return call.launch(how, small_row<__nv_bfloat16, AB, 8, true>, args);
-  if (args.rank == 16) return call.launch(how, small_row<__nv_bfloat16, AB, 16, true>, args);
-  call.launch(how, small_row<__nv_bfloat16, AB, 32, true>, args);
+  const bool whole = args.a_vectors && args.a_row == args.rank && args.b_vectors &&
+                     args.depth % 512 == 0 && args.cols % 512 == 0;
+  if (whole && args.rank == 4) return call.launch(how, small_row<4, true>, args);
+  if (whole && args.rank == 8) return call.launch(how, small_row<8, true>, args);
+  if (whole && args.rank == 16) return call.launch(how, small_row<16, true>, args);
+  if (whole && args.rank == 32) return call.launch(how, small_row<32, true>, args);
+  call.launch(how, small_row<kMostRank, false>, args);
 }
 
 template <bool kWhole>
@@ -174,13 +155,9 @@ void run_small(const Call& call, const Term& term) {
   args.buffers = buffers_of(args.rows, at_once, call.facts());
   args.log_quads = log_quads_of(args.rank);
   if (type == DType::kFloat32) {
-    if (at_once == 1) return launch_float_row(call, args);
+    if (at_once == 1) return launch_row(call, args);
     if (args.a_vectors && args.b_vectors) return launch_rows<true>(call, args, at_once, bytes);
     return launch_rows<false>(call, args, at_once, bytes);
-  }
-  if (type == DType::kBFloat16 && has_bfloat16_row(args, call.facts())) {
-    if (args.float_adapter) return launch_bfloat16_row<float>(call, args);
-    return launch_bfloat16_row<__nv_bfloat16>(call, args);
   }
   args.block_cols = columns_of_a_block(args.rows, args.cols, call.facts());
   if (type == DType::kFloat16) return launch_half<__half>(call, args, bytes);

@@ -4,37 +4,37 @@
 
 namespace graft::cuda::small {
 
-// One row a block, for float32 and bfloat16, by plain FMAs: to bring operands to the matrix units
-// takes longer. Nothing goes through shared memory but the warps' parts of h: neighbouring lanes
-// have four ranks each, then neighbours along K, so that a warp reads a stretch of A:
+// One row a block, float32. Nothing goes through shared memory but the warps' parts of h:
+// neighbouring lanes have four ranks each, then neighbours along K, so that a warp reads a stretch
+// of A:
 //
 //     thread + 256·i  =  k · (rank / 4) + quad       k < 512, all loads under way at once
 //
 // kWhole: A is dense, its rank is kRank, and K and N are whole 512s.
-template <class T, class AB, int kRank, bool kWhole>
+template <int kRank, bool kWhole>
 __device__ void make_row(const SmallArgs& args, float (&partial)[kRowWarps][kRank],
                          float (&h_shared)[kRank]) {
   constexpr int kQuads = kRank / 4, kAtOnce = 512 * kQuads / kRowThreads;
   const int thread = static_cast<int>(threadIdx.x);
   const int warp = thread / 32, quad = thread % kQuads, first_k = thread / kQuads;
   const std::int64_t row = blockIdx.x;
-  const T* const x = static_cast<const T*>(args.x) + row * args.x_stride;
+  const float* const x = static_cast<const float*>(args.x) + row * args.x_stride;
   const int my_col = 2 * thread;
 
-  Pack<AB, 2> columns[kRank];  // of B
+  float2 columns[kRank];  // of B
   const auto load_b = [&](int col) {
-    const AB* const b = static_cast<const AB*>(args.b);
+    const float* const b = static_cast<const float*>(args.b);
     const auto load = [&](auto vectors) {
 #pragma unroll
       for (int r = 0; r < kRank; ++r) {
         const bool here = kWhole || r < args.rank;
-        const AB* const from = b + (here ? r : 0) * args.b_row + col * args.b_col;
+        const float* const from = b + (here ? r : 0) * args.b_row + col * args.b_col;
         if constexpr (vectors.value) {
-          columns[r] = *reinterpret_cast<const Pack<AB, 2>*>(from);
+          columns[r] = *reinterpret_cast<const float2*>(from);
         } else {
-          columns[r] = {from[0], from[args.b_col]};
+          columns[r] = make_float2(from[0], from[args.b_col]);
         }
-        if (!here) columns[r] = {from_float<AB>(0.0f), from_float<AB>(0.0f)};
+        if (!here) columns[r] = make_float2(0, 0);
       }
     };
     if constexpr (kWhole) {
@@ -47,37 +47,37 @@ __device__ void make_row(const SmallArgs& args, float (&partial)[kRowWarps][kRan
   float sums[4] = {};
   const auto multiply = [&](auto vectors) {
     const bool mine = kWhole || 4 * quad < args.rank;
-    [[maybe_unused]] const AB* const a =
-        static_cast<const AB*>(args.a) + (mine ? 4 * quad * args.a_col : 0);
+    [[maybe_unused]] const float* const a =
+        static_cast<const float*>(args.a) + (mine ? 4 * quad * args.a_col : 0);
     for (int begin = first_k; begin < args.depth; begin += 512) {
-      T values[kAtOnce];
-      Pack<AB, 4> ranks[kAtOnce];
+      float values[kAtOnce];
+      float4 ranks[kAtOnce];
 #pragma unroll
       for (int i = 0; i < kAtOnce; ++i) {
         const int k = begin + i * (kRowThreads / kQuads);
         if constexpr (kWhole) {
           values[i] = x[k];
-          ranks[i] = static_cast<const Pack<AB, 4>*>(args.a)[k * kQuads + quad];
+          ranks[i] = static_cast<const float4*>(args.a)[k * kQuads + quad];
         } else {
           const bool here = mine && k < args.depth;
-          const AB* const from = a + (here ? k : 0) * args.a_row;
-          const T value = x[here ? k : 0];
-          const AB zero = from_float<AB>(0.0f);
-          values[i] = here ? value : from_float<T>(0.0f);
+          const float* const from = a + (here ? k : 0) * args.a_row;
+          const float value = x[here ? k : 0];
+          values[i] = here ? value : 0.0f;
           if constexpr (vectors.value) {
-            ranks[i] = *reinterpret_cast<const Pack<AB, 4>*>(from);
+            ranks[i] = *reinterpret_cast<const float4*>(from);
           } else {
-            ranks[i] = {from[0], from[args.a_col], from[2 * args.a_col], from[3 * args.a_col]};
+            ranks[i] =
+                make_float4(from[0], from[args.a_col], from[2 * args.a_col], from[3 * args.a_col]);
           }
-          if (!here) ranks[i] = {zero, zero, zero, zero};
+          if (!here) ranks[i] = make_float4(0, 0, 0, 0);
         }
       }
 #pragma unroll
       for (int i = 0; i < kAtOnce; ++i) {
-#pragma unroll
-        for (int j = 0; j < 4; ++j) {
-          sums[j] = fmaf(to_float(values[i]), rounded<T>(to_float(ranks[i].values[j])), sums[j]);
-        }
+        sums[0] = fmaf(values[i], ranks[i].x, sums[0]);
+        sums[1] = fmaf(values[i], ranks[i].y, sums[1]);
+        sums[2] = fmaf(values[i], ranks[i].z, sums[2]);
+        sums[3] = fmaf(values[i], ranks[i].w, sums[3]);
       }
     }
   };
@@ -94,44 +94,38 @@ __device__ void make_row(const SmallArgs& args, float (&partial)[kRowWarps][kRan
     float sum = 0;
 #pragma unroll
     for (int i = 0; i < kRowWarps; ++i) sum += partial[i][thread];
-    h_shared[thread] = rounded<T>(args.scaling * sum);
+    h_shared[thread] = args.scaling * sum;
     if (args.h != nullptr && thread < args.rank) args.h[row * args.rank + thread] = sum;
   }
   __syncthreads();
 
-  T* const y = static_cast<T*>(args.y) + row * args.y_stride;
+  float* const y = static_cast<float*>(args.y) + row * args.y_stride;
   for (int col = my_col; col < args.cols; col += 2 * kRowThreads) {
     if (col != my_col) load_b(col);
-    float results[2] = {};
+    float2 result = make_float2(0, 0);
 #pragma unroll
     for (int r = 0; r < kRank; r += 4) {
       const float4 four = *reinterpret_cast<const float4*>(&h_shared[r]);
       const float h[4] = {four.x, four.y, four.z, four.w};
 #pragma unroll
       for (int i = 0; i < 4; ++i) {
-#pragma unroll
-        for (int j = 0; j < 2; ++j) {
-          const float column = rounded<T>(to_float(columns[r + i].values[j]));
-          results[j] = fmaf(h[i], column, results[j]);
-        }
+        result.x = fmaf(h[i], columns[r + i].x, result.x);
+        result.y = fmaf(h[i], columns[r + i].y, result.y);
       }
     }
-    auto* const to = reinterpret_cast<Pack<T, 2>*>(y + col);
-    if (args.accumulate) {
-      const Pack<T, 2> before = *to;
-      results[0] += to_float(before.values[0]), results[1] += to_float(before.values[1]);
-    }
-    *to = {from_float<T>(results[0]), from_float<T>(results[1])};
+    auto* const to = reinterpret_cast<float2*>(y + col);
+    if (args.accumulate) result.x += to->x, result.y += to->y;
+    *to = result;
   }
 }
 
-template <class T, class AB, int kRank, bool kWhole>
+template <int kRank, bool kWhole>
 __global__ void __launch_bounds__(kRowThreads, 1)
     small_row(const __grid_constant__ SmallArgs args) {
   __shared__ __align__(16) float partial[kRowWarps][kRank];
   __shared__ __align__(16) float h[kRank];
   wait_for_earlier_kernels();
-  make_row<T, AB, kRank, kWhole>(args, partial, h);
+  make_row<kRank, kWhole>(args, partial, h);
 }
 
 }  // namespace graft::cuda::small
