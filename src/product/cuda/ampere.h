@@ -65,8 +65,8 @@ AmpereShares plan_ampere_outer(std::int64_t m, std::int64_t blocks, const Device
 /// Bytes of workspace that `run_ampere` takes.
 std::size_t ampere_workspace(const Term& term, const DeviceFacts& facts);
 
-/// Runs it: at most five launches, and two for each two outer products. `workspace` is aligned to 256 and has
-/// ampere_workspace bytes of any contents.
+/// Runs it: at most five launches, and two for each two outer products. `workspace` is aligned to
+/// 256 and has ampere_workspace bytes of any contents.
 void run_ampere(const Call& call, const Term& term, std::byte* workspace);
 
 }  // namespace graft::cuda
