@@ -13,8 +13,8 @@ namespace graft {
 /// (Ba, Kiros and Hinton, arXiv:1607.06450).
 ///
 /// All matrices are (M, features), float32, float16 or bfloat16, all of one dtype, rows dense,
-/// computed in float32. The CPU has kernels for float32 and bfloat16, CUDA for all three (weight and
-/// bias may differ from the matrices), Metal too (metal::plan in graft/metal.h).
+/// computed in float32. The CPU has kernels for float32 and bfloat16, CUDA for all three (weight
+/// and bias may differ from the matrices), Metal too (metal::plan in graft/metal.h).
 struct LayerNormForward {
   ConstTensorView x;       ///< (M, features).
   ConstTensorView weight;  ///< (features), float32, float16 or bfloat16, dense, optional: 1.
@@ -47,8 +47,8 @@ GRAFT_EXPORT Support supports(const LayerNormBackward& params);
 
 /// @{
 /// Bytes of scratch that such a call takes from a context of so many threads. Reads no tensor. On
-/// CUDA backward takes 8 bytes a column for each multiprocessor if dweight or dbias is wanted, at
-/// most 16 MB, and 8 bytes a row where rows can't be moved in packs and rstd is absent. Throws Error
+/// CUDA backward takes 8 bytes a column for each multiprocessor if dweight or dbias is wanted, some
+/// 9 MB, and 8 bytes a row where rows can't be moved in packs and rstd is absent. Throws Error
 /// for a call that is not supported.
 GRAFT_EXPORT std::size_t scratch_bytes(const LayerNormForward& params, int threads = num_threads());
 GRAFT_EXPORT std::size_t scratch_bytes(const LayerNormBackward& params,

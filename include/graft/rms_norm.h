@@ -13,7 +13,8 @@ namespace graft {
 /// (Zhang and Sennrich, arXiv:1910.07467).
 ///
 /// All matrices are (M, features), float32, float16 or bfloat16, all of one dtype, rows dense,
-/// computed in float32. The CPU has kernels for float32 and bfloat16, CUDA for all three. y and sum may each be x or residual themselves; no other overlap.
+/// computed in float32. The CPU has kernels for float32 and bfloat16, CUDA for all three. y and sum
+/// may each be x or residual themselves; no other overlap.
 struct RmsNormForward {
   ConstTensorView x;         ///< (M, features).
   ConstTensorView residual;  ///< Optional.

@@ -24,8 +24,8 @@ struct Rotary {
   float scaling_factor = 1.0f;
 };
 
-/// y = x turned; token t of every sequence is at `rotary.position + t`. float32 or bfloat16, on CUDA
-/// also float16.
+/// y = x turned; token t of every sequence is at `rotary.position + t`. float32 or bfloat16, on
+/// CUDA also float16.
 struct Rope {
   ConstTensorView x;     ///< (B, T, heads, d), d even, any strides but 1 for the last axis.
   Rotary rotary;         ///< `enabled` is not looked at.

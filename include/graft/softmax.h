@@ -14,8 +14,8 @@ namespace graft {
 ///
 /// All matrices are (M, features), float32, float16 or bfloat16, all of one dtype, rows dense,
 /// computed in float32. Where x is −∞, y is 0; a row of nothing but −∞, or with a NaN or +∞ in it,
-/// is all NaN, as MLX has it. The CPU has kernels for float32 and bfloat16, CUDA for all three, Metal
-/// too (metal::plan in graft/metal.h).
+/// is all NaN, as MLX has it. The CPU has kernels for float32 and bfloat16, CUDA for all three,
+/// Metal too (metal::plan in graft/metal.h).
 struct SoftmaxForward {
   ConstTensorView x;   ///< (M, features).
   float scale = 1.0f;  ///< Positive; attention's 1 / √d.

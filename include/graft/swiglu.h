@@ -10,8 +10,9 @@
 namespace graft {
 
 /// y = silu(gate) ∘ up, with silu(t) = t / (1 + e^−t) (Shazeer, GLU Variants Improve Transformer,
-/// arXiv:2002.05202). All matrices are (M, features), float32 or bfloat16, on CUDA also float16, all
-/// of one dtype, rows dense, computed in float32. Outputs may be inputs themselves; no other overlap.
+/// arXiv:2002.05202). All matrices are (M, features), float32 or bfloat16, on CUDA also float16,
+/// all of one dtype, rows dense, computed in float32. Outputs may be inputs themselves; no other
+/// overlap.
 struct SwigluForward {
   ConstTensorView gate;  ///< (M, features).
   ConstTensorView up;    ///< (M, features).
