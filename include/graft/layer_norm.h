@@ -47,9 +47,9 @@ GRAFT_EXPORT Support supports(const LayerNormBackward& params);
 
 /// @{
 /// Bytes of scratch that such a call takes from a context of so many threads. Reads no tensor. On
-/// CUDA backward takes 8 bytes a column for each multiprocessor if dweight or dbias is wanted, at
-/// most 16 MB, and 8 bytes a row where rows can't be moved in packs and rstd is absent. Throws
-/// Error for a call that is not supported.
+/// CUDA backward takes 8 bytes a column for each multiprocessor if dweight or dbias is wanted, some
+/// 9 MB, and 8 bytes a row where rows can't be moved in packs and rstd is absent. Throws Error
+/// for a call that is not supported.
 GRAFT_EXPORT std::size_t scratch_bytes(const LayerNormForward& params, int threads = num_threads());
 GRAFT_EXPORT std::size_t scratch_bytes(const LayerNormBackward& params,
                                        int threads = num_threads());
