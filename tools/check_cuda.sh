@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Builds the CUDA back-end, with its tests and benchmark, for every architecture it has kernels for;
-# reads what ptxas says of them; and runs what needs no GPU. With a GPU the tests of the kernels run too.
+# reads what ptxas says of them; holds figures and tables to the kernels they are of; and runs what needs
+# no GPU. With a GPU the tests of the kernels run too.
 #
 #   tools/check_cuda.sh BUILD_FOLDER [CMAKE OPTION...]
 #
@@ -15,6 +16,7 @@ if ! command -v nvcc > /dev/null && [[ ! -x /usr/local/cuda/bin/nvcc && -z "${CU
   exit 77
 fi
 tools/cuda_digest.py --check
+scripts/cuda_table.py docs/cuda.md
 cmake -S . -B "$build_dir" -G Ninja -DGRAFT_CUDA=ON -DGRAFT_MLX=OFF -DGRAFT_TESTS=ON \
   -DGRAFT_WERROR=ON "-DCMAKE_CUDA_FLAGS=-Xptxas=-v" "$@" > /dev/null
 # The report is of what is compiled, so that all is compiled anew; what ccache has comes with its report.
