@@ -5,7 +5,7 @@
 #include <ctime>
 #include <fstream>
 #include <iostream>
-#include <map>
+#include <stdexcept>
 #include <string>
 #include <vector>
 
@@ -14,6 +14,7 @@
 #include "benchmarks/cuda/device_memory.h"
 #include "benchmarks/cuda/digest.h"
 #include "benchmarks/cuda/run_case.h"
+#include "graft/supports.h"
 #include "graft/version.h"
 
 namespace graft::bench {
@@ -56,6 +57,12 @@ bool has_all(const std::string& label, const std::vector<std::string>& words) {
 
 void run(const std::vector<std::string>& filter, int rounds, const std::string& csv,
          const std::string& command) {
+  if (const Support here = backend_available(DeviceType::kCuda); !here) {
+    throw std::runtime_error(here.reason);
+  }
+  std::vector<CudaCase> cases = all_cuda_cases();
+  std::erase_if(cases, [&](const CudaCase& item) { return !has_all(label_of(item), filter); });
+  if (cases.empty()) throw std::runtime_error("--filter: no case has all of these words");
   Cublas cublas;
   const auto facts = facts_of(cublas, command);
   for (const auto& [name, value] : facts) std::printf("%s: %s\n", name.c_str(), value.c_str());
@@ -65,9 +72,8 @@ void run(const std::vector<std::string>& filter, int rounds, const std::string& 
     for (const auto& [name, value] : facts) file << "# " << name << ": " << value << '\n';
     file << "case,column,value\n";
   }
-  for (const CudaCase& item : all_cuda_cases()) {
+  for (const CudaCase& item : cases) {
     const std::string label = label_of(item);
-    if (!has_all(label, filter)) continue;
     std::printf("%-62s", label.c_str());
     const Line line = run_case(item, cublas, rounds);
     for (const auto& [name, value] : line) {
