@@ -19,6 +19,8 @@ ALLOWED = {
         "the pool: cores are the machine's, and two pools that spin against each other lose milliseconds",
     "graft::cpu::(anonymous namespace)::inside_task":
         "of a thread: whether it is running a task",
+    "graft::cuda::(anonymous namespace)::devices()::all":
+        "facts of the machine's CUDA devices, asked for once: they never change",
     "graft::cuda::(anonymous namespace)::encode()::found":
         "the driver's function that describes tensors, looked up once: there is one driver",
     # graft_mlx

@@ -24,33 +24,23 @@
 #include "rope/reference.h"
 #include "softmax/reference.h"
 #include "support/compare.h"
+#include "support/cuda_place.h"
 #include "support/places.h"
 #include "support/tensor.h"
 
 namespace graft {
 namespace {
 
+using test::must;
 using test::Tensor;
 
 constexpr Device kCuda{DeviceType::kCuda, 0};
-
-void must(cudaError_t error) { ASSERT_EQ(error, cudaSuccess) << cudaGetErrorString(error); }
-
-void* allocate(void*, std::size_t bytes, void* stream) {
-  void* memory = nullptr;
-  const cudaError_t error = cudaMallocAsync(&memory, bytes, static_cast<cudaStream_t>(stream));
-  return error == cudaSuccess ? memory : nullptr;
-}
-
-void release(void*, void* memory, void* stream) {
-  cudaFreeAsync(memory, static_cast<cudaStream_t>(stream));
-}
 
 class CudaRows : public testing::Test {
  protected:
   void SetUp() override {
     if (const std::string why = test::CudaDevice::missing(); !why.empty()) GTEST_SKIP() << why;
-    context_ = Context({.device = 0, .stream = nullptr, .allocate = allocate, .free = release});
+    context_ = Context(test::cuda_place(nullptr));
   }
 
   Context context_;

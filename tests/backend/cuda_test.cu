@@ -11,6 +11,7 @@
 #include "graft/error.h"
 #include "graft/linear.h"
 #include "graft/lora.h"
+#include "support/cuda_place.h"
 #include "support/errors.h"
 #include "support/places.h"
 #include "support/tensor.h"
@@ -20,9 +21,8 @@
 namespace graft {
 namespace {
 
+using test::must;
 using test::Tensor;
-
-void must(cudaError_t error) { ASSERT_EQ(error, cudaSuccess) << cudaGetErrorString(error); }
 
 // Ends the test program if a test does not end: a kernel that waits for ever can't be taken back.
 class Watchdog {
@@ -46,16 +46,6 @@ class Watchdog {
   std::thread thread_;
 };
 
-void* allocate(void*, std::size_t bytes, void* stream) {
-  void* memory = nullptr;
-  const cudaError_t error = cudaMallocAsync(&memory, bytes, static_cast<cudaStream_t>(stream));
-  return error == cudaSuccess ? memory : nullptr;
-}
-
-void release(void*, void* memory, void* stream) {
-  cudaFreeAsync(memory, static_cast<cudaStream_t>(stream));
-}
-
 class Stream {
  public:
   Stream() { cudaStreamCreateWithFlags(&stream_, cudaStreamNonBlocking); }
@@ -63,9 +53,7 @@ class Stream {
   Stream(const Stream&) = delete;
   Stream& operator=(const Stream&) = delete;
   operator cudaStream_t() const { return stream_; }  // NOLINT: it is one
-  Context context() const {
-    return Context({.device = 0, .stream = stream_, .allocate = allocate, .free = release});
-  }
+  Context context() const { return Context(test::cuda_place(stream_)); }
   void wait() const { must(cudaStreamSynchronize(stream_)); }
 
  private:
@@ -309,10 +297,9 @@ TEST_F(Cuda, RefusesForeignAndMisplacedMemory) {
 
 TEST_F(Cuda, SaysWhenThereIsNoMemory) {
   const Stream stream;
-  Context context({.device = 0,
-                   .stream = stream,
-                   .allocate = [](void*, std::size_t, void*) -> void* { return nullptr; },
-                   .free = release});
+  CudaPlace place = test::cuda_place(stream);
+  place.allocate = [](void*, std::size_t, void*) -> void* { return nullptr; };
+  Context context(place);
   const Layer layer(DType::kBFloat16, 300, 520, 264, 13);
   try {
     layer.backward(context);

@@ -13,6 +13,20 @@
 
 namespace graft::test {
 
+namespace {
+
+// The view of other memory that is laid out alike.
+template <class View, class Pointer>
+View same_view(const View& view, Pointer data, Device device) {
+  std::vector<std::int64_t> shape, strides;
+  for (int axis = 0; axis < view.rank(); ++axis) {
+    shape.push_back(view.dim(axis)), strides.push_back(view.stride(axis));
+  }
+  return View(data, view.dtype(), shape, strides, device);
+}
+
+}  // namespace
+
 bool testing_on_cuda() {
   const char* name = std::getenv("GRAFT_TEST_DEVICE");
   return name != nullptr && std::strcmp(name, "cuda") == 0;
@@ -26,12 +40,7 @@ void CudaDevice::note(ConstTensorView& view) {
 
 void CudaDevice::note(TensorView& view) {
   noted_.push_back({view, true, [&view](const ConstTensorView& there) {
-                      std::vector<std::int64_t> shape, strides;
-                      for (int axis = 0; axis < there.rank(); ++axis) {
-                        shape.push_back(there.dim(axis)), strides.push_back(there.stride(axis));
-                      }
-                      view = TensorView(const_cast<void*>(there.data()), there.dtype(), shape,
-                                        strides, there.device());
+                      view = same_view(view, const_cast<void*>(there.data()), there.device());
                     }});
 }
 
@@ -134,11 +143,7 @@ void CudaDevice::move_there() {
       const Block& block = block_of(noted.view);
       data = block.copy + (static_cast<const std::byte*>(data) - block.begin);
     }
-    std::vector<std::int64_t> shape, strides;
-    for (int axis = 0; axis < noted.view.rank(); ++axis) {
-      shape.push_back(noted.view.dim(axis)), strides.push_back(noted.view.stride(axis));
-    }
-    noted.put(ConstTensorView(data, noted.view.dtype(), shape, strides, {DeviceType::kCuda, 0}));
+    noted.put(same_view(noted.view, data, {DeviceType::kCuda, 0}));
   }
   noted_.clear();
 }
