@@ -5,6 +5,7 @@ The text between a line `<!-- table: KIND CSV -->` and the next `<!-- end of tab
 that file alone. KIND is one of
     products  layers: times, and Graft's over cuBLAS's, its own linear's and the composed calls'
     delta     lora_delta over the plan's shapes
+    delta_backward  its gradients
     rows      softmax and the norms beside a copy of their bytes
 
 Without --fix, exits with 1 if a document does not agree with its file.
@@ -59,7 +60,7 @@ def products_table(cases):
     lines = []
     for case, columns in cases.items():
         work, shape, *rest = words(case)
-        if work.split("+")[0] in ROW_OPERATIONS or work == "delta":
+        if work.split("+")[0] in ROW_OPERATIONS or work.startswith("delta"):
             continue
         kind = " ".join(rest).replace("bfloat16", "bf16").replace("float", "f")
         lines.append([work, shape, kind, columns["path"], us(columns, "graft"),
@@ -69,15 +70,19 @@ def products_table(cases):
                   "over cuBLAS", "over own linear", "over composed"], lines)
 
 
-def delta_table(cases):
+def delta_table(cases, wanted="delta"):
     lines = []
     for case, columns in cases.items():
         work, shape, rank, dtype, _ = (words(case) + ["", ""])[:5]
-        if work == "delta":
+        if work == wanted:
             lines.append([shape, rank[1:], dtype, columns["path"], us(columns, "graft"),
                           us(columns, "composed"), times(columns, "composed")])
     return table(["rows × in → out", "rank", "type", "path", "Graft µs", "composed µs", "speed-up"],
                  lines)
+
+
+def delta_backward_table(cases):
+    return delta_table(cases, "delta_backward")
 
 
 def rows_table(cases):
@@ -91,7 +96,8 @@ def rows_table(cases):
     return table(["operation", "rows × features", "Graft µs", "copy µs", "of the copy"], lines)
 
 
-TABLES = {"products": products_table, "delta": delta_table, "rows": rows_table}
+TABLES = {"products": products_table, "delta": delta_table,
+          "delta_backward": delta_backward_table, "rows": rows_table}
 
 
 def make(words_of_table):

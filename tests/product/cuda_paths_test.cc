@@ -58,15 +58,19 @@ TEST(CudaPaths, SmallDeltasTakeOneLaunch) {
   EXPECT_EQ(path(term), "small");
 }
 
-// Several rows of x, A and B go to shared memory whole.
+// A and B go to shared memory whole, unless a block has so few rows that registers hold them.
 TEST(CudaPaths, SmallDeltasFitSharedMemory) {
   EXPECT_EQ(path(delta(kF32, kF32, 32, 512, 512, 32), kLittleShared), "small");
+  EXPECT_EQ(path(delta(kF32, kF32, 4 * 82, 512, 512, 32), kLittleShared), "small");
+  EXPECT_EQ(path(delta(kF32, kF32, 4 * 82 + 1, 512, 512, 32), kLittleShared), "general");
+  EXPECT_EQ(path(delta(kF32, kF32, 32, 512, 520, 32), kLittleShared), "general");
   EXPECT_EQ(path(delta(kF32, kF32, 512, 512, 512, 8), kLittleShared), "small");
-  EXPECT_EQ(path(delta(kF32, kF32, 512, 512, 512, 32), kLittleShared), "general");
-  EXPECT_EQ(path(delta(kBF16, kF32, 8192, 512, 512, 32), kLittleShared), "ampere");
-  EXPECT_EQ(path(delta(kBF16, kF32, 128, 512, 512, 32), kLittleShared), "small");
-  EXPECT_EQ(path(delta(kF32, kF32, 132, 4096, 4096, 32)), "small");  // a row a block
-  EXPECT_EQ(path(delta(kF32, kF32, 133, 4096, 4096, 32)), "general");
+  EXPECT_EQ(path(delta(kBF16, kF32, 8192, 512, 512, 32), kLittleShared), "small");
+  for (const std::int64_t rows : {1, 133, 529, 4225, 16384}) {
+    for (const DType dtype : {kF32, kBF16}) {
+      EXPECT_EQ(path(delta(dtype, kF32, rows, 4096, 4096, 32)), "small");
+    }
+  }
 }
 
 TEST(CudaPaths, OtherDeltasTakeTheGeneralOne) {

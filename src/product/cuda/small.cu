@@ -2,20 +2,22 @@
 //
 //     h = x·A        y = s·h·B
 //
-// A block has a few rows of x, and nothing of another block's: h stays in its shared memory.
+// A block has some rows of x, and nothing of another block's: h stays in its shared memory.
 //
 //            K                 rank                                  N
 //     x [ rows of a block ] ·  A   ->  sums of each warp   ->   h   ·  B  ->  y
 //
-// Each warp has a part of K. All loads of a block are under way before the first is used: what such
-// a kernel takes is the latency of one read of memory, two barriers, and the launch. Branches on
-// strides are taken around loads, never between them.
+// Each warp has a part of K, then a part of N. All loads of a block are under way before the first
+// is used: what such a kernel takes is the latency of one read of memory, two barriers, the launch,
+// and its instructions, of which a warp makes one in some five cycles.
 //
-// Bytes: x and y once, A and B once a block, from L2. In float32 a block has one row while there
-// are fewer than multiprocessors, and 4 or 16 at a time after that; in half types, which multiply
-// in the matrix units, 16 rows at a time and some of the columns. The kernels wait for the kernels
-// before them before they read anything (griddepcontrol.wait), so that they may be launched while
-// those end.
+//     row    whole 512s, A and B dense    1 row a block, or 4 from registers: up to 132, 528 rows
+//     half   half types                   16 rows at a time in the matrix units
+//     rows   float32                      16 or 32 rows at a time
+//
+// Bytes: x and y once, A and B once a block, from L2. The kernels wait for the kernels before them
+// before they read anything (griddepcontrol.wait), so that they may be launched while those end;
+// until then they ask for their operands to be brought to L2, which has no effect that can be seen.
 
 #include <algorithm>
 
@@ -30,84 +32,90 @@ namespace graft::cuda {
 namespace small {
 namespace {
 
-constexpr std::int64_t kFewRows = 1056;  // 4 rows at a time, then 16
 constexpr std::int64_t kMostRows = 16384, kMostFeatures = 4096;
 
-bool is_vectors(const ConstTensorView& view) {
-  const std::size_t size = size_of(view.dtype());
-  const auto vector = static_cast<std::int64_t>(16 / size);
-  return view.stride(1) == 1 && view.stride(0) % vector == 0 && view.dim(1) % vector == 0 &&
-         reinterpret_cast<std::uintptr_t>(view.data()) % 16 == 0;
+// Rows of whole vectors of `bytes`, as loads and copies of that size take them.
+bool is_vectors(const ConstTensorView& view, std::int64_t bytes) {
+  const std::int64_t size = size_of(view.dtype()), vector = bytes / size;
+  return view.stride(1) == 1 && view.stride(0) >= view.dim(1) && view.stride(0) % vector == 0 &&
+         view.dim(1) % vector == 0 && reinterpret_cast<std::uintptr_t>(view.data()) % bytes == 0;
 }
 
-int columns_of_a_block(std::int64_t rows, int cols, const DeviceFacts& facts) {
-  const std::int64_t row_blocks = (rows + kHalfRows - 1) / kHalfRows;
-  const std::int64_t parts =
-      std::clamp<std::int64_t>(facts.multiprocessors / row_blocks, 1, (cols + 63) / 64);
-  return static_cast<int>(((cols + parts - 1) / parts + 63) / 64 * 64);
+// Fours of ranks of a half type are 8 bytes.
+bool ranks_are_vectors(const ConstTensorView& a) {
+  return is_vectors(a, a.dtype() != DType::kFloat32 && a.dim(1) % 16 != 0 ? 8 : 16);
 }
 
-int log_quads_of(int rank) { return rank <= 4 ? 0 : rank <= 8 ? 1 : rank <= 16 ? 2 : 3; }
+enum class Kind : std::uint8_t { kOneRow, kFourRows, kHalf, kRows16, kRows32 };
 
-// Rows at a time of such a call.
-int rows_at_once(DType type, std::int64_t rows, const DeviceFacts& facts) {
-  if (type != DType::kFloat32) return kHalfRows;
-  return rows <= facts.multiprocessors ? 1 : rows <= kFewRows ? 4 : 16;
+struct Plan {
+  Kind kind;
+  int rows;             // at a time
+  unsigned row_blocks;  // that share the rows
+  int block_cols;
+  std::size_t shared_bytes;
+};
+
+std::size_t half_bytes(std::int64_t rank) {
+  return rank <= 16 ? HalfShared<16>::kBytes : HalfShared<32>::kBytes;
 }
 
-int buffers_of(std::int64_t rows, int at_once, const DeviceFacts& facts) {
-  return at_once == 16 && (rows + 15) / 16 > facts.multiprocessors ? 2 : 1;
+template <int kRun>
+std::size_t rows_bytes(std::int64_t rank) {
+  return static_cast<std::size_t>(RowsShared<kRun>(static_cast<int>(rank)).size) * sizeof(float);
 }
 
-std::size_t shared_bytes(DType type, std::int64_t rows, int depth, int cols, int rank,
-                         const DeviceFacts& facts) {
-  const int at_once = rows_at_once(type, rows, facts), quads = log_quads_of(rank);
-  const int buffers = buffers_of(rows, at_once, facts);
-  if (type != DType::kFloat32) {
-    return HalfShared(depth, columns_of_a_block(rows, cols, facts), buffers).bytes();
-  }
-  if (at_once == 1) return 0;
-  const int elements = at_once == 4 ? RowsShared<4>(depth, cols, quads, buffers).size
-                                    : RowsShared<16>(depth, cols, quads, buffers).size;
-  return static_cast<std::size_t>(elements) * sizeof(float);
+Plan plan_of(const Term& term, const DeviceFacts& facts) {
+  const LowRank& pair = term.pair;
+  const std::int64_t rows = term.x.dim(0), depth = term.x.dim(1), cols = term.y.dim(1);
+  const std::int64_t rank = pair.rank(), processors = facts.multiprocessors;
+  const bool floats = term.multiply == DType::kFloat32;
+  const auto blocks = [&](std::int64_t at_once) { return (rows + at_once - 1) / at_once; };
+  const auto is_whole = [&](const ConstTensorView& view) {
+    return view.dtype() == term.multiply && view.stride(0) == view.dim(1) &&
+           is_vectors(view, std::min<std::int64_t>(16, 4 * size_of(view.dtype())));
+  };
+  const bool whole = is_whole(pair.shrink) && is_whole(pair.expand) && depth % 512 == 0 &&
+                     cols % 512 == 0 && (rank & (rank - 1)) == 0;
+  const auto plan = [&](Kind kind, int at_once, std::int64_t most, std::size_t bytes) -> Plan {
+    const std::int64_t parts = (cols + kAtOnce - 1) / kAtOnce;
+    const int block_cols =
+        static_cast<int>(((cols + parts - 1) / parts + kSlice - 1) / kSlice * kSlice);
+    return {kind, at_once, static_cast<unsigned>(std::min(blocks(at_once), most)), block_cols,
+            bytes};
+  };
+  if (whole && rows <= processors) return plan(Kind::kOneRow, 1, rows, 0);
+  if (whole && rows <= 4 * processors) return plan(Kind::kFourRows, 4, rows, 0);
+  if (!floats) return plan(Kind::kHalf, kHalfRows, 2 * processors, half_bytes(rank));
+  const bool many = blocks(32) > processors && rows_bytes<8>(rank) <= facts.shared_bytes;
+  return many ? plan(Kind::kRows32, 32, processors, rows_bytes<8>(rank))
+              : plan(Kind::kRows16, 16, processors, rows_bytes<4>(rank));
 }
 
-// So many rows at a time; as many blocks as run at once, where A and B are kept.
-Launch blocks_of(const Call& call, const SmallArgs& args, int rows, std::size_t bytes) {
-  std::int64_t blocks = (args.rows + rows - 1) / rows;
-  if (rows > 4) blocks = std::min<std::int64_t>(blocks, call.facts().multiprocessors);
-  return {.grid = {static_cast<unsigned>(blocks),
-                   static_cast<unsigned>((args.cols + args.block_cols - 1) / args.block_cols), 1},
-          .block = static_cast<unsigned>(rows == 1 ? kRowThreads : kThreads),
-          .shared_bytes = bytes,
-          .overlaps = true};
-}
-
-void launch_row(const Call& call, const SmallArgs& args) {
-  const Launch how = blocks_of(call, args, 1, 0);
-  const bool whole = args.a_vectors && args.a_row == args.rank && args.b_vectors &&
-                     args.depth % 512 == 0 && args.cols % 512 == 0;
-  if (whole && args.rank == 4) return call.launch(how, small_row<4, true>, args);
-  if (whole && args.rank == 8) return call.launch(how, small_row<8, true>, args);
-  if (whole && args.rank == 16) return call.launch(how, small_row<16, true>, args);
-  if (whole && args.rank == 32) return call.launch(how, small_row<32, true>, args);
-  call.launch(how, small_row<kMostRank, false>, args);
-}
-
-template <bool kWhole>
-void launch_rows(const Call& call, const SmallArgs& args, int at_once, std::size_t bytes) {
-  const Launch how = blocks_of(call, args, at_once, bytes);
-  if (at_once == 4) return call.launch(how, small_rows<4, kWhole>, args);
-  call.launch(how, small_rows<16, kWhole>, args);
+template <class T, int kRows>
+void launch_row(const Call& call, const Launch& how, const SmallArgs& args) {
+  if (args.rank <= 8) return call.launch(how, small_row<T, 8, kRows>, args);
+  if (args.rank == 16) return call.launch(how, small_row<T, 16, kRows>, args);
+  call.launch(how, small_row<T, 32, kRows>, args);
 }
 
 template <class T>
-void launch_half(const Call& call, const SmallArgs& args, std::size_t bytes) {
-  const Launch how = blocks_of(call, args, kHalfRows, bytes);
-  if (args.a_vectors && args.b_vectors && !args.float_adapter) {
-    call.launch(how, small_half<T, true>, args);
-  } else {
-    call.launch(how, small_half<T, false>, args);
+void launch_typed(const Call& call, const Plan& plan, const Launch& how, const SmallArgs& args) {
+  switch (plan.kind) {
+    case Kind::kOneRow:
+      return launch_row<T, 1>(call, how, args);
+    case Kind::kFourRows:
+      return launch_row<T, 4>(call, how, args);
+    case Kind::kHalf:
+      if constexpr (!std::is_same_v<T, float>) {
+        if (args.rank <= 16) return call.launch(how, small_half<T, 16>, args);
+        return call.launch(how, small_half<T, 32>, args);
+      }
+      return;
+    case Kind::kRows16:
+      return call.launch(how, small_rows<4>, args);
+    case Kind::kRows32:
+      return call.launch(how, small_rows<8>, args);
   }
 }
 
@@ -125,16 +133,14 @@ bool fits_small(const Term& term, const DeviceFacts& facts) {
   if (cols < 8 || cols > kMostFeatures || cols % 8 != 0) return false;
   const DType type = term.x.dtype(), adapter = pair.shrink.dtype();
   return term.multiply == type && term.y.dtype() == type && pair.expand.dtype() == adapter &&
-         (adapter == type || adapter == DType::kFloat32) && is_vectors(term.x) &&
-         is_vectors(term.y) &&
-         shared_bytes(type, rows, static_cast<int>(depth), static_cast<int>(cols),
-                      static_cast<int>(pair.rank()), facts) <= facts.shared_bytes;
+         (adapter == type || adapter == DType::kFloat32) && is_vectors(term.x, 16) &&
+         is_vectors(term.y, 16) && plan_of(term, facts).shared_bytes <= facts.shared_bytes;
 }
 
 void run_small(const Call& call, const Term& term) {
   using namespace small;
   const LowRank& pair = term.pair;
-  const DType type = term.x.dtype();
+  const Plan plan = plan_of(term, call.facts());
   SmallArgs args{};
   args.x = term.x.data(), args.a = pair.shrink.data(), args.b = pair.expand.data();
   args.y = term.y.mutable_data();
@@ -144,24 +150,20 @@ void run_small(const Call& call, const Term& term) {
   args.b_row = pair.expand.stride(0), args.b_col = pair.expand.stride(1);
   args.depth = static_cast<int>(term.x.dim(1)), args.cols = static_cast<int>(term.y.dim(1));
   args.rank = static_cast<int>(pair.rank());
-  args.block_cols = args.cols;
+  args.block_cols = plan.block_cols;
   args.scaling = pair.scaling;
   args.accumulate = term.accumulate;
-  args.a_vectors = is_vectors(pair.shrink), args.b_vectors = is_vectors(pair.expand);
+  args.a_vectors = ranks_are_vectors(pair.shrink), args.b_vectors = is_vectors(pair.expand, 16);
   args.float_adapter = pair.shrink.dtype() == DType::kFloat32;
-  const std::size_t bytes =
-      shared_bytes(type, args.rows, args.depth, args.cols, args.rank, call.facts());
-  const int at_once = rows_at_once(type, args.rows, call.facts());
-  args.buffers = buffers_of(args.rows, at_once, call.facts());
-  args.log_quads = log_quads_of(args.rank);
-  if (type == DType::kFloat32) {
-    if (at_once == 1) return launch_row(call, args);
-    if (args.a_vectors && args.b_vectors) return launch_rows<true>(call, args, at_once, bytes);
-    return launch_rows<false>(call, args, at_once, bytes);
-  }
-  args.block_cols = columns_of_a_block(args.rows, args.cols, call.facts());
-  if (type == DType::kFloat16) return launch_half<__half>(call, args, bytes);
-  launch_half<__nv_bfloat16>(call, args, bytes);
+  const bool rows_only = plan.kind == Kind::kOneRow || plan.kind == Kind::kFourRows;
+  const unsigned parts =
+      rows_only ? 1u : static_cast<unsigned>((args.cols + plan.block_cols - 1) / plan.block_cols);
+  const Launch how{.grid = {plan.row_blocks, parts, 1},
+                   .block = kThreads,
+                   .shared_bytes = plan.shared_bytes,
+                   .overlaps = true};
+  with_type(term.multiply,
+            [&]<class T>(std::type_identity<T>) { launch_typed<T>(call, plan, how, args); });
 }
 
 }  // namespace graft::cuda
