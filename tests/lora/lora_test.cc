@@ -253,17 +253,14 @@ TEST(LoraEverywhere, Float16WithAFloat32Adapter) { check_on_gpus({kF16, kF16, kF
 TEST(LoraEverywhere, Float16ActivationsOverABFloat16Weight) { check_on_gpus({kF16, kBF16, kF16}); }
 
 // Deltas of few features, ranks in fours and aligned rows, which a GPU makes in one launch: every
-// number of rows and ranks that a block has, A and B with their ranks together or apart. Blocks of
-// the last shapes have several rows or tiles of them one after another.
+// number of rows and ranks that a block has, A and B with their ranks together or apart.
 TEST(LoraEverywhere, SmallDeltas) {
   const Layout apart{.offset = 0, .gap = 0, .order = {1, 0}},
       odd{.offset = 1, .gap = 3, .order = {}};
   const std::vector<std::array<int, 4>> shapes = {
-      {1, 8, 8, 4},        {3, 24, 40, 12},     {17, 520, 600, 28},  {33, 512, 264, 20},
-      {140, 64, 72, 16},   {270, 64, 520, 8},   {1061, 48, 32, 32},  {1100, 16, 16, 4},
-      {5, 512, 512, 4},    {5, 512, 1024, 8},   {3, 1024, 512, 16},  {2, 512, 512, 32},
-      {133, 1024, 512, 4}, {134, 512, 1024, 8}, {133, 512, 512, 32}, {2200, 520, 8, 8},
-      {4400, 24, 40, 20},  {4500, 16, 8, 4}};
+      {1, 8, 8, 4},      {3, 24, 40, 12},   {17, 520, 600, 28}, {33, 512, 264, 20},
+      {140, 64, 72, 16}, {270, 64, 520, 8}, {1061, 48, 32, 32}, {1100, 16, 16, 4},
+      {5, 512, 512, 4},  {5, 512, 1024, 8}, {3, 1024, 512, 16}, {2, 512, 512, 32}};
   test::on_each_place([&](const test::Place& place) {
     for (const DType type : place.dtypes()) {
       for (const DType adapter : {kF32, type}) {
@@ -278,6 +275,33 @@ TEST(LoraEverywhere, SmallDeltas) {
           }
         }
       }
+    }
+  });
+}
+
+// The same where a block has several rows, or several tiles of rows one after another.
+TEST(LoraEverywhere, SmallDeltasOfManyRows) {
+  const std::vector<std::array<int, 4>> shapes = {
+      {133, 1024, 512, 4}, {134, 512, 1024, 8}, {133, 512, 512, 16}, {135, 512, 512, 32},
+      {2130, 520, 8, 4},   {4400, 24, 40, 20},  {4500, 16, 8, 4}};
+  test::on_each_place([&](const test::Place& place) {
+    for (const DType type : place.dtypes()) {
+      for (const auto& shape : shapes) {
+        SCOPED_TRACE(testing::PrintToString(shape) + name_of(type));
+        check_delta(place, Case(shape, {type, type, type}));
+      }
+    }
+  });
+}
+
+// A few rows by a W that is longer than what one step of a GPU's kernel takes of it.
+TEST(LoraEverywhere, FewRowsInFloat32) {
+  test::on_each_place([](const test::Place& place) {
+    for (const auto& shape : std::vector<std::array<int, 4>>{
+             {1, 1036, 37, 8}, {2, 512, 64, 3}, {9, 772, 33, 12}, {16, 516, 9, 4}}) {
+      SCOPED_TRACE(testing::PrintToString(shape));
+      const Case c(shape, {kF32, kF32, kF32});
+      check_linear(place, c, weight_of(place, c));
     }
   });
 }

@@ -11,9 +11,12 @@
 // is used: what such a kernel takes is the latency of one read of memory, two barriers, the launch,
 // and its instructions, of which a warp makes one in some five cycles.
 //
-//     row    whole 512s, A and B dense    1 row a block, or 4 from registers: up to 132, 528 rows
+//     row    whole 512s, A and B dense    1 row a block, up to 132 rows; in float32 4 up to 528
 //     half   half types                   16 rows at a time in the matrix units
 //     rows   float32                      16 or 32 rows at a time
+//
+// Backward is the same with dy, B and A transposed, and one launch more for dA and dB
+// (small_outer.cuh), or two.
 //
 // Bytes: x and y once, A and B once a block, from L2. The kernels wait for the kernels before them
 // before they read anything (griddepcontrol.wait), so that they may be launched while those end;
@@ -25,6 +28,7 @@
 #include "product/cuda/paths.h"
 #include "product/cuda/small.cuh"
 #include "product/cuda/small_half.cuh"
+#include "product/cuda/small_outer.cuh"
 #include "product/cuda/small_row.cuh"
 #include "product/cuda/small_rows.cuh"
 
@@ -85,7 +89,7 @@ Plan plan_of(const Term& term, const DeviceFacts& facts) {
             bytes};
   };
   if (whole && rows <= processors) return plan(Kind::kOneRow, 1, rows, 0);
-  if (whole && rows <= 4 * processors) return plan(Kind::kFourRows, 4, rows, 0);
+  if (whole && floats && rows <= 4 * processors) return plan(Kind::kFourRows, 4, rows, 0);
   if (!floats) return plan(Kind::kHalf, kHalfRows, 2 * processors, half_bytes(rank));
   const bool many = blocks(32) > processors && rows_bytes<8>(rank) <= facts.shared_bytes;
   return many ? plan(Kind::kRows32, 32, processors, rows_bytes<8>(rank))
@@ -105,7 +109,7 @@ void launch_typed(const Call& call, const Plan& plan, const Launch& how, const S
     case Kind::kOneRow:
       return launch_row<T, 1>(call, how, args);
     case Kind::kFourRows:
-      return launch_row<T, 4>(call, how, args);
+      return launch_row<float, 4>(call, how, args);
     case Kind::kHalf:
       if constexpr (!std::is_same_v<T, float>) {
         if (args.rank <= 16) return call.launch(how, small_half<T, 16>, args);
@@ -119,6 +123,80 @@ void launch_typed(const Call& call, const Plan& plan, const Launch& how, const S
   }
 }
 
+// How the rows of outer products are split, so that blocks fill the device once.
+struct OuterPlan {
+  int blocks[2] = {}, splits = 1, split_rows = 0;
+
+  OuterPlan(const Term& term, const DeviceFacts& facts) {
+    std::int64_t all = 0, index = 0;
+    for (const OuterProduct& outer : term.outer_products) {
+      blocks[index] = static_cast<int>((outer.out.dim(1) + kOuterCols - 1) / kOuterCols);
+      all += blocks[index++];
+    }
+    const std::int64_t rows = term.x.dim(0),
+                       ranks = (term.pair.rank() + kOuterRanks - 1) / kOuterRanks;
+    if (all == 0) return;
+    const std::int64_t parts =
+        std::clamp<std::int64_t>(2 * facts.multiprocessors / (all * ranks), 1, (rows + 63) / 64);
+    split_rows = static_cast<int>((rows + parts - 1) / parts);
+    splits = static_cast<int>((rows + split_rows - 1) / split_rows);
+  }
+  std::size_t part_bytes(std::int64_t rank) const {
+    if (splits == 1) return 0;
+    return static_cast<std::size_t>(splits * rank * (blocks[0] + blocks[1]) * kOuterCols) *
+           sizeof(float);
+  }
+};
+
+bool outer_fits(const OuterProduct& outer, const Term& term) {
+  const ConstTensorView& c = outer.coefficients;
+  const bool coefficients =
+      !c.present() || (c.dtype() == DType::kFloat32 && c.dim(1) == term.pair.rank() &&
+                       c.stride(0) == c.dim(1) && is_vectors(c, 16));
+  return outer.matrix.present() && !outer.dropout && coefficients &&
+         outer.matrix.dtype() == term.x.dtype() && outer.matrix.dim(0) == term.x.dim(0) &&
+         outer.matrix.dim(1) <= kMostFeatures && outer.matrix.dim(1) >= 8 &&
+         is_vectors(outer.matrix, 16);
+}
+
+bool asks_for_h(const OuterProduct& outer) { return !outer.coefficients.present(); }
+
+// An h that only outer products ask for.
+std::size_t h_bytes(const Term& term) {
+  const auto& outers = term.outer_products;
+  if (term.pair.h.present() || std::none_of(outers.begin(), outers.end(), asks_for_h)) return 0;
+  return (static_cast<std::size_t>(term.x.dim(0) * term.pair.rank()) * sizeof(float) + 255) / 256 *
+         256;
+}
+
+void run_outer(const Call& call, const Term& term, const float* h, std::byte* workspace) {
+  const OuterPlan plan(term, call.facts());
+  OuterArgs args{};
+  args.rows = static_cast<int>(term.x.dim(0)), args.rank = static_cast<int>(term.pair.rank());
+  args.split_rows = plan.split_rows, args.splits = plan.splits;
+  args.parts = plan.splits == 1 ? nullptr : reinterpret_cast<float*>(workspace);
+  for (std::size_t i = 0; i < term.outer_products.size(); ++i) {
+    const OuterProduct& outer = term.outer_products[i];
+    OuterSide& side = args.sides[i];
+    side.matrix = outer.matrix.data(), side.stride = outer.matrix.stride(0);
+    side.coefficients = outer.coefficients.present() ? outer.coefficients.data_as<float>() : h;
+    side.out = outer.out.mutable_data_as<float>();
+    side.out_row = outer.out.stride(0), side.out_col = outer.out.stride(1);
+    side.cols = static_cast<int>(outer.out.dim(1)), side.blocks = plan.blocks[i];
+    side.scaling = outer.scaling;
+  }
+  const auto blocks = static_cast<unsigned>(plan.blocks[0] + plan.blocks[1]);
+  const auto ranks = static_cast<unsigned>(args.rank);
+  const Launch how{
+      .grid = {blocks, static_cast<unsigned>(plan.splits), (ranks + kOuterRanks - 1) / kOuterRanks},
+      .block = kThreads,
+      .overlaps = true};
+  with_type(term.x.dtype(),
+            [&]<class T>(std::type_identity<T>) { call.launch(how, small_outer<T>, args); });
+  if (plan.splits == 1) return;
+  call.launch({.grid = {blocks, ranks, 1}, .block = kThreads, .overlaps = true}, sum_outer, args);
+}
+
 }  // namespace
 }  // namespace small
 
@@ -126,7 +204,7 @@ bool fits_small(const Term& term, const DeviceFacts& facts) {
   using namespace small;
   const LowRank& pair = term.pair;
   if (term.w.present() || term.bias.present() || !pair.present() || !term.y.present()) return false;
-  if (!term.outer_products.empty() || pair.input_dropout || pair.output_dropout) return false;
+  if (pair.input_dropout || pair.output_dropout || term.outer_products.size() > 2) return false;
   const std::int64_t rows = term.x.dim(0), depth = term.x.dim(1), cols = term.y.dim(1);
   if (rows < 1 || rows > kMostRows || pair.rank() % 4 != 0 || pair.rank() > kMostRank) return false;
   if (depth < 8 || depth > kMostFeatures || depth % 8 != 0) return false;
@@ -134,17 +212,28 @@ bool fits_small(const Term& term, const DeviceFacts& facts) {
   const DType type = term.x.dtype(), adapter = pair.shrink.dtype();
   return term.multiply == type && term.y.dtype() == type && pair.expand.dtype() == adapter &&
          (adapter == type || adapter == DType::kFloat32) && is_vectors(term.x, 16) &&
-         is_vectors(term.y, 16) && plan_of(term, facts).shared_bytes <= facts.shared_bytes;
+         is_vectors(term.y, 16) && plan_of(term, facts).shared_bytes <= facts.shared_bytes &&
+         std::all_of(term.outer_products.begin(), term.outer_products.end(),
+                     [&](const OuterProduct& outer) { return outer_fits(outer, term); });
 }
 
-void run_small(const Call& call, const Term& term) {
+std::size_t small_bytes(const Term& term, const DeviceFacts& facts) {
+  using namespace small;
+  if (term.outer_products.empty()) return 0;
+  return h_bytes(term) + OuterPlan(term, facts).part_bytes(term.pair.rank());
+}
+
+void run_small(const Call& call, const Term& term, std::byte* workspace) {
   using namespace small;
   const LowRank& pair = term.pair;
   const Plan plan = plan_of(term, call.facts());
   SmallArgs args{};
   args.x = term.x.data(), args.a = pair.shrink.data(), args.b = pair.expand.data();
   args.y = term.y.mutable_data();
-  args.h = pair.h.present() ? pair.h.mutable_data_as<float>() : nullptr;
+  const std::size_t own_h = h_bytes(term);
+  args.h = own_h > 0          ? reinterpret_cast<float*>(workspace)
+           : pair.h.present() ? pair.h.mutable_data_as<float>()
+                              : nullptr;
   args.rows = term.x.dim(0), args.x_stride = term.x.stride(0), args.y_stride = term.y.stride(0);
   args.a_row = pair.shrink.stride(0), args.a_col = pair.shrink.stride(1);
   args.b_row = pair.expand.stride(0), args.b_col = pair.expand.stride(1);
@@ -154,6 +243,9 @@ void run_small(const Call& call, const Term& term) {
   args.scaling = pair.scaling;
   args.accumulate = term.accumulate;
   args.a_vectors = ranks_are_vectors(pair.shrink), args.b_vectors = is_vectors(pair.expand, 16);
+  const std::int64_t four = 4 * static_cast<std::int64_t>(size_of(pair.shrink.dtype()));
+  args.a_along = is_vectors(pair.shrink.transposed(), four);
+  args.b_along = is_vectors(pair.expand.transposed(), four);
   args.float_adapter = pair.shrink.dtype() == DType::kFloat32;
   const bool rows_only = plan.kind == Kind::kOneRow || plan.kind == Kind::kFourRows;
   const unsigned parts =
@@ -164,6 +256,7 @@ void run_small(const Call& call, const Term& term) {
                    .overlaps = true};
   with_type(term.multiply,
             [&]<class T>(std::type_identity<T>) { launch_typed<T>(call, plan, how, args); });
+  if (!term.outer_products.empty()) run_outer(call, term, args.h, workspace + own_h);
 }
 
 }  // namespace graft::cuda

@@ -27,6 +27,7 @@ struct SmallArgs {
   float scaling;
   bool accumulate;
   bool a_vectors, b_vectors;  // neighbours along a row of A or B are one load or copy
+  bool a_along, b_along;      // four neighbours along a column are
   bool float_adapter;         // A and B are float32, whatever x is
 };
 

@@ -17,6 +17,13 @@ namespace graft::cuda::small {
 // h is the sum of the warps' parts: it goes through shared memory, where s·h is rounded.
 constexpr int kHalfRows = 16;
 
+// Blocks that share a multiprocessor: what one waits for, the other has time for.
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 900
+constexpr int kHalfBlocks = 1;  // registers for two would not do there
+#else
+constexpr int kHalfBlocks = 2;
+#endif
+
 /// A warp's parts of A [k][rank] and B [rank][col] in shared memory, in packs of 16 bytes that lie
 /// in another order, so that eight of them that are read at once lie in different banks.
 template <int kRanks>
@@ -47,6 +54,15 @@ __device__ __forceinline__ Pack<T, 4> as_four(const float4& four) {
           from_float<T>(four.w)};
 }
 
+/// Four neighbours of A or B, whatever their type.
+template <class T>
+__device__ __forceinline__ Pack<T, 4> load_four(const SmallArgs& args, const void* from,
+                                                std::int64_t at) {
+  if (args.float_adapter)
+    return as_four<T>(*reinterpret_cast<const float4*>(static_cast<const float*>(from) + at));
+  return *reinterpret_cast<const Pack<T, 4>*>(static_cast<const T*>(from) + at);
+}
+
 /// Starts to bring k .. k + 63 of A to a warp's part of shared memory; zeros past the depth.
 template <class T, int kRanks>
 __device__ void bring_a(const SmallArgs& args, int k, T* a) {
@@ -62,6 +78,17 @@ __device__ void bring_a(const SmallArgs& args, int k, T* a) {
     }
     return;
   }
+  if (args.a_along) {  // fours along K
+#pragma unroll 2
+    for (int i = lane; i < kSlice / 4 * args.rank; i += 32) {
+      const int deep = i % (kSlice / 4) * 4, rank = i / (kSlice / 4);
+      Pack<T, 4> four{};
+      if (deep < left) four = load_four<T>(args, args.a, k + deep + rank * args.a_col);
+#pragma unroll
+      for (int j = 0; j < 4; ++j) a[Shared::a_at(deep + j, rank)] = four.values[j];
+    }
+    return;
+  }
   // Fours of ranks.
   const int log_fours = args.rank == 4    ? 0
                         : args.rank == 8  ? 1
@@ -69,7 +96,7 @@ __device__ void bring_a(const SmallArgs& args, int k, T* a) {
                                           : 3,
             rank = (lane & ((1 << log_fours) - 1)) * 4;
   if (rank >= args.rank) return;
-#pragma unroll 4
+#pragma unroll 2
   for (int i = lane >> log_fours; i < kSlice; i += 32 >> log_fours) {
     T* const to = a + Shared::a_at(i, rank);
     const std::int64_t at = (k + i) * args.a_row + rank * args.a_col;
@@ -108,9 +135,20 @@ __device__ void bring_b(const SmallArgs& args, int first_col, T* b) {
     }
     return;
   }
+  if (args.b_along) {  // fours of ranks
+#pragma unroll 2
+    for (int i = lane; i < kSlice / 4 * args.rank; i += 32) {
+      const int col = i % kSlice, rank = i / kSlice * 4;
+      if (first_col + col >= args.cols) continue;
+      const Pack<T, 4> four = load_four<T>(args, args.b, (first_col + col) * args.b_col + rank);
+#pragma unroll
+      for (int j = 0; j < 4; ++j) b[Shared::b_at(rank + j, col)] = four.values[j];
+    }
+    return;
+  }
   const int col = lane % 16 * 4;
   if (first_col + col >= args.cols) return;
-#pragma unroll 4
+#pragma unroll 2
   for (int rank = lane / 16; rank < args.rank; rank += 2) {
     const std::int64_t at = rank * args.b_row + (first_col + col) * args.b_col;
     Pack<T, 4> four;
@@ -128,7 +166,8 @@ __device__ void bring_b(const SmallArgs& args, int first_col, T* b) {
 }
 
 template <class T, int kRanks>
-__global__ void __launch_bounds__(kThreads, 2) small_half(const __grid_constant__ SmallArgs args) {
+__global__ void __launch_bounds__(kThreads, kHalfBlocks)
+    small_half(const __grid_constant__ SmallArgs args) {
   using Shared = HalfShared<kRanks>;
   constexpr int kRun = kRanks / 16;  // ranks that a thread sums
   extern __shared__ __align__(128) unsigned char memory[];

@@ -98,6 +98,15 @@ __global__ void __launch_bounds__(kThreads, kRun == 8 ? 1 : 2)
         if (k + row < args.depth)
           copy16(a + row * at.a_ld + 4 * quad, from + (k + row) * args.a_row + 4 * quad);
       }
+    } else if (args.a_along) {
+#pragma unroll 4
+      for (int i = lane; i < kSlice / 4 * args.rank; i += 32) {
+        const int row = i % (kSlice / 4) * 4, rank = i / (kSlice / 4);
+        if (k + row >= args.depth) continue;
+        const float4 four = *reinterpret_cast<const float4*>(from + k + row + rank * args.a_col);
+        float* const to = a + row * at.a_ld + rank;
+        to[0] = four.x, to[at.a_ld] = four.y, to[2 * at.a_ld] = four.z, to[3 * at.a_ld] = four.w;
+      }
     } else {
       for (int row = lane; row < min(kSlice, args.depth - k); row += 32) {
 #pragma unroll 4
@@ -115,6 +124,16 @@ __global__ void __launch_bounds__(kThreads, kRun == 8 ? 1 : 2)
 #pragma unroll 2
       for (int rank = lane / 16; rank < args.rank; rank += 2) {
         copy16(b + rank * kSlice + col, from + rank * args.b_row + first_col + col);
+      }
+    } else if (args.b_along) {
+#pragma unroll 4
+      for (int i = lane; i < kSlice / 4 * args.rank; i += 32) {
+        const int col = i % kSlice, rank = i / kSlice * 4;
+        if (first_col + col >= cols) continue;
+        const float4 four =
+            *reinterpret_cast<const float4*>(from + (first_col + col) * args.b_col + rank);
+        float* const to = b + rank * kSlice + col;
+        to[0] = four.x, to[kSlice] = four.y, to[2 * kSlice] = four.z, to[3 * kSlice] = four.w;
       }
     } else {
       for (int col = lane; col < min(kSlice, cols - first_col); col += 32) {
