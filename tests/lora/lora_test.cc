@@ -374,6 +374,76 @@ TEST(LoraEverywhere, MasksAreThoseOfPhilox) {
   });
 }
 
+// Layers of many tiles, whose outer products are partly made beside those, element by element: sums
+// of powers of two, with no base product's rounding in the way.
+TEST(LoraEverywhere, MasksOfLargeLayersAreThoseOfPhilox) {
+  if (!test::testing_on_cuda()) GTEST_SKIP() << "no CPU kernel has tiles so large";
+  test::on_each_place([](const test::Place& place) {
+    // Rows, features of x and of y, with one element more than 32 bits of counters.
+    for (const auto& [rows, in, out] : {std::array{4095, 4096, 1024}, {509, 4096, 4104}}) {
+      for (const float p : {0.00002f, 0.1f, 0.5f, 0.99f}) {
+        SCOPED_TRACE(testing::Message() << rows << " rows of " << in << ", p " << p);
+        Case c({rows, in, out, 16}, {kBF16, kBF16, kBF16}, p);
+        c.dropout.offset = 0xfffff000u;
+        c.scaling = 1;
+        c.x.fill(1), c.w.fill(0), c.bias.fill(0), c.a.fill(0), c.b.fill(0), c.dy.fill(0);
+        // h: features in 16 columns, as digits; g: one column a row, as digits.
+        const auto digit = [](std::int64_t i) { return 1 << i / 16 % 8; };
+        for (std::int64_t i = 0; i < in; ++i) {
+          c.a.set(i * 16 + i % 16, static_cast<float>(digit(i)));
+        }
+        for (std::int64_t i = 0; i < 16; ++i) c.b.set(i * out + i, 1);
+        for (std::int64_t i = 0; i < rows; ++i) {
+          c.dy.set(i * out + i % 16, static_cast<float>(digit(i)));
+        }
+        const Weight weight = ConstTensorView(c.w);
+        place.run(lora_linear_forward, c.linear(weight));
+        place.run(lora_linear_backward, c.linear_gradients(weight));
+
+        const double scale = c.dropout.scale(), rounded = test::rounded(c.dropout.scale(), kBF16);
+        std::vector<double> h(rows * 16), da(in * 16);
+        for (std::int64_t i = 0; i < rows; ++i) {
+          for (std::int64_t j = 0; j < in; ++j) {
+            const bool kept = dropout_keeps(static_cast<std::uint64_t>(i * in + j), c.dropout);
+            const bool pair = i % 16 == j % 16;  // whose A and g meet in dx
+            ASSERT_EQ(c.dx.get(i * in + j), kept && pair ? rounded * digit(i) * digit(j) : 0.0)
+                << i << ", " << j;
+            if (!kept) continue;
+            h[i * 16 + j % 16] += digit(j) * scale;
+            da[j * 16 + i % 16] += digit(i) * scale;
+          }
+        }
+        EXPECT_TRUE(test::close(c.h.values(), h, scale * 0x1p-4)) << "h";
+        // A path may have rounded s·g with its scale.
+        const double bound = *std::max_element(da.begin(), da.end()) * 0x1p-8;
+        EXPECT_TRUE(test::close(c.da.values(), da, p == 0.5f ? 0.0 : bound)) << "da";
+        c.expect_guarded();
+      }
+    }
+  });
+}
+
+// The same of numbers that are not as simple: widths of tiles, ranks, rows beside the last block.
+TEST(LoraEverywhere, LargeLayersWithDropout) {
+  if (!test::testing_on_cuda()) GTEST_SKIP() << "no CPU kernel has tiles so large";
+  test::on_each_place([](const test::Place& place) {
+    for (const Types& types : {Types{kBF16, kBF16, kF32}, Types{kF16, kF16, kF16}}) {
+      for (const auto& shape : std::vector<std::array<int, 4>>{{509, 72, 4096, 16},
+                                                               {509, 4096, 72, 5},
+                                                               {1000, 40, 4104, 1},
+                                                               {1000, 4104, 40, 13},
+                                                               {1000, 4104, 40, 17},
+                                                               {320, 200, 4096, 64}}) {
+        for (const float p : {0.00002f, 0.1f, 0.99f}) {
+          SCOPED_TRACE(testing::PrintToString(shape) + " p " + std::to_string(p));
+          const Case c(shape, types, p);
+          check_linear(place, c, ConstTensorView(c.w));
+        }
+      }
+    }
+  });
+}
+
 TEST(LoraEverywhere, EveryGradientAloneIsTheSameAsTogether) {
   test::on_each_place([](const test::Place& place) {
     const Case all({150, 64, 40, 8}, {kF32, kF32, kF32}, 0.2f);

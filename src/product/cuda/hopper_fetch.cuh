@@ -7,6 +7,7 @@
 #include "backend/cuda/element.cuh"
 #include "backend/cuda/sm90.cuh"
 #include "product/cuda/hopper_block.cuh"
+#include "product/cuda/hopper_masks.cuh"
 
 // Warpgroup 0 of the kernel in hopper.cu: one thread fills the ring of slots; three warps make
 // copies of S and E that TMA can fetch, and one thread of them watches flags for the one that
@@ -256,7 +257,7 @@ __device__ void prepare(const Arguments& args, const Block<TileN>& block, int th
 }
 
 // Warpgroup 0, one thread: fills the ring.
-template <int TileN, bool WIsKN, bool Outer>
+template <int TileN, bool WIsKN, bool Outer, Drops Dropped>
 __device__ void fetch(const Maps& maps, const Arguments& args, const Block<TileN>& block) {
   using Size = Sizes<TileN>;
   Slot at{0, 1};  // of new barriers, the phase before the first one: all slots are empty
@@ -273,7 +274,11 @@ __device__ void fetch(const Maps& maps, const Arguments& args, const Block<TileN
     const int m0 = (row * 2 + block.rank) * kTileM;
     const Barrier full = block.full(at.index);
     block.empty(at.index).wait(at.parity);
-    full.arrive_and_expect(steps * (kXBytes + s_bytes));
+    const int mask_bytes = Dropped == Drops::kX ? steps * kMaskBytes : 0;
+    full.arrive_and_expect(steps * (kXBytes + s_bytes) + mask_bytes);
+    if constexpr (Dropped == Drops::kX) {
+      load_bytes(block.masks_of_x(at), masks_at(args, m0 / kTileM, unit * steps), full, mask_bytes);
+    }
     for (int i = 0; i < steps; ++i) {
       const int k = (unit * steps + i) * kTileK;
       load_box(block.slot(at) + i * kXBytes, maps.x, full, k, m0);
@@ -328,7 +333,14 @@ __device__ void fetch(const Maps& maps, const Arguments& args, const Block<TileN
     wait_until_seen(3);  // copies and h, of all rows
     const Barrier full = block.full(at.index);
     block.empty(at.index).wait(at.parity);
-    full.arrive_and_expect(3 * kXBytes);
+    // There is one place for masks: units are so far from each other that the one before has been
+    // multiplied when a slot is empty for this one.
+    const bool masked = Dropped == Drops::kY && args.outer.parts[part].masked;
+    full.arrive_and_expect(3 * kXBytes + (masked ? 2 * kMaskBytes : 0));
+    if (masked) {
+      load_bytes(block.masks_of_outer(), masks_at(args, m0 / kTileM, column * 2), full,
+                 2 * kMaskBytes);
+    }
     const std::uint32_t to = block.slot(at);
     load_box(to, maps.matrix[part], full, column * kOuterCols, m0);
     load_box(to + kXBytes, maps.matrix[part], full, column * kOuterCols + 64, m0);
