@@ -71,7 +71,9 @@ __global__ void __launch_bounds__(kThreads, 1)
     prefetch(maps.w);
     prefetch(maps.y);
   }
-  wait_for_kernel_before();
+  // With dropout the kernel before made its masks, and let this one start when all that was before
+  // it had ended: who uses masks waits for them.
+  if constexpr (Dropped == Drops::kNothing) wait_for_kernel_before();
   cluster_sync();
 
   const int warpgroup = static_cast<int>(threadIdx.x / 128);
@@ -84,13 +86,12 @@ __global__ void __launch_bounds__(kThreads, 1)
     __syncwarp();
   } else {
     grow_registers<232>();
-    Multiplier<T, TileN, WIsKN, Outer, Dropped> multiplier{
-        maps,
-        args,
-        block,
-        warpgroup - 1,
-        static_cast<int>(threadIdx.x % 128),
-        Units(args, block.cluster)};
+    Multiplier<T, TileN, WIsKN, Outer, Dropped> multiplier{maps,
+                                                           args,
+                                                           block,
+                                                           warpgroup - 1,
+                                                           static_cast<int>(threadIdx.x % 128),
+                                                           Units(args, block.cluster)};
     float sum[TileN / 2];
     if (!beside_tile(args, block.cluster)) {
       for_each_item(args, block.cluster,
@@ -124,7 +125,8 @@ struct Layout {
   std::int64_t column_blocks = 0;
   const Dropout* dropout = nullptr;  // on x, or on what the pair adds to y
   std::int64_t mask_steps = 0;
-  std::size_t flags_at = 0, s_at = 0, e_at = 0, h_at = 0, masks_at = 0, partial_at = 0, bytes = 0;
+  std::size_t flags_at = 0, s_at = 0, e_at = 0, h_at = 0, partial_at = 0, bytes = 0;
+  std::size_t masks_at = 0, turned_masks_at = 0;
   std::size_t coefficients_at[kMostOuter] = {}, outer_partial_at = 0;
 
   Layout(const Term& term, const DeviceFacts& facts)
@@ -161,7 +163,8 @@ struct Layout {
     dropout = drops_x(term) ? term.pair.input_dropout : term.pair.output_dropout;
     if (dropout != nullptr) {
       mask_steps = round_up((masked_columns(term) + kTileK - 1) / kTileK, kMaskSteps);
-      masks_at = take(plan.tile_rows * 2 * mask_steps * kMaskBytes);
+      masks_at = take(mask_bytes());
+      if (makes_outer) turned_masks_at = take(mask_bytes());
     }
     if (plan.h_parts > 1 || plan.h_every > 0) {
       partial_at = take(plan.h_parts * plan.tile_rows * 2 * kTileM * plan.rank_class * 4);
@@ -187,6 +190,7 @@ struct Layout {
   static std::int64_t masked_columns(const Term& term) {
     return drops_x(term) ? term.x.dim(1) : term.y.dim(1);
   }
+  std::int64_t mask_bytes() const { return plan.tile_rows * 2 * mask_steps * kMaskBytes; }
   static std::int64_t column_blocks_of(const OuterProduct& outer) {
     return (outer.matrix.dim(1) + kOuterCols - 1) / kOuterCols;
   }
@@ -238,12 +242,15 @@ void launch(const Call& call, const Layout& layout, const Maps& maps, const Argu
   return launch_product<T, 64, false>(call, maps, args);
 }
 
-void launch_masks(const Call& call, const Layout& layout, std::int64_t columns, std::byte* to) {
+void launch_masks(const Call& call, const Layout& layout, const Term& term, std::byte* workspace) {
   MaskArguments args{};
   args.dropout = DropoutArgs(layout.dropout);
-  args.row_groups = static_cast<std::uint64_t>(columns) / 8;
+  args.row_eights = static_cast<std::uint64_t>(Layout::masked_columns(term)) / 8;
   args.pairs = static_cast<unsigned>(layout.mask_steps / 2);
-  args.bits = reinterpret_cast<uint2*>(to);
+  args.rows = reinterpret_cast<uint2*>(workspace + layout.masks_at);
+  if (layout.makes_outer) {
+    args.columns = reinterpret_cast<std::uint32_t*>(workspace + layout.turned_masks_at);
+  }
   Launch how;
   how.grid = static_cast<unsigned>(layout.plan.tile_rows * 2 * layout.mask_steps / 2);
   how.block = kMaskThreads;
@@ -292,9 +299,10 @@ void run_as(const char* op, const Call& call, const Term& term, std::byte* works
     // Masks alone are left to apply where what they scale is multiplied by h.
     args.scaling *= layout.dropout->scale();
     args.masks = reinterpret_cast<const uint2*>(workspace + layout.masks_at);
+    args.turned_masks = reinterpret_cast<const uint2*>(workspace + layout.turned_masks_at);
     args.mask_steps = static_cast<int>(layout.mask_steps);
     if (Layout::drops_x(term)) args.h_scale = layout.dropout->scale();
-    launch_masks(call, layout, Layout::masked_columns(term), workspace + layout.masks_at);
+    launch_masks(call, layout, term, workspace);
   }
   args.light_clusters = plan.light_clusters;
   args.light_items = static_cast<int>(plan.light_items);
@@ -351,8 +359,10 @@ void run_as(const char* op, const Call& call, const Term& term, std::byte* works
       part.col_blocks = static_cast<int>(Layout::column_blocks_of(from));
       part.of_h = !from.coefficients.present();
       part.factor = part.of_h ? from.scaling / args.scaling : from.scaling;  // s·h has one in it
-      part.masked = from.dropout != nullptr;
-      if (part.masked) part.factor *= from.dropout->scale();
+      if (from.dropout != nullptr) {
+        outer.masks_first = true;
+        part.factor *= from.dropout->scale();
+      }
       maps.matrix[i] = tensor_map(op, from.matrix.data(), dtype, layout.m, from.matrix.dim(1),
                                   from.matrix.stride(0), kTileM);
       maps.coefficients[i] = maps.h;

@@ -78,13 +78,13 @@ struct OuterPart {
   std::int64_t rank_stride, col_stride;
   float factor;
   int cols, col_blocks;
-  bool of_h;    // its coefficients are the s·h that this kernel makes
-  bool masked;  // the first part alone
+  bool of_h;  // its coefficients are the s·h that this kernel makes
 };
 
 // The outer products of a term, made in units beside the tiles: see `Multiplier::outer_unit`.
 struct OuterArguments {
   OuterPart parts[kMostOuter];
+  bool masks_first;        // the first part's matrix is masked, as y is
   int every;               // steps from a unit to the next
   int units;               // column blocks of all parts · cluster rows
   int segments;            // sums of one column block that go through memory, at most
@@ -99,14 +99,15 @@ struct Arguments {
   int rank, rank_class, h_stride;
   float scaling;  // of the h that is multiplied: s, and the scale of a dropout
   int light_clusters, light_items, heavy_items, h_parts, units, units_of_part;
-  int h_every;     // steps between units of h in the first tile of a heavy cluster; 0: before it
-  void* h;         // (m, h_stride), s·h in the type that is multiplied
-  float* h_out;    // (m, rank), h; or null
-  float h_scale;   // of h: that of a dropout on x
-  const uint2* masks;  // the bits of a dropout: see hopper_masks.cuh
-  int mask_steps;      // of each row
-  float* partial;  // sums over parts of K
-  std::uint32_t* flags;  // of row blocks: s·h is there; the first of all flags
+  int h_every;    // steps between units of h in the first tile of a heavy cluster; 0: before it
+  void* h;        // (m, h_stride), s·h in the type that is multiplied
+  float* h_out;   // (m, rank), h; or null
+  float h_scale;  // of h: that of a dropout on x
+  const uint2* masks;         // the bits of a dropout: see hopper_masks.cuh
+  const uint2* turned_masks;  // the same of columns, for outer products
+  int mask_steps;             // of each row
+  float* partial;             // sums over parts of K
+  std::uint32_t* flags;       // of row blocks: s·h is there; the first of all flags
   int flag_count;
   std::uint32_t* copied;  // raised by each block: S is copied; the rest is
   const void* bias;       // or null

@@ -12,103 +12,142 @@
 //
 // The bits of a block's 128 rows and one step of 64 columns are 1 KB, which TMA moves in a piece:
 //
-//     [row / 128][column / 64][row mod 128] of two words, 32 columns each
+//     rows     [row / 128][column / 64][row mod 128][2 words of 32 columns]
+//     columns  [row / 128][column / 64][4 words of 32 rows][column mod 64]
 //
-// In a word, columns 2i and 2i + 1 are bits 15 - i and 31 - i. So whoever has two neighbours in the
-// halves of a register shifts the word by i, and spreads the top bit of each half over that half.
+// the latter for who multiplies columns of x, in outer products. Of the 32 elements of a word, four
+// eights, those with even index are in its lower half and the others in its upper one:
+//
+//     bits of a half      15 ... 12  11 ... 8  7 ... 4  3 ... 0
+//     pair 3 - bit mod 4  of eight 3      1        2        0
+//
+// A fragment of a thread has the pair t mod 4 of every eight, in the halves of a register. Shifted
+// by t mod 4, and four more for eights 0 and 1, a word has their bits on top of its bytes, and one
+// byte permutation spreads them over a register.
 
 namespace graft::cuda::hopper {
 
-constexpr int kMaskBytes = kTileM * 8;      // of a block's rows and one step
-constexpr int kMaskSteps = 4;               // the steps of a row are a multiple, a tile's at most
-constexpr int kMaskThreads = 2 * kTileM;    // two steps a block
+constexpr int kMaskBytes = kTileM * 8;    // of a block's rows and one step
+constexpr int kMaskSteps = 4;             // of a row's steps, the number is a multiple of a tile's
+constexpr int kMaskThreads = 2 * kTileM;  // two steps a block
 
 struct MaskArguments {
   DropoutArgs dropout;
-  std::uint64_t row_groups;  // columns / 8
+  std::uint64_t row_eights;  // columns / 8
   unsigned pairs;            // of steps in a row
-  uint2* bits;
+  uint2* rows;
+  std::uint32_t* columns;  // or null
 };
 
 #ifdef __CUDA_ARCH_FEAT_SM90_ALL
 
-// The word of 32 elements, from the fields that `words_of(0)` to `words_of(3)` give: each is cut
-// off to t - 1 below the threshold t, and to t from there on, two at a time. Doubled and added up
-// they are the bits and (t - 1)(2^32 - 1), which is 1 - t in 32 bits.
+// Which of 32 elements a bit of a word is of.
+__device__ inline int element_of_bit(int bit) {
+  const int eight = bit / 4 % 2 * 2 + bit / 8 % 2;
+  return eight * 8 + (3 - bit % 4) * 2 + bit / 16;
+}
+
+// The word of 32 elements, from the fields that `words_of(0)` to `words_of(3)` give: each field is
+// cut off to t - 1 below the threshold t, and to t from there on, two at a time. Added up with
+// their bits' weights they are the word and (t - 1)(2^32 - 1), which is 1 - t in 32 bits.
 template <class WordsOf>
 __device__ std::uint32_t kept_bits(std::uint32_t threshold, const WordsOf& words_of) {
   const std::uint32_t kept = threshold * 0x10001u, dropped = kept - 0x10001u;
-  std::uint32_t sum = threshold - 1;
+  std::uint32_t word = threshold - 1;
 #pragma unroll
   for (int i = 0; i < 4; ++i) {
     const PhiloxWords fields = words_of(i);
-    std::uint32_t four = 0;
+    std::uint32_t eight = 0;
 #pragma unroll
     for (int j = 0; j < 4; ++j) {
-      four = four * 2 + __vminu2(__vmaxu2(fields.words[j], dropped), kept);
+      eight = eight * 2 + __vminu2(__vmaxu2(fields.words[j], dropped), kept);
     }
-    sum += four << (12 - i * 4);
+    word += eight << (i % 2 * 8 + i / 2 * 4);
   }
-  return sum;
+  return word;
 }
 
-// The bits of a row block, from a step on.
-__device__ inline const uint2* masks_at(const Arguments& args, int row_block, int step) {
-  return args.masks + (std::int64_t{row_block} * args.mask_steps + step) * kTileM;
+// Bit j of lane i's word becomes bit i of lane j's: blocks of half the size change places in every
+// round.
+__device__ inline std::uint32_t turn_bits(std::uint32_t word, unsigned lane) {
+#pragma unroll
+  for (int size = 16; size > 0; size /= 2) {
+    // The lower of every two blocks of bits.
+    const std::uint32_t low = 0xffffffffu / ((1u << size) + 1);
+    const std::uint32_t other = __shfl_xor_sync(0xffffffffu, word, size);
+    word = (lane & size) == 0 ? (word & low) | (other & low) << size
+                              : (word & ~low) | (other & ~low) >> size;
+  }
+  return word;
 }
 
-// All ones in each half of which a kept element, of columns 2i and 2i + 1 of a word, is.
-__device__ inline std::uint32_t pair_mask(std::uint32_t word, int i) {
+// The bits of a row block from a step on, where a thread of the row is.
+__device__ inline const uint2* masks_at(const uint2* masks, const Arguments& args, int row_block,
+                                        int step) {
+  return masks + (std::int64_t{row_block} * args.mask_steps + step) * kTileM;
+}
+
+// All ones in each half of which the element is kept, from a word shifted so that their bits are on
+// top of bytes 0 and 2, or 1 and 3: the permutation has those bytes' signs.
+__device__ inline std::uint32_t even_mask(std::uint32_t word) {
   std::uint32_t mask;
-  asm("prmt.b32 %0, %1, %1, 0xBB99;" : "=r"(mask) : "r"(word << i));  // bytes' signs: 1, 1, 3, 3
+  asm("prmt.b32 %0, %1, %1, 0xAA88;" : "=r"(mask) : "r"(word));
   return mask;
 }
-// The same of one column of two words, two rows, whose bits are the topmost.
-__device__ inline std::uint32_t top_mask(std::uint32_t low, std::uint32_t high) {
+__device__ inline std::uint32_t odd_mask(std::uint32_t word) {
   std::uint32_t mask;
-  asm("prmt.b32 %0, %1, %2, 0xFFBB;" : "=r"(mask) : "r"(low), "r"(high));
+  asm("prmt.b32 %0, %1, %1, 0xBB99;" : "=r"(mask) : "r"(word));
   return mask;
 }
 
-// Masks a (64 rows of a warpgroup, 64), x of a step in four fragments as wgmma takes it (thread t of
-// warp w: rows 16w + t/4 and 8 on, two columns from 2(t mod 4) on, and 8 on). `row` is where the
-// bits of the first row are, in shared memory.
+// Masks fragment i (of 16 along K) of what goes through registers, as wgmma takes it, by the words
+// of this thread's two rows.
+__device__ inline void mask_fragment(std::uint32_t (&a)[4], std::uint32_t first,
+                                     std::uint32_t second, int i, int thread) {
+  const int shift = thread % 4 + (i % 2 == 0 ? 4 : 0);
+  a[0] &= even_mask(first << shift);
+  a[1] &= even_mask(second << shift);
+  a[2] &= odd_mask(first << shift);
+  a[3] &= odd_mask(second << shift);
+}
+
+// Masks x (64 rows of a warpgroup, 64 columns of a step); the bits of the thread's first row are at
+// `row` in shared memory.
 __device__ inline void mask_rows(std::uint32_t (*a)[4], std::uint32_t row, int thread) {
-#pragma unroll
-  for (int lower = 0; lower < 2; ++lower) {
-    std::uint32_t words[2];
-    asm volatile("ld.shared.v2.u32 {%0, %1}, [%2];"
-                 : "=r"(words[0]), "=r"(words[1])
-                 : "r"(row + lower * 8 * 8)
-                 : "memory");
-    words[0] <<= thread % 4;
-    words[1] <<= thread % 4;
-#pragma unroll
-    for (int i = 0; i < 4; ++i) {
-      a[i][lower] &= pair_mask(words[i / 2], i % 2 * 8);
-      a[i][2 + lower] &= pair_mask(words[i / 2], i % 2 * 8 + 4);
-    }
-  }
-}
-
-// Masks a fragment of a matrix that was turned round: this thread's columns, c and c + 8 of a step,
-// by its rows, two from `rows` on and two 8 on. `rows` is where the word with both columns of the
-// first row is, in shared memory; `shift` brings the bit of column c to the top.
-__device__ inline void mask_turned(std::uint32_t (&a)[4], std::uint32_t rows, int shift) {
-  std::uint32_t words[4];
-#pragma unroll
-  for (int i = 0; i < 4; ++i) {
-    asm volatile("ld.shared.u32 %0, [%1];"
-                 : "=r"(words[i])
-                 : "r"(rows + (i / 2 * 8 + i % 2) * 8)
-                 : "memory");
-    words[i] <<= shift;
-  }
+  std::uint32_t words[2][2];
 #pragma unroll
   for (int i = 0; i < 2; ++i) {
-    a[i * 2] &= top_mask(words[i * 2], words[i * 2 + 1]);
-    a[i * 2 + 1] &= top_mask(words[i * 2] << 4, words[i * 2 + 1] << 4);
+    asm volatile("ld.shared.v2.u32 {%0, %1}, [%2];"
+                 : "=r"(words[i][0]), "=r"(words[i][1])
+                 : "r"(row + i * 8 * 8)
+                 : "memory");
   }
+#pragma unroll
+  for (int i = 0; i < 4; ++i) mask_fragment(a[i], words[0][i / 2], words[1][i / 2], i, thread);
+}
+
+// The same of a matrix that was turned round (64 columns, 128 rows); `column` is where the first
+// word of the thread's first column is.
+__device__ inline void mask_columns(std::uint32_t (*a)[4], std::uint32_t column, int thread) {
+#pragma unroll
+  for (int i = 0; i < 4; ++i) {
+    std::uint32_t words[2];
+#pragma unroll
+    for (int j = 0; j < 2; ++j) {
+      asm volatile("ld.shared.u32 %0, [%1];"
+                   : "=r"(words[j])
+                   : "r"(column + (i * 64 + j * 8) * 4)
+                   : "memory");
+    }
+    mask_fragment(a[2 * i], words[0], words[1], 0, thread);
+    mask_fragment(a[2 * i + 1], words[0], words[1], 1, thread);
+  }
+}
+
+// Whether a word of a row keeps the pair of this thread in an eight, `odd` its second element; the
+// word has been shifted by thread mod 4.
+__device__ inline bool keeps(std::uint32_t word, int eight, bool odd) {
+  return (word & 8u << ((odd ? 16 : 0) + eight % 2 * 8 + eight / 2 * 4)) != 0;
 }
 
 #endif
@@ -118,24 +157,25 @@ __device__ inline void mask_turned(std::uint32_t (&a)[4], std::uint32_t rows, in
 __global__ void __launch_bounds__(kMaskThreads)
     make_masks(const __grid_constant__ MaskArguments args) {
 #ifdef __CUDA_ARCH_FEAT_SM90_ALL
-  // The product waits for nothing that was before this kernel: it starts after this wait.
+  // The product starts when all blocks have come so far: what was before this kernel has ended, and
+  // only masks are left to wait for.
   wait_for_kernel_before();
   let_kernel_after_start();
   const Masks masks = args.dropout.masks();
-  const unsigned row_block = blockIdx.x / args.pairs;
+  const unsigned row_block = blockIdx.x / args.pairs, lane = threadIdx.x % 32;
   const unsigned step = (blockIdx.x - row_block * args.pairs) * 2 + threadIdx.x / kTileM;
-  const unsigned row = threadIdx.x % kTileM;
-  const std::uint64_t first = masks.offset + step * 8 +
-                              (std::uint64_t{row_block} * kTileM + row) * args.row_groups;
+  // Rows in the order of bits, so that turned round they are.
+  const unsigned row = threadIdx.x % kTileM / 32 * 32 + element_of_bit(lane);
+  const std::uint64_t first =
+      masks.offset + step * 8 + (std::uint64_t{row_block} * kTileM + row) * args.row_eights;
   const std::uint32_t low = static_cast<std::uint32_t>(first);
   const std::uint32_t high = static_cast<std::uint32_t>(first >> 32);
   std::uint32_t bits[2];
   if (low <= 0xfffffff8u) {  // eight counters with one upper half
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
-      bits[i] = kept_bits(masks.threshold, [&](int j) {
-        return philox_words(low + i * 4 + j, high, masks.seed);
-      });
+      bits[i] = kept_bits(masks.threshold,
+                          [&](int j) { return philox_words(low + i * 4 + j, high, masks.seed); });
     }
   } else {
 #pragma unroll
@@ -144,8 +184,13 @@ __global__ void __launch_bounds__(kMaskThreads)
                           [&](int j) { return philox_words(first + i * 4 + j, masks.seed); });
     }
   }
-  args.bits[(std::uint64_t{row_block} * args.pairs * 2 + step) * kTileM + row] =
-      make_uint2(bits[0], bits[1]);
+  const std::uint64_t piece = std::uint64_t{row_block} * args.pairs * 2 + step;
+  args.rows[piece * kTileM + row] = make_uint2(bits[0], bits[1]);
+  if (args.columns == nullptr) return;
+  std::uint32_t* const to =
+      args.columns + piece * (kMaskBytes / 4) + threadIdx.x % kTileM / 32 * 64;
+  to[element_of_bit(lane)] = turn_bits(bits[0], lane);
+  to[element_of_bit(lane) + 32] = turn_bits(bits[1], lane);
 #endif
 }
 

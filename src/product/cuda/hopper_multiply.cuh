@@ -298,7 +298,8 @@ struct Multiplier {
   // sum += mask ∘ (h · E), 64 columns at a time, for rank 16.
   __device__ void add_masked_pair(float (&sum)[TileN / 2], int row_block, int n0) {
     const int row = half * kHalfM + thread / 32 * 16 + thread % 32 / 4;
-    const uint2* const from = masks_at(args, row_block, n0 / 64) + row;
+    wait_for_kernel_before();
+    const uint2* const from = masks_at(args.masks, args, row_block, n0 / 64) + row;
     uint2 masks[TileN / 64][2];  // of this thread's two rows
 #pragma unroll
     for (int i = 0; i < TileN / 64; ++i) {
@@ -323,10 +324,9 @@ struct Multiplier {
                                        masks[i][lower].y << thread % 4};
 #pragma unroll
         for (int j = 0; j < 8; ++j) {
-          const std::uint32_t word = words[j / 4];
-          const int low = j * 4 + lower * 2, first = j % 4 * 4;
-          if (word & 0x8000u >> first) sum[i * 32 + low] += pair[low];
-          if (word & 0x80000000u >> first) sum[i * 32 + low + 1] += pair[low + 1];
+          const int at = j * 4 + lower * 2;
+          if (keeps(words[j / 4], j % 4, false)) sum[i * 32 + at] += pair[at];
+          if (keeps(words[j / 4], j % 4, true)) sum[i * 32 + at + 1] += pair[at + 1];
         }
       }
     }
@@ -397,16 +397,10 @@ struct Multiplier {
         [&](int i, std::uint32_t(&a)[4]) { load_matrices_turned(a, from + i * 16 * kRowBytes); },
         [&](std::uint32_t(&a)[8][4]) {
           if constexpr (Dropped != Drops::kY) return;
-          const bool second = units.next >= args.outer.parts[0].col_blocks * args.tile_rows;
-          if (second || !args.outer.parts[0].masked) return;
-          // Column 16 · warp + lane / 4 of the step `half`, rows from 2 (lane mod 4) on.
-          const int warp = thread / 32, column = warp % 2 * 16 + lane / 4;
-          const std::uint32_t rows = block.masks_of_outer() + half * kMaskBytes + lane % 4 * 2 * 8;
-#pragma unroll
-          for (int i = 0; i < 8; ++i) {
-            mask_turned(a[i], rows + i * 16 * 8 + warp / 2 * 4,
-                        column / 2 + (column % 2 == 0 ? 16 : 0));
-          }
+          if (!args.outer.masks_first) return;
+          if (units.next >= args.outer.parts[0].col_blocks * args.tile_rows) return;
+          const int column = thread / 32 * 16 + lane / 4;  // of the step `half`
+          mask_columns(a, block.masks_of_outer() + half * kMaskBytes + column * 4, thread);
         },
         slot + 2 * kXBytes, 0);
   }
