@@ -15,7 +15,7 @@ namespace graft::cuda::small {
 //
 //     lane: sums[16][4] += c[row][16] x matrix[row][4]
 //
-// Of the matrix, a lane has four or eight rows under way at once; c of 512 rows lies in shared
+// Of the matrix, a lane has four rows under way at once; c of 512 rows lies in shared
 // memory, where all lanes read the same of it. The warps' sums are added there too, eight ranks at
 // a time, in order.
 constexpr int kOuterCols = 128, kOuterRanks = 16, kOuterRows = 512;
@@ -39,7 +39,7 @@ struct OuterArgs {
 __device__ inline void store_outer(const OuterArgs& args, int block, int rank, int col,
                                    const float4& sum) {
   const bool second = block >= args.sides[0].blocks;
-  const OuterSide& side = args.sides[second ? 1 : 0];
+  const OuterSide side = second ? args.sides[1] : args.sides[0];
   col += (second ? block - args.sides[0].blocks : block) * kOuterCols;
   if (col >= side.cols) return;
   float* const to = side.out + rank * side.out_row + col * side.out_col;
@@ -57,7 +57,7 @@ __global__ void __launch_bounds__(kThreads, 2) small_outer(const __grid_constant
   const int block = static_cast<int>(blockIdx.x),
             first_rank = static_cast<int>(blockIdx.z) * kOuterRanks;
   const bool second = block >= args.sides[0].blocks;
-  const OuterSide& side = args.sides[second ? 1 : 0];
+  const OuterSide side = second ? args.sides[1] : args.sides[0];
   const int col = (second ? block - args.sides[0].blocks : block) * kOuterCols + 4 * lane;
   const int begin = static_cast<int>(blockIdx.y) * args.split_rows,
             end = min(begin + args.split_rows, args.rows);
@@ -71,7 +71,7 @@ __global__ void __launch_bounds__(kThreads, 2) small_outer(const __grid_constant
     if (chunk > begin) __syncthreads();
     const int rows = min(end - chunk, kOuterRows);
     // Zeros for ranks that are not there, and for rows up to the end of a batch.
-    constexpr int kBatch = 16 / sizeof(T), kAtATime = kWarps * kBatch;
+    constexpr int kBatch = 4, kAtATime = kWarps * kBatch;
     const int padded = (rows + kAtATime - 1) / kAtATime * kAtATime;
     for (int i = thread; i < padded * (kOuterRanks / 4); i += kThreads) {
       const int row = i / (kOuterRanks / 4), rank = i % (kOuterRanks / 4) * 4;
@@ -83,15 +83,16 @@ __global__ void __launch_bounds__(kThreads, 2) small_outer(const __grid_constant
       *reinterpret_cast<float4*>(&shared.coefficients[row][rank]) = four;
     }
     __syncthreads();
+    const T* at = from + (chunk + warp) * side.stride;
+    const std::int64_t step = kWarps * side.stride;
 #pragma unroll 1
     for (int row = warp; row < rows; row += kAtATime) {
       Words<T, 4> values[kBatch];
 #pragma unroll
       for (int j = 0; j < kBatch; ++j) {
         values[j] = {};
-        if (row + j * kWarps < rows) {
-          values[j] = load_words<T, 4>(from + (chunk + row + j * kWarps) * side.stride);
-        }
+        if (row + j * kWarps < rows) values[j] = load_words<T, 4>(at);
+        at += step;
       }
 #pragma unroll
       for (int j = 0; j < kBatch; ++j) {
