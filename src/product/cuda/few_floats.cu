@@ -12,6 +12,7 @@
 // of the time for 16 rows.
 
 #include "backend/cuda/call.h"
+#include "graft/lora.h"
 #include "product/cuda/general.cuh"
 #include "product/cuda/paths.h"
 #include "product/cuda/small_row.cuh"
@@ -54,6 +55,7 @@ __global__ void __launch_bounds__(kShrinkThreads)
   wait_for_earlier_kernels();
   let_next_kernel_start();
   float sums[kShrinkRows] = {};
+#pragma unroll 2
   for (std::int64_t k = 4 * thread; k < args.k; k += 4 * kShrinkThreads) {
     const float* const from = args.shrink + k * args.shrink_row + rank * args.shrink_col;
     const float s[4] = {from[0], from[args.shrink_row], from[2 * args.shrink_row],
@@ -90,14 +92,14 @@ __device__ __forceinline__ float4 load_once(const float* from) {
 template <int kRows>
 __global__ void __launch_bounds__(32 * kWarps, 1)
     few_floats(const __grid_constant__ FloatsArgs args) {
+  __shared__ float scaled[kMostFewRows * kMaxLoraRank];
   const int warp = static_cast<int>(threadIdx.x) / 32, lane = static_cast<int>(threadIdx.x) % 32;
   const std::int64_t first = (std::int64_t{blockIdx.x} * kWarps + warp) * kOutputs;
   if (args.rank == 0) {
     wait_for_earlier_kernels();
     let_next_kernel_start();
   }
-  if (first >= args.n) return;
-  const float* w[kOutputs];
+  const float* w[kOutputs];  // of outputs that are not there, the last one's
 #pragma unroll
   for (int i = 0; i < kOutputs; ++i) w[i] = args.w + min(first + i, args.n - 1) * args.w_stride;
   float sums[kRows * kOutputs] = {};  // [row][output]
@@ -140,6 +142,11 @@ __global__ void __launch_bounds__(32 * kWarps, 1)
   if (args.rank > 0) {
     wait_for_earlier_kernels();
     let_next_kernel_start();
+    // Once a block: all warps reading it from L2 would wait in line for the same few sectors there.
+    for (int i = static_cast<int>(threadIdx.x); i < args.m * args.rank; i += 32 * kWarps) {
+      scaled[i] = __ldcg(args.scaled + i);
+    }
+    __syncthreads();
   }
   const int row = kept / kOutputs;
   if (row >= args.m) return;
@@ -152,7 +159,7 @@ __global__ void __launch_bounds__(32 * kWarps, 1)
     const float* expand = args.expand + n * args.expand_col;
 #pragma unroll 8
     for (int r = 0; r < args.rank; ++r) {
-      sum = fmaf(__ldcg(args.scaled + row * args.rank + r), expand[r * args.expand_row], sum);
+      sum = fmaf(scaled[row * args.rank + r], expand[r * args.expand_row], sum);
     }
     if (args.bias != nullptr)
       sum += load_as_float(args.bias, args.bias_dtype, n * args.bias_stride);

@@ -78,10 +78,12 @@ __device__ void bring_a(const SmallArgs& args, int k, T* a) {
     }
     return;
   }
-  if (args.a_along) {  // fours along K
+  if (args.a_along) {  // fours along K: 32 bytes of each of 8 ranks at once
+    const int my_deep = lane % 4 * 4, my_rank = lane / 4, groups = (args.rank + 7) / 8;
 #pragma unroll 2
-    for (int i = lane; i < kSlice / 4 * args.rank; i += 32) {
-      const int deep = i % (kSlice / 4) * 4, rank = i / (kSlice / 4);
+    for (int i = 0; i < 4 * groups; ++i) {
+      const int deep = i % 4 * 16 + my_deep, rank = i / 4 * 8 + my_rank;
+      if (rank >= args.rank) continue;
       Pack<T, 4> four{};
       if (deep < left) four = load_four<T>(args, args.a, k + deep + rank * args.a_col);
 #pragma unroll

@@ -7,18 +7,20 @@ namespace graft::cuda::small {
 
 // The gradients of a small pair, both in one launch, and a second one that adds up their parts:
 //
-//     dA^T = s * g^T x        dB = s * h^T dy        out (rank, cols) = s * c^T (rank, M) * matrix
-//     (M, cols)
+//     dAᵀ = s·gᵀ·x        dB = s·hᵀ·dy        out (rank, cols) = s · cᵀ (rank, M) · matrix (M,
+//     cols)
 //
-// A block has 128 columns of one of them, 16 ranks and some rows; its warps take rows in turns, a
-// lane four columns:
+// A block has 256 columns of one of them, 16 ranks and some rows; its warps take rows in turns, a
+// lane four columns of each 128:
 //
-//     lane: sums[16][4] += c[row][16] x matrix[row][4]
+//     sums[16][2][4] += c[row][16] · matrix[row][2][4]
 //
-// Of the matrix, a lane has four rows under way at once; c of 512 rows lies in shared
-// memory, where all lanes read the same of it. The warps' sums are added there too, eight ranks at
-// a time, in order.
-constexpr int kOuterCols = 128, kOuterRanks = 16, kOuterRows = 512;
+// Of the matrix, a lane has four rows under way at once; c of 512 rows lies in shared memory, where
+// all lanes read the same of it: 4 loads for 128 multiply-adds. The warps' sums are added there
+// too, four ranks at a time, in order.
+constexpr int kOuterCols = 256, kOuterRanks = 16, kOuterRows = 512;
+constexpr int kOuterTurn = 4;  // ranks that go through shared memory at once
+static_assert(kOuterTurn * kOuterCols == 4 * kThreads && kOuterCols == kThreads);
 
 struct OuterSide {
   const void* matrix;
@@ -48,10 +50,10 @@ __device__ inline void store_outer(const OuterArgs& args, int block, int rank, i
 }
 
 template <class T>
-__global__ void __launch_bounds__(kThreads, 2) small_outer(const __grid_constant__ OuterArgs args) {
+__global__ void __launch_bounds__(kThreads, 1) small_outer(const __grid_constant__ OuterArgs args) {
   __shared__ __align__(16) union {
     float coefficients[kOuterRows][kOuterRanks];
-    float sums_of_warps[kWarps][kOuterRanks / 2][kOuterCols];
+    float sums_of_warps[kWarps][kOuterTurn][kOuterCols];
   } shared;
   const int thread = static_cast<int>(threadIdx.x), warp = thread / 32, lane = thread % 32;
   const int block = static_cast<int>(blockIdx.x),
@@ -65,8 +67,9 @@ __global__ void __launch_bounds__(kThreads, 2) small_outer(const __grid_constant
   wait_for_earlier_kernels();
   let_next_kernel_start();
 
-  float sums[kOuterRanks][4] = {};
-  const T* const from = static_cast<const T*>(side.matrix) + (col < side.cols ? col : 0);
+  float sums[kOuterRanks][2][4] = {};  // columns of two stretches of 128
+  const T* const from = static_cast<const T*>(side.matrix) + col;
+  const bool here[2] = {col < side.cols, col + kOuterCols / 2 < side.cols};
   for (int chunk = begin; chunk < end; chunk += kOuterRows) {
     if (chunk > begin) __syncthreads();
     const int rows = min(end - chunk, kOuterRows);
@@ -87,11 +90,16 @@ __global__ void __launch_bounds__(kThreads, 2) small_outer(const __grid_constant
     const std::int64_t step = kWarps * side.stride;
 #pragma unroll 1
     for (int row = warp; row < rows; row += kAtATime) {
-      Words<T, 4> values[kBatch];
+      Words<T, 4> values[kBatch][2];
 #pragma unroll
       for (int j = 0; j < kBatch; ++j) {
-        values[j] = {};
-        if (row + j * kWarps < rows) values[j] = load_words<T, 4>(at);
+#pragma unroll
+        for (int half = 0; half < 2; ++half) {
+          values[j][half] = {};
+          if (row + j * kWarps < rows && here[half]) {
+            values[j][half] = load_words<T, 4>(at + half * (kOuterCols / 2));
+          }
+        }
         at += step;
       }
 #pragma unroll
@@ -101,12 +109,12 @@ __global__ void __launch_bounds__(kThreads, 2) small_outer(const __grid_constant
           const float4 four =
               *reinterpret_cast<const float4*>(&shared.coefficients[row + j * kWarps][i]);
 #pragma unroll
-          for (int e = 0; e < 4; ++e) {
-            const float value = values[j].at(e);
-            sums[i][e] = fmaf(four.x, value, sums[i][e]);
-            sums[i + 1][e] = fmaf(four.y, value, sums[i + 1][e]);
-            sums[i + 2][e] = fmaf(four.z, value, sums[i + 2][e]);
-            sums[i + 3][e] = fmaf(four.w, value, sums[i + 3][e]);
+          for (int e = 0; e < 8; ++e) {
+            const float value = values[j][e / 4].at(e % 4);
+            sums[i][e / 4][e % 4] = fmaf(four.x, value, sums[i][e / 4][e % 4]);
+            sums[i + 1][e / 4][e % 4] = fmaf(four.y, value, sums[i + 1][e / 4][e % 4]);
+            sums[i + 2][e / 4][e % 4] = fmaf(four.z, value, sums[i + 2][e / 4][e % 4]);
+            sums[i + 3][e / 4][e % 4] = fmaf(four.w, value, sums[i + 3][e / 4][e % 4]);
           }
         }
       }
@@ -114,58 +122,57 @@ __global__ void __launch_bounds__(kThreads, 2) small_outer(const __grid_constant
   }
   __syncthreads();
 #pragma unroll
-  for (int half = 0; half < kOuterRanks; half += kOuterRanks / 2) {
-    if (half > 0) __syncthreads();
+  for (int turn = 0; turn < kOuterRanks; turn += kOuterTurn) {
+    if (turn > 0) __syncthreads();
 #pragma unroll
-    for (int i = 0; i < kOuterRanks / 2; ++i) {
-      *reinterpret_cast<float4*>(&shared.sums_of_warps[warp][i][4 * lane]) =
-          make_float4(sums[half + i][0], sums[half + i][1], sums[half + i][2], sums[half + i][3]);
+    for (int i = 0; i < kOuterTurn; ++i) {
+#pragma unroll
+      for (int half = 0; half < 2; ++half) {
+        const float* const sum = sums[turn + i][half];
+        *reinterpret_cast<float4*>(
+            &shared.sums_of_warps[warp][i][half * (kOuterCols / 2) + 4 * lane]) =
+            make_float4(sum[0], sum[1], sum[2], sum[3]);
+      }
     }
     __syncthreads();
-    float4 sum = make_float4(0, 0, 0, 0);  // of rank `warp`, one of eight, and this lane's columns
+    // Four ranks of 64 fours of columns: one sum a thread.
+    const int of_turn = thread / (kOuterCols / 4), my_col = thread % (kOuterCols / 4) * 4;
+    float4 sum = make_float4(0, 0, 0, 0);
 #pragma unroll
     for (int i = 0; i < kWarps; ++i) {
-      const float4 one = *reinterpret_cast<const float4*>(&shared.sums_of_warps[i][warp][4 * lane]);
+      const float4 one =
+          *reinterpret_cast<const float4*>(&shared.sums_of_warps[i][of_turn][my_col]);
       sum.x += one.x, sum.y += one.y, sum.z += one.z, sum.w += one.w;
     }
-    const int rank = first_rank + half + warp;
+    const int rank = first_rank + turn + of_turn;
     if (rank >= args.rank) continue;
     if (args.parts == nullptr) {
-      store_outer(args, block, rank, 4 * lane, sum);
+      store_outer(args, block, rank, my_col, sum);
     } else {
       const std::int64_t width = std::int64_t{gridDim.x} * kOuterCols;
       *reinterpret_cast<float4*>(args.parts +
                                  (std::int64_t{blockIdx.y} * args.rank + rank) * width +
-                                 block * kOuterCols + 4 * lane) = sum;
+                                 block * kOuterCols + my_col) = sum;
     }
   }
 }
 
-/// The sum of the parts, a rank and 128 columns a block: its warps take parts in turns.
+/// The sum of the parts, a rank and 256 columns a block, with a column a thread.
 __global__ void __launch_bounds__(kThreads) sum_outer(const __grid_constant__ OuterArgs args) {
-  __shared__ __align__(16) float sums_of_warps[kWarps][kOuterCols];
-  const int warp = static_cast<int>(threadIdx.x) / 32, lane = static_cast<int>(threadIdx.x) % 32;
-  const int block = static_cast<int>(blockIdx.x), rank = static_cast<int>(blockIdx.y);
+  __shared__ __align__(16) float sums[kOuterCols];
+  const int thread = static_cast<int>(threadIdx.x), block = static_cast<int>(blockIdx.x);
+  const int rank = static_cast<int>(blockIdx.y);
   wait_for_earlier_kernels();
   let_next_kernel_start();
-  const std::int64_t width = std::int64_t{gridDim.x} * kOuterCols;
-  const float* const from = args.parts + rank * width + block * kOuterCols + 4 * lane;
-  float4 sum = make_float4(0, 0, 0, 0);
-  const auto add = [&](const float4& one) {
-    sum.x += one.x, sum.y += one.y, sum.z += one.z, sum.w += one.w;
-  };
-#pragma unroll 4
-  for (int split = warp; split < args.splits; split += kWarps) {
-    add(*reinterpret_cast<const float4*>(from + split * args.rank * width));
-  }
-  *reinterpret_cast<float4*>(&sums_of_warps[warp][4 * lane]) = sum;
+  const std::int64_t width = std::int64_t{gridDim.x} * kOuterCols, step = args.rank * width;
+  const float* const from = args.parts + rank * width + block * kOuterCols + thread;
+  float sum = 0;
+#pragma unroll 16
+  for (int split = 0; split < args.splits; ++split) sum += from[split * step];
+  sums[thread] = sum;
   __syncthreads();
-  if (warp > 0) return;
-#pragma unroll
-  for (int i = 1; i < kWarps; ++i) {
-    add(*reinterpret_cast<const float4*>(&sums_of_warps[i][4 * lane]));
-  }
-  store_outer(args, block, rank, 4 * lane, sum);
+  if (thread >= kOuterCols / 4) return;
+  store_outer(args, block, rank, 4 * thread, *reinterpret_cast<const float4*>(&sums[4 * thread]));
 }
 
 }  // namespace graft::cuda::small

@@ -31,7 +31,7 @@ struct RowsShared {
                        : rank <= 16 ? 1
                                     : 2),
         ranks(8 << log_rank_lanes),
-        a_ld(rank + 4),
+        a_ld(rank == 4 ? 12 : rank + 4),
         a_size(kSlice * a_ld),
         h_ld(ranks + 4),
         a(kWarps * kXSize),
@@ -58,8 +58,7 @@ __device__ __forceinline__ void copy16(float* to, const float* from) {
 }
 
 template <int kRun>
-__global__ void __launch_bounds__(kThreads, kRun == 8 ? 1 : 2)
-    small_rows(const __grid_constant__ SmallArgs args) {
+__global__ void __launch_bounds__(kThreads, 1) small_rows(const __grid_constant__ SmallArgs args) {
   using Shared = RowsShared<kRun>;
   constexpr int kRows = Shared::kRows, kXLd = Shared::kXLd;
   extern __shared__ __align__(16) float shared[];
@@ -98,11 +97,12 @@ __global__ void __launch_bounds__(kThreads, kRun == 8 ? 1 : 2)
         if (k + row < args.depth)
           copy16(a + row * at.a_ld + 4 * quad, from + (k + row) * args.a_row + 4 * quad);
       }
-    } else if (args.a_along) {
-#pragma unroll 4
-      for (int i = lane; i < kSlice / 4 * args.rank; i += 32) {
-        const int row = i % (kSlice / 4) * 4, rank = i / (kSlice / 4);
-        if (k + row >= args.depth) continue;
+    } else if (args.a_along) {  // fours along K: 64 bytes of each of 8 ranks at once
+      const int my_row = lane % 4 * 4, my_rank = lane / 4, groups = (args.rank + 7) / 8;
+#pragma unroll 2
+      for (int i = 0; i < 4 * groups; ++i) {
+        const int row = i % 4 * 16 + my_row, rank = i / 4 * 8 + my_rank;
+        if (rank >= args.rank || k + row >= args.depth) continue;
         const float4 four = *reinterpret_cast<const float4*>(from + k + row + rank * args.a_col);
         float* const to = a + row * at.a_ld + rank;
         to[0] = four.x, to[at.a_ld] = four.y, to[2 * at.a_ld] = four.z, to[3 * at.a_ld] = four.w;
@@ -187,7 +187,7 @@ __global__ void __launch_bounds__(kThreads, kRun == 8 ? 1 : 2)
       }
       __syncwarp();
       const int end = min(kSlice, args.depth - k);
-#pragma unroll 1
+#pragma unroll 2
       for (int deep = 4 * k_lane; deep < end; deep += 4 * k_lanes) {
         float4 values[kRun];
 #pragma unroll
@@ -262,7 +262,7 @@ __global__ void __launch_bounds__(kThreads, kRun == 8 ? 1 : 2)
     if (first_col < cols) {
       const float* const my_b = b + 4 * col_lane;
       float results[kRun][2][4] = {};
-#pragma unroll 1
+#pragma unroll 2
       for (int rank = 0; rank < args.rank; rank += 4) {
         float4 ranks[kRun];
 #pragma unroll
