@@ -164,7 +164,8 @@ Line run_case(const ChainCase& item, int calls, int rounds) {
   std::vector<mlx::FusedLoRAOp> ops;
   for (int i = 0; i < kPairs; ++i) {
     as.push_back(uniform({kFeatures, item.rank}, std::sqrt(3.0 / kFeatures), item.dtype));
-    bs.push_back(uniform({item.rank, kFeatures}, std::sqrt(3.0 / item.rank) / kScaling, item.dtype));
+    bs.push_back(
+        uniform({item.rank, kFeatures}, std::sqrt(3.0 / item.rank) / kScaling, item.dtype));
     ops.emplace_back(as.back(), bs.back(), kScaling);
   }
   mx::eval(x, scaling);
@@ -202,9 +203,8 @@ Line run_case(const ChainCase& item, int calls, int rounds) {
     ratios.push_back(ways[1].us[i] / ways[0].us[i]);
   }
   line.emplace_back("composed/graft", rounded(quantile(ratios, 0.5)));
-  const mx::array error =
-      mx::max(mx::abs(mx::subtract(mx::astype(fused(x, 0), mx::float32),
-                                   mx::astype(unfused(x, 0), mx::float32))));
+  const mx::array error = mx::max(mx::abs(
+      mx::subtract(mx::astype(fused(x, 0), mx::float32), mx::astype(unfused(x, 0), mx::float32))));
   char text[32];
   std::snprintf(text, sizeof text, "%.1e", static_cast<double>(mx::array(error).item<float>()));
   line.emplace_back("difference", text);

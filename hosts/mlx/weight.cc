@@ -35,10 +35,10 @@ Weight kept_for_gpu(const mx::array& w, mx::Dtype dtype, mx::Stream s) {
   const DType kind = *detail::dtype_of(dtype);
   const std::array<std::int64_t, 2> shape{rows.shape(0), rows.shape(1)};
   const ConstTensorView view =
-      detail::on_cuda(s) ? ConstTensorView(detail::cuda_memory(rows), kind, shape,
-                                           Device{DeviceType::kCuda, detail::cuda_index(s)})
-                         : ConstTensorView(rows.data<std::byte>(), kind, shape,
-                                           Device{DeviceType::kMetal, 0});
+      detail::on_cuda(s)
+          ? ConstTensorView(detail::cuda_memory(rows), kind, shape,
+                            Device{DeviceType::kCuda, detail::cuda_index(s)})
+          : ConstTensorView(rows.data<std::byte>(), kind, shape, Device{DeviceType::kMetal, 0});
   return Weight::owning(view, std::move(rows));
 }
 
@@ -60,7 +60,7 @@ Weight pack(const mx::array& w, mx::Dtype dtype, bool backward, mx::StreamOrDevi
   detail::expect_floating("pack", "w", w);
   const mx::Stream s = mx::to_stream(device);
   return packs_for_gpu(dtype, s) ? kept_for_gpu(w, dtype, s)
-                                   : packed_for_cpu(w, dtype, backward, s);
+                                 : packed_for_cpu(w, dtype, backward, s);
 }
 
 std::size_t packed_nbytes(int out_features, int in_features, mx::Dtype dtype, bool backward,

@@ -7,9 +7,7 @@
 namespace graft::mlx::detail {
 namespace {
 
-[[noreturn]] void fail() {
-  throw std::logic_error("graft::mlx: this build runs no CUDA kernels");
-}
+[[noreturn]] void fail() { throw std::logic_error("graft::mlx: this build runs no CUDA kernels"); }
 
 }  // namespace
 
@@ -19,8 +17,6 @@ std::byte* cuda_memory(const mx::array&) { fail(); }
 void allocate_on_cuda(mx::array&, mx::Stream) { fail(); }
 mx::array dense_on_cuda(const mx::array&, mx::Stream) { fail(); }
 mx::array pair_on_cuda(const mx::array&, const mx::array&, mx::Stream) { fail(); }
-void run_on_cuda(const CudaArrays&, std::size_t, const std::function<void(Context&)>&, mx::Stream) {
-  fail();
-}
+void run_on_cuda(const CudaArrays&, const std::function<void(Context&)>&, mx::Stream) { fail(); }
 
 }  // namespace graft::mlx::detail

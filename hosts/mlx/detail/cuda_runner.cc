@@ -8,13 +8,12 @@
 #include <mlx/version.h>
 
 #include <memory>
+#include <optional>
 #include <stdexcept>
 #include <string>
 #include <unordered_map>
 #include <utility>
 
-#include "graft/error.h"
-#include "graft/supports.h"
 
 // Launches the core's kernels through MLX's own encoder. It gathers launches in a CUDA graph, and
 // draws an edge from whoever wrote an array to who reads or writes it next; it knows an array by
@@ -50,16 +49,11 @@ mx::Primitive& concatenation(mx::Stream stream) {
   return *primitive;
 }
 
-// One call of the core: where it launches, and what MLX is told of each launch.
+// One call of the core: where it launches, what MLX is told of each launch, and its workspace.
 class Launcher {
  public:
-  Launcher(const CudaArrays& arrays, std::size_t scratch, mx::Stream stream)
-      : encoder_(mx::cu::get_command_encoder(stream)),
-        arrays_(arrays),
-        workspace_({static_cast<int>(scratch)}, mx::uint8, nullptr, {}),
-        scratch_(scratch) {
-    if (scratch_ > 0) allocate_on_cuda(workspace_, stream);
-  }
+  Launcher(const CudaArrays& arrays, mx::Stream stream)
+      : stream_(stream), encoder_(mx::cu::get_command_encoder(stream)), arrays_(arrays) {}
   Launcher(const Launcher&) = delete;
   Launcher& operator=(const Launcher&) = delete;
 
@@ -69,29 +63,28 @@ class Launcher {
     place.stream = static_cast<cudaStream_t>(encoder_.stream());
     place.state = this;
     place.allocate = [](void* state, std::size_t bytes, void*) -> void* {
-      auto* const self = static_cast<Launcher*>(state);
-      return bytes <= self->scratch_ ? cuda_memory(self->workspace_) : nullptr;
+      return static_cast<Launcher*>(state)->workspace(bytes);
     };
-    place.free = [](void*, void*, void*) {};
+    place.free = [](void*, void*, void*) {};  // kept until the stream has run the call
+    place.vouches = true;                     // MLX's arrays
     place.launch = [](void* state, const CudaKernel& kernel) {
       return static_cast<Launcher*>(state)->launch(kernel);
     };
     Context context(place);
-    if (getenv("GRAFT_CAPTURE")) {  // TEMPORARY
-      place.launch = nullptr;
-      Context captured(place);
-      declare();
-      {
-        auto capture = encoder_.capture_context();
-        call(captured);
-      }
-    } else
     call(context);
-    if (scratch_ > 0) encoder_.add_temporary(workspace_);
     for (const mx::array& array : arrays_.temporaries) encoder_.add_temporary(array);
   }
 
  private:
+  std::byte* workspace(std::size_t bytes) {
+    constexpr int kBlock = 256;
+    const auto blocks = static_cast<int>((bytes + kBlock - 1) / kBlock);
+    workspace_.emplace(mx::Shape{blocks, kBlock}, mx::uint8, nullptr, Arrays{});
+    allocate_on_cuda(*workspace_, stream_);
+    encoder_.add_temporary(*workspace_);
+    return cuda_memory(*workspace_);
+  }
+
   bool launch(const CudaKernel& kernel) {
     declare();
     const auto function = static_cast<CUfunction>(kernel.function);
@@ -132,13 +125,13 @@ class Launcher {
     for (const mx::array& output : arrays_.outputs) {
       if (output.size() > 0) encoder_.set_output_array(output);
     }
-    if (scratch_ > 0) encoder_.set_output_array(workspace_);
+    if (workspace_) encoder_.set_output_array(*workspace_);
   }
 
+  mx::Stream stream_;
   CommandEncoder& encoder_;
   const CudaArrays& arrays_;
-  mx::array workspace_;
-  std::size_t scratch_;
+  std::optional<mx::array> workspace_;
   bool first_ = true;
 };
 
@@ -181,9 +174,9 @@ mx::array pair_on_cuda(const mx::array& first, const mx::array& second, mx::Stre
   return pair[0];
 }
 
-void run_on_cuda(const CudaArrays& arrays, std::size_t scratch,
-                 const std::function<void(Context&)>& call, mx::Stream stream) {
-  Launcher(arrays, scratch, stream).run(call);
+void run_on_cuda(const CudaArrays& arrays, const std::function<void(Context&)>& call,
+                 mx::Stream stream) {
+  Launcher(arrays, stream).run(call);
 }
 
 }  // namespace graft::mlx::detail

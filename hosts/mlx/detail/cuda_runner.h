@@ -2,7 +2,6 @@
 
 #include <mlx/mlx.h>
 
-#include <cstddef>
 #include <functional>
 #include <vector>
 
@@ -44,8 +43,8 @@ struct CudaArrays {
   Arrays temporaries;  // to be kept until it has run
 };
 
-// Puts the kernels of `call(context)` on the stream, with `scratch` bytes for them.
-void run_on_cuda(const CudaArrays& arrays, std::size_t scratch,
-                 const std::function<void(Context&)>& call, mx::Stream stream);
+// Puts the kernels of `call(context)` on the stream, one call of the core.
+void run_on_cuda(const CudaArrays& arrays, const std::function<void(Context&)>& call,
+                 mx::Stream stream);
 
 }  // namespace graft::mlx::detail

@@ -253,8 +253,7 @@ class FusedNode final : public FusedPrimitive {
     const auto params = Op::params(state_, views, inputs, outputs);
     if constexpr (kComputes) {
       run_on_cuda(
-          views.cuda_arrays(), scratch_of(params),
-          [&](Context& context) { Op::kRun(context, params); }, stream());
+          views.cuda_arrays(), [&](Context& context) { Op::kRun(context, params); }, stream());
     }
   }
 

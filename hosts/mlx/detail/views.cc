@@ -197,7 +197,9 @@ TensorView allocate(mx::array& out) {
 
 Views::Views(For purpose, mx::Stream stream) : purpose_(purpose), stream_(stream) {
   if (on_metal(stream)) device_.type = DeviceType::kMetal;
-  if (on_cuda(stream)) device_ = {DeviceType::kCuda, cuda_index(stream)};
+  if (!on_cuda(stream)) return;
+  device_ = {DeviceType::kCuda, cuda_index(stream)};
+  if (purpose_ == For::kCuda) cuda_.inputs.reserve(8), cuda_.outputs.reserve(4);
 }
 
 const std::byte* Views::memory_of(const mx::array& x) {
@@ -316,8 +318,7 @@ Dropout Views::dropout(float p, const mx::array& seed, const mx::array& offset) 
     inputs_.push_back(row_contiguous(offset, stream_));
   } else if (purpose_ == For::kCuda) {
     cuda_.temporaries.push_back(pair_on_cuda(seed, offset, stream_));
-    dropout.state =
-        reinterpret_cast<const std::uint64_t*>(memory_of(cuda_.temporaries.back()));
+    dropout.state = reinterpret_cast<const std::uint64_t*>(memory_of(cuda_.temporaries.back()));
   }
   return dropout;
 }

@@ -6,9 +6,9 @@
 #include <string>
 #include <vector>
 
+#include "graft/lora.h"
 #include "graft/mlx/detail/cuda_runner.h"
 #include "graft/supports.h"
-#include "graft/lora.h"
 #include "graft/tensor_view.h"
 #include "graft/weight.h"
 

@@ -1,4 +1,5 @@
-// The tests of the host run on the CPU or, where GRAFT_TEST_DEVICE says "cuda", on MLX's CUDA device.
+// The tests of the host run on the CPU or, where GRAFT_TEST_DEVICE says "cuda", on MLX's CUDA
+// device.
 #include <gtest/gtest.h>
 #include <mlx/mlx.h>
 
