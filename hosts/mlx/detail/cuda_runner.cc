@@ -14,7 +14,6 @@
 #include <unordered_map>
 #include <utility>
 
-
 // Launches the core's kernels through MLX's own encoder. It gathers launches in a CUDA graph, and
 // draws an edge from whoever wrote an array to who reads or writes it next; it knows an array by
 // its buffer. It draws none from a reader to a later writer: no memory here is written twice in one
