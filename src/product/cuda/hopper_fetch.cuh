@@ -7,6 +7,7 @@
 #include "backend/cuda/element.cuh"
 #include "backend/cuda/sm90.cuh"
 #include "product/cuda/hopper_block.cuh"
+#include "product/cuda/hopper_masks.cuh"
 
 // Warpgroup 0 of the kernel in hopper.cu: one thread fills the ring of slots; three warps make
 // copies of S and E that TMA can fetch, and one thread of them watches flags for the one that
@@ -88,19 +89,21 @@ __device__ void copy_share(const Copy& copy, int thread) {
 // arrives at and later waits for: that of cooperative groups (whose own functions take whole
 // blocks), in memory that CUDA has for it. Nothing else here is zero at the start.
 struct GridBarrier {
-  std::uint32_t* word = &cooperative_groups::details::get_grid_workspace()->barrier;
   std::uint32_t before = 0;
 
+  __device__ static std::uint32_t* word() {
+    return &cooperative_groups::details::get_grid_workspace()->barrier;
+  }
   // The sum of all arrivals turns the highest bit over.
   __device__ void arrive() {
     const std::uint32_t add = blockIdx.x == 0 ? 0x80000000u - (gridDim.x - 1) : 1u;
     asm volatile("atom.add.release.gpu.u32 %0, [%1], %2;"
                  : "=r"(before)
-                 : "l"(word), "r"(add)
+                 : "l"(word()), "r"(add)
                  : "memory");
   }
   __device__ void wait() const {
-    while (((load_acquire(word) ^ before) & 0x80000000u) == 0) {
+    while (((load_acquire(word()) ^ before) & 0x80000000u) == 0) {
     }
   }
 };
@@ -256,7 +259,7 @@ __device__ void prepare(const Arguments& args, const Block<TileN>& block, int th
 }
 
 // Warpgroup 0, one thread: fills the ring.
-template <int TileN, bool WIsKN, bool Outer>
+template <int TileN, bool WIsKN, bool Outer, Drops Dropped>
 __device__ void fetch(const Maps& maps, const Arguments& args, const Block<TileN>& block) {
   using Size = Sizes<TileN>;
   Slot at{0, 1};  // of new barriers, the phase before the first one: all slots are empty
@@ -273,7 +276,13 @@ __device__ void fetch(const Maps& maps, const Arguments& args, const Block<TileN
     const int m0 = (row * 2 + block.rank) * kTileM;
     const Barrier full = block.full(at.index);
     block.empty(at.index).wait(at.parity);
-    full.arrive_and_expect(steps * (kXBytes + s_bytes));
+    const int mask_bytes = Dropped == Drops::kX ? steps * kMaskBytes : 0;
+    full.arrive_and_expect(steps * (kXBytes + s_bytes) + mask_bytes);
+    if constexpr (Dropped == Drops::kX) {
+      wait_for_kernel_before();
+      load_bytes(block.masks_of_x(at), masks_at(args.masks, args, m0 / kTileM, unit * steps), full,
+                 mask_bytes);
+    }
     for (int i = 0; i < steps; ++i) {
       const int k = (unit * steps + i) * kTileK;
       load_box(block.slot(at) + i * kXBytes, maps.x, full, k, m0);
@@ -328,7 +337,15 @@ __device__ void fetch(const Maps& maps, const Arguments& args, const Block<TileN
     wait_until_seen(3);  // copies and h, of all rows
     const Barrier full = block.full(at.index);
     block.empty(at.index).wait(at.parity);
-    full.arrive_and_expect(3 * kXBytes);
+    // There is one place for masks: units are so far from each other that the one before has been
+    // multiplied when a slot is empty for this one.
+    const bool masked = Dropped == Drops::kY && part == 0 && args.outer.masks_first;
+    full.arrive_and_expect(3 * kXBytes + (masked ? 2 * kMaskBytes : 0));
+    if (masked) {
+      wait_for_kernel_before();
+      load_bytes(block.masks_of_outer(), masks_at(args.turned_masks, args, m0 / kTileM, column * 2),
+                 full, 2 * kMaskBytes);
+    }
     const std::uint32_t to = block.slot(at);
     load_box(to, maps.matrix[part], full, column * kOuterCols, m0);
     load_box(to + kXBytes, maps.matrix[part], full, column * kOuterCols + 64, m0);

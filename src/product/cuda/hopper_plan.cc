@@ -18,6 +18,9 @@ constexpr std::size_t kSharedBytes = 227 * 1024;
 
 std::int64_t divide_up(std::int64_t a, std::int64_t b) { return (a + b - 1) / b; }
 
+// Of the widest tile's ring.
+constexpr int kSlots = 4;
+
 // The time of a tile, in those of 256 columns: of fewer ones a little more than their share, for x
 // is read for fewer products.
 double tile_time(int tile_n) { return tile_n == 256 ? 1.0 : tile_n == 128 ? 0.54 : 0.32; }
@@ -151,15 +154,44 @@ bool hopper_makes_outer(const Term& term, const DeviceFacts& facts) {
     return false;  // a forward product: its kernel has no units
   std::int64_t column_blocks = 0;
   for (const OuterProduct& each : outer) {
-    if (each.dropout != nullptr || each.matrix.dtype() != term.multiply) return false;
+    // The masks that the tiles are masked by, of the first one; they take the place of a bias.
+    if (each.dropout != nullptr && (&each != &outer.front() || term.bias.present() ||
+                                    each.dropout != term.pair.output_dropout)) {
+      return false;
+    }
+    if (each.matrix.dtype() != term.multiply) return false;
     if (!takes_tensor_map(each.matrix)) return false;
     if (!each.coefficients.present() && term.pair.scaling == 0.0f) return false;
     column_blocks += divide_up(each.matrix.dim(1), kOuterCols);
   }
   const std::int64_t m = term.x.dim(0), k = term.w.dim(0), n = term.w.dim(1);
-  return plan_hopper_outer(plan_hopper(m, n, k, term.pair.rank(), facts), k, column_blocks).every >
-         0;
+  const int every =
+      plan_hopper_outer(plan_hopper(m, n, k, term.pair.rank(), facts), k, column_blocks).every;
+  // There is one place for masks: a unit's have to be used when the next one's come.
+  return every >= (outer.front().dropout != nullptr ? kSlots - 1 : 1);
 }
+
+namespace {
+
+// Dropout is on x forward and on what the pair adds to y backward: for each there are kernels of
+// the order that W has there. Masks are made in eights of a row, and applied to what goes through
+// registers, of ranks up to 16.
+Support takes_dropout(const Term& term, const DeviceFacts& facts) {
+  const LowRank& pair = term.pair;
+  const bool drops_x = pair.input_dropout != nullptr, drops_y = pair.output_dropout != nullptr;
+  if (!drops_x && !drops_y) return {};
+  if (drops_x && drops_y) return Support::no("dropout on both sides");
+  if (takes_tensor_map(term.w) != drops_y) return Support::no("dropout: the order of w");
+  const std::int64_t columns = drops_x ? term.x.dim(1) : term.y.dim(1);
+  if (columns % 8 != 0) return Support::no("dropout: masks are made in eights of a row");
+  const HopperPlan plan =
+      plan_hopper(term.x.dim(0), term.w.dim(1), term.w.dim(0), pair.rank(), facts);
+  if (plan.rank_class > 16) return Support::no("dropout with a rank above 16");
+  if (plan.tile_n < 128) return Support::no("dropout with few tiles");
+  return {};
+}
+
+}  // namespace
 
 Support hopper_takes(const Term& term, const DeviceFacts& facts) {
   if (facts.major != 9 || facts.minor != 0) return Support::no("not Hopper");
@@ -184,10 +216,7 @@ Support hopper_takes(const Term& term, const DeviceFacts& facts) {
   if (term.pair.rank() < 1 || term.pair.rank() > kMaxLoraRank) return Support::no("rank");
   constexpr std::int64_t kMostFeatures = std::int64_t{1} << 26;  // copies are counted in 32 bits
   if (std::max(term.x.dim(1), term.y.dim(1)) > kMostFeatures) return Support::no("too wide");
-  if (term.pair.input_dropout != nullptr || term.pair.output_dropout != nullptr) {
-    return Support::no("dropout");
-  }
-  return {};
+  return takes_dropout(term, facts);
 }
 
 }  // namespace graft::cuda
