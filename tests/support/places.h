@@ -95,9 +95,9 @@ class Place {
 };
 
 /// The device that tests run on, as GRAFT_TEST_DEVICE says: "cuda" or, if unset, the CPU. With
-/// "cuda:sm_80" and "cuda:sm_86" calls are planned as for such a GPU, whose kernels a later one runs
-/// too: all that the matrix units do is done by the path for compute capability 8.0, with as much
-/// shared memory as there is on one.
+/// "cuda:sm_80" and "cuda:sm_86" calls are planned as for such a GPU, whose kernels a later one
+/// runs too: all that the matrix units do is done by the path for compute capability 8.0, with as
+/// much shared memory as there is on one.
 bool testing_on_cuda();
 
 /// Runs `body(place)` on every instruction set of the CPU; or, where tests are run on CUDA, there,
