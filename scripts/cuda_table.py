@@ -1,11 +1,12 @@
 #!/usr/bin/env python3
-"""Writes what graft-bench-cuda has measured as tables into documents.
+"""Writes what graft-bench-cuda and graft-bench-mlx have measured as tables into documents.
 
 The text between a line `<!-- table: KIND CSV -->` and the next `<!-- end of table -->` is made from
 that file alone. KIND is one of
     products  layers: times, and Graft's over cuBLAS's, its own linear's and the composed calls'
     delta     lora_delta over the plan's shapes
     rows      softmax and the norms beside a copy of their bytes
+    mlx       chains of lora_delta through MLX's eval, over the plan's shapes
 
 Without --fix, exits with 1 if a document does not agree with its file.
 
@@ -59,7 +60,7 @@ def products_table(cases):
     lines = []
     for case, columns in cases.items():
         work, shape, *rest = words(case)
-        if work.split("+")[0] in ROW_OPERATIONS or work == "delta":
+        if work.split("+")[0] in ROW_OPERATIONS or work in ("delta", "chain"):
             continue
         kind = " ".join(rest).replace("bfloat16", "bf16").replace("float", "f")
         lines.append([work, shape, kind, columns["path"], us(columns, "graft"),
@@ -91,7 +92,18 @@ def rows_table(cases):
     return table(["operation", "rows × features", "Graft µs", "copy µs", "of the copy"], lines)
 
 
-TABLES = {"products": products_table, "delta": delta_table, "rows": rows_table}
+def mlx_table(cases):
+    lines = []
+    for case, columns in cases.items():
+        work, shape, *rest = words(case)
+        if work == "chain":
+            lines.append([shape, rest[0][1:], rest[1], us(columns, "graft"), us(columns, "composed"),
+                          f"{float(columns['composed/graft']):.1f}×", us(columns, "graph")])
+    return table(["batch × sequence", "rank", "type", "fused µs", "unfused µs", "speed-up",
+                  "bare graph µs"], lines)
+
+
+TABLES = {"products": products_table, "delta": delta_table, "rows": rows_table, "mlx": mlx_table}
 
 
 def make(words_of_table):

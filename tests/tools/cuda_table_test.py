@@ -20,6 +20,10 @@ forward 4096x4096>4096 r16 bfloat16 float32,path,hopper
 forward 4096x4096>4096 r16 bfloat16 float32,graft_us,200.00
 forward 4096x4096>4096 r16 bfloat16 float32,cublas_us,199.00
 forward 4096x4096>4096 r16 bfloat16 float32,graft/cublas,1.0050
+chain 4x128 r8 float32,graft_us,20.00
+chain 4x128 r8 float32,composed_us,61.00
+chain 4x128 r8 float32,graph_us,1.75
+chain 4x128 r8 float32,composed/graft,3.04
 softmax 4096x4096 bfloat16,path,rows
 softmax 4096x4096 bfloat16,graft_us,18.00
 softmax 4096x4096 bfloat16,copy_us,17.00
@@ -44,6 +48,10 @@ class Tables(unittest.TestCase):
     def test_a_layer_is_held_against_each_that_was_measured(self):
         self.assertEqual(["| forward | 4096 × 4096 → 4096 | r16 bf16 f32 | hopper | 200.00 | 199.00 "
                           "| +0.5 % |  |  |"], self.rows("products"))
+
+    def test_a_chain_under_mlx_is_a_speed_up(self):
+        self.assertEqual(["| 4 × 128 | 8 | float32 | 20.00 | 61.00 | 3.0× | 1.75 |"],
+                         self.rows("mlx"))
 
     def test_a_row_operation_is_held_against_a_copy(self):
         self.assertEqual(["| `softmax` | 4096 × 4096 | 18.00 | 17.00 | 1.06 |"], self.rows("rows"))
