@@ -129,6 +129,66 @@ TEST_F(HopperTakes, OnlyHopper) {
   EXPECT_FALSE(hopper_takes(term(100, 264, 72), DeviceFacts{12, 0, 170, 101376, 100663296}));
 }
 
+TEST_F(HopperTakes, DropoutOfSmallRanks) {
+  const Dropout dropout{0.1f};
+  const auto pair = [&](Term term, std::int64_t rank) {
+    term.pair.shrink = ConstTensorView(memory_, DType::kBFloat16, {term.w.dim(0), rank}, kDevice);
+    term.pair.expand = ConstTensorView(memory_, DType::kBFloat16, {rank, term.w.dim(1)}, kDevice);
+    return term;
+  };
+  const auto forward = [&](std::int64_t m, std::int64_t n, std::int64_t k, std::int64_t rank) {
+    Term term = pair(this->term(m, n, k), rank);
+    term.pair.input_dropout = &dropout;
+    return term;
+  };
+  const auto backward = [&](std::int64_t m, std::int64_t n, std::int64_t k, std::int64_t rank) {
+    Term term = this->term(m, n, k);
+    term.w = ConstTensorView(memory_, DType::kBFloat16, {k, n}, kDevice);
+    term = pair(term, rank);
+    term.pair.output_dropout = &dropout;
+    return term;
+  };
+  for (const std::int64_t m : {512, 4095, 8192}) {
+    for (const std::int64_t rank : {1, 13, 16}) {
+      EXPECT_TRUE(hopper_takes(forward(m, 4096, 4096, rank), kH200));
+      EXPECT_TRUE(hopper_takes(backward(m, 4096, 4096, rank), kH200));
+      EXPECT_LE(hopper_workspace_bytes(forward(m, 4096, 4096, rank), kH200), std::size_t{32} << 20);
+    }
+    EXPECT_FALSE(hopper_takes(forward(m, 4096, 4096, 17), kH200));
+    EXPECT_FALSE(hopper_takes(backward(m, 4096, 4096, 17), kH200));
+  }
+  // A group of eight elements has one counter: it must not go round the end of a row.
+  Term odd = forward(4096, 4096, 4096, 16);
+  odd.x = ConstTensorView(memory_, DType::kBFloat16, std::array<std::int64_t, 2>{4096, 4095},
+                          std::array<std::int64_t, 2>{4096, 1}, kDevice);
+  EXPECT_FALSE(hopper_takes(odd, kH200));
+  // Few tiles; and a W that lies the other way.
+  EXPECT_FALSE(hopper_takes(forward(64, 4096, 4096, 16), kH200));
+  Term turned = forward(4096, 4096, 4096, 16);
+  turned.w = ConstTensorView(memory_, DType::kBFloat16, {4096, 4096}, kDevice);
+  EXPECT_FALSE(hopper_takes(turned, kH200));
+}
+
+TEST_F(HopperTakes, OuterProductsOfMaskedRowsBesideTiles) {
+  const Dropout dropout{0.1f}, other{0.1f};
+  Term term = this->term(4096, 4096, 4096);
+  const auto matrix = [&](std::int64_t rows, std::int64_t cols) {
+    return ConstTensorView(memory_, DType::kBFloat16, {rows, cols}, kDevice);
+  };
+  term.w = matrix(4096, 4096);
+  term.pair.shrink = matrix(4096, 16), term.pair.expand = matrix(16, 4096);
+  term.pair.output_dropout = &dropout;
+  const TensorView out(memory_, DType::kFloat32, {16, 4096}, kDevice);
+  term.outer_products.push_back({{}, matrix(4096, 4096), &dropout, 1.0f, out});
+  term.outer_products.push_back({matrix(4096, 16), matrix(4096, 4096), nullptr, 1.0f, out});
+  EXPECT_TRUE(hopper_makes_outer(term, kH200));
+  term.outer_products.front().dropout = &other;  // not the masks that the tiles have
+  EXPECT_FALSE(hopper_makes_outer(term, kH200));
+  std::swap(term.outer_products[0], term.outer_products[1]);
+  term.outer_products.back().dropout = &dropout;
+  EXPECT_FALSE(hopper_makes_outer(term, kH200));
+}
+
 TEST_F(HopperTakes, NeitherMisalignedNorMissing) {
   Term shifted = term(100, 264, 72);
   shifted.x = ConstTensorView(memory_ + 2, DType::kBFloat16, {100, 72}, kDevice);

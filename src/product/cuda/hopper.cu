@@ -5,6 +5,7 @@
 #include "product/cuda/hopper.h"
 #include "product/cuda/hopper_block.cuh"
 #include "product/cuda/hopper_fetch.cuh"
+#include "product/cuda/hopper_masks.cuh"
 #include "product/cuda/hopper_multiply.cuh"
 
 // y = [ x | s·h ] · [ W ; E ] + bias with h = x·S, for many rows of 16-bit elements on Hopper.
@@ -50,7 +51,7 @@
 namespace graft::cuda {
 namespace hopper {
 
-template <class T, int TileN, bool WIsKN, bool Outer>
+template <class T, int TileN, bool WIsKN, bool Outer, Drops Dropped>
 __global__ void __launch_bounds__(kThreads, 1)
     product(const __grid_constant__ Maps maps, const __grid_constant__ Arguments args) {
 #ifdef __CUDA_ARCH_FEAT_SM90_ALL
@@ -70,25 +71,27 @@ __global__ void __launch_bounds__(kThreads, 1)
     prefetch(maps.w);
     prefetch(maps.y);
   }
-  wait_for_kernel_before();
+  // With dropout the kernel before made its masks, and let this one start when all that was before
+  // it had ended: who uses masks waits for them.
+  if constexpr (Dropped == Drops::kNothing) wait_for_kernel_before();
   cluster_sync();
 
   const int warpgroup = static_cast<int>(threadIdx.x / 128);
   if (warpgroup == 0) {
     shrink_registers<40>();
-    if (threadIdx.x == 0) fetch<TileN, WIsKN, Outer>(maps, args, block);
+    if (threadIdx.x == 0) fetch<TileN, WIsKN, Outer, Dropped>(maps, args, block);
     if (threadIdx.x >= 32 && args.rank > 0) {
       prepare<TileN, Outer, T>(args, block, static_cast<int>(threadIdx.x) - 32);
     }
     __syncwarp();
   } else {
     grow_registers<232>();
-    Multiplier<T, TileN, WIsKN, Outer> multiplier{maps,
-                                                  args,
-                                                  block,
-                                                  warpgroup - 1,
-                                                  static_cast<int>(threadIdx.x % 128),
-                                                  Units(args, block.cluster)};
+    Multiplier<T, TileN, WIsKN, Outer, Dropped> multiplier{maps,
+                                                           args,
+                                                           block,
+                                                           warpgroup - 1,
+                                                           static_cast<int>(threadIdx.x % 128),
+                                                           Units(args, block.cluster)};
     float sum[TileN / 2];
     if (!beside_tile(args, block.cluster)) {
       for_each_item(args, block.cluster,
@@ -120,7 +123,10 @@ struct Layout {
   bool makes_outer = false, copies_s = false, copies_e = false;
   HopperOuterPlan outer;
   std::int64_t column_blocks = 0;
+  const Dropout* dropout = nullptr;  // on x, or on what the pair adds to y
+  std::int64_t mask_steps = 0;
   std::size_t flags_at = 0, s_at = 0, e_at = 0, h_at = 0, partial_at = 0, bytes = 0;
+  std::size_t masks_at = 0, turned_masks_at = 0;
   std::size_t coefficients_at[kMostOuter] = {}, outer_partial_at = 0;
 
   Layout(const Term& term, const DeviceFacts& facts)
@@ -154,6 +160,12 @@ struct Layout {
     if (copies_s) s_at = take(rank * s_stride() * 2);
     if (copies_e) e_at = take((w_is_kn ? rank : n) * e_stride() * 2);
     h_at = take(m * h_stride() * 2);
+    dropout = drops_x(term) ? term.pair.input_dropout : term.pair.output_dropout;
+    if (dropout != nullptr) {
+      mask_steps = round_up((masked_columns(term) + kTileK - 1) / kTileK, kMaskSteps);
+      masks_at = take(mask_bytes());
+      if (makes_outer) turned_masks_at = take(mask_bytes());
+    }
     if (plan.h_parts > 1 || plan.h_every > 0) {
       partial_at = take(plan.h_parts * plan.tile_rows * 2 * kTileM * plan.rank_class * 4);
     }
@@ -174,6 +186,11 @@ struct Layout {
   ConstTensorView e_rows(const Term& term) const {
     return w_is_kn ? term.pair.expand : term.pair.expand.transposed();
   }
+  static bool drops_x(const Term& term) { return term.pair.input_dropout != nullptr; }
+  static std::int64_t masked_columns(const Term& term) {
+    return drops_x(term) ? term.x.dim(1) : term.y.dim(1);
+  }
+  std::int64_t mask_bytes() const { return plan.tile_rows * 2 * mask_steps * kMaskBytes; }
   static std::int64_t column_blocks_of(const OuterProduct& outer) {
     return (outer.matrix.dim(1) + kOuterCols - 1) / kOuterCols;
   }
@@ -183,7 +200,7 @@ struct Layout {
   std::int64_t h_stride() const { return round_up(rank, 8); }
 };
 
-template <class T, int TileN, bool WIsKN, bool Outer = false>
+template <class T, int TileN, bool WIsKN, bool Outer = false, Drops Dropped = Drops::kNothing>
 void launch_product(const Call& call, const Maps& maps, const Arguments& args) {
   Launch how;
   how.grid = static_cast<unsigned>(args.clusters * 2);
@@ -193,11 +210,25 @@ void launch_product(const Call& call, const Maps& maps, const Arguments& args) {
   how.overlaps = true;
   // Blocks wait for each other: all of them run at once, or none.
   how.cooperative = args.rank > 0;
-  call.launch(how, product<T, TileN, WIsKN, Outer>, maps, args);
+  call.launch(how, product<T, TileN, WIsKN, Outer, Dropped>, maps, args);
+}
+
+// With dropout, x is masked where W lies as (N, K), as forward, and y where it lies as (K, N).
+template <class T>
+void launch_masked(const Call& call, const Layout& layout, const Maps& maps,
+                   const Arguments& args) {
+  if (layout.plan.tile_n == 128) {
+    if (layout.w_is_kn) return launch_product<T, 128, true, false, Drops::kY>(call, maps, args);
+    return launch_product<T, 128, false, false, Drops::kX>(call, maps, args);
+  }
+  if (layout.makes_outer) return launch_product<T, 256, true, true, Drops::kY>(call, maps, args);
+  if (layout.w_is_kn) return launch_product<T, 256, true, false, Drops::kY>(call, maps, args);
+  return launch_product<T, 256, false, false, Drops::kX>(call, maps, args);
 }
 
 template <class T>
 void launch(const Call& call, const Layout& layout, const Maps& maps, const Arguments& args) {
+  if (layout.dropout != nullptr) return launch_masked<T>(call, layout, maps, args);
   if (layout.plan.tile_n == 256) {
     if (layout.makes_outer) return launch_product<T, 256, true, true>(call, maps, args);
     if (layout.w_is_kn) return launch_product<T, 256, true>(call, maps, args);
@@ -209,6 +240,22 @@ void launch(const Call& call, const Layout& layout, const Maps& maps, const Argu
   }
   if (layout.w_is_kn) return launch_product<T, 64, true>(call, maps, args);
   return launch_product<T, 64, false>(call, maps, args);
+}
+
+void launch_masks(const Call& call, const Layout& layout, const Term& term, std::byte* workspace) {
+  MaskArguments args{};
+  args.dropout = DropoutArgs(layout.dropout);
+  args.row_eights = static_cast<std::uint64_t>(Layout::masked_columns(term)) / 8;
+  args.pairs = static_cast<unsigned>(layout.mask_steps / 2);
+  args.rows = reinterpret_cast<uint2*>(workspace + layout.masks_at);
+  if (layout.makes_outer) {
+    args.columns = reinterpret_cast<std::uint32_t*>(workspace + layout.turned_masks_at);
+  }
+  Launch how;
+  how.grid = static_cast<unsigned>(layout.plan.tile_rows * 2 * layout.mask_steps / 2);
+  how.block = kMaskThreads;
+  how.overlaps = true;
+  call.launch(how, make_masks, args);
 }
 
 template <class T>
@@ -242,11 +289,23 @@ void run_as(const char* op, const Call& call, const Term& term, std::byte* works
 
   const LowRank& pair = term.pair;
   std::byte* const h = workspace + layout.h_at;
-  maps.h = tensor_map(op, h, dtype, layout.m, layout.rank, layout.h_stride(), kTileM);
+  const bool masks_y = layout.dropout != nullptr && !Layout::drops_x(term);
+  maps.h = tensor_map(op, h, dtype, layout.m, layout.rank, layout.h_stride(), kTileM,
+                      masks_y ? kNarrow : kTileK);
   args.rank = static_cast<int>(layout.rank);
   args.rank_class = plan.rank_class;
   args.h_stride = static_cast<int>(layout.h_stride());
   args.scaling = pair.scaling;
+  args.h_scale = 1.0f;
+  if (layout.dropout != nullptr) {
+    // Masks alone are left to apply where what they scale is multiplied by h.
+    args.scaling *= layout.dropout->scale();
+    args.masks = reinterpret_cast<const uint2*>(workspace + layout.masks_at);
+    args.turned_masks = reinterpret_cast<const uint2*>(workspace + layout.turned_masks_at);
+    args.mask_steps = static_cast<int>(layout.mask_steps);
+    if (Layout::drops_x(term)) args.h_scale = layout.dropout->scale();
+    launch_masks(call, layout, term, workspace);
+  }
   args.light_clusters = plan.light_clusters;
   args.light_items = static_cast<int>(plan.light_items);
   args.heavy_items = static_cast<int>(plan.heavy_items);
@@ -301,13 +360,19 @@ void run_as(const char* op, const Call& call, const Term& term, std::byte* works
       part.cols = static_cast<int>(from.matrix.dim(1));
       part.col_blocks = static_cast<int>(Layout::column_blocks_of(from));
       part.of_h = !from.coefficients.present();
-      part.factor = part.of_h ? from.scaling / pair.scaling : from.scaling;  // s·h has one in it
+      part.factor = part.of_h ? from.scaling / args.scaling : from.scaling;  // s·h has one in it
+      if (from.dropout != nullptr) {
+        outer.masks_first = true;
+        part.factor *= from.dropout->scale();
+      }
       maps.matrix[i] = tensor_map(op, from.matrix.data(), dtype, layout.m, from.matrix.dim(1),
                                   from.matrix.stride(0), kTileM);
-      maps.coefficients[i] = maps.h;
-      if (part.of_h) continue;
+      if (!part.of_h) {
+        add(copy(from.coefficients, layout.h_stride(), workspace + layout.coefficients_at[i]));
+      }
       maps.coefficients[i] =
-          place(from.coefficients, true, layout.h_stride(), layout.coefficients_at[i], kTileM);
+          tensor_map(op, part.of_h ? h : workspace + layout.coefficients_at[i], dtype, layout.m,
+                     layout.rank, layout.h_stride(), kTileM, kNarrow);
     }
   }
   launch<T>(call, layout, maps, args);

@@ -16,6 +16,9 @@ constexpr int kTileK = 64;   // 128 bytes of 16-bit elements, the widest row tha
 constexpr int kRowBytes = kTileK * 2;
 constexpr int kHalfM = 64;  // rows of a warpgroup
 constexpr int kXBytes = kTileM * kRowBytes;
+constexpr int kNarrow = 16;  // columns of h where it is not part of a wider step
+constexpr int kNarrowRowBytes = kNarrow * 2;
+constexpr int kNarrowBytes = kTileM * kNarrowRowBytes;
 constexpr int kBoxBytes = 64 * kRowBytes;  // of 64 rows
 constexpr int kThreads = 384;              // three warpgroups
 constexpr int kStagingBytes = 2 * 2 * kBoxBytes;
@@ -25,6 +28,10 @@ constexpr int kMostOuter = 2;            // outer products of a term: dA and dB
 constexpr int kOuterCols = 128;          // columns of a matrix in a unit, 64 a warpgroup
 constexpr int kBesidePartial = 8 * 128;  // sums of a unit beside a tile, of a warpgroup
 constexpr int kMostParts = 4;            // of K, of h
+
+// What a dropout masks: nothing; x, on its way to h; what the pair adds to y, and the first of the
+// outer products' matrices.
+enum class Drops { kNothing, kX, kY };
 
 template <int TileN>
 struct Sizes {
@@ -79,6 +86,7 @@ struct OuterPart {
 // The outer products of a term, made in units beside the tiles: see `Multiplier::outer_unit`.
 struct OuterArguments {
   OuterPart parts[kMostOuter];
+  bool masks_first;        // the first part's matrix is masked, as y is
   int every;               // steps from a unit to the next
   int units;               // column blocks of all parts · cluster rows
   int segments;            // sums of one column block that go through memory, at most
@@ -91,13 +99,17 @@ struct Arguments {
   int tile_rows, tile_cols, clusters;
   // The pair.
   int rank, rank_class, h_stride;
-  float scaling;
+  float scaling;  // of the h that is multiplied: s, and the scale of a dropout
   int light_clusters, light_items, heavy_items, h_parts, units, units_of_part;
-  int h_every;     // steps between units of h in the first tile of a heavy cluster; 0: before it
-  void* h;         // (m, h_stride), s·h in the type that is multiplied
-  float* h_out;    // (m, rank), h; or null
-  float* partial;  // sums over parts of K
-  std::uint32_t* flags;  // of row blocks: s·h is there; the first of all flags
+  int h_every;    // steps between units of h in the first tile of a heavy cluster; 0: before it
+  void* h;        // (m, h_stride), s·h in the type that is multiplied
+  float* h_out;   // (m, rank), h; or null
+  float h_scale;  // of h: that of a dropout on x
+  const uint2* masks;         // the bits of a dropout: see hopper_masks.cuh
+  const uint2* turned_masks;  // the same of columns, for outer products
+  int mask_steps;             // of each row
+  float* partial;             // sums over parts of K
+  std::uint32_t* flags;       // of row blocks: s·h is there; the first of all flags
   int flag_count;
   std::uint32_t* copied;  // raised by each block: S is copied; the rest is
   const void* bias;       // or null
@@ -148,6 +160,14 @@ struct Block {
   __device__ Barrier empty(int index) const { return {shared + Size::kEmpty + index * 8}; }
   // How far the thread that watches flags in memory has come, for the one that fetches.
   __device__ Count seen() const { return {shared + Size::kSeen}; }
+  // Mask bits of x, for a slot that holds what h is made of: where no tile has been staged yet.
+  __device__ std::uint32_t masks_of_x(Slot at) const {
+    return shared + Size::kStaging + at.index * 2048;
+  }
+  // Mask bits of the matrix in a slot, beside it and its coefficients.
+  __device__ std::uint32_t masks_of_outer(Slot at) const {
+    return slot(at) + 2 * kXBytes + kNarrowBytes;
+  }
   // So many sums of units beside tiles have been left in memory by the two warpgroups.
   __device__ Count left() const { return {shared + Size::kLeft}; }
 };
@@ -245,8 +265,8 @@ __device__ void store_h(const Arguments& args, int row, int column, float low, f
   *reinterpret_cast<std::uint32_t*>(to) = packed<T>(low * args.scaling, high * args.scaling);
   if (args.h_out == nullptr) return;
   float* const out = args.h_out + std::int64_t{row} * args.rank + column;
-  if (column < args.rank) out[0] = low;
-  if (column + 1 < args.rank) out[1] = high;
+  if (column < args.rank) out[0] = low * args.h_scale;
+  if (column + 1 < args.rank) out[1] = high * args.h_scale;
 }
 
 #endif

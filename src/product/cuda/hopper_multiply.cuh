@@ -6,6 +6,7 @@
 #include "backend/cuda/sm90.cuh"
 #include "backend/cuda/wgmma.cuh"
 #include "product/cuda/hopper_block.cuh"
+#include "product/cuda/hopper_masks.cuh"
 
 // Warpgroups 1 and 2 of the kernel in hopper.cu: products, and what becomes of them.
 
@@ -25,7 +26,7 @@ __device__ inline float load_as_float(const void* data, DType dtype, std::int64_
 }
 
 // Warpgroups 1 and 2: a half tile of 64 rows each.
-template <class T, int TileN, bool WIsKN, bool Outer>
+template <class T, int TileN, bool WIsKN, bool Outer, Drops Dropped>
 struct Multiplier {
   using Size = Sizes<TileN>;
 
@@ -205,17 +206,38 @@ struct Multiplier {
     return true;
   }
 
+  // The same of an x that is masked, which therefore goes through registers, for rank 16.
+  __device__ void shrink_masked(float (&sum)[TileN / 2], int row, int part) {
+    const int begin = part * args.units_of_part;
+    const int end = min(begin + args.units_of_part, args.units);
+    for (int unit = begin; unit < end; ++unit) {
+      h_unit(unit == begin);
+      wgmma_wait<0>();
+      release(unreleased_unit);
+      unreleased_unit = -1;
+    }
+#pragma unroll
+    for (int i = 0; i < 8; ++i) sum[i] = side[0][i] + side[1][i];
+    publish_h<16>(sum, row, part);
+  }
+
   __device__ void make_h(float (&sum)[TileN / 2], int row, int part) {
-    switch (args.rank_class) {
-      case 16:
-        return shrink<16>(sum, row, part);
-      case 64:
-        return shrink<64>(sum, row, part);
-      case 128:
-        if constexpr (TileN >= 128) return shrink<128>(sum, row, part);
-        break;
-      default:
-        if constexpr (TileN >= 256) return shrink<256>(sum, row, part);
+    if constexpr (Dropped == Drops::kX) {
+      shrink_masked(sum, row, part);
+    } else if constexpr (Dropped == Drops::kY) {
+      shrink<16>(sum, row, part);
+    } else {
+      switch (args.rank_class) {
+        case 16:
+          return shrink<16>(sum, row, part);
+        case 64:
+          return shrink<64>(sum, row, part);
+        case 128:
+          if constexpr (TileN >= 128) return shrink<128>(sum, row, part);
+          break;
+        default:
+          if constexpr (TileN >= 256) return shrink<256>(sum, row, part);
+      }
     }
   }
 
@@ -262,35 +284,74 @@ struct Multiplier {
     }
     first_tile = false;
     for (; i < args.k_blocks; ++i) step<4>(sum, false);
-    int r = args.rank;
-    for (; r > 32; r -= kTileK) step<4>(sum, false);
-    if (r > 16) {
-      step<2>(sum, false);
-    } else if (r > 0) {
-      step<1>(sum, false);
+    if constexpr (Dropped == Drops::kY) {
+      add_masked_pair(sum);
+    } else {
+      int r = args.rank;
+      for (; r > 32; r -= kTileK) step<4>(sum, false);
+      if (r > 16) {
+        step<2>(sum, false);
+      } else if (r > 0) {
+        step<1>(sum, false);
+      }
+      finish_products();
     }
-    finish_products();
     if (args.bias != nullptr) add_bias(sum, bias, biased);
     store_tile(sum, (row * 2 + block.rank) * kTileM + half * kHalfM, n0);
+  }
+
+  // sum += mask ∘ (h · E), 64 columns at a time, for rank 16.
+  __device__ void add_masked_pair(float (&sum)[TileN / 2]) {
+    block.full(at.index).wait(at.parity);
+    finish_products();
+    const std::uint32_t slot = block.slot(at);
+    const int row = half * kHalfM + thread / 32 * 16 + thread % 32 / 4;
+    const std::uint64_t a = narrow_descriptor(slot + half * kHalfM * kNarrowRowBytes);
+    const std::uint64_t b = tile_descriptor(slot + kXBytes, WIsKN ? kBoxBytes : 16);
+#pragma unroll
+    for (int i = 0; i < TileN / 64; ++i) {
+      float pair[32];
+      wgmma_fence();
+      wgmma<64, WIsKN, T>(pair, a, b + i * (kBoxBytes / 16), false);
+      wgmma_commit();
+      std::uint32_t words[2][2];
+      load_mask_words(words, slot + kNarrowBytes + i * kMaskBytes + row * 8);
+      wgmma_wait<0>();
+#pragma unroll
+      for (int lower = 0; lower < 2; ++lower) {
+#pragma unroll
+        for (int j = 0; j < 8; ++j) {
+          const std::uint32_t word = words[lower][j / 4] << thread % 4;
+          const int to = i * 32 + j * 4 + lower * 2, from = j * 4 + lower * 2;
+          add_if_kept(sum[to], pair[from], word, j % 4, false);
+          add_if_kept(sum[to + 1], pair[from + 1], word, j % 4, true);
+        }
+      }
+    }
+    sync();  // all have read the masks
+    release(at.index);
+    at.template advance<Size::kSlots>();
   }
 
   // The products of a unit beside a tile go between those of two steps, and are done when those of
   // the step before are: the next step waits for both, and releases both slots. Their first operand
   // comes through registers, fragment i of eight 16 along what is summed up: from shared memory,
-  // whose width the steps take up, it would come twice.
-  template <bool BIsKN, class Load>
-  __device__ void side_products(bool starts, const Load& load, std::uint32_t b, int step_of_b) {
-    std::uint32_t a[8][4];
+  // whose width the steps take up, it would come twice. There masks are applied to it too.
+  template <int Fragments, bool BIsKN, class Load, class Mask>
+  __device__ void side_products(bool starts, const Load& load, const Mask& mask, std::uint32_t b,
+                                int step_of_b) {
+    std::uint32_t a[Fragments][4];
 #pragma unroll
-    for (int i = 0; i < 8; ++i) load(i, a[i]);
+    for (int i = 0; i < Fragments; ++i) load(i, a[i]);
+    mask(a);
     sync();  // all have read the slot: who waits for these products may release it
     wgmma_fence();
-    const std::uint64_t first = tile_descriptor(b, 16);
+    const std::uint64_t first = BIsKN ? narrow_descriptor(b) : tile_descriptor(b, 16);
 #pragma unroll
-    for (int i = 0; i < 8; ++i) {
-      // As (K, N), 16 rows on; as (N, K), 16 columns on, and after four the next box.
+    for (int i = 0; i < Fragments; ++i) {
+      // As (K, N), 16 rows of 32 bytes on; as (N, K), 16 columns on, and after four the next box.
       const std::uint64_t at_b =
-          BIsKN ? first + i * 128 : first + i / 4 * (step_of_b / 16) + i % 4 * 2;
+          BIsKN ? first + i * 32 : first + i / 4 * (step_of_b / 16) + i % 4 * 2;
       wgmma_16<BIsKN, T>(side[i % 2], a[i], at_b, !starts || i > 1);
     }
     wgmma_commit();
@@ -298,19 +359,28 @@ struct Multiplier {
     at.template advance<Size::kSlots>();
   }
 
-  // h (64 rows of a warpgroup, 16) += x (64, 128) · S (128, 16).
+  // h (64 rows of a warpgroup, 16) += x (64, 128) · S (128, 16); of narrower tiles one step of 64.
   __device__ void h_unit(bool starts) {
     block.full(at.index).wait(at.parity);
     const std::uint32_t slot = block.slot(at);
     const int lane = thread % 32, row = half * kHalfM + thread / 32 * 16 + lane % 16;
     const std::uint32_t from = slot + row * kRowBytes + ((lane / 16 ^ row % 8) << 4);
-    side_products<false>(
+    constexpr int kSteps = steps_of_unit<TileN>(16);
+    side_products<kSteps * 4, false>(
         starts,
         [&](int i, std::uint32_t(&a)[4]) {
           // Two pieces on, in swizzled rows.
           load_matrices(a, (from + i / 4 * kXBytes) ^ (i % 4 * 32));
         },
-        slot + 2 * kXBytes, 16 * kRowBytes);
+        [&](std::uint32_t(&a)[kSteps * 4][4]) {
+          if constexpr (Dropped != Drops::kX) return;
+          const int mask_row = half * kHalfM + thread / 32 * 16 + lane / 4;
+#pragma unroll
+          for (int i = 0; i < kSteps; ++i) {
+            mask_rows(a + i * 4, block.masks_of_x(at) + i * kMaskBytes + mask_row * 8, thread);
+          }
+        },
+        slot + kSteps * kXBytes, 16 * kRowBytes);
   }
 
   // out (16, 128 columns) += coefficientsᵀ (16, 128 rows) · matrix (128 rows, 128 columns), turned
@@ -321,9 +391,16 @@ struct Multiplier {
     const int lane = thread % 32, row = lane / 16 * 8 + lane % 8;
     const int piece = thread / 32 * 2 + lane / 8 % 2;
     const std::uint32_t from = slot + half * kXBytes + row * kRowBytes + ((piece ^ row % 8) << 4);
-    side_products<true>(
+    side_products<8, true>(
         outer_starts,
         [&](int i, std::uint32_t(&a)[4]) { load_matrices_turned(a, from + i * 16 * kRowBytes); },
+        [&](std::uint32_t(&a)[8][4]) {
+          if constexpr (Dropped != Drops::kY) return;
+          if (!args.outer.masks_first) return;
+          if (units.next >= args.outer.parts[0].col_blocks * args.tile_rows) return;
+          const int column = thread / 32 * 16 + lane / 4;  // of the step `half`
+          mask_columns(a, block.masks_of_outer(at) + half * kMaskBytes + column * 4, thread);
+        },
         slot + 2 * kXBytes, 0);
   }
 

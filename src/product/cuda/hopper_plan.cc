@@ -151,7 +151,10 @@ bool hopper_makes_outer(const Term& term, const DeviceFacts& facts) {
     return false;  // a forward product: its kernel has no units
   std::int64_t column_blocks = 0;
   for (const OuterProduct& each : outer) {
-    if (each.dropout != nullptr || each.matrix.dtype() != term.multiply) return false;
+    // By the masks that the tiles are masked by, and of the first one.
+    const bool known = each.dropout == term.pair.output_dropout && &each == &outer.front();
+    if (each.dropout != nullptr && !known) return false;
+    if (each.matrix.dtype() != term.multiply) return false;
     if (!takes_tensor_map(each.matrix)) return false;
     if (!each.coefficients.present() && term.pair.scaling == 0.0f) return false;
     column_blocks += divide_up(each.matrix.dim(1), kOuterCols);
@@ -160,6 +163,28 @@ bool hopper_makes_outer(const Term& term, const DeviceFacts& facts) {
   return plan_hopper_outer(plan_hopper(m, n, k, term.pair.rank(), facts), k, column_blocks).every >
          0;
 }
+
+namespace {
+
+// Dropout is on x forward and on what the pair adds to y backward: for each there are kernels of
+// the order that W has there. Masks are made in eights of a row, and applied to what goes through
+// registers, of ranks up to 16.
+Support takes_dropout(const Term& term, const DeviceFacts& facts) {
+  const LowRank& pair = term.pair;
+  const bool drops_x = pair.input_dropout != nullptr, drops_y = pair.output_dropout != nullptr;
+  if (!drops_x && !drops_y) return {};
+  if (drops_x && drops_y) return Support::no("dropout on both sides");
+  if (takes_tensor_map(term.w) != drops_y) return Support::no("dropout: the order of w");
+  const std::int64_t columns = drops_x ? term.x.dim(1) : term.y.dim(1);
+  if (columns % 8 != 0) return Support::no("dropout: masks are made in eights of a row");
+  const HopperPlan plan =
+      plan_hopper(term.x.dim(0), term.w.dim(1), term.w.dim(0), pair.rank(), facts);
+  if (plan.rank_class > 16) return Support::no("dropout with a rank above 16");
+  if (plan.tile_n < 128) return Support::no("dropout with few tiles");
+  return {};
+}
+
+}  // namespace
 
 Support hopper_takes(const Term& term, const DeviceFacts& facts) {
   if (facts.major != 9 || facts.minor != 0) return Support::no("not Hopper");
@@ -184,10 +209,7 @@ Support hopper_takes(const Term& term, const DeviceFacts& facts) {
   if (term.pair.rank() < 1 || term.pair.rank() > kMaxLoraRank) return Support::no("rank");
   constexpr std::int64_t kMostFeatures = std::int64_t{1} << 26;  // copies are counted in 32 bits
   if (std::max(term.x.dim(1), term.y.dim(1)) > kMostFeatures) return Support::no("too wide");
-  if (term.pair.input_dropout != nullptr || term.pair.output_dropout != nullptr) {
-    return Support::no("dropout");
-  }
-  return {};
+  return takes_dropout(term, facts);
 }
 
 }  // namespace graft::cuda
