@@ -23,13 +23,13 @@ struct Frequencies {
 };
 
 // A matrix of heads for each token of each sequence.
-template <class T>
 struct Heads {
-  T* data;
+  void* data;
   std::int64_t batch_stride, token_stride, head_stride;
 
+  template <class T>
   __device__ T* head(std::int64_t batch, std::int64_t token, std::int64_t head) const {
-    return data + batch * batch_stride + token * token_stride + head * head_stride;
+    return static_cast<T*>(data) + batch * batch_stride + token * token_stride + head * head_stride;
   }
 };
 
@@ -48,11 +48,8 @@ struct Turn {
 // (y + 1) · share) of all sequences'. A unit of work is N pairs of a head, in two packs:
 // (i, i + pairs) are in the same place of both, (2i, 2i + 1) beside each other in one.
 template <class T, int N>
-__global__ void __launch_bounds__(kThreads)
-    rope_packs(Turn turn, const __grid_constant__ Frequencies frequencies, Heads<const T> x,
-               Heads<T> y) {
-  alignas(16) __shared__ float cosines[kAngles], sines[kAngles];
-  wait_for_kernel_before();
+__device__ void rope_packs(const Turn& turn, const Frequencies& frequencies, const Heads& x,
+                           const Heads& y, float (&cosines)[kAngles], float (&sines)[kAngles]) {
   const std::int64_t first_head = blockIdx.y * turn.share;
   const std::int64_t heads = min(turn.share, turn.batches * turn.heads - first_head);
   const int pairs = turn.last_pair - turn.first_pair, units = pairs / N;
@@ -72,8 +69,8 @@ __global__ void __launch_bounds__(kThreads)
       const int column = turn.first_pair + pair;
       const int a = turn.interleaved ? 2 * column : column;
       const int b = turn.interleaved ? a + N : column + turn.pairs;
-      const T* const from = x.head(batch, token + which, head - batch * turn.heads);
-      T* const to = y.head(batch, token + which, head - batch * turn.heads);
+      const T* const from = x.head<const T>(batch, token + which, head - batch * turn.heads);
+      T* const to = y.head<T>(batch, token + which, head - batch * turn.heads);
       first = load_pack<T, N>(from + a), second = load_pack<T, N>(from + b);
       to_first = to + a, to_second = to + b;
       angle = which * pairs + pair;
@@ -116,14 +113,20 @@ __global__ void __launch_bounds__(kThreads)
   }
 }
 
-template <class T>
-Heads<const T> heads_of(const ConstTensorView& view) {
-  return {view.data_as<T>(), view.stride(0), view.stride(1), view.stride(2)};
+__global__ void __launch_bounds__(kThreads)
+    rope_kernel(const __grid_constant__ Turn turn, DType dtype, bool packs,
+                const __grid_constant__ Frequencies frequencies, Heads x, Heads y) {
+  alignas(16) __shared__ float cosines[kAngles], sines[kAngles];
+  wait_for_kernel_before();
+  let_next_kernel_start();
+  with_element(dtype, [&]<class T>(std::type_identity<T>) {
+    packs ? rope_packs<T, kPackSize<T>>(turn, frequencies, x, y, cosines, sines)
+          : rope_packs<T, 1>(turn, frequencies, x, y, cosines, sines);
+  });
 }
 
-template <class T>
-Heads<T> heads_of(const TensorView& view) {
-  return {view.mutable_data_as<T>(), view.stride(0), view.stride(1), view.stride(2)};
+Heads heads_of(const ConstTensorView& view) {
+  return {const_cast<void*>(view.data()), view.stride(0), view.stride(1), view.stride(2)};
 }
 
 }  // namespace
@@ -148,36 +151,35 @@ void rope(Context& context, const Rope& p) {
             .interleaved = p.rotary.interleaved,
             .share = 0,
             .together = 1};
-  with_type(p.x.dtype(), [&]<class T>(std::type_identity<T>) {
-    const bool packs = in_packs({p.x, p.y}) && pairs % kPackSize<T> == 0;
-    const auto kernel = packs ? rope_packs<T, kPackSize<T>> : rope_packs<T, 1>;
-    // So many heads that each of a block's threads has a unit, the angles of a token made again for
-    // the others; or, of few heads, so many tokens, if there are enough for all multiprocessors.
-    constexpr std::int64_t kMostShares = 65535, kMostTokens = 1 << 30;
-    const std::int64_t units = kThreads * (packs ? kPackSize<T> : 4);  // pairs of a block
-    turn.share = std::clamp<std::int64_t>(units / pairs, 1, heads);
-    turn.share = std::max(turn.share, (heads + kMostShares - 1) / kMostShares);
-    turn.together = static_cast<int>(std::clamp<std::int64_t>(
-        std::min({units / (turn.share * pairs), kAngles / std::min<std::int64_t>(pairs, kPairs),
-                  tokens / call.facts().multiprocessors}),
-        1, kThreads));
-    const std::int64_t steps = (tokens + turn.together - 1) / turn.together;
-    const Launch how{.grid = {static_cast<unsigned>(std::min(steps, kMostTokens)),
-                              static_cast<unsigned>((heads + turn.share - 1) / turn.share)},
-                     .block = kThreads,
-                     .overlaps = call.facts().major >= 9};
-    for (std::int64_t first = 0; first < pairs; first += kPairs) {
-      turn.first_pair = static_cast<int>(first);
-      turn.last_pair = static_cast<int>(std::min(first + kPairs, pairs));
-      Frequencies frequencies{};
-      for (int i = turn.first_pair; i < turn.last_pair; ++i) {
-        frequencies.values[i - turn.first_pair] =
-            std::pow(static_cast<double>(p.rotary.theta),
-                     -static_cast<double>(i) / static_cast<double>(pairs));
-      }
-      call.launch(how, kernel, turn, frequencies, heads_of<T>(p.x), heads_of<T>(p.y));
+  const auto pack = kPackBytes / static_cast<std::int64_t>(size_of(p.x.dtype()));
+  const bool packs = in_packs({p.x, p.y}) && pairs % pack == 0;
+  // So many heads that each of a block's threads has a unit, the angles of a token made again for
+  // the others; or, of few heads, so many tokens, if there are enough for all multiprocessors.
+  constexpr std::int64_t kMostShares = 65535, kMostTokens = 1 << 30;
+  const std::int64_t units = kThreads * (packs ? pack : 4);  // pairs of a block
+  turn.share = std::clamp<std::int64_t>(units / pairs, 1, heads);
+  turn.share = std::max(turn.share, (heads + kMostShares - 1) / kMostShares);
+  turn.together = static_cast<int>(std::clamp<std::int64_t>(
+      std::min({units / (turn.share * pairs), kAngles / std::min<std::int64_t>(pairs, kPairs),
+                tokens / call.facts().multiprocessors}),
+      1, kThreads));
+  const std::int64_t steps = (tokens + turn.together - 1) / turn.together;
+  const Launch how{.grid = {static_cast<unsigned>(std::min(steps, kMostTokens)),
+                            static_cast<unsigned>((heads + turn.share - 1) / turn.share)},
+                   .block = kThreads,
+                   .overlaps = call.facts().major >= 9};
+  for (std::int64_t first = 0; first < pairs; first += kPairs) {
+    turn.first_pair = static_cast<int>(first);
+    turn.last_pair = static_cast<int>(std::min(first + kPairs, pairs));
+    Frequencies frequencies{};
+    for (int i = turn.first_pair; i < turn.last_pair; ++i) {
+      frequencies.values[i - turn.first_pair] =
+          std::pow(static_cast<double>(p.rotary.theta),
+                   -static_cast<double>(i) / static_cast<double>(pairs));
     }
-  });
+    call.launch(how, rope_kernel, turn, p.x.dtype(), packs, frequencies, heads_of(p.x),
+                heads_of(p.y));
+  }
 }
 
 }  // namespace graft::cuda

@@ -1,7 +1,7 @@
 // Softmax reads each row once and writes it once (bfloat16: 4 bytes an element forward, 6
 // backward): a row lies in the registers of the threads that share it while its maximum and its sum
-// are found. Rows that can't be moved in packs of 16 bytes, or are too long, are read again for
-// each of the three passes, out of the second-level cache.
+// are found. Rows that can't be moved in packs of 16 bytes, or are too long, are read
+// again for each of the three passes, out of the second-level cache.
 
 #include <algorithm>
 #include <cmath>
@@ -33,27 +33,30 @@ struct Power {
   }
 };
 
+struct ForwardArgs {
+  Matrix x;
+  Power power;
+  Matrix y;
+};
+
 template <class T, int Packs>
-__global__ void __launch_bounds__(kHandThreads, kHandBlocks)
-    softmax_rows(RowPlan plan, std::int64_t rows, int columns, Rows<const T> x, Power power,
-                 Rows<T> y) {
-  __shared__ Exchange exchange;
-  wait_for_kernel_before();
+__device__ void softmax_of_row(const RowPlan& plan, std::int64_t rows, int columns,
+                               const ForwardArgs& p, Exchange& exchange) {
+  constexpr int kPack = kPackSize<T>;
   Team<false> team(plan, exchange);
   const RowInHand<T, Packs> hand(plan, team, columns);
   if (hand.row() >= rows) return;
-  constexpr int kPack = kPackSize<T>;
   Pack<T, kPack> packs[Packs];
-  hand.load(x, -INFINITY, packs);
+  hand.load(p.x, -INFINITY, packs);
   team.begin();
   float z[Packs][kPack], largest[1] = {-INFINITY}, sum[1] = {0};
 #pragma unroll
   for (int k = 0; k < Packs; ++k) unpack(packs[k], z[k]);
-  if (power.before != 1) {
+  if (p.power.before != 1) {
 #pragma unroll
     for (int k = 0; k < Packs; ++k) {
 #pragma unroll
-      for (int e = 0; e < kPack; ++e) z[k][e] *= power.before;
+      for (int e = 0; e < kPack; ++e) z[k][e] *= p.power.before;
     }
   }
 #pragma unroll
@@ -67,103 +70,134 @@ __global__ void __launch_bounds__(kHandThreads, kHandBlocks)
     if (!hand.has(k)) continue;
 #pragma unroll
     for (int e = 0; e < kPack; ++e) {
-      sum[0] += z[k][e] = power.template of<T>(z[k][e], largest[0]);
+      sum[0] += z[k][e] = p.power.template of<T>(z[k][e], largest[0]);
     }
   }
   team.reduce(sum, Add());
   const float share = 1.0f / sum[0];
-  T* const to = hand.mine(y);
+  T* const y = hand.mine(p.y);
 #pragma unroll
   for (int k = 0; k < Packs; ++k) {
     if (!hand.has(k)) continue;
 #pragma unroll
     for (int e = 0; e < kPack; ++e) z[k][e] *= share;
-    store(z[k], to + k * hand.kApart);
+    store(z[k], y + k * hand.kApart);
   }
 }
 
-template <class T>
-__global__ void __launch_bounds__(kRowThreads, 1)
-    softmax_any_rows(RowPlan plan, std::int64_t rows, std::int64_t columns, Rows<const T> x,
-                     Power power, Rows<T> y) {
-  __shared__ Exchange exchange;
-  Team<false> team(plan, exchange);
-  for (std::int64_t row = blockIdx.x; row < rows; row += gridDim.x) {
-    const T* const from = x.row(row);
-    T* const to = y.row(row);
-    float largest[1] = {-INFINITY}, sum[1] = {0};
-    for (std::int64_t i = threadIdx.x; i < columns; i += blockDim.x) {
-      largest[0] = fmaxf(largest[0], to_float(from[i]) * power.before);
-    }
-    team.reduce(largest, Largest());
-    const auto power_of = [&](T value) {
-      return power.template of<T>(to_float(value) * power.before, largest[0]);
-    };
-    for (std::int64_t i = threadIdx.x; i < columns; i += blockDim.x) {
-      sum[0] += power_of(from[i]);
-    }
-    team.reduce(sum, Add());
-    const float share = 1.0f / sum[0];
-    for (std::int64_t i = threadIdx.x; i < columns; i += blockDim.x) {
-      to[i] = from_float<T>(power_of(from[i]) * share);
-    }
-  }
-}
-
-template <class T, int Packs>
+template <int Packs>
 __global__ void __launch_bounds__(kHandThreads, kHandBlocks)
-    softmax_backward_rows(RowPlan plan, std::int64_t rows, int columns, Rows<const T> dy,
-                          Rows<const T> y, float scale, Rows<T> dx) {
+    softmax_rows(const __grid_constant__ RowPlan plan, std::int64_t rows, int columns, DType dtype,
+                 const __grid_constant__ ForwardArgs p) {
   __shared__ Exchange exchange;
   wait_for_kernel_before();
+  let_next_kernel_start();
+  with_element(dtype, [&]<class T>(std::type_identity<T>) {
+    softmax_of_row<T, Packs>(plan, rows, columns, p, exchange);
+  });
+}
+
+__global__ void __launch_bounds__(kRowThreads, 1)
+    softmax_any_rows(RowPlan plan, std::int64_t rows, std::int64_t columns, DType dtype,
+                     ForwardArgs p) {
+  __shared__ Exchange exchange;
+  Team<false> team(plan, exchange);
+  with_element(dtype, [&]<class T>(std::type_identity<T>) {
+    for (std::int64_t row = blockIdx.x; row < rows; row += gridDim.x) {
+      const T* const from = p.x.row<const T>(row);
+      T* const to = p.y.row<T>(row);
+      float largest[1] = {-INFINITY}, sum[1] = {0};
+      for (std::int64_t i = threadIdx.x; i < columns; i += blockDim.x) {
+        largest[0] = fmaxf(largest[0], to_float(from[i]) * p.power.before);
+      }
+      team.reduce(largest, Largest());
+      const auto power_of = [&](T value) {
+        return p.power.template of<T>(to_float(value) * p.power.before, largest[0]);
+      };
+      for (std::int64_t i = threadIdx.x; i < columns; i += blockDim.x) {
+        sum[0] += power_of(from[i]);
+      }
+      team.reduce(sum, Add());
+      const float share = 1.0f / sum[0];
+      for (std::int64_t i = threadIdx.x; i < columns; i += blockDim.x) {
+        to[i] = from_float<T>(power_of(from[i]) * share);
+      }
+    }
+  });
+}
+
+// dx = scale · y ∘ (dy − Σ dy ∘ y)
+struct BackwardArgs {
+  Matrix dy, y;
+  float scale;
+  Matrix dx;
+};
+
+template <class T, int Packs>
+__device__ void softmax_backward_of_row(const RowPlan& plan, std::int64_t rows, int columns,
+                                        const BackwardArgs& p, Exchange& exchange) {
+  constexpr int kPack = kPackSize<T>;
   Team<false> team(plan, exchange);
   const RowInHand<T, Packs> hand(plan, team, columns);
   if (hand.row() >= rows) return;
-  constexpr int kPack = kPackSize<T>;
-  Pack<T, kPack> g[Packs], p[Packs];
-  hand.load(dy, 0, g);
-  hand.load(y, 0, p);
+  Pack<T, kPack> dys[Packs], ys[Packs];
+  hand.load(p.dy, 0, dys);
+  hand.load(p.y, 0, ys);
   team.begin();
   float dot[1] = {0};
 #pragma unroll
   for (int k = 0; k < Packs; ++k) {
-    float gs[kPack], ps[kPack];
-    unpack(g[k], gs), unpack(p[k], ps);
+    float dy[kPack], y[kPack];
+    unpack(dys[k], dy), unpack(ys[k], y);
 #pragma unroll
-    for (int e = 0; e < kPack; ++e) dot[0] += gs[e] * ps[e];
-    keep_packed(g[k]), keep_packed(p[k]);
+    for (int e = 0; e < kPack; ++e) dot[0] += dy[e] * y[e];
+    keep_packed(dys[k]), keep_packed(ys[k]);
   }
   team.reduce(dot, Add());
-  T* const to = hand.mine(dx);
+  T* const dx = hand.mine(p.dx);
 #pragma unroll
   for (int k = 0; k < Packs; ++k) {
     if (!hand.has(k)) continue;
-    float gs[kPack], ps[kPack];
-    unpack(g[k], gs), unpack(p[k], ps);
+    float dy[kPack], y[kPack];
+    unpack(dys[k], dy), unpack(ys[k], y);
 #pragma unroll
-    for (int e = 0; e < kPack; ++e) gs[e] = ps[e] * scale * (gs[e] - dot[0]);
-    store(gs, to + k * hand.kApart);
+    for (int e = 0; e < kPack; ++e) dy[e] = y[e] * p.scale * (dy[e] - dot[0]);
+    store(dy, dx + k * hand.kApart);
   }
 }
 
-template <class T>
+template <int Packs>
+__global__ void __launch_bounds__(kHandThreads, kHandBlocks)
+    softmax_backward_rows(const __grid_constant__ RowPlan plan, std::int64_t rows, int columns,
+                          DType dtype, const __grid_constant__ BackwardArgs p) {
+  __shared__ Exchange exchange;
+  wait_for_kernel_before();
+  let_next_kernel_start();
+  with_element(dtype, [&]<class T>(std::type_identity<T>) {
+    softmax_backward_of_row<T, Packs>(plan, rows, columns, p, exchange);
+  });
+}
+
 __global__ void __launch_bounds__(kRowThreads, 1)
-    softmax_backward_any_rows(RowPlan plan, std::int64_t rows, std::int64_t columns,
-                              Rows<const T> dy, Rows<const T> y, float scale, Rows<T> dx) {
+    softmax_backward_any_rows(RowPlan plan, std::int64_t rows, std::int64_t columns, DType dtype,
+                              BackwardArgs p) {
   __shared__ Exchange exchange;
   Team<false> team(plan, exchange);
-  for (std::int64_t row = blockIdx.x; row < rows; row += gridDim.x) {
-    const T *const g = dy.row(row), *const p = y.row(row);
-    T* const to = dx.row(row);
-    float dot[1] = {0};
-    for (std::int64_t i = threadIdx.x; i < columns; i += blockDim.x) {
-      dot[0] += to_float(g[i]) * to_float(p[i]);
+  with_element(dtype, [&]<class T>(std::type_identity<T>) {
+    for (std::int64_t row = blockIdx.x; row < rows; row += gridDim.x) {
+      const T* const dy = p.dy.row<const T>(row);
+      const T* const y = p.y.row<const T>(row);
+      T* const dx = p.dx.row<T>(row);
+      float dot[1] = {0};
+      for (std::int64_t i = threadIdx.x; i < columns; i += blockDim.x) {
+        dot[0] += to_float(dy[i]) * to_float(y[i]);
+      }
+      team.reduce(dot, Add());
+      for (std::int64_t i = threadIdx.x; i < columns; i += blockDim.x) {
+        dx[i] = from_float<T>(to_float(y[i]) * p.scale * (to_float(dy[i]) - dot[0]));
+      }
     }
-    team.reduce(dot, Add());
-    for (std::int64_t i = threadIdx.x; i < columns; i += blockDim.x) {
-      to[i] = from_float<T>(to_float(p[i]) * scale * (to_float(g[i]) - dot[0]));
-    }
-  }
+  });
 }
 
 }  // namespace
@@ -183,18 +217,14 @@ void softmax_forward(Context& context, const SoftmaxForward& p) {
                                                 .columns = columns,
                                                 .element_bytes = size_of(p.x.dtype()),
                                                 .in_packs = in_packs({p.x, p.y})});
-  with_type(p.x.dtype(), [&]<class T>(std::type_identity<T>) {
-    const auto x = rows_of<T>(p.x);
-    const auto y = rows_of<T>(p.y);
-    if (plan.fits) {
-      const auto kernel =
-          plan.packs == kManyPacks ? softmax_rows<T, kManyPacks> : softmax_rows<T, kFewPacks>;
-      launch_rows(call, plan, kernel, rows, static_cast<int>(columns), x, Power(p.scale), y);
-    } else {
-      launch_rows(call, any_rows_plan(rows, columns), softmax_any_rows<T>, rows, columns, x,
-                  Power(p.scale), y);
-    }
-  });
+  const ForwardArgs args{matrix_of(p.x), Power(p.scale), matrix_of(p.y)};
+  if (plan.fits) {
+    const auto kernel = plan.packs > kFewPacks ? softmax_rows<kHandPacks> : softmax_rows<kFewPacks>;
+    launch_rows(call, plan, kernel, rows, static_cast<int>(columns), p.x.dtype(), args);
+  } else {
+    launch_rows(call, any_rows_plan(rows, columns), softmax_any_rows, rows, columns, p.x.dtype(),
+                args);
+  }
 }
 
 void softmax_backward(Context& context, const SoftmaxBackward& p) {
@@ -206,18 +236,15 @@ void softmax_backward(Context& context, const SoftmaxBackward& p) {
                                                 .columns = columns,
                                                 .element_bytes = size_of(p.dy.dtype()),
                                                 .in_packs = in_packs({p.dy, p.y, p.dx})});
-  with_type(p.dy.dtype(), [&]<class T>(std::type_identity<T>) {
-    const auto dy = rows_of<T>(p.dy), y = rows_of<T>(p.y);
-    const auto dx = rows_of<T>(p.dx);
-    if (plan.fits) {
-      const auto kernel = plan.packs == kManyPacks ? softmax_backward_rows<T, kManyPacks>
-                                                   : softmax_backward_rows<T, kFewPacks>;
-      launch_rows(call, plan, kernel, rows, static_cast<int>(columns), dy, y, p.scale, dx);
-    } else {
-      launch_rows(call, any_rows_plan(rows, columns), softmax_backward_any_rows<T>, rows, columns,
-                  dy, y, p.scale, dx);
-    }
-  });
+  const BackwardArgs args{matrix_of(p.dy), matrix_of(p.y), p.scale, matrix_of(p.dx)};
+  if (plan.fits) {
+    const auto kernel = plan.packs > kFewPacks ? softmax_backward_rows<kHandPacks>
+                                               : softmax_backward_rows<kFewPacks>;
+    launch_rows(call, plan, kernel, rows, static_cast<int>(columns), p.dy.dtype(), args);
+  } else {
+    launch_rows(call, any_rows_plan(rows, columns), softmax_backward_any_rows, rows, columns,
+                p.dy.dtype(), args);
+  }
 }
 
 }  // namespace graft::cuda

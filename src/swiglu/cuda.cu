@@ -47,14 +47,22 @@ __device__ void for_each_pack(const Spans& spans, auto load, auto use) {
 }
 
 template <class T, int N>
-__device__ Pack<T, N> pack_at(const Rows<const T>& rows, std::int64_t row, std::int64_t column) {
-  return load_pack<T, N>(rows.row(row) + column);
+__device__ Pack<T, N> pack_at(const Matrix& matrix, std::int64_t row, std::int64_t column) {
+  return load_pack<T, N>(matrix.row<const T>(row) + column);
+}
+
+// Elements one by one where they don't lie in packs.
+template <class Body>
+__device__ void with_pack(DType dtype, bool in_packs, Body&& body) {
+  with_element(dtype, [&]<class T>(std::type_identity<T> type) {
+    in_packs ? body(type, std::integral_constant<int, kPackSize<T>>())
+             : body(type, std::integral_constant<int, 1>());
+  });
 }
 
 template <class T, int N>
-__global__ void __launch_bounds__(kThreads)
-    swiglu_packs(Spans spans, Rows<const T> gate, Rows<const T> up, Rows<T> y) {
-  wait_for_kernel_before();
+__device__ void swiglu_packs(const Spans& spans, const Matrix& gate, const Matrix& up,
+                             const Matrix& y) {
   Pack<T, N> gates[kUnroll], ups[kUnroll];
   for_each_pack<N>(
       spans,
@@ -66,16 +74,23 @@ __global__ void __launch_bounds__(kThreads)
         unpack(gates[u], t), unpack(ups[u], factors);
 #pragma unroll
         for (int e = 0; e < N; ++e) t[e] *= sigmoid<T>(t[e]) * factors[e];
-        store(t, y.row(row) + column);
+        store(t, y.row<T>(row) + column);
       });
+}
+
+__global__ void __launch_bounds__(kThreads)
+    swiglu_kernel(Spans spans, DType dtype, bool in_packs, Matrix gate, Matrix up, Matrix y) {
+  wait_for_kernel_before();
+  let_next_kernel_start();
+  with_pack(dtype, in_packs, [&]<class T>(std::type_identity<T>, auto pack) {
+    swiglu_packs<T, pack>(spans, gate, up, y);
+  });
 }
 
 // silu'(t) = σ(t) · (1 + t · (1 − σ(t)))
 template <class T, int N>
-__global__ void __launch_bounds__(kThreads)
-    swiglu_backward_packs(Spans spans, Rows<const T> dy, Rows<const T> gate, Rows<const T> up,
-                          Rows<T> dgate, Rows<T> dup) {
-  wait_for_kernel_before();
+__device__ void swiglu_backward_packs(const Spans& spans, const Matrix& dy, const Matrix& gate,
+                                      const Matrix& up, const Matrix& dgate, const Matrix& dup) {
   Pack<T, N> gradients[kUnroll], gates[kUnroll], ups[kUnroll];
   for_each_pack<N>(
       spans,
@@ -92,9 +107,19 @@ __global__ void __launch_bounds__(kThreads)
           of_gate[e] = d[e] * factors[e] * (share * (1.0f + t[e] * (1.0f - share)));
           of_up[e] = d[e] * (t[e] * share);
         }
-        if (dgate.data != nullptr) store(of_gate, dgate.row(row) + column);
-        if (dup.data != nullptr) store(of_up, dup.row(row) + column);
+        if (dgate.data != nullptr) store(of_gate, dgate.row<T>(row) + column);
+        if (dup.data != nullptr) store(of_up, dup.row<T>(row) + column);
       });
+}
+
+__global__ void __launch_bounds__(kThreads)
+    swiglu_backward_kernel(Spans spans, DType dtype, bool in_packs, Matrix dy, Matrix gate,
+                           Matrix up, Matrix dgate, Matrix dup) {
+  wait_for_kernel_before();
+  let_next_kernel_start();
+  with_pack(dtype, in_packs, [&]<class T>(std::type_identity<T>, auto pack) {
+    swiglu_backward_packs<T, pack>(spans, dy, gate, up, dgate, dup);
+  });
 }
 
 // One row where none of them (all of one shape) has gaps.
@@ -105,24 +130,25 @@ bool without_gaps(std::initializer_list<ConstTensorView> views) {
   return true;
 }
 
-template <class Body>
-void run(const Call& call, std::initializer_list<ConstTensorView> views, Body&& body) {
+// `matrices` as the kernel takes them, all of the shape of the first.
+template <class... Params, class... Matrices>
+void run(const Call& call, void (*kernel)(Spans, DType, bool, Params...),
+         const Matrices&... matrices) {
+  const std::initializer_list<ConstTensorView> views = {matrices...};
   const ConstTensorView& first = *views.begin();
+  const bool packs = in_packs(views);
   Spans spans{first.dim(0), first.dim(1), 0};
   if (without_gaps(views)) spans = {1, spans.rows * spans.columns, 0};
-  with_type(first.dtype(), [&]<class T>(std::type_identity<T> type) {
-    const auto launch = [&](auto pack) {
-      constexpr std::int64_t kChunk = kThreads * kUnroll * pack, kMostBlocks = 1 << 30;
-      spans.chunks = (spans.columns + kChunk - 1) / kChunk;
-      const std::int64_t blocks = spans.rows * spans.chunks;
-      const Launch how{.grid = static_cast<unsigned>(blocks < kMostBlocks ? blocks : kMostBlocks),
-                       .block = kThreads,
-                       .overlaps = call.facts().major >= 9};
-      body(type, pack, how, spans);
-    };
-    in_packs(views) ? launch(std::integral_constant<int, kPackSize<T>>())
-                    : launch(std::integral_constant<int, 1>());
-  });
+  constexpr std::int64_t kMostBlocks = 1 << 30;
+  const std::int64_t pack =
+      packs ? kPackBytes / static_cast<std::int64_t>(size_of(first.dtype())) : 1;
+  const std::int64_t chunk = kThreads * kUnroll * pack;
+  spans.chunks = (spans.columns + chunk - 1) / chunk;
+  const std::int64_t blocks = spans.rows * spans.chunks;
+  const Launch how{.grid = static_cast<unsigned>(blocks < kMostBlocks ? blocks : kMostBlocks),
+                   .block = kThreads,
+                   .overlaps = call.facts().major >= 9};
+  call.launch(how, kernel, spans, first.dtype(), packs, matrix_of(matrices)...);
 }
 
 }  // namespace
@@ -137,11 +163,7 @@ void swiglu_forward(Context& context, const SwigluForward& p) {
   Call call("swiglu", context);
   call.reaches("gate", p.gate), call.reaches("up", p.up), call.reaches("y", p.y);
   if (p.gate.size() == 0) return;
-  run(call, {p.gate, p.up, p.y},
-      [&]<class T>(std::type_identity<T>, auto pack, const Launch& how, const Spans& spans) {
-        call.launch(how, swiglu_packs<T, pack>, spans, rows_of<T>(p.gate), rows_of<T>(p.up),
-                    rows_of<T>(p.y));
-      });
+  run(call, swiglu_kernel, p.gate, p.up, p.y);
 }
 
 void swiglu_backward(Context& context, const SwigluBackward& p) {
@@ -149,11 +171,7 @@ void swiglu_backward(Context& context, const SwigluBackward& p) {
   call.reaches("dy", p.dy), call.reaches("gate", p.gate), call.reaches("up", p.up);
   call.reaches("dgate", p.dgate), call.reaches("dup", p.dup);
   if (p.gate.size() == 0) return;
-  run(call, {p.gate, p.up, p.dy, p.dgate, p.dup},
-      [&]<class T>(std::type_identity<T>, auto pack, const Launch& how, const Spans& spans) {
-        call.launch(how, swiglu_backward_packs<T, pack>, spans, rows_of<T>(p.dy),
-                    rows_of<T>(p.gate), rows_of<T>(p.up), rows_of<T>(p.dgate), rows_of<T>(p.dup));
-      });
+  run(call, swiglu_backward_kernel, p.dy, p.gate, p.up, p.dgate, p.dup);
 }
 
 }  // namespace graft::cuda

@@ -40,7 +40,10 @@ void expect_sound(const DeviceFacts& device, const RowWork& work) {
   if (const RowPlan plan = plan_rows(device, work); plan.fits) {
     expect_columns_dealt(plan, work);
     EXPECT_LE(plan.threads(), kHandThreads);
-    EXPECT_TRUE(plan.packs == kFewPacks || plan.packs == kManyPacks);
+    EXPECT_LE(plan.packs, kHandPacks);
+    EXPECT_LT(plan.group * (plan.packs - 1) * (kPackBytes / static_cast<int>(work.element_bytes)),
+              plan.part)
+        << "packs that no thread needs";
     EXPECT_GE(plan.clusters() * std::int64_t{plan.groups}, work.rows) << "a row has no team";
     EXPECT_EQ(plan.shared_bytes, 0u);
     EXPECT_TRUE(plan.group == 32 || plan.groups == 1) << "teams of warps share a barrier";
@@ -54,9 +57,10 @@ void expect_sound(const DeviceFacts& device, const RowWork& work) {
     EXPECT_LE(plan.blocks, device.multiprocessors);
     EXPECT_LE(plan.shared_bytes + 2 * kKilobyte, device.shared_bytes);
     // The place of a thread's packs does not depend on how many threads there are.
-    EXPECT_EQ(plan.shared_bytes, static_cast<std::size_t>(kFlowThreads * kFlowPacks * inputs *
-                                                          flow_stages(device.major, inputs)) *
-                                     kPackBytes);
+    EXPECT_EQ(plan.shared_bytes,
+              static_cast<std::size_t>(kFlowThreads * kFlowPacks * inputs *
+                                       flow_stages(device.major, inputs) * kPackBytes) +
+                  kWeightBytes);
   }
 }
 
@@ -84,7 +88,7 @@ TEST(RowPlan, KeepsRowsInRegistersAsFarAsTheyGo) {
     return plan_flow(device, {4096, row_bytes / static_cast<std::int64_t>(bytes), bytes, true}, 3)
         .fits;
   };
-  constexpr std::int64_t kHand = kHandThreads * kManyPacks * kPackBytes;
+  constexpr std::int64_t kHand = kHandThreads * kHandPacks * kPackBytes;
   constexpr std::int64_t kFlow = kFlowThreads * kFlowPacks * kPackBytes;
   for (const std::size_t bytes : {2, 4}) {
     // Of a cluster's 8 blocks each has a part.
@@ -108,6 +112,14 @@ TEST(RowPlan, ARowForEachTeamOrABlockForEachMultiprocessor) {
   const RowPlan few = plan_flow(kH200, {100, 4096, 2, true}, 3);
   EXPECT_EQ(few.blocks, 100);
   EXPECT_EQ(few.groups, 1);
+}
+
+// 640 packs of 160 threads are 4 in each; 160 packs are 3 in each of 64 threads, not 4 and 1.
+TEST(RowPlan, WarpsHaveAsMuchToDoAsOthers) {
+  EXPECT_EQ(plan_rows(kH200, {4096, 5120, 2, true}).packs, 4);
+  const RowPlan plan = plan_rows(kH200, {4096, 1280, 2, true});
+  EXPECT_EQ(plan.group, 64);
+  EXPECT_EQ(plan.packs, 3);
 }
 
 TEST(RowPlan, LeavesToOthersWhatIsNotInPacks) {

@@ -16,6 +16,11 @@ __device__ inline void copy_pack(std::uint32_t to, const void* from) {
   asm volatile("cp.async.cg.shared.global [%0], [%1], 16;\n" ::"r"(to), "l"(from) : "memory");
 }
 
+/// Brings 16 bytes as far as the second-level cache.
+__device__ inline void prefetch_pack(const void* from) {
+  asm volatile("prefetch.global.L2 [%0];\n" ::"l"(__cvta_generic_to_global(from)));
+}
+
 /// Zeros in 16 bytes of shared memory.
 __device__ inline void clear_pack(std::uint32_t at) {
   asm volatile("st.shared.v4.b32 [%0], {%1, %1, %1, %1};\n" ::"r"(at), "r"(0) : "memory");
@@ -39,6 +44,15 @@ __device__ inline void meet(int index, int threads) {
 __device__ inline void wait_for_kernel_before() {
 #if __CUDA_ARCH__ >= 900
   asm volatile("griddepcontrol.wait;\n" ::: "memory");
+#endif
+}
+
+/// Lets the kernel behind in the stream start where this one leaves room; it waits for this one's
+/// end before it reads or writes. Only after wait_for_kernel_before(), so that it waits for those
+/// before too.
+__device__ inline void let_next_kernel_start() {
+#if __CUDA_ARCH__ >= 900
+  asm volatile("griddepcontrol.launch_dependents;\n" ::: "memory");
 #endif
 }
 
@@ -77,12 +91,12 @@ __device__ inline void expect_letters(std::uint32_t box, int bytes) {
                : "memory");
 }
 
-/// Writes two numbers to a block of the cluster and counts them in its box.
-__device__ inline void send(std::uint32_t to, float first, float second, std::uint32_t box) {
+/// Writes four numbers to a block of the cluster and counts their 16 bytes in its box.
+__device__ inline void send(std::uint32_t to, const float (&numbers)[4], std::uint32_t box) {
   asm volatile(
-      "st.async.shared::cluster.mbarrier::complete_tx::bytes.v2.f32 [%0], {%1, %2}, [%3];\n" ::"r"(
-          to),
-      "f"(first), "f"(second), "r"(box)
+      "st.async.shared::cluster.mbarrier::complete_tx::bytes.v4.f32 [%0], {%1, %2, %3, %4}, "
+      "[%5];\n" ::"r"(to),
+      "f"(numbers[0]), "f"(numbers[1]), "f"(numbers[2]), "f"(numbers[3]), "r"(box)
       : "memory");
 }
 

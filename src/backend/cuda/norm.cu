@@ -2,6 +2,8 @@
 // a residual adds 4, a gradient of it 2). Sums over rows are made twice: a block keeps those of its
 // own rows in registers, and a second small kernel adds up one partial sum a block.
 //
+// RMS norm is run as a norm whose mean is 0: what that adds to it costs nothing beside memory.
+//
 // Rows that can't be moved in packs of 16 bytes, or are too long, are read again for each pass, out
 // of the second-level cache, and columns are summed by a pass of its own.
 
@@ -17,105 +19,167 @@ namespace {
 // What a row's outputs are computed from. The mean is the sum of two numbers: of values that lie
 // close together far from zero, one has no digits left for where among them it is.
 struct Moments {
-  float mean = 0, mean_rest = 0, rstd = 1, shift = 0;  // shift = −mean_rest · rstd
+  float mean = 0, rest = 0, rstd = 1, shift = 0;  // shift = −rest · rstd
 
   __device__ float normal(float s) const { return fmaf(s - mean, rstd, shift); }
+};
+
+// x̂ of elements of T. Those of 16 bits have so few digits that one number for the mean is enough,
+// and that one multiplication and addition gives x̂ of values far from zero, too.
+template <class T>
+struct Normal {
+  float mean, rstd, shift;
+
+  __device__ explicit Normal(const Moments& m)
+      : mean(m.mean), rstd(m.rstd), shift(sizeof(T) == 4 ? m.shift : -(m.mean + m.rest) * m.rstd) {}
+  __device__ float of(float s) const { return fmaf(sizeof(T) == 4 ? s - mean : s, rstd, shift); }
 };
 
 // 1/√(v + eps), rounded right; variance or mean square v.
 __device__ float rstd_of(float v, float eps) { return __frsqrt_rn(v + eps); }
 
-// From what all threads of a row have of it, `share` = 1 / n: visit(f) calls f(s) for each of this
-// thread's values. The variance is that of deviations from a mean that is right to float32's last
-// digits or so; what it is off by is taken out of both: var = Σd²/n − (Σd/n)², the second term
-// tiny.
-template <bool Centered, class Team, class Visit>
-__device__ Moments moments_of(Team& team, float share, float eps, Visit visit) {
-  Moments moments;
-  if constexpr (Centered) {
+struct NormShape {
+  std::int64_t rows;
+  int few_rows;  // as many, if there are no more than plan_flow takes
+  int columns;
+  bool centered;
+  float eps, share;  // share = 1 / columns
+};
+
+// From what all threads of a row have of it: visit(f) calls f(s) for each of this thread's values.
+// A warp finds the mean e of its n values, and their squares q around it; then, without a second
+// look at the values,
+//
+//     E = Σ n·e / Σ n        Q = Σ (q + n·(e − E)²)
+//
+// over warps, and once more over blocks of a cluster, loses no digits. Means are sums of two
+// numbers, as in Moments, and without a mean all of them are 0.
+template <class T, class SomeTeam, class Visit>
+__device__ Moments moments_of(SomeTeam& team, const Columns<T>& mine, const NormShape& shape,
+                              Visit visit) {
+  const Add add;
+  const int columns_of_warp = mine.of_warp(team.member() / 32);
+  const float share_of_warp =
+      columns_of_warp > 0 ? __fdividef(1.0f, static_cast<float>(columns_of_warp)) : 0;
+  float values[3] = {0, 0, 0};  // mean, rest, squares
+  if (shape.centered) {
     float sum[1] = {0};
     visit([&](float s) { sum[0] += s; });
-    team.reduce(sum, Add());
-    const float mean = sum[0] * share;
+    team.over_warp(sum, add);
+    values[0] = sum[0] * share_of_warp;
+  }
+  if constexpr (sizeof(T) == 4) {
     float of_deviations[2] = {0, 0};
     visit([&](float s) {
-      const float d = s - mean;
+      const float d = s - values[0];
       of_deviations[0] += d, of_deviations[1] = fmaf(d, d, of_deviations[1]);
     });
-    team.reduce(of_deviations, Add());
-    const float rest = of_deviations[0] * share;
-    const float variance = of_deviations[1] * share - rest * rest;
-    const float rstd = rstd_of(variance < 0 ? 0 : variance, eps);  // NaN stays NaN
-    moments = {mean, rest, rstd, -rest * rstd};
+    team.over_warp(of_deviations, add);
+    values[1] = shape.centered ? of_deviations[0] * share_of_warp : 0;
+    values[2] = fmaf(-values[1], shape.centered ? of_deviations[0] : 0, of_deviations[1]);
   } else {
     float squares[1] = {0};
-    visit([&](float s) { squares[0] = fmaf(s, s, squares[0]); });
-    team.reduce(squares, Add());
-    moments.rstd = rstd_of(squares[0] * share, eps);
+    visit([&](float s) {
+      const float d = s - values[0];
+      squares[0] = fmaf(d, d, squares[0]);
+    });
+    team.over_warp(squares, add);
+    values[2] = squares[0];
   }
+  if (team.has_warps()) {
+    team.exchange(values, 0.0f);
+    const float base = __shfl_sync(0xFFFFFFFFu, values[0], 0);  // of the first warp
+    if (shape.centered) {
+      const auto n = static_cast<float>(mine.of_warp(team.warp_to_hear()));
+      const float mean = (values[0] - base) + values[1];
+      float of_warps[1] = {n > 0 ? n * mean : 0};
+      team.over_warps(of_warps, add);
+      values[1] = __fdividef(of_warps[0], static_cast<float>(mine.of_block()));
+      if (n > 0) values[2] = fmaf(n * (mean - values[1]), mean - values[1], values[2]);
+    }
+    values[0] = base;
+    float squares[1] = {values[2]};
+    team.over_warps(squares, add);
+    values[2] = squares[0];
+  }
+#if __CUDA_ARCH__ >= 900
+  if (team.cluster() > 1) {
+    const float numbers[4] = {values[0], values[1], values[2], static_cast<float>(mine.of_block())};
+    const float(&all)[8][4] = team.tell_cluster(numbers);
+    values[0] = all[0][0], values[1] = values[2] = 0;
+    const auto mean = [&](int i) { return (all[i][0] - values[0]) + all[i][1]; };
+    if (shape.centered) {
+#pragma unroll 1
+      for (int i = 0; i < team.cluster(); ++i) values[1] += all[i][3] * mean(i);
+      values[1] *= shape.share;
+    }
+#pragma unroll 1
+    for (int i = 0; i < team.cluster(); ++i) {
+      const float apart = mean(i) - values[1];
+      values[2] += fmaf(all[i][3] * apart, apart, all[i][2]);
+    }
+  }
+#endif
+  Moments moments;
+  moments.mean = values[0], moments.rest = values[1];
+  const float variance = values[2] * shape.share;
+  moments.rstd = rstd_of(variance < 0 ? 0 : variance, shape.eps);  // NaN stays NaN
+  moments.shift = -moments.rest * moments.rstd;
   return moments;
 }
 
-template <class T>
 struct ForwardArgs {
-  Rows<const T> x, residual;
+  Matrix inputs[2];  // x and a residual
   Vector weight, bias;
-  float eps, share;  // share = 1 / columns
-  Rows<T> y, sum;
+  Matrix y, sum;
   float *mean, *rstd;
 
   __device__ void keep(std::int64_t row, const Moments& moments) const {
-    if (mean != nullptr) mean[row] = moments.mean + moments.mean_rest;
+    if (mean != nullptr) mean[row] = moments.mean + moments.rest;
     if (rstd != nullptr) rstd[row] = moments.rstd;
   }
 };
 
-// The same of a thread's packs; its columns say where the row has ended.
-template <class T, bool Centered, class Team, class Columns, class Args, int Packs>
-__device__ Moments moments_of_packs(Team& team, const Columns& columns, const Args& args,
-                                    Pack<T, kPackSize<T>> (&s)[Packs]) {
-  return moments_of<Centered>(team, args.share, args.eps, [&](auto each) {
-#pragma unroll
-    for (int k = 0; k < Packs; ++k) {
-      if (!columns.has(k)) continue;
-      float values[kPackSize<T>];
-      unpack(s[k], values);
-#pragma unroll
-      for (int e = 0; e < kPackSize<T>; ++e) each(values[e]);
-      keep_packed(s[k]);
-    }
-  });
-}
-
-template <class T, bool Centered, int Packs>
-__global__ void __launch_bounds__(kHandThreads, kHandBlocks)
-    norm_rows(RowPlan plan, std::int64_t rows, int columns, ForwardArgs<T> p) {
-  __shared__ Exchange exchange;
-  wait_for_kernel_before();
-  Team<false> team(plan, exchange);
-  const RowInHand<T, Packs> hand(plan, team, columns);
-  if (hand.row() >= rows) return;
+// Also without y, for mean and rstd alone.
+template <class T, int Packs>
+__device__ void normalize_row(const RowPlan& plan, const NormShape& shape, const ForwardArgs& p,
+                              Exchange& exchange) {
   constexpr int kPack = kPackSize<T>;
+  Team<false> team(plan, exchange);
+  const RowInHand<T, Packs> hand(plan, team, shape.columns);
+  if (hand.row() >= shape.rows) return;
   Pack<T, kPack> s[Packs];
-  hand.load(p.x, 0, s);
+  hand.load(p.inputs[0], 0, s);
   team.begin();
-  if (p.residual.data != nullptr) {
-    Pack<T, kPack> residual[Packs];
-    hand.load(p.residual, 0, residual);
+  if (p.inputs[1].data != nullptr) {
+    const T* const residual = hand.mine(p.inputs[1]);
     T* const sum = hand.mine(p.sum);
 #pragma unroll
     for (int k = 0; k < Packs; ++k) {
+      if (!hand.has(k)) continue;
       float a[kPack], b[kPack];
-      unpack(s[k], a), unpack(residual[k], b);
+      unpack(s[k], a), unpack(load_pack<T, kPack>(residual + k * hand.kApart), b);
 #pragma unroll
       for (int e = 0; e < kPack; ++e) a[e] += b[e];
       s[k] = packed<T>(a);
-      if (hand.has(k)) store_pack(s[k], sum + k * hand.kApart);
+      store_pack(s[k], sum + k * hand.kApart);
     }
   }
-  const Moments moments = moments_of_packs<T, Centered>(team, hand, p, s);
+  const Moments moments = moments_of(team, hand, shape, [&](auto each) {
+#pragma unroll
+    for (int k = 0; k < Packs; ++k) {
+      if (!hand.has(k)) continue;
+      float values[kPack];
+      unpack(s[k], values);
+#pragma unroll
+      for (int e = 0; e < kPack; ++e) each(values[e]);
+      keep_packed(s[k]);
+    }
+  });
   if (team.member() == 0 && team.rank() == 0) p.keep(hand.row(), moments);
+  if (p.y.data == nullptr) return;
   T* const y = hand.mine(p.y);
+  const Normal<T> normal(moments);
   const auto finish = [&](auto load) {
 #pragma unroll
     for (int k = 0; k < Packs; ++k) {
@@ -124,66 +188,98 @@ __global__ void __launch_bounds__(kHandThreads, kHandBlocks)
       load(k, weight, bias);
       unpack(s[k], values);
 #pragma unroll
-      for (int e = 0; e < kPack; ++e) {
-        values[e] = Centered ? fmaf(moments.normal(values[e]), weight[e], bias[e])
-                             : values[e] * moments.rstd * weight[e];
-      }
+      for (int e = 0; e < kPack; ++e) values[e] = fmaf(normal.of(values[e]), weight[e], bias[e]);
       store(values, y + k * hand.kApart);
     }
   };
-  if (p.weight.template is<T>() && (!Centered || p.bias.template is<T>())) {
+  if (p.weight.template is<T>() && (p.bias.data == nullptr || p.bias.template is<T>())) {
     const T* const weights = static_cast<const T*>(p.weight.data) + hand.column(0);
     const T* const biases = static_cast<const T*>(p.bias.data) + hand.column(0);
     finish([&](int k, float(&weight)[kPack], float(&bias)[kPack]) {
       unpack(load_pack<T, kPack>(weights + k * hand.kApart), weight);
-      if constexpr (Centered) unpack(load_pack<T, kPack>(biases + k * hand.kApart), bias);
+      if (p.bias.data == nullptr) {
+#pragma unroll
+        for (int e = 0; e < kPack; ++e) bias[e] = 0;
+      } else {
+        unpack(load_pack<T, kPack>(biases + k * hand.kApart), bias);
+      }
     });
   } else {
     finish([&](int k, float(&weight)[kPack], float(&bias)[kPack]) {
-      p.weight.load(hand.column(k), 1.0f, weight);
-      if constexpr (Centered) p.bias.load(hand.column(k), 0.0f, bias);
+      p.weight.load(hand.column(k), 1.0f, weight), p.bias.load(hand.column(k), 0.0f, bias);
     });
   }
 }
 
-// Also without y, for mean and rstd alone.
-template <class T, bool Centered>
+template <int Packs>
+__global__ void __launch_bounds__(kHandThreads, kHandBlocks)
+    norm_rows(const __grid_constant__ RowPlan plan, const __grid_constant__ NormShape shape,
+              DType dtype, const __grid_constant__ ForwardArgs p) {
+  __shared__ Exchange exchange;
+  wait_for_kernel_before();
+  let_next_kernel_start();
+  with_element(dtype, [&]<class T>(std::type_identity<T>) {
+    normalize_row<T, Packs>(plan, shape, p, exchange);
+  });
+}
+
+// From a block's row, element by element, for kernels that take any rows.
+template <class T>
+__device__ Moments moments_of_any(Team<false>& team, std::int64_t columns, const NormShape& shape,
+                                  const T* s) {
+  Moments moments;
+  if (shape.centered) {
+    float sum[1] = {0};
+    for (std::int64_t i = threadIdx.x; i < columns; i += blockDim.x) sum[0] += to_float(s[i]);
+    team.reduce(sum, Add());
+    moments.mean = sum[0] * shape.share;
+  }
+  float of_deviations[2] = {0, 0};
+  for (std::int64_t i = threadIdx.x; i < columns; i += blockDim.x) {
+    const float d = to_float(s[i]) - moments.mean;
+    of_deviations[0] += d, of_deviations[1] = fmaf(d, d, of_deviations[1]);
+  }
+  team.reduce(of_deviations, Add());
+  if (shape.centered) moments.rest = of_deviations[0] * shape.share;
+  const float variance = of_deviations[1] * shape.share - moments.rest * moments.rest;
+  moments.rstd = rstd_of(variance < 0 ? 0 : variance, shape.eps);  // NaN stays NaN
+  moments.shift = -moments.rest * moments.rstd;
+  return moments;
+}
+
 __global__ void __launch_bounds__(kRowThreads, 1)
-    norm_any_rows(RowPlan plan, std::int64_t rows, std::int64_t columns, ForwardArgs<T> p) {
+    norm_any_rows(RowPlan plan, std::int64_t columns, NormShape shape, DType dtype, ForwardArgs p) {
   __shared__ Exchange exchange;
   Team<false> team(plan, exchange);
-  team.begin();
-  for (std::int64_t row = blockIdx.x; row < rows; row += gridDim.x) {
-    const T* s = p.x.row(row);
-    if (p.residual.data != nullptr) {
-      // Its elements are read again by the threads that wrote them.
-      const T* const residual = p.residual.row(row);
-      T* const sum = p.sum.row(row);
-      for (std::int64_t i = threadIdx.x; i < columns; i += blockDim.x) {
-        sum[i] = from_float<T>(to_float(s[i]) + to_float(residual[i]));
+  with_element(dtype, [&]<class T>(std::type_identity<T>) {
+    for (std::int64_t row = blockIdx.x; row < shape.rows; row += gridDim.x) {
+      const T* s = p.inputs[0].row<const T>(row);
+      if (p.inputs[1].data != nullptr) {
+        const T* const residual = p.inputs[1].row<const T>(row);
+        T* const sum = p.sum.row<T>(row);
+        for (std::int64_t i = threadIdx.x; i < columns; i += blockDim.x) {
+          sum[i] = from_float<T>(to_float(s[i]) + to_float(residual[i]));
+        }
+        s = sum;  // a thread reads again what it wrote
       }
-      s = sum;
+      const Moments moments = moments_of_any(team, columns, shape, s);
+      if (threadIdx.x == 0) p.keep(row, moments);
+      if (p.y.data == nullptr) continue;
+      T* const y = p.y.row<T>(row);
+      for (std::int64_t i = threadIdx.x; i < columns; i += blockDim.x) {
+        const float normal = moments.normal(to_float(s[i]));
+        y[i] = from_float<T>(fmaf(normal, p.weight.at(i, 1.0f), p.bias.at(i, 0.0f)));
+      }
     }
-    const Moments moments = moments_of<Centered>(team, p.share, p.eps, [&](auto each) {
-      for (std::int64_t i = threadIdx.x; i < columns; i += blockDim.x) each(to_float(s[i]));
-    });
-    if (threadIdx.x == 0) p.keep(row, moments);
-    if (p.y.data == nullptr) continue;
-    T* const y = p.y.row(row);
-    for (std::int64_t i = threadIdx.x; i < columns; i += blockDim.x) {
-      y[i] =
-          from_float<T>(moments.normal(to_float(s[i])) * p.weight.at(i, 1.0f) + p.bias.at(i, 0.0f));
-    }
-  }
+  });
 }
 
-template <class T>
 struct BackwardArgs {
-  Rows<const T> dy, s, dsum;
+  Matrix inputs[2];  // dy and s
+  Matrix dsum;
   Vector weight;
-  float eps, share;          // share = 1 / columns
-  const float *mean, *rstd;  // rstd null: computed again
-  Rows<T> ds;
+  const float *mean, *rstd;  // mean null: 0
+  Matrix ds;
   // Partial sums over rows, [which][cluster][columns]; null if nobody wants them.
   float* partial;
 
@@ -195,100 +291,26 @@ struct BackwardArgs {
   }
 };
 
-// x̂ of s.
-template <bool Centered, int N>
-__device__ void normalize(const Moments& moments, float (&s)[N]) {
-#pragma unroll
-  for (int e = 0; e < N; ++e) s[e] = Centered ? moments.normal(s[e]) : s[e] * moments.rstd;
-}
-
-// What the gradients of a row have in common: ds = rstd · g + pull · x̂ + level.
-struct Pulls {
-  float rstd, pull, level;
-
-  // From the sums over a row of g ∘ x̂ and, if centered, of g.
-  template <int N>
-  __device__ Pulls(const Moments& moments, const float (&dots)[N], float share)
-      : rstd(moments.rstd),
-        pull(-moments.rstd * (dots[0] * share)),
-        level(N > 1 ? -moments.rstd * (dots[N - 1] * share) : 0.0f) {}
-
-  __device__ float of(float g, float normal) const {
-    return fmaf(g, rstd, fmaf(normal, pull, level));
-  }
-};
-
-// ds alone, where nobody wants sums over rows.
-template <class T, bool Centered>
-__global__ void __launch_bounds__(kHandThreads, kHandBlocks)
-    norm_backward_row(RowPlan plan, std::int64_t rows, int columns, BackwardArgs<T> p) {
-  __shared__ Exchange exchange;
-  wait_for_kernel_before();
-  Team<false> team(plan, exchange);
-  constexpr int kPack = kPackSize<T>, Packs = kFewPacks;
-  const RowInHand<T, Packs> hand(plan, team, columns);
-  if (hand.row() >= rows) return;
-  Pack<T, kPack> packs[2][Packs];
-  hand.load(p.dy, 0, packs[0]);
-  hand.load(p.s, 0, packs[1]);
-  Moments moments;
-  if (p.rstd != nullptr) moments = p.moments(hand.row());
-  team.begin();
-  if (p.rstd == nullptr) moments = moments_of_packs<T, Centered>(team, hand, p, packs[1]);
-  const auto finish = [&](auto load) {
-    float dots[Centered ? 2 : 1] = {};  // of g and x̂, and of g alone
-#pragma unroll
-    for (int k = 0; k < Packs; ++k) {
-      if (!hand.has(k)) continue;
-      float dy[kPack], normal[kPack], weight[kPack];
-      load(k, weight);
-      unpack(packs[0][k], dy), unpack(packs[1][k], normal);
-      normalize<Centered>(moments, normal);
-#pragma unroll
-      for (int e = 0; e < kPack; ++e) {
-        const float g = dy[e] * weight[e];
-        dots[0] = fmaf(g, normal[e], dots[0]);
-        if constexpr (Centered) dots[1] += g;
-      }
-      keep_packed(packs[0][k]), keep_packed(packs[1][k]);
-    }
-    team.reduce(dots, Add());
-    const Pulls pulls(moments, dots, p.share);
-    T* const to = hand.mine(p.ds);
-#pragma unroll
-    for (int k = 0; k < Packs; ++k) {
-      if (!hand.has(k)) continue;
-      float dy[kPack], normal[kPack], weight[kPack];
-      load(k, weight);
-      unpack(packs[0][k], dy), unpack(packs[1][k], normal);
-      normalize<Centered>(moments, normal);
-#pragma unroll
-      for (int e = 0; e < kPack; ++e) dy[e] = pulls.of(dy[e] * weight[e], normal[e]);
-      if (p.dsum.data != nullptr) {
-        unpack(load_pack<T, kPack>(hand.mine(p.dsum) + k * hand.kApart), normal);
-#pragma unroll
-        for (int e = 0; e < kPack; ++e) dy[e] += normal[e];
-      }
-      store(dy, to + k * hand.kApart);
-    }
-  };
-  if (p.weight.template is<T>()) {
-    const T* const weights = static_cast<const T*>(p.weight.data) + hand.column(0);
-    finish([&](int k, float(&weight)[kPack]) {
-      unpack(load_pack<T, kPack>(weights + k * hand.kApart), weight);
-    });
-  } else {
-    finish([&](int k, float(&weight)[kPack]) { p.weight.load(hand.column(k), 1.0f, weight); });
-  }
-}
-
-// dy, s and, in RMS norm, dsum.
-constexpr int backward_inputs(bool centered) { return centered ? 2 : 3; }
-
+// What the gradients of a row of T have in common: ds = rstd · g + pull · x̂ + level.
 template <class T>
-struct FlowArgs {
-  FlowRows<const T> inputs[3];
-  FlowRows<T> ds;
+struct Pulls {
+  Normal<T> normals;
+  float pull, level;
+
+  // From the sums over a row of g ∘ x̂ and of g.
+  __device__ Pulls(const Moments& moments, float dot, float sum, const NormShape& shape)
+      : normals(moments),
+        pull(-moments.rstd * (dot * shape.share)),
+        level(shape.centered ? -moments.rstd * (sum * shape.share) : 0.0f) {
+    if constexpr (sizeof(T) == 2) {  // x̂ = s · rstd + shift goes into both, as in Normal
+      level = fmaf(normals.shift, pull, level);
+      pull *= normals.rstd;
+    }
+  }
+
+  __device__ float of(float g, float s) const {
+    return fmaf(g, normals.rstd, fmaf(sizeof(T) == 2 ? s : normals.of(s), pull, level));
+  }
 };
 
 // Sums of a thread's columns over all rows of a block: first over the groups of the block, whose
@@ -317,114 +339,182 @@ __device__ void add_up_groups(float (&sums)[Packs][Pack], float* shared, const R
   }
 }
 
-template <class T, bool Centered, bool Given>
-__global__ void __launch_bounds__(kFlowThreads, 1)
-    norm_backward_rows(RowPlan plan, std::int64_t rows, int columns, BackwardArgs<T> p,
-                       FlowArgs<T> all) {
-  __shared__ Exchange exchange;
-  wait_for_kernel_before();
+template <class T, bool Centered>
+__device__ void pull_rows(const RowPlan& plan, const NormShape& shape, const BackwardArgs& p,
+                          Exchange& exchange) {
   Team<true> team(plan, exchange);
-  constexpr int kPack = kPackSize<T>, kPacks = kFlowPacks, kInputs = backward_inputs(Centered);
-  RowFlow<T, kInputs> flow(plan, team, rows, columns, all.inputs);
+  constexpr int kPack = kPackSize<T>, kPacks = kFlowPacks, kInputs = 2;
+  RowFlow<T, kInputs> flow(plan, team, shape.few_rows, shape.columns, p.inputs);
   team.begin();
-  float weight[kPacks][kPack] = {}, sums[kPacks][kPack] = {}, bias_sums[kPacks][kPack] = {};
+  float sums[kPacks][kPack] = {}, bias_sums[kPacks][kPack] = {};
+  // A thread's weights, in shared memory behind the rows, since registers are few: four floats of
+  // each thread lie side by side.
+  extern __shared__ __align__(16) std::byte rows_in_shared_memory[];
+  const std::uint32_t weights =
+      shared_address(rows_in_shared_memory + plan.shared_bytes) - kWeightBytes + threadIdx.x * 16;
 #pragma unroll
   for (int k = 0; k < kPacks; ++k) {
-    if (flow.has(k)) p.weight.load(flow.column(k), 1.0f, weight[k]);
-  }
-  const int step = plan.blocks / plan.cluster * plan.groups;
-  std::int64_t row = flow.first();
-  T* to = flow.mine(all.ds);
-  Moments moments, next;
-  if (Given && flow.count() > 0) next = p.moments(row);
-  for (int left = flow.count(); left > 0; --left) {
-    Pack<T, kPack> packs[kInputs][kPacks];
-    flow.take(packs);
-    if constexpr (Given) {
-      moments = next;
-      // A row ahead: a block has nothing to do while it waits for them.
-      row += step;
-      if (left > 1) next = p.moments(row);
-    } else {
-      moments = moments_of_packs<T, Centered>(team, flow, p, packs[1]);
+    float weight[kPack] = {};
+    if (flow.has(k)) p.weight.load(flow.column(k), 1.0f, weight);
+#pragma unroll
+    for (int e = 0; e < kPack; e += 4) {
+      put_four(weights + (k * kPack + e) / 4 * (kFlowThreads * 16), &weight[e]);
     }
+  }
+  const auto load_weight = [&](int k, float(&weight)[kPack]) {
+#pragma unroll
+    for (int e = 0; e < kPack; e += 4) {
+      float four[4];
+      unpack(shared_pack<float>(weights + (k * kPack + e) / 4 * (kFlowThreads * 16)), four);
+#pragma unroll
+      for (int i = 0; i < 4; ++i) weight[e + i] = four[i];
+    }
+  };
+  // Two rows at a time: their sums over columns are made in one go.
+  constexpr int kRows = 2, kDots = Centered ? 2 : 1;
+  const int step = plan.step;
+  Moments next[kRows];
+  const auto look_ahead = [&](int row) {
+#pragma unroll
+    for (int r = 0; r < kRows; ++r) {
+      const bool is_row = row + r * step < shape.few_rows;
+      next[r] = is_row ? p.moments(row + r * step) : Moments();
+      if constexpr (!Centered) {
+        if (p.dsum.data == nullptr || !is_row) continue;
+#pragma unroll
+        for (int k = 0; k < kPacks; ++k) {
+          if (flow.has(k)) prefetch_pack(p.dsum.row<const T>(row + r * step) + flow.column(k));
+        }
+      }
+    }
+  };
+  int row = static_cast<int>(blockIdx.x) / plan.cluster * plan.groups + team.index();
+  look_ahead(row);
+  for (; row < shape.few_rows; row += kRows * step) {
+    const bool both = row + step < shape.few_rows;
+    Pack<T, kPack> packs[kRows][kInputs][kPacks];
+    Moments moments[kRows];
+    flow.take(packs[0]);
+    if (both) {
+      flow.take(packs[1]);
+    } else {
+#pragma unroll
+      for (int i = 0; i < kInputs; ++i) {
+#pragma unroll
+        for (int k = 0; k < kPacks; ++k) packs[1][i][k] = {};
+      }
+    }
+#pragma unroll
+    for (int r = 0; r < kRows; ++r) moments[r] = next[r];
+    look_ahead(row + kRows * step);  // so that nobody waits for them
     // Where the row has ended dy and the weight are zero, and so is what they add.
-    float dots[Centered ? 2 : 1] = {};  // of g and x̂, and of g alone
+    float dots[kRows * kDots] = {};  // of g and x̂, and of g alone, of each row
 #pragma unroll
     for (int k = 0; k < kPacks; ++k) {
-      float dy[kPack], normal[kPack];
-      unpack(packs[0][k], dy), unpack(packs[1][k], normal);
-      normalize<Centered>(moments, normal);
+      float weight[kPack];
+      load_weight(k, weight);
 #pragma unroll
-      for (int e = 0; e < kPack; ++e) {
-        sums[k][e] = fmaf(dy[e], normal[e], sums[k][e]);
-        if constexpr (Centered) bias_sums[k][e] += dy[e];
-        const float g = dy[e] * weight[k][e];
-        dots[0] = fmaf(g, normal[e], dots[0]);
-        if constexpr (Centered) dots[1] += g;
+      for (int r = 0; r < kRows; ++r) {
+        const Normal<T> normals(moments[r]);
+        float dy[kPack], s[kPack];
+        unpack(packs[r][0][k], dy), unpack(packs[r][1][k], s);
+#pragma unroll
+        for (int e = 0; e < kPack; ++e) {
+          const float normal = normals.of(s[e]), g = dy[e] * weight[e];
+          sums[k][e] = fmaf(dy[e], normal, sums[k][e]);
+          if constexpr (Centered) bias_sums[k][e] += dy[e];
+          dots[r * kDots] = fmaf(g, normal, dots[r * kDots]);
+          if constexpr (Centered) dots[r * kDots + 1] += g;
+        }
+        keep_packed(packs[r][0][k]), keep_packed(packs[r][1][k]);
       }
-      keep_packed(packs[0][k]), keep_packed(packs[1][k]);
     }
-    if (all.ds.data == nullptr) continue;
+    if (p.ds.data == nullptr) continue;
     team.reduce(dots, Add());
-    const Pulls pulls(moments, dots, p.share);
+    const Pulls<T> pulls[kRows] = {{moments[0], dots[0], dots[kDots - 1], shape},
+                                   {moments[1], dots[kDots], dots[2 * kDots - 1], shape}};
 #pragma unroll
     for (int k = 0; k < kPacks; ++k) {
       if (!flow.has(k)) continue;
-      float dy[kPack], normal[kPack];
-      unpack(packs[0][k], dy), unpack(packs[1][k], normal);
-      normalize<Centered>(moments, normal);
+      Pack<T, kPack> dsums[kRows];
+      if constexpr (!Centered) {
 #pragma unroll
-      for (int e = 0; e < kPack; ++e) dy[e] = pulls.of(dy[e] * weight[k][e], normal[e]);
-      if constexpr (kInputs > 2) {
-        if (all.inputs[2].data != nullptr) {
-          unpack(packs[2][k], normal);
-#pragma unroll
-          for (int e = 0; e < kPack; ++e) dy[e] += normal[e];
+        for (int r = 0; r < kRows; ++r) {
+          if ((r > 0 && !both) || p.dsum.data == nullptr) continue;
+          dsums[r] = load_once(p.dsum.row<const T>(row + r * step) + flow.column(k));
         }
       }
-      store(dy, to + k * flow.kApart);
+      float weight[kPack];
+      load_weight(k, weight);
+#pragma unroll
+      for (int r = 0; r < kRows; ++r) {
+        if (r > 0 && !both) continue;
+        float dy[kPack], s[kPack];
+        unpack(packs[r][0][k], dy), unpack(packs[r][1][k], s);
+#pragma unroll
+        for (int e = 0; e < kPack; ++e) dy[e] = pulls[r].of(dy[e] * weight[e], s[e]);
+        if constexpr (!Centered) {
+          if (p.dsum.data != nullptr) {
+            unpack(dsums[r], s);
+#pragma unroll
+            for (int e = 0; e < kPack; ++e) dy[e] += s[e];
+          }
+        }
+        store(dy, p.ds.row<T>(row + r * step) + flow.column(k));
+      }
     }
-    to += all.ds.hop;
   }
   if (p.partial == nullptr) return;
   wait_copies<0>();
-  extern __shared__ __align__(16) std::byte rows_in_shared_memory[];
   auto* const shared = reinterpret_cast<float*>(rows_in_shared_memory);
-  float* const partial =
-      p.partial + static_cast<std::int64_t>(static_cast<int>(blockIdx.x) / plan.cluster) * columns;
+  const std::int64_t cluster = static_cast<int>(blockIdx.x) / plan.cluster;
+  float* const partial = p.partial + cluster * shape.columns;
   add_up_groups(sums, shared, plan, team, flow, partial);
   if constexpr (Centered) {
     add_up_groups(bias_sums, shared, plan, team, flow,
-                  partial + static_cast<std::int64_t>(plan.clusters()) * columns);
+                  partial + static_cast<std::int64_t>(plan.clusters()) * shape.columns);
   }
 }
 
-template <class T, bool Centered>
+template <bool Centered>
+__global__ void __launch_bounds__(kFlowThreads, 1)
+    norm_backward_rows(const __grid_constant__ RowPlan plan,
+                       const __grid_constant__ NormShape shape, DType dtype,
+                       const __grid_constant__ BackwardArgs p) {
+  __shared__ Exchange exchange;
+  wait_for_kernel_before();
+  let_next_kernel_start();
+  with_element(dtype, [&]<class T>(std::type_identity<T>) {
+    pull_rows<T, Centered>(plan, shape, p, exchange);
+  });
+}
+
 __global__ void __launch_bounds__(kRowThreads, 1)
-    norm_backward_any_rows(RowPlan plan, std::int64_t rows, std::int64_t columns,
-                           BackwardArgs<T> p) {
+    norm_backward_any_rows(RowPlan plan, std::int64_t columns, NormShape shape, DType dtype,
+                           BackwardArgs p) {
   __shared__ Exchange exchange;
   Team<false> team(plan, exchange);
-  team.begin();
-  for (std::int64_t row = blockIdx.x; row < rows; row += gridDim.x) {
-    const T *const dy = p.dy.row(row), *const s = p.s.row(row);
-    T* const ds = p.ds.row(row);
-    const Moments moments = p.moments(row);
-    float dots[2] = {0, 0};
-    for (std::int64_t i = threadIdx.x; i < columns; i += blockDim.x) {
-      const float g = to_float(dy[i]) * p.weight.at(i, 1.0f);
-      dots[0] += g * moments.normal(to_float(s[i])), dots[1] += g;
+  with_element(dtype, [&]<class T>(std::type_identity<T>) {
+    for (std::int64_t row = blockIdx.x; row < shape.rows; row += gridDim.x) {
+      const T* const dy = p.inputs[0].row<const T>(row);
+      const T* const s = p.inputs[1].row<const T>(row);
+      T* const ds = p.ds.row<T>(row);
+      const Moments moments = p.moments(row);
+      float dots[2] = {0, 0};
+      for (std::int64_t i = threadIdx.x; i < columns; i += blockDim.x) {
+        const float g = to_float(dy[i]) * p.weight.at(i, 1.0f);
+        dots[0] += g * moments.normal(to_float(s[i])), dots[1] += g;
+      }
+      team.reduce(dots, Add());
+      const Pulls<T> pulls(moments, dots[0], dots[1], shape);
+      for (std::int64_t i = threadIdx.x; i < columns; i += blockDim.x) {
+        const float g = to_float(dy[i]) * p.weight.at(i, 1.0f);
+        float value = pulls.of(g, to_float(s[i]));
+        if (p.dsum.data != nullptr) value += to_float(p.dsum.row<const T>(row)[i]);
+        ds[i] = from_float<T>(value);
+      }
     }
-    team.reduce(dots, Add());
-    const float mean_dot = dots[0] * p.share, mean_g = Centered ? dots[1] * p.share : 0.0f;
-    for (std::int64_t i = threadIdx.x; i < columns; i += blockDim.x) {
-      const float g = to_float(dy[i]) * p.weight.at(i, 1.0f);
-      float value = moments.rstd * (g - mean_g - moments.normal(to_float(s[i])) * mean_dot);
-      if (p.dsum.data != nullptr) value += to_float(p.dsum.row(row)[i]);
-      ds[i] = from_float<T>(value);
-    }
-  }
+  });
 }
 
 constexpr int kColumns =
@@ -432,20 +522,22 @@ constexpr int kColumns =
 constexpr int kShares = 16;
 
 // Partial sums of the columns over `share` rows, like those of norm_backward_rows.
-template <class T>
 __global__ void __launch_bounds__(kColumns* kShares)
-    norm_columns(std::int64_t rows, std::int64_t columns, std::int64_t share, BackwardArgs<T> p) {
+    norm_columns(std::int64_t rows, std::int64_t columns, std::int64_t share, DType dtype,
+                 BackwardArgs p) {
   __shared__ float all[2][kShares][kColumns];
   const std::int64_t column = static_cast<std::int64_t>(blockIdx.x) * kColumns + threadIdx.x;
   const std::int64_t first = blockIdx.y * share;
   const std::int64_t last = first + share < rows ? first + share : rows;
   float sums[2] = {0, 0};
-  if (column < columns) {
+  with_element(dtype, [&]<class T>(std::type_identity<T>) {
+    if (column >= columns) return;
     for (std::int64_t row = first + threadIdx.y; row < last; row += kShares) {
-      const float dy = to_float(p.dy.row(row)[column]);
-      sums[0] += dy * p.moments(row).normal(to_float(p.s.row(row)[column])), sums[1] += dy;
+      const float dy = to_float(p.inputs[0].row<const T>(row)[column]);
+      sums[0] += dy * p.moments(row).normal(to_float(p.inputs[1].row<const T>(row)[column]));
+      sums[1] += dy;
     }
-  }
+  });
   all[0][threadIdx.y][threadIdx.x] = sums[0], all[1][threadIdx.y][threadIdx.x] = sums[1];
   __syncthreads();
   if (threadIdx.y > 1 || column >= columns) return;
@@ -461,6 +553,7 @@ __global__ void __launch_bounds__(kColumns* kShares)
                    float* dbias) {
   __shared__ float all[kShares][kColumns];
   wait_for_kernel_before();
+  let_next_kernel_start();
   float* const out = blockIdx.y == 0 ? dweight : dbias;
   if (out == nullptr) return;
   partial += static_cast<std::int64_t>(blockIdx.y) * count * columns;
@@ -477,17 +570,9 @@ __global__ void __launch_bounds__(kColumns* kShares)
   out[column] = sum;
 }
 
-template <class Body>
-void with_norm(DType dtype, bool centered, Body&& body) {
-  with_type(dtype, [&]<class T>(std::type_identity<T> type) {
-    centered ? body(type, std::true_type()) : body(type, std::false_type());
-  });
-}
-
 // How a backward call runs, and what it takes in its workspace.
 struct BackwardPlan {
   bool sums = false;       // dweight or dbias is wanted
-  bool flows = false;      // the rows' plan is that of norm_backward_rows
   RowPlan rows;            // if it fits; else kernels that take any rows run
   std::int64_t share = 1;  // rows of a partial sum
   int partial = 0;         // how many
@@ -507,10 +592,7 @@ BackwardPlan plan_of(const NormBackward& p, const DeviceFacts& device) {
                      .columns = columns,
                      .element_bytes = size_of(p.dy.dtype()),
                      .in_packs = in_packs({p.dy, p.s, p.dsum, p.weight, p.ds})};
-  if (!plan.sums) plan.rows = plan_rows(device, work, kFewPacks);
-  // Also where several blocks would share a row: it takes them long to meet for each row anew.
-  plan.flows = plan.sums || plan.rows.cluster > 1;
-  if (plan.flows) plan.rows = plan_flow(device, work, backward_inputs(p.centered));
+  plan.rows = plan_flow(device, work, 2);
   if (plan.sums) {
     if (plan.rows.fits) {
       plan.partial = plan.rows.clusters();
@@ -525,16 +607,52 @@ BackwardPlan plan_of(const NormBackward& p, const DeviceFacts& device) {
     plan.partial_bytes = aligned(2 * static_cast<std::size_t>(plan.partial) *
                                  static_cast<std::size_t>(columns) * sizeof(float));
   }
-  if (!plan.rows.fits && !p.rstd.present()) {
+  if (!p.rstd.present()) {
     plan.moments_bytes = aligned(2 * static_cast<std::size_t>(rows) * sizeof(float));
   }
   return plan;
 }
 
-float share_of(std::int64_t columns) { return 1.0f / static_cast<float>(columns); }
+template <class Params>
+NormShape shape_of(const Params& p, std::int64_t rows, std::int64_t columns) {
+  return {rows,
+          static_cast<int>(rows),
+          static_cast<int>(columns),
+          p.centered,
+          p.eps,
+          1.0f / static_cast<float>(columns)};
+}
 
 unsigned column_blocks(std::int64_t columns) {
   return static_cast<unsigned>((columns + kColumns - 1) / kColumns);
+}
+
+}  // namespace
+
+namespace {
+
+void normalize(const Call& call, const NormForward& p) {
+  const std::int64_t rows = p.x.dim(0), columns = p.x.dim(1);
+  const RowPlan plan = plan_rows(
+      call.facts(), {.rows = rows,
+                     .columns = columns,
+                     .element_bytes = size_of(p.x.dtype()),
+                     .in_packs = in_packs({p.x, p.residual, p.weight, p.bias, p.y, p.sum})});
+  const NormShape shape = shape_of(p, rows, columns);
+  const ForwardArgs args{{matrix_of(p.x), matrix_of(p.residual)},
+                         vector_of(p.weight),
+                         vector_of(p.bias),
+                         matrix_of(p.y),
+                         matrix_of(p.sum),
+                         p.mean.mutable_data_as<float>(),
+                         p.rstd.mutable_data_as<float>()};
+  if (plan.fits) {
+    const auto kernel = plan.packs > kFewPacks ? norm_rows<kHandPacks> : norm_rows<kFewPacks>;
+    launch_rows(call, plan, kernel, shape, p.x.dtype(), args);
+  } else {
+    launch_rows(call, any_rows_plan(rows, columns), norm_any_rows, columns, shape, p.x.dtype(),
+                args);
+  }
 }
 
 }  // namespace
@@ -545,33 +663,7 @@ void norm_forward(Context& context, const NormForward& p) {
   call.reaches("weight", p.weight), call.reaches("bias", p.bias);
   call.reaches("y", p.y), call.reaches("sum", p.sum);
   call.reaches("mean", p.mean), call.reaches("rstd", p.rstd);
-  const std::int64_t rows = p.x.dim(0), columns = p.x.dim(1);
-  if (rows == 0) return;
-  const RowPlan plan = plan_rows(
-      call.facts(), {.rows = rows,
-                     .columns = columns,
-                     .element_bytes = size_of(p.x.dtype()),
-                     .in_packs = in_packs({p.x, p.residual, p.weight, p.bias, p.y, p.sum})});
-  with_norm(p.x.dtype(), p.centered, [&]<class T>(std::type_identity<T>, auto centered) {
-    const ForwardArgs<T> args{rows_of<T>(p.x),
-                              rows_of<T>(p.residual),
-                              vector_of(p.weight),
-                              vector_of(p.bias),
-                              p.eps,
-                              share_of(columns),
-                              rows_of<T>(p.y),
-                              rows_of<T>(p.sum),
-                              p.mean.mutable_data_as<float>(),
-                              p.rstd.mutable_data_as<float>()};
-    if (plan.fits) {
-      const auto kernel = plan.packs == kManyPacks ? norm_rows<T, centered, kManyPacks>
-                                                   : norm_rows<T, centered, kFewPacks>;
-      launch_rows(call, plan, kernel, rows, static_cast<int>(columns), args);
-    } else {
-      launch_rows(call, any_rows_plan(rows, columns), norm_any_rows<T, centered>, rows, columns,
-                  args);
-    }
-  });
+  if (p.x.dim(0) > 0) normalize(call, p);
 }
 
 std::size_t scratch_bytes(const NormBackward& p) {
@@ -599,53 +691,43 @@ void norm_backward(Context& context, const NormBackward& p) {
   };
   if (rows == 0) return add_up(0);
 
-  with_norm(p.dy.dtype(), p.centered, [&]<class T>(std::type_identity<T>, auto centered) {
-    BackwardArgs<T> args{rows_of<T>(p.dy),
-                         rows_of<T>(p.s),
-                         rows_of<T>(p.dsum),
-                         vector_of(p.weight),
-                         p.eps,
-                         share_of(columns),
-                         p.mean.data_as<float>(),
-                         p.rstd.data_as<float>(),
-                         rows_of<T>(p.ds),
-                         partial};
-    if (plan.rows.fits) {
-      if (!plan.sums && !p.ds.present()) return;
-      if (!plan.flows) {
-        const auto kernel = norm_backward_row<T, centered>;
-        return launch_rows(call, plan.rows, kernel, rows, static_cast<int>(columns), args);
-      }
-      const auto kernel = p.rstd.present() ? norm_backward_rows<T, centered, true>
-                                           : norm_backward_rows<T, centered, false>;
-      const RowPlan running = side_by_side(plan.rows, kernel);
-      const FlowArgs<T> flow{
-          {flow_rows(args.dy, running), flow_rows(args.s, running), flow_rows(args.dsum, running)},
-          flow_rows(args.ds, running)};
-      launch_rows(call, running, kernel, rows, static_cast<int>(columns), args, flow);
-      return add_up(running.clusters());
-    }
-    const RowPlan any = any_rows_plan(rows, columns);
-    if (!p.rstd.present()) {
-      auto* const moments = reinterpret_cast<float*>(workspace + plan.partial_bytes);
-      ForwardArgs<T> forward{};
-      forward.x = args.s, forward.eps = p.eps, forward.share = args.share;
-      if (p.centered) forward.mean = moments;
-      forward.rstd = moments + rows;
-      launch_rows(call, any, norm_any_rows<T, centered>, rows, columns, forward);
-      args.mean = forward.mean, args.rstd = forward.rstd;
-    }
-    if (plan.sums) {  // before ds, which may be written where dy or s is
-      const Launch columns_too{
-          .grid = {column_blocks(columns), static_cast<unsigned>(plan.partial)},
-          .block = {kColumns, kShares}};
-      call.launch(columns_too, norm_columns<T>, rows, columns, plan.share, args);
-      add_up(plan.partial);
-    }
-    if (p.ds.present()) {
-      launch_rows(call, any, norm_backward_any_rows<T, centered>, rows, columns, args);
-    }
-  });
+  const NormShape shape = shape_of(p, rows, columns);
+  BackwardArgs args{{matrix_of(p.dy), matrix_of(p.s)},
+                    matrix_of(p.dsum),
+                    vector_of(p.weight),
+                    p.mean.data_as<float>(),
+                    p.rstd.data_as<float>(),
+                    matrix_of(p.ds),
+                    partial};
+  if (!plan.sums && !p.ds.present()) return;
+  if (!p.rstd.present()) {
+    auto* const moments = reinterpret_cast<float*>(workspace + plan.partial_bytes);
+    const auto of_rows = [&](float* data) {
+      return TensorView(data, DType::kFloat32, {rows}, p.dy.device());
+    };
+    NormForward forward{};
+    forward.op = p.op, forward.centered = p.centered, forward.x = p.s, forward.eps = p.eps;
+    if (p.centered) forward.mean = of_rows(moments);
+    forward.rstd = of_rows(moments + rows);
+    normalize(call, forward);
+    args.mean = forward.mean.data_as<float>(), args.rstd = forward.rstd.data_as<float>();
+  }
+  if (plan.rows.fits) {
+    const auto kernel = p.centered ? norm_backward_rows<true> : norm_backward_rows<false>;
+    const RowPlan running = side_by_side(plan.rows, kernel);
+    launch_rows(call, running, kernel, shape, p.dy.dtype(), args);
+    return add_up(running.clusters());
+  }
+  const RowPlan any = any_rows_plan(rows, columns);
+  if (plan.sums) {  // before ds, which may be written where dy or s is
+    const Launch columns_too{.grid = {column_blocks(columns), static_cast<unsigned>(plan.partial)},
+                             .block = {kColumns, kShares}};
+    call.launch(columns_too, norm_columns, rows, columns, plan.share, p.dy.dtype(), args);
+    add_up(plan.partial);
+  }
+  if (p.ds.present()) {
+    launch_rows(call, any, norm_backward_any_rows, columns, shape, p.dy.dtype(), args);
+  }
 }
 
 }  // namespace graft::cuda

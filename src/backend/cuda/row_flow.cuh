@@ -16,48 +16,27 @@
 
 namespace graft::cuda {
 
-/// Rows of a matrix of which a team has every `hop` elements' one.
-template <class T>
-struct FlowRows : Rows<T> {
-  std::int64_t hop = 0;
-};
-
-/// Of `rows`, for the teams of a plan.
-template <class T>
-FlowRows<T> flow_rows(const Rows<T>& rows, const RowPlan& plan) {
-  return {rows, rows.stride * plan.clusters() * plan.groups};
-}
-
 /// A thread's packs of its team's rows, one after another. Where a row has ended they are zeros.
 template <class T, int Inputs>
-class RowFlow : public Columns<T, kFlowPacks> {
+class RowFlow : public Columns<T> {
  public:
-  using Columns<T, kFlowPacks>::kPack;
-  using Columns<T, kFlowPacks>::kApart;
-  using Columns<T, kFlowPacks>::has;
+  using Columns<T>::kPack;
+  using Columns<T>::kApart;
+  using Columns<T>::has;
 #if __CUDA_ARCH__ >= 900
   static constexpr int kStages = flow_stages(9, Inputs);
 #else
   static constexpr int kStages = flow_stages(8, Inputs);
 #endif
 
-  __device__ RowFlow(const RowPlan& plan, const Team<true>& team, std::int64_t rows, int columns,
-                     const FlowRows<const T>* inputs)
-      : Columns<T, kFlowPacks>(plan, team, columns) {
+  __device__ RowFlow(const RowPlan& plan, const Team<true>& team, const int& rows, int columns,
+                     const Matrix (&inputs)[Inputs])
+      : Columns<T>(plan, team, columns), plan_(plan), rows_(rows), inputs_(inputs) {
     const int cluster =
         plan.cluster == 1 ? blockIdx.x : static_cast<int>(blockIdx.x) / plan.cluster;
-    const int step = plan.blocks / plan.cluster * plan.groups;
-    first_ = cluster * plan.groups + team.index();
-    count_ = first_ < rows ? static_cast<int>((rows - first_ - 1) / step) + 1 : 0;
-    to_ask_ = count_;
+    next_ = cluster * plan.groups + team.index();
     extern __shared__ __align__(16) std::byte rows_in_shared_memory[];
     mine_ = shared_address(rows_in_shared_memory + threadIdx.x * kPackBytes);
-#pragma unroll
-    for (int i = 0; i < Inputs; ++i) {
-      ahead_[i] = inputs[i].row(first_) + this->column_;
-      hop_[i] = inputs[i].data == nullptr ? 0 : inputs[i].hop;
-      given_[i] = inputs[i].data != nullptr;
-    }
     for (int stage = 0; stage < kStages; ++stage) {
 #pragma unroll
       for (int i = 0; i < Inputs; ++i) {
@@ -70,23 +49,11 @@ class RowFlow : public Columns<T, kFlowPacks> {
     }
   }
 
-  /// The first of the team's rows, and how many there are.
-  __device__ int first() const { return first_; }
-  __device__ int count() const { return count_; }
-
-  /// Where this thread's part of the first row begins in `rows`; its packs are kApart elements
-  /// apart, and the next row is `hop` elements away.
-  template <class Element>
-  __device__ Element* mine(const FlowRows<Element>& rows) const {
-    return rows.row(first_) + this->column_;
-  }
-
-  /// The packs of the next row, of all inputs that are given; asks for a later row in their place.
+  /// The packs of the next row; asks for a later row in their place.
   __device__ void take(Pack<T, kPack> (&packs)[Inputs][kFlowPacks]) {
     wait_copies<kStages - 1>();
 #pragma unroll
     for (int i = 0; i < Inputs; ++i) {
-      if (!given_[i]) continue;
 #pragma unroll
       for (int k = 0; k < kFlowPacks; ++k) packs[i][k] = shared_pack<T>(place(i, k));
     }
@@ -100,26 +67,25 @@ class RowFlow : public Columns<T, kFlowPacks> {
   }
 
   __device__ void ask() {
-    if (to_ask_ > 0) {
-      --to_ask_;
+    if (next_ < rows_) {
 #pragma unroll
       for (int i = 0; i < Inputs; ++i) {
-        if (!given_[i]) continue;
+        const T* const from = inputs_[i].template row<const T>(next_) + this->column(0);
 #pragma unroll
         for (int k = 0; k < kFlowPacks; ++k) {
-          if (has(k)) copy_pack(place(i, k), ahead_[i] + k * kApart);
+          if (has(k)) copy_pack(place(i, k), from + k * kApart);
         }
-        ahead_[i] += hop_[i];
       }
     }
+    next_ += plan_.step;
     commit_copies();  // even none: batches are counted
     stage_ = stage_ + 1 == kStages ? 0 : stage_ + 1;
   }
 
-  const T* ahead_[Inputs];  // of the row that is asked for next
-  std::int64_t hop_[Inputs];
-  bool given_[Inputs];
-  int first_, count_, to_ask_;
+  const RowPlan& plan_;
+  const int& rows_;
+  const Matrix (&inputs_)[Inputs];
+  int next_;       // the row that is asked for next
   int stage_ = 0;  // that is taken and filled next
   std::uint32_t mine_;
 };
@@ -147,6 +113,7 @@ RowPlan side_by_side(RowPlan plan, void (*kernel)(Params...)) {
   } else if (most > 0) {
     plan.blocks = std::min(plan.blocks, most * plan.cluster);
   }
+  plan.step = plan.clusters() * plan.groups;
   return plan;
 }
 

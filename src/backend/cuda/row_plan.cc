@@ -16,49 +16,55 @@ constexpr std::size_t kOtherShared = 2048;  // what the kernels have besides the
 
 std::int64_t ceil_div(std::int64_t value, std::int64_t by) { return (value + by - 1) / by; }
 
-// A team for rows, `packs` of them in each thread, in blocks of up to `most` threads; or none that
-// fits.
-RowPlan team_for(const DeviceFacts& device, const RowWork& work, int packs, int most) {
+// Threads for a block's part of a row in a cluster of so many, each with up to `most_packs`.
+RowPlan team_of(const RowWork& work, int cluster, int most_packs, int most_threads) {
   RowPlan plan;
-  if (!work.in_packs || work.rows == 0 || work.columns == 0) return plan;
   const auto pack = static_cast<std::int64_t>(kPackBytes / work.element_bytes);
-  const std::int64_t all = work.columns / pack;
-  std::int64_t threads = ceil_div(all, packs);
-  while (threads > most && plan.cluster < kMostCluster) {
-    plan.cluster *= 2;
-    threads = ceil_div(ceil_div(all, plan.cluster), packs);
-  }
-  if (threads > most || (plan.cluster > 1 && device.major < 9)) return plan;
-  plan.packs = packs;
-  plan.group = static_cast<int>(ceil_div(threads, kWarp)) * kWarp;
-  plan.part = static_cast<int>(ceil_div(all, plan.cluster) * pack);
-  plan.fits = true;
+  const std::int64_t packs = ceil_div(work.columns / pack, cluster);  // of a block
+  const std::int64_t group = ceil_div(ceil_div(packs, most_packs), kWarp) * kWarp;
+  // The last block of a cluster has something to do, too.
+  plan.fits = group <= most_threads && packs * pack * (cluster - 1) < work.columns;
+  if (!plan.fits) return plan;
+  plan.cluster = cluster;
+  plan.group = static_cast<int>(group);
+  plan.slots = slots_of(plan.group);
+  plan.packs = static_cast<int>(ceil_div(packs, group));
+  plan.part = static_cast<int>(packs * pack);
   return plan;
 }
+
+bool has_rows(const RowWork& work) { return work.in_packs && work.rows > 0 && work.columns > 0; }
+
+int most_cluster(const DeviceFacts& device) { return device.major >= 9 ? kMostCluster : 1; }
 
 }  // namespace
 
-RowPlan plan_rows(const DeviceFacts& device, const RowWork& work, int most_packs) {
-  // Four packs in each thread, if that leaves a warp none without.
-  const bool many =
-      most_packs == kManyPacks && work.columns * static_cast<std::int64_t>(work.element_bytes) >=
-                                      kWarp * kManyPacks * kPackBytes;
-  RowPlan plan = team_for(device, work, many ? kManyPacks : kFewPacks, kHandThreads);
-  if (!plan.fits) return plan;
-  // Warps that have a row each are put together, so that a multiprocessor's blocks are enough.
-  if (plan.group == kWarp) plan.groups = 4;
-  const std::int64_t clusters = ceil_div(work.rows, plan.groups);
-  plan.fits = clusters <= std::numeric_limits<int>::max() / plan.cluster;
-  plan.blocks = plan.fits ? static_cast<int>(clusters) * plan.cluster : 0;
-  return plan;
+RowPlan plan_rows(const DeviceFacts& device, const RowWork& work) {
+  if (!has_rows(work)) return {};
+  for (int cluster = 1; cluster <= most_cluster(device); cluster *= 2) {
+    RowPlan plan = team_of(work, cluster, kHandPacks, kHandThreads);
+    if (!plan.fits) continue;
+    // Warps that have a row each are put together, so that a multiprocessor's blocks are enough.
+    if (plan.group == kWarp && cluster == 1) plan.groups = 4;
+    const std::int64_t clusters = ceil_div(work.rows, plan.groups);
+    plan.fits = clusters <= std::numeric_limits<int>::max() / plan.cluster;
+    plan.blocks = plan.fits ? static_cast<int>(clusters) * plan.cluster : 0;
+    return plan;
+  }
+  return {};
 }
 
 RowPlan plan_flow(const DeviceFacts& device, const RowWork& work, int inputs) {
-  RowPlan plan = team_for(device, work, kFlowPacks, kFlowThreads);
-  plan.fits = plan.fits && work.rows <= std::numeric_limits<int>::max();
+  RowPlan plan;
+  if (!has_rows(work) || work.rows > std::numeric_limits<int>::max() / 2) return plan;
+  for (int cluster = 1; !plan.fits && cluster <= most_cluster(device); cluster *= 2) {
+    plan = team_of(work, cluster, kFlowPacks, kFlowThreads);
+  }
   if (!plan.fits) return plan;
+  plan.packs = kFlowPacks;
   plan.shared_bytes = static_cast<std::size_t>(flow_stages(device.major, inputs) * inputs *
-                                               kFlowPacks * kFlowThreads * kPackBytes);
+                                                   kFlowPacks * kFlowThreads * kPackBytes +
+                                               kWeightBytes);
   if (plan.shared_bytes + kOtherShared > device.shared_bytes) {
     plan.fits = false;
     return plan;

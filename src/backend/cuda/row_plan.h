@@ -8,8 +8,7 @@
 #include "graft/supports.h"
 #include "graft/tensor_view.h"
 
-// How the rows of matrices are dealt to a GPU by the kernels that read each row once
-// (row_flow.cuh).
+// How the rows of matrices are dealt to a GPU by the kernels that read each row once.
 
 namespace graft::cuda {
 
@@ -27,7 +26,7 @@ struct RowWork {
 };
 
 /// Which threads have which rows. A row belongs to a team, `group` threads of each of `cluster`
-/// blocks; thread t of them has packs t, t + group, ... of the block's `part` columns:
+/// blocks; a warp of them has up to `packs` · 32 packs in a row of the block's `part` columns:
 ///
 ///     block    0 (rank 0)            1 (rank 1)             2 (rank 0) ...      cluster = 2
 ///     row 0    [ part columns ......][ part columns ......]
@@ -36,36 +35,46 @@ struct RowWork {
 /// and where rows are short, a block has `groups` of them side by side.
 struct RowPlan {
   bool fits = false;  ///< If not, the rows are for kernels that take any.
-  int packs = 0;      ///< That a thread has of a row, at most.
+  int packs = 0;
   int group = 32;
   int groups = 1;
+  int slots = 1;  ///< For what a group's warps tell each other: a power of 2.
   int cluster = 1;
   int part = 0;
   int blocks = 0;
+  int step = 0;  ///< Rows from one of a team's to its next, where blocks stay.
   std::size_t shared_bytes = 0;
 
   constexpr int threads() const { return group * groups; }
   constexpr int clusters() const { return blocks / cluster; }
 };
 
+constexpr int slots_of(int group) {
+  int slots = 1;
+  while (slots * 32 < group) slots *= 2;
+  return slots;
+}
+
 /// @{
-/// For kernels that have a row for each team (rows.cuh): threads have up to 2 packs of short rows,
-/// and up to 4, or `most_packs`, of others, in blocks of up to 512 threads.
-inline constexpr int kHandThreads = 512, kFewPacks = 2, kManyPacks = 4;
-RowPlan plan_rows(const DeviceFacts& device, const RowWork& work, int most_packs = kManyPacks);
+/// For kernels that have a row for each team (rows.cuh): up to 4 packs a thread, or up to 2 where
+/// rows are short, which takes fewer registers, in blocks of up to 512 threads.
+inline constexpr int kHandThreads = 512, kHandPacks = 4, kFewPacks = 2;
+RowPlan plan_rows(const DeviceFacts& device, const RowWork& work);
 /// @}
 
 /// @{
 /// For kernels that stay for all rows (row_flow.cuh), a block on each multiprocessor: a team has
 /// every (clusters · groups)-th row, of `inputs` matrices, and asks for rows several ahead.
 inline constexpr int kFlowThreads = 512, kFlowPacks = 2;
+/// Of the weight, as floats, behind the rows: 8 of each pack at most.
+inline constexpr int kWeightBytes = kFlowThreads * kFlowPacks * 8 * 4;
 RowPlan plan_flow(const DeviceFacts& device, const RowWork& work, int inputs);
 
 /// Rows on their way to a team, as many as keep memory busy, in the shared memory of a block: of
 /// 227 KB of Hopper's, of 99 KB that the least of the others have.
 constexpr int flow_stages(int major, int inputs) {
   const int row_bytes = kFlowThreads * kFlowPacks * kPackBytes * inputs;
-  const int fit = (major == 9 ? 208 : 96) * 1024 / row_bytes;
+  const int fit = ((major == 9 ? 224 : 96) * 1024 - kWeightBytes) / row_bytes;
   return fit < 4 ? fit : 4;
 }
 /// @}

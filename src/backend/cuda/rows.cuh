@@ -109,17 +109,33 @@ __device__ Pack<T, N> load_pack(const T* from) {
   return pack;
 }
 
-/// A pack from shared memory.
+/// A pack that is read once, and not kept in the first-level cache, where vectors along the columns
+/// are.
 template <class T>
-__device__ Pack<T, kPackSize<T>> shared_pack(std::uint32_t from) {
+__device__ Pack<T, kPackSize<T>> load_once(const T* from) {
   uint4 word;
-  asm volatile("ld.shared.v4.b32 {%0, %1, %2, %3}, [%4];\n"
+  asm volatile("ld.global.L1::no_allocate.v4.b32 {%0, %1, %2, %3}, [%4];\n"
                : "=r"(word.x), "=r"(word.y), "=r"(word.z), "=r"(word.w)
-               : "r"(from)
+               : "l"(__cvta_generic_to_global(from))
                : "memory");
   Pack<T, kPackSize<T>> pack;
   std::memcpy(&pack, &word, sizeof(word));
   return pack;
+}
+
+/// A pack from shared memory.
+template <class T>
+__device__ Pack<T, kPackSize<T>> shared_pack(std::uint32_t from) {
+  const uint4 word = *static_cast<const uint4*>(__cvta_shared_to_generic(from));
+  Pack<T, kPackSize<T>> pack;
+  std::memcpy(&pack, &word, sizeof(word));
+  return pack;
+}
+
+/// Four floats to shared memory.
+__device__ inline void put_four(std::uint32_t to, const float* from) {
+  *static_cast<float4*>(__cvta_shared_to_generic(to)) =
+      make_float4(from[0], from[1], from[2], from[3]);
 }
 
 /// N elements to global memory, likewise.
@@ -139,25 +155,34 @@ __device__ void store(const float (&values)[N], T* to) {
   store_pack(packed<T>(values), to);
 }
 
-/// Rows of a matrix, `stride` elements apart; absent if `data` is null.
-template <class T>
-struct Rows {
-  T* data = nullptr;
-  std::int64_t stride = 0;
-
-  __device__ T* row(std::int64_t index) const { return data + index * stride; }
-};
-
-template <class T>
-Rows<const T> rows_of(const ConstTensorView& view) {
-  if (!view.present()) return {};
-  return {view.data_as<T>(), view.stride(0)};
+/// `body.operator()<T>()` for the type of `dtype`.
+template <class Body>
+__device__ void with_element(DType dtype, Body&& body) {
+  switch (dtype) {
+    case DType::kFloat16:
+      return body(std::type_identity<__half>{});
+    case DType::kBFloat16:
+      return body(std::type_identity<__nv_bfloat16>{});
+    default:
+      return body(std::type_identity<float>{});
+  }
 }
 
-template <class T>
-Rows<T> rows_of(const TensorView& view) {
+/// A matrix of a type that is known when the kernel runs; absent if `data` is null.
+struct Matrix {
+  void* data = nullptr;
+  std::int64_t row_bytes = 0;  ///< From one row to the next.
+
+  template <class T>
+  __device__ T* row(std::int64_t index) const {
+    return reinterpret_cast<T*>(static_cast<char*>(data) + index * row_bytes);
+  }
+};
+
+inline Matrix matrix_of(const ConstTensorView& view) {
   if (!view.present()) return {};
-  return {view.mutable_data_as<T>(), view.stride(0)};
+  return {const_cast<void*>(view.data()),
+          view.stride(0) * static_cast<std::int64_t>(size_of(view.dtype()))};
 }
 
 /// 2^t, zero where that is below float32's normal numbers; the fast one, right but for its last
@@ -182,8 +207,8 @@ struct Largest {
 /// What threads of a row tell each other, in shared memory. Two of each, used in turns: who writes
 /// in one has passed the barrier of the other, and so has everybody who read the one before.
 struct Exchange {
-  alignas(16) float warps[2][2][64];
-  alignas(8) float blocks[2][8][2];
+  alignas(16) float warps[2][4][64];
+  alignas(16) float blocks[2][8][4];
   alignas(8) unsigned long long boxes[2];
 };
 
@@ -197,6 +222,7 @@ class Team {
       : exchange_(exchange),
         threads_(plan.group),
         cluster_(plan.cluster),
+        slots_(plan.slots),
         index_(plan.groups == 1 ? 0 : static_cast<int>(threadIdx.x) / plan.group),
         member_(static_cast<int>(threadIdx.x) - index_ * plan.group) {
 #if __CUDA_ARCH__ >= 900
@@ -204,7 +230,7 @@ class Team {
 #endif
   }
 
-  /// Before the first `reduce`, and after what is to be on its way meanwhile.
+  /// By all threads of the block, before the first exchange.
   __device__ void begin() {
 #if __CUDA_ARCH__ >= 900
     if (cluster_ == 1) return;
@@ -219,25 +245,77 @@ class Team {
   __device__ int index() const { return index_; }    ///< Among the block's groups.
   __device__ int member() const { return member_; }  ///< Among the threads of the block's group.
   __device__ int rank() const { return rank_; }      ///< Of the block in its cluster.
+  __device__ int cluster() const { return cluster_; }
+  __device__ bool has_warps() const { return threads_ > 32; }
 
   /// Each value over all threads of the row, in an order that is always the same; all threads get
   /// the same bits. All threads of the row must be here.
   template <int N, class Op>
   __device__ void reduce(float (&values)[N], Op op) {
-    static_assert(N <= 2);
+    static_assert(N <= 4);
     over_warp(values, op);
-    if (threads_ > 32) over_block(values, op);
+    if (has_warps()) {
+      if (slots_ <= 4) {  // every thread adds them up
+        const float(&slots)[4][64] = write(values);
+        const int first = index_ * slots_, warps = threads_ / 32;
+#pragma unroll
+        for (int n = 0; n < N; ++n) {
+          const float* const all = &slots[n][first];
+          values[n] = op(op(all[0], all[1]),
+                         op(warps > 2 ? all[2] : Op::kNothing, warps > 3 ? all[3] : Op::kNothing));
+        }
+      } else {
+        const float(&slots)[4][64] = write(values);
+        const int lane = static_cast<int>(threadIdx.x) % 32;
+#pragma unroll
+        for (int n = 0; n < N; ++n) {
+          values[n] = lane * 32 < threads_ ? slots[n][index_ * slots_ + lane] : Op::kNothing;
+        }
+        over_warp(values, op);
+      }
+    }
 #if __CUDA_ARCH__ >= 900
-    if (cluster_ > 1) over_cluster(values, op);
+    if (cluster_ > 1) {
+      float numbers[4] = {};
+#pragma unroll
+      for (int n = 0; n < N; ++n) numbers[n] = values[n];
+      const float(&all)[8][4] = tell_cluster(numbers);
+#pragma unroll
+      for (int n = 0; n < N; ++n) values[n] = all[0][n];
+      for (int rank = 1; rank < cluster_; ++rank) {
+#pragma unroll
+        for (int n = 0; n < N; ++n) values[n] = op(values[n], all[rank][n]);
+      }
+    }
 #endif
-    turn_ ^= 1;
   }
 
- private:
+  /// Over the threads of a warp.
   template <int N, class Op>
   __device__ static void over_warp(float (&values)[N], Op op) {
+    over_lanes<16>(values, op);
+  }
+
+  /// The warp of the group whose values this thread gets by `exchange`; there may be none.
+  __device__ int warp_to_hear() const { return member_ % slots_; }
+
+  /// Of the values that are the same in each warp of the group those of warp `warp_to_hear()`.
+  template <int N>
+  __device__ void exchange(float (&values)[N], float nothing) {
+    const float(&slots)[4][64] = write(values);
+    const int first = index_ * slots_, from = warp_to_hear();
 #pragma unroll
-    for (int apart = 16; apart > 0; apart /= 2) {
+    for (int n = 0; n < N; ++n) {
+      values[n] = from * 32 < threads_ ? slots[n][first + from] : nothing;
+    }
+  }
+
+  /// Over the warps whose values were exchanged.
+  template <int N, class Op>
+  __device__ void over_warps(float (&values)[N], Op op) const {
+    if (slots_ == 4) return over_lanes<2>(values, op);
+    if (slots_ == 16) return over_lanes<8>(values, op);
+    for (int apart = slots_ / 2; apart > 0; apart /= 2) {
 #pragma unroll
       for (int n = 0; n < N; ++n) {
         values[n] = op(values[n], __shfl_xor_sync(0xFFFFFFFFu, values[n], apart));
@@ -245,64 +323,91 @@ class Team {
     }
   }
 
-  template <int N, class Op>
-  __device__ void over_block(float (&values)[N], Op op) {
-    const int lane = static_cast<int>(threadIdx.x) % 32, warps = threads_ / 32;
-    const bool few = warps <= 4;
-    float(&slots)[2][64] = exchange_.warps[turn_];
-    const int first = index_ * (few ? 4 : 16);
-    if (lane == 0) {
+#if __CUDA_ARCH__ >= 900
+  /// Every block's numbers, by its rank, of a cluster of several. A message and its arrival are one
+  /// instruction (st.async), so nobody waits for stores of a row that are on their way to memory.
+  __device__ const float (&tell_cluster(const float (&numbers)[4]))[8][4] {
+    const int letter = told_ & 1;
+    float(&blocks)[8][4] = exchange_.blocks[letter];
+    const std::uint32_t box = shared_address(&exchange_.boxes[letter]);
+    if (static_cast<int>(threadIdx.x) < cluster_) {
+      const int to = static_cast<int>(threadIdx.x);
+      if (to == 0) expect_letters(box, cluster_ * 16);
+      send(in_block(shared_address(&blocks[rank_][0]), to), numbers, in_block(box, to));
+    }
+    wait_letters(box, told_ >> 1 & 1);
+    ++told_;
+    return blocks;
+  }
+#endif
+
+ private:
+  template <int Most, int N, class Op>
+  __device__ static void over_lanes(float (&values)[N], Op op) {
 #pragma unroll
-      for (int n = 0; n < N; ++n) slots[n][first + member_ / 32] = values[n];
+    for (int apart = Most; apart > 0; apart /= 2) {
+#pragma unroll
+      for (int n = 0; n < N; ++n) {
+        values[n] = op(values[n], __shfl_xor_sync(0xFFFFFFFFu, values[n], apart));
+      }
+    }
+  }
+
+  // What warps have to say; until all have said it.
+  template <int N>
+  __device__ const float (&write(const float (&values)[N]))[4][64] {
+    float(&slots)[4][64] = exchange_.warps[turn_];
+    if (threadIdx.x % 32 == 0) {
+#pragma unroll
+      for (int n = 0; n < N; ++n) slots[n][index_ * slots_ + member_ / 32] = values[n];
     }
     if constexpr (Several) {
       meet(1 + index_, threads_);
     } else {
       __syncthreads();
     }
-    if (few) {  // every thread adds them up
-#pragma unroll
-      for (int n = 0; n < N; ++n) {
-        const float4 all = *reinterpret_cast<const float4*>(&slots[n][first]);
-        values[n] = op(op(all.x, all.y),
-                       op(warps > 2 ? all.z : Op::kNothing, warps > 3 ? all.w : Op::kNothing));
-      }
-    } else {
-#pragma unroll
-      for (int n = 0; n < N; ++n) values[n] = lane < warps ? slots[n][first + lane] : Op::kNothing;
-      over_warp(values, op);
-    }
+    turn_ ^= 1;
+    return slots;
   }
-
-#if __CUDA_ARCH__ >= 900
-  // Every block sends its values to all blocks of the cluster. A message and its arrival are one
-  // instruction (st.async), so nobody waits for stores of a row that are on their way to memory.
-  template <int N, class Op>
-  __device__ void over_cluster(float (&values)[N], Op op) {
-    float(&blocks)[8][2] = exchange_.blocks[turn_];
-    const std::uint32_t box = shared_address(&exchange_.boxes[turn_]);
-    if (static_cast<int>(threadIdx.x) < cluster_) {
-      const int to = static_cast<int>(threadIdx.x);
-      if (to == 0) expect_letters(box, cluster_ * 8);
-      send(in_block(shared_address(&blocks[rank_][0]), to), values[0], N > 1 ? values[N - 1] : 0.0f,
-           in_block(box, to));
-    }
-    wait_letters(box, rounds_ >> turn_ & 1);
-    rounds_ ^= 1 << turn_;
-#pragma unroll
-    for (int n = 0; n < N; ++n) values[n] = blocks[0][n];
-    for (int rank = 1; rank < cluster_; ++rank) {
-#pragma unroll
-      for (int n = 0; n < N; ++n) values[n] = op(values[n], blocks[rank][n]);
-    }
-  }
-#endif
 
   Exchange& exchange_;
-  int threads_, cluster_, index_, member_;
+  int threads_, cluster_, slots_, index_, member_;
   int rank_ = 0;
-  int turn_ = 0;    // which of the two of everything is next
-  int rounds_ = 0;  // bit i: the parity of box i
+  int turn_ = 0;  // which of the two of everything is next
+  int told_ = 0;  // times that the cluster was told
+};
+
+/// The columns that a thread has of its team's rows: packs that begin at column(0), column(1), ...
+///
+///     lane of a warp   0       1           31      0       1
+///     row              [k = 0 ][k = 0 ]... [k = 0 ][k = 1 ][k = 1 ]...
+///
+/// A warp's packs lie side by side, so that each is a fixed number of bytes from the one before.
+template <class T>
+class Columns {
+ public:
+  static constexpr int kPack = kPackSize<T>, kApart = 32 * kPack;
+
+  template <bool Several>
+  __device__ Columns(const RowPlan& plan, const Team<Several>& team, int columns)
+      : begin_(team.rank() * plan.part), most_(plan.packs * kApart) {
+    const int lane = team.member() % 32;
+    of_block_ = min(plan.part, columns - begin_);
+    in_block_ = (team.member() - lane) * (plan.packs * kPack) + lane * kPack;
+    count_ = in_block_ < of_block_ ? min(plan.packs, (of_block_ - 1 - in_block_) / kApart + 1) : 0;
+  }
+
+  __device__ int column(int k) const { return begin_ + in_block_ + k * kApart; }
+  __device__ int in_block(int k) const { return in_block_ + k * kApart; }
+  /// Whether the row goes on at pack k.
+  __device__ bool has(int k) const { return k < count_; }
+  /// How many columns the block has of a row, from which one on, and warp `index` of its group.
+  __device__ int of_block() const { return of_block_; }
+  __device__ int column_of_block() const { return begin_; }
+  __device__ int of_warp(int index) const { return max(0, min(of_block_ - index * most_, most_)); }
+
+ private:
+  int begin_, most_, of_block_, in_block_, count_;
 };
 
 /// Blocks of kernels with a row in hand on a multiprocessor: they keep memory busy for one another.
@@ -313,43 +418,17 @@ inline constexpr int kHandBlocks = 2;
 inline constexpr int kHandBlocks = 1;
 #endif
 
-/// The columns that a thread has of its team's rows: packs that begin at column(0), column(1), ...
-///
-///     lane of a warp   0       1           31      0       1
-///     row              [k = 0 ][k = 0 ]... [k = 0 ][k = 1 ][k = 1 ]...
-///
-/// A warp's packs lie side by side, so that each is a fixed number of bytes from the one before.
-template <class T, int Packs>
-class Columns {
- public:
-  static constexpr int kPack = kPackSize<T>, kApart = 32 * kPack;
-
-  template <bool Several>
-  __device__ Columns(const RowPlan& plan, const Team<Several>& team, int columns) {
-    const int begin = team.rank() * plan.part, lane = team.member() % 32;
-    end_ = min(begin + plan.part, columns);
-    column_ = begin + (team.member() - lane) * (Packs * kPack) + lane * kPack;
-  }
-
-  __device__ int column(int k) const { return column_ + k * kApart; }
-  /// Whether the row goes on at pack k.
-  __device__ bool has(int k) const { return column(k) < end_; }
-
- protected:
-  int column_, end_;
-};
-
 /// The row of a team that has one, straight from memory to registers. The other blocks of a
 /// multiprocessor keep memory busy while this one computes.
 template <class T, int Packs>
-class RowInHand : public Columns<T, Packs> {
+class RowInHand : public Columns<T> {
  public:
-  using Columns<T, Packs>::kPack;
-  using Columns<T, Packs>::kApart;
-  using Columns<T, Packs>::has;
+  using Columns<T>::kPack;
+  using Columns<T>::kApart;
+  using Columns<T>::has;
 
   __device__ RowInHand(const RowPlan& plan, const Team<false>& team, int columns)
-      : Columns<T, Packs>(plan, team, columns) {
+      : Columns<T>(plan, team, columns) {
     const unsigned cluster =
         plan.cluster == 1 ? blockIdx.x : blockIdx.x / static_cast<unsigned>(plan.cluster);
     row_ = static_cast<std::int64_t>(cluster) * plan.groups + team.index();
@@ -358,13 +437,13 @@ class RowInHand : public Columns<T, Packs> {
   __device__ std::int64_t row() const { return row_; }
 
   /// This thread's packs of it, `otherwise` where it has ended.
-  __device__ void load(const Rows<const T>& rows, float otherwise,
+  __device__ void load(const Matrix& matrix, float otherwise,
                        Pack<T, kPack> (&packs)[Packs]) const {
-    const T* const from = rows.row(row_) + this->column_;
+    const T* const from = matrix.row<const T>(row_) + this->column(0);
 #pragma unroll
     for (int k = 0; k < Packs; ++k) {
       if (has(k)) {
-        packs[k] = load_pack<T, kPack>(from + k * kApart);
+        packs[k] = load_once(from + k * kApart);
       } else {
         float values[kPack];
 #pragma unroll
@@ -375,10 +454,7 @@ class RowInHand : public Columns<T, Packs> {
   }
 
   /// Where this thread's part of the row begins; its packs are kApart elements apart.
-  template <class Element>
-  __device__ Element* mine(const Rows<Element>& rows) const {
-    return rows.row(row_) + this->column_;
-  }
+  __device__ T* mine(const Matrix& matrix) const { return matrix.row<T>(row_) + this->column(0); }
 
  private:
   std::int64_t row_;
@@ -445,6 +521,7 @@ inline RowPlan any_rows_plan(std::int64_t rows, std::int64_t columns) {
   plan.group = columns >= kRowThreads
                    ? kRowThreads
                    : (columns < 32 ? 32 : static_cast<int>((columns + 31) / 32 * 32));
+  plan.slots = slots_of(plan.group);
   plan.blocks = static_cast<int>(rows < kMostBlocks ? rows : kMostBlocks);
   return plan;
 }
