@@ -1,12 +1,13 @@
 #!/usr/bin/env python3
 """Writes what graft-bench-cuda and graft-bench-mlx have measured as tables into documents.
 
-The text between a line `<!-- table: KIND CSV -->` and the next `<!-- end of table -->` is made from
-that file alone. KIND is one of
+The text between a line `<!-- table: KIND CSV... -->` and the next `<!-- end of table -->` is made
+from these files alone. KIND is one of
     products  layers: times, and Graft's over cuBLAS's, its own linear's and the composed calls'
     delta     lora_delta over the plan's shapes
     rows      softmax and the norms beside a copy of their bytes
     mlx       chains of lora_delta through MLX's eval, over the plan's shapes
+    peers     a file of scripts/bench_cuda_peers.py, then Graft's: each over the yardstick of its run
 
 Without --fix, exits with 1 if a document does not agree with its file.
 
@@ -103,12 +104,29 @@ def mlx_table(cases):
                   "bare graph µs"], lines)
 
 
-TABLES = {"products": products_table, "delta": delta_table, "rows": rows_table, "mlx": mlx_table}
+def peers_table(cases, of_graft):
+    """`cases` and `of_graft` are of two runs: only ratios to what both measured stand side by side."""
+    lines = []
+    for case, columns in cases.items():
+        ratios = dict(column.split("/") for column in columns if "/" in column)
+        for yardstick in set(ratios.values()):
+            graft = of_graft.get(case, {}).get(f"graft/{yardstick}")
+            found = [columns.get(f"{peer}/{yardstick}") for peer in PEERS]
+            work, shape, *rest = words(case)
+            kind = " ".join(rest).replace("bfloat16", "bf16").replace("float", "f")
+            lines.append([work, shape, kind, yardstick, us(columns, yardstick),
+                          *(f"{float(ratio):.3f}" if ratio else "" for ratio in [graft, *found])])
+    return table(["work", "shape", "kind", "over", "its µs", "Graft", *PEERS.values()], lines)
+
+
+PEERS = {"torch": "PyTorch", "peft": "PEFT", "lorafusion": "LoRAFusion", "liger": "Liger"}
+TABLES = {"products": products_table, "delta": delta_table, "rows": rows_table, "mlx": mlx_table,
+          "peers": peers_table}
 
 
 def make(words_of_table):
-    kind, path = words_of_table.split()
-    return TABLES[kind](read_cases(ROOT / path))
+    kind, *paths = words_of_table.split()
+    return TABLES[kind](*(read_cases(ROOT / path) for path in paths))
 
 
 if __name__ == "__main__":

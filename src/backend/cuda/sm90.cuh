@@ -127,8 +127,8 @@ __device__ inline void load_box(std::uint32_t to, const CUtensorMap& map, Barrie
 __device__ inline void load_bytes(std::uint32_t to, const void* from, Barrier full,
                                   std::uint32_t bytes) {
   asm volatile(
-      "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %3, [%2];" ::"r"(
-          to),
+      "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %3, [%2];" ::
+          "r"(to),
       "l"(from), "r"(full.address), "r"(bytes)
       : "memory");
 }
