@@ -152,8 +152,7 @@ TEST_F(HopperTakes, DropoutOfSmallRanks) {
     for (const std::int64_t rank : {1, 13, 16}) {
       EXPECT_TRUE(hopper_takes(forward(m, 4096, 4096, rank), kH200));
       EXPECT_TRUE(hopper_takes(backward(m, 4096, 4096, rank), kH200));
-      EXPECT_LE(hopper_workspace_bytes(forward(m, 4096, 4096, rank), kH200),
-                std::size_t{32} << 20);
+      EXPECT_LE(hopper_workspace_bytes(forward(m, 4096, 4096, rank), kH200), std::size_t{32} << 20);
     }
     EXPECT_FALSE(hopper_takes(forward(m, 4096, 4096, 17), kH200));
     EXPECT_FALSE(hopper_takes(backward(m, 4096, 4096, 17), kH200));

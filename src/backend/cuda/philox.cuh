@@ -43,8 +43,8 @@ __device__ inline PhiloxWords philox_words(std::uint32_t low, std::uint32_t high
   return {{c0, c1, c2, c3}};
 }
 __device__ inline PhiloxWords philox_words(std::uint64_t counter, std::uint64_t seed) {
-  return philox_words(static_cast<std::uint32_t>(counter), static_cast<std::uint32_t>(counter >> 32),
-                      seed);
+  return philox_words(static_cast<std::uint32_t>(counter),
+                      static_cast<std::uint32_t>(counter >> 32), seed);
 }
 
 /// What a thread makes masks from.

@@ -15,11 +15,9 @@ bool takes_tensor_map(const ConstTensorView& matrix);
 /// The same of any elements.
 bool has_map_rows(const ConstTensorView& matrix);
 
-/// A dense-rowed matrix as TMA sees it: moved in boxes of `box_rows` rows of `box_columns` elements
-/// (32, 64 or 128 bytes), swizzled in shared memory: of 128 bytes as tile_descriptor in wgmma.cuh
-/// says; of 64 or 32, whose rows lie close together, the lowest two bits or one of the piece's
-/// place are turned over by those that count 128 bytes. `row_stride` is in elements. Throws Error
-/// (kDevice).
+/// A dense-rowed matrix as TMA sees it: moved in boxes of `box_rows` rows of 128, 64 or 32 bytes,
+/// swizzled in shared memory as tile_descriptor and, of 32 bytes, narrow_descriptor in wgmma.cuh
+/// say. `row_stride` is in elements. Throws Error (kDevice).
 CUtensorMap tensor_map(const char* op, const void* data, DType dtype, std::int64_t rows,
                        std::int64_t columns, std::int64_t row_stride, int box_rows,
                        int box_columns = 64);

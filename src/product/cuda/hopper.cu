@@ -289,7 +289,9 @@ void run_as(const char* op, const Call& call, const Term& term, std::byte* works
 
   const LowRank& pair = term.pair;
   std::byte* const h = workspace + layout.h_at;
-  maps.h = tensor_map(op, h, dtype, layout.m, layout.rank, layout.h_stride(), kTileM);
+  const bool masks_y = layout.dropout != nullptr && !Layout::drops_x(term);
+  maps.h = tensor_map(op, h, dtype, layout.m, layout.rank, layout.h_stride(), kTileM,
+                      masks_y ? kNarrow : kTileK);
   args.rank = static_cast<int>(layout.rank);
   args.rank_class = plan.rank_class;
   args.h_stride = static_cast<int>(layout.h_stride());
@@ -365,10 +367,12 @@ void run_as(const char* op, const Call& call, const Term& term, std::byte* works
       }
       maps.matrix[i] = tensor_map(op, from.matrix.data(), dtype, layout.m, from.matrix.dim(1),
                                   from.matrix.stride(0), kTileM);
-      maps.coefficients[i] = maps.h;
-      if (part.of_h) continue;
+      if (!part.of_h) {
+        add(copy(from.coefficients, layout.h_stride(), workspace + layout.coefficients_at[i]));
+      }
       maps.coefficients[i] =
-          place(from.coefficients, true, layout.h_stride(), layout.coefficients_at[i], kTileM);
+          tensor_map(op, part.of_h ? h : workspace + layout.coefficients_at[i], dtype, layout.m,
+                     layout.rank, layout.h_stride(), kTileM, kNarrow);
     }
   }
   launch<T>(call, layout, maps, args);

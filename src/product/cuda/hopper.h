@@ -56,8 +56,8 @@ HopperOuterPlan plan_hopper_outer(const HopperPlan& plan, std::int64_t k,
                                   std::int64_t column_blocks);
 
 /// Whether run_hopper makes the term's outer products too, beside its tiles: there are one or two,
-/// of rank 16 or less, with the dropout of y or none on the first, and the term has time for them. If not, run_hopper leaves
-/// them to its caller; what it takes is not affected.
+/// of rank 16 or less, with the dropout of y or none on the first, and the term has time for them.
+/// If not, run_hopper leaves them to its caller; what it takes is not affected.
 bool hopper_makes_outer(const Term& term, const DeviceFacts& facts);
 
 /// Whether run_hopper takes such a term on such a device; "no" says why. Looks at no data, only at

@@ -88,21 +88,26 @@ __device__ void copy_share(const Copy& copy, int thread) {
 // A barrier of all blocks of a kernel that was launched cooperatively, which one thread of each
 // arrives at and later waits for: that of cooperative groups (whose own functions take whole
 // blocks), in memory that CUDA has for it. Nothing else here is zero at the start.
+// What it was before is kept in shared memory meanwhile: this warpgroup has few registers.
 struct GridBarrier {
-  std::uint32_t before = 0;
+  std::uint32_t before_at;
 
   __device__ static std::uint32_t* word() {
     return &cooperative_groups::details::get_grid_workspace()->barrier;
   }
   // The sum of all arrivals turns the highest bit over.
-  __device__ void arrive() {
+  __device__ void arrive() const {
     const std::uint32_t add = blockIdx.x == 0 ? 0x80000000u - (gridDim.x - 1) : 1u;
+    std::uint32_t before;
     asm volatile("atom.add.release.gpu.u32 %0, [%1], %2;"
                  : "=r"(before)
                  : "l"(word()), "r"(add)
                  : "memory");
+    asm volatile("st.shared.u32 [%0], %1;" ::"r"(before_at), "r"(before) : "memory");
   }
   __device__ void wait() const {
+    std::uint32_t before;
+    asm volatile("ld.shared.u32 %0, [%1];" : "=r"(before) : "r"(before_at) : "memory");
     while (((load_acquire(word()) ^ before) & 0x80000000u) == 0) {
     }
   }
@@ -219,7 +224,7 @@ __device__ void prepare(const Arguments& args, const Block<TileN>& block, int th
     for (int i = thread; i < args.flag_count; i += kCopyThreads) args.flags[i] = 0;
   }
   named_sync(4, kCopyThreads);
-  GridBarrier zeroed;
+  const GridBarrier zeroed{block.shared + Sizes<TileN>::kArrived + 8};
   if (thread == 0) zeroed.arrive();
   const auto publish = [&](std::uint32_t* flag) {
     fence_async();  // TMA reads the copies
@@ -305,12 +310,8 @@ __device__ void fetch(const Maps& maps, const Arguments& args, const Block<TileN
     for (; item_unit < item_end; ++item_unit) fill_h_unit(row, item_unit);
   });
 
-  // x (128, 64) and W (64, TileN) at k; or h and E.
-  const auto fill = [&](const CUtensorMap& x, const CUtensorMap& w, int m0, int n0, int k) {
-    const Barrier full = block.full(at.index);
-    block.empty(at.index).wait(at.parity);
-    full.arrive_and_expect(Size::kSlotBytes);
-    load_box(block.slot(at), x, full, k, m0);
+  // W (64, TileN) at k, or E.
+  const auto load_w = [&](const CUtensorMap& w, Barrier full, int n0, int k) {
     constexpr int kHalfN = TileN / 2;
     const std::uint32_t to = block.slot(at) + kXBytes + block.rank * kHalfN * kRowBytes;
     const int n = n0 + block.rank * kHalfN;
@@ -325,6 +326,29 @@ __device__ void fetch(const Maps& maps, const Arguments& args, const Block<TileN
     } else {
       load_box(to, w, full, k, n, std::uint16_t{3});
     }
+  };
+
+  // x (128, 64) and W (64, TileN) at k; or h and E.
+  const auto fill = [&](const CUtensorMap& x, const CUtensorMap& w, int m0, int n0, int k) {
+    const Barrier full = block.full(at.index);
+    block.empty(at.index).wait(at.parity);
+    full.arrive_and_expect(Size::kSlotBytes);
+    load_box(block.slot(at), x, full, k, m0);
+    load_w(w, full, n0, k);
+    at.advance<Size::kSlots>();
+  };
+
+  // h (128, 16) and E, and the mask bits of the tile.
+  const auto fill_masked_pair = [&](int row_block, int n0) {
+    constexpr int kBytes = TileN / 64 * kMaskBytes;
+    const Barrier full = block.full(at.index);
+    block.empty(at.index).wait(at.parity);
+    full.arrive_and_expect(kNarrowBytes + kBytes + TileN * kRowBytes);
+    load_box(block.slot(at), maps.h, full, 0, row_block * kTileM);
+    wait_for_kernel_before();
+    load_bytes(block.slot(at) + kNarrowBytes, masks_at(args.masks, args, row_block, n0 / 64), full,
+               kBytes);
+    load_w(maps.e, full, n0, 0);
     at.advance<Size::kSlots>();
   };
 
@@ -337,14 +361,12 @@ __device__ void fetch(const Maps& maps, const Arguments& args, const Block<TileN
     wait_until_seen(3);  // copies and h, of all rows
     const Barrier full = block.full(at.index);
     block.empty(at.index).wait(at.parity);
-    // There is one place for masks: units are so far from each other that the one before has been
-    // multiplied when a slot is empty for this one.
     const bool masked = Dropped == Drops::kY && part == 0 && args.outer.masks_first;
-    full.arrive_and_expect(3 * kXBytes + (masked ? 2 * kMaskBytes : 0));
+    full.arrive_and_expect(2 * kXBytes + kNarrowBytes + (masked ? 2 * kMaskBytes : 0));
     if (masked) {
       wait_for_kernel_before();
-      load_bytes(block.masks_of_outer(), masks_at(args.turned_masks, args, m0 / kTileM, column * 2),
-                 full, 2 * kMaskBytes);
+      load_bytes(block.masks_of_outer(at),
+                 masks_at(args.turned_masks, args, m0 / kTileM, column * 2), full, 2 * kMaskBytes);
     }
     const std::uint32_t to = block.slot(at);
     load_box(to, maps.matrix[part], full, column * kOuterCols, m0);
@@ -375,7 +397,11 @@ __device__ void fetch(const Maps& maps, const Arguments& args, const Block<TileN
     wait_until_seen(first_tile ? 2 : ++count);
     if (first_tile) count = Outer ? 3 : 2;
     first_tile = false;
-    for (int r = 0; r < args.rank; r += kTileK) fill(maps.h, maps.e, m0, n0, r);
+    if constexpr (Dropped == Drops::kY) {
+      fill_masked_pair(row_block, n0);
+    } else {
+      for (int r = 0; r < args.rank; r += kTileK) fill(maps.h, maps.e, m0, n0, r);
+    }
   });
 }
 

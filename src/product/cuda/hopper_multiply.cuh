@@ -222,17 +222,22 @@ struct Multiplier {
   }
 
   __device__ void make_h(float (&sum)[TileN / 2], int row, int part) {
-    if constexpr (Dropped == Drops::kX) return shrink_masked(sum, row, part);
-    switch (args.rank_class) {
-      case 16:
-        return shrink<16>(sum, row, part);
-      case 64:
-        return shrink<64>(sum, row, part);
-      case 128:
-        if constexpr (TileN >= 128) return shrink<128>(sum, row, part);
-        break;
-      default:
-        if constexpr (TileN >= 256) return shrink<256>(sum, row, part);
+    if constexpr (Dropped == Drops::kX) {
+      shrink_masked(sum, row, part);
+    } else if constexpr (Dropped == Drops::kY) {
+      shrink<16>(sum, row, part);
+    } else {
+      switch (args.rank_class) {
+        case 16:
+          return shrink<16>(sum, row, part);
+        case 64:
+          return shrink<64>(sum, row, part);
+        case 128:
+          if constexpr (TileN >= 128) return shrink<128>(sum, row, part);
+          break;
+        default:
+          if constexpr (TileN >= 256) return shrink<256>(sum, row, part);
+      }
     }
   }
 
@@ -280,7 +285,7 @@ struct Multiplier {
     first_tile = false;
     for (; i < args.k_blocks; ++i) step<4>(sum, false);
     if constexpr (Dropped == Drops::kY) {
-      add_masked_pair(sum, row * 2 + block.rank, n0);
+      add_masked_pair(sum);
     } else {
       int r = args.rank;
       for (; r > 32; r -= kTileK) step<4>(sum, false);
@@ -296,20 +301,12 @@ struct Multiplier {
   }
 
   // sum += mask ∘ (h · E), 64 columns at a time, for rank 16.
-  __device__ void add_masked_pair(float (&sum)[TileN / 2], int row_block, int n0) {
-    const int row = half * kHalfM + thread / 32 * 16 + thread % 32 / 4;
-    wait_for_kernel_before();
-    const uint2* const from = masks_at(args.masks, args, row_block, n0 / 64) + row;
-    uint2 masks[TileN / 64][2];  // of this thread's two rows
-#pragma unroll
-    for (int i = 0; i < TileN / 64; ++i) {
-      masks[i][0] = __ldcg(from + i * kTileM);
-      masks[i][1] = __ldcg(from + i * kTileM + 8);
-    }
+  __device__ void add_masked_pair(float (&sum)[TileN / 2]) {
     block.full(at.index).wait(at.parity);
     finish_products();
     const std::uint32_t slot = block.slot(at);
-    const std::uint64_t a = tile_descriptor(slot + half * kHalfXBytes, 16);
+    const int row = half * kHalfM + thread / 32 * 16 + thread % 32 / 4;
+    const std::uint64_t a = narrow_descriptor(slot + half * kHalfM * kNarrowRowBytes);
     const std::uint64_t b = tile_descriptor(slot + kXBytes, WIsKN ? kBoxBytes : 16);
 #pragma unroll
     for (int i = 0; i < TileN / 64; ++i) {
@@ -317,19 +314,21 @@ struct Multiplier {
       wgmma_fence();
       wgmma<64, WIsKN, T>(pair, a, b + i * (kBoxBytes / 16), false);
       wgmma_commit();
+      std::uint32_t words[2][2];
+      load_mask_words(words, slot + kNarrowBytes + i * kMaskBytes + row * 8);
       wgmma_wait<0>();
 #pragma unroll
       for (int lower = 0; lower < 2; ++lower) {
-        const std::uint32_t words[] = {masks[i][lower].x << thread % 4,
-                                       masks[i][lower].y << thread % 4};
 #pragma unroll
         for (int j = 0; j < 8; ++j) {
-          const int at = j * 4 + lower * 2;
-          if (keeps(words[j / 4], j % 4, false)) sum[i * 32 + at] += pair[at];
-          if (keeps(words[j / 4], j % 4, true)) sum[i * 32 + at + 1] += pair[at + 1];
+          const std::uint32_t word = words[lower][j / 4] << thread % 4;
+          const int to = i * 32 + j * 4 + lower * 2, from = j * 4 + lower * 2;
+          add_if_kept(sum[to], pair[from], word, j % 4, false);
+          add_if_kept(sum[to + 1], pair[from + 1], word, j % 4, true);
         }
       }
     }
+    sync();  // all have read the masks
     release(at.index);
     at.template advance<Size::kSlots>();
   }
@@ -347,12 +346,12 @@ struct Multiplier {
     mask(a);
     sync();  // all have read the slot: who waits for these products may release it
     wgmma_fence();
-    const std::uint64_t first = tile_descriptor(b, 16);
+    const std::uint64_t first = BIsKN ? narrow_descriptor(b) : tile_descriptor(b, 16);
 #pragma unroll
     for (int i = 0; i < Fragments; ++i) {
-      // As (K, N), 16 rows on; as (N, K), 16 columns on, and after four the next box.
+      // As (K, N), 16 rows of 32 bytes on; as (N, K), 16 columns on, and after four the next box.
       const std::uint64_t at_b =
-          BIsKN ? first + i * 128 : first + i / 4 * (step_of_b / 16) + i % 4 * 2;
+          BIsKN ? first + i * 32 : first + i / 4 * (step_of_b / 16) + i % 4 * 2;
       wgmma_16<BIsKN, T>(side[i % 2], a[i], at_b, !starts || i > 1);
     }
     wgmma_commit();
@@ -400,7 +399,7 @@ struct Multiplier {
           if (!args.outer.masks_first) return;
           if (units.next >= args.outer.parts[0].col_blocks * args.tile_rows) return;
           const int column = thread / 32 * 16 + lane / 4;  // of the step `half`
-          mask_columns(a, block.masks_of_outer() + half * kMaskBytes + column * 4, thread);
+          mask_columns(a, block.masks_of_outer(at) + half * kMaskBytes + column * 4, thread);
         },
         slot + 2 * kXBytes, 0);
   }

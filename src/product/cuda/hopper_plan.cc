@@ -18,9 +18,6 @@ constexpr std::size_t kSharedBytes = 227 * 1024;
 
 std::int64_t divide_up(std::int64_t a, std::int64_t b) { return (a + b - 1) / b; }
 
-// Of the widest tile's ring.
-constexpr int kSlots = 4;
-
 // The time of a tile, in those of 256 columns: of fewer ones a little more than their share, for x
 // is read for fewer products.
 double tile_time(int tile_n) { return tile_n == 256 ? 1.0 : tile_n == 128 ? 0.54 : 0.32; }
@@ -154,21 +151,17 @@ bool hopper_makes_outer(const Term& term, const DeviceFacts& facts) {
     return false;  // a forward product: its kernel has no units
   std::int64_t column_blocks = 0;
   for (const OuterProduct& each : outer) {
-    // The masks that the tiles are masked by, of the first one; they take the place of a bias.
-    if (each.dropout != nullptr && (&each != &outer.front() || term.bias.present() ||
-                                    each.dropout != term.pair.output_dropout)) {
-      return false;
-    }
+    // By the masks that the tiles are masked by, and of the first one.
+    const bool known = each.dropout == term.pair.output_dropout && &each == &outer.front();
+    if (each.dropout != nullptr && !known) return false;
     if (each.matrix.dtype() != term.multiply) return false;
     if (!takes_tensor_map(each.matrix)) return false;
     if (!each.coefficients.present() && term.pair.scaling == 0.0f) return false;
     column_blocks += divide_up(each.matrix.dim(1), kOuterCols);
   }
   const std::int64_t m = term.x.dim(0), k = term.w.dim(0), n = term.w.dim(1);
-  const int every =
-      plan_hopper_outer(plan_hopper(m, n, k, term.pair.rank(), facts), k, column_blocks).every;
-  // There is one place for masks: a unit's have to be used when the next one's come.
-  return every >= (outer.front().dropout != nullptr ? kSlots - 1 : 1);
+  return plan_hopper_outer(plan_hopper(m, n, k, term.pair.rank(), facts), k, column_blocks).every >
+         0;
 }
 
 namespace {

@@ -125,9 +125,11 @@ struct Plan {
   static std::size_t bytes_of(const Term& term, const DeviceFacts& facts) {
     switch (path_of(term, facts)) {
       case Path::kSmall:
-        return 0;
+        return small_bytes(term, facts);
       case Path::kFewRows:
         return few_rows_workspace(term);
+      case Path::kFewFloats:
+        return few_floats_bytes(term);
       case Path::kHopperRows:
       case Path::kHopper:
         return HopperTerms(term, facts).bytes();
@@ -159,9 +161,11 @@ void run_on_hopper(const char* op, const Call& call, const Term& term, std::byte
 void run_term(const char* op, const Call& call, const Term& term, std::byte* workspace) {
   switch (path_of(term, call.facts())) {
     case Path::kSmall:
-      return run_small(call, term);
+      return run_small(call, term, workspace);
     case Path::kFewRows:
       return run_few_rows(call, term, workspace);
+    case Path::kFewFloats:
+      return run_few_floats(call, term, workspace);
     case Path::kHopperRows:
     case Path::kHopper:
       return run_on_hopper(op, call, term, workspace);
@@ -194,6 +198,7 @@ Path path_of(const Term& term, const DeviceFacts& facts) {
   // Where both do, few_rows is faster as long as W costs more than what it does besides.
   const std::int64_t most_few = term.pair.present() ? 1 : 4;
   if (few && (!rows || term.x.dim(0) <= most_few)) return Path::kFewRows;
+  if (few_floats_takes(term)) return Path::kFewFloats;
   if (rows) return Path::kHopperRows;
   if (hopper_takes(term, facts).yes) return Path::kHopper;
   if (ampere_takes(term).yes) return Path::kAmpere;
@@ -205,6 +210,7 @@ const char* name_of(Path path) {
     case Path::kSmall:
       return "small";
     case Path::kFewRows:
+    case Path::kFewFloats:
       return "few_rows";
     case Path::kHopperRows:
       return "hopper_rows";
