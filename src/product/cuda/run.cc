@@ -98,22 +98,30 @@ std::vector<Term> parted(std::span<const Term> terms, const DeviceFacts& facts) 
 }
 
 struct Plan {
-  std::vector<Term> terms;  // as they are run
-  TensorView summed;        // absent: every term writes its own y
+  std::span<const Term> terms;  // as they are run: those that were given, or others in their place
+  TensorView summed;            // absent: every term writes its own y
   std::size_t sum_bytes = 0, term_bytes = 0;
 
   Plan(std::span<const Term> all, const DeviceFacts& facts)
-      : terms(parted(all, facts)), summed(summed_output(all)) {
-    if (summed.present()) {
-      terms.assign(all.begin(), all.end());  // what is summed in float32 is no term for Hopper
+      : terms(all), summed(summed_output(all)) {
+    if (summed.present()) {  // what is summed in float32 is no term for Hopper
+      others_.assign(all.begin(), all.end());
       sum_bytes = aligned(static_cast<std::size_t>(summed.size()) * sizeof(float));
-      for (Term& term : terms) {
+      for (Term& term : others_) {
         if (term.y == summed) added_.push_back(&term);
       }
       aim(nullptr);
+      terms = others_;
+    } else if (std::any_of(all.begin(), all.end(),
+                           [&](const Term& term) { return parts_for_hopper(term, facts); })) {
+      others_ = parted(all, facts);
+      terms = others_;
     }
     for (const Term& term : terms) term_bytes = std::max(term_bytes, bytes_of(term, facts));
   }
+
+  Plan(const Plan&) = delete;
+  Plan& operator=(const Plan&) = delete;
 
   // Points the terms that are added up at their sum.
   void aim(void* sum) {
@@ -142,7 +150,8 @@ struct Plan {
   }
 
  private:
-  std::vector<Term*> added_;  // of `terms`, to one sum
+  std::vector<Term> others_;
+  std::vector<Term*> added_;  // of them, to one sum
 };
 
 void run_on_hopper(const char* op, const Call& call, const Term& term, std::byte* workspace) {
