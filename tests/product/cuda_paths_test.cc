@@ -4,6 +4,7 @@
 #include <array>
 #include <cstdint>
 #include <string>
+#include <utility>
 
 #include "product/cuda/paths.h"
 
@@ -181,6 +182,21 @@ TEST(CudaPaths, FewAndMiddlingRowsOnHopper) {
   Term outer = layer(64, 4096, 16, true);
   outer.outer_products.emplace_back();
   EXPECT_EQ(path(outer), "hopper_rows");  // which leaves them to a term of their own
+}
+
+// Of small ranks Hopper's tiles mask the pair themselves; of wide ones they make the base product.
+TEST(CudaPaths, DropoutOnHopper) {
+  const Dropout dropout{0.1f};
+  for (const auto& [rank, path] : {std::pair{16, "hopper"}, {17, "hopper+ampere"}}) {
+    Term forward = delta(kBF16, kF32, 4096, 4096, 4096, rank);
+    forward.w = matrix(kBF16, 4096, 4096).transposed();
+    forward.pair.input_dropout = &dropout;
+    EXPECT_STREQ(path_name(forward, kH200), path);
+    Term backward = delta(kBF16, kF32, 4096, 4096, 4096, rank);
+    backward.w = matrix(kBF16, 4096, 4096);
+    backward.pair.output_dropout = &dropout;
+    EXPECT_STREQ(path_name(backward, kH200), path);
+  }
 }
 
 // Whatever the shape, workspace stays small beside the operands.
