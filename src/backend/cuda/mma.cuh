@@ -117,16 +117,4 @@ __device__ __forceinline__ void let_next_kernel_start() {
 #endif
 }
 
-/// Adds to a counter that others wait for, after all that this thread has written or seen written.
-__device__ __forceinline__ void add_release(unsigned* counter, unsigned value) {
-  asm volatile("red.release.gpu.global.add.u32 [%0], %1;" ::"l"(counter), "r"(value) : "memory");
-}
-
-/// A counter's value, before all that this thread reads after.
-__device__ __forceinline__ unsigned load_acquire(const unsigned* counter) {
-  unsigned value;
-  asm volatile("ld.acquire.gpu.global.u32 %0, [%1];" : "=r"(value) : "l"(counter) : "memory");
-  return value;
-}
-
 }  // namespace graft::cuda

@@ -121,9 +121,11 @@ struct Plan {
   static std::size_t bytes_of(const Term& term, const DeviceFacts& facts) {
     switch (path_of(term, facts)) {
       case Path::kSmall:
-        return 0;
+        return small_bytes(term, facts);
       case Path::kFewRows:
         return few_rows_workspace(term);
+      case Path::kFewFloats:
+        return few_floats_bytes(term);
       case Path::kHopper:
         return HopperTerms(term, facts).bytes();
       case Path::kAmpere:
@@ -150,9 +152,11 @@ void run_on_hopper(const char* op, const Call& call, const Term& term, std::byte
 void run_term(const char* op, const Call& call, const Term& term, std::byte* workspace) {
   switch (path_of(term, call.facts())) {
     case Path::kSmall:
-      return run_small(call, term);
+      return run_small(call, term, workspace);
     case Path::kFewRows:
       return run_few_rows(call, term, workspace);
+    case Path::kFewFloats:
+      return run_few_floats(call, term, workspace);
     case Path::kHopper:
       return run_on_hopper(op, call, term, workspace);
     case Path::kAmpere:
@@ -167,6 +171,7 @@ void run_term(const char* op, const Call& call, const Term& term, std::byte* wor
 Path path_of(const Term& term, const DeviceFacts& facts) {
   if (fits_small(term, facts)) return Path::kSmall;
   if (few_rows_takes(term).yes) return Path::kFewRows;
+  if (few_floats_takes(term)) return Path::kFewFloats;
   if (hopper_takes(term, facts).yes) return Path::kHopper;
   if (ampere_takes(term).yes) return Path::kAmpere;
   return Path::kGeneral;
@@ -177,6 +182,7 @@ const char* name_of(Path path) {
     case Path::kSmall:
       return "small";
     case Path::kFewRows:
+    case Path::kFewFloats:
       return "few_rows";
     case Path::kHopper:
       return "hopper";
