@@ -69,9 +69,10 @@ class Launcher {
     place.launch = [](void* state, const CudaKernel& kernel) {
       return static_cast<Launcher*>(state)->launch(kernel);
     };
+    // First: launches are there to write them, whether or not the call then fails.
+    for (const mx::array& array : arrays_.temporaries) encoder_.add_temporary(array);
     Context context(place);
     call(context);
-    for (const mx::array& array : arrays_.temporaries) encoder_.add_temporary(array);
   }
 
  private:
@@ -160,17 +161,6 @@ mx::array dense_on_cuda(const mx::array& x, mx::Stream stream) {
   Arrays copy{mx::contiguous(x, false, stream)};
   copy[0].primitive().eval_gpu({x}, copy);  // asks its output for its stream
   return copy[0];
-}
-
-mx::array pair_on_cuda(const mx::array& first, const mx::array& second, mx::Stream stream) {
-  Arrays parts;
-  for (const mx::array* number : {&first, &second}) {
-    parts.emplace_back(mx::Shape{1}, number->dtype(), nullptr, Arrays{});
-    parts.back().copy_shared_buffer(*number);
-  }
-  Arrays pair{mx::array({2}, first.dtype(), nullptr, {})};
-  concatenation(stream).eval_gpu(parts, pair);
-  return pair[0];
 }
 
 void run_on_cuda(const CudaArrays& arrays, const std::function<void(Context&)>& call,
