@@ -117,4 +117,11 @@ __device__ __forceinline__ void let_next_kernel_start() {
 #endif
 }
 
+/// A counter's value, before all that this thread reads after.
+__device__ __forceinline__ unsigned load_acquire(const unsigned* counter) {
+  unsigned value;
+  asm volatile("ld.acquire.gpu.global.u32 %0, [%1];" : "=r"(value) : "l"(counter) : "memory");
+  return value;
+}
+
 }  // namespace graft::cuda
