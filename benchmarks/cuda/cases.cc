@@ -46,6 +46,7 @@ std::string label_of(const CudaCase& item) {
   label += std::string(" ") + name_of(item.dtype);
   if (!is_rows(item.work)) label += std::string(" ") + name_of(item.adapter);
   if (item.dropout > 0) label += " dropout" + std::to_string(item.dropout).substr(0, 4);
+  if (item.sm_80) label += " sm_80";
   return label;
 }
 
@@ -103,6 +104,9 @@ std::vector<CudaCase> all_cuda_cases() {
     cases.push_back({Work::kForwardBackward, rows, 4096, 4096, 16, kBF16, kBF16, 0.1f});
   }
   cases.push_back({Work::kSiblings, 4096, 4096, 4096});
+  for (const Work work : {Work::kForward, Work::kBackward}) {
+    cases.push_back({work, 4096, 4096, 4096, 16, kBF16, kBF16, 0.0f, true});
+  }
   for (const Work work : {Work::kSoftmax, Work::kRmsNorm, Work::kLayerNorm, Work::kSoftmaxBoth,
                           Work::kRmsNormBoth, Work::kLayerNormBoth}) {
     cases.push_back({work, 4096, 4096, 0});

@@ -35,6 +35,7 @@ struct CudaCase {
   DType dtype = DType::kBFloat16;    ///< Of x, W and y.
   DType adapter = DType::kBFloat16;  ///< Of A and B.
   float dropout = 0.0f;
+  bool sm_80 = false;  ///< As it is planned for compute capability 8.0, beside a loop of mma.sync.
 };
 
 /// "forward 4096x4096>4096 r16 bf16 float32 dropout0.1".

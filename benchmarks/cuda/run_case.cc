@@ -6,7 +6,9 @@
 #include <memory>
 #include <optional>
 
+#include "backend/cuda/device.h"
 #include "benchmarks/cuda/device_memory.h"
+#include "benchmarks/cuda/mma_loop.h"
 #include "benchmarks/cuda/turns.h"
 #include "graft/layer_norm.h"
 #include "graft/linear.h"
@@ -108,6 +110,16 @@ void add_turns(Line& line, const std::vector<Contender>& contenders,
   for (std::size_t i = 1; i < contenders.size() && contenders[0].name == "graft"; ++i) {
     line.emplace_back("graft/" + contenders[i].name, digits(turns[0].ratios[i], 4));
   }
+  const auto index_of = [&contenders](const char* name) {
+    return static_cast<std::size_t>(
+        std::find_if(contenders.begin(), contenders.end(),
+                     [name](const Contender& each) { return each.name == name; }) -
+        contenders.begin());
+  };
+  if (const std::size_t i = index_of("linear"), loop = index_of("mma_loop");
+      std::max(i, loop) < contenders.size()) {
+    line.emplace_back("linear/mma_loop", digits(turns[i].ratios[loop], 4));
+  }
 }
 
 std::size_t calls_of(double microseconds, std::size_t sets) {
@@ -115,7 +127,18 @@ std::size_t calls_of(double microseconds, std::size_t sets) {
   return std::max(static_cast<std::size_t>(calls), sets);
 }
 
+// What a case that is planned for compute capability 8.0 is planned for: the device that there is,
+// with as much of shared memory as an A100 has.
+cuda::DeviceFacts sm_80_facts() {
+  cuda::DeviceFacts facts = cuda::facts_of(0);
+  facts.major = 8, facts.minor = 0;
+  facts.shared_bytes = 163 << 10;
+  return facts;
+}
+
 Line run_product(const CudaCase& c, Cublas& cublas, int rounds) {
+  std::optional<cuda::PlannedAs> planned;
+  if (c.sm_80) planned.emplace(0, sm_80_facts());
   DeviceMemory memory;
   const std::size_t sets = sets_of(bytes_of(c));
   std::vector<Layer> layers;
@@ -184,6 +207,10 @@ Line run_product(const CudaCase& c, Cublas& cublas, int rounds) {
   }
   const double flops = 2.0 * static_cast<double>(c.m) * static_cast<double>(c.k) *
                        static_cast<double>(c.n) * (with_forward && with_backward ? 2 : 1);
+  if (c.sm_80) {
+    contenders.push_back(
+        {"mma_loop", [flops](cudaStream_t stream, std::size_t) { mma_loop(stream, flops); }});
+  }
   const double guess =
       is_delta(c.work) ? 10 : std::max(10.0, flops / (c.dtype == DType::kFloat32 ? 4e7 : 7e8));
   add_turns(line, contenders, take_turns(contenders, sets, calls_of(guess, sets), rounds));

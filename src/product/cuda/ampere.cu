@@ -22,7 +22,6 @@ unsigned blocks_for(std::int64_t elements, std::int64_t most) {
 
 // What a call's workspace is cut into; null where a part is not needed.
 struct Workspace {
-  std::byte* counters = nullptr;
   std::byte* shrink = nullptr;
   std::byte* expand = nullptr;
   std::byte* scaled = nullptr;
@@ -83,7 +82,6 @@ Workspace lay_out(const Term& term, const DeviceFacts& facts, std::byte* start) 
     return at;
   };
   if (sizes.rank > 0) {
-    if (plan.shrink_blocks > 0) result.counters = take((1 + ceil_div(sizes.m, kTileRows)) * 4);
     result.shrink = take(sizes.ranks * sizes.padded_k * 2);
     if (plan.tiles > 0) {
       result.expand = take(sizes.ranks * sizes.padded_n * 2);
@@ -127,8 +125,18 @@ struct Launches {
   }
 };
 
-Way way_of(const AmpereShape& shape, const Operand& w) {
-  return shape.elements ? Way::kAny : w.copies ? Way::kAlongK : Way::kAlongN;
+// The bias and y of a kernel's arguments.
+template <class Args>
+void set_output(Args& args, const Term& term) {
+  if (term.bias.present()) {
+    args.bias = term.bias.data();
+    args.bias_stride = term.bias.stride(0);
+    args.bias_type = term.bias.dtype();
+  }
+  args.y = term.y.mutable_data();
+  args.y_stride = term.y.stride(0);
+  args.y_float = term.y.dtype() == DType::kFloat32;
+  args.accumulate = term.accumulate;
 }
 
 template <class T>
@@ -140,6 +148,20 @@ void (*tile_kernel(Way way, int tile_n))(TileArgs) {
     return way == Way::kAlongK ? tiles<T, Wide, Way::kAlongK> : tiles<T, Wide, Way::kAlongN>;
   }
   return way == Way::kAlongK ? tiles<T, Narrow, Way::kAlongK> : tiles<T, Narrow, Way::kAlongN>;
+}
+
+// Launches tiles: each multiprocessor makes one after another.
+template <class T>
+void launch_tiles(const Launches& launch, const AmperePlan& plan, Way way, TileArgs& args) {
+  args.splits = plan.splits;
+  args.split_depth = plan.split_depth;
+  args.tiles = static_cast<unsigned>(plan.tiles * plan.splits);
+  launch(std::min(args.tiles, static_cast<unsigned>(launch.call.facts().multiprocessors)),
+         plan.shared_bytes, tile_kernel<T>(way, plan.tile_n), args);
+}
+
+Way way_of(const AmpereShape& shape, const Operand& w) {
+  return shape.elements ? Way::kAny : w.copies ? Way::kAlongK : Way::kAlongN;
 }
 
 template <class T>
@@ -156,11 +178,8 @@ void shrink_by_tiles(const Launches& launch, const Term& term, const ShrinkArgs&
   args.y = parts;
   args.y_stride = shrink.ranks;
   args.y_float = args.y_vectors = true;
-  args.splits = plan.splits;
-  args.split_depth = plan.split_depth;
   args.split_stride = shrink.m * shrink.ranks;
-  launch(static_cast<unsigned>(plan.tiles * plan.splits), plan.shared_bytes,
-         tile_kernel<T>(shrink.x.copies ? Way::kAlongK : Way::kAny, plan.tile_n), args);
+  launch_tiles<T>(launch, plan, shrink.x.copies ? Way::kAlongK : Way::kAny, args);
   FinishArgs finish_args;
   finish_args.parts = parts;
   finish_args.m = shrink.m;
@@ -179,15 +198,7 @@ void finish_parts(const Launches& launch, const Term& term, const AmpereShape& s
   args.parts = reinterpret_cast<const float*>(workspace.parts);
   args.count = plan.splits;
   args.m = shape.m, args.n = shape.n;
-  if (term.bias.present()) {
-    args.bias = term.bias.data();
-    args.bias_stride = term.bias.stride(0);
-    args.bias_type = term.bias.dtype();
-  }
-  args.y = term.y.mutable_data();
-  args.y_stride = term.y.stride(0);
-  args.y_float = term.y.dtype() == DType::kFloat32;
-  args.accumulate = term.accumulate;
+  set_output(args, term);
   launch(dim3(static_cast<unsigned>(ceil_div(shape.n, 256)),
               static_cast<unsigned>(ceil_div(shape.m, kFinishRows))),
          0, finish_rows<T>, args);
@@ -254,10 +265,6 @@ void run_tiles(const Launches& launch, const Term& term, const AmpereShape& shap
       prepare_args.packed_expand = workspace.expand;
       prepare_args.expand_along_n = false;
       prepare_args.padded_n = sizes.n;
-      if (plan.shrink_blocks > 0) {
-        prepare_args.counters = reinterpret_cast<unsigned*>(workspace.counters);
-        prepare_args.counter_count = 1 + ceil_div(sizes.m, kTileRows);
-      }
     }
     if (tiled && shape.base &&
         way_of(shape, operand_of(term.w, 1, 0, term.multiply)) == Way::kAlongN) {
@@ -279,9 +286,12 @@ void run_tiles(const Launches& launch, const Term& term, const AmpereShape& shap
     if (shrinks_by_tiles(shape, plan)) {
       shrink_by_tiles<T>(launch, term, shrink_args, reinterpret_cast<float*>(workspace.parts),
                          launch.call.facts());
-    } else if (plan.shrink_blocks == 0) {
-      launch(static_cast<unsigned>(std::min<std::int64_t>(ceil_div(sizes.m, kShrinkRows), 1 << 20)),
-             kShrinkSharedBytes, shrink<T>, shrink_args);
+    } else {
+      shrink_args.few_blocks = plan.shrink_blocks > 0;
+      const std::int64_t blocks =
+          shrink_args.few_blocks ? plan.shrink_blocks
+                                 : std::min<std::int64_t>(ceil_div(sizes.m, kShrinkRows), 1 << 20);
+      launch(static_cast<unsigned>(blocks), kShrinkSharedBytes, shrink<T>, shrink_args);
     }
   }
   if (tiled) {
@@ -301,17 +311,7 @@ void run_tiles(const Launches& launch, const Term& term, const AmpereShape& shap
       args.ranks = sizes.ranks;
       args.mask = DropoutArgs(pair.output_dropout);
     }
-    if (term.bias.present()) {
-      args.bias = term.bias.data();
-      args.bias_stride = term.bias.stride(0);
-      args.bias_type = term.bias.dtype();
-    }
-    args.y = term.y.mutable_data();
-    args.y_stride = term.y.stride(0);
-    args.y_float = term.y.dtype() == DType::kFloat32;
-    args.accumulate = term.accumulate;
-    args.splits = plan.splits;
-    args.split_depth = plan.split_depth;
+    set_output(args, term);
     if (plan.splits > 1) {
       args.y = workspace.parts;
       args.y_stride = sizes.n;
@@ -323,13 +323,8 @@ void run_tiles(const Launches& launch, const Term& term, const AmpereShape& shap
     args.y_vectors = (args.y_stride % (args.y_float ? 4 : 8) == 0 || sizes.m == 1) &&
                      args.split_stride % 4 == 0 &&
                      reinterpret_cast<std::uintptr_t>(args.y) % 16 == 0;
-    if (plan.shrink_blocks > 0) {
-      args.counters = reinterpret_cast<unsigned*>(workspace.counters);
-      args.shrink_blocks = plan.shrink_blocks;
-      args.shrink = shrink_args;
-    }
-    launch(static_cast<unsigned>(plan.tiles * plan.splits + plan.shrink_blocks), plan.shared_bytes,
-           tile_kernel<T>(way, plan.tile_n), args);
+    args.h_late = plan.shrink_blocks > 0;
+    launch_tiles<T>(launch, plan, way, args);
     if (plan.splits > 1) {
       finish_parts<T>(launch, term, shape, plan, workspace);
     }

@@ -50,8 +50,8 @@ struct AmperePlan {
   /// its own, float32, and another launch adds them up. 1: K is whole.
   int splits = 1;
   std::int64_t split_depth = 0;  ///< K of a part; the last has the rest.
-  /// Blocks that make h in the tiles' launch, ahead of the tiles, where the last round of tiles
-  /// leaves them idle; 0: a launch of its own makes h.
+  /// Blocks that make h while the others have begun with the tiles, where the last round of tiles
+  /// leaves as many idle and launches overlap; 0: h is made before.
   unsigned shrink_blocks = 0;
 };
 

@@ -84,7 +84,7 @@ namespace {
 double time_of(const AmpereShape& shape, int tile_n, std::int64_t splits, std::int64_t sms) {
   const std::int64_t steps = ceil_div(ceil_div(shape.k, kDepth), splits);
   const std::int64_t blocks = ceil_div(shape.m, kTileRows) * ceil_div(shape.n, tile_n) * splits;
-  const double per_step = tile_n == 256 ? 1.0 : 0.6, start_and_end = 3.0;
+  const double per_step = tile_n == 256 ? 1.0 : 0.6, start_and_end = 2.0;
   double time = static_cast<double>(ceil_div(blocks, sms)) *
                 (static_cast<double>(steps) * per_step + start_and_end);
   if (splits > 1) {
@@ -121,7 +121,9 @@ AmperePlan plan_ampere(const AmpereShape& shape, const DeviceFacts& facts) {
   // whole steps each: the last parts may be left without any
   if (shape.k > 0) plan.splits = static_cast<int>(ceil_div(shape.k, plan.split_depth));
   plan.shared_bytes = shared_bytes_of(plan.tile_n);
-  if (shape.rank == 0 || !shape.base || shape.masked || shape.dropped || plan.splits > 1) {
+  const bool overlaps = facts.major >= 9;
+  if (shape.rank == 0 || !shape.base || shape.masked || shape.dropped || plan.splits > 1 ||
+      !overlaps) {
     return plan;
   }
   // A block makes 64 rows of h at about 85 GB/s of x and S, in 0.15 of the time of a wide tile of

@@ -20,7 +20,7 @@
 namespace graft::cuda::ampere {
 
 inline constexpr int kShrinkRows = 32;       ///< Rows of a block.
-inline constexpr int kShrinkUnitRows = 64;   ///< Of a unit of work beside tiles: fewer reads of S.
+inline constexpr int kShrinkUnitRows = 64;   ///< Of one beside tiles: fewer reads of S.
 inline constexpr int kShrinkTurn = 32;       ///< k of a warp's turn; packed S is padded to it.
 inline constexpr int kShrinkWideRanks = 64;  ///< Ranks of a pass over x.
 
@@ -34,9 +34,10 @@ struct ShrinkArgs {
   std::int64_t padded_k = 0;     ///< K to whole turns.
   int rank = 0, ranks = 0;       ///< And the rank to whole sixteens.
   float scaling = 1.0f;
-  DropoutArgs dropout;     ///< On x.
-  float* h = nullptr;      ///< (M, rank), unscaled; null: not wanted.
-  void* scaled = nullptr;  ///< (M, ranks): s·h of the multiply type, zeros from `rank` on.
+  DropoutArgs dropout;      ///< On x.
+  float* h = nullptr;       ///< (M, rank), unscaled; null: not wanted.
+  void* scaled = nullptr;   ///< (M, ranks): s·h of the multiply type, zeros from `rank` on.
+  bool few_blocks = false;  ///< So many rows are worth it: there are few blocks, beside tiles.
 };
 
 /// Zeroes what dropout drops of eight elements that follow each other from element `first` on.
@@ -198,15 +199,20 @@ __device__ __noinline__ void shrink_unit(const ShrinkArgs& a, std::int64_t row0,
   }
 }
 
-/// Units shared out over the blocks; where the shrink does not ride with tiles.
+/// Units shared out over the blocks.
 template <class T>
 __global__ void __launch_bounds__(256) shrink(const __grid_constant__ ShrinkArgs a) {
   extern __shared__ __align__(128) unsigned char shared[];
   wait_for_earlier_kernels();
   let_next_kernel_start();
-  for (std::int64_t row0 = std::int64_t{blockIdx.x} * kShrinkRows; row0 < a.m;
-       row0 += std::int64_t{gridDim.x} * kShrinkRows) {
-    shrink_unit<T, false>(a, row0, reinterpret_cast<float*>(shared));
+  const int rows = a.few_blocks ? kShrinkUnitRows : kShrinkRows;
+  for (std::int64_t row0 = std::int64_t{blockIdx.x} * rows; row0 < a.m;
+       row0 += std::int64_t{gridDim.x} * rows) {
+    if (a.few_blocks) {
+      shrink_unit<T, true>(a, row0, reinterpret_cast<float*>(shared));
+    } else {
+      shrink_unit<T, false>(a, row0, reinterpret_cast<float*>(shared));
+    }
   }
 }
 
@@ -286,8 +292,7 @@ __global__ void __launch_bounds__(256) finish_rows(const __grid_constant__ Finis
   }
 }
 
-/// What a call makes ready: S and E in the multiply type, laid out for copies, and counters at
-/// zero.
+/// What a call makes ready: S and E in the multiply type, laid out for copies.
 struct PrepareArgs {
   Operand shrink;  ///< As (rank, K).
   Operand expand;  ///< As (N, rank).
@@ -296,8 +301,6 @@ struct PrepareArgs {
   void* packed_shrink = nullptr;  ///< (ranks, padded_k)
   void* packed_expand = nullptr;  ///< (N, ranks), or (ranks, padded_n) if `expand_along_n`.
   bool expand_along_n = false;
-  unsigned* counters = nullptr;
-  std::int64_t counter_count = 0;
 };
 
 template <class T>
@@ -306,7 +309,6 @@ __global__ void __launch_bounds__(256) prepare(const __grid_constant__ PrepareAr
   let_next_kernel_start();
   const std::int64_t first = std::int64_t{blockIdx.x} * 256 + threadIdx.x;
   const std::int64_t step = std::int64_t{gridDim.x} * 256;
-  for (std::int64_t i = first; i < a.counter_count; i += step) a.counters[i] = 0;
   if (a.packed_shrink != nullptr) {
     for (std::int64_t i = first; i < a.ranks * a.padded_k; i += step) {
       const std::int64_t r = i / a.padded_k, k = i % a.padded_k;

@@ -5,7 +5,7 @@
 #include "product/cuda/ampere_operand.cuh"
 #include "product/cuda/ampere_shrink.cuh"
 
-// y = [ x | s·h ] · [ W ; E ] + bias on sm_80 and later: a tile of y a block.
+// y = [ x | s·h ] · [ W ; E ] + bias on sm_80 and later.
 //
 //               N: 8 warps as 2 × 4
 //            ┌──────┬──────┬──────┬──────┐         a step: kDepth of K, kStages steps in flight
@@ -24,10 +24,15 @@
 // c ^ swizzle(r), so that the eight rows that ldmatrix reads at once, and the chunks that are
 // stored at once, lie in different banks.
 //
-// Work is dealt out by ticket, in the order in which blocks start. The first tickets are the
-// shrink's (where it rides: there are fewer tiles than the last round of blocks has room for); they
-// wait for nothing, so that tiles, which wait for the h of their rows before the pair's steps, wait
-// only for blocks that are running.
+// A block a multiprocessor makes tile after tile, and the steps flow on from one to the next: its
+// first steps are on their way to shared memory while the sums of the last are stored, from
+// registers.
+//
+// On sm_90 and later the shrink rides, where the last round of tiles leaves multiprocessors idle:
+// it is launched ahead with as many blocks, and the tiles, launched to overlap, start on the
+// others. Their base product has no need of h, and the blocks that start when the shrink is done
+// have a tile less to make. On sm_80, where no kernel may start before another of its stream has
+// ended, that is no gain, and the shrink has all multiprocessors.
 
 namespace graft::cuda::ampere {
 
@@ -40,10 +45,13 @@ enum class Way {
 
 inline constexpr int kTileRows = 128;
 inline constexpr int kTileThreads = 256;
+/// Blocks of rows that are worked on side by side: their x and W stay in L2.
+inline constexpr unsigned kRasterRows = 8;
 
 struct TileArgs {
   Operand x, w;  ///< (M, K), (N, K)
   std::int64_t m = 0, n = 0, k = 0;
+  unsigned tiles = 0;            ///< Of y, times the parts that K is cut into.
   const void* scaled = nullptr;  ///< s·h (M, ranks) of the multiply type.
   const void* expand = nullptr;  ///< E as `prepare` packs it.
   std::int64_t expand_stride = 0;
@@ -62,9 +70,9 @@ struct TileArgs {
   int splits = 1;
   std::int64_t split_depth = 0;  ///< K of a part, whole steps; the last has the rest.
   std::int64_t split_stride = 0;
-  unsigned* counters = nullptr;  ///< Ticket, then units of h done by block of rows; null: no ride.
-  unsigned shrink_blocks = 0;
-  ShrinkArgs shrink;
+  /// h is made by the kernel before this one, on multiprocessors that it leaves free: all else has
+  /// been there since that kernel began, and only the pair's steps wait for it.
+  bool h_late = false;
 };
 
 template <int TileN, int Depth, int Stages>
@@ -79,7 +87,7 @@ struct TileShape {
   // once lies in different banks.
   static constexpr int kOutStride = kWarpN * 4 + 32;
   static constexpr int kOutBytes = 32 * kOutStride;
-  static_assert(8 * kOutBytes <= kSharedBytes && int(kShrinkSharedBytes) <= kSharedBytes);
+  static_assert(8 * kOutBytes <= kSharedBytes);
 };
 
 /// Where chunk c of row r of a matrix with rows of Depth lies.
@@ -100,10 +108,8 @@ struct Feed {
   static_assert(kPass % 8 == 0);                           // the swizzle stays the same
 
   const char* at = nullptr;     // the first chunk of the next step
-  std::int64_t pass_bytes = 0;  // from a pass to the next, in memory
-  std::int64_t step_bytes = 0;  // from a step to the next
-  unsigned exists = 0;          // bit p, whether pass p's chunk does
-  int left = 0;                 // k from pass 0's chunk on; along n, only if the columns exist
+  std::int64_t pass_bytes = 0;  // from a pass to the next, in memory: the same for all threads
+  int exist = 0;                // rows, or along n k, from pass 0's chunk on, that exist
 
   __device__ __forceinline__ static int row() { return static_cast<int>(threadIdx.x) / kChunks; }
   __device__ __forceinline__ static int chunk() { return static_cast<int>(threadIdx.x) % kChunks; }
@@ -118,27 +124,26 @@ struct Feed {
                                         std::int64_t count, std::int64_t depth) {
     const int r = row(), c = chunk();
     pass_bytes = kPass * stride * 2;
-    exists = 0;
     if constexpr (kAlongN) {
       at = static_cast<const char*>(data) + (r * stride + first + 8 * c) * 2;
-      step_bytes = kDepth * stride * 2;
-      left = first + 8 * c < count ? static_cast<int>(depth) - r : 0;
+      exist = first + 8 * c < count ? static_cast<int>(depth) - r : 0;
     } else {
       at = static_cast<const char*>(data) + ((first + r) * stride + 8 * c) * 2;
-#pragma unroll
-      for (int p = 0; p < kPasses; ++p) exists |= (first + r + p * kPass < count ? 1u : 0u) << p;
-      left = static_cast<int>(depth) - 8 * c;
+      exist = 8 * c < depth ? static_cast<int>(min(count - first, std::int64_t{kRows})) - r : 0;
     }
-    if (!kAlongN && left <= 0) exists = 0;
   }
   __device__ __forceinline__ void copy(int p, std::uint32_t to) const {
-    const bool there = kAlongN ? left > p * kPass : (exists >> p & 1) != 0;
-    copy_async(to + p * kPassBytes, at + p * pass_bytes, there);
+    copy_async(to + p * kPassBytes, at + p * pass_bytes, exist > p * kPass);
   }
-  __device__ __forceinline__ void next_step() {
-    at += kAlongN ? step_bytes : kDepth * 2;
-    left -= kDepth;
-    if (!kAlongN && left <= 0) exists = 0;
+  /// `left`: k from the next step's chunks of this thread on.
+  __device__ __forceinline__ void next_step(int left) {
+    if constexpr (kAlongN) {
+      at += pass_bytes * kPasses;
+      exist -= kDepth;
+    } else {
+      at += kDepth * 2;
+      if (left <= 0) exist = 0;
+    }
   }
 };
 
@@ -175,7 +180,7 @@ struct Carried {
   }
 };
 
-/// What a warp multiplies at once: 64 × 16 of x, 16 × kWarpN of W.
+/// What a warp multiplies at once: 64 × 16 of x by 16 × kWarpN of W.
 template <class Shape>
 struct Fragments {
   std::uint32_t x[4][4];
@@ -184,200 +189,269 @@ struct Fragments {
 
 template <class T, class Shape, Way kWay>
 struct TileProduct {
-  static constexpr int kDepth = Shape::kDepth;
+  static constexpr int kDepth = Shape::kDepth, kStages = Shape::kStages, kSixteens = kDepth / 16;
   static constexpr bool kWAlongN = kWay == Way::kAlongN;
+  using Sums = float[4][Shape::kBlocksN][4];
+  using FeedX = Feed<T, kTileRows, kDepth, false>;
+  using FeedW = Feed<T, Shape::kN, kDepth, kWAlongN>;
+  static constexpr int kCopies = FeedX::kPasses + FeedW::kPasses;
 
   const TileArgs& a;
   unsigned char* shared;
-  std::uint32_t base;       // of `shared`
-  std::int64_t row0, col0;  // of the tile
-  std::int64_t k_begin;     // of the part of K that it sums over
-  int base_steps, pair_steps;
-  int split;
-  // Where this lane's ldmatrix rows start in a stage, and what its chunk is there.
-  std::uint32_t lane_x, chunk_x, lane_w, chunk_w;
+  // Where this lane's ldmatrix rows start in the first stage, and its copies go there.
+  std::uint32_t lane_x, lane_w, to_x, to_w;
 
-  __device__ __forceinline__ TileProduct(const TileArgs& args, unsigned char* memory,
-                                         std::int64_t row, std::int64_t col, int part)
-      : a(args),
-        shared(memory),
-        base(shared_address(memory)),
-        row0(row),
-        col0(col),
-        k_begin(part * a.split_depth),
-        split(part) {
-    // The last part goes on over the pair.
-    const bool last = part + 1 == a.splits;
-    base_steps = static_cast<int>(((last ? a.k - k_begin : a.split_depth) + kDepth - 1) / kDepth);
-    pair_steps = last ? (a.ranks + kDepth - 1) / kDepth : 0;
+  // Tiles are counted in 32 bits, as a launch's blocks are; parts of K count too.
+  unsigned tile = 0, fed = 0;  // the one that is summed, and the one whose steps are copied
+  bool flows;                  // whether copies go on from a tile to the next
+
+  // The run of steps that is fed, and k from the next step's chunks of x of this thread on.
+  FeedX x;
+  FeedW w;
+  int left = 0, step = 0, pair_from = 0, steps = 0;
+  // The stages, in bytes, that are multiplied and copied to.
+  int now = 0, free = 0;
+  Fragments<Shape> f[2];
+  [[no_unique_address]] Carried<T, kTileRows, kDepth> carried_x;
+  [[no_unique_address]] Carried<T, Shape::kN, kDepth> carried_w;
+
+  __device__ __forceinline__ TileProduct(const TileArgs& args, unsigned char* memory)
+      : a(args), shared(memory) {
     const int warp = static_cast<int>(threadIdx.x) / 32, lane = static_cast<int>(threadIdx.x) % 32;
     const int warp_row = warp / 4 * 64, warp_col = warp % 4 * Shape::kWarpN;
+    const std::uint32_t base = shared_address(memory);
     // x: matrices (rows 0-7, k 0-7), (rows 8-15, k 0-7), (rows 0-7, k 8-15), (rows 8-15, k 8-15)
-    const int rx = warp_row + lane % 16;
-    lane_x = rx * kDepth * 2;
-    chunk_x = swizzled<kDepth>(rx, lane / 16) - lane_x;
+    lane_x = base + swizzled<kDepth>(warp_row + lane % 16, lane / 16);
+    lane_w = base + Shape::kBytesX;
     if constexpr (kWAlongN) {
       // (k 0-7, n 0-7), (k 8-15, n 0-7), (k 0-7, n 8-15), (k 8-15, n 8-15), transposed on the way
       const int rw = lane % 16;
-      lane_w = Shape::kBytesX + rw * Shape::kN * 2;
-      chunk_w = ((warp_col / 8 + lane / 16) ^ (rw & 7)) * 16;
+      lane_w += rw * Shape::kN * 2 + ((warp_col / 8 + lane / 16) ^ (rw & 7)) * 16;
     } else {
       // (n 0-7, k 0-7), (n 0-7, k 8-15), (n 8-15, k 0-7), (n 8-15, k 8-15)
-      const int rw = warp_col + lane % 8 + lane / 16 * 8;
-      lane_w = Shape::kBytesX + rw * kDepth * 2;
-      chunk_w = swizzled<kDepth>(rw, lane / 8 % 2) - rw * kDepth * 2;
+      lane_w += swizzled<kDepth>(warp_col + lane % 8 + lane / 16 * 8, lane / 8 % 2);
     }
+    to_x = base + FeedX::place(), to_w = base + Shape::kBytesX + FeedW::place();
+    // What has use for shared memory at a tile's end waits for its next tile; no steps don't flow.
+    flows = stores_directly() && !(a.ranks > 0 && a.mask.any()) && (a.k > 0 || a.ranks > 0);
   }
 
-  __device__ __forceinline__ bool masked() const { return pair_steps > 0 && a.mask.any(); }
-  /// Sixteenth `i` of the k of a stage into registers.
+  /// Where a tile is: rows, columns, and the part of K that it sums over. Found again whenever it
+  /// is asked for: the loop over K has no registers for it.
+  struct Place {
+    std::int64_t row0, col0;
+    int split;
+  };
+  __device__ __forceinline__ Place place_of(unsigned of) const {
+    asm volatile("" : "+r"(of));  // so that it is not found ahead of a loop
+    const unsigned blocks_m = static_cast<unsigned>((a.m + kTileRows - 1) / kTileRows);
+    const unsigned blocks_n = static_cast<unsigned>((a.n + Shape::kN - 1) / Shape::kN);
+    const unsigned whole = of / a.splits;
+    const unsigned group = whole / (kRasterRows * blocks_n);
+    const unsigned in_group = whole % (kRasterRows * blocks_n);
+    const unsigned rows = min(blocks_m - group * kRasterRows, kRasterRows);
+    return {std::int64_t{group * kRasterRows + in_group % rows} * kTileRows,
+            std::int64_t{in_group / rows} * Shape::kN, static_cast<int>(of % a.splits)};
+  }
+  __device__ __forceinline__ bool last(int split) const { return split + 1 == a.splits; }
+  /// K of a part.
+  __device__ __forceinline__ std::int64_t depth(int split) const {
+    return last(split) ? a.k - split * a.split_depth : a.split_depth;
+  }
+  __device__ __forceinline__ int base_steps(int split) const {
+    return static_cast<int>((depth(split) + kDepth - 1) / kDepth);
+  }
+  /// The last part goes on over the pair.
+  __device__ __forceinline__ int pair_steps(int split) const {
+    return last(split) ? (a.ranks + kDepth - 1) / kDepth : 0;
+  }
+  __device__ __forceinline__ bool masked(int split) const {
+    return a.mask.any() && pair_steps(split) > 0;
+  }
+  __device__ __forceinline__ bool masked() const {
+    return a.mask.any() && masked(static_cast<int>(tile % a.splits));
+  }
+
+  /// Fragment `j` of sixteenth `i` of the k of a stage into registers, in the order in which they
+  /// are multiplied: W's first, x's first, the rest of W's, the rest of x's. The swizzle is an
+  /// exclusive or of address bits that nothing else sets: stages and rows are whole 128 bytes.
+  static constexpr int kLoadsW = Shape::kBlocksN / 2, kLoads = 4 + kLoadsW;
+  __device__ __forceinline__ void load(int stage, int i, int j, Fragments<Shape>& f) const {
+    if (j == 1 || j > kLoadsW) {
+      const int r = j == 1 ? 0 : j - kLoadsW;
+      ldmatrix(((lane_x + stage) ^ (i * 32)) + r * 16 * kDepth * 2, f.x[r][0], f.x[r][1], f.x[r][2],
+               f.x[r][3]);
+      return;
+    }
+    const int n = j == 0 ? 0 : 2 * (j - 1);
+    if constexpr (kWAlongN) {
+      ldmatrix_trans(((lane_w + stage) ^ (n * 16)) + i * 16 * Shape::kN * 2, f.w[n][0], f.w[n][1],
+                     f.w[n + 1][0], f.w[n + 1][1]);
+    } else {
+      ldmatrix(((lane_w + stage) ^ (i * 32)) + n * 8 * kDepth * 2, f.w[n][0], f.w[n][1],
+               f.w[n + 1][0], f.w[n + 1][1]);
+    }
+  }
   __device__ __forceinline__ void load(int stage, int i, Fragments<Shape>& f) const {
-    const std::uint32_t at = base + stage * Shape::kStageBytes;
 #pragma unroll
-    for (int r = 0; r < 4; ++r) {
-      ldmatrix(at + lane_x + r * 16 * kDepth * 2 + (chunk_x ^ (i * 32)), f.x[r][0], f.x[r][1],
-               f.x[r][2], f.x[r][3]);
+    for (int j = 0; j < kLoads; ++j) load(stage, i, j, f);
+  }
+
+  /// The run of steps of a tile. Round 0 is the pair's alone, where that is masked; round 1 is the
+  /// base's, going on over the pair's steps unless they have been.
+  __device__ __forceinline__ void feed(unsigned of, int round) {
+    const int split = static_cast<int>(of % a.splits);
+    fed = of, step = 0;
+    pair_from = round == 0 ? 0 : base_steps(split);
+    steps = pair_from + (round == 0 || !masked(split) ? pair_steps(split) : 0);
+  }
+  /// Before the copies of a step: where they come from, if that is new.
+  __device__ __forceinline__ void begin_step() {
+    if (step == steps && flows && fed + gridDim.x < a.tiles) feed(fed + gridDim.x, 1);
+    const bool pair = step == pair_from;
+    if (step < steps && (step == 0 || pair)) {
+      if (pair && a.h_late) wait_for_earlier_kernels();
+      const Place at = place_of(fed);
+      const std::int64_t k = pair ? 0 : at.split * a.split_depth;
+      const std::int64_t count = pair ? a.ranks : depth(at.split);
+      const T* from_x = static_cast<const T*>(pair ? a.scaled : a.x.data) + k;
+      const T* from_w = static_cast<const T*>(pair ? a.expand : a.w.data);
+      const std::int64_t stride_w = pair ? a.expand_stride : kWAlongN ? a.w.inner : a.w.outer;
+      x.start(from_x, pair ? a.ranks : a.x.outer, at.row0, a.m, count);
+      w.start(from_w + (kWAlongN ? k * stride_w : k), stride_w, at.col0, a.n, count);
+      left = static_cast<int>(count) - 8 * FeedX::chunk();
     }
-#pragma unroll
-    for (int n = 0; n < Shape::kBlocksN; n += 2) {
-      if constexpr (kWAlongN) {
-        ldmatrix_trans(at + lane_w + i * 16 * Shape::kN * 2 + (chunk_w ^ (n * 16)), f.w[n][0],
-                       f.w[n][1], f.w[n + 1][0], f.w[n + 1][1]);
-      } else {
-        ldmatrix(at + lane_w + n * 8 * kDepth * 2 + (chunk_w ^ (i * 32)), f.w[n][0], f.w[n][1],
-                 f.w[n + 1][0], f.w[n + 1][1]);
+    if constexpr (kWay == Way::kAny) {
+      if (step < pair_from && !(a.x.copies && a.w.copies)) {
+        const Place at = place_of(fed);
+        const std::int64_t k0 = at.split * a.split_depth + std::int64_t{step} * kDepth;
+        if (!a.x.copies) carried_x.fetch(a.x, at.row0, a.m, k0, a.k);
+        if (!a.w.copies) carried_w.fetch(a.w, at.col0, a.n, k0, a.k);
       }
     }
   }
-
-  using Sums = float[4][Shape::kBlocksN][4];
-
-  __device__ __forceinline__ static void multiply(const Fragments<Shape>& f, Sums& sums) {
-#pragma unroll
-    for (int r = 0; r < 4; ++r) {
-#pragma unroll
-      for (int n = 0; n < Shape::kBlocksN; ++n) mma<T>(sums[r][n], f.x[r], f.w[n]);
+  /// Copy `c` of a step, which there are kCopies of.
+  __device__ __forceinline__ void copy(int c) {
+    const bool elements = kWay == Way::kAny && step < pair_from;
+    if (c < FeedX::kPasses) {
+      if (!elements || a.x.copies) x.copy(c, to_x + free);
+    } else {
+      if (!elements || a.w.copies) w.copy(c - FeedX::kPasses, to_w + free);
     }
   }
-
-  /// Until h of the tile's rows is there, if it is made in this launch.
-  __device__ __forceinline__ void wait_for_h() const {
-    if (a.counters == nullptr) return;
-    if (threadIdx.x == 0) {
-      const std::int64_t rows = a.m - row0 < kTileRows ? a.m - row0 : kTileRows;
-      const unsigned units = static_cast<unsigned>((rows + kShrinkUnitRows - 1) / kShrinkUnitRows);
-      while (load_acquire(a.counters + 1 + row0 / kTileRows) < units) __nanosleep(100);
+  __device__ __forceinline__ void end_step() {
+    if constexpr (kWay == Way::kAny) {
+      if (step < pair_from && !a.x.copies) carried_x.store(a.x, shared + free);
+      if (step < pair_from && !a.w.copies) carried_w.store(a.w, shared + free + Shape::kBytesX);
     }
-    __syncthreads();
+    left -= kDepth;
+    x.next_step(left);
+    w.next_step(left);
+    ++step;
+    copies_commit();
   }
-
-  using FeedX = Feed<T, kTileRows, kDepth, false>;
-  using FeedW = Feed<T, Shape::kN, kDepth, kWAlongN>;
-
-  /// K of this part.
-  __device__ __forceinline__ std::int64_t depth() const {
-    return split + 1 == a.splits ? a.k - k_begin : a.split_depth;
+  __device__ __forceinline__ static int after(int stage) {
+    return stage + Shape::kStageBytes == Shape::kSharedBytes ? 0 : stage + Shape::kStageBytes;
   }
-  __device__ __forceinline__ void feed_base(FeedX& x, FeedW& w) const {
-    const T* from_x = static_cast<const T*>(a.x.data) + k_begin;
-    const T* from_w = static_cast<const T*>(a.w.data) + (kWAlongN ? k_begin * a.w.inner : k_begin);
-    x.start(from_x, a.x.outer, row0, a.m, depth());
-    w.start(from_w, kWAlongN ? a.w.inner : a.w.outer, col0, a.n, depth());
-  }
-  __device__ __forceinline__ void feed_pair(FeedX& x, FeedW& w) const {
-    wait_for_h();
-    x.start(a.scaled, a.ranks, row0, a.m, a.ranks);
-    w.start(a.expand, a.expand_stride, col0, a.n, a.ranks);  // eights of n: so W lies along N
-  }
-
-  /// Steps of the base (or of the pair, if `pair_from` is 0), going on over the pair's at step
-  /// `pair_from`; from an empty pipeline to an empty pipeline.
-  __device__ __forceinline__ void run(int pair_from, int steps, Sums& sums) const {
-    constexpr int kStages = Shape::kStages, kSixteens = kDepth / 16;
-    constexpr int kCopies = FeedX::kPasses + FeedW::kPasses;
-    [[maybe_unused]] Carried<T, kTileRows, kDepth> carried_x;
-    [[maybe_unused]] Carried<T, Shape::kN, kDepth> carried_w;
-    FeedX x;
-    FeedW w;
-    const std::uint32_t to_x = base + FeedX::place(), to_w = base + Shape::kBytesX + FeedW::place();
-    if (pair_from > 0) feed_base(x, w);
-
-    // What comes with sixteenth i of a step: a share of the copies of the step kStages - 1 ahead.
-    const auto start = [&](int i, int step, int stage) {
-      if (i == 0 && step == pair_from && step < steps) feed_pair(x, w);
-      const bool elements = kWay == Way::kAny && step < pair_from;
+  __device__ __forceinline__ void copy_step() {
+    begin_step();
 #pragma unroll
-      for (int c = i * kCopies / kSixteens; c < (i + 1) * kCopies / kSixteens; ++c) {
-        if (c < FeedX::kPasses) {
-          if (!elements || a.x.copies) x.copy(c, to_x + stage * Shape::kStageBytes);
-        } else {
-          if (!elements || a.w.copies)
-            w.copy(c - FeedX::kPasses, to_w + stage * Shape::kStageBytes);
-        }
-      }
-      if constexpr (kWay == Way::kAny) {
-        if (i == 0 && elements) {
-          const std::int64_t k0 = k_begin + std::int64_t{step} * kDepth;
-          if (!a.x.copies) carried_x.fetch(a.x, row0, a.m, k0, a.k);
-          if (!a.w.copies) carried_w.fetch(a.w, col0, a.n, k0, a.k);
-        }
-        if (i == kSixteens - 1 && elements) {
-          unsigned char* to = shared + stage * Shape::kStageBytes;
-          if (!a.x.copies) carried_x.store(a.x, to);
-          if (!a.w.copies) carried_w.store(a.w, to + Shape::kBytesX);
-        }
-      }
-      if (i == kSixteens - 1) {
-        x.next_step();
-        w.next_step();
-        copies_commit();
-      }
-    };
-    for (int s = 0; s < kStages - 1; ++s) {
-#pragma unroll
-      for (int i = 0; i < kSixteens; ++i) start(i, s, s);
-    }
+    for (int c = 0; c < kCopies; ++c) copy(c);
+    end_step();
+  }
+  /// Until the oldest step that is on its way has landed for all warps.
+  __device__ __forceinline__ static void landed() {
     copies_wait<kStages - 2>();
     __syncthreads();
-    Fragments<Shape> f[2];
-    load(0, 0, f[0]);
-    int stage = 0, free = kStages - 1;
+  }
+
+  /// Starts a tile's run: the copies of its first steps, into shared memory that nobody uses.
+  __device__ __forceinline__ void start(int round) {
+    feed(tile, round);
+    free = 0;
 #pragma unroll 1
-    for (int step = 0; step < steps - 1; ++step) {
+    for (int s = 0; s < kStages - 1; ++s) {
+      copy_step();
+      free += Shape::kStageBytes;
+    }
+    landed();
+    now = 0;
+    load(now, 0, f[0]);
+  }
+
+  /// The run of the tile, which has been started or flowed into, added to `sums`. The matrix units
+  /// are to have no gap: between their instructions of one sixteenth of a step's k come, evenly,
+  /// the loads of the next sixteenth, then a share of the copies of the step kStages - 1 ahead. The
+  /// last sixteenth has no copies: it begins with the step's one barrier, after which the next
+  /// stage has landed for all warps and this one is free.
+  __device__ __forceinline__ void finish(Sums& sums, int round) {
+    constexpr int kBlocks = Shape::kBlocksN, kCount = 4 * kBlocks;
+    constexpr int kEvery = kCount >= 2 * kLoads + 4 ? 2 : 1, kFirst = kEvery * kLoads;
+    constexpr int kShare = (kCopies + kSixteens - 2) / (kSixteens - 1);
+    constexpr int kGap = (kCount - kFirst) / kShare;
+    static_assert(kGap >= 1);
+    const int split = static_cast<int>(tile % a.splits);
+    const int of_base = round == 0 ? 0 : base_steps(split);
+    const int of_pair = round == 0 || !masked(split) ? pair_steps(split) : 0;
+    // Of the last step only a sixteenth may be there: a pair of rank 16.
+    const int k = static_cast<int>(of_pair > 0 ? a.ranks : depth(split)) % kDepth;
+    const int sixteens = of_base + of_pair > 0 ? (k + 15) / 16 : 0;
+#pragma unroll 1
+    for (int whole = of_base + of_pair - (sixteens > 0 ? 1 : 0); whole > 0; --whole) {
+      const int next = after(now);
+      begin_step();
 #pragma unroll
       for (int i = 0; i < kSixteens; ++i) {
-        start(i, step + kStages - 1, free);
-        if (i == kSixteens - 1) {
-          // All warps have read this stage, and the next one has landed.
-          free = stage;
-          stage = stage + 1 == kStages ? 0 : stage + 1;
-          copies_wait<kStages - 2>();
-          __syncthreads();
+        const bool ends = i == kSixteens - 1;
+        if (ends) {
+          end_step();
+          landed();
         }
-        load(stage, (i + 1) % kSixteens, f[(i + 1) % 2]);
-        multiply(f[i % 2], sums);
+#pragma unroll
+        for (int m = 0; m < kCount; ++m) {
+          const int r = m / kBlocks, n = m % kBlocks;
+          if (m < kFirst && m % kEvery == 0) {
+            load(ends ? next : now, (i + 1) % kSixteens, m / kEvery, f[(i + 1) % 2]);
+          }
+          if (m >= kFirst && (m - kFirst) % kGap == 0 && (m - kFirst) / kGap < kShare) {
+            const int c = i * kShare + (m - kFirst) / kGap;
+            if (c < kCopies) copy(c);
+          }
+          mma_in_order<T>(sums[r][n], f[i % 2].x[r], f[i % 2].w[n]);
+        }
       }
+      free = now, now = next;
     }
-    // The last step, of which only a sixteenth may be there: a pair of rank 16.
-    const std::int64_t rest = pair_from < steps ? a.ranks : depth();
-    const int sixteens = steps > 0 ? static_cast<int>((rest - 1) % kDepth / 16) + 1 : 0;
+    if (sixteens > 0) {
+      copy_step();
 #pragma unroll 1
-    for (int i = 0; i < sixteens; ++i) {
-      if (i > 0) load(stage, i, f[0]);
-      multiply(f[0], sums);
+      for (int i = 0; i < sixteens; ++i) {
+        if (i > 0) load(now, i, f[0]);
+#pragma unroll
+        for (int r = 0; r < 4; ++r) {
+#pragma unroll
+          for (int n = 0; n < kBlocks; ++n) mma<T>(sums[r][n], f[0].x[r], f[0].w[n]);
+        }
+      }
+      landed();
+      free = now, now = after(now);
+      load(now, 0, f[0]);
     }
-    copies_wait<0>();
-    __syncthreads();
+    if (!flows) {
+      copies_wait<0>();
+      __syncthreads();
+    }
   }
 
   /// Masks and scales what the pair has added. Bit 8g + e of a row in shared memory: whether column
   /// 8g + e of the tile is kept.
   __device__ __forceinline__ void drop(Sums& sums) const {
     constexpr int kGroups = Shape::kN / 8;
+    const Place at = place_of(tile);
     const Masks masks = a.mask.masks();
 #pragma unroll 1
     for (int i = static_cast<int>(threadIdx.x); i < kTileRows * kGroups; i += kTileThreads) {
-      const std::int64_t row = row0 + i / kGroups, col = col0 + i % kGroups * 8;
+      const std::int64_t row = at.row0 + i / kGroups, col = at.col0 + i % kGroups * 8;
       unsigned kept = 0;
       if (row < a.m && col < a.n) {
         const std::uint64_t first = static_cast<std::uint64_t>(row * a.n + col);
@@ -417,26 +491,108 @@ struct TileProduct {
     __syncthreads();
   }
 
-  /// bias, y +=, and y in vectors of 16 bytes: by way of shared memory, half of a warp's rows at a
-  /// time. A lane stores eight columns of every fourth row (of every eighth in narrow tiles). Short
-  /// code: it runs once a tile, and what isn't in the instruction cache costs more than what it
-  /// does.
-  __device__ __forceinline__ void store(Sums& sums) const {
-    constexpr int kChunks = Shape::kBlocksN, kPass = 32 / kChunks;
+  /// Adds bias to the sums of a tile, by way of `staged`, a float a column.
+  __device__ __forceinline__ void add_bias(float* staged, Sums& sums) const {
+    if (a.bias == nullptr) return;
     const int warp = static_cast<int>(threadIdx.x) / 32, lane = static_cast<int>(threadIdx.x) % 32;
-    const int g = lane / 4, q = lane % 4;
-    unsigned char* mine = shared + warp * Shape::kOutBytes;
-    const std::int64_t col = col0 + warp % 4 * Shape::kWarpN + lane % kChunks * 8;
-    const int cols = a.n - col >= 8 ? 8 : static_cast<int>(a.n - col);
-    float bias[8] = {};
-    if (a.bias != nullptr) {
-#pragma unroll 1
-      for (int e = 0; e < cols; ++e) {
-        const float value = load_element(a.bias, a.bias_type, (col + e) * a.bias_stride);
+    if (threadIdx.x < Shape::kN) {
+      const std::int64_t col = min(place_of(tile).col0 + threadIdx.x, a.n - 1);
+      staged[threadIdx.x] = load_element(a.bias, a.bias_type, col * a.bias_stride);
+    }
+    __syncthreads();
 #pragma unroll
-        for (int b = 0; b < 8; ++b) bias[b] = b == e ? value : bias[b];
+    for (int n = 0; n < Shape::kBlocksN; ++n) {
+      const float2 bias = *reinterpret_cast<const float2*>(staged + warp % 4 * Shape::kWarpN +
+                                                           8 * n + lane % 4 * 2);
+#pragma unroll
+      for (int r = 0; r < 4; ++r) {
+        sums[r][n][0] += bias.x, sums[r][n][1] += bias.y;
+        sums[r][n][2] += bias.x, sums[r][n][3] += bias.y;
       }
     }
+  }
+
+  /// Whether y can be stored from registers: all of it in vectors, and nothing is read of it.
+  __device__ __forceinline__ bool stores_directly() const {
+    return a.y_vectors && !a.accumulate && a.n % 8 == 0;
+  }
+
+  /// Word j of lane q of each quad becomes word q of lane j.
+  __device__ __forceinline__ static void transpose_quad(std::uint32_t (&v)[4]) {
+    const bool odd = (threadIdx.x & 1) != 0, high = (threadIdx.x & 2) != 0;
+    const auto swap = [](std::uint32_t& low, std::uint32_t& up, bool upper, int mask) {
+      const std::uint32_t got = __shfl_xor_sync(0xFFFFFFFFu, upper ? low : up, mask);
+      (upper ? low : up) = got;
+    };
+    swap(v[0], v[1], odd, 1), swap(v[2], v[3], odd, 1);
+    swap(v[0], v[2], high, 2), swap(v[1], v[3], high, 2);
+  }
+
+  /// threadIdx.x, of which nothing is found ahead of the loop over K.
+  __device__ __forceinline__ static int thread_here() {
+    int thread = static_cast<int>(threadIdx.x);
+    asm volatile("" : "+r"(thread));
+    return thread;
+  }
+
+  /// y of a tile, straight from registers. Lane 4g + q has columns 2q and 2q + 1 of each eight
+  /// in rows g and g + 8 of each sixteen. Of halves, four lanes exchange what they have of four
+  /// eights, so that each stores one of 16 bytes; of floats, their pairs fill 32 bytes as they are.
+  __device__ __forceinline__ void store_directly(const Sums& sums) const {
+    const Place at = place_of(tile);
+    const int thread = thread_here(), warp = thread / 32, lane = thread % 32;
+    const int g = lane / 4, q = lane % 4;
+    const std::int64_t row = at.row0 + warp / 4 * 64 + g;
+    const std::int64_t col = at.col0 + warp % 4 * Shape::kWarpN;
+    const int rows =
+        static_cast<int>(min(a.m - row, std::int64_t{64}));  // from this lane's first on
+    const int cols = static_cast<int>(min(a.n - col, std::int64_t{Shape::kWarpN}));
+    if (a.y_float) {
+      float* y =
+          static_cast<float*>(a.y) + at.split * a.split_stride + row * a.y_stride + col + 2 * q;
+#pragma unroll
+      for (int half = 0; half < 8; ++half) {
+        if (8 * half >= rows) break;
+#pragma unroll
+        for (int b = 0; b < Shape::kBlocksN; ++b) {
+          const float* pair = sums[half / 2][b] + half % 2 * 2;
+          if (8 * b < cols) *reinterpret_cast<float2*>(y + 8 * b) = make_float2(pair[0], pair[1]);
+        }
+        y += 8 * a.y_stride;
+      }
+      return;
+    }
+    T* y = static_cast<T*>(a.y) + row * a.y_stride + col + 8 * q;
+#pragma unroll
+    for (int half = 0; half < 8; ++half) {
+#pragma unroll
+      for (int b = 0; b < Shape::kBlocksN; b += 4) {
+        std::uint32_t words[4];
+#pragma unroll
+        for (int i = 0; i < 4; ++i) {
+          const float* pair = sums[half / 2][b + i] + half % 2 * 2;
+          words[i] = pack2<T>(pair[0], pair[1]);
+        }
+        transpose_quad(words);
+        if (8 * half < rows && 8 * (b + q) < cols) {
+          *reinterpret_cast<uint4*>(y + 8 * b) = {words[0], words[1], words[2], words[3]};
+        }
+      }
+      y += 8 * a.y_stride;
+    }
+  }
+
+  /// y += and y of any alignment, by way of shared memory, half of a warp's rows at a time. Short
+  /// code: it runs once a tile, and what isn't in the instruction cache costs more than what it
+  /// does. Ends with a barrier.
+  __device__ __forceinline__ void store_staged(const Sums& sums) const {
+    constexpr int kChunks = Shape::kBlocksN, kPass = 32 / kChunks;
+    const int thread = thread_here(), warp = thread / 32, lane = thread % 32;
+    const int g = lane / 4, q = lane % 4;
+    unsigned char* mine = shared + warp * Shape::kOutBytes;
+    const Place at = place_of(tile);
+    const std::int64_t col = at.col0 + warp % 4 * Shape::kWarpN + lane % kChunks * 8;
+    const int cols = a.n - col >= 8 ? 8 : static_cast<int>(a.n - col);
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
 #pragma unroll
@@ -454,16 +610,14 @@ struct TileProduct {
       __syncwarp();
 #pragma unroll 1
       for (int r = lane / kChunks; r < 32; r += kPass) {
-        const std::int64_t row = row0 + warp / 4 * 64 + 32 * half + r;
+        const std::int64_t row = at.row0 + warp / 4 * 64 + 32 * half + r;
         if (row >= a.m || cols <= 0) break;
         const float4* from =
             reinterpret_cast<const float4*>(mine + r * Shape::kOutStride + lane % kChunks * 32);
         const float4 low = from[0], high = from[1];
-        float value[8] = {low.x, low.y, low.z, low.w, high.x, high.y, high.z, high.w};
-#pragma unroll
-        for (int e = 0; e < 8; ++e) value[e] += bias[e];
+        const float value[8] = {low.x, low.y, low.z, low.w, high.x, high.y, high.z, high.w};
         if (a.y_float) {
-          put(static_cast<float*>(a.y) + split * a.split_stride + row * a.y_stride + col, value,
+          put(static_cast<float*>(a.y) + at.split * a.split_stride + row * a.y_stride + col, value,
               cols);
         } else {
           put(static_cast<T*>(a.y) + row * a.y_stride + col, value, cols);
@@ -471,6 +625,7 @@ struct TileProduct {
       }
       __syncwarp();
     }
+    __syncthreads();
   }
 
   /// y = or y += of up to eight elements of a row.
@@ -502,54 +657,32 @@ struct TileProduct {
   }
 };
 
-/// Blocks of rows that are worked on side by side: their x and W stay in L2.
-inline constexpr std::int64_t kRasterRows = 8;
-
 template <class T, class Shape, Way kWay>
 __global__ void __launch_bounds__(kTileThreads, 1) tiles(const __grid_constant__ TileArgs a) {
   extern __shared__ __align__(128) unsigned char shared[];
-  wait_for_earlier_kernels();
-  std::int64_t tile = blockIdx.x;
-  if (a.counters != nullptr) {
-    __shared__ unsigned ticket;
-    if (threadIdx.x == 0) ticket = atomicAdd(a.counters, 1u);
-    __syncthreads();
-    if (ticket < a.shrink_blocks) {
-      for (std::int64_t row = std::int64_t{ticket} * kShrinkUnitRows; row < a.m;
-           row += std::int64_t{a.shrink_blocks} * kShrinkUnitRows) {
-        shrink_unit<T, true>(a.shrink, row,
-                             reinterpret_cast<float*>(shared));  // ends with a barrier
-        if (threadIdx.x == 0) {
-          __threadfence();
-          add_release(a.counters + 1 + row / kTileRows, 1);
-        }
-      }
-      return;
-    }
-    tile = ticket - a.shrink_blocks;
-  }
-  const int split = static_cast<int>(tile % a.splits);
-  tile /= a.splits;
-  const std::int64_t blocks_m = (a.m + kTileRows - 1) / kTileRows;
-  const std::int64_t blocks_n = (a.n + Shape::kN - 1) / Shape::kN;
-  const std::int64_t group = tile / (kRasterRows * blocks_n),
-                     in_group = tile % (kRasterRows * blocks_n);
-  const std::int64_t rows =
-      blocks_m - group * kRasterRows < kRasterRows ? blocks_m - group * kRasterRows : kRasterRows;
-  const std::int64_t block_m = group * kRasterRows + in_group % rows, block_n = in_group / rows;
-
-  const TileProduct<T, Shape, kWay> product(a, shared, block_m * kTileRows, block_n * Shape::kN,
-                                            split);
-  typename TileProduct<T, Shape, kWay>::Sums sums = {};
-  // Base and pair in one run; or, to mask it, the pair in a run of its own first.
+  __shared__ float bias[Shape::kN];
+  if (!a.h_late) wait_for_earlier_kernels();
+  TileProduct<T, Shape, kWay> product(a, shared);
+  bool started = false;
 #pragma unroll 1
-  for (int round = product.masked() ? 0 : 1; round < 2; ++round) {
-    const int base_steps = round == 0 ? 0 : product.base_steps;
-    const int pair_steps = round == 0 || !product.masked() ? product.pair_steps : 0;
-    product.run(base_steps, base_steps + pair_steps, sums);
-    if (round == 0) product.drop(sums);
+  for (product.tile = blockIdx.x; product.tile < a.tiles; product.tile += gridDim.x) {
+    typename TileProduct<T, Shape, kWay>::Sums sums = {};
+    // One run of steps; or, to mask what the pair adds, a run of its own first.
+#pragma unroll 1
+    for (int round = product.masked() ? 0 : 1; round < 2; ++round) {
+      if (!started) product.start(round);
+      started = product.flows;
+      if (round == 1) product.add_bias(bias, sums);
+      product.finish(sums, round);
+      if (round == 0) product.drop(sums);
+    }
+    if (product.stores_directly()) {
+      product.store_directly(sums);
+    } else {
+      product.store_staged(sums);
+    }
   }
-  product.store(sums);
+  copies_wait<0>();
 }
 
 }  // namespace graft::cuda::ampere
