@@ -137,7 +137,7 @@ struct OuterPlan {
                        ranks = (term.pair.rank() + kOuterRanks - 1) / kOuterRanks;
     if (all == 0) return;
     const std::int64_t parts =
-        std::clamp<std::int64_t>(facts.multiprocessors / (all * ranks), 1, (rows + 63) / 64);
+        std::clamp<std::int64_t>(facts.multiprocessors / (all * ranks), 1, (rows + 31) / 32);
     split_rows = static_cast<int>((rows + parts - 1) / parts);
     splits = static_cast<int>((rows + split_rows - 1) / split_rows);
   }

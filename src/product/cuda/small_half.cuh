@@ -1,6 +1,7 @@
 #pragma once
 
 #include "product/cuda/small.cuh"
+#include "product/cuda/small_row.cuh"
 
 namespace graft::cuda::small {
 
@@ -54,13 +55,57 @@ __device__ __forceinline__ Pack<T, 4> as_four(const float4& four) {
           from_float<T>(four.w)};
 }
 
-/// Four neighbours of A or B, whatever their type.
-template <class T>
-__device__ __forceinline__ Pack<T, 4> load_four(const SmallArgs& args, const void* from,
-                                                std::int64_t at) {
-  if (args.float_adapter)
-    return as_four<T>(*reinterpret_cast<const float4*>(static_cast<const float*>(from) + at));
-  return *reinterpret_cast<const Pack<T, 4>*>(static_cast<const T*>(from) + at);
+/// Columns of A that lie together: fours along K, 16 of K for each of 8 ranks at once, two such
+/// loads under way.
+template <class T, class Source, int kRanks>
+__device__ void bring_a_along(const SmallArgs& args, int k, T* a) {
+  const int lane = static_cast<int>(threadIdx.x) % 32, left = args.depth - k;
+  const int my_deep = lane % 4 * 4;
+  const Source* const from = static_cast<const Source*>(args.a) + k + my_deep;
+#pragma unroll 1
+  for (int turn = 0; turn < (args.rank + 7) / 8 * 16; turn += 8) {  // 32 of K of 8 ranks
+    const int rank = turn / 16 * 8 + lane / 4, first = turn % 16 * 4;
+    if (rank >= args.rank) continue;
+    Words<Source, 4> fours[2] = {};
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {
+      const int deep = first + 16 * i;
+      if (deep + my_deep < left) fours[i] = load_words<Source, 4>(from + rank * args.a_col + deep);
+    }
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {
+#pragma unroll
+      for (int j = 0; j < 4; ++j) {
+        a[HalfShared<kRanks>::a_at(first + 16 * i + my_deep + j, rank)] =
+            from_float<T>(fours[i].at(j));
+      }
+    }
+  }
+}
+
+/// Columns of B that lie together: fours of ranks.
+template <class T, class Source, int kRanks>
+__device__ void bring_b_along(const SmallArgs& args, int first_col, T* b) {
+  const int lane = static_cast<int>(threadIdx.x) % 32;
+  const Source* const from = static_cast<const Source*>(args.b) + first_col * args.b_col;
+#pragma unroll 1
+  for (int rank = 0; rank < args.rank; rank += 4) {
+    Words<Source, 4> fours[2] = {};
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {
+      const int col = lane + 32 * i;
+      if (first_col + col < args.cols) {
+        fours[i] = load_words<Source, 4>(from + col * args.b_col + rank);
+      }
+    }
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {
+#pragma unroll
+      for (int j = 0; j < 4; ++j) {
+        b[HalfShared<kRanks>::b_at(rank + j, lane + 32 * i)] = from_float<T>(fours[i].at(j));
+      }
+    }
+  }
 }
 
 /// Starts to bring k .. k + 63 of A to a warp's part of shared memory; zeros past the depth.
@@ -78,16 +123,11 @@ __device__ void bring_a(const SmallArgs& args, int k, T* a) {
     }
     return;
   }
-  if (args.a_along) {  // fours along K: 32 bytes of each of 8 ranks at once
-    const int my_deep = lane % 4 * 4, my_rank = lane / 4, groups = (args.rank + 7) / 8;
-#pragma unroll 2
-    for (int i = 0; i < 4 * groups; ++i) {
-      const int deep = i % 4 * 16 + my_deep, rank = i / 4 * 8 + my_rank;
-      if (rank >= args.rank) continue;
-      Pack<T, 4> four{};
-      if (deep < left) four = load_four<T>(args, args.a, k + deep + rank * args.a_col);
-#pragma unroll
-      for (int j = 0; j < 4; ++j) a[Shared::a_at(deep + j, rank)] = four.values[j];
+  if (args.a_along) {
+    if (args.float_adapter) {
+      bring_a_along<T, float, kRanks>(args, k, a);
+    } else {
+      bring_a_along<T, T, kRanks>(args, k, a);
     }
     return;
   }
@@ -137,14 +177,11 @@ __device__ void bring_b(const SmallArgs& args, int first_col, T* b) {
     }
     return;
   }
-  if (args.b_along) {  // fours of ranks
-#pragma unroll 2
-    for (int i = lane; i < kSlice / 4 * args.rank; i += 32) {
-      const int col = i % kSlice, rank = i / kSlice * 4;
-      if (first_col + col >= args.cols) continue;
-      const Pack<T, 4> four = load_four<T>(args, args.b, (first_col + col) * args.b_col + rank);
-#pragma unroll
-      for (int j = 0; j < 4; ++j) b[Shared::b_at(rank + j, col)] = four.values[j];
+  if (args.b_along) {
+    if (args.float_adapter) {
+      bring_b_along<T, float, kRanks>(args, first_col, b);
+    } else {
+      bring_b_along<T, T, kRanks>(args, first_col, b);
     }
     return;
   }
@@ -191,8 +228,9 @@ __global__ void __launch_bounds__(kThreads, kHalfBlocks)
       const T* const from = static_cast<const T*>(args.x) + row * args.x_stride;
       for (int k = thread % 16 * 64; k < args.depth; k += 16 * 64) prefetch(from + k);
     }
-    if (args.a_vectors) prefetch_share(args.a, args.depth * args.rank * 2);
-    if (args.b_vectors) prefetch_share(args.b, args.cols * args.rank * 2);
+    const int bytes = args.float_adapter ? 4 : 2;
+    if (args.a_vectors || args.a_along) prefetch_share(args.a, args.depth * args.rank * bytes);
+    if (args.b_vectors || args.b_along) prefetch_share(args.b, args.cols * args.rank * bytes);
   }
   wait_for_earlier_kernels();
   let_next_kernel_start();

@@ -64,6 +64,15 @@ __global__ void __launch_bounds__(kThreads, 1) small_outer(const __grid_constant
   const int begin = static_cast<int>(blockIdx.y) * args.split_rows,
             end = min(begin + args.split_rows, args.rows);
   const int ranks = min(args.rank - first_rank, kOuterRanks);
+  // All of the block's part of the matrix is asked for at once.
+  constexpr int kLine = 128 / sizeof(T), kLines = kOuterCols / kLine;
+  const int my_line = thread % kLines * kLine, line_col = col - 4 * lane + my_line;
+  if (line_col < side.cols && first_rank == 0) {
+    const T* const line = static_cast<const T*>(side.matrix) + line_col;
+    for (int row = begin + thread / kLines; row < end; row += kThreads / kLines) {
+      prefetch(line + row * side.stride);
+    }
+  }
   wait_for_earlier_kernels();
   let_next_kernel_start();
 

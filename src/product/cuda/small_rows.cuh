@@ -98,14 +98,24 @@ __global__ void __launch_bounds__(kThreads, 1) small_rows(const __grid_constant_
           copy16(a + row * at.a_ld + 4 * quad, from + (k + row) * args.a_row + 4 * quad);
       }
     } else if (args.a_along) {  // fours along K: 64 bytes of each of 8 ranks at once
-      const int my_row = lane % 4 * 4, my_rank = lane / 4, groups = (args.rank + 7) / 8;
-#pragma unroll 2
-      for (int i = 0; i < 4 * groups; ++i) {
-        const int row = i % 4 * 16 + my_row, rank = i / 4 * 8 + my_rank;
-        if (rank >= args.rank || k + row >= args.depth) continue;
-        const float4 four = *reinterpret_cast<const float4*>(from + k + row + rank * args.a_col);
-        float* const to = a + row * at.a_ld + rank;
-        to[0] = four.x, to[at.a_ld] = four.y, to[2 * at.a_ld] = four.z, to[3 * at.a_ld] = four.w;
+      const int my_row = lane % 4 * 4;
+#pragma unroll 1
+      for (int rank = lane / 4; rank < args.rank; rank += 8) {
+        float4 fours[4];
+#pragma unroll
+        for (int i = 0; i < 4; ++i) {
+          const int row = 16 * i + my_row;
+          fours[i] = make_float4(0, 0, 0, 0);
+          if (k + row < args.depth) {
+            fours[i] = *reinterpret_cast<const float4*>(from + k + row + rank * args.a_col);
+          }
+        }
+#pragma unroll
+        for (int i = 0; i < 4; ++i) {
+          float* const to = a + (16 * i + my_row) * at.a_ld + rank;
+          to[0] = fours[i].x, to[at.a_ld] = fours[i].y;
+          to[2 * at.a_ld] = fours[i].z, to[3 * at.a_ld] = fours[i].w;
+        }
       }
     } else {
       for (int row = lane; row < min(kSlice, args.depth - k); row += 32) {
@@ -152,8 +162,8 @@ __global__ void __launch_bounds__(kThreads, 1) small_rows(const __grid_constant_
       const float* const from = static_cast<const float*>(args.x) + row * args.x_stride;
       for (int k = thread % kOfRow * 32; k < args.depth; k += kOfRow * 32) prefetch(from + k);
     }
-    if (args.a_vectors) prefetch_share(args.a, args.depth * args.rank * 4);
-    if (args.b_vectors) prefetch_share(args.b, args.cols * args.rank * 4);
+    if (args.a_vectors || args.a_along) prefetch_share(args.a, args.depth * args.rank * 4);
+    if (args.b_vectors || args.b_along) prefetch_share(args.b, args.cols * args.rank * 4);
   }
   wait_for_earlier_kernels();
   let_next_kernel_start();
