@@ -194,7 +194,8 @@ __global__ void __launch_bounds__(Sizes<Rows, Columns>::kThreads, Sizes<Rows, Co
   if (thread == Size::kConsumers) {
     for (int i = 0; i < args.slots; ++i) {
       block.full(i).init(1);
-      block.empty(i).init(Size::kGroups + (args.rank > 0 ? 4 : 0));  // a warpgroup; a warp
+      // A warpgroup of a product; a warp for each 16 ranks.
+      block.empty(i).init(Size::kGroups + (args.rank > 0 ? block.ranks() / 16 : 0));
     }
     publish_barriers();
     prefetch(maps.x);

@@ -11,13 +11,15 @@
 
 namespace graft::cuda::hopper_rows {
 
-// hᵀ of a block's part of K. A unit is 16 of rank by 16 of K; the warps share those of a step, by
-// rank first. A warp has no time to spare: it works out beforehand where its part of a slot lies.
+// hᵀ of a block's part of K. A unit is 16 ranks by 16 of K. The warps share the ranks, and what is
+// left of them goes round the steps: a warp makes all four units of its step, so that they hide
+// each other's latency, and works out beforehand where its part of a slot lies.
 template <class T, int Rows, int Columns>
 struct Shrinker {
   using Size = Sizes<Rows, Columns>;
   const Block<Rows, Columns>& block;
-  int lane, rank0, k0, k_stride;
+  int lane, rank0;
+  int turn, turns;  // steps turn, turn + turns, ... are this warp's
   bool floats, along_k, matrices;
   int size;
   int s_at, x_at;  // in a slot, of the first unit
@@ -26,8 +28,8 @@ struct Shrinker {
     const Arguments& args = block.args;
     const int warp = thread / 32, bits = args.rank_bits - 4;
     rank0 = (warp & ((1 << bits) - 1)) * 16;
-    k0 = (warp >> bits) * 16;
-    k_stride = kStep >> bits;
+    turn = warp >> bits;
+    turns = 4 >> bits;
     floats = args.shrink.dtype == DType::kFloat32;
     size = floats ? 4 : 2;
     along_k = args.along != Along::kRanks;
@@ -35,10 +37,10 @@ struct Shrinker {
     const int i = lane / 8, low = lane % 8;
     // Of four matrices, ranks 0-7 and 8-15 of the first eight of K, then of the others, each lane
     // has a row; of single elements, the first of its own.
-    s_at = Size::kShrinkAt + (!matrices ? place(rank0 + lane / 4, k0 + lane % 4 * 2)
-                              : along_k ? place(rank0 + i % 2 * 8 + low, k0 + i / 2 * 8)
-                                        : place(rank0 + i % 2 * 8, k0 + i / 2 * 8 + low));
-    x_at = Size::kWBytes + (i / 2 * 8 + low) * kRowBytes + ((k0 / 8 + i % 2 ^ low) << 4);
+    s_at = Size::kShrinkAt + (!matrices ? place(rank0 + lane / 4, lane % 4 * 2)
+                              : along_k ? place(rank0 + i % 2 * 8 + low, i / 2 * 8)
+                                        : place(rank0 + i % 2 * 8, i / 2 * 8 + low));
+    x_at = Size::kWBytes + (i / 2 * 8 + low) * kRowBytes + ((i % 2 ^ low) << 4);
   }
 
   // Element (r, k) of S in a slot. Along K rows are swizzled, so that the way from a unit to the
@@ -87,8 +89,15 @@ struct Shrinker {
     return low | std::uint32_t{high} << 16;
   }
 
-  // Sᵀ of a unit, 16 ranks by 16 of K, as mma takes it, from `s`.
-  __device__ void operand(std::uint32_t (&a)[4], std::uint32_t s) const {
+  // Sᵀ of a unit as mma takes it, of the slot at `slot`.
+  __device__ void operand(std::uint32_t (&a)[4], std::uint32_t slot, int unit) const {
+    std::uint32_t s = slot + s_at;
+    if (along_k) {
+      const int column = unit * 16 * size;  // whole rows on, and what is left turns bits over
+      s = (s + column / kRowBytes * (kRowBytes << block.args.rank_bits)) ^ column % kRowBytes;
+    } else {
+      s += unit * 16 * block.args.rank * size;
+    }
     if (matrices) {
       if (along_k) {
         load_matrices(a, s);
@@ -103,45 +112,78 @@ struct Shrinker {
     a[0] = pair(s), a[1] = pair(s + down), a[2] = pair(on), a[3] = pair(on + down);
   }
 
+  // Behind the last of K is not S.
+  __device__ void cut(std::uint32_t (&a)[4], int left) const {
+    if (left >= 16) return;
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      const int first = lane % 4 * 2 + i / 2 * 8;
+      if (first >= left) a[i] = 0;
+      if (first + 1 >= left) a[i] &= 0xffffu;
+    }
+  }
+
+  // A part of a unit is its 16 of K by 32 rows of x, of which those are read that there are. While
+  // one is multiplied, the next is read.
+  static constexpr int kParts = Rows / 32;
+
+  __device__ void load_x(std::uint32_t (&b)[2][4], std::uint32_t slot, int at) const {
+    const std::uint32_t x = (slot + x_at) ^ (at / kParts * 32);
+#pragma unroll
+    for (int j = 0; j < 2; ++j) {
+      const int row = at % kParts * 32 + j * 16;
+      if (row < block.rows) load_matrices(b[j], x + row * kRowBytes);
+    }
+  }
+
+  __device__ void make_step(float (&sum)[Rows / 8][4], std::uint32_t slot, int step) const {
+    constexpr int kUnits = kStep / 16;
+    const int left = block.args.k - step * kStep;
+    if (block.args.along == Along::kNone) {
+#pragma unroll 1
+      for (int unit = 0; unit < kUnits; ++unit) {
+        copy(slot + Size::kShrinkAt, step * kStep, unit * 16);
+      }
+    }
+    std::uint32_t a[2][4], b[2][2][4];
+    operand(a[0], slot, 0);
+    load_x(b[0], slot, 0);
+#pragma unroll
+    for (int at = 0; at < kUnits * kParts; ++at) {
+      const int unit = at / kParts;
+      if (at % kParts == 0) {
+        cut(a[unit % 2], left - unit * 16);
+        if (unit + 1 < kUnits) operand(a[(unit + 1) % 2], slot, unit + 1);
+      }
+      if (at + 1 < kUnits * kParts) load_x(b[(at + 1) % 2], slot, at + 1);
+#pragma unroll
+      for (int j = 0; j < 2; ++j) {
+        const int row = at % kParts * 32 + j * 16;
+        if (row >= block.rows) continue;
+        const auto& x = b[at % 2][j];
+        mma<T>(sum[row / 8], a[unit % 2], {x[0], x[1]});
+        mma<T>(sum[row / 8 + 1], a[unit % 2], {x[2], x[3]});
+      }
+    }
+  }
+
   __device__ void run(float (&sum)[Rows / 8][4]) const {
     Slot at{0, 0};
-#pragma unroll 1
-    for (int i = 0, step = block.first; i < block.steps(); ++i, step = block.after(step)) {
-      block.full(at.index).wait(at.parity);
-      const std::uint32_t slot = block.slot(at.index);
-#pragma unroll 1
-      for (int k = 0; k < kStep - k0; k += k_stride) {
-        std::uint32_t s = slot + s_at + (along_k ? 0 : k * block.args.rank * size);
-        if (along_k) {
-          const int column = k * size;  // whole rows on, and what is left turns bits over
-          s = (s + column / kRowBytes * (kRowBytes << block.args.rank_bits)) ^ column % kRowBytes;
-        }
-        if (block.args.along == Along::kNone) {
-          copy(slot + Size::kShrinkAt, step * kStep, k0 + k);
-        }
-        std::uint32_t a[4], b[Rows / 16][4];
-        operand(a, s);
-        const std::uint32_t x = (slot + x_at) ^ (k * 2);
-#pragma unroll
-        for (int j = 0; j < Rows / 16; ++j) load_matrices(b[j], x + j * 16 * kRowBytes);
-        const int left = block.args.k - step * kStep - k0 - k;
-        if (left < 16) {  // behind the last of K is not S
-#pragma unroll
-          for (int e = 0; e < 4; ++e) {
-            const int first = lane % 4 * 2 + e / 2 * 8;
-            if (first >= left) a[e] = 0;
-            if (first + 1 >= left) a[e] &= 0xffffu;
-          }
-        }
-#pragma unroll
-        for (int j = 0; j < Rows / 16; ++j) {
-          mma<T>(sum[2 * j], a, {b[j][0], b[j][1]});
-          mma<T>(sum[2 * j + 1], a, {b[j][2], b[j][3]});
-        }
+    int step = block.first;
+    const auto advance = [&](int steps) {
+      for (int i = 0; i < steps; ++i) {
+        at.advance(block.args.slots);
+        step = block.after(step);
       }
+    };
+    advance(turn);
+#pragma unroll 1
+    for (int i = turn; i < block.steps(); i += turns) {
+      block.full(at.index).wait(at.parity);
+      make_step(sum, block.slot(at.index), step);
       __syncwarp();
       if (lane == 0) block.empty(at.index).arrive();
-      at.advance(block.args.slots);
+      advance(turns);
     }
   }
 };
