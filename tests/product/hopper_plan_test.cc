@@ -1,5 +1,6 @@
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <array>
 #include <cstdint>
 
@@ -10,6 +11,9 @@ namespace {
 
 constexpr DeviceFacts kH200{9, 0, 132, 232448, 52428800};
 constexpr DeviceFacts kH100Pcie{9, 0, 114, 232448, 52428800};
+
+// dA and dB of 4096 features.
+constexpr std::array<HopperOuterShape, 2> kBoth{{{4096, true}, {4096, false}}};
 
 TEST(HopperPlan, WideTilesWhereThereAreMany) {
   const HopperPlan plan = plan_hopper(4096, 4096, 4096, 0, kH200);
@@ -33,7 +37,7 @@ TEST(HopperPlan, LightClustersMakeH) {
   const HopperPlan plan = plan_hopper(4096, 4096, 4096, 16, kH200);
   EXPECT_EQ(plan.rank_class, 16);
   EXPECT_EQ(plan.heavy_items, 0);
-  EXPECT_GE(plan.light_items * plan.light_clusters, plan.items());
+  EXPECT_EQ(plan.light_rows(), plan.tile_rows);
 }
 
 TEST(HopperPlan, AllHelpWhereNoneIsLight) {
@@ -41,8 +45,10 @@ TEST(HopperPlan, AllHelpWhereNoneIsLight) {
   EXPECT_EQ(plan.light_clusters, 0);
   EXPECT_EQ(plan.heavy_items, 1);
   EXPECT_GT(plan.h_every, 0);  // beside their first tiles
-  // Which have no time for outer products then.
-  EXPECT_EQ(plan_hopper_outer(plan, 4096, 64).every, 0);
+  // Which leave all of their own tiles' time to outer products, but the first.
+  const HopperOuterPlan outer = plan_hopper_outer(plan, 4096, kBoth);
+  EXPECT_GT(outer.every, 0);
+  EXPECT_EQ(outer.of_first_tile, 0);
 }
 
 TEST(HopperPlan, RankClasses) {
@@ -71,27 +77,57 @@ TEST(HopperPlan, SharesAllWorkOut) {
           ASSERT_GE(plan.rank_class, rank);
           ASSERT_LE(plan.rank_class, plan.tile_n);
           const std::int64_t heavy = plan.clusters - plan.light_clusters;
-          ASSERT_GE(plan.light_items * plan.light_clusters + plan.heavy_items * heavy,
-                    plan.items());
+          ASSERT_GE(plan.heavy_items * heavy, plan.heavy_items_of_all());
+          if (plan.h_every == 0) continue;
+          const std::int64_t units = plan.heavy_items * ((32 + plan.h_parts - 1) / plan.h_parts);
+          ASSERT_LT(plan.h_first + (units - 1) * plan.h_every, 64);
         }
       }
     }
   }
 }
 
-TEST(HopperPlan, OuterProductsBesideTiles) {
-  for (const std::int64_t m : {4096, 8192, 5000}) {
-    const HopperPlan plan = plan_hopper(m, 4096, 4096, 16, kH200);
-    const HopperOuterPlan outer = plan_hopper_outer(plan, 4096, 64);
-    ASSERT_GT(outer.every, 0) << m;
-    EXPECT_EQ(outer.units, 64 * plan.tile_rows);
-    // The lightest cluster has time for the longest run, after its first tile.
-    const std::int64_t each = (outer.units + plan.clusters - 1) / plan.clusters;
-    EXPECT_GE((plan.tiles() / plan.clusters - 1) * (63 / outer.every), each) << m;
+TEST(HopperPlan, OthersHelpWhereTheLightHaveNoTimeForAll) {
+  const HopperPlan plan = plan_hopper(8192, 2048, 2048, 16, kH200);
+  EXPECT_EQ(plan.light_clusters, 8);
+  EXPECT_GT(plan.light_rows(), 0);
+  EXPECT_GT(plan.heavy_items_of_all(), 0);
+  EXPECT_GT(plan.h_every, 0);
+}
+
+// Each cluster's tiles have room for its units, in the order that h allows.
+void expect_room(const HopperPlan& plan, std::int64_t k, const HopperOuterPlan& outer) {
+  ASSERT_GT(outer.every, 0);
+  const auto each = [&](int i) {
+    return (outer.units[i] + outer.workers[i] - 1) / outer.workers[i];
+  };
+  const std::int64_t made = each(0), given = each(1), steps = (k + 63) / 64;
+  const std::int64_t tiles = plan.tiles() / plan.clusters;
+  if (outer.late) {
+    EXPECT_LE(given, outer.of_first_tile);
+    EXPECT_LT(outer.first + (given - 1) * outer.every, steps + 1 - 2 * made);
+  } else {
+    EXPECT_GE((tiles - 1) * outer.of_tile,
+              made + std::max<std::int64_t>(0, given - outer.of_first_tile));
   }
-  // One tile a cluster leaves no time; neither does a wider rank have room.
-  EXPECT_EQ(plan_hopper_outer(plan_hopper(512, 4096, 4096, 16, kH200), 4096, 64).every, 0);
-  EXPECT_EQ(plan_hopper_outer(plan_hopper(4096, 4096, 4096, 17, kH200), 4096, 64).every, 0);
+  EXPECT_LT(outer.of_tile * outer.every, steps);
+  EXPECT_EQ(outer.order[0], 1u);
+}
+
+TEST(HopperPlan, OuterProductsBesideTiles) {
+  for (const std::int64_t m : {512, 1000, 4096, 8192, 8448, 5000}) {
+    SCOPED_TRACE(m);
+    const HopperPlan plan = plan_hopper(m, 4096, 4096, 16, kH200);
+    const HopperOuterPlan outer = plan_hopper_outer(plan, 4096, kBoth);
+    expect_room(plan, 4096, outer);
+    const std::int64_t columns = plan.tile_n == 256 ? 128 : 64;
+    EXPECT_EQ(outer.units[0], 4096 / columns * plan.tile_rows);
+  }
+  constexpr std::array<HopperOuterShape, 2> kNarrow{{{2048, true}, {2048, false}}};
+  const HopperPlan plan = plan_hopper(8192, 2048, 2048, 16, kH200);
+  expect_room(plan, 2048, plan_hopper_outer(plan, 2048, kNarrow));
+  // A wider rank has no room.
+  EXPECT_EQ(plan_hopper_outer(plan_hopper(4096, 4096, 4096, 17, kH200), 4096, kBoth).every, 0);
 }
 
 class HopperTakes : public testing::Test {

@@ -75,14 +75,14 @@ __global__ void __launch_bounds__(kThreads, 1)
 
   const int warpgroup = static_cast<int>(threadIdx.x / 128);
   if (warpgroup == 0) {
-    shrink_registers<40>();
+    shrink_registers<Outer ? 56 : 40>();
     if (threadIdx.x == 0) fetch<TileN, WIsKN, Outer>(maps, args, block);
     if (threadIdx.x >= 32 && args.rank > 0) {
       prepare<TileN, Outer, T>(args, block, static_cast<int>(threadIdx.x) - 32);
     }
     __syncwarp();
   } else {
-    grow_registers<232>();
+    grow_registers<Outer ? 224 : 232>();
     Multiplier<T, TileN, WIsKN, Outer> multiplier{maps,
                                                   args,
                                                   block,
@@ -90,12 +90,15 @@ __global__ void __launch_bounds__(kThreads, 1)
                                                   static_cast<int>(threadIdx.x % 128),
                                                   Units(args, block.cluster)};
     float sum[TileN / 2];
-    if (!beside_tile(args, block.cluster)) {
-      for_each_item(args, block.cluster,
-                    [&](int row, int part) { multiplier.make_h(sum, row, part); });
+    if (args.rank > 0 && !beside_tile(args, block.cluster)) {
+      for (Items item(args, block.cluster); item.any(); item.advance()) {
+        multiplier.make_h(sum, item);
+      }
     }
-    for_each_tile(args, block.cluster,
-                  [&](int row, int column) { multiplier.make_tile(sum, row, column); });
+    for (int tile = first_tile_of(args, block.cluster); tile < tiles_of(args);
+         tile += args.clusters) {
+      multiplier.make_tile(sum, tile);
+    }
     if (multiplier.thread == 0) wait_for_store_reads<0>();
     __syncwarp();
   }
@@ -119,7 +122,6 @@ struct Layout {
   std::int64_t k_blocks, units, flags;
   bool makes_outer = false, copies_s = false, copies_e = false;
   HopperOuterPlan outer;
-  std::int64_t column_blocks = 0;
   std::size_t flags_at = 0, s_at = 0, e_at = 0, h_at = 0, partial_at = 0, bytes = 0;
   std::size_t coefficients_at[kMostOuter] = {}, outer_partial_at = 0;
 
@@ -135,13 +137,8 @@ struct Layout {
     units = (k_blocks + steps - 1) / steps;
     if (rank == 0) return;
     makes_outer = hopper_makes_outer(term, facts);
-    if (makes_outer) {
-      for (const OuterProduct& each : term.outer_products) {
-        column_blocks += column_blocks_of(each);
-      }
-      outer = plan_hopper_outer(plan, k, column_blocks);
-    }
-    flags = row_flags() + 3 + column_blocks * 2;
+    if (makes_outer) outer = plan_hopper_outer(plan, k, outer_shapes(term));
+    flags = row_flags() + 2 + outer.column_blocks * 2;
     // S and E where they lie, if TMA can fetch and wgmma multiply them there.
     copies_s = !fetched_in_place(s_rows(term), term.multiply);
     copies_e = !fetched_in_place(e_rows(term), term.multiply);
@@ -155,7 +152,7 @@ struct Layout {
     if (copies_e) e_at = take((w_is_kn ? rank : n) * e_stride() * 2);
     h_at = take(m * h_stride() * 2);
     if (plan.h_parts > 1 || plan.h_every > 0) {
-      partial_at = take(plan.h_parts * plan.tile_rows * 2 * kTileM * plan.rank_class * 4);
+      partial_at = take(plan.heavy_items_of_all() * 2 * kTileM * plan.rank_class * 4);
     }
     if (!makes_outer) return;
     for (std::size_t i = 0; i < term.outer_products.size(); ++i) {
@@ -163,7 +160,7 @@ struct Layout {
         coefficients_at[i] = take(m * h_stride() * 2);
       }
     }
-    outer_partial_at = take(column_blocks * outer.segments * 2 * kBesidePartial * 4);
+    outer_partial_at = take(outer.column_blocks * outer.segments * 2 * kBesidePartial * 4);
   }
 
   static bool fetched_in_place(const ConstTensorView& rows, DType dtype) {
@@ -173,9 +170,6 @@ struct Layout {
   static ConstTensorView s_rows(const Term& term) { return term.pair.shrink.transposed(); }
   ConstTensorView e_rows(const Term& term) const {
     return w_is_kn ? term.pair.expand : term.pair.expand.transposed();
-  }
-  static std::int64_t column_blocks_of(const OuterProduct& outer) {
-    return (outer.matrix.dim(1) + kOuterCols - 1) / kOuterCols;
   }
   std::int64_t row_flags() const { return plan.tile_rows * 2 * kFlagsOfRowBlock; }
   std::int64_t s_stride() const { return round_up(k, 8); }
@@ -204,6 +198,7 @@ void launch(const Call& call, const Layout& layout, const Maps& maps, const Argu
     return launch_product<T, 256, false>(call, maps, args);
   }
   if (layout.plan.tile_n == 128) {
+    if (layout.makes_outer) return launch_product<T, 128, true, true>(call, maps, args);
     if (layout.w_is_kn) return launch_product<T, 128, true>(call, maps, args);
     return launch_product<T, 128, false>(call, maps, args);
   }
@@ -248,10 +243,10 @@ void run_as(const char* op, const Call& call, const Term& term, std::byte* works
   args.h_stride = static_cast<int>(layout.h_stride());
   args.scaling = pair.scaling;
   args.light_clusters = plan.light_clusters;
-  args.light_items = static_cast<int>(plan.light_items);
-  args.heavy_items = static_cast<int>(plan.heavy_items);
+  args.light_rows = static_cast<int>(plan.light_rows());
   args.h_parts = plan.h_parts;
   args.h_every = plan.h_every;
+  args.h_first = plan.h_first;
   args.units = static_cast<int>(layout.units);
   args.units_of_part = static_cast<int>((layout.units + plan.h_parts - 1) / plan.h_parts);
   args.h = h;
@@ -287,19 +282,28 @@ void run_as(const char* op, const Call& call, const Term& term, std::byte* works
   maps.e = place(layout.e_rows(term), layout.copies_e, layout.e_stride(), layout.e_at, w_rows);
   if (layout.makes_outer) {
     OuterArguments& outer = args.outer;
+    outer.count = static_cast<int>(term.outer_products.size());
     outer.every = layout.outer.every;
-    outer.units = static_cast<int>(layout.outer.units);
+    outer.first = layout.outer.first;
+    outer.of_first_tile = static_cast<int>(layout.outer.of_first_tile);
+    outer.of_tile = static_cast<int>(layout.outer.of_tile);
+    outer.late = layout.outer.late;
     outer.segments = static_cast<int>(layout.outer.segments);
     outer.partial = reinterpret_cast<float*>(workspace + layout.outer_partial_at);
-    outer.arrived = args.copied + 2;
+    outer.arrived = args.copied + 1;
+    int first_block = 0;
     for (std::size_t i = 0; i < term.outer_products.size(); ++i) {
-      const OuterProduct& from = term.outer_products[i];
+      const std::size_t of = layout.outer.order[i];
+      const OuterProduct& from = term.outer_products[of];
       OuterPart& part = outer.parts[i];
       part.out = from.out.mutable_data_as<float>();
       part.rank_stride = from.out.stride(0);
       part.col_stride = from.out.stride(1);
       part.cols = static_cast<int>(from.matrix.dim(1));
-      part.col_blocks = static_cast<int>(Layout::column_blocks_of(from));
+      part.first_block = first_block;
+      part.units = static_cast<int>(layout.outer.units[of]);
+      part.workers = static_cast<int>(layout.outer.workers[of]);
+      first_block += part.units / args.tile_rows;
       part.of_h = !from.coefficients.present();
       part.factor = part.of_h ? from.scaling / pair.scaling : from.scaling;  // s·h has one in it
       maps.matrix[i] = tensor_map(op, from.matrix.data(), dtype, layout.m, from.matrix.dim(1),
@@ -307,7 +311,7 @@ void run_as(const char* op, const Call& call, const Term& term, std::byte* works
       maps.coefficients[i] = maps.h;
       if (part.of_h) continue;
       maps.coefficients[i] =
-          place(from.coefficients, true, layout.h_stride(), layout.coefficients_at[i], kTileM);
+          place(from.coefficients, true, layout.h_stride(), layout.coefficients_at[of], kTileM);
     }
   }
   launch<T>(call, layout, maps, args);

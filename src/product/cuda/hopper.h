@@ -1,7 +1,10 @@
 #pragma once
 
+#include <array>
 #include <cstddef>
 #include <cstdint>
+#include <span>
+#include <vector>
 
 #include "backend/cuda/call.h"
 #include "backend/cuda/device.h"
@@ -18,8 +21,8 @@ namespace graft::cuda {
 ///
 /// Tiles go round the clusters in turn, from the last cluster to the first, so that the first ones,
 /// the light ones, may get a tile less. They have the time to make h = x·S before they turn to
-/// their tiles; where it isn't enough, the others help. An item of that work is the two row blocks
-/// of a cluster row, over one of `h_parts` parts of K.
+/// their tiles. An item of that work is the two row blocks of a cluster row. Where the light ones
+/// have no time for all rows, the others make the rest, in items of one of `h_parts` parts of K.
 struct HopperPlan {
   int tile_n = 256;            ///< Columns of y in a tile: 256, 128 or 64.
   std::int64_t tile_rows = 0;  ///< Cluster rows: tiles of 256 rows of y, two blocks.
@@ -27,33 +30,53 @@ struct HopperPlan {
   int clusters = 0;            ///< Of two blocks each, at most one block a multiprocessor.
   int light_clusters = 0;      ///< Have a tile less than the others, or none.
   int rank_class = 0;  ///< Columns that a product for h has: 16, 64, 128 or 256; 0: no pair.
-  int h_parts = 0;     ///< Parts of K.
+  int h_parts = 1;     ///< Parts of K, of the others' items.
   std::int64_t light_items = 0;  ///< Items of each light cluster.
   std::int64_t heavy_items = 0;  ///< Items of each other cluster.
   /// The others make theirs beside their first tile, a unit of 128 along K after every so many of
-  /// its steps; 0: before it.
-  int h_every = 0;
+  /// its steps; 0: before it. The first one comes after `h_first` steps.
+  int h_every = 0, h_first = 0;
 
   std::int64_t tiles() const { return tile_rows * tile_cols; }
-  std::int64_t items() const { return tile_rows * h_parts; }
+  /// Cluster rows that the light clusters make h of; and items of the others.
+  std::int64_t light_rows() const {
+    return light_items * light_clusters < tile_rows ? light_items * light_clusters : tile_rows;
+  }
+  std::int64_t heavy_items_of_all() const { return (tile_rows - light_rows()) * h_parts; }
 };
 
 /// For y (m, n) over k, with a pair of `rank`, 0 for none.
 HopperPlan plan_hopper(std::int64_t m, std::int64_t n, std::int64_t k, std::int64_t rank,
                        const DeviceFacts& facts);
 
-/// How outer products are made beside the tiles: a unit, the two row blocks of a cluster row by 128
-/// columns, after every so many steps of a tile.
-struct HopperOuterPlan {
-  int every = 0;  ///< Steps of 64 along K from a unit to the next; 0: not beside the tiles.
-  std::int64_t units = 0;     ///< Of all clusters.
-  std::int64_t segments = 0;  ///< Blocks that share a column block, at most.
+/// An outer product, as its plan sees it.
+struct HopperOuterShape {
+  std::int64_t cols = 0;
+  bool of_h = false;  ///< Its coefficients are the h that the term makes; or they are given.
 };
 
-/// For a term of such a plan over k, whose outer products have so many blocks of 128 columns
-/// together.
+/// How outer products are made beside the tiles: a unit, the two row blocks of a cluster row by 128
+/// columns (64 beside narrow tiles), after every so many steps of a tile. Units whose coefficients
+/// are given may start in a cluster's first tile, those of h in its second one, when h of all rows
+/// is there; or at the end of the first one, if some have no other.
+struct HopperOuterPlan {
+  int every = 0;  ///< Steps of 64 along K from a unit to the next; 0: not beside the tiles.
+  int first = 0;  ///< Steps before the first one in a first tile: coefficients are copied.
+  std::int64_t of_first_tile = 0, of_tile = 0;  ///< Units of a first tile and of another, at most.
+  bool late = false;                            ///< Those of h are at the end of the first tile.
+  std::array<std::size_t, 2> order{};           ///< Of the products: given coefficients first.
+  std::array<std::int64_t, 2> units{};          ///< Of each product.
+  std::array<std::int64_t, 2> workers{};        ///< Clusters that share them.
+  std::int64_t column_blocks = 0;               ///< Of all products.
+  std::int64_t segments = 0;                    ///< Blocks that share a column block, at most.
+};
+
+/// For a term of such a plan over k, with one or two outer products.
 HopperOuterPlan plan_hopper_outer(const HopperPlan& plan, std::int64_t k,
-                                  std::int64_t column_blocks);
+                                  std::span<const HopperOuterShape> products);
+
+/// The same of a term's.
+std::vector<HopperOuterShape> outer_shapes(const Term& term);
 
 /// Whether run_hopper makes the term's outer products too, beside its tiles: there are one or two,
 /// of rank 16 or less, without dropout, and the term has time for them. If not, run_hopper leaves

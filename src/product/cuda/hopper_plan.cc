@@ -10,7 +10,6 @@ namespace {
 
 constexpr std::int64_t kClusterRows = 256;  // two tiles of 128 rows
 constexpr std::int64_t kTileK = 64;
-constexpr std::int64_t kOuterCols = 128;
 
 // What a block of the kernel has in shared memory, hopper.cu's kSharedBytes: four slots of 48 KB,
 // two staging buffers of 16 KB, and barriers.
@@ -29,6 +28,10 @@ double item_time(int rank_class, int parts, double k_blocks) {
   const double whole = rank_class <= 64 ? 0.38 : rank_class == 128 ? 0.65 : 1.15;
   return whole / parts + (parts > 1 ? 2.5 : 1.0) / k_blocks;
 }
+
+// Steps of a wide tile until S may have been copied, which h waits for; and the coefficients of
+// outer products.
+constexpr int kUntilS = 7, kUntilCopies = 10;
 
 // What a unit of h costs beside a tile, in its steps, and after how many of those there is one: h
 // is there early, and there is time for what comes after each.
@@ -62,30 +65,30 @@ HopperPlan divided(int tile_n, std::int64_t m, std::int64_t n, std::int64_t rank
 
 // Shares the items out, and says what they add to the time of the tiles, in wide tiles.
 double share_items(HopperPlan& plan, int parts, std::int64_t k_blocks) {
-  const double item = item_time(plan.rank_class, parts, static_cast<double>(k_blocks));
-  const double slack = tile_time(plan.tile_n);
+  const auto steps = static_cast<double>(k_blocks);
+  const double item = item_time(plan.rank_class, 1, steps);
+  const double part = item_time(plan.rank_class, parts, steps);
+  const double start = kUntilS / steps, slack = tile_time(plan.tile_n) - start;
   const std::int64_t light = plan.light_clusters, heavy = plan.clusters - light;
+  const std::int64_t units = divide_up(divide_up(k_blocks, 2), parts);
   plan.h_parts = parts;
   double best = 0;
-  const std::int64_t items = plan.items();
-  const std::int64_t units = divide_up(divide_up(k_blocks, 2), parts);
-
-  // Beside a tile there are registers for no more than 16 columns.
-  const bool fits = plan.tile_n == 256 && plan.rank_class == 16 && units * kBetween < k_blocks;
-  const std::int64_t most = light == 0 ? 0 : divide_up(items, light);
+  const std::int64_t most = light == 0 ? 0 : divide_up(plan.tile_rows, light);
   for (std::int64_t each = most;; --each) {
-    const std::int64_t rest = std::max<std::int64_t>(0, items - each * light);
-    const std::int64_t others = divide_up(rest, heavy);
-    const bool beside = fits && others == 1;
-    const double heavy_time =
-        beside ? static_cast<double>(units) * kBesideUnit / static_cast<double>(k_blocks)
-               : static_cast<double>(others) * item;
+    const std::int64_t rest = std::max<std::int64_t>(0, plan.tile_rows - each * light) * parts;
+    const std::int64_t others = divide_up(rest, heavy), room = k_blocks - others * units * kBetween;
+    // Beside a tile there are registers for no more than 16 columns.
+    const bool beside = others > 0 && plan.tile_n == 256 && plan.rank_class == 16 && room > kUntilS;
+    const double heavy_time = others == 0 ? 0
+                              : beside ? static_cast<double>(others * units) * kBesideUnit / steps
+                                       : static_cast<double>(others) * part + start;
     const double time = std::max({0.0, static_cast<double>(each) * item - slack, heavy_time});
     if (each == most || time < best) {
       best = time;
       plan.light_items = each;
       plan.heavy_items = others;
       plan.h_every = beside ? kBetween : 0;
+      plan.h_first = beside ? kUntilS : 0;
     }
     if (each == 0) return best;
   }
@@ -108,9 +111,8 @@ HopperPlan plan_hopper(std::int64_t m, std::int64_t n, std::int64_t k, std::int6
   const std::int64_t k_blocks = divide_up(k, kTileK);
   HopperPlan best = plan;
   double best_time = share_items(best, 1, k_blocks);
-  for (const int parts : {2, 4}) {
+  for (const int parts : {2, 3, 4}) {
     if (k_blocks < 8 * parts) break;
-    if (parts > 2 && plan.rank_class > 16) break;  // adding them up would take too long
     HopperPlan other = plan;
     const double time = share_items(other, parts, k_blocks);
     if (time < best_time) {
@@ -122,43 +124,68 @@ HopperPlan plan_hopper(std::int64_t m, std::int64_t n, std::int64_t k, std::int6
 }
 
 HopperOuterPlan plan_hopper_outer(const HopperPlan& plan, std::int64_t k,
-                                  std::int64_t column_blocks) {
+                                  std::span<const HopperOuterShape> products) {
   HopperOuterPlan outer;
-  if (plan.tile_n != 256 || plan.rank_class != 16 || column_blocks == 0) return outer;
-  if (plan.h_every > 0) return outer;  // one kind of unit beside a tile
+  if (plan.tile_n == 64 || plan.rank_class != 16 || products.empty()) return outer;
   const std::int64_t steps = divide_up(k, kTileK);
-  outer.units = column_blocks * plan.tile_rows;
-  const std::int64_t each = divide_up(outer.units, plan.clusters);
-  // The first tile of a cluster goes without: h has to be there.
-  const std::int64_t tiles = plan.tiles() / plan.clusters - 1;
-  // A cluster without a unit would have none to add to the sum of a column block.
-  if (tiles < 1 || outer.units < plan.clusters) return outer;
-  // The kernel counts in 32 bits.
-  if ((outer.units + 1) * plan.clusters >= std::int64_t{1} << 31) return outer;
-  outer.segments = 2 * (divide_up(plan.tile_rows * plan.clusters, outer.units) + 1);
-  for (int every = 16; every >= 2; --every) {
-    if (tiles * ((steps - 1) / every) < each) continue;
-    outer.every = every;
-    break;
+  const std::int64_t least_tiles = plan.tiles() / plan.clusters;  // of a light cluster
+  // Clusters without a tile have none to put units beside.
+  const std::int64_t workers =
+      least_tiles > 0 ? plan.clusters : plan.clusters - plan.light_clusters;
+  const std::int64_t columns = plan.tile_n == 256 ? 128 : 64;
+  std::int64_t given = 0, made = 0;  // units of a cluster
+  for (std::size_t i = 0; i < products.size(); ++i) {
+    outer.order[i] = products.size() == 2 && products[0].of_h ? 1 - i : i;
+    const std::int64_t blocks = divide_up(products[i].cols, columns);
+    outer.column_blocks += blocks;
+    outer.units[i] = blocks * plan.tile_rows;
+    outer.workers[i] = std::min(workers, outer.units[i]);
+    // The kernel counts in 32 bits.
+    if ((outer.units[i] + 1) * plan.clusters >= std::int64_t{1} << 31) return {};
+    (products[i].of_h ? made : given) += divide_up(outer.units[i], outer.workers[i]);
+    outer.segments = std::max(
+        outer.segments, 2 * (divide_up(plan.tile_rows * outer.workers[i], outer.units[i]) + 1));
   }
-  return outer;
+  outer.late = least_tiles <= 1;
+  if (outer.late && plan.h_every > 0) return {};  // one kind of unit beside a tile
+  outer.first = plan.tile_n == 256 ? kUntilCopies : 2 * kUntilCopies;
+  const std::int64_t at_end = outer.late ? 2 * made : 0;
+  for (int every = 16; every >= 2; --every) {
+    outer.of_tile = (steps - 1) / every;
+    outer.of_first_tile = plan.h_every > 0 || steps - at_end <= outer.first
+                              ? 0
+                              : (steps - at_end - 1 - outer.first) / every + 1;
+    const std::int64_t rest =
+        given - std::min(given, outer.of_first_tile) + (outer.late ? 0 : made);
+    const std::int64_t later = outer.late ? 0 : (least_tiles - 1) * outer.of_tile;
+    if (rest > later || at_end >= steps) continue;
+    outer.every = every;
+    return outer;
+  }
+  return {};
+}
+
+std::vector<HopperOuterShape> outer_shapes(const Term& term) {
+  std::vector<HopperOuterShape> shapes;
+  for (const OuterProduct& each : term.outer_products) {
+    shapes.push_back({each.matrix.dim(1), !each.coefficients.present()});
+  }
+  return shapes;
 }
 
 bool hopper_makes_outer(const Term& term, const DeviceFacts& facts) {
   const auto& outer = term.outer_products;
   if (outer.empty() || outer.size() > 2 || !term.pair.present()) return false;
-  if (takes_tensor_map(term.w) == false)
-    return false;  // a forward product: its kernel has no units
-  std::int64_t column_blocks = 0;
+  // A forward product's kernel has no units.
+  if (!takes_tensor_map(term.w) || term.bias.present()) return false;
   for (const OuterProduct& each : outer) {
     if (each.dropout != nullptr || each.matrix.dtype() != term.multiply) return false;
     if (!takes_tensor_map(each.matrix)) return false;
     if (!each.coefficients.present() && term.pair.scaling == 0.0f) return false;
-    column_blocks += divide_up(each.matrix.dim(1), kOuterCols);
   }
   const std::int64_t m = term.x.dim(0), k = term.w.dim(0), n = term.w.dim(1);
-  return plan_hopper_outer(plan_hopper(m, n, k, term.pair.rank(), facts), k, column_blocks).every >
-         0;
+  const HopperPlan plan = plan_hopper(m, n, k, term.pair.rank(), facts);
+  return plan_hopper_outer(plan, k, outer_shapes(term)).every > 0;
 }
 
 Support hopper_takes(const Term& term, const DeviceFacts& facts) {
