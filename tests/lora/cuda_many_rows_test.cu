@@ -141,10 +141,11 @@ struct Shape {
 // A layer, its results and what they should be.
 class Layer {
  public:
-  Layer(const Shape& shape, DType type, DType adapter, std::uint32_t seed = 0)
+  Layer(const Shape& shape, DType type, DType adapter, std::uint32_t seed = 0,
+        const TensorView& shared_x = {})
       : s(shape), step_(std::max<std::int64_t>(1, shape.m / 61)) {
     const double by_k = 1 / std::sqrt(static_cast<double>(s.k));
-    x = memory_.random(type, s.m, s.k, 1);
+    x = shared_x.present() ? shared_x : memory_.random(type, s.m, s.k, 1);
     w = memory_.random(type, s.n, s.k, seed + 2, by_k);
     bias = memory_.random(kF32, 1, s.n, seed + 3);
     // float32 as PEFT keeps it, (rank, k); the others as MLX does.
@@ -284,6 +285,30 @@ TEST_F(CudaManyRows, Float16) { check({2048, 1024, 3072, 16}, kF16, kF16); }
 TEST_F(CudaManyRows, Float32Adapters) { check({2048, 1024, 3072, 12}, kBF16, kF32); }
 TEST_F(CudaManyRows, WideRanks) {
   for (const std::int64_t rank : {17, 64, 128, 200, 256}) check({2304, 1024, 2048, rank});
+}
+// q, k and v, in one launch: tiles and columns of h lie beside each other.
+TEST_F(CudaManyRows, SiblingsShareALaunch) {
+  Context context(test::cuda_place(nullptr));
+  for (const DType adapter : {kBF16, kF32}) {
+    for (const std::int64_t m : {300, 4096}) {
+      for (const std::array<Shape, 3>& shapes :
+           {std::array<Shape, 3>{{{m, 1024, 4096, 16}, {m, 1024, 1024, 16}, {m, 1024, 1024, 16}}},
+            {{{m, 520, 1000, 13}, {m, 520, 264, 40}, {m, 520, 72, 1}}},
+            {{{m, 512, 256, 256}, {m, 512, 512, 7}, {m, 512, 1024, 200}}}}) {
+        SCOPED_TRACE(testing::Message() << m << ' ' << shapes[0].rank << ' ' << name_of(adapter));
+        std::vector<std::unique_ptr<Layer>> layers;
+        std::vector<LoraLinearForward> calls;
+        for (const Shape& shape : shapes) {
+          const auto seed = static_cast<std::uint32_t>(10 * layers.size());
+          layers.push_back(std::make_unique<Layer>(shape, kBF16, adapter, seed,
+                                                   layers.empty() ? TensorView() : layers[0]->x));
+          calls.push_back(layers.back()->forward());
+        }
+        lora_linear_forward(context, LoraSiblingsForward(calls));
+        for (const auto& layer : layers) layer->expect_forward();
+      }
+    }
+  }
 }
 TEST_F(CudaManyRows, SizesThatAreNoMultipleOfTiles) {
   check({4095, 1016, 4104, 13});

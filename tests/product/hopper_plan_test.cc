@@ -3,6 +3,8 @@
 #include <algorithm>
 #include <array>
 #include <cstdint>
+#include <span>
+#include <vector>
 
 #include "product/cuda/hopper.h"
 
@@ -130,6 +132,15 @@ TEST(HopperPlan, OuterProductsBesideTiles) {
   EXPECT_EQ(plan_hopper_outer(plan_hopper(4096, 4096, 4096, 17, kH200), 4096, kBoth).every, 0);
 }
 
+TEST(HopperPlan, SiblingsLieBesideEachOther) {
+  constexpr std::array<std::int64_t, 3> kWidths{4096, 1024, 1000};
+  const HopperPlan plan = plan_hopper(4096, kWidths, 4096, 48, kH200);
+  EXPECT_EQ(plan.tile_cols, 24);
+  EXPECT_EQ(plan.rank_class, 64);
+  EXPECT_EQ(plan.light_clusters, 12);
+  EXPECT_EQ(plan.light_rows(), 16);
+}
+
 class HopperTakes : public testing::Test {
  protected:
   static constexpr Device kDevice{DeviceType::kCuda, 0};
@@ -158,6 +169,30 @@ TEST_F(HopperTakes, BothOrdersOfW) {
   Term backward = term(100, 264, 72);
   backward.w = ConstTensorView(memory_, DType::kBFloat16, {72, 264}, kDevice);
   EXPECT_TRUE(hopper_takes(backward, kH200));
+}
+
+TEST_F(HopperTakes, TermsOfOneXTogether) {
+  std::vector<Term> terms{term(100, 264, 72), term(100, 72, 72), term(100, 8, 72),
+                          term(100, 8, 72)};
+  EXPECT_EQ(hopper_takes_together(terms), 3u);
+  EXPECT_EQ(hopper_takes_together(std::span(terms).first(2)), 2u);
+  const auto with_rank = [&](Term& of, std::int64_t rank) {
+    of.pair.shrink = ConstTensorView(memory_, DType::kBFloat16, {72, rank}, kDevice);
+    of.pair.expand = ConstTensorView(memory_, DType::kBFloat16, {rank, of.y.dim(1)}, kDevice);
+  };
+  with_rank(terms[0], 13), with_rank(terms[1], 200);
+  EXPECT_EQ(hopper_ranks(terms), 216);
+  EXPECT_EQ(hopper_takes_together(terms), 3u);
+  with_rank(terms[2], 33);  // 224 + 33 columns of h: one too many
+  EXPECT_EQ(hopper_takes_together(terms), 2u);
+  terms[1].outer_products.emplace_back();
+  EXPECT_EQ(hopper_takes_together(terms), 1u);
+  terms[1].outer_products.clear();
+  terms[1].x =
+      ConstTensorView(memory_, DType::kBFloat16, {100, 72}, kDevice).transposed().transposed();
+  EXPECT_EQ(hopper_takes_together(terms), 2u);  // the same view
+  terms[1].w = ConstTensorView(memory_, DType::kBFloat16, {72, 72}, kDevice);
+  EXPECT_EQ(hopper_takes_together(terms), 1u);  // W the other way
 }
 
 TEST_F(HopperTakes, OnlyHopper) {

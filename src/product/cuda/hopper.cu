@@ -1,5 +1,7 @@
 #include <algorithm>
+#include <array>
 #include <cstdint>
+#include <span>
 
 #include "backend/cuda/tensor_map.h"
 #include "product/cuda/hopper.h"
@@ -67,22 +69,22 @@ __global__ void __launch_bounds__(kThreads, 1)
     block.left().set(0);
     publish_barriers();
     prefetch(maps.x);
-    prefetch(maps.w);
-    prefetch(maps.y);
+    prefetch(maps.w[0]);
+    prefetch(maps.y[0]);
   }
   wait_for_kernel_before();
   cluster_sync();
 
   const int warpgroup = static_cast<int>(threadIdx.x / 128);
   if (warpgroup == 0) {
-    shrink_registers<Outer ? 56 : 40>();
+    shrink_registers<56>();
     if (threadIdx.x == 0) fetch<TileN, WIsKN, Outer>(maps, args, block);
     if (threadIdx.x >= 32 && args.rank > 0) {
       prepare<TileN, Outer, T>(args, block, static_cast<int>(threadIdx.x) - 32);
     }
     __syncwarp();
   } else {
-    grow_registers<Outer ? 224 : 232>();
+    grow_registers<224>();
     Multiplier<T, TileN, WIsKN, Outer> multiplier{maps,
                                                   args,
                                                   block,
@@ -114,49 +116,55 @@ using namespace hopper;
 
 std::int64_t round_up(std::int64_t value, std::int64_t to) { return (value + to - 1) / to * to; }
 
-// The call's workspace.
+// The call's workspace. The terms share x and how W lies.
 struct Layout {
   HopperPlan plan;
   bool w_is_kn = false;
-  std::int64_t m, n, k, rank;
+  std::int64_t m, k, rank;
   std::int64_t k_blocks, units, flags;
-  bool makes_outer = false, copies_s = false, copies_e = false;
+  bool makes_outer = false, copies_s = false;
   HopperOuterPlan outer;
-  std::size_t flags_at = 0, s_at = 0, e_at = 0, h_at = 0, partial_at = 0, bytes = 0;
-  std::size_t coefficients_at[kMostOuter] = {}, outer_partial_at = 0;
+  std::size_t flags_at = 0, s_at = 0, h_at = 0, partial_at = 0, bytes = 0;
+  std::array<std::size_t, kMostLayers> e_at{};
+  std::array<bool, kMostLayers> copies_e{};
+  std::array<std::size_t, kMostOuter> coefficients_at{};
+  std::size_t outer_partial_at = 0;
 
-  Layout(const Term& term, const DeviceFacts& facts)
-      : w_is_kn(takes_tensor_map(term.w)),
-        m(term.x.dim(0)),
-        n(term.w.dim(1)),
-        k(term.w.dim(0)),
-        rank(term.pair.rank()) {
-    plan = plan_hopper(m, n, k, rank, facts);
+  Layout(std::span<const Term> terms, const DeviceFacts& facts)
+      : plan(plan_hopper(terms, facts)),
+        w_is_kn(takes_tensor_map(terms[0].w)),
+        m(terms[0].x.dim(0)),
+        k(terms[0].w.dim(0)),
+        rank(hopper_ranks(terms)) {
     k_blocks = (k + kTileK - 1) / kTileK;
     const int steps = plan.tile_n == 256 ? steps_of_unit<256>(plan.rank_class) : 1;
     units = (k_blocks + steps - 1) / steps;
     if (rank == 0) return;
-    makes_outer = hopper_makes_outer(term, facts);
-    if (makes_outer) outer = plan_hopper_outer(plan, k, outer_shapes(term));
+    makes_outer = terms.size() == 1 && hopper_makes_outer(terms[0], facts);
+    if (makes_outer) outer = plan_hopper_outer(plan, k, outer_shapes(terms[0]));
     flags = row_flags() + 2 + outer.column_blocks * 2;
-    // S and E where they lie, if TMA can fetch and wgmma multiply them there.
-    copies_s = !fetched_in_place(s_rows(term), term.multiply);
-    copies_e = !fetched_in_place(e_rows(term), term.multiply);
     const auto take = [&](std::int64_t of) {
       const std::size_t at = bytes;
       bytes += static_cast<std::size_t>(round_up(of, 256));
       return at;
     };
     flags_at = take(flags * 4);
+    // S and E where they lie, if TMA can fetch and wgmma multiply them there.
+    copies_s = terms.size() > 1 || !fetched_in_place(s_rows(terms[0]), terms[0].multiply);
     if (copies_s) s_at = take(rank * s_stride() * 2);
-    if (copies_e) e_at = take((w_is_kn ? rank : n) * e_stride() * 2);
+    for (std::size_t i = 0; i < terms.size(); ++i) {
+      if (!terms[i].pair.present()) continue;
+      const ConstTensorView rows = e_rows(terms[i]);
+      copies_e[i] = !fetched_in_place(rows, terms[i].multiply);
+      if (copies_e[i]) e_at[i] = take(rows.dim(0) * e_stride(terms[i]) * 2);
+    }
     h_at = take(m * h_stride() * 2);
     if (plan.h_parts > 1 || plan.h_every > 0) {
       partial_at = take(plan.heavy_items_of_all() * 2 * kTileM * plan.rank_class * 4);
     }
     if (!makes_outer) return;
-    for (std::size_t i = 0; i < term.outer_products.size(); ++i) {
-      if (term.outer_products[i].coefficients.present()) {
+    for (std::size_t i = 0; i < terms[0].outer_products.size(); ++i) {
+      if (terms[0].outer_products[i].coefficients.present()) {
         coefficients_at[i] = take(m * h_stride() * 2);
       }
     }
@@ -173,7 +181,9 @@ struct Layout {
   }
   std::int64_t row_flags() const { return plan.tile_rows * 2 * kFlagsOfRowBlock; }
   std::int64_t s_stride() const { return round_up(k, 8); }
-  std::int64_t e_stride() const { return round_up(w_is_kn ? n : rank, 8); }
+  std::int64_t e_stride(const Term& term) const {
+    return round_up(w_is_kn ? term.w.dim(1) : term.pair.rank(), 8);
+  }
   std::int64_t h_stride() const { return round_up(rank, 8); }
 };
 
@@ -207,41 +217,51 @@ void launch(const Call& call, const Layout& layout, const Maps& maps, const Argu
 }
 
 template <class T>
-void run_as(const char* op, const Call& call, const Term& term, std::byte* workspace) {
-  const Layout layout(term, call.facts());
+void run_as(const char* op, const Call& call, std::span<const Term> terms, std::byte* workspace) {
+  const Layout layout(terms, call.facts());
   const HopperPlan& plan = layout.plan;
+  const Term& term = terms[0];
   const DType dtype = term.multiply;
-  const ConstTensorView w = layout.w_is_kn ? term.w : term.w.transposed();
   // A block fetches half of a tile's W: as (K, N) in boxes of 64 columns and rows, or half the rows
   // if there is one box; as (N, K) in one of half a tile.
   const int w_rows = !layout.w_is_kn ? plan.tile_n / 2 : plan.tile_n == 64 ? kTileK / 2 : kTileK;
 
   Maps maps{};
-  maps.x = tensor_map(op, term.x.data(), dtype, layout.m, layout.k, term.x.stride(0), kTileM);
-  maps.w = tensor_map(op, w.data(), dtype, w.dim(0), w.dim(1), w.stride(0), w_rows);
-  maps.y = tensor_map(op, term.y.data(), dtype, layout.m, layout.n, term.y.stride(0), kHalfM);
-
   Arguments args{};
+  maps.x = tensor_map(op, term.x.data(), dtype, layout.m, layout.k, term.x.stride(0), kTileM);
   args.m = static_cast<int>(layout.m);
-  args.n = static_cast<int>(layout.n);
   args.k_blocks = static_cast<int>(layout.k_blocks);
   args.tile_rows = static_cast<int>(plan.tile_rows);
   args.tile_cols = static_cast<int>(plan.tile_cols);
   args.clusters = plan.clusters;
-  if (term.bias.present()) {
-    args.bias = term.bias.data();
-    args.bias_stride = term.bias.stride(0);
-    args.bias_dtype = term.bias.dtype();
+  args.layer_count = static_cast<int>(terms.size());
+  int first_column = 0, first_rank = 0;
+  for (std::size_t i = 0; i < terms.size(); ++i) {
+    const Term& of = terms[i];
+    const ConstTensorView w = layout.w_is_kn ? of.w : of.w.transposed();
+    maps.w[i] = tensor_map(op, w.data(), dtype, w.dim(0), w.dim(1), w.stride(0), w_rows);
+    maps.y[i] = tensor_map(op, of.y.data(), dtype, layout.m, of.y.dim(1), of.y.stride(0), kHalfM);
+    Layer& layer = args.layers[i];
+    layer.first_column = first_column;
+    layer.first_rank = first_rank;
+    layer.n = static_cast<int>(of.y.dim(1));
+    layer.rank = static_cast<int>(of.pair.rank());
+    layer.scaling = of.pair.scaling;
+    layer.h_out = of.pair.h.present() ? of.pair.h.mutable_data_as<float>() : nullptr;
+    if (of.bias.present()) {
+      layer.bias = of.bias.data();
+      layer.bias_stride = of.bias.stride(0);
+      layer.bias_dtype = of.bias.dtype();
+    }
+    first_column += (layer.n + plan.tile_n - 1) / plan.tile_n;
+    first_rank += (layer.rank + 15) / 16 * 16;
   }
   if (layout.rank == 0) return launch<T>(call, layout, maps, args);
 
-  const LowRank& pair = term.pair;
   std::byte* const h = workspace + layout.h_at;
-  maps.h = tensor_map(op, h, dtype, layout.m, layout.rank, layout.h_stride(), kTileM);
   args.rank = static_cast<int>(layout.rank);
   args.rank_class = plan.rank_class;
   args.h_stride = static_cast<int>(layout.h_stride());
-  args.scaling = pair.scaling;
   args.light_clusters = plan.light_clusters;
   args.light_rows = static_cast<int>(plan.light_rows());
   args.h_parts = plan.h_parts;
@@ -250,7 +270,6 @@ void run_as(const char* op, const Call& call, const Term& term, std::byte* works
   args.units = static_cast<int>(layout.units);
   args.units_of_part = static_cast<int>((layout.units + plan.h_parts - 1) / plan.h_parts);
   args.h = h;
-  args.h_out = pair.h.present() ? pair.h.mutable_data_as<float>() : nullptr;
   args.partial = reinterpret_cast<float*>(workspace + layout.partial_at);
   args.flags = reinterpret_cast<std::uint32_t*>(workspace + layout.flags_at);
   args.flag_count = static_cast<int>(layout.flags);
@@ -276,10 +295,28 @@ void run_as(const char* op, const Call& call, const Term& term, std::byte* works
     return tensor_map(op, copied ? workspace + at : rows.data(), dtype, rows.dim(0), rows.dim(1),
                       copied ? stride : rows.stride(0), box_rows);
   };
-  maps.s = place(Layout::s_rows(term), layout.copies_s, layout.s_stride(), layout.s_at,
-                 plan.rank_class / 2);
+  if (terms.size() == 1) {
+    maps.s = place(Layout::s_rows(term), layout.copies_s, layout.s_stride(), layout.s_at,
+                   plan.rank_class / 2);
+  } else {
+    // All S below each other. What is between them makes columns of h that nobody reads.
+    std::byte* const s = workspace + layout.s_at;
+    maps.s =
+        tensor_map(op, s, dtype, layout.rank, layout.k, layout.s_stride(), plan.rank_class / 2);
+    for (std::size_t i = 0; i < terms.size(); ++i) {
+      if (!terms[i].pair.present()) continue;
+      add(copy(Layout::s_rows(terms[i]), layout.s_stride(),
+               s + args.layers[i].first_rank * layout.s_stride() * 2));
+    }
+  }
   copies.of_s = copies.count;
-  maps.e = place(layout.e_rows(term), layout.copies_e, layout.e_stride(), layout.e_at, w_rows);
+  for (std::size_t i = 0; i < terms.size(); ++i) {
+    if (!terms[i].pair.present()) continue;
+    maps.e[i] = place(layout.e_rows(terms[i]), layout.copies_e[i], layout.e_stride(terms[i]),
+                      layout.e_at[i], w_rows);
+    maps.h[i] = tensor_map(op, h + args.layers[i].first_rank * 2, dtype, layout.m,
+                           args.layers[i].rank, layout.h_stride(), kTileM);
+  }
   if (layout.makes_outer) {
     OuterArguments& outer = args.outer;
     outer.count = static_cast<int>(term.outer_products.size());
@@ -305,10 +342,11 @@ void run_as(const char* op, const Call& call, const Term& term, std::byte* works
       part.workers = static_cast<int>(layout.outer.workers[of]);
       first_block += part.units / args.tile_rows;
       part.of_h = !from.coefficients.present();
-      part.factor = part.of_h ? from.scaling / pair.scaling : from.scaling;  // s·h has one in it
+      part.factor =
+          part.of_h ? from.scaling / term.pair.scaling : from.scaling;  // s·h has one in it
       maps.matrix[i] = tensor_map(op, from.matrix.data(), dtype, layout.m, from.matrix.dim(1),
                                   from.matrix.stride(0), kTileM);
-      maps.coefficients[i] = maps.h;
+      maps.coefficients[i] = maps.h[0];
       if (part.of_h) continue;
       maps.coefficients[i] =
           place(from.coefficients, true, layout.h_stride(), layout.coefficients_at[of], kTileM);
@@ -319,13 +357,14 @@ void run_as(const char* op, const Call& call, const Term& term, std::byte* works
 
 }  // namespace
 
-std::size_t hopper_workspace_bytes(const Term& term, const DeviceFacts& facts) {
-  return Layout(term, facts).bytes;
+std::size_t hopper_workspace_bytes(std::span<const Term> terms, const DeviceFacts& facts) {
+  return Layout(terms, facts).bytes;
 }
 
-void run_hopper(const char* op, const Call& call, const Term& term, std::byte* workspace) {
-  if (term.multiply == DType::kFloat16) return run_as<__half>(op, call, term, workspace);
-  return run_as<__nv_bfloat16>(op, call, term, workspace);
+void run_hopper(const char* op, const Call& call, std::span<const Term> terms,
+                std::byte* workspace) {
+  if (terms[0].multiply == DType::kFloat16) return run_as<__half>(op, call, terms, workspace);
+  return run_as<__nv_bfloat16>(op, call, terms, workspace);
 }
 
 }  // namespace graft::cuda

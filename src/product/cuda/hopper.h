@@ -49,6 +49,16 @@ struct HopperPlan {
 HopperPlan plan_hopper(std::int64_t m, std::int64_t n, std::int64_t k, std::int64_t rank,
                        const DeviceFacts& facts);
 
+/// The same for several of some widths beside each other, with as many columns of h together.
+HopperPlan plan_hopper(std::int64_t m, std::span<const std::int64_t> widths, std::int64_t k,
+                       std::int64_t rank, const DeviceFacts& facts);
+
+/// The same for terms that run_hopper takes together.
+HopperPlan plan_hopper(std::span<const Term> terms, const DeviceFacts& facts);
+
+/// Columns of h of all terms: each one's begin at a multiple of 16. 0: none has a pair.
+std::int64_t hopper_ranks(std::span<const Term> terms);
+
 /// An outer product, as its plan sees it.
 struct HopperOuterShape {
   std::int64_t cols = 0;
@@ -87,12 +97,17 @@ bool hopper_makes_outer(const Term& term, const DeviceFacts& facts);
 /// where it lies.
 Support hopper_takes(const Term& term, const DeviceFacts& facts);
 
-/// Bytes of workspace that run_hopper needs for a term that it takes.
-std::size_t hopper_workspace_bytes(const Term& term, const DeviceFacts& facts);
+/// How many of the first terms, each of which hopper_takes says yes to, run_hopper takes together:
+/// those that share x and have no outer products, one at least.
+std::size_t hopper_takes_together(std::span<const Term> terms);
 
-/// Puts a term that hopper_takes says yes to on the call's stream: y, h where it is asked for, and
-/// the outer products if hopper_makes_outer. `workspace` is aligned to 256 and has undefined
-/// contents.
-void run_hopper(const char* op, const Call& call, const Term& term, std::byte* workspace);
+/// Bytes of workspace that run_hopper needs for terms that it takes.
+std::size_t hopper_workspace_bytes(std::span<const Term> terms, const DeviceFacts& facts);
+
+/// Puts terms that it takes together on the call's stream, in one launch: y, h where it is asked
+/// for, and the outer products if hopper_makes_outer. `workspace` is aligned to 256 and has
+/// undefined contents.
+void run_hopper(const char* op, const Call& call, std::span<const Term> terms,
+                std::byte* workspace);
 
 }  // namespace graft::cuda

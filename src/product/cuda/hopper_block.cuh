@@ -21,6 +21,7 @@ constexpr int kThreads = 384;              // three warpgroups
 constexpr int kStagingBytes = 2 * 2 * kBoxBytes;
 constexpr int kFlagsOfRowBlock = 3;  // ready; arrived, a warpgroup
 
+constexpr int kMostLayers = 3;           // terms of one x: q, k and v
 constexpr int kMostOuter = 2;            // outer products of a term: dA and dB
 constexpr int kBesidePartial = 8 * 128;  // sums of a unit beside a tile, of a warpgroup
 
@@ -60,13 +61,27 @@ struct Copy {
 };
 
 struct Copies {
-  Copy list[2 + kMostOuter];
-  int count = 0, of_s = 0;  // S is the first one, if it is copied
+  Copy list[2 * kMostLayers + kMostOuter];
+  int count = 0, of_s = 0;  // S comes first, if it is copied
 };
 
 struct Maps {
-  CUtensorMap x, w, y, s, e, h;
+  CUtensorMap x, s;
+  CUtensorMap w[kMostLayers], y[kMostLayers], e[kMostLayers], h[kMostLayers];
   CUtensorMap matrix[kMostOuter], coefficients[kMostOuter];
+};
+
+// One of the terms that share x: its tiles lie beside those of the others, and its columns of h
+// beside theirs.
+struct Layer {
+  int first_column;  // of its tiles
+  int first_rank;    // of its columns of h, a multiple of 16
+  int n, rank;
+  float scaling;
+  float* h_out;      // (m, rank), h; or null
+  const void* bias;  // or null
+  std::int64_t bias_stride;
+  DType bias_dtype;
 };
 
 // One outer product, out (rank, cols) = factor · coefficientsᵀ · matrix.
@@ -98,22 +113,19 @@ struct OuterArguments {
 struct Arguments {
   int m, n, k_blocks;
   int tile_rows, tile_cols, clusters;
-  // The pair.
-  int rank, rank_class, h_stride;
-  float scaling;
+  Layer layers[kMostLayers];
+  int layer_count;
+  // The pairs.
+  int rank, rank_class, h_stride;  // rank: columns of h, of all layers; 0: no pair
   int light_clusters, light_rows;  // the latter cluster rows of h are the former's
   int h_parts, units, units_of_part;
   int h_every;     // steps between units of h in the first tile of a heavy cluster; 0: before it
   int h_first;     // steps before the first one
   void* h;         // (m, h_stride), s·h in the type that is multiplied
-  float* h_out;    // (m, rank), h; or null
   float* partial;  // sums over parts of K
   std::uint32_t* flags;  // of row blocks: s·h is there; the first of all flags
   int flag_count;
-  std::uint32_t* copied;  // raised by each block: S is copied; the rest is
-  const void* bias;       // or null
-  std::int64_t bias_stride;
-  DType bias_dtype;
+  std::uint32_t* copied;     // raised by each block: S is copied; the rest is
   Copies copies;             // S, E, and coefficients of outer products
   std::uint32_t* all_ready;  // raised with every flag of a row block
   OuterArguments outer;
@@ -187,6 +199,16 @@ struct Items {
     return light ? args.units : min(first_unit() + args.units_of_part, args.units);
   }
 };
+
+// The layer of a tile's column; only forward products have several.
+template <bool Outer>
+__device__ int layer_of(const Arguments& args, int column) {
+  int layer = 0;
+  if constexpr (!Outer) {
+    while (layer + 1 < args.layer_count && column >= args.layers[layer + 1].first_column) ++layer;
+  }
+  return layer;
+}
 
 struct TilePlace {
   int row, column;
@@ -328,13 +350,17 @@ __device__ std::uint32_t packed(float low, float high) {
 // overflows no sooner than itself.
 template <class T>
 __device__ void store_h(const Arguments& args, int row, int column, float low, float high) {
-  if (row >= args.m || column >= args.h_stride) return;
+  int of = 0;
+  while (of + 1 < args.layer_count && column >= args.layers[of + 1].first_rank) ++of;
+  const Layer& layer = args.layers[of];
+  const int rank = column - layer.first_rank;
+  if (row >= args.m || rank >= layer.rank) return;
   T* const to = static_cast<T*>(args.h) + std::int64_t{row} * args.h_stride + column;
-  *reinterpret_cast<std::uint32_t*>(to) = packed<T>(low * args.scaling, high * args.scaling);
-  if (args.h_out == nullptr) return;
-  float* const out = args.h_out + std::int64_t{row} * args.rank + column;
-  if (column < args.rank) out[0] = low;
-  if (column + 1 < args.rank) out[1] = high;
+  *reinterpret_cast<std::uint32_t*>(to) = packed<T>(low * layer.scaling, high * layer.scaling);
+  if (layer.h_out == nullptr) return;
+  float* const out = layer.h_out + std::int64_t{row} * layer.rank + rank;
+  out[0] = low;
+  if (rank + 1 < layer.rank) out[1] = high;
 }
 
 #endif

@@ -204,7 +204,7 @@ __device__ void add_sums(const Arguments& args, const Block<TileN>& block, int t
           const int col =
               units.column() * outer_columns(TileN) + half * 64 + t / 32 * 16 + t % 32 / 4;
           const auto put = [&](int at_r, int at_col, float value) {
-            if (at_r >= args.rank || at_col >= part.cols) return;
+            if (at_r >= args.layers[0].rank || at_col >= part.cols) return;
             part.out[at_r * part.rank_stride + at_col * part.col_stride] = value * part.factor;
           };
           put(r, col, total.x);
@@ -352,10 +352,12 @@ __device__ void fetch(const Maps& maps, const Arguments& args, const Block<TileN
 
   int count = kSeenCopies + (Outer ? 2 : 1);  // after the first tile
   for_each_tile(args, block.cluster, [&](int row, int column) {
-    const int row_block = row * 2 + block.rank, m0 = row_block * kTileM, n0 = column * TileN;
+    const int of = layer_of<Outer>(args, column);
+    const int m0 = (row * 2 + block.rank) * kTileM;
+    const int n0 = (column - args.layers[of].first_column) * TileN;
     int i = 0;
     const auto fill_until = [&](int end) {
-      for (; i < end; ++i) fill(maps.x, maps.w, m0, n0, i * kTileK);
+      for (; i < end; ++i) fill(maps.x, maps.w[of], m0, n0, i * kTileK);
     };
     if (beside && units.first_tile) {
       int at_step = args.h_first;
@@ -373,14 +375,14 @@ __device__ void fetch(const Maps& maps, const Arguments& args, const Block<TileN
       }
     }
     fill_until(args.k_blocks);
-    if (args.rank == 0) return;
-    if (units.first_tile) {
-      wait_until_seen(kSeenCopies + (Outer && args.outer.late ? 2 : 1));
-    } else {
-      wait_until_seen(++count);
-    }
+    const int of_first = kSeenCopies + (Outer && args.outer.late ? 2 : 1);
+    const int until = units.first_tile ? of_first : ++count;
     units.first_tile = false;
-    for (int r = 0; r < args.rank; r += kTileK) fill(maps.h, maps.e, m0, n0, r);
+    if (args.layers[of].rank == 0) return;
+    wait_until_seen(until);
+    for (int r = 0; r < args.layers[of].rank; r += kTileK) {
+      fill(maps.h[of], maps.e[of], m0, n0, r);
+    }
   });
 }
 

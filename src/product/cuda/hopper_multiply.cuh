@@ -202,10 +202,15 @@ struct Multiplier {
   __device__ void make_tile(float (&sum)[TileN / 2], int tile) {
     float bias = 0.0f;  // of one column of the tile, for all threads
     const int biased = static_cast<int>(threadIdx.x) - 128;
-    const bool has_bias = !Outer && args.bias != nullptr;  // a gradient has none
-    if (has_bias && biased < TileN) {
-      const int n = place_of(args, tile).column * TileN + biased;
-      if (n < args.n) bias = load_as_float(args.bias, args.bias_dtype, n * args.bias_stride);
+    bool has_bias = false;
+    if constexpr (!Outer) {  // a gradient has none
+      const int column = place_of(args, tile).column;
+      const Layer& layer = args.layers[layer_of<Outer>(args, column)];
+      const int n = (column - layer.first_column) * TileN + biased;
+      has_bias = layer.bias != nullptr;
+      if (has_bias && biased < TileN && n < layer.n) {
+        bias = load_as_float(layer.bias, layer.bias_dtype, n * layer.bias_stride);
+      }
     }
     step<4>(sum, true);
     int i = 1;
@@ -245,7 +250,9 @@ struct Multiplier {
     }
     units.first_tile = false;
     steps_until(args.k_blocks);
-    int r = args.rank;
+    const TilePlace place = place_of(args, tile);
+    const int of = layer_of<Outer>(args, place.column);
+    int r = args.layers[of].rank;
     for (; r > 32; r -= kTileK) step<4>(sum, false);
     if (r > 16) {
       step<2>(sum, false);
@@ -254,8 +261,8 @@ struct Multiplier {
     }
     finish_products();
     if (has_bias) add_bias(sum, bias, biased);
-    const TilePlace place = place_of(args, tile);
-    store_tile(sum, (place.row * 2 + block.rank) * kTileM + half * kHalfM, place.column * TileN);
+    store_tile(sum, maps.y[of], (place.row * 2 + block.rank) * kTileM + half * kHalfM,
+               (place.column - args.layers[of].first_column) * TileN);
   }
 
   // The products of a unit beside a tile go between those of two steps, and are done when those of
@@ -368,7 +375,8 @@ struct Multiplier {
   }
 
   // 64 columns at a time, in two buffers in turn: TMA stores one while the other is filled.
-  __device__ void store_tile(const float (&sum)[TileN / 2], int m0, int n0) const {
+  __device__ void store_tile(const float (&sum)[TileN / 2], const CUtensorMap& y, int m0,
+                             int n0) const {
     const std::uint32_t staging = block.shared + Size::kStaging + half * 2 * kBoxBytes;
     const int lane = thread % 32, row = thread / 32 * 16 + lane % 16;
 #pragma unroll
@@ -388,7 +396,7 @@ struct Multiplier {
       fence_async_shared();
       sync();
       if (thread == 0) {
-        store_box(maps.y, buffer, n0 + i * 64, m0);
+        store_box(y, buffer, n0 + i * 64, m0);
         commit_stores();
       }
     }

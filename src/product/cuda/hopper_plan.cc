@@ -1,4 +1,5 @@
 #include <algorithm>
+#include <array>
 #include <cstdint>
 
 #include "backend/cuda/tensor_map.h"
@@ -10,6 +11,7 @@ namespace {
 
 constexpr std::int64_t kClusterRows = 256;  // two tiles of 128 rows
 constexpr std::int64_t kTileK = 64;
+constexpr std::size_t kMostLayers = 3;  // of one launch, hopper_block.cuh's
 
 // What a block of the kernel has in shared memory, hopper.cu's kSharedBytes: four slots of 48 KB,
 // two staging buffers of 16 KB, and barriers.
@@ -47,12 +49,12 @@ int rank_class_of(std::int64_t rank) {
 }
 
 // Tiles and clusters, with tiles of this width.
-HopperPlan divided(int tile_n, std::int64_t m, std::int64_t n, std::int64_t rank,
-                   const DeviceFacts& facts) {
+HopperPlan divided(int tile_n, std::int64_t m, std::span<const std::int64_t> widths,
+                   std::int64_t rank, const DeviceFacts& facts) {
   HopperPlan plan;
   plan.tile_n = tile_n;
   plan.tile_rows = divide_up(m, kClusterRows);
-  plan.tile_cols = divide_up(n, tile_n);
+  for (const std::int64_t n : widths) plan.tile_cols += divide_up(n, tile_n);
   plan.rank_class = rank_class_of(rank);
   // One that has no tile may still make h.
   const std::int64_t useful = plan.tiles() + (rank > 0 ? plan.tile_rows : 0);
@@ -98,12 +100,17 @@ double share_items(HopperPlan& plan, int parts, std::int64_t k_blocks) {
 
 HopperPlan plan_hopper(std::int64_t m, std::int64_t n, std::int64_t k, std::int64_t rank,
                        const DeviceFacts& facts) {
+  return plan_hopper(m, {&n, 1}, k, rank, facts);
+}
+
+HopperPlan plan_hopper(std::int64_t m, std::span<const std::int64_t> widths, std::int64_t k,
+                       std::int64_t rank, const DeviceFacts& facts) {
   const auto time_of = [](const HopperPlan& plan) {
     return static_cast<double>(divide_up(plan.tiles(), plan.clusters)) * tile_time(plan.tile_n);
   };
-  HopperPlan plan = divided(256, m, n, rank, facts);
+  HopperPlan plan = divided(256, m, widths, rank, facts);
   for (const int tile_n : {128, 64}) {
-    const HopperPlan narrow = divided(tile_n, m, n, rank, facts);
+    const HopperPlan narrow = divided(tile_n, m, widths, rank, facts);
     // A narrower tile has no registers for a wider h.
     if (narrow.rank_class <= tile_n && time_of(narrow) < time_of(plan)) plan = narrow;
   }
@@ -121,6 +128,34 @@ HopperPlan plan_hopper(std::int64_t m, std::int64_t n, std::int64_t k, std::int6
     }
   }
   return best;
+}
+
+std::int64_t hopper_ranks(std::span<const Term> terms) {
+  std::int64_t columns = 0;
+  for (const Term& term : terms) {
+    if (term.pair.present()) columns = divide_up(columns, 16) * 16 + term.pair.rank();
+  }
+  return columns;
+}
+
+HopperPlan plan_hopper(std::span<const Term> terms, const DeviceFacts& facts) {
+  std::array<std::int64_t, kMostLayers> widths{};
+  for (std::size_t i = 0; i < terms.size(); ++i) widths[i] = terms[i].y.dim(1);
+  return plan_hopper(terms[0].x.dim(0), {widths.data(), terms.size()}, terms[0].x.dim(1),
+                     hopper_ranks(terms), facts);
+}
+
+std::size_t hopper_takes_together(std::span<const Term> terms) {
+  const Term& first = terms[0];
+  std::size_t count = 1;
+  for (; count < std::min(terms.size(), kMostLayers); ++count) {
+    const Term& term = terms[count];
+    if (!first.outer_products.empty() || !term.outer_products.empty()) break;
+    if (!(term.x == first.x) || term.multiply != first.multiply) break;
+    if (takes_tensor_map(term.w) != takes_tensor_map(first.w)) break;
+    if (hopper_ranks(terms.first(count + 1)) > kMaxLoraRank) break;
+  }
+  return count;
 }
 
 HopperOuterPlan plan_hopper_outer(const HopperPlan& plan, std::int64_t k,
@@ -183,9 +218,8 @@ bool hopper_makes_outer(const Term& term, const DeviceFacts& facts) {
     if (!takes_tensor_map(each.matrix)) return false;
     if (!each.coefficients.present() && term.pair.scaling == 0.0f) return false;
   }
-  const std::int64_t m = term.x.dim(0), k = term.w.dim(0), n = term.w.dim(1);
-  const HopperPlan plan = plan_hopper(m, n, k, term.pair.rank(), facts);
-  return plan_hopper_outer(plan, k, outer_shapes(term)).every > 0;
+  return plan_hopper_outer(plan_hopper({&term, 1}, facts), term.w.dim(0), outer_shapes(term))
+             .every > 0;
 }
 
 Support hopper_takes(const Term& term, const DeviceFacts& facts) {
