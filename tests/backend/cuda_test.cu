@@ -312,6 +312,39 @@ TEST_F(Cuda, SaysWhenThereIsNoMemory) {
   }
 }
 
+// A launch that CUDA refuses, here because the stream's capture has been spoilt.
+TEST_F(Cuda, ReportsAFailedLaunchOnce) {
+  const Stream stream;
+  Context context = stream.context();
+  const Layer layer(DType::kFloat32, 128, 512, 512, 8);
+  const auto delta = [&] {
+    lora_delta_forward(context, {layer.x, {layer.a, layer.b, 2.0f}, {}, false, layer.y, layer.h});
+  };
+  layer.clear(stream);
+  delta();
+  stream.wait();
+  const auto expected = layer.results();
+  layer.clear(stream);
+  stream.wait();
+  cudaGraph_t graph = nullptr;
+  must(cudaStreamBeginCapture(stream, cudaStreamCaptureModeThreadLocal));
+  EXPECT_NE(cudaStreamSynchronize(stream), cudaSuccess);
+  cudaGetLastError();
+  try {
+    delta();
+    ADD_FAILURE() << "there was no error";
+  } catch (const Error& error) {
+    EXPECT_EQ(error.code(), ErrorCode::kDevice);
+    EXPECT_NE(std::string(error.what()).find("[lora_delta] cuda:0: launch: "), std::string::npos)
+        << error.what();
+  }
+  EXPECT_NE(cudaStreamEndCapture(stream, &graph), cudaSuccess);
+  cudaGetLastError();
+  delta();
+  stream.wait();
+  EXPECT_TRUE(layer.results() == expected);
+}
+
 // Seed and offset are read when a kernel runs: a graph draws a new mask at each replay.
 TEST_F(Cuda, AReplayedGraphDrawsNewMasks) {
   const Stream stream;

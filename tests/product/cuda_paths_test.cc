@@ -39,6 +39,13 @@ std::string path(const Term& term, const DeviceFacts& facts = kH200) {
   return name_of(path_of(term, facts));
 }
 
+TEST(CudaPaths, DevicesBeforeAmpereAreRefused) {
+  EXPECT_TRUE(supports_facts(0, {.major = 8, .minor = 0}));
+  EXPECT_TRUE(supports_facts(0, {.major = 12, .minor = 0}));
+  EXPECT_EQ(supports_facts(1, {.major = 7, .minor = 5}).reason,
+            "cuda:1 has compute capability 7.5, the kernels need 8.0 (Ampere) or later");
+}
+
 TEST(CudaPaths, SmallDeltasTakeOneLaunch) {
   for (const DType dtype : {kF32, kF16, kBF16}) {
     for (const DType adapter : {kF32, dtype}) {

@@ -12,7 +12,6 @@ namespace graft::cuda {
 namespace {
 
 constexpr int kMostDevices = 64;  // of one process; CUDA itself counts up to fewer
-constexpr int kOldestMajor = 8;   // bfloat16 in the matrix units, and cp.async
 
 struct Entry {
   std::once_flag asked;
@@ -33,11 +32,7 @@ void ask(int index, Entry& entry) {
   facts.shared_bytes =
       static_cast<std::size_t>(attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin, index));
   facts.l2_bytes = static_cast<std::size_t>(attribute(cudaDevAttrL2CacheSize, index));
-  if (facts.major < kOldestMajor) {
-    entry.support = Support::no("cuda:" + std::to_string(index) + " has compute capability " +
-                                std::to_string(facts.major) + "." + std::to_string(facts.minor) +
-                                ", the kernels need 8.0 (Ampere) or later");
-  }
+  entry.support = supports_facts(index, facts);
 }
 
 // The devices, counted once: null where there are none, and then `why`.
@@ -71,6 +66,14 @@ Entry& entry_of(int index) {
 }
 
 }  // namespace
+
+Support supports_facts(int index, const DeviceFacts& facts) {
+  constexpr int kOldestMajor = 8;  // bfloat16 in the matrix units, and cp.async
+  if (facts.major >= kOldestMajor) return {};
+  return Support::no("cuda:" + std::to_string(index) + " has compute capability " +
+                     std::to_string(facts.major) + "." + std::to_string(facts.minor) +
+                     ", the kernels need 8.0 (Ampere) or later");
+}
 
 Support available() {
   for (int index = 0; index < devices().count; ++index) {

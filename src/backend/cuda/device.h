@@ -14,6 +14,9 @@ struct DeviceFacts {
   std::size_t l2_bytes = 0;      ///< The cache that all of them share.
 };
 
+/// Whether there are kernels for such a device, which is called cuda:`index` in a "no".
+Support supports_facts(int index, const DeviceFacts& facts);
+
 /// Whether kernels run on the device `index`, as CUDA counts them; "no" says why.
 Support supports_device(int index);
 
