@@ -137,7 +137,9 @@ struct Layout {
         k(terms[0].w.dim(0)),
         rank(hopper_ranks(terms)) {
     k_blocks = (k + kTileK - 1) / kTileK;
-    const int steps = plan.tile_n == 256 ? steps_of_unit<256>(plan.rank_class) : 1;
+    const int steps = plan.tile_n == 256   ? steps_of_unit<256>(plan.rank_class)
+                      : plan.tile_n == 128 ? steps_of_unit<128>(plan.rank_class)
+                                           : steps_of_unit<64>(plan.rank_class);
     units = (k_blocks + steps - 1) / steps;
     if (rank == 0) return;
     makes_outer = terms.size() == 1 && hopper_makes_outer(terms[0], facts);
@@ -160,7 +162,8 @@ struct Layout {
     }
     h_at = take(m * h_stride() * 2);
     if (plan.h_parts > 1 || plan.h_every > 0) {
-      partial_at = take(plan.heavy_items_of_all() * 2 * kTileM * plan.rank_class * 4);
+      partial_at =
+          take(plan.heavy_items_of_all() * plan.item_rows() * 2 * kTileM * plan.rank_class * 4);
     }
     if (!makes_outer) return;
     for (std::size_t i = 0; i < terms[0].outer_products.size(); ++i) {
@@ -264,6 +267,7 @@ void run_as(const char* op, const Call& call, std::span<const Term> terms, std::
   args.h_stride = static_cast<int>(layout.h_stride());
   args.light_clusters = plan.light_clusters;
   args.light_rows = static_cast<int>(plan.light_rows());
+  args.item_rows = plan.item_rows();
   args.h_parts = plan.h_parts;
   args.h_every = plan.h_every;
   args.h_first = plan.h_first;

@@ -44,10 +44,18 @@ struct Sizes {
 // the slots are smaller, and then a warpgroup has 64 of the rows.
 constexpr int outer_columns(int tile_n) { return tile_n == 256 ? 128 : 64; }
 
-// What the slots hold while h is made: so many steps of x and S.
+// What the slots hold while h is made: so many steps of x and S. At rank 16 two steps of x fill a
+// slot of a tile of 128 columns, and S goes to the staging buffers, which are free until there is a
+// tile.
 template <int TileN>
 __host__ __device__ constexpr int steps_of_unit(int rank_class) {
-  return TileN == 256 && rank_class <= 64 ? 2 : 1;
+  return TileN == 256 ? rank_class <= 64 ? 2 : 1 : TileN == 128 && rank_class == 16 ? 2 : 1;
+}
+
+// And of so many cluster rows at once: at rank 128 two fill a slot and a multiplier's registers.
+template <int TileN>
+__host__ __device__ constexpr int rows_of_unit(int rank_class) {
+  return TileN == 256 && rank_class == 128 ? 2 : 1;
 }
 
 // A matrix of the pair, copied into rows that TMA can fetch, in the type that is multiplied.
@@ -118,6 +126,7 @@ struct Arguments {
   // The pairs.
   int rank, rank_class, h_stride;  // rank: columns of h, of all layers; 0: no pair
   int light_clusters, light_rows;  // the latter cluster rows of h are the former's
+  int item_rows;                   // cluster rows of an item
   int h_parts, units, units_of_part;
   int h_every;     // steps between units of h in the first tile of a heavy cluster; 0: before it
   int h_first;     // steps before the first one
@@ -167,6 +176,11 @@ struct Block {
   int cluster;  // the light ones first
 
   __device__ std::uint32_t slot(Slot at) const { return shared + at.index * Size::kSlotBytes; }
+  // Where the S of a unit of h is, behind so many boxes of x.
+  __device__ std::uint32_t s_of(Slot at, int boxes, int bytes) const {
+    const bool fits = boxes * kXBytes + bytes <= Size::kSlotBytes;
+    return fits ? slot(at) + boxes * kXBytes : shared + Size::kStaging + at.index * bytes;
+  }
   __device__ Barrier full(int index) const { return {shared + Size::kFull + index * 8}; }
   __device__ Barrier empty(int index) const { return {shared + Size::kEmpty + index * 8}; }
   // How far the thread that watches flags in memory has come, for the one that fetches.
@@ -187,12 +201,15 @@ struct Items {
         light(cluster < arguments.light_clusters),
         next(light ? cluster : cluster - arguments.light_clusters),
         step(light ? arguments.light_clusters : arguments.clusters - arguments.light_clusters),
-        end(light ? arguments.light_rows
-                  : (arguments.tile_rows - arguments.light_rows) * arguments.h_parts) {}
+        end(light ? (arguments.light_rows + arguments.item_rows - 1) / arguments.item_rows
+                  : (arguments.tile_rows - arguments.light_rows + arguments.item_rows - 1) /
+                        arguments.item_rows * arguments.h_parts) {}
   __device__ bool any() const { return next < end; }
   __device__ void advance() { next += step; }
   __device__ int parts() const { return light ? 1 : args.h_parts; }
-  __device__ int row() const { return light ? next : args.light_rows + next / args.h_parts; }
+  __device__ int row() const {  // the first one
+    return light ? next * args.item_rows : args.light_rows + next / args.h_parts * args.item_rows;
+  }
   __device__ int part() const { return light ? 0 : next % args.h_parts; }
   __device__ int first_unit() const { return part() * args.units_of_part; }
   __device__ int end_unit() const {
@@ -346,13 +363,18 @@ __device__ std::uint32_t packed(float low, float high) {
   }
 }
 
+// Which layer's a column of h is.
+__device__ inline const Layer& layer_of_rank(const Arguments& args, int column) {
+  int of = 0;
+  while (of + 1 < args.layer_count && column >= args.layers[of + 1].first_rank) ++of;
+  return args.layers[of];
+}
+
 // Two neighbours of a row of h; and s·h, scaled in float32 before it is rounded, so that it
 // overflows no sooner than itself.
 template <class T>
 __device__ void store_h(const Arguments& args, int row, int column, float low, float high) {
-  int of = 0;
-  while (of + 1 < args.layer_count && column >= args.layers[of + 1].first_rank) ++of;
-  const Layer& layer = args.layers[of];
+  const Layer& layer = layer_of_rank(args, column);
   const int rank = column - layer.first_rank;
   if (row >= args.m || rank >= layer.rank) return;
   T* const to = static_cast<T*>(args.h) + std::int64_t{row} * args.h_stride + column;
@@ -361,6 +383,15 @@ __device__ void store_h(const Arguments& args, int row, int column, float low, f
   float* const out = layer.h_out + std::int64_t{row} * layer.rank + rank;
   out[0] = low;
   if (rank + 1 < layer.rank) out[1] = high;
+}
+template <class T>
+__device__ void store_h_one(const Arguments& args, int row, int column, float value) {
+  const Layer& layer = layer_of_rank(args, column);
+  const int rank = column - layer.first_rank;
+  if (row >= args.m || rank >= layer.rank) return;
+  static_cast<T*>(args.h)[std::int64_t{row} * args.h_stride + column] =
+      from_float<T>(value * layer.scaling);
+  if (layer.h_out != nullptr) layer.h_out[std::int64_t{row} * layer.rank + rank] = value;
 }
 
 #endif

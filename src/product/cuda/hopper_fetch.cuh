@@ -55,20 +55,31 @@ __device__ void copy_share_as(const Copy& copy, int thread) {
     }
     return;
   }
-  for (; chunk < end; chunk += step) {
-    // Neighbouring threads read neighbouring elements, whichever way they lie.
-    const bool along = copy.inner_stride == 1;
-    const unsigned over = along ? chunks : static_cast<unsigned>(copy.outer);
-    const unsigned high = chunk / over, low = chunk - high * over;
-    const std::int64_t row = along ? high : low;
-    const int first = static_cast<int>(along ? low : high) * 8;
-    Pack<From, 8> in;
-    const From* at = from + row * copy.outer_stride + first * copy.inner_stride;
+  // Neighbouring threads read neighbouring elements, whichever way they lie.
+  const bool along = copy.inner_stride == 1;
+  const unsigned over = along ? chunks : static_cast<unsigned>(copy.outer);
+  constexpr int kAtOnce = 2;
+  for (; chunk < end; chunk += step * kAtOnce) {
+    Pack<From, 8> in[kAtOnce];
 #pragma unroll
-    for (int i = 0; i < 8; ++i, at += copy.inner_stride) {
-      in.values[i] = first + i < copy.inner ? *at : from_float<From>(0.0f);
+    for (int n = 0; n < kAtOnce; ++n) {
+      const unsigned which = min(chunk + n * step, end - 1), high = which / over;
+      const unsigned low = which - high * over;
+      const int first = static_cast<int>(along ? low : high) * 8;
+      const From* at =
+          from + std::int64_t{along ? high : low} * copy.outer_stride + first * copy.inner_stride;
+#pragma unroll
+      for (int i = 0; i < 8; ++i, at += copy.inner_stride) {
+        in[n].values[i] = first + i < copy.inner ? *at : from_float<From>(0.0f);
+      }
     }
-    store_chunk<From, To>(copy, row, first, in);
+#pragma unroll
+    for (int n = 0; n < kAtOnce; ++n) {
+      const unsigned which = min(chunk + n * step, end - 1), high = which / over;
+      const unsigned low = which - high * over;
+      store_chunk<From, To>(copy, along ? high : low, static_cast<int>(along ? low : high) * 8,
+                            in[n]);
+    }
   }
 }
 
@@ -230,11 +241,16 @@ __device__ void prepare(const Arguments& args, const Block<TileN>& block, int th
   fence_async();  // TMA reads the copies
   named_sync(4, kCopyThreads);
   GridBarrier begun;
-  const Count seen = block.seen();
+  // What other blocks wrote is fetched by TMA next. The fence between takes as long as a step,
+  // which is why it is not the thread that fetches who waits for it.
+  const auto has_seen = [&](int count) {
+    fence_async();
+    block.seen().set(count);
+  };
   if (thread == 0) {
     begun.arrive();
     begun.wait();
-    seen.set(kSeenS);
+    has_seen(kSeenS);
   }
   if (copies.count > copies.of_s) {
     for (int i = copies.of_s; i < copies.count; ++i) copy_share<T>(copies.list[i], thread);
@@ -248,18 +264,18 @@ __device__ void prepare(const Arguments& args, const Block<TileN>& block, int th
   if (thread != 0) return;
 
   if (copies.count > copies.of_s) wait_for(args.copied, gridDim.x);
-  seen.set(kSeenCopies);
+  has_seen(kSeenCopies);
   int count = kSeenCopies;
   const auto wait_for_all = [&] {
     wait_for(args.all_ready, (args.m + kTileM - 1) / kTileM * 2);
-    seen.set(++count);
+    has_seen(++count);
   };
   bool first_tile = true;
   for_each_tile(args, block.cluster, [&](int row, int) {
     const int row_block = row * 2 + block.rank;
     if (Outer && first_tile && args.outer.late) wait_for_all();
     if (row_block * kTileM < args.m) wait_for(args.flags + row_block * kFlagsOfRowBlock, 2);
-    seen.set(++count);
+    has_seen(++count);
     if (Outer && first_tile && !args.outer.late) wait_for_all();
     first_tile = false;
   });
@@ -270,33 +286,34 @@ template <int TileN, bool WIsKN, bool Outer>
 __device__ void fetch(const Maps& maps, const Arguments& args, const Block<TileN>& block) {
   using Size = Sizes<TileN>;
   Slot at{0, 1};  // of new barriers, the phase before the first one: all slots are empty
-  const Count seen_count = block.seen();
-  const auto wait_until_seen = [&](int count) {
-    seen_count.wait(count);
-    fence_async();  // what others wrote is now fetched by TMA
-  };
+  const Count seen = block.seen();
 
-  // Two steps of x and S; or one, of a wide S.
+  // Steps of x and S, so that a slot is full.
   const auto fill_h_unit = [&](int row, int unit) {
-    const int steps = steps_of_unit<TileN>(args.rank_class), s_bytes = args.rank_class * kRowBytes;
+    const int steps = steps_of_unit<TileN>(args.rank_class), rows = args.item_rows;
+    const int s_bytes = args.rank_class * kRowBytes, boxes = steps * rows;
+    const std::uint32_t s = block.s_of(at, boxes, steps * s_bytes);
     const int m0 = (row * 2 + block.rank) * kTileM;
     const Barrier full = block.full(at.index);
     block.empty(at.index).wait(at.parity);
-    full.arrive_and_expect(steps * (kXBytes + s_bytes));
+    full.arrive_and_expect(boxes * kXBytes + steps * s_bytes);
+    // Two steps of one row block, or one of two, the second in the next cluster row.
+    for (int i = 0; i < boxes; ++i) {
+      const int k = (unit * steps + (rows == 1 ? i : 0)) * kTileK;
+      load_box(block.slot(at) + i * kXBytes, maps.x, full, k, rows == 1 ? m0 : m0 + i * 2 * kTileM);
+    }
     for (int i = 0; i < steps; ++i) {
-      const int k = (unit * steps + i) * kTileK;
-      load_box(block.slot(at) + i * kXBytes, maps.x, full, k, m0);
       // As W: each block fetches half of the columns of S for both.
       const int columns = args.rank_class / 2 * block.rank;
-      load_box(block.slot(at) + steps * kXBytes + i * s_bytes + columns * kRowBytes, maps.s, full,
-               k, columns, std::uint16_t{3});
+      load_box(s + i * s_bytes + columns * kRowBytes, maps.s, full, (unit * steps + i) * kTileK,
+               columns, std::uint16_t{3});
     }
     at.advance<Size::kSlots>();
   };
 
   // Calls `before_unit` before each unit of this cluster's items.
   const auto fill_h = [&](auto&& before_unit) {
-    wait_until_seen(kSeenS);
+    seen.wait(kSeenS);
     for (Items item(args, block.cluster); item.any(); item.advance()) {
       const int end = item.end_unit();
       for (int unit = item.first_unit(); unit < end; ++unit) {
@@ -337,7 +354,7 @@ __device__ void fetch(const Maps& maps, const Arguments& args, const Block<TileN
     constexpr int kColumns = outer_columns(TileN), kBoxes = kColumns / 64;
     const int part = units.part, column = units.column() * kColumns;
     const int m0 = (units.row() * 2 + block.rank) * kTileM;
-    wait_until_seen(units.of().of_h ? kSeenCopies + (args.outer.late ? 1 : 2) : kSeenCopies);
+    seen.wait(units.of().of_h ? kSeenCopies + (args.outer.late ? 1 : 2) : kSeenCopies);
     const Barrier full = block.full(at.index);
     block.empty(at.index).wait(at.parity);
     full.arrive_and_expect((kBoxes + 1) * kXBytes);
@@ -379,7 +396,7 @@ __device__ void fetch(const Maps& maps, const Arguments& args, const Block<TileN
     const int until = units.first_tile ? of_first : ++count;
     units.first_tile = false;
     if (args.layers[of].rank == 0) return;
-    wait_until_seen(until);
+    seen.wait(until);
     for (int r = 0; r < args.layers[of].rank; r += kTileK) {
       fill(maps.h[of], maps.e[of], m0, n0, r);
     }
