@@ -2,9 +2,11 @@
 
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <array>
 #include <cmath>
 #include <string>
+#include <tuple>
 #include <vector>
 
 #include "backend/philox.h"
@@ -370,6 +372,77 @@ TEST(LoraEverywhere, MasksAreThoseOfPhilox) {
           }
         }
       }
+    }
+  });
+}
+
+// Layers of many tiles, whose outer products are partly made beside those, element by element: sums
+// of powers of two, with no base product's rounding in the way.
+TEST(LoraEverywhere, MasksOfLargeLayersAreThoseOfPhilox) {
+  if (!test::testing_on_cuda()) GTEST_SKIP() << "no CPU kernel has tiles so large";
+  constexpr std::int64_t kRank = 16;
+  test::on_each_place([](const test::Place& place) {
+    // Rows, features of x and of y, and p.
+    for (const auto& [rows, in, out, p] : {std::tuple{4095, 3328, 1024, 0.5f},
+                                           {509, 2056, 4104, 0.1f},
+                                           {509, 4104, 64, 0.00002f},
+                                           {509, 4104, 64, 0.999f}}) {
+      SCOPED_TRACE(testing::Message() << rows << " rows of " << in << ", p " << p);
+      Case c({rows, in, out, kRank}, {kBF16, kBF16, kBF16}, p);
+      c.dropout.offset = 0xfffff000u;  // counters go on in their upper half
+      c.scaling = 1;
+      c.x.fill(1), c.w.fill(0), c.bias.fill(0), c.a.fill(0), c.b.fill(0), c.dy.fill(0);
+      // Each feature is in one column of h, each row in one of g, with a weight.
+      const auto weight_of = [](std::int64_t i) { return static_cast<float>(1 << i / kRank % 8); };
+      for (std::int64_t i = 0; i < in; ++i) c.a.set(i * kRank + i % kRank, weight_of(i));
+      for (std::int64_t i = 0; i < kRank; ++i) c.b.set(i * out + i, 1);
+      for (std::int64_t i = 0; i < rows; ++i) c.dy.set(i * out + i % kRank, weight_of(i));
+      const Weight weight = ConstTensorView(c.w);
+      place.run(lora_linear_forward, c.linear(weight));
+      place.run(lora_linear_backward, c.linear_gradients(weight));
+
+      const float scale = c.dropout.scale(), rounded = test::rounded(scale, kBF16);
+      std::vector<double> h(rows * kRank), da(in * kRank);
+      std::int64_t wrong = 0;
+      for (std::int64_t i = 0; i < rows; ++i) {
+        for (std::int64_t eight = 0; eight < in / 8; ++eight) {
+          const auto words = philox(c.dropout.offset + i * in / 8 + eight, c.dropout.seed);
+          for (std::int64_t j = eight * 8; j < eight * 8 + 8; ++j) {
+            const bool kept = philox_field(words, j % 8) >= c.dropout.threshold();
+            const bool meet = i % kRank == j % kRank;  // in dx
+            wrong += c.dx.get(i * in + j) !=
+                     (kept && meet ? rounded * weight_of(i) * weight_of(j) : 0.0f);
+            if (!kept) continue;
+            h[i * kRank + j % kRank] += weight_of(j) * scale;
+            da[j * kRank + i % kRank] += weight_of(i) * scale;
+          }
+        }
+      }
+      EXPECT_EQ(wrong, 0) << "dx";
+      EXPECT_TRUE(test::close(c.h.values(), h, *std::max_element(h.begin(), h.end()) * 1e-6));
+      // A path may have rounded s·g with its scale.
+      const double most = *std::max_element(da.begin(), da.end());
+      EXPECT_TRUE(test::close(c.da.values(), da, p == 0.5f ? 0.0 : most / 256)) << "da";
+      c.expect_guarded();
+    }
+  });
+}
+
+// The same of numbers that are not as simple: widths of tiles, ranks, rows beside the last block.
+TEST(LoraEverywhere, LargeLayersWithDropout) {
+  if (!test::testing_on_cuda()) GTEST_SKIP() << "no CPU kernel has tiles so large";
+  constexpr Types kMixed{kBF16, kBF16, kF32}, kHalf{kF16, kF16, kF16};
+  using Shape = std::array<int, 4>;
+  test::on_each_place([&](const test::Place& place) {
+    for (const auto& [shape, types, p] : {std::tuple{Shape{261, 24, 4096, 16}, kMixed, 0.1f},
+                                          {Shape{261, 4096, 24, 5}, kMixed, 0.1f},
+                                          {Shape{769, 16, 4104, 1}, kHalf, 0.1f},
+                                          {Shape{769, 4104, 16, 13}, kHalf, 0.9f},
+                                          {Shape{261, 4104, 16, 17}, kMixed, 0.1f},
+                                          {Shape{261, 136, 4096, 64}, kHalf, 0.9f}}) {
+      SCOPED_TRACE(testing::PrintToString(shape));
+      const Case c(shape, types, p);
+      check_linear(place, c, ConstTensorView(c.w));
     }
   });
 }

@@ -11,8 +11,9 @@
 namespace graft::cuda {
 namespace {
 
-constexpr DeviceFacts kH200{9, 0, 132, 232448, 52428800};
-constexpr DeviceFacts kH100Pcie{9, 0, 114, 232448, 52428800};
+constexpr DeviceFacts kH200{9, 0, 132, 232448, 52428800, 66};
+constexpr DeviceFacts kH100Pcie{9, 0, 114, 232448, 52428800, 57};
+constexpr DeviceFacts kSeventh{9, 0, 16, 232448, 52428800, 7};  // a part of one, with lone ones
 
 // dA and dB of 4096 features.
 constexpr std::array<HopperOuterShape, 2> kBoth{{{4096, true}, {4096, false}}};
@@ -64,14 +65,14 @@ TEST(HopperPlan, RankClasses) {
 // Of every shape: each block has a multiprocessor, and all of h is made.
 TEST(HopperPlan, SharesAllWorkOut) {
   const std::array<std::int64_t, 9> sizes{1, 8, 129, 256, 1000, 2048, 4095, 8448, 100000};
-  for (const DeviceFacts& facts : {kH200, kH100Pcie}) {
+  for (const DeviceFacts& facts : {kH200, kH100Pcie, kSeventh}) {
     for (const std::int64_t m : sizes) {
       for (const std::int64_t n : sizes) {
         for (const std::int64_t rank : {0, 1, 16, 60, 256}) {
           const HopperPlan plan = plan_hopper(m, n, 4096, rank, facts);
           SCOPED_TRACE(testing::Message() << m << " " << n << " " << rank);
           ASSERT_GE(plan.clusters, 1);
-          ASSERT_LE(plan.clusters * 2, facts.multiprocessors);
+          ASSERT_LE(plan.clusters, facts.clusters);
           ASSERT_LT(plan.light_clusters, plan.clusters);
           ASSERT_GE(plan.tile_rows * 256, m);
           ASSERT_GE(plan.tile_cols * plan.tile_n, n);
@@ -198,6 +199,73 @@ TEST_F(HopperTakes, TermsOfOneXTogether) {
 TEST_F(HopperTakes, OnlyHopper) {
   EXPECT_FALSE(hopper_takes(term(100, 264, 72), DeviceFacts{8, 0, 108, 166912, 41943040}));
   EXPECT_FALSE(hopper_takes(term(100, 264, 72), DeviceFacts{12, 0, 170, 101376, 100663296}));
+}
+
+TEST_F(HopperTakes, DropoutOfSmallRanks) {
+  const Dropout dropout{0.1f};
+  const auto pair = [&](Term term, std::int64_t rank) {
+    term.pair.shrink = ConstTensorView(memory_, DType::kBFloat16, {term.w.dim(0), rank}, kDevice);
+    term.pair.expand = ConstTensorView(memory_, DType::kBFloat16, {rank, term.w.dim(1)}, kDevice);
+    return term;
+  };
+  const auto forward = [&](std::int64_t m, std::int64_t n, std::int64_t k, std::int64_t rank) {
+    Term term = pair(this->term(m, n, k), rank);
+    term.pair.input_dropout = &dropout;
+    return term;
+  };
+  const auto backward = [&](std::int64_t m, std::int64_t n, std::int64_t k, std::int64_t rank) {
+    Term term = this->term(m, n, k);
+    term.w = ConstTensorView(memory_, DType::kBFloat16, {k, n}, kDevice);
+    term = pair(term, rank);
+    term.pair.output_dropout = &dropout;
+    return term;
+  };
+  const auto bytes_of = [](const Term& term) { return hopper_workspace_bytes({&term, 1}, kH200); };
+  for (const std::int64_t m : {512, 4095, 8192}) {
+    for (const std::int64_t rank : {1, 13, 16}) {
+      EXPECT_TRUE(hopper_takes(forward(m, 4096, 4096, rank), kH200));
+      EXPECT_TRUE(hopper_takes(backward(m, 4096, 4096, rank), kH200));
+      EXPECT_LE(bytes_of(forward(m, 4096, 4096, rank)), std::size_t{32} << 20);
+    }
+    EXPECT_FALSE(hopper_takes(forward(m, 4096, 4096, 17), kH200));
+    EXPECT_FALSE(hopper_takes(backward(m, 4096, 4096, 17), kH200));
+  }
+  // A group of eight elements has one counter: it must not go round the end of a row.
+  Term odd = forward(4096, 4096, 4096, 16);
+  odd.x = ConstTensorView(memory_, DType::kBFloat16, std::array<std::int64_t, 2>{4096, 4095},
+                          std::array<std::int64_t, 2>{4096, 1}, kDevice);
+  EXPECT_FALSE(hopper_takes(odd, kH200));
+  // Few tiles; and a W that lies the other way.
+  EXPECT_FALSE(hopper_takes(forward(64, 4096, 4096, 16), kH200));
+  Term turned = forward(4096, 4096, 4096, 16);
+  turned.w = ConstTensorView(memory_, DType::kBFloat16, {4096, 4096}, kDevice);
+  EXPECT_FALSE(hopper_takes(turned, kH200));
+}
+
+TEST_F(HopperTakes, OuterProductsOfMaskedRowsBesideTiles) {
+  const Dropout dropout{0.1f}, other{0.1f};
+  Term term = this->term(4096, 4096, 4096);
+  const auto matrix = [&](std::int64_t rows, std::int64_t cols) {
+    return ConstTensorView(memory_, DType::kBFloat16, {rows, cols}, kDevice);
+  };
+  term.w = matrix(4096, 4096);
+  term.pair.shrink = matrix(4096, 16), term.pair.expand = matrix(16, 4096);
+  term.pair.output_dropout = &dropout;
+  const TensorView out(memory_, DType::kFloat32, {16, 4096}, kDevice);
+  term.outer_products.push_back({{}, matrix(4096, 4096), &dropout, 1.0f, out});
+  term.outer_products.push_back({matrix(4096, 16), matrix(4096, 4096), nullptr, 1.0f, out});
+  EXPECT_TRUE(hopper_makes_outer(term, kH200));
+  term.outer_products.front().dropout = &other;  // not the masks that the tiles have
+  EXPECT_FALSE(hopper_makes_outer(term, kH200));
+  std::swap(term.outer_products[0], term.outer_products[1]);
+  term.outer_products.back().dropout = &dropout;
+  EXPECT_FALSE(hopper_makes_outer(term, kH200));
+}
+
+TEST_F(HopperTakes, NoDeviceWithoutClusters) {
+  DeviceFacts lone = kH200;
+  lone.clusters = 0;
+  EXPECT_FALSE(hopper_takes(term(100, 264, 72), lone));
 }
 
 TEST_F(HopperTakes, NeitherMisalignedNorMissing) {

@@ -23,9 +23,11 @@ struct PhiloxWords {
   }
 };
 
-/// Philox 4x32-7 of a 64-bit counter (its upper half zero) under a 64-bit seed.
-__device__ inline PhiloxWords philox_words(std::uint64_t counter, std::uint64_t seed) {
-  std::uint32_t c0 = static_cast<std::uint32_t>(counter), c1 = counter >> 32, c2 = 0, c3 = 0;
+/// Philox 4x32-7 of a 64-bit counter, given in halves (its upper 64 bits are zero), under a 64-bit
+/// seed. Calls that share the upper half share a product of the second round.
+__device__ inline PhiloxWords philox_words(std::uint32_t low, std::uint32_t high,
+                                           std::uint64_t seed) {
+  std::uint32_t c0 = low, c1 = high, c2 = 0, c3 = 0;
   std::uint32_t k0 = static_cast<std::uint32_t>(seed), k1 = seed >> 32;
 #pragma unroll
   for (int round = 0; round < kPhiloxRounds; ++round) {
@@ -39,6 +41,10 @@ __device__ inline PhiloxWords philox_words(std::uint64_t counter, std::uint64_t 
     k1 += kPhiloxW1;
   }
   return {{c0, c1, c2, c3}};
+}
+__device__ inline PhiloxWords philox_words(std::uint64_t counter, std::uint64_t seed) {
+  return philox_words(static_cast<std::uint32_t>(counter),
+                      static_cast<std::uint32_t>(counter >> 32), seed);
 }
 
 /// What a thread makes masks from.

@@ -123,6 +123,23 @@ __device__ inline void load_box(std::uint32_t to, const CUtensorMap& map, Barrie
 }
 /// @}
 
+/// Brings a box to the L2 cache, for who will load it.
+__device__ inline void prefetch_box(const CUtensorMap& map, int column, int row) {
+  asm volatile("cp.async.bulk.prefetch.tensor.2d.L2.global.tile [%0, {%1, %2}];" ::"l"(&map),
+               "r"(column), "r"(row)
+               : "memory");
+}
+
+/// So many bytes as they lie, a multiple of 16, into shared memory, counted by `full`.
+__device__ inline void load_bytes(std::uint32_t to, const void* from, Barrier full,
+                                  std::uint32_t bytes) {
+  asm volatile(
+      "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %3, [%2];" ::
+          "r"(to),
+      "l"(from), "r"(full.address), "r"(bytes)
+      : "memory");
+}
+
 /// A box out of shared memory; what is outside the tensor is not written.
 __device__ inline void store_box(const CUtensorMap& map, std::uint32_t from, int column, int row) {
   asm volatile(
@@ -181,6 +198,11 @@ __device__ inline void raise_release(std::uint32_t* flag) {
   asm volatile("red.release.gpu.global.add.u32 [%0], 1;" ::"l"(flag) : "memory");
 }
 
+/// For a kernel launched with Launch::overlaps: lets the next one start, as soon as all blocks have
+/// said so or ended.
+__device__ inline void let_kernel_after_start() {
+  asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
+}
 /// For a kernel launched with Launch::overlaps: until what came before is done and seen.
 __device__ inline void wait_for_kernel_before() {
   asm volatile("griddepcontrol.wait;" ::: "memory");

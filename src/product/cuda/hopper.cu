@@ -7,6 +7,7 @@
 #include "product/cuda/hopper.h"
 #include "product/cuda/hopper_block.cuh"
 #include "product/cuda/hopper_fetch.cuh"
+#include "product/cuda/hopper_masks.cuh"
 #include "product/cuda/hopper_multiply.cuh"
 
 // y = [ x | s·h ] · [ W ; E ] + bias with h = x·S, for many rows of 16-bit elements on Hopper.
@@ -52,7 +53,7 @@
 namespace graft::cuda {
 namespace hopper {
 
-template <class T, int TileN, bool WIsKN, bool Outer>
+template <class T, int TileN, bool WIsKN, bool Outer, Drops Dropped>
 __global__ void __launch_bounds__(kThreads, 1)
     product(const __grid_constant__ Maps maps, const __grid_constant__ Arguments args) {
 #ifdef __CUDA_ARCH_FEAT_SM90_ALL
@@ -72,25 +73,27 @@ __global__ void __launch_bounds__(kThreads, 1)
     prefetch(maps.w[0]);
     prefetch(maps.y[0]);
   }
-  wait_for_kernel_before();
+  // With dropout the kernel before made its masks, and let this one start when all that was before
+  // it had ended: who uses masks waits for them.
+  if constexpr (Dropped == Drops::kNothing) wait_for_kernel_before();
   cluster_sync();
 
   const int warpgroup = static_cast<int>(threadIdx.x / 128);
   if (warpgroup == 0) {
     shrink_registers<56>();
-    if (threadIdx.x == 0) fetch<TileN, WIsKN, Outer>(maps, args, block);
+    if (threadIdx.x == 0) fetch<TileN, WIsKN, Outer, Dropped>(maps, args, block);
     if (threadIdx.x >= 32 && args.rank > 0) {
       prepare<TileN, Outer, T>(args, block, static_cast<int>(threadIdx.x) - 32);
     }
     __syncwarp();
   } else {
     grow_registers<224>();
-    Multiplier<T, TileN, WIsKN, Outer> multiplier{maps,
-                                                  args,
-                                                  block,
-                                                  warpgroup - 1,
-                                                  static_cast<int>(threadIdx.x % 128),
-                                                  Units(args, block.cluster)};
+    Multiplier<T, TileN, WIsKN, Outer, Dropped> multiplier{maps,
+                                                           args,
+                                                           block,
+                                                           warpgroup - 1,
+                                                           static_cast<int>(threadIdx.x % 128),
+                                                           Units(args, block.cluster)};
     float sum[TileN / 2];
     if (args.rank > 0 && !beside_tile(args, block.cluster)) {
       for (Items item(args, block.cluster); item.any(); item.advance()) {
@@ -129,6 +132,9 @@ struct Layout {
   std::array<bool, kMostLayers> copies_e{};
   std::array<std::size_t, kMostOuter> coefficients_at{};
   std::size_t outer_partial_at = 0;
+  const Dropout* dropout = nullptr;  // of a term alone: on x, or on what the pair adds to y
+  std::int64_t mask_steps = 0;
+  std::size_t masks_at = 0, turned_masks_at = 0;
 
   Layout(std::span<const Term> terms, const DeviceFacts& facts)
       : plan(plan_hopper(terms, facts)),
@@ -138,7 +144,7 @@ struct Layout {
         rank(hopper_ranks(terms)) {
     k_blocks = (k + kTileK - 1) / kTileK;
     const int steps = plan.tile_n == 256   ? steps_of_unit<256>(plan.rank_class)
-                      : plan.tile_n == 128 ? steps_of_unit<128>(plan.rank_class)
+                      : plan.tile_n == 128 ? steps_of_unit<128>(plan.rank_class, drops_x(terms[0]))
                                            : steps_of_unit<64>(plan.rank_class);
     units = (k_blocks + steps - 1) / steps;
     if (rank == 0) return;
@@ -161,6 +167,13 @@ struct Layout {
       if (copies_e[i]) e_at[i] = take(rows.dim(0) * e_stride(terms[i]) * 2);
     }
     h_at = take(m * h_stride() * 2);
+    const LowRank& pair = terms[0].pair;
+    dropout = drops_x(terms[0]) ? pair.input_dropout : pair.output_dropout;
+    if (dropout != nullptr) {
+      mask_steps = round_up((masked_columns(terms[0]) + kTileK - 1) / kTileK, kMaskSteps);
+      masks_at = take(mask_bytes());
+      if (makes_outer) turned_masks_at = take(mask_bytes());
+    }
     if (plan.h_parts > 1 || plan.h_every > 0) {
       partial_at =
           take(plan.heavy_items_of_all() * plan.item_rows() * 2 * kTileM * plan.rank_class * 4);
@@ -182,6 +195,11 @@ struct Layout {
   ConstTensorView e_rows(const Term& term) const {
     return w_is_kn ? term.pair.expand : term.pair.expand.transposed();
   }
+  static bool drops_x(const Term& term) { return term.pair.input_dropout != nullptr; }
+  static std::int64_t masked_columns(const Term& term) {
+    return drops_x(term) ? term.x.dim(1) : term.y.dim(1);
+  }
+  std::int64_t mask_bytes() const { return plan.tile_rows * 2 * mask_steps * kMaskBytes; }
   std::int64_t row_flags() const { return plan.tile_rows * 2 * kFlagsOfRowBlock; }
   std::int64_t s_stride() const { return round_up(k, 8); }
   std::int64_t e_stride(const Term& term) const {
@@ -190,7 +208,7 @@ struct Layout {
   std::int64_t h_stride() const { return round_up(rank, 8); }
 };
 
-template <class T, int TileN, bool WIsKN, bool Outer = false>
+template <class T, int TileN, bool WIsKN, bool Outer = false, Drops Dropped = Drops::kNothing>
 void launch_product(const Call& call, const Maps& maps, const Arguments& args) {
   Launch how;
   how.grid = static_cast<unsigned>(args.clusters * 2);
@@ -200,11 +218,25 @@ void launch_product(const Call& call, const Maps& maps, const Arguments& args) {
   how.overlaps = true;
   // Blocks wait for each other: all of them run at once, or none.
   how.cooperative = args.rank > 0;
-  call.launch(how, product<T, TileN, WIsKN, Outer>, maps, args);
+  call.launch(how, product<T, TileN, WIsKN, Outer, Dropped>, maps, args);
+}
+
+// With dropout, x is masked where W lies as (N, K), as forward, and y where it lies as (K, N).
+template <class T>
+void launch_masked(const Call& call, const Layout& layout, const Maps& maps,
+                   const Arguments& args) {
+  if (layout.plan.tile_n == 128) {
+    if (layout.w_is_kn) return launch_product<T, 128, true, false, Drops::kY>(call, maps, args);
+    return launch_product<T, 128, false, false, Drops::kX>(call, maps, args);
+  }
+  if (layout.makes_outer) return launch_product<T, 256, true, true, Drops::kY>(call, maps, args);
+  if (layout.w_is_kn) return launch_product<T, 256, true, false, Drops::kY>(call, maps, args);
+  return launch_product<T, 256, false, false, Drops::kX>(call, maps, args);
 }
 
 template <class T>
 void launch(const Call& call, const Layout& layout, const Maps& maps, const Arguments& args) {
+  if (layout.dropout != nullptr) return launch_masked<T>(call, layout, maps, args);
   if (layout.plan.tile_n == 256) {
     if (layout.makes_outer) return launch_product<T, 256, true, true>(call, maps, args);
     if (layout.w_is_kn) return launch_product<T, 256, true>(call, maps, args);
@@ -217,6 +249,22 @@ void launch(const Call& call, const Layout& layout, const Maps& maps, const Argu
   }
   if (layout.w_is_kn) return launch_product<T, 64, true>(call, maps, args);
   return launch_product<T, 64, false>(call, maps, args);
+}
+
+void launch_masks(const Call& call, const Layout& layout, const Term& term, std::byte* workspace) {
+  MaskArguments args{};
+  args.dropout = DropoutArgs(layout.dropout);
+  args.row_eights = static_cast<std::uint64_t>(Layout::masked_columns(term)) / 8;
+  args.pairs = static_cast<unsigned>(layout.mask_steps / 2);
+  args.rows = reinterpret_cast<uint2*>(workspace + layout.masks_at);
+  if (layout.makes_outer) {
+    args.columns = reinterpret_cast<std::uint32_t*>(workspace + layout.turned_masks_at);
+  }
+  Launch how;
+  how.grid = static_cast<unsigned>(layout.plan.tile_rows * 2 * layout.mask_steps / 2);
+  how.block = kMaskThreads;
+  how.overlaps = true;
+  call.launch(how, make_masks, args);
 }
 
 template <class T>
@@ -265,6 +313,16 @@ void run_as(const char* op, const Call& call, std::span<const Term> terms, std::
   args.rank = static_cast<int>(layout.rank);
   args.rank_class = plan.rank_class;
   args.h_stride = static_cast<int>(layout.h_stride());
+  args.h_scale = 1.0f;
+  if (layout.dropout != nullptr) {
+    // Masks alone are left to apply where what they scale is multiplied by h.
+    args.layers[0].scaling *= layout.dropout->scale();
+    args.masks = reinterpret_cast<const uint2*>(workspace + layout.masks_at);
+    args.turned_masks = reinterpret_cast<const uint2*>(workspace + layout.turned_masks_at);
+    args.mask_steps = static_cast<int>(layout.mask_steps);
+    if (Layout::drops_x(term)) args.h_scale = layout.dropout->scale();
+    launch_masks(call, layout, term, workspace);
+  }
   args.light_clusters = plan.light_clusters;
   args.light_rows = static_cast<int>(plan.light_rows());
   args.item_rows = plan.item_rows();
@@ -346,8 +404,10 @@ void run_as(const char* op, const Call& call, std::span<const Term> terms, std::
       part.workers = static_cast<int>(layout.outer.workers[of]);
       first_block += part.units / args.tile_rows;
       part.of_h = !from.coefficients.present();
-      part.factor =
-          part.of_h ? from.scaling / term.pair.scaling : from.scaling;  // s·h has one in it
+      // s·h has one in it.
+      part.factor = part.of_h ? from.scaling / args.layers[0].scaling : from.scaling;
+      part.masked = from.dropout != nullptr;
+      if (part.masked) part.factor *= from.dropout->scale();
       maps.matrix[i] = tensor_map(op, from.matrix.data(), dtype, layout.m, from.matrix.dim(1),
                                   from.matrix.stride(0), kTileM);
       maps.coefficients[i] = maps.h[0];

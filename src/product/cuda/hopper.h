@@ -27,7 +27,7 @@ struct HopperPlan {
   int tile_n = 256;            ///< Columns of y in a tile: 256, 128 or 64.
   std::int64_t tile_rows = 0;  ///< Cluster rows: tiles of 256 rows of y, two blocks.
   std::int64_t tile_cols = 0;  ///< Tiles beside each other.
-  int clusters = 0;            ///< Of two blocks each, at most one block a multiprocessor.
+  int clusters = 0;            ///< Of two blocks each, all of which run at once.
   int light_clusters = 0;      ///< Have a tile less than the others, or none.
   int rank_class = 0;  ///< Columns that a product for h has: 16, 64, 128 or 256; 0: no pair.
   int h_parts = 1;     ///< Parts of K, of the others' items.
@@ -54,9 +54,10 @@ struct HopperPlan {
 HopperPlan plan_hopper(std::int64_t m, std::int64_t n, std::int64_t k, std::int64_t rank,
                        const DeviceFacts& facts);
 
-/// The same for several of some widths beside each other, with as many columns of h together.
+/// The same for several of some widths beside each other, with as many columns of h together; or
+/// with dropout.
 HopperPlan plan_hopper(std::int64_t m, std::span<const std::int64_t> widths, std::int64_t k,
-                       std::int64_t rank, const DeviceFacts& facts);
+                       std::int64_t rank, const DeviceFacts& facts, bool masked = false);
 
 /// The same for terms that run_hopper takes together.
 HopperPlan plan_hopper(std::span<const Term> terms, const DeviceFacts& facts);
@@ -82,6 +83,7 @@ struct HopperOuterPlan {
   std::array<std::size_t, 2> order{};           ///< Of the products: given coefficients first.
   std::array<std::int64_t, 2> units{};          ///< Of each product.
   std::array<std::int64_t, 2> workers{};        ///< Clusters that share them.
+  std::int64_t unit_cols = 0;                   ///< 128 or 64.
   std::int64_t column_blocks = 0;               ///< Of all products.
   std::int64_t segments = 0;                    ///< Blocks that share a column block, at most.
 };
@@ -94,8 +96,8 @@ HopperOuterPlan plan_hopper_outer(const HopperPlan& plan, std::int64_t k,
 std::vector<HopperOuterShape> outer_shapes(const Term& term);
 
 /// Whether run_hopper makes the term's outer products too, beside its tiles: there are one or two,
-/// of rank 16 or less, without dropout, and the term has time for them. If not, run_hopper leaves
-/// them to its caller; what it takes is not affected.
+/// of rank 16 or less, with the dropout of y or none on the first, and the term has time for them.
+/// If not, run_hopper leaves them to its caller; what it takes is not affected.
 bool hopper_makes_outer(const Term& term, const DeviceFacts& facts);
 
 /// Whether run_hopper takes such a term on such a device; "no" says why. Looks at no data, only at

@@ -25,6 +25,10 @@ constexpr int kMostLayers = 3;           // terms of one x: q, k and v
 constexpr int kMostOuter = 2;            // outer products of a term: dA and dB
 constexpr int kBesidePartial = 8 * 128;  // sums of a unit beside a tile, of a warpgroup
 
+// What a dropout masks: nothing; x, on its way to h; what the pair adds to y, and the matrix of the
+// outer product whose columns those of y are.
+enum class Drops { kNothing, kX, kY };
+
 template <int TileN>
 struct Sizes {
   static constexpr int kSlots = TileN == 256 ? 4 : TileN == 128 ? 6 : 8;
@@ -32,7 +36,8 @@ struct Sizes {
   static constexpr int kRing = 0;  // offsets in shared memory
   static constexpr int kStaging = kRing + kSlots * kSlotBytes;
   static constexpr int kBias = kStaging + kStagingBytes;
-  static constexpr int kFull = kBias + TileN * 4;
+  // The bias of a tile's columns; or masks of an outer product, which no product with a bias has.
+  static constexpr int kFull = kBias + (TileN == 256 ? 2048 : TileN * 4);
   static constexpr int kEmpty = kFull + kSlots * 8;
   static constexpr int kArrived = kEmpty + kSlots * 8;
   static constexpr int kSeen = kArrived + 12;  // kArrived: of two warpgroups, and of those that add
@@ -46,10 +51,11 @@ constexpr int outer_columns(int tile_n) { return tile_n == 256 ? 128 : 64; }
 
 // What the slots hold while h is made: so many steps of x and S. At rank 16 two steps of x fill a
 // slot of a tile of 128 columns, and S goes to the staging buffers, which are free until there is a
-// tile.
+// tile; unless masks of x are there.
 template <int TileN>
-__host__ __device__ constexpr int steps_of_unit(int rank_class) {
-  return TileN == 256 ? rank_class <= 64 ? 2 : 1 : TileN == 128 && rank_class == 16 ? 2 : 1;
+__host__ __device__ constexpr int steps_of_unit(int rank_class, bool masks_x = false) {
+  if (TileN == 256) return rank_class <= 64 ? 2 : 1;
+  return TileN == 128 && rank_class == 16 && !masks_x ? 2 : 1;
 }
 
 // And of so many cluster rows at once: at rank 128 two fill a slot and a multiplier's registers.
@@ -85,7 +91,7 @@ struct Layer {
   int first_column;  // of its tiles
   int first_rank;    // of its columns of h, a multiple of 16
   int n, rank;
-  float scaling;
+  float scaling;     // of the h that is multiplied: s, and the scale of a dropout
   float* h_out;      // (m, rank), h; or null
   const void* bias;  // or null
   std::int64_t bias_stride;
@@ -102,6 +108,7 @@ struct OuterPart {
   int units;        // its column blocks · cluster rows
   int workers;      // clusters that share them out, from the last one on
   bool of_h;        // its coefficients are the s·h that this kernel makes
+  bool masked;      // its matrix is, as y is
 };
 
 // The outer products of a term, made in units beside the tiles: see `Multiplier::outer_unit`. Those
@@ -128,11 +135,15 @@ struct Arguments {
   int light_clusters, light_rows;  // the latter cluster rows of h are the former's
   int item_rows;                   // cluster rows of an item
   int h_parts, units, units_of_part;
-  int h_every;     // steps between units of h in the first tile of a heavy cluster; 0: before it
-  int h_first;     // steps before the first one
-  void* h;         // (m, h_stride), s·h in the type that is multiplied
-  float* partial;  // sums over parts of K
-  std::uint32_t* flags;  // of row blocks: s·h is there; the first of all flags
+  int h_every;    // steps between units of h in the first tile of a heavy cluster; 0: before it
+  int h_first;    // steps before the first one
+  void* h;        // (m, h_stride), s·h in the type that is multiplied
+  float h_scale;  // of h that is kept: that of a dropout on x
+  const uint2* masks;         // the bits of a dropout: see hopper_masks.cuh
+  const uint2* turned_masks;  // the same of columns, for outer products
+  int mask_steps;             // of each row
+  float* partial;             // sums over parts of K
+  std::uint32_t* flags;       // of row blocks: s·h is there; the first of all flags
   int flag_count;
   std::uint32_t* copied;     // raised by each block: S is copied; the rest is
   Copies copies;             // S, E, and coefficients of outer products
@@ -185,6 +196,12 @@ struct Block {
   __device__ Barrier empty(int index) const { return {shared + Size::kEmpty + index * 8}; }
   // How far the thread that watches flags in memory has come, for the one that fetches.
   __device__ Count seen() const { return {shared + Size::kSeen}; }
+  // Mask bits of x, for a slot that holds what h is made of: where no tile has been staged yet.
+  __device__ std::uint32_t masks_of_x(Slot at) const {
+    return shared + Size::kStaging + at.index * 2048;
+  }
+  // Mask bits of the matrix in the slot of an outer product.
+  __device__ std::uint32_t masks_of_outer() const { return shared + Size::kBias; }
   // So many sums of units beside tiles have been left in memory by the two warpgroups.
   __device__ Count left() const { return {shared + Size::kLeft}; }
 };
@@ -217,11 +234,14 @@ struct Items {
   }
 };
 
-// The layer of a tile's column; only forward products have several.
-template <bool Outer>
+// Whether a kernel's term is alone: with outer products, or masks of its own.
+constexpr bool is_alone(bool outer, Drops dropped) { return outer || dropped != Drops::kNothing; }
+
+// The layer of a tile's column.
+template <bool Alone>
 __device__ int layer_of(const Arguments& args, int column) {
   int layer = 0;
-  if constexpr (!Outer) {
+  if constexpr (!Alone) {
     while (layer + 1 < args.layer_count && column >= args.layers[layer + 1].first_column) ++layer;
   }
   return layer;
@@ -381,8 +401,8 @@ __device__ void store_h(const Arguments& args, int row, int column, float low, f
   *reinterpret_cast<std::uint32_t*>(to) = packed<T>(low * layer.scaling, high * layer.scaling);
   if (layer.h_out == nullptr) return;
   float* const out = layer.h_out + std::int64_t{row} * layer.rank + rank;
-  out[0] = low;
-  if (rank + 1 < layer.rank) out[1] = high;
+  out[0] = low * args.h_scale;
+  if (rank + 1 < layer.rank) out[1] = high * args.h_scale;
 }
 template <class T>
 __device__ void store_h_one(const Arguments& args, int row, int column, float value) {

@@ -7,6 +7,7 @@
 #include "backend/cuda/element.cuh"
 #include "backend/cuda/sm90.cuh"
 #include "product/cuda/hopper_block.cuh"
+#include "product/cuda/hopper_masks.cuh"
 
 // Warpgroup 0 of the kernel in hopper.cu: one thread fills the ring of slots; three warps make
 // copies of S and E that TMA can fetch, and one thread of them watches flags for the one that
@@ -55,31 +56,20 @@ __device__ void copy_share_as(const Copy& copy, int thread) {
     }
     return;
   }
-  // Neighbouring threads read neighbouring elements, whichever way they lie.
-  const bool along = copy.inner_stride == 1;
-  const unsigned over = along ? chunks : static_cast<unsigned>(copy.outer);
-  constexpr int kAtOnce = 2;
-  for (; chunk < end; chunk += step * kAtOnce) {
-    Pack<From, 8> in[kAtOnce];
+  for (; chunk < end; chunk += step) {
+    // Neighbouring threads read neighbouring elements, whichever way they lie.
+    const bool along = copy.inner_stride == 1;
+    const unsigned over = along ? chunks : static_cast<unsigned>(copy.outer);
+    const unsigned high = chunk / over, low = chunk - high * over;
+    const std::int64_t row = along ? high : low;
+    const int first = static_cast<int>(along ? low : high) * 8;
+    Pack<From, 8> in;
+    const From* at = from + row * copy.outer_stride + first * copy.inner_stride;
 #pragma unroll
-    for (int n = 0; n < kAtOnce; ++n) {
-      const unsigned which = min(chunk + n * step, end - 1), high = which / over;
-      const unsigned low = which - high * over;
-      const int first = static_cast<int>(along ? low : high) * 8;
-      const From* at =
-          from + std::int64_t{along ? high : low} * copy.outer_stride + first * copy.inner_stride;
-#pragma unroll
-      for (int i = 0; i < 8; ++i, at += copy.inner_stride) {
-        in[n].values[i] = first + i < copy.inner ? *at : from_float<From>(0.0f);
-      }
+    for (int i = 0; i < 8; ++i, at += copy.inner_stride) {
+      in.values[i] = first + i < copy.inner ? *at : from_float<From>(0.0f);
     }
-#pragma unroll
-    for (int n = 0; n < kAtOnce; ++n) {
-      const unsigned which = min(chunk + n * step, end - 1), high = which / over;
-      const unsigned low = which - high * over;
-      store_chunk<From, To>(copy, along ? high : low, static_cast<int>(along ? low : high) * 8,
-                            in[n]);
-    }
+    store_chunk<From, To>(copy, row, first, in);
   }
 }
 
@@ -99,19 +89,21 @@ __device__ void copy_share(const Copy& copy, int thread) {
 // arrives at and later waits for: that of cooperative groups (whose own functions take whole
 // blocks), in memory that CUDA has for it. Nothing else here is zero at the start.
 struct GridBarrier {
-  std::uint32_t* word = &cooperative_groups::details::get_grid_workspace()->barrier;
   std::uint32_t before = 0;
 
+  __device__ static std::uint32_t* word() {
+    return &cooperative_groups::details::get_grid_workspace()->barrier;
+  }
   // The sum of all arrivals turns the highest bit over.
   __device__ void arrive() {
     const std::uint32_t add = blockIdx.x == 0 ? 0x80000000u - (gridDim.x - 1) : 1u;
     asm volatile("atom.add.release.gpu.u32 %0, [%1], %2;"
                  : "=r"(before)
-                 : "l"(word), "r"(add)
+                 : "l"(word()), "r"(add)
                  : "memory");
   }
   __device__ void wait() const {
-    while (((load_acquire(word) ^ before) & 0x80000000u) == 0) {
+    while (((load_acquire(word()) ^ before) & 0x80000000u) == 0) {
     }
   }
 };
@@ -282,21 +274,29 @@ __device__ void prepare(const Arguments& args, const Block<TileN>& block, int th
 }
 
 // Warpgroup 0, one thread: fills the ring.
-template <int TileN, bool WIsKN, bool Outer>
+template <int TileN, bool WIsKN, bool Outer, Drops Dropped>
 __device__ void fetch(const Maps& maps, const Arguments& args, const Block<TileN>& block) {
   using Size = Sizes<TileN>;
+  constexpr bool kAlone = is_alone(Outer, Dropped);
   Slot at{0, 1};  // of new barriers, the phase before the first one: all slots are empty
   const Count seen = block.seen();
 
   // Steps of x and S, so that a slot is full.
   const auto fill_h_unit = [&](int row, int unit) {
-    const int steps = steps_of_unit<TileN>(args.rank_class), rows = args.item_rows;
+    constexpr bool kMasksX = Dropped == Drops::kX;
+    const int steps = steps_of_unit<TileN>(args.rank_class, kMasksX), rows = args.item_rows;
+    const int mask_bytes = kMasksX ? steps * kMaskBytes : 0;
     const int s_bytes = args.rank_class * kRowBytes, boxes = steps * rows;
     const std::uint32_t s = block.s_of(at, boxes, steps * s_bytes);
     const int m0 = (row * 2 + block.rank) * kTileM;
     const Barrier full = block.full(at.index);
     block.empty(at.index).wait(at.parity);
-    full.arrive_and_expect(boxes * kXBytes + steps * s_bytes);
+    full.arrive_and_expect(boxes * kXBytes + steps * s_bytes + mask_bytes);
+    if constexpr (kMasksX) {
+      wait_for_kernel_before();
+      load_bytes(block.masks_of_x(at), masks_at(args.masks, args, m0 / kTileM, unit * steps), full,
+                 mask_bytes);
+    }
     // Two steps of one row block, or one of two, the second in the next cluster row.
     for (int i = 0; i < boxes; ++i) {
       const int k = (unit * steps + (rows == 1 ? i : 0)) * kTileK;
@@ -322,7 +322,8 @@ __device__ void fetch(const Maps& maps, const Arguments& args, const Block<TileN
       }
     }
   };
-  const bool beside = TileN == 256 && beside_tile(args, block.cluster);
+  const bool beside =
+      TileN == 256 && Dropped == Drops::kNothing && beside_tile(args, block.cluster);
   if (args.rank > 0 && !beside && Items(args, block.cluster).any()) fill_h([] {});
 
   // x (128, 64) and W (64, TileN) at k; or h and E.
@@ -357,7 +358,16 @@ __device__ void fetch(const Maps& maps, const Arguments& args, const Block<TileN
     seen.wait(units.of().of_h ? kSeenCopies + (args.outer.late ? 1 : 2) : kSeenCopies);
     const Barrier full = block.full(at.index);
     block.empty(at.index).wait(at.parity);
-    full.arrive_and_expect((kBoxes + 1) * kXBytes);
+    // There is one place for masks: units are so far from each other that the one before has been
+    // multiplied when a slot is empty for this one.
+    const bool masked = Dropped == Drops::kY && units.of().masked;
+    full.arrive_and_expect((kBoxes + 1) * kXBytes + (masked ? kBoxes * kMaskBytes : 0));
+    if (masked) {
+      wait_for_kernel_before();
+      load_bytes(block.masks_of_outer(),
+                 masks_at(args.turned_masks, args, m0 / kTileM, column / 64), full,
+                 kBoxes * kMaskBytes);
+    }
     const std::uint32_t to = block.slot(at);
     for (int i = 0; i < kBoxes; ++i) {
       load_box(to + i * kXBytes, maps.matrix[part], full, column + i * 64, m0);
@@ -365,11 +375,17 @@ __device__ void fetch(const Maps& maps, const Arguments& args, const Block<TileN
     load_box(to + kBoxes * kXBytes, maps.coefficients[part], full, 0, m0);
     at.advance<Size::kSlots>();
     units.advance();
+    if (!units.any()) return;
+    // Nobody has read the next one's matrix before, unlike what tiles are made of.
+    for (int i = 0; i < kBoxes; ++i) {
+      prefetch_box(maps.matrix[units.part], units.column() * kColumns + i * 64,
+                   (units.row() * 2 + block.rank) * kTileM);
+    }
   };
 
   int count = kSeenCopies + (Outer ? 2 : 1);  // after the first tile
   for_each_tile(args, block.cluster, [&](int row, int column) {
-    const int of = layer_of<Outer>(args, column);
+    const int of = layer_of<kAlone>(args, column);
     const int m0 = (row * 2 + block.rank) * kTileM;
     const int n0 = (column - args.layers[of].first_column) * TileN;
     int i = 0;

@@ -6,6 +6,7 @@
 #include "backend/cuda/sm90.cuh"
 #include "backend/cuda/wgmma.cuh"
 #include "product/cuda/hopper_block.cuh"
+#include "product/cuda/hopper_masks.cuh"
 
 // Warpgroups 1 and 2 of the kernel in hopper.cu: products, and what becomes of them.
 
@@ -25,12 +26,16 @@ __device__ inline float load_as_float(const void* data, DType dtype, std::int64_
 }
 
 // Warpgroups 1 and 2: a half tile of 64 rows each.
-template <class T, int TileN, bool WIsKN, bool Outer>
+template <class T, int TileN, bool WIsKN, bool Outer, Drops Dropped>
 struct Multiplier {
   using Size = Sizes<TileN>;
 
   // Whether there may be units beside tiles, and of h.
-  static constexpr bool kBesideH = TileN == 256, kBeside = kBesideH || Outer;
+  static constexpr bool kBesideH = TileN == 256 && Dropped == Drops::kNothing;
+  static constexpr bool kBeside = kBesideH || Outer || Dropped == Drops::kX;
+  static constexpr bool kAlone = is_alone(Outer, Dropped);
+  // A gradient has no bias.
+  static constexpr bool kBias = !Outer && Dropped != Drops::kY;
 
   const Maps& maps;
   const Arguments& args;
@@ -223,8 +228,24 @@ struct Multiplier {
     return true;
   }
 
+  // The same of an x that is masked, which therefore goes through registers, for rank 16.
+  __device__ void shrink_masked(float (&sum)[TileN / 2], const Items& item) {
+    const int begin = item.first_unit(), end = item.end_unit();
+    for (int unit = begin; unit < end; ++unit) {
+      h_unit(unit == begin);
+      wgmma_wait<0>();
+      release(unreleased_unit);
+      unreleased_unit = -1;
+    }
+#pragma unroll
+    for (int i = 0; i < 8; ++i) sum[i] = side[0][i] + side[1][i];
+    publish_h<16>(sum, item);
+  }
+
   __device__ void make_h(float (&sum)[TileN / 2], const Items& item) {
-    if constexpr (Outer) return shrink<16>(sum, item);  // there is no other with outer products
+    if constexpr (Dropped == Drops::kX) return shrink_masked(sum, item);
+    // There is no other rank with outer products or masks.
+    if constexpr (kAlone) return shrink<16>(sum, item);
     switch (args.rank_class) {
       case 16:
         return shrink<16>(sum, item);
@@ -242,9 +263,9 @@ struct Multiplier {
     float bias = 0.0f;  // of one column of the tile, for all threads
     const int biased = static_cast<int>(threadIdx.x) - 128;
     bool has_bias = false;
-    if constexpr (!Outer) {  // a gradient has none
+    if constexpr (kBias) {
       const int column = place_of(args, tile).column;
-      const Layer& layer = args.layers[layer_of<Outer>(args, column)];
+      const Layer& layer = args.layers[layer_of<kAlone>(args, column)];
       const int n = (column - layer.first_column) * TileN + biased;
       has_bias = layer.bias != nullptr;
       if (has_bias && biased < TileN && n < layer.n) {
@@ -290,29 +311,78 @@ struct Multiplier {
     units.first_tile = false;
     steps_until(args.k_blocks);
     const TilePlace place = place_of(args, tile);
-    const int of = layer_of<Outer>(args, place.column);
-    int r = args.layers[of].rank;
-    for (; r > 32; r -= kTileK) step<4>(sum, false);
-    if (r > 16) {
-      step<2>(sum, false);
-    } else if (r > 0) {
-      step<1>(sum, false);
+    const int of = layer_of<kAlone>(args, place.column);
+    const int row_block = place.row * 2 + block.rank;
+    const int n0 = (place.column - args.layers[of].first_column) * TileN;
+    if constexpr (Dropped == Drops::kY) {
+      add_masked_pair(sum, row_block, n0);
+    } else {
+      int r = args.layers[of].rank;
+      for (; r > 32; r -= kTileK) step<4>(sum, false);
+      if (r > 16) {
+        step<2>(sum, false);
+      } else if (r > 0) {
+        step<1>(sum, false);
+      }
+      finish_products();
     }
-    finish_products();
     if (has_bias) add_bias(sum, bias, biased);
-    store_tile(sum, maps.y[of], (place.row * 2 + block.rank) * kTileM + half * kHalfM,
-               (place.column - args.layers[of].first_column) * TileN);
+    store_tile(sum, maps.y[of], row_block * kTileM + half * kHalfM, n0);
+  }
+
+  // sum += mask ∘ (h · E), 32 columns at a time, for rank 16 and an E (rank, N).
+  __device__ void add_masked_pair(float (&sum)[TileN / 2], int row_block, int n0) {
+    static_assert(Dropped != Drops::kY || WIsKN);
+    const int row = half * kHalfM + thread / 32 * 16 + thread % 32 / 4;
+    wait_for_kernel_before();
+    // A word of 32 columns of each of this thread's two rows.
+    const std::uint32_t* const from = reinterpret_cast<const std::uint32_t*>(
+        masks_at(args.masks, args, row_block, n0 / 64) + row);
+    std::uint32_t words[2][2];  // of these columns and of the next ones
+    const auto load = [&](int i) {
+      const std::uint32_t* const at = from + (i / 2 * kTileM * 2 + i % 2);
+      words[i % 2][0] = __ldcg(at), words[i % 2][1] = __ldcg(at + 8 * 2);
+    };
+    load(0);
+    block.full(at.index).wait(at.parity);
+    finish_products();
+    const std::uint32_t slot = block.slot(at);
+    const std::uint64_t a = tile_descriptor(slot + half * kHalfXBytes, 16);
+    const std::uint64_t b = tile_descriptor(slot + kXBytes, kBoxBytes);
+#pragma unroll
+    for (int i = 0; i < TileN / 32; ++i) {
+      float pair[16];
+      if (i + 1 < TileN / 32) load(i + 1);
+      wgmma_fence();
+      wgmma<32, WIsKN, T>(pair, a, b + i / 2 * (kBoxBytes / 16) + i % 2 * 4, false);
+      wgmma_commit();
+      wgmma_wait<0>();
+#pragma unroll
+      for (int lower = 0; lower < 2; ++lower) {
+        const std::uint32_t word = words[i % 2][lower] << thread % 4;
+#pragma unroll
+        for (int j = 0; j < 4; ++j) {
+          const int at = j * 4 + lower * 2;
+          if (keeps(word, j, false)) sum[i * 16 + at] += pair[at];
+          if (keeps(word, j, true)) sum[i * 16 + at + 1] += pair[at + 1];
+        }
+      }
+    }
+    release(at.index);
+    at.template advance<Size::kSlots>();
   }
 
   // The products of a unit beside a tile go between those of two steps, and are done when those of
   // the step before are: the next step waits for both, and releases both slots. Their first operand
-  // comes through registers, fragment i is 16 along what is summed up: from shared memory, whose
-  // width the steps take up, it would come twice.
-  template <int Fragments, bool BIsKN, class Load>
-  __device__ void side_products(bool starts, const Load& load, std::uint32_t b, int step_of_b) {
+  // comes through registers, fragment i is 16 along what is summed up: there it is turned round or
+  // masked.
+  template <int Fragments, bool BIsKN, class Load, class Mask>
+  __device__ void side_products(bool starts, const Load& load, const Mask& mask, std::uint32_t b,
+                                int step_of_b) {
     std::uint32_t a[Fragments][4];
 #pragma unroll
     for (int i = 0; i < Fragments; ++i) load(i, a[i]);
+    mask(a);
     sync();  // all have read the slot: who waits for these products may release it
     wgmma_fence();
     const std::uint64_t first = tile_descriptor(b, 16);
@@ -324,24 +394,46 @@ struct Multiplier {
       wgmma_16<BIsKN, T>(side[i % 2], a[i], at_b, !starts || i > 1);
     }
     wgmma_commit();
+    end_side();
+  }
+  __device__ void end_side() {
     unreleased_unit = at.index;
     at.template advance<Size::kSlots>();
   }
 
-  // h (64 rows of a warpgroup, 16) += x (64, 128) · S (128, 16).
+  // h (64 rows of a warpgroup, 16) += x (64, 128) · S (128, 16); of narrower tiles one step of 64.
   __device__ void h_unit(bool starts) {
+    constexpr int kSteps = steps_of_unit<TileN>(16, Dropped == Drops::kX);
     block.full(at.index).wait(at.parity);
-    const std::uint32_t slot = block.slot(at);
-    wgmma_fence();
+    const std::uint32_t slot = block.slot(at), s = slot + kSteps * kXBytes;
+    if constexpr (Dropped == Drops::kX) {
+      const int lane = thread % 32, row = half * kHalfM + thread / 32 * 16 + lane % 16;
+      const std::uint32_t from = slot + row * kRowBytes + ((lane / 16 ^ row % 8) << 4);
+      side_products<kSteps * 4, false>(
+          starts,
+          [&](int i, std::uint32_t(&a)[4]) {
+            // Two pieces on, in swizzled rows.
+            load_matrices(a, (from + i / 4 * kXBytes) ^ (i % 4 * 32));
+          },
+          [&](std::uint32_t(&a)[kSteps * 4][4]) {
+            const int mask_row = half * kHalfM + thread / 32 * 16 + lane / 4;
 #pragma unroll
-    for (int i = 0; i < 8; ++i) {
-      const std::uint64_t a = tile_descriptor(slot + i / 4 * kXBytes + half * kHalfXBytes, 16);
-      const std::uint64_t b = tile_descriptor(slot + 2 * kXBytes + i / 4 * 16 * kRowBytes, 16);
-      wgmma<16, false, T>(side[i % 2], a + i % 4 * 2, b + i % 4 * 2, !starts || i > 1);
+            for (int i = 0; i < kSteps; ++i) {
+              mask_rows(a + i * 4, block.masks_of_x(at) + i * kMaskBytes + mask_row * 8, thread);
+            }
+          },
+          s, 16 * kRowBytes);
+    } else {
+      wgmma_fence();
+#pragma unroll
+      for (int i = 0; i < kSteps * 4; ++i) {
+        const std::uint64_t a = tile_descriptor(slot + i / 4 * kXBytes + half * kHalfXBytes, 16);
+        const std::uint64_t b = tile_descriptor(s + i / 4 * 16 * kRowBytes, 16);
+        wgmma<16, false, T>(side[i % 2], a + i % 4 * 2, b + i % 4 * 2, !starts || i > 1);
+      }
+      wgmma_commit();
+      end_side();
     }
-    wgmma_commit();
-    unreleased_unit = at.index;
-    at.template advance<Size::kSlots>();
   }
 
   // out (16, columns) += coefficientsᵀ (16, rows) · matrix (rows, columns), turned round, for wgmma
@@ -349,15 +441,23 @@ struct Multiplier {
   // 64 columns.
   __device__ void outer_unit(bool starts) {
     constexpr bool kByColumns = outer_columns(TileN) == 128;
+    constexpr int kFragments = kByColumns ? 8 : 4;
     block.full(at.index).wait(at.parity);
     const std::uint32_t slot = block.slot(at);
     const int lane = thread % 32, row = lane / 16 * 8 + lane % 8;
     const int piece = thread / 32 * 2 + lane / 8 % 2;
     const std::uint32_t mine = half * (kByColumns ? kXBytes : kHalfXBytes);
     const std::uint32_t from = slot + mine + row * kRowBytes + ((piece ^ row % 8) << 4);
-    side_products<kByColumns ? 8 : 4, true>(
+    side_products<kFragments, true>(
         starts,
         [&](int i, std::uint32_t(&a)[4]) { load_matrices_turned(a, from + i * 16 * kRowBytes); },
+        [&](std::uint32_t(&a)[kFragments][4]) {
+          if constexpr (Dropped == Drops::kY && kByColumns) {
+            if (!units.of().masked) return;
+            const int column = thread / 32 * 16 + lane / 4;  // of the step `half`
+            mask_columns(a, block.masks_of_outer() + half * kMaskBytes + column * 4, thread);
+          }
+        },
         slot + (kByColumns ? 2 * kXBytes : kXBytes + half * kHalfXBytes), 0);
   }
 

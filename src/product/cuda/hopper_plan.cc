@@ -19,6 +19,9 @@ constexpr std::size_t kSharedBytes = 227 * 1024;
 
 std::int64_t divide_up(std::int64_t a, std::int64_t b) { return (a + b - 1) / b; }
 
+// Of the widest tile's ring.
+constexpr int kSlots = 4;
+
 // The time of a tile, in those of 256 columns: of fewer ones a little more than their share, for x
 // is read for fewer products.
 double tile_time(int tile_n) { return tile_n == 256 ? 1.0 : tile_n == 128 ? 0.54 : 0.32; }
@@ -40,6 +43,10 @@ constexpr int kUntilS = 7, kUntilCopies = 10;
 constexpr double kBesideUnit = 0.6;
 constexpr int kBetween = 2;
 
+bool drops(const Term& term) {
+  return term.pair.input_dropout != nullptr || term.pair.output_dropout != nullptr;
+}
+
 int rank_class_of(std::int64_t rank) {
   if (rank == 0) return 0;
   for (const int known : {16, 64, 128}) {
@@ -58,15 +65,14 @@ HopperPlan divided(int tile_n, std::int64_t m, std::span<const std::int64_t> wid
   plan.rank_class = rank_class_of(rank);
   // One that has no tile may still make h.
   const std::int64_t useful = plan.tiles() + (rank > 0 ? plan.tile_rows : 0);
-  plan.clusters =
-      static_cast<int>(std::min<std::int64_t>(std::max(facts.multiprocessors / 2, 1), useful));
+  plan.clusters = static_cast<int>(std::min<std::int64_t>(facts.clusters, useful));
   const std::int64_t last = plan.tiles() % plan.clusters;
   plan.light_clusters = last == 0 ? 0 : plan.clusters - static_cast<int>(last);
   return plan;
 }
 
 // Shares the items out, and says what they add to the time of the tiles, in wide tiles.
-double share_items(HopperPlan& plan, int parts, std::int64_t k_blocks) {
+double share_items(HopperPlan& plan, int parts, std::int64_t k_blocks, bool masked) {
   const auto steps = static_cast<double>(k_blocks);
   const double item = item_time(plan.rank_class, 1, steps);
   const double part = item_time(plan.rank_class, parts, steps);
@@ -80,8 +86,9 @@ double share_items(HopperPlan& plan, int parts, std::int64_t k_blocks) {
   for (std::int64_t each = most;; --each) {
     const std::int64_t rest = std::max<std::int64_t>(0, items - each * light) * parts;
     const std::int64_t others = divide_up(rest, heavy), room = k_blocks - others * units * kBetween;
-    // Beside a tile there are registers for no more than 16 columns.
-    const bool beside = others > 0 && plan.tile_n == 256 && plan.rank_class == 16 && room > kUntilS;
+    // Beside a tile there are registers for no more than 16 columns, and none for masks.
+    const bool beside =
+        others > 0 && plan.tile_n == 256 && plan.rank_class == 16 && !masked && room > kUntilS;
     const double heavy_time = others == 0 ? 0
                               : beside ? static_cast<double>(others * units) * kBesideUnit / steps
                                        : static_cast<double>(others) * part + start;
@@ -101,11 +108,11 @@ double share_items(HopperPlan& plan, int parts, std::int64_t k_blocks) {
 
 HopperPlan plan_hopper(std::int64_t m, std::int64_t n, std::int64_t k, std::int64_t rank,
                        const DeviceFacts& facts) {
-  return plan_hopper(m, {&n, 1}, k, rank, facts);
+  return plan_hopper(m, {&n, 1}, k, rank, facts, false);
 }
 
 HopperPlan plan_hopper(std::int64_t m, std::span<const std::int64_t> widths, std::int64_t k,
-                       std::int64_t rank, const DeviceFacts& facts) {
+                       std::int64_t rank, const DeviceFacts& facts, bool masked) {
   const auto time_of = [](const HopperPlan& plan) {
     return static_cast<double>(divide_up(plan.tiles(), plan.clusters)) * tile_time(plan.tile_n);
   };
@@ -118,11 +125,11 @@ HopperPlan plan_hopper(std::int64_t m, std::span<const std::int64_t> widths, std
   if (rank == 0) return plan;
   const std::int64_t k_blocks = divide_up(k, kTileK);
   HopperPlan best = plan;
-  double best_time = share_items(best, 1, k_blocks);
+  double best_time = share_items(best, 1, k_blocks, masked);
   for (const int parts : {2, 3, 4}) {
     if (k_blocks < 8 * parts) break;
     HopperPlan other = plan;
-    const double time = share_items(other, parts, k_blocks);
+    const double time = share_items(other, parts, k_blocks, masked);
     if (time < best_time) {
       best_time = time;
       best = other;
@@ -143,7 +150,7 @@ HopperPlan plan_hopper(std::span<const Term> terms, const DeviceFacts& facts) {
   std::array<std::int64_t, kMostLayers> widths{};
   for (std::size_t i = 0; i < terms.size(); ++i) widths[i] = terms[i].y.dim(1);
   return plan_hopper(terms[0].x.dim(0), {widths.data(), terms.size()}, terms[0].x.dim(1),
-                     hopper_ranks(terms), facts);
+                     hopper_ranks(terms), facts, drops(terms[0]));
 }
 
 std::size_t hopper_takes_together(std::span<const Term> terms) {
@@ -153,6 +160,7 @@ std::size_t hopper_takes_together(std::span<const Term> terms) {
     const Term& term = terms[count];
     if (!first.outer_products.empty() || !term.outer_products.empty()) break;
     if (!(term.x == first.x) || term.multiply != first.multiply) break;
+    if (drops(first) || drops(term)) break;  // each has masks of its own
     if (takes_tensor_map(term.w) != takes_tensor_map(first.w)) break;
     if (hopper_ranks(terms.first(count + 1)) > kMaxLoraRank) break;
   }
@@ -168,11 +176,11 @@ HopperOuterPlan plan_hopper_outer(const HopperPlan& plan, std::int64_t k,
   // Clusters without a tile have none to put units beside.
   const std::int64_t workers =
       least_tiles > 0 ? plan.clusters : plan.clusters - plan.light_clusters;
-  const std::int64_t columns = plan.tile_n == 256 ? 128 : 64;
+  outer.unit_cols = plan.tile_n == 256 ? 128 : 64;
   std::int64_t given = 0, made = 0;  // units of a cluster
   for (std::size_t i = 0; i < products.size(); ++i) {
     outer.order[i] = products.size() == 2 && products[0].of_h ? 1 - i : i;
-    const std::int64_t blocks = divide_up(products[i].cols, columns);
+    const std::int64_t blocks = divide_up(products[i].cols, outer.unit_cols);
     outer.column_blocks += blocks;
     outer.units[i] = blocks * plan.tile_rows;
     outer.workers[i] = std::min(workers, outer.units[i]);
@@ -215,17 +223,48 @@ bool hopper_makes_outer(const Term& term, const DeviceFacts& facts) {
   // A forward product's kernel has no units.
   if (!takes_tensor_map(term.w) || term.bias.present()) return false;
   for (const OuterProduct& each : outer) {
-    if (each.dropout != nullptr || each.matrix.dtype() != term.multiply) return false;
+    // The masks that the tiles are masked by, of the first one; they take the place of a bias.
+    if (each.dropout != nullptr &&
+        (&each != &outer.front() || each.dropout != term.pair.output_dropout)) {
+      return false;
+    }
+    if (each.matrix.dtype() != term.multiply) return false;
     if (!takes_tensor_map(each.matrix)) return false;
     if (!each.coefficients.present() && term.pair.scaling == 0.0f) return false;
   }
-  return plan_hopper_outer(plan_hopper({&term, 1}, facts), term.w.dim(0), outer_shapes(term))
-             .every > 0;
+  const HopperOuterPlan plan =
+      plan_hopper_outer(plan_hopper({&term, 1}, facts), term.w.dim(0), outer_shapes(term));
+  if (outer.front().dropout == nullptr) return plan.every > 0;
+  // There is one place for masks: a unit's have to be used when the next one's come.
+  return plan.every >= kSlots - 1 && !plan.late && plan.unit_cols == 128;
 }
+
+namespace {
+
+// Dropout is on x forward and on what the pair adds to y backward: for each there are kernels of
+// the order that W has there. Masks are made in eights of a row, and applied to what goes through
+// registers, of ranks up to 16.
+Support takes_dropout(const Term& term, const DeviceFacts& facts) {
+  const LowRank& pair = term.pair;
+  const bool drops_x = pair.input_dropout != nullptr, drops_y = pair.output_dropout != nullptr;
+  if (!drops(term)) return {};
+  if (drops_x && drops_y) return Support::no("dropout on both sides");
+  if (takes_tensor_map(term.w) != drops_y) return Support::no("dropout: the order of w");
+  if (drops_y && term.bias.present()) return Support::no("dropout and a bias");
+  const std::int64_t columns = drops_x ? term.x.dim(1) : term.y.dim(1);
+  if (columns % 8 != 0) return Support::no("dropout: masks are made in eights of a row");
+  const HopperPlan plan = plan_hopper({&term, 1}, facts);
+  if (plan.rank_class > 16) return Support::no("dropout with a rank above 16");
+  if (plan.tile_n < 128) return Support::no("dropout with few tiles");
+  return {};
+}
+
+}  // namespace
 
 Support hopper_takes(const Term& term, const DeviceFacts& facts) {
   if (facts.major != 9 || facts.minor != 0) return Support::no("not Hopper");
   if (facts.shared_bytes < kSharedBytes) return Support::no("too little shared memory");
+  if (facts.clusters < 1) return Support::no("no two blocks side by side");
   if (!term.w.present() || !term.y.present()) return Support::no("no base product");
   if (term.accumulate) return Support::no("y is added to");
   const DType dtype = term.multiply;
@@ -246,10 +285,7 @@ Support hopper_takes(const Term& term, const DeviceFacts& facts) {
   if (term.pair.rank() < 1 || term.pair.rank() > kMaxLoraRank) return Support::no("rank");
   constexpr std::int64_t kMostFeatures = std::int64_t{1} << 26;  // copies are counted in 32 bits
   if (std::max(term.x.dim(1), term.y.dim(1)) > kMostFeatures) return Support::no("too wide");
-  if (term.pair.input_dropout != nullptr || term.pair.output_dropout != nullptr) {
-    return Support::no("dropout");
-  }
-  return {};
+  return takes_dropout(term, facts);
 }
 
 }  // namespace graft::cuda

@@ -32,8 +32,8 @@ enum class Path : std::uint8_t {
 /// kFewRows: 1 to 16 rows by a W whose rows lie along K, in half types and vectors of 16 bytes; no
 /// outer products.
 ///
-/// kHopper: x, W and y of one half type and dense rows at 16 bytes, y a multiple of 8 wide; no
-/// dropout; on compute capability 9.0.
+/// kHopper: x, W and y of one half type and dense rows at 16 bytes, y a multiple of 8 wide; with
+/// dropout, rank 16 or less and a multiple of 8 features; on compute capability 9.0.
 ///
 /// kAmpere: float16 and bfloat16 products of any shape and strides.
 ///
@@ -44,7 +44,7 @@ Path path_of(const Term& term, const DeviceFacts& facts);
 const char* name_of(Path path);
 
 /// The same of a term; "hopper+ampere" where its base product runs on one and the rest on the
-/// other, for dropout.
+/// other, for a dropout that kHopper doesn't take.
 const char* path_name(const Term& term, const DeviceFacts& facts);
 
 /// @{

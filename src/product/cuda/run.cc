@@ -72,12 +72,13 @@ Term base_of(const Term& term) {
   return base;
 }
 
-// Hopper's tiles draw no masks. With dropout the base product alone is theirs, and the pair is
-// added to y by the matrix units' other path: y goes through memory once more, which costs a tenth
-// of what the whole term would there.
+// Hopper's tiles take dropout where the rank is small. Elsewhere the base product alone is theirs,
+// and the pair is added to y by the matrix units' other path: y goes through memory once more,
+// which costs a tenth of what the whole term would there.
 bool parts_for_hopper(const Term& term, const DeviceFacts& facts) {
   const bool drops = term.pair.input_dropout != nullptr || term.pair.output_dropout != nullptr;
-  return drops && path_of(base_of(term), facts) == Path::kHopper;
+  return drops && path_of(term, facts) != Path::kHopper &&
+         path_of(base_of(term), facts) == Path::kHopper;
 }
 
 std::vector<Term> parted(std::span<const Term> terms, const DeviceFacts& facts) {
