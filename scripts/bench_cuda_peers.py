@@ -6,8 +6,9 @@ Each contender is captured in a CUDA graph of at least 20 calls that go round se
 than 200 MB together; the graphs are replayed in turns, and a ratio is the median of those taken within
 a round. Cases have the names that graft-bench-cuda gives them, and the same yardstick is measured
 beside each, so that the two files can be laid side by side: over `cublas`, the plain product alone
-(both products where there are two passes), or over `copy`, which moves as many bytes. A peer that does
-not run a case is left out, and standard error says why.
+(both products where there are two passes); `composed`, for the delta alone cuBLAS's two products; or
+`copy`, which moves as many bytes. A peer that does
+not run a case is left out, and standard error says why. Run it with a Python that has PyTorch for CUDA.
 
     torch       forward and gradients from PyTorch's operators in their best order
     peft        peft.tuners.lora's layer around nn.Linear, as get_peft_model makes it
@@ -163,9 +164,10 @@ class Delta:
         self.zeros = torch.zeros(512, dtype=DTYPES[dtype], device="cuda")
 
     def contenders(self):
-        return {"composed": lambda: lambda: (self.x @ self.a @ self.b) * SCALING,
-                "addmm": lambda: lambda: torch.addmm(self.zeros, self.x @ self.a, self.b, beta=0,
-                                                     alpha=SCALING)}
+        # cuBLAS's two products, the scaling in the second: what graft-bench-cuda calls composed too.
+        return {"composed": lambda: lambda: torch.addmm(self.zeros, self.x @ self.a, self.b, beta=0,
+                                                        alpha=SCALING),
+                "torch": lambda: lambda: (self.x @ self.a @ self.b) * SCALING}
 
 
 class RowOperation:
@@ -317,20 +319,21 @@ def main():
     if not chosen:
         sys.exit(f"bench_cuda_peers: no case has {' '.join(arguments.only)!r} in its name")
     sys.path[:0] = arguments.path
-    lines = [f"# {name}: {value}" for name, value in facts().items()] + ["case,column,value"]
-    for name, size, recipe, yardstick in chosen:
-        times = measure(name, size, recipe, arguments.rounds)
-        for contender, taken in times.items():
-            lines.append(f"{name},{contender}_us,{statistics.median(taken):.2f}")
-            if contender != yardstick and yardstick in times:
-                ratios = [one / base for one, base in zip(taken, times[yardstick])]
-                lines.append(f"{name},{contender}/{yardstick},{statistics.median(ratios):.4f}")
-        print(name, *(f"{contender} {statistics.median(taken):.2f}"
-                      for contender, taken in times.items()), flush=True)
-        torch.cuda.empty_cache()
-    if arguments.csv:
-        with open(arguments.csv, "w", encoding="utf-8") as file:
-            file.write("\n".join(lines) + "\n")
+    with open(arguments.csv or os.devnull, "w", encoding="utf-8") as file:
+        file.writelines(f"# {name}: {value}\n" for name, value in facts().items())
+        print("case,column,value", file=file)
+        for name, size, recipe, yardstick in chosen:
+            times = measure(name, size, recipe, arguments.rounds)
+            for contender, taken in times.items():
+                print(f"{name},{contender}_us,{statistics.median(taken):.2f}", file=file)
+                if contender != yardstick and yardstick in times:
+                    ratios = [one / base for one, base in zip(taken, times[yardstick])]
+                    print(f"{name},{contender}/{yardstick},{statistics.median(ratios):.4f}",
+                          file=file)
+            file.flush()  # a run that is cut off keeps what it has
+            print(name, *(f"{contender} {statistics.median(taken):.2f}"
+                          for contender, taken in times.items()), flush=True)
+            torch.cuda.empty_cache()
 
 
 if __name__ == "__main__":

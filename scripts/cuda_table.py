@@ -1,11 +1,13 @@
 #!/usr/bin/env python3
-"""Writes what graft-bench-cuda has measured as tables into documents.
+"""Writes what graft-bench-cuda and graft-bench-mlx have measured as tables into documents.
 
-The text between a line `<!-- table: KIND CSV -->` and the next `<!-- end of table -->` is made from
-that file alone. KIND is one of
+The text between a line `<!-- table: KIND CSV... -->` and the next `<!-- end of table -->` is made
+from these files alone. KIND is one of
     products  layers: times, and Graft's over cuBLAS's, its own linear's and the composed calls'
     delta     lora_delta over the plan's shapes
     rows      softmax and the norms beside a copy of their bytes
+    mlx       chains of lora_delta through MLX's eval, over the plan's shapes
+    peers     a file of scripts/bench_cuda_peers.py, then Graft's: each over the yardstick of its run
 
 Without --fix, exits with 1 if a document does not agree with its file.
 
@@ -59,7 +61,7 @@ def products_table(cases):
     lines = []
     for case, columns in cases.items():
         work, shape, *rest = words(case)
-        if work.split("+")[0] in ROW_OPERATIONS or work == "delta":
+        if work.split("+")[0] in ROW_OPERATIONS or work in ("delta", "chain"):
             continue
         kind = " ".join(rest).replace("bfloat16", "bf16").replace("float", "f")
         lines.append([work, shape, kind, columns["path"], us(columns, "graft"),
@@ -91,12 +93,40 @@ def rows_table(cases):
     return table(["operation", "rows × features", "Graft µs", "copy µs", "of the copy"], lines)
 
 
-TABLES = {"products": products_table, "delta": delta_table, "rows": rows_table}
+def mlx_table(cases):
+    lines = []
+    for case, columns in cases.items():
+        work, shape, *rest = words(case)
+        if work == "chain":
+            lines.append([shape, rest[0][1:], rest[1], us(columns, "graft"), us(columns, "composed"),
+                          f"{float(columns['composed/graft']):.1f}×", us(columns, "graph")])
+    return table(["batch × sequence", "rank", "type", "fused µs", "unfused µs", "speed-up",
+                  "bare graph µs"], lines)
+
+
+def peers_table(cases, of_graft):
+    """`cases` and `of_graft` are of two runs: only ratios to what both measured stand side by side."""
+    lines = []
+    for case, columns in cases.items():
+        ratios = dict(column.split("/") for column in columns if "/" in column)
+        for yardstick in set(ratios.values()):
+            graft = of_graft.get(case, {}).get(f"graft/{yardstick}")
+            found = [columns.get(f"{peer}/{yardstick}") for peer in PEERS]
+            work, shape, *rest = words(case)
+            kind = " ".join(rest).replace("bfloat16", "bf16").replace("float", "f")
+            lines.append([work, shape, kind, yardstick, us(columns, yardstick),
+                          *(f"{float(ratio):.3f}" if ratio else "" for ratio in [graft, *found])])
+    return table(["work", "shape", "kind", "over", "its µs", "Graft", *PEERS.values()], lines)
+
+
+PEERS = {"torch": "PyTorch", "peft": "PEFT", "lorafusion": "LoRAFusion", "liger": "Liger"}
+TABLES = {"products": products_table, "delta": delta_table, "rows": rows_table, "mlx": mlx_table,
+          "peers": peers_table}
 
 
 def make(words_of_table):
-    kind, path = words_of_table.split()
-    return TABLES[kind](read_cases(ROOT / path))
+    kind, *paths = words_of_table.split()
+    return TABLES[kind](*(read_cases(ROOT / path) for path in paths))
 
 
 if __name__ == "__main__":

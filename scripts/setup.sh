@@ -3,18 +3,21 @@
 #
 #   scripts/setup.sh          what the library and the program need
 #   scripts/setup.sh tests    and what their tests need
+#   scripts/setup.sh cuda     and MLX for CUDA; CUDA itself, cuDNN and NCCL are yours to install
 #
 # System packages are installed where that can be done (root, or sudo); elsewhere it says exactly
 # what is missing and stops. A second run finds everything there, and needs no network.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
-want_tests=false
-case "${1:-}" in
-  tests) want_tests=true ;;
-  "") ;;
-  *) echo "usage: scripts/setup.sh [tests]" >&2; exit 2 ;;
-esac
+want_tests=false want_cuda=false
+for word in "$@"; do
+  case "$word" in
+    tests) want_tests=true ;;
+    cuda) want_cuda=true ;;
+    *) echo "usage: scripts/setup.sh [tests] [cuda]" >&2; exit 2 ;;
+  esac
+done
 
 say() { echo "setup: $*"; }
 die() { echo "setup: $*" >&2; exit 1; }
@@ -85,4 +88,5 @@ fi
 fetch=(python3 scripts/fetch_deps.py)
 if $want_tests; then fetch+=(--clang-format); fi
 "${fetch[@]}"
+if $want_cuda; then python3 scripts/fetch_deps.py --cuda; fi
 say "ready"

@@ -32,6 +32,12 @@ ALLOWED = {
         "of a thread: the scope that it is in",
     "graft::mlx::detail::FusedPrimitive::thread_context()::context":
         "of a thread: scratch of MLX's stream, whose thread it is",
+    "graft::mlx::detail::on_cuda(mlx::core::Stream)::found":
+        "whether there is a CUDA device, asked for once",
+    "graft::mlx::detail::(anonymous namespace)::expect_same_mlx()::found":
+        "the version of the MLX library in use, asked for once",
+    "graft::mlx::detail::(anonymous namespace)::concatenation(mlx::core::Stream)::made":
+        "of a thread: primitives that allocate, one for each of MLX's streams",
     "graft::mlx::detail::(anonymous namespace)::the_standin":
         "a test's GPU: as there is one Metal, there is one in its place",
 }

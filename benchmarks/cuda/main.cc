@@ -1,8 +1,4 @@
-#include <cuda_runtime_api.h>
-
 #include <CLI/CLI.hpp>
-#include <cstdio>
-#include <ctime>
 #include <fstream>
 #include <iostream>
 #include <stdexcept>
@@ -11,49 +7,12 @@
 
 #include "benchmarks/cuda/cases.h"
 #include "benchmarks/cuda/cublas.h"
-#include "benchmarks/cuda/device_memory.h"
-#include "benchmarks/cuda/digest.h"
+#include "benchmarks/cuda/facts.h"
 #include "benchmarks/cuda/run_case.h"
 #include "graft/supports.h"
-#include "graft/version.h"
 
 namespace graft::bench {
 namespace {
-
-std::string now() {
-  const std::time_t seconds = std::time(nullptr);
-  char text[32];
-  std::strftime(text, sizeof text, "%Y-%m-%d %H:%M UTC", std::gmtime(&seconds));
-  return text;
-}
-
-// What a file of results begins with.
-std::vector<std::pair<std::string, std::string>> facts_of(const Cublas& cublas,
-                                                          const std::string& command) {
-  cudaDeviceProp device{};
-  must(cudaGetDeviceProperties(&device, 0), "cudaGetDeviceProperties");
-  int driver = 0, runtime = 0;
-  cudaDriverGetVersion(&driver), cudaRuntimeGetVersion(&runtime);
-  const auto version = [](int number) {
-    return std::to_string(number / 1000) + "." + std::to_string(number % 1000 / 10);
-  };
-  return {{"device", std::string(device.name) + ", " + std::to_string(device.multiProcessorCount) +
-                         " multiprocessors"},
-          {"driver", "CUDA " + version(driver)},
-          {"versions", "Graft " + std::string(kVersion) + ", CUDA runtime " + version(runtime) +
-                           ", cuBLAS " + cublas.version()},
-          {"kernels", kCudaDigest},
-          {"date", now()},
-          {"command", command}};
-}
-
-bool has_all(const std::string& label, const std::vector<std::string>& words) {
-  const std::string spaced = " " + label + " ";
-  for (const std::string& word : words) {
-    if (spaced.find(" " + word + " ") == std::string::npos) return false;
-  }
-  return true;
-}
 
 void run(const std::vector<std::string>& filter, int rounds, const std::string& csv,
          const std::string& command) {
@@ -64,27 +23,10 @@ void run(const std::vector<std::string>& filter, int rounds, const std::string& 
   std::erase_if(cases, [&](const CudaCase& item) { return !has_all(label_of(item), filter); });
   if (cases.empty()) throw std::runtime_error("--filter: no case has all of these words");
   Cublas cublas;
-  const auto facts = facts_of(cublas, command);
-  for (const auto& [name, value] : facts) std::printf("%s: %s\n", name.c_str(), value.c_str());
-  std::ofstream file;
-  if (!csv.empty()) {
-    file.open(csv);
-    for (const auto& [name, value] : facts) file << "# " << name << ": " << value << '\n';
-    file << "case,column,value\n";
-  }
+  const Facts facts = facts_of_device("cuBLAS " + cublas.version(), command);
+  std::ofstream file = begin_csv(csv, facts);
   for (const CudaCase& item : cases) {
-    const std::string label = label_of(item);
-    std::printf("%-62s", label.c_str());
-    const Line line = run_case(item, cublas, rounds);
-    for (const auto& [name, value] : line) {
-      if (name.find("_spread") == std::string::npos) {
-        std::printf("  %s %s", name.c_str(), value.c_str());
-      }
-      if (file.is_open()) file << label << ',' << name << ',' << value << '\n';
-    }
-    std::printf("\n");
-    std::fflush(stdout);
-    file.flush();
+    write_line(file, label_of(item), run_case(item, cublas, rounds));
   }
   if (file.is_open() && !file) throw std::runtime_error("cannot write " + csv);
 }

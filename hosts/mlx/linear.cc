@@ -33,7 +33,7 @@ struct LinearCall {
 };
 
 Weight weight_of(const LinearCall& call, Views& views, const Arrays& in) {
-  return call.plain() ? Weight(views.weight(in[1])) : call.weight;
+  return call.plain() ? Weight(views.weight(in[1])) : views.weight(call.weight);
 }
 
 mx::array matrix_of(const LinearCall& call, const Arrays& in, mx::Stream s) {

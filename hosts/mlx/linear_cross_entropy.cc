@@ -92,7 +92,7 @@ struct FusedLinearCrossEntropy {
     Params params;
     params.x = views.rows(in[0]);
     params.targets = views.line(in[1]);
-    params.weight = call.plain() ? Weight(views.weight(in[2])) : call.weight;
+    params.weight = call.plain() ? Weight(views.weight(in[2])) : views.weight(call.weight);
     params.ignore_index = call.ignore_index;
     params.losses = views.out_line(out[0]);
     if (call.gradient) {

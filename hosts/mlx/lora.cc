@@ -21,7 +21,7 @@ void run(Context& context, const LoraLinearForward& p) { lora_linear_forward(con
 void run(Context& context, const LoraLinearBackward& p) { lora_linear_backward(context, p); }
 
 Weight weight_of(const LoraCall& call, Views& views, const Arrays& in) {
-  return call.plain ? Weight(views.weight(in[call.w()])) : call.weight;
+  return call.plain ? Weight(views.weight(in[call.w()])) : views.weight(call.weight);
 }
 
 Adapter adapter_of(const LoraCall& call, Views& views, const Arrays& in) {
@@ -34,8 +34,8 @@ Adapter adapter_of(const LoraCall& call, Views& views, const Arrays& in) {
 
 // Seed and offset are arrays, known only when the call runs.
 graft::Dropout dropout_of(const LoraCall& call, Views& views, const Arrays& in) {
-  if (call.dropout > 0) views.counter(in[call.seed()]), views.counter(in[call.offset()]);
-  return {call.dropout, 0, 0};
+  if (call.dropout == 0) return {};
+  return views.dropout(call.dropout, in[call.seed()], in[call.offset()]);
 }
 
 // Puts them into the params of a call that runs on the CPU now.

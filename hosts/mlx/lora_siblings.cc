@@ -50,6 +50,11 @@ Adapter adapter_of(const Sibling& of, Views& views, const Arrays& in) {
   return {views.matrix(in[of.first]), views.matrix(in[of.first + 1]), of.call.scaling};
 }
 
+Dropout dropout_of(const Sibling& of, Views& views, const Arrays& in) {
+  if (of.call.dropout == 0) return {};
+  return views.dropout(of.call.dropout, in[of.seed()], in[of.seed() + 1]);
+}
+
 // Puts the seed and offset of each layer's dropout into params that run on the CPU now.
 class ReadAllCounters {
  public:
@@ -154,11 +159,11 @@ struct FusedSiblingsBackward {
       LoraLinearBackward& params = layers[i];
       params.dy = views.strided_rows(in[next_in++]);
       params.x = x;
-      params.weight = all[i].call.weight;
+      params.weight = views.weight(all[i].call.weight);
       params.dx = dx;
       if (!all[i].adapter) continue;
       params.adapter = adapter_of(all[i], views, in);
-      params.dropout.p = all[i].call.dropout;
+      params.dropout = dropout_of(all[i], views, in);
       params.h = views.rows(in[next_in++]);
       if (wanted.da[i]) params.da = views.out_rows(out[next_out++]);
       if (wanted.db[i]) params.db = views.out_rows(out[next_out++]);
@@ -223,10 +228,10 @@ struct FusedSiblings {
       const Sibling& of = all[i];
       LoraLinearForward& params = layers[i];
       params.x = x;
-      params.weight = of.call.weight;
+      params.weight = views.weight(of.call.weight);
       if (of.call.bias) params.bias = views.vector(in[of.bias()]);
       params.adapter = adapter_of(of, views, in);
-      params.dropout.p = of.call.dropout;
+      params.dropout = dropout_of(of, views, in);
       params.y = views.out_rows(out[of.output]);
       if (of.adapter) params.h = views.out_rows(out[of.output + 1]);
     }

@@ -13,7 +13,7 @@ namespace mx = ::mlx::core;
 /// y = x / √(mean(x²) + eps) ∘ weight over the last dimension, x (..., features), weight
 /// (features); see graft/rms_norm.h.
 ///
-/// Fused for float32 and bfloat16 where `graft::supports` says so, and on Metal for float16 too,
+/// Fused for float32 and bfloat16 where `graft::supports` says so, and on GPUs for float16 too,
 /// otherwise composed from MLX ops.
 /// Throws std::invalid_argument if shapes do not fit, or eps is below 0.
 GRAFT_EXPORT mx::array rms_norm(const mx::array& x, const mx::array& weight, float eps = 1e-5f,

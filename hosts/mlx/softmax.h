@@ -12,7 +12,7 @@ namespace mx = ::mlx::core;
 /// graft/softmax.h.
 ///
 /// MLX has a softmax of its own, which an unqualified call finds too: say graft::mlx::softmax.
-/// Fused on Metal and on the CPU; composed from MLX ops, in float32, where there is no kernel, as
+/// Fused on GPUs and on the CPU; composed from MLX ops, in float32, where there is no kernel, as
 /// for float16 on the CPU. Throws std::invalid_argument if x is a scalar or not floating-point, or
 /// scale is not positive.
 GRAFT_EXPORT mx::array softmax(const mx::array& x, float scale = 1.0f, mx::StreamOrDevice s = {});

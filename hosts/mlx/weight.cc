@@ -1,10 +1,12 @@
 #include "graft/mlx/weight.h"
 
+#include <array>
 #include <stdexcept>
 #include <utility>
 
 #include "graft/error.h"
 #include "graft/mlx/detail/composed.h"
+#include "graft/mlx/detail/cuda_runner.h"
 #include "graft/mlx/detail/metal_runner.h"
 #include "graft/mlx/detail/views.h"
 
@@ -26,23 +28,29 @@ Weight packed_for_cpu(const mx::array& w, mx::Dtype dtype, bool backward, mx::St
   }
 }
 
-Weight kept_for_metal(const mx::array& w, mx::Dtype dtype, mx::Stream s) {
+// Where kernels read W as it lies. Those of CUDA are given the array's memory anew with each call.
+Weight kept_for_gpu(const mx::array& w, mx::Dtype dtype, mx::Stream s) {
   mx::array rows = mx::contiguous(mx::astype(w, dtype, s), false, s);
   rows.eval();
-  const ConstTensorView view(rows.data<std::byte>(), *detail::dtype_of(dtype),
-                             {rows.shape(0), rows.shape(1)}, {DeviceType::kMetal, 0});
+  const DType kind = *detail::dtype_of(dtype);
+  const std::array<std::int64_t, 2> shape{rows.shape(0), rows.shape(1)};
+  const ConstTensorView view =
+      detail::on_cuda(s)
+          ? ConstTensorView(detail::cuda_memory(rows), kind, shape,
+                            Device{DeviceType::kCuda, detail::cuda_index(s)})
+          : ConstTensorView(rows.data<std::byte>(), kind, shape, Device{DeviceType::kMetal, 0});
   return Weight::owning(view, std::move(rows));
 }
 
-// Whether weights are packed for Metal, or else for the CPU: those for which there is a packing in
-// `dtype`.
-bool packs_for_metal(mx::Dtype dtype, mx::Stream s) {
-  const bool metal = detail::on_metal(s);
-  if (dtype != mx::float32 && dtype != mx::bfloat16 && !(metal && dtype == mx::float16)) {
-    throw std::invalid_argument(metal ? "[pack] dtype: expected float32, float16 or bfloat16"
-                                      : "[pack] dtype: expected float32 or bfloat16");
+// Whether weights are for a GPU's kernels, or else packed for the CPU: those for which there is a
+// packing in `dtype`.
+bool packs_for_gpu(mx::Dtype dtype, mx::Stream s) {
+  const bool gpu = detail::on_metal(s) || detail::on_cuda(s);
+  if (dtype != mx::float32 && dtype != mx::bfloat16 && !(gpu && dtype == mx::float16)) {
+    throw std::invalid_argument(gpu ? "[pack] dtype: expected float32, float16 or bfloat16"
+                                    : "[pack] dtype: expected float32 or bfloat16");
   }
-  return metal;
+  return gpu;
 }
 
 }  // namespace
@@ -51,13 +59,13 @@ Weight pack(const mx::array& w, mx::Dtype dtype, bool backward, mx::StreamOrDevi
   detail::expect_matrix("pack", "w", w);
   detail::expect_floating("pack", "w", w);
   const mx::Stream s = mx::to_stream(device);
-  return packs_for_metal(dtype, s) ? kept_for_metal(w, dtype, s)
-                                   : packed_for_cpu(w, dtype, backward, s);
+  return packs_for_gpu(dtype, s) ? kept_for_gpu(w, dtype, s)
+                                 : packed_for_cpu(w, dtype, backward, s);
 }
 
 std::size_t packed_nbytes(int out_features, int in_features, mx::Dtype dtype, bool backward,
                           mx::StreamOrDevice device) {
-  if (packs_for_metal(dtype, mx::to_stream(device))) {
+  if (packs_for_gpu(dtype, mx::to_stream(device))) {
     return static_cast<std::size_t>(out_features) * static_cast<std::size_t>(in_features) *
            mx::size_of(dtype);
   }

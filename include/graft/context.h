@@ -33,16 +33,34 @@ class GRAFT_EXPORT Executor {
   virtual void run(int workers, void (*work)(void* state, int worker), void* state) = 0;
 };
 
+/// A kernel that is ready to be launched, for a caller that launches it itself.
+struct CudaKernel {
+  void* function;         ///< A CUfunction, which may use so much shared memory.
+  unsigned grid[3];       ///< Blocks.
+  unsigned block[3];      ///< Threads a block.
+  unsigned cluster;       ///< Blocks a cluster, along x.
+  unsigned shared_bytes;  ///< Dynamic shared memory of a block.
+  bool cooperative;       ///< To be launched as cooperative: all blocks resident at once.
+  void** arguments;       ///< As cuLaunchKernel takes them; valid until the function returns.
+};
+
 /// A CUDA device as a caller lends it: its stream, and memory from the caller's own allocator.
 /// Nothing of it is owned.
 struct CudaPlace {
   int device = 0;          ///< Which one, as CUDA counts them.
   void* stream = nullptr;  ///< A cudaStream_t. Kernels are put on it and not waited for.
-  void* state = nullptr;   ///< Handed to both functions.
+  void* state = nullptr;   ///< Handed to the functions below.
   /// `bytes` bytes on `device`, for use in the order of `stream`; null if there are none.
   void* (*allocate)(void* state, std::size_t bytes, void* stream) = nullptr;
   /// Gives back what `allocate` gave, to be used again in the order of `stream`.
   void (*free)(void* state, void* memory, void* stream) = nullptr;
+  /// The caller knows that the tensors of its calls are in the device's reach: the driver, which
+  /// takes a third of a microsecond for each, is not asked.
+  bool vouches = false;
+  /// Null: kernels are launched on `stream`. Else they are handed to this, one after the other:
+  /// each is to run when those before it, of the same call, are done. A call that gets false throws
+  /// Error (kDevice).
+  bool (*launch)(void* state, const CudaKernel& kernel) = nullptr;
 };
 
 /// Where calls into the library run: on which device, who runs their parallel work, and where

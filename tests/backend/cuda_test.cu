@@ -1,3 +1,4 @@
+#include <cuda.h>
 #include <cuda_runtime.h>
 #include <gtest/gtest.h>
 
@@ -343,6 +344,62 @@ TEST_F(Cuda, ReportsAFailedLaunchOnce) {
   delta();
   stream.wait();
   EXPECT_TRUE(layer.results() == expected);
+}
+
+// Kernels that are handed over run as those that calls launch themselves: here on the same stream,
+// through the driver.
+TEST_F(Cuda, HandsKernelsToACallerThatLaunchesThem) {
+  const Watchdog watchdog(120);
+  const Stream stream;
+  Context context = stream.context();
+  struct Driver {
+    decltype(&cuLaunchKernelEx) launch = nullptr;
+    cudaStream_t stream = nullptr;
+    int launches = 0;
+    bool works = true;
+  } driver;
+  driver.stream = stream;
+  void* function = nullptr;
+  cudaDriverEntryPointQueryResult found{};
+  must(cudaGetDriverEntryPointByVersion("cuLaunchKernelEx", &function, 12000, cudaEnableDefault,
+                                        &found));
+  driver.launch = reinterpret_cast<decltype(driver.launch)>(function);
+  CudaPlace place = test::cuda_place(stream);
+  place.state = &driver;
+  place.launch = [](void* state, const CudaKernel& kernel) {
+    auto& to = *static_cast<Driver*>(state);
+    ++to.launches;
+    CUlaunchAttribute attributes[2] = {};
+    attributes[0].id = CU_LAUNCH_ATTRIBUTE_COOPERATIVE;
+    attributes[0].value.cooperative = kernel.cooperative ? 1 : 0;
+    attributes[1].id = CU_LAUNCH_ATTRIBUTE_CLUSTER_DIMENSION;
+    attributes[1].value.clusterDim = {kernel.cluster, 1, 1};
+    CUlaunchConfig config{};
+    config.gridDimX = kernel.grid[0], config.gridDimY = kernel.grid[1];
+    config.gridDimZ = kernel.grid[2];
+    config.blockDimX = kernel.block[0], config.blockDimY = kernel.block[1];
+    config.blockDimZ = kernel.block[2];
+    config.sharedMemBytes = kernel.shared_bytes;
+    config.hStream = to.stream;
+    config.attrs = attributes, config.numAttrs = 2;
+    return to.works && to.launch(&config, static_cast<CUfunction>(kernel.function),
+                                 kernel.arguments, nullptr) == CUDA_SUCCESS;
+  };
+  Context handing(place);
+  for (const auto& layer : layers()) {
+    layer->both(context);
+    stream.wait();
+    const auto expected = layer->results();
+    layer->clear(stream);
+    layer->both(handing);
+    stream.wait();
+    EXPECT_TRUE(layer->results() == expected) << driver.launches;
+  }
+  EXPECT_GE(driver.launches, 12);
+  driver.works = false;
+  const Layer layer(DType::kFloat32, 8, 8, 8, 2);
+  const std::string error = test::error_of([&] { layer.forward(handing); });
+  EXPECT_NE(error.find("launch by the caller"), std::string::npos) << error;
 }
 
 // Seed and offset are read when a kernel runs: a graph draws a new mask at each replay.

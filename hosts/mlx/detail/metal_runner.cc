@@ -67,8 +67,8 @@ void run_on_gpu(const metal::Plan& plan, const Arrays& inputs, Arrays& outputs, 
 // MLX's own primitive, whose class its library does not show: it is had through the operation,
 // which evaluates nothing.
 mx::array copied_on_gpu(const mx::array& x, mx::Stream stream) {
-  Arrays copy{mx::array(x.shape(), x.dtype(), nullptr, {})};
-  mx::contiguous(x, false, stream).primitive_ptr()->eval_gpu({x}, copy);
+  Arrays copy{mx::contiguous(x, false, stream)};
+  copy[0].primitive().eval_gpu({x}, copy);  // asks its output for its stream
   mx::metal::get_command_encoder(stream).add_temporary(copy[0]);
   return copy[0];
 }

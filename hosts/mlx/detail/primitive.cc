@@ -27,13 +27,13 @@ ArraysFunction of_variables(const ArraysFunction& function, const Arrays& primal
 
 }  // namespace
 
-Support allowed(mx::Stream stream, bool on_cpu_only) {
+Support allowed(mx::Stream stream, bool on_metal_too) {
   if (!fused_enabled()) return Support::no("fusion is turned off");
   if (on_metal(stream)) {
-    return on_cpu_only ? Support::no("there is no Metal kernel for it") : Support{};
+    return on_metal_too ? Support{} : Support::no("there is no Metal kernel for it");
   }
-  if (stream.device != mx::Device::cpu) {
-    return Support::no("the stream is on a GPU that is not Metal's");
+  if (stream.device != mx::Device::cpu && !on_cuda(stream)) {
+    return Support::no("this build has no kernels for the stream's GPU");
   }
   return {};
 }
@@ -62,13 +62,14 @@ void FusedPrimitive::eval_cpu(const Arrays& inputs, Arrays& outputs) {
 }
 
 void FusedPrimitive::eval_gpu(const Arrays& inputs, Arrays& outputs) {
-  if (!on_metal(stream())) {
-    throw std::runtime_error(
-        std::string("[") + caller_.op +
-        "] Graft has kernels for the CPU and for Metal only: evaluate on a CPU "
-        "stream, or call the op on a GPU stream to compose it from MLX ops");
+  if (on_metal(stream())) return run_on_metal(inputs, outputs);
+  if (!on_cuda(stream())) {
+    throw std::runtime_error(std::string("[") + caller_.op +
+                             "] this build has no kernels for the GPU: evaluate on a CPU stream, "
+                             "or call the op on a GPU stream to compose it from MLX ops");
   }
-  run_on_metal(inputs, outputs);
+  evaluate_on_cuda(inputs, outputs);
+  for (Tally* tally : tallies_) tally->add();
 }
 
 void FusedPrimitive::run_on_metal(const Arrays& inputs, const Arrays& outputs) {

@@ -12,6 +12,7 @@
 #include <vector>
 
 #include "graft/context.h"
+#include "graft/mlx/detail/cuda_runner.h"
 #include "graft/mlx/detail/metal_runner.h"
 #include "graft/mlx/detail/tally.h"
 #include "graft/mlx/detail/views.h"
@@ -23,8 +24,8 @@ namespace graft::mlx::detail {
 using ArraysFunction = std::function<Arrays(const Arrays&)>;
 
 // Why a call may not run fused whatever its operands: fusion is off, or the stream is on a device
-// without kernels. `on_cpu_only`: the operation has none for Metal.
-Support allowed(mx::Stream stream, bool on_cpu_only = true);
+// without kernels. `on_metal_too`: the operation has some for Metal.
+Support allowed(mx::Stream stream, bool on_metal_too);
 
 // No if `weight` is packed for forward only. Yes if it is absent, being among the arrays.
 Support serves_dx(const Weight& weight);
@@ -46,7 +47,7 @@ class FusedPrimitive : public mx::Primitive {
   std::pair<Arrays, std::vector<int>> vmap(const Arrays& inputs,
                                            const std::vector<int>& axes) override;
 
-  // Bytes of scratch that kernels of the CPU take for it. The arrays need not be evaluated.
+  // Bytes of scratch that the core's kernels take for it. The arrays need not be evaluated.
   virtual std::size_t scratch(const Arrays& inputs, const Arrays& outputs) const = 0;
 
  protected:
@@ -55,6 +56,9 @@ class FusedPrimitive : public mx::Primitive {
 
   // All outputs by kernels of the CPU.
   virtual void evaluate(const Arrays& inputs, Arrays& outputs) = 0;
+
+  // All outputs by kernels of CUDA.
+  virtual void evaluate_on_cuda(const Arrays& inputs, const Arrays& outputs) = 0;
 
   // What kernels of Metal are launched for it. Pure; the arrays are `views`'s to look at.
   virtual metal::Plan plan(Views& views, const Arrays& inputs, const Arrays& outputs) const;
@@ -144,8 +148,8 @@ struct Gradients {
 //                            dimensions being fixed
 //   composed(state, inputs, stream)     all outputs from MLX's own ops
 //   gradients(call)          if it has any by kernels: as Gradients above says
-//   before_run(state, inputs)           if params are to be completed on the stream, just before
-//                            kRun
+//   before_run(state, inputs)           if params are to be completed on the CPU's stream, just
+//                            before kRun
 //   others(state)            if one call is several callers' work: those besides the first
 template <class Op>
 class FusedNode final : public FusedPrimitive {
@@ -164,7 +168,7 @@ class FusedNode final : public FusedPrimitive {
 
   // Whether the device of `s` has kernels for it; the arrays need not be evaluated.
   static Support supported(const State& state, const Arrays& inputs, mx::Stream s) {
-    if (auto support = allowed(s, !kHasPlan); !support) return support;
+    if (auto support = allowed(s, kHasPlan); !support) return support;
     const Outputs made = Op::outputs(state, inputs);
     Arrays outputs;
     for (std::size_t i = 0; i < made.shapes.size(); ++i) {
@@ -213,12 +217,7 @@ class FusedNode final : public FusedPrimitive {
 
   std::size_t scratch(const Arrays& inputs, const Arrays& outputs) const override {
     Views views(Views::For::kQuestion, own_stream());
-    const auto params = Op::params(state_, views, inputs, outputs);
-    if constexpr (requires { scratch_bytes(params); }) {
-      return scratch_bytes(params);
-    } else {
-      return 0;  // it computes nothing
-    }
+    return scratch_of(Op::params(state_, views, inputs, outputs));
   }
 
   const char* name() const override { return Op::kName; }
@@ -248,6 +247,16 @@ class FusedNode final : public FusedPrimitive {
     }
   }
 
+  // What the CPU completes on its stream, CUDA's kernels read from the device's memory.
+  void evaluate_on_cuda(const Arrays& inputs, const Arrays& outputs) override {
+    Views views(Views::For::kCuda, stream());
+    const auto params = Op::params(state_, views, inputs, outputs);
+    if constexpr (kComputes) {
+      run_on_cuda(
+          views.cuda_arrays(), [&](Context& context) { Op::kRun(context, params); }, stream());
+    }
+  }
+
   metal::Plan plan(Views& views, const Arrays& inputs, const Arrays& outputs) const override {
     if constexpr (kHasPlan) {
       return metal::plan(Op::params(state_, views, inputs, outputs));
@@ -262,6 +271,17 @@ class FusedNode final : public FusedPrimitive {
       return Op::others(state);
     } else {
       return {};
+    }
+  }
+
+  static constexpr bool kComputes = requires(const typename Op::Params& params) {
+    scratch_bytes(params);
+  };
+  static std::size_t scratch_of(const typename Op::Params& params) {
+    if constexpr (kComputes) {
+      return scratch_bytes(params);
+    } else {
+      return 0;
     }
   }
 

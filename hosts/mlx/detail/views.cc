@@ -195,52 +195,43 @@ TensorView allocate(mx::array& out) {
   return {out.data<std::byte>(), known_dtype(out.dtype()), sizes_of(out)};
 }
 
-namespace {
+Views::Views(For purpose, mx::Stream stream) : purpose_(purpose), stream_(stream) {
+  if (on_metal(stream)) device_.type = DeviceType::kMetal;
+  if (!on_cuda(stream)) return;
+  device_ = {DeviceType::kCuda, cuda_index(stream)};
+  if (purpose_ == For::kCuda) cuda_.inputs.reserve(8), cuda_.outputs.reserve(4);
+}
 
-ConstTensorView vector_view(const mx::array& vector) {
-  const std::array<std::int64_t, 1> shape{vector.shape(0)};
-  const std::array<std::int64_t, 1> strides{vector.strides(0)};
-  return {vector.data<std::byte>(), known_dtype(vector.dtype()), shape, strides};
+const std::byte* Views::memory_of(const mx::array& x) {
+  if (purpose_ == For::kCpu) return x.data<std::byte>();
+  cuda_.inputs.push_back(x);
+  return cuda_memory(x);
+}
+
+mx::array Views::copied(const mx::array& x) {
+  if (purpose_ == For::kCpu) return scheduled_copy(x, stream_);
+  cuda_.temporaries.push_back(dense_on_cuda(x, stream_));
+  return cuda_.temporaries.back();
+}
+
+mx::array Views::dense(const mx::array& x) { return x.flags().row_contiguous ? x : copied(x); }
+
+ConstTensorView Views::view(const mx::array& x, std::vector<std::int64_t> shape,
+                            std::vector<std::int64_t> strides) {
+  const DType dtype = known_dtype(x.dtype());
+  if (strides.empty()) return {memory_of(x), dtype, shape, device_};
+  return {memory_of(x), dtype, shape, strides, device_};
 }
 
 // x flattened to (rows, last dimension). Where strides cannot say that, or `dense` asks for rows
-// without gaps and they have some, a copy is scheduled on `stream` first and viewed instead.
-ConstTensorView rows_view(const mx::array& x, mx::Stream stream, bool dense = false) {
-  const std::array<std::int64_t, 2> shape{rows_of(x.shape()), x.shape(-1)};
+// without gaps and they have some, a copy is viewed instead.
+ConstTensorView Views::rows_view(const mx::array& x, bool dense) {
+  const std::int64_t rows = rows_of(x.shape()), features = x.shape(-1);
   auto stride = row_stride(x);
-  if (stride && dense && shape[1] > 1 && x.strides(-1) != 1) stride.reset();
-  if (stride) {
-    const std::array<std::int64_t, 2> strides{*stride, x.strides(-1)};
-    return {x.data<std::byte>(), known_dtype(x.dtype()), shape, strides};
-  }
-  const mx::array copy = scheduled_copy(x, stream);
-  return {copy.data<std::byte>(), known_dtype(x.dtype()), shape};
+  if (stride && dense && features > 1 && x.strides(-1) != 1) stride.reset();
+  if (stride) return view(x, {rows, features}, {*stride, x.strides(-1)});
+  return view(copied(x), {rows, features});
 }
-
-// All elements of x in one row-major line; copied first if strides cannot say that.
-ConstTensorView flat_view(const mx::array& x, mx::Stream stream) {
-  const mx::array source = dense_array(x, stream);
-  return {source.data<std::byte>(), known_dtype(x.dtype()), {static_cast<std::int64_t>(x.size())}};
-}
-
-// x in its own shape, copied first if the last axis has gaps; and dense, copied first if it is not.
-ConstTensorView strided_view(const mx::array& x, mx::Stream stream) {
-  const mx::array source = x.shape(-1) <= 1 || x.strides(-1) == 1 ? x : scheduled_copy(x, stream);
-  const std::vector<std::int64_t> strides(source.strides().begin(), source.strides().end());
-  return {source.data<std::byte>(), known_dtype(x.dtype()), sizes_of(x), strides};
-}
-
-ConstTensorView dense_view(const mx::array& x, mx::Stream stream) {
-  const mx::array source = dense_array(x, stream);
-  return {source.data<std::byte>(), known_dtype(x.dtype()), sizes_of(x)};
-}
-
-}  // namespace
-
-Views::Views(For purpose, mx::Stream stream)
-    : purpose_(purpose),
-      stream_(stream),
-      device_{on_metal(stream) ? DeviceType::kMetal : DeviceType::kCpu, 0} {}
 
 TensorView Views::blank(const mx::array& x, std::vector<std::int64_t> shape,
                         std::vector<std::int64_t> strides) {
@@ -261,61 +252,86 @@ ConstTensorView Views::dense_input(const mx::array& x, std::vector<std::int64_t>
 }
 
 ConstTensorView Views::rows(const mx::array& x) {
-  if (purpose_ == For::kCpu) return rows_view(x, stream_, true);
+  if (has_memory()) return rows_view(x, true);
   return dense_input(x, {rows_of(x.shape()), x.shape(-1)});
 }
 
 ConstTensorView Views::strided_rows(const mx::array& x) {
-  if (purpose_ == For::kCpu) return rows_view(x, stream_);
+  if (has_memory()) return rows_view(x, false);
   return dense_input(x, {rows_of(x.shape()), x.shape(-1)});
 }
 
 ConstTensorView Views::line(const mx::array& x) {
-  if (purpose_ == For::kCpu) return flat_view(x, stream_);
-  return dense_input(x, {static_cast<std::int64_t>(x.size())});
+  const auto size = static_cast<std::int64_t>(x.size());
+  return has_memory() ? view(dense(x), {size}) : dense_input(x, {size});
 }
 
 ConstTensorView Views::matrix(const mx::array& x) {
-  if (purpose_ == For::kCpu) return matrix_view(x);
+  if (has_memory()) return view(x, {x.shape(0), x.shape(1)}, {x.strides(0), x.strides(1)});
   if (purpose_ == For::kQuestion) return blank(x, {x.shape(0), x.shape(1)});
   inputs_.push_back(x);
   return blank(x, {x.shape(0), x.shape(1)}, {x.strides(0), x.strides(1)});
 }
 
 ConstTensorView Views::vector(const mx::array& x) {
-  return purpose_ == For::kCpu ? vector_view(x) : dense_input(x, {x.shape(0)});
+  if (has_memory()) return view(x, {x.shape(0)}, {x.strides(0)});
+  return dense_input(x, {x.shape(0)});
 }
 
 ConstTensorView Views::weight(const mx::array& w) {
-  return purpose_ == For::kCpu ? matrix_view(w) : dense_input(w, {w.shape(0), w.shape(1)});
+  return has_memory() ? matrix(w) : dense_input(w, {w.shape(0), w.shape(1)});
+}
+
+// An array's memory may have moved since the weight was made, and the node may be gone before
+// kernels have read it.
+Weight Views::weight(const Weight& w) {
+  const mx::array* const array = array_of(w);
+  if (purpose_ != For::kCuda || array == nullptr) return w;
+  cuda_.temporaries.push_back(*array);
+  return weight(*array);
 }
 
 ConstTensorView Views::tensor(const mx::array& x) {
-  return purpose_ == For::kCpu ? strided_view(x, stream_) : dense_input(x, sizes_of(x));
+  if (!has_memory()) return dense_input(x, sizes_of(x));
+  const mx::array source = x.shape(-1) <= 1 || x.strides(-1) == 1 ? x : copied(x);
+  return view(source, sizes_of(x), {source.strides().begin(), source.strides().end()});
 }
 
 ConstTensorView Views::dense_tensor(const mx::array& x) {
-  return purpose_ == For::kCpu ? dense_view(x, stream_) : dense_input(x, sizes_of(x));
+  return has_memory() ? view(dense(x), sizes_of(x)) : dense_input(x, sizes_of(x));
 }
 
 TensorView Views::out_tensor(mx::array x) { return output(x, sizes_of(x)); }
 
 void Views::out_nothing(mx::array x) {
-  if (purpose_ == For::kCpu) x.set_data(mx::allocator::malloc(0));
+  if (has_memory()) x.set_data(mx::allocator::malloc(0));
 }
 
 void Views::hand_on(const mx::array& input, mx::array x) {
-  if (purpose_ == For::kCpu) x.copy_shared_buffer(input);
+  if (has_memory()) x.copy_shared_buffer(input);
 }
 
-void Views::counter(const mx::array& x) {
-  if (purpose_ == For::kMetal) inputs_.push_back(row_contiguous(x, stream_));
+Dropout Views::dropout(float p, const mx::array& seed, const mx::array& offset) {
+  Dropout dropout{p};
+  if (purpose_ == For::kMetal) {
+    inputs_.push_back(row_contiguous(seed, stream_));
+    inputs_.push_back(row_contiguous(offset, stream_));
+  } else if (purpose_ == For::kCuda) {
+    cuda_.temporaries.push_back(pair_on_cuda(seed, offset, stream_));
+    dropout.state = reinterpret_cast<const std::uint64_t*>(memory_of(cuda_.temporaries.back()));
+  }
+  return dropout;
 }
 
 TensorView Views::output(mx::array x, std::vector<std::int64_t> shape) {
   if (purpose_ == For::kCpu) {
     x.set_data(mx::allocator::malloc(x.nbytes()));
     return {x.data<std::byte>(), known_dtype(x.dtype()), shape};
+  }
+  if (purpose_ == For::kCuda) {
+    allocate_on_cuda(x, stream_);
+    cuda_.outputs.push_back(x);
+    return {cuda_memory(x), known_dtype(x.dtype()), shape, device_};
   }
   if (purpose_ == For::kMetal) outputs_.push_back(x);
   return blank(x, std::move(shape));

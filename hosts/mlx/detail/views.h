@@ -6,6 +6,8 @@
 #include <string>
 #include <vector>
 
+#include "graft/lora.h"
+#include "graft/mlx/detail/cuda_runner.h"
 #include "graft/supports.h"
 #include "graft/tensor_view.h"
 #include "graft/weight.h"
@@ -48,7 +50,7 @@ const mx::array* array_of(const Weight& weight);
 // (out_features, in_features).
 mx::Shape shape_of(const Weight& weight);
 
-// A view of an evaluated matrix.
+// A view of an evaluated matrix in memory of the CPU.
 ConstTensorView matrix_view(const mx::array& matrix);
 
 // x itself if it is row-contiguous, else a copy that is scheduled on `stream`.
@@ -57,16 +59,16 @@ mx::array dense_array(const mx::array& x, mx::Stream stream);
 // Allocates an output and views it in its own shape.
 TensorView allocate(mx::array& out);
 
-// Makes an op's params of a node's arrays: on the CPU of their memory, copying what kernels cannot
-// take as it lies and allocating outputs; for Metal of their shapes alone, and keeping the arrays
-// in the order in which a plan counts them; and for `graft::supports` of arrays that are not
-// evaluated.
+// Makes an op's params of a node's arrays: on the CPU and on CUDA of their memory, copying what
+// kernels cannot take as it lies and allocating outputs; for Metal of their shapes alone, and
+// keeping the arrays in the order in which a plan counts them; and for `graft::supports` of arrays
+// that are not evaluated.
 //
 // So an op's params are written once. Views are to be asked for in the order in which the params
 // declare them, each once.
 class Views {
  public:
-  enum class For : std::uint8_t { kCpu, kMetal, kQuestion };
+  enum class For : std::uint8_t { kCpu, kCuda, kMetal, kQuestion };
 
   Views(For purpose, mx::Stream stream);
 
@@ -84,8 +86,11 @@ class Views {
   ConstTensorView dense_tensor(const mx::array& x);
   // W: a matrix in any strides, row-major for Metal.
   ConstTensorView weight(const mx::array& w);
-  // A counter of dropout, which is no view: plans read it from memory.
-  void counter(const mx::array& x);
+  // One that a node keeps, as it is.
+  Weight weight(const Weight& w);
+  // Dropout of chance p by counters that are no views: Metal's plans read them from memory, CUDA's
+  // kernels find them through `state`, and the CPU's are given them later.
+  Dropout dropout(float p, const mx::array& seed, const mx::array& offset);
 
   TensorView out_rows(mx::array x);
   TensorView out_line(mx::array x);
@@ -98,10 +103,22 @@ class Views {
   const std::vector<mx::array>& inputs() const { return inputs_; }
   std::vector<mx::array>& outputs() { return outputs_; }
 
+  // What CUDA's kernels read and write.
+  const CudaArrays& cuda_arrays() const { return cuda_; }
+
   // "No" if an array had a dtype that the library cannot even view.
   const Support& viewable() const { return viewable_; }
 
  private:
+  // Views are of memory, and not of shapes alone.
+  bool has_memory() const { return purpose_ == For::kCpu || purpose_ == For::kCuda; }
+  const std::byte* memory_of(const mx::array& x);
+  // A copy in row-major order, made on the stream before what is viewed is read.
+  mx::array copied(const mx::array& x);
+  mx::array dense(const mx::array& x);
+  ConstTensorView rows_view(const mx::array& x, bool dense);
+  ConstTensorView view(const mx::array& x, std::vector<std::int64_t> shape,
+                       std::vector<std::int64_t> strides = {});
   // A view of nothing.
   TensorView blank(const mx::array& x, std::vector<std::int64_t> shape,
                    std::vector<std::int64_t> strides = {});
@@ -113,6 +130,7 @@ class Views {
   Device device_;
   Support viewable_;
   std::vector<mx::array> inputs_, outputs_;
+  CudaArrays cuda_;
 };
 
 }  // namespace graft::mlx::detail

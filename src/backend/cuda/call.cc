@@ -34,6 +34,7 @@ void Call::reaches(const char* tensor, const ConstTensorView& view) const {
     check.fail(std::string(tensor) + ": expected memory aligned to its elements, " +
                std::to_string(size_of(view.dtype())) + " bytes");
   }
+  if (place_.vouches) return;
   cudaPointerAttributes attributes{};
   if (const cudaError_t error = cudaPointerGetAttributes(&attributes, view.data())) {
     cudaGetLastError();
@@ -66,6 +67,7 @@ void Call::launch(const Launch& how, const void* kernel, void** arguments) const
         kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(how.shared_bytes));
     if (error != cudaSuccess) fail("shared memory", error);
   }
+  if (place_.launch != nullptr) return hand_over(how, kernel, arguments);
   cudaLaunchAttribute attributes[3];
   unsigned count = 0;
   if (how.cluster > 1) {
@@ -90,6 +92,21 @@ void Call::launch(const Launch& how, const void* kernel, void** arguments) const
   if (const cudaError_t error = cudaLaunchKernelExC(&config, kernel, arguments)) {
     fail("launch", error);
   }
+}
+
+void Call::hand_over(const Launch& how, const void* kernel, void** arguments) const {
+  cudaFunction_t function = nullptr;
+  if (const cudaError_t error = cudaGetFuncBySymbol(&function, kernel)) {
+    fail("cudaGetFuncBySymbol", error);
+  }
+  const CudaKernel ready{function,
+                         {how.grid.x, how.grid.y, how.grid.z},
+                         {how.block.x, how.block.y, how.block.z},
+                         static_cast<unsigned>(how.cluster),
+                         static_cast<unsigned>(how.shared_bytes),
+                         how.cooperative,
+                         arguments};
+  if (!place_.launch(place_.state, ready)) fail("launch by the caller", cudaErrorLaunchFailure);
 }
 
 void Call::fail(const char* doing, cudaError_t error) const {

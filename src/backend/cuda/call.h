@@ -60,6 +60,7 @@ class Call {
 
  private:
   void launch(const Launch& how, const void* kernel, void** arguments) const;
+  void hand_over(const Launch& how, const void* kernel, void** arguments) const;
   [[noreturn]] void fail(const char* doing, cudaError_t error) const;
 
   const char* op_;

@@ -14,7 +14,6 @@ constexpr std::int64_t kAlignment = 16;
 // Coordinates are 32 bits, signed; boxes may begin past the end.
 constexpr std::int64_t kMostIndices = (std::int64_t{1} << 31) - 1024;
 constexpr std::int64_t kMostStrideBytes = std::int64_t{1} << 40;
-constexpr cuuint32_t kBoxColumns = 64;
 
 using Encode = decltype(&cuTensorMapEncodeTiled);
 
@@ -53,21 +52,23 @@ bool takes_tensor_map(const ConstTensorView& matrix) {
 }
 
 CUtensorMap tensor_map(const char* op, const void* data, DType dtype, std::int64_t rows,
-                       std::int64_t columns, std::int64_t row_stride, int box_rows) {
+                       std::int64_t columns, std::int64_t row_stride, int box_rows,
+                       int box_columns) {
   if (encode() == nullptr) fail(op, "the driver does not have it");
   CUtensorMap map;
   const cuuint64_t sizes[] = {static_cast<cuuint64_t>(columns), static_cast<cuuint64_t>(rows)};
   // The way to a second row that is not there still has to look like one.
   const std::int64_t stride = rows > 1 ? row_stride * 2 : (columns * 2 + 15) / 16 * 16;
   const cuuint64_t strides[] = {static_cast<cuuint64_t>(stride)};
-  const cuuint32_t box[] = {kBoxColumns, static_cast<cuuint32_t>(box_rows)};
+  const cuuint32_t box[] = {static_cast<cuuint32_t>(box_columns),
+                            static_cast<cuuint32_t>(box_rows)};
   const cuuint32_t steps[] = {1, 1};
   const CUresult result = encode()(
       &map,
       dtype == DType::kFloat16 ? CU_TENSOR_MAP_DATA_TYPE_FLOAT16 : CU_TENSOR_MAP_DATA_TYPE_BFLOAT16,
       2, const_cast<void*>(data), sizes, strides, box, steps, CU_TENSOR_MAP_INTERLEAVE_NONE,
-      CU_TENSOR_MAP_SWIZZLE_128B, CU_TENSOR_MAP_L2_PROMOTION_L2_256B,
-      CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
+      box_columns == 64 ? CU_TENSOR_MAP_SWIZZLE_128B : CU_TENSOR_MAP_SWIZZLE_32B,
+      CU_TENSOR_MAP_L2_PROMOTION_L2_256B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
   if (result != CUDA_SUCCESS) fail(op, "error " + std::to_string(result));
   return map;
 }

@@ -34,6 +34,14 @@ __device__ inline std::uint64_t tile_descriptor(std::uint32_t address, std::uint
          (kRowGroup >> 4) << 32 | kSwizzle128;
 }
 
+/// The same of b as (K, N), N = 16, in rows of 32 bytes: a row group is 256 bytes, in which the two
+/// pieces of rows 4 to 7 have changed places.
+__device__ inline std::uint64_t narrow_descriptor(std::uint32_t address) {
+  constexpr std::uint64_t kSwizzle32 = 3ull << 62;
+  constexpr std::uint64_t kRowGroup = 256;
+  return (address & 0x3FFFF) >> 4 | 1ull << 16 | (kRowGroup >> 4) << 32 | kSwizzle32;
+}
+
 /// What d's registers hold is there before products start, or are read by them.
 __device__ inline void wgmma_fence() { asm volatile("wgmma.fence.sync.aligned;" ::: "memory"); }
 

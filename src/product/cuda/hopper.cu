@@ -310,6 +310,7 @@ void run_as(const char* op, const Call& call, std::span<const Term> terms, std::
   if (layout.rank == 0) return launch<T>(call, layout, maps, args);
 
   std::byte* const h = workspace + layout.h_at;
+  const bool masks_y = layout.dropout != nullptr && !Layout::drops_x(term);
   args.rank = static_cast<int>(layout.rank);
   args.rank_class = plan.rank_class;
   args.h_stride = static_cast<int>(layout.h_stride());
@@ -376,8 +377,9 @@ void run_as(const char* op, const Call& call, std::span<const Term> terms, std::
     if (!terms[i].pair.present()) continue;
     maps.e[i] = place(layout.e_rows(terms[i]), layout.copies_e[i], layout.e_stride(terms[i]),
                       layout.e_at[i], w_rows);
-    maps.h[i] = tensor_map(op, h + args.layers[i].first_rank * 2, dtype, layout.m,
-                           args.layers[i].rank, layout.h_stride(), kTileM);
+    maps.h[i] =
+        tensor_map(op, h + args.layers[i].first_rank * 2, dtype, layout.m, args.layers[i].rank,
+                   layout.h_stride(), kTileM, masks_y ? kNarrow : kTileK);
   }
   if (layout.makes_outer) {
     OuterArguments& outer = args.outer;
@@ -410,10 +412,10 @@ void run_as(const char* op, const Call& call, std::span<const Term> terms, std::
       if (part.masked) part.factor *= from.dropout->scale();
       maps.matrix[i] = tensor_map(op, from.matrix.data(), dtype, layout.m, from.matrix.dim(1),
                                   from.matrix.stride(0), kTileM);
-      maps.coefficients[i] = maps.h[0];
-      if (part.of_h) continue;
+      std::byte* const at = part.of_h ? h : workspace + layout.coefficients_at[of];
+      if (!part.of_h) add(copy(from.coefficients, layout.h_stride(), at));
       maps.coefficients[i] =
-          place(from.coefficients, true, layout.h_stride(), layout.coefficients_at[of], kTileM);
+          tensor_map(op, at, dtype, layout.m, layout.rank, layout.h_stride(), kTileM, kNarrow);
     }
   }
   launch<T>(call, layout, maps, args);

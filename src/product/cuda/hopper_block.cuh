@@ -16,6 +16,9 @@ constexpr int kTileK = 64;   // 128 bytes of 16-bit elements, the widest row tha
 constexpr int kRowBytes = kTileK * 2;
 constexpr int kHalfM = 64;  // rows of a warpgroup
 constexpr int kXBytes = kTileM * kRowBytes;
+constexpr int kNarrow = 16;  // columns of h where it is not part of a wider step
+constexpr int kNarrowRowBytes = kNarrow * 2;
+constexpr int kNarrowBytes = kTileM * kNarrowRowBytes;
 constexpr int kBoxBytes = 64 * kRowBytes;  // of 64 rows
 constexpr int kThreads = 384;              // three warpgroups
 constexpr int kStagingBytes = 2 * 2 * kBoxBytes;
@@ -36,8 +39,7 @@ struct Sizes {
   static constexpr int kRing = 0;  // offsets in shared memory
   static constexpr int kStaging = kRing + kSlots * kSlotBytes;
   static constexpr int kBias = kStaging + kStagingBytes;
-  // The bias of a tile's columns; or masks of an outer product, which no product with a bias has.
-  static constexpr int kFull = kBias + (TileN == 256 ? 2048 : TileN * 4);
+  static constexpr int kFull = kBias + TileN * 4;
   static constexpr int kEmpty = kFull + kSlots * 8;
   static constexpr int kArrived = kEmpty + kSlots * 8;
   static constexpr int kSeen = kArrived + 12;  // kArrived: of two warpgroups, and of those that add
@@ -200,8 +202,10 @@ struct Block {
   __device__ std::uint32_t masks_of_x(Slot at) const {
     return shared + Size::kStaging + at.index * 2048;
   }
-  // Mask bits of the matrix in the slot of an outer product.
-  __device__ std::uint32_t masks_of_outer() const { return shared + Size::kBias; }
+  // Mask bits of the matrix in a slot, beside it and its coefficients.
+  __device__ std::uint32_t masks_of_outer(Slot at) const {
+    return slot(at) + 2 * kXBytes + kNarrowBytes;
+  }
   // So many sums of units beside tiles have been left in memory by the two warpgroups.
   __device__ Count left() const { return {shared + Size::kLeft}; }
 };

@@ -88,21 +88,26 @@ __device__ void copy_share(const Copy& copy, int thread) {
 // A barrier of all blocks of a kernel that was launched cooperatively, which one thread of each
 // arrives at and later waits for: that of cooperative groups (whose own functions take whole
 // blocks), in memory that CUDA has for it. Nothing else here is zero at the start.
+// What it was before is kept in shared memory meanwhile: this warpgroup has few registers.
 struct GridBarrier {
-  std::uint32_t before = 0;
+  std::uint32_t before_at;
 
   __device__ static std::uint32_t* word() {
     return &cooperative_groups::details::get_grid_workspace()->barrier;
   }
   // The sum of all arrivals turns the highest bit over.
-  __device__ void arrive() {
+  __device__ void arrive() const {
     const std::uint32_t add = blockIdx.x == 0 ? 0x80000000u - (gridDim.x - 1) : 1u;
+    std::uint32_t before;
     asm volatile("atom.add.release.gpu.u32 %0, [%1], %2;"
                  : "=r"(before)
                  : "l"(word()), "r"(add)
                  : "memory");
+    asm volatile("st.shared.u32 [%0], %1;" ::"r"(before_at), "r"(before) : "memory");
   }
   __device__ void wait() const {
+    std::uint32_t before;
+    asm volatile("ld.shared.u32 %0, [%1];" : "=r"(before) : "r"(before_at) : "memory");
     while (((load_acquire(word()) ^ before) & 0x80000000u) == 0) {
     }
   }
@@ -232,7 +237,7 @@ __device__ void prepare(const Arguments& args, const Block<TileN>& block, int th
   for (int i = 0; i < copies.of_s; ++i) copy_share<T>(copies.list[i], thread);
   fence_async();  // TMA reads the copies
   named_sync(4, kCopyThreads);
-  GridBarrier begun;
+  const GridBarrier begun{block.shared + Sizes<TileN>::kArrived + 8};
   // What other blocks wrote is fetched by TMA next. The fence between takes as long as a step,
   // which is why it is not the thread that fetches who waits for it.
   const auto has_seen = [&](int count) {
@@ -326,12 +331,8 @@ __device__ void fetch(const Maps& maps, const Arguments& args, const Block<TileN
       TileN == 256 && Dropped == Drops::kNothing && beside_tile(args, block.cluster);
   if (args.rank > 0 && !beside && Items(args, block.cluster).any()) fill_h([] {});
 
-  // x (128, 64) and W (64, TileN) at k; or h and E.
-  const auto fill = [&](const CUtensorMap& x, const CUtensorMap& w, int m0, int n0, int k) {
-    const Barrier full = block.full(at.index);
-    block.empty(at.index).wait(at.parity);
-    full.arrive_and_expect(Size::kSlotBytes);
-    load_box(block.slot(at), x, full, k, m0);
+  // W (64, TileN) at k, or E.
+  const auto load_w = [&](const CUtensorMap& w, Barrier full, int n0, int k) {
     constexpr int kHalfN = TileN / 2;
     const std::uint32_t to = block.slot(at) + kXBytes + block.rank * kHalfN * kRowBytes;
     const int n = n0 + block.rank * kHalfN;
@@ -346,6 +347,29 @@ __device__ void fetch(const Maps& maps, const Arguments& args, const Block<TileN
     } else {
       load_box(to, w, full, k, n, std::uint16_t{3});
     }
+  };
+
+  // x (128, 64) and W (64, TileN) at k; or h and E.
+  const auto fill = [&](const CUtensorMap& x, const CUtensorMap& w, int m0, int n0, int k) {
+    const Barrier full = block.full(at.index);
+    block.empty(at.index).wait(at.parity);
+    full.arrive_and_expect(Size::kSlotBytes);
+    load_box(block.slot(at), x, full, k, m0);
+    load_w(w, full, n0, k);
+    at.advance<Size::kSlots>();
+  };
+
+  // h (128, 16) and E, and the mask bits of the tile.
+  const auto fill_masked_pair = [&](int m0, int n0) {
+    constexpr int kBytes = TileN / 64 * kMaskBytes;
+    const Barrier full = block.full(at.index);
+    block.empty(at.index).wait(at.parity);
+    full.arrive_and_expect(kNarrowBytes + kBytes + TileN * kRowBytes);
+    load_box(block.slot(at), maps.h[0], full, 0, m0);
+    wait_for_kernel_before();
+    load_bytes(block.slot(at) + kNarrowBytes, masks_at(args.masks, args, m0 / kTileM, n0 / 64),
+               full, kBytes);
+    load_w(maps.e[0], full, n0, 0);
     at.advance<Size::kSlots>();
   };
 
@@ -358,13 +382,11 @@ __device__ void fetch(const Maps& maps, const Arguments& args, const Block<TileN
     seen.wait(units.of().of_h ? kSeenCopies + (args.outer.late ? 1 : 2) : kSeenCopies);
     const Barrier full = block.full(at.index);
     block.empty(at.index).wait(at.parity);
-    // There is one place for masks: units are so far from each other that the one before has been
-    // multiplied when a slot is empty for this one.
     const bool masked = Dropped == Drops::kY && units.of().masked;
-    full.arrive_and_expect((kBoxes + 1) * kXBytes + (masked ? kBoxes * kMaskBytes : 0));
+    full.arrive_and_expect(kBoxes * kXBytes + kNarrowBytes + (masked ? kBoxes * kMaskBytes : 0));
     if (masked) {
       wait_for_kernel_before();
-      load_bytes(block.masks_of_outer(),
+      load_bytes(block.masks_of_outer(at),
                  masks_at(args.turned_masks, args, m0 / kTileM, column / 64), full,
                  kBoxes * kMaskBytes);
     }
@@ -413,8 +435,12 @@ __device__ void fetch(const Maps& maps, const Arguments& args, const Block<TileN
     units.first_tile = false;
     if (args.layers[of].rank == 0) return;
     seen.wait(until);
-    for (int r = 0; r < args.layers[of].rank; r += kTileK) {
-      fill(maps.h[of], maps.e[of], m0, n0, r);
+    if constexpr (Dropped == Drops::kY) {
+      fill_masked_pair(m0, n0);
+    } else {
+      for (int r = 0; r < args.layers[of].rank; r += kTileK) {
+        fill(maps.h[of], maps.e[of], m0, n0, r);
+      }
     }
   });
 }

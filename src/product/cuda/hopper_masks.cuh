@@ -72,11 +72,13 @@ __device__ std::uint32_t kept_bits(std::uint32_t threshold, const WordsOf& words
 __device__ inline std::uint32_t turn_bits(std::uint32_t word, unsigned lane) {
 #pragma unroll
   for (int size = 16; size > 0; size /= 2) {
-    // The lower of every two blocks of bits.
+    // A lane keeps the lower or the upper one of every two blocks of bits.
     const std::uint32_t low = 0xffffffffu / ((1u << size) + 1);
+    const bool lower = (lane & size) == 0;
+    const std::uint32_t keep = lower ? low : ~low;
     const std::uint32_t other = __shfl_xor_sync(0xffffffffu, word, size);
-    word = (lane & size) == 0 ? (word & low) | (other & low) << size
-                              : (word & ~low) | (other & ~low) >> size;
+    const std::uint32_t moved = __funnelshift_l(other, other, lower ? size : 32 - size);
+    word = (word & keep) | (moved & ~keep);
   }
   return word;
 }
@@ -111,10 +113,9 @@ __device__ inline void mask_fragment(std::uint32_t (&a)[4], std::uint32_t first,
   a[3] &= odd_mask(second << shift);
 }
 
-// Masks x (64 rows of a warpgroup, 64 columns of a step); the bits of the thread's first row are at
-// `row` in shared memory.
-__device__ inline void mask_rows(std::uint32_t (*a)[4], std::uint32_t row, int thread) {
-  std::uint32_t words[2][2];
+// The words of a thread's two rows and a step of 64 columns; those of the first row are at `row` in
+// shared memory.
+__device__ inline void load_mask_words(std::uint32_t (&words)[2][2], std::uint32_t row) {
 #pragma unroll
   for (int i = 0; i < 2; ++i) {
     asm volatile("ld.shared.v2.u32 {%0, %1}, [%2];"
@@ -122,6 +123,12 @@ __device__ inline void mask_rows(std::uint32_t (*a)[4], std::uint32_t row, int t
                  : "r"(row + i * 8 * 8)
                  : "memory");
   }
+}
+
+// Masks x (64 rows of a warpgroup, 64 columns of a step).
+__device__ inline void mask_rows(std::uint32_t (*a)[4], std::uint32_t row, int thread) {
+  std::uint32_t words[2][2];
+  load_mask_words(words, row);
 #pragma unroll
   for (int i = 0; i < 4; ++i) mask_fragment(a[i], words[0][i / 2], words[1][i / 2], i, thread);
 }
@@ -144,10 +151,15 @@ __device__ inline void mask_columns(std::uint32_t (*a)[4], std::uint32_t column,
   }
 }
 
-// Whether a word of a row keeps the pair of this thread in an eight, `odd` its second element; the
-// word has been shifted by thread mod 4.
-__device__ inline bool keeps(std::uint32_t word, int eight, bool odd) {
-  return (word & 8u << ((odd ? 16 : 0) + eight % 2 * 8 + eight / 2 * 4)) != 0;
+// sum += value if the word of a row, shifted by thread mod 4, keeps the thread's element of an
+// eight, `odd` the second of its pair. The add itself is predicated: from C++ come an add and a
+// selection, which is slower than the integer units test bits.
+__device__ inline void add_if_kept(float& sum, float value, std::uint32_t word, int eight,
+                                   bool odd) {
+  const std::uint32_t bit = 8u << ((odd ? 16 : 0) + eight % 2 * 8 + eight / 2 * 4);
+  asm volatile("{\n.reg .pred kept;\nsetp.ne.b32 kept, %2, 0;\n@kept add.f32 %0, %0, %1;\n}"
+               : "+f"(sum)
+               : "f"(value), "r"(word & bit));
 }
 
 #endif

@@ -243,19 +243,22 @@ struct Multiplier {
   }
 
   __device__ void make_h(float (&sum)[TileN / 2], const Items& item) {
-    if constexpr (Dropped == Drops::kX) return shrink_masked(sum, item);
-    // There is no other rank with outer products or masks.
-    if constexpr (kAlone) return shrink<16>(sum, item);
-    switch (args.rank_class) {
-      case 16:
-        return shrink<16>(sum, item);
-      case 64:
-        return shrink<64>(sum, item);
-      case 128:
-        if constexpr (TileN >= 128) return shrink<128>(sum, item);
-        break;
-      default:
-        if constexpr (TileN >= 256) return shrink<256>(sum, item);
+    if constexpr (Dropped == Drops::kX) {
+      shrink_masked(sum, item);
+    } else if constexpr (kAlone) {
+      shrink<16>(sum, item);  // there is no other rank with outer products or masks
+    } else {
+      switch (args.rank_class) {
+        case 16:
+          return shrink<16>(sum, item);
+        case 64:
+          return shrink<64>(sum, item);
+        case 128:
+          if constexpr (TileN >= 128) return shrink<128>(sum, item);
+          break;
+        default:
+          if constexpr (TileN >= 256) return shrink<256>(sum, item);
+      }
     }
   }
 
@@ -315,7 +318,7 @@ struct Multiplier {
     const int row_block = place.row * 2 + block.rank;
     const int n0 = (place.column - args.layers[of].first_column) * TileN;
     if constexpr (Dropped == Drops::kY) {
-      add_masked_pair(sum, row_block, n0);
+      add_masked_pair(sum);
     } else {
       int r = args.layers[of].rank;
       for (; r > 32; r -= kTileK) step<4>(sum, false);
@@ -330,44 +333,38 @@ struct Multiplier {
     store_tile(sum, maps.y[of], row_block * kTileM + half * kHalfM, n0);
   }
 
-  // sum += mask ∘ (h · E), 32 columns at a time, for rank 16 and an E (rank, N).
-  __device__ void add_masked_pair(float (&sum)[TileN / 2], int row_block, int n0) {
-    static_assert(Dropped != Drops::kY || WIsKN);
-    const int row = half * kHalfM + thread / 32 * 16 + thread % 32 / 4;
-    wait_for_kernel_before();
-    // A word of 32 columns of each of this thread's two rows.
-    const std::uint32_t* const from = reinterpret_cast<const std::uint32_t*>(
-        masks_at(args.masks, args, row_block, n0 / 64) + row);
-    std::uint32_t words[2][2];  // of these columns and of the next ones
-    const auto load = [&](int i) {
-      const std::uint32_t* const at = from + (i / 2 * kTileM * 2 + i % 2);
-      words[i % 2][0] = __ldcg(at), words[i % 2][1] = __ldcg(at + 8 * 2);
-    };
-    load(0);
+  // sum += mask ∘ (h · E), 64 columns at a time, or 32 where registers are short; for rank 16 and
+  // an E (rank, N).
+  __device__ void add_masked_pair(float (&sum)[TileN / 2]) {
+    constexpr int kPiece = Outer ? 32 : 64;
     block.full(at.index).wait(at.parity);
     finish_products();
     const std::uint32_t slot = block.slot(at);
-    const std::uint64_t a = tile_descriptor(slot + half * kHalfXBytes, 16);
+    const int row = half * kHalfM + thread / 32 * 16 + thread % 32 / 4;
+    const std::uint64_t a = narrow_descriptor(slot + half * kHalfM * kNarrowRowBytes);
     const std::uint64_t b = tile_descriptor(slot + kXBytes, kBoxBytes);
 #pragma unroll
-    for (int i = 0; i < TileN / 32; ++i) {
-      float pair[16];
-      if (i + 1 < TileN / 32) load(i + 1);
+    for (int i = 0; i < TileN / kPiece; ++i) {
+      const int box = i * kPiece / 64, in_box = i * kPiece % 64;
+      float pair[kPiece / 2];
       wgmma_fence();
-      wgmma<32, WIsKN, T>(pair, a, b + i / 2 * (kBoxBytes / 16) + i % 2 * 4, false);
+      wgmma<kPiece, WIsKN, T>(pair, a, b + box * (kBoxBytes / 16) + in_box * 2 / 16, false);
       wgmma_commit();
+      std::uint32_t words[2][2];
+      load_mask_words(words, slot + kNarrowBytes + box * kMaskBytes + row * 8);
       wgmma_wait<0>();
 #pragma unroll
       for (int lower = 0; lower < 2; ++lower) {
-        const std::uint32_t word = words[i % 2][lower] << thread % 4;
 #pragma unroll
-        for (int j = 0; j < 4; ++j) {
-          const int at = j * 4 + lower * 2;
-          if (keeps(word, j, false)) sum[i * 16 + at] += pair[at];
-          if (keeps(word, j, true)) sum[i * 16 + at + 1] += pair[at + 1];
+        for (int j = 0; j < kPiece / 8; ++j) {
+          const std::uint32_t word = words[lower][in_box / 32 + j / 4] << thread % 4;
+          const int from = j * 4 + lower * 2, to = i * (kPiece / 2) + from;
+          add_if_kept(sum[to], pair[from], word, j % 4, false);
+          add_if_kept(sum[to + 1], pair[from + 1], word, j % 4, true);
         }
       }
     }
+    sync();  // all have read the masks
     release(at.index);
     at.template advance<Size::kSlots>();
   }
@@ -385,12 +382,12 @@ struct Multiplier {
     mask(a);
     sync();  // all have read the slot: who waits for these products may release it
     wgmma_fence();
-    const std::uint64_t first = tile_descriptor(b, 16);
+    const std::uint64_t first = BIsKN ? narrow_descriptor(b) : tile_descriptor(b, 16);
 #pragma unroll
     for (int i = 0; i < Fragments; ++i) {
-      // As (K, N), 16 rows on; as (N, K), 16 columns on, and after four the next box.
+      // As (K, N), 16 rows of 32 bytes on; as (N, K), 16 columns on, and after four the next box.
       const std::uint64_t at_b =
-          BIsKN ? first + i * 128 : first + i / 4 * (step_of_b / 16) + i % 4 * 2;
+          BIsKN ? first + i * 32 : first + i / 4 * (step_of_b / 16) + i % 4 * 2;
       wgmma_16<BIsKN, T>(side[i % 2], a[i], at_b, !starts || i > 1);
     }
     wgmma_commit();
@@ -455,10 +452,10 @@ struct Multiplier {
           if constexpr (Dropped == Drops::kY && kByColumns) {
             if (!units.of().masked) return;
             const int column = thread / 32 * 16 + lane / 4;  // of the step `half`
-            mask_columns(a, block.masks_of_outer() + half * kMaskBytes + column * 4, thread);
+            mask_columns(a, block.masks_of_outer(at) + half * kMaskBytes + column * 4, thread);
           }
         },
-        slot + (kByColumns ? 2 * kXBytes : kXBytes + half * kHalfXBytes), 0);
+        slot + (kByColumns ? 2 * kXBytes : kXBytes + half * kHalfM * kNarrowRowBytes), 0);
   }
 
   // Leaves the sums of units in memory, for `add_sums`.

@@ -19,9 +19,6 @@ constexpr std::size_t kSharedBytes = 227 * 1024;
 
 std::int64_t divide_up(std::int64_t a, std::int64_t b) { return (a + b - 1) / b; }
 
-// Of the widest tile's ring.
-constexpr int kSlots = 4;
-
 // The time of a tile, in those of 256 columns: of fewer ones a little more than their share, for x
 // is read for fewer products.
 double tile_time(int tile_n) { return tile_n == 256 ? 1.0 : tile_n == 128 ? 0.54 : 0.32; }
@@ -223,20 +220,17 @@ bool hopper_makes_outer(const Term& term, const DeviceFacts& facts) {
   // A forward product's kernel has no units.
   if (!takes_tensor_map(term.w) || term.bias.present()) return false;
   for (const OuterProduct& each : outer) {
-    // The masks that the tiles are masked by, of the first one; they take the place of a bias.
-    if (each.dropout != nullptr &&
-        (&each != &outer.front() || each.dropout != term.pair.output_dropout)) {
-      return false;
-    }
+    // By the masks that the tiles are masked by, and of the first one.
+    const bool known = each.dropout == term.pair.output_dropout && &each == &outer.front();
+    if (each.dropout != nullptr && !known) return false;
     if (each.matrix.dtype() != term.multiply) return false;
     if (!takes_tensor_map(each.matrix)) return false;
     if (!each.coefficients.present() && term.pair.scaling == 0.0f) return false;
   }
   const HopperOuterPlan plan =
       plan_hopper_outer(plan_hopper({&term, 1}, facts), term.w.dim(0), outer_shapes(term));
-  if (outer.front().dropout == nullptr) return plan.every > 0;
-  // There is one place for masks: a unit's have to be used when the next one's come.
-  return plan.every >= kSlots - 1 && !plan.late && plan.unit_cols == 128;
+  // Beside narrow tiles there is no kernel with masks.
+  return plan.every > 0 && (!drops(term) || plan.unit_cols == 128);
 }
 
 namespace {

@@ -8,6 +8,7 @@
 #include <string>
 #include <vector>
 
+#include "graft/mlx/detail/cuda_runner.h"
 #include "graft/mlx/detail/metal_runner.h"
 #include "graft/mlx/fusion.h"
 #include "truth.h"
@@ -18,15 +19,22 @@ namespace graft::mlx::testing {
 // Calls go to Metal kernels: on a Mac, or where the stand-in executes them.
 inline bool on_metal() { return detail::on_metal(mx::to_stream({})); }
 
+// To CUDA kernels: where GRAFT_TEST_DEVICE asks for them.
+inline bool on_cuda() { return detail::on_cuda(mx::to_stream({})); }
+
+// To either: their kernels take float16, and weights as they lie.
+inline bool on_gpu() { return on_metal() || on_cuda(); }
+
 // Whether this device has kernels for an op; the others are composed, and say why.
 inline bool has_kernels(const std::string& op) {
   static const std::set<std::string> none_on_metal{"attention", "linear_cross_entropy", "swiglu"};
+  if (on_cuda()) return op != "attention";
   return !on_metal() || none_on_metal.count(op) == 0;
 }
 
 // Why an op on a tensor of this dtype has none: the CPU's are for float32 and bfloat16.
 inline std::string reason_for(const char* tensor, mx::Dtype dtype) {
-  if (on_metal() || dtype != mx::float16) return "";
+  if (on_gpu() || dtype != mx::float16) return "";
   return std::string(tensor) + ": float16 has no CPU kernel, float32 and bfloat16 do";
 }
 

@@ -218,8 +218,8 @@ TEST(LoRALayer, RejectsBadOptions) {
   EXPECT_EQ(with([](auto& o) { o.dropout = -0.5f; }),
             "[LoRALayer] dropout: expected a chance in [0, 1), got -0.500000");
   EXPECT_EQ(with([](auto& o) { o.dtype = mx::int32; }),
-            testing::on_metal() ? "[pack] dtype: expected float32, float16 or bfloat16"
-                                : "[pack] dtype: expected float32 or bfloat16");
+            testing::on_gpu() ? "[pack] dtype: expected float32, float16 or bfloat16"
+                              : "[pack] dtype: expected float32 or bfloat16");
   EXPECT_EQ(message_of([&] { LoRALayer(w, normal({11}, 2)); }),
             "[LoRALayer] bias: expected (12), got (11)");
   EXPECT_EQ(message_of([&] { LoRALayer(normal({12}, 2)); }),

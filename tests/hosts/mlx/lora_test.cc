@@ -150,11 +150,12 @@ TEST_P(LoraLinear, ValueAndGradients) {
     const auto added = testing::values(*bias);
     for (std::size_t i = 0; i < Y.data.size(); ++i) Y.data[i] += added[i % Y.cols];
   }
-  expect_as_good_as(y[0], y2[0], Y);
+  expect_as_good_as(y[0], y2[0], Y, k + rank);
   const Matrix g = G * transpose(B);
-  expect_as_good_as(gradients[0], gradients2[0], G * W + double{scaling} * (g * transpose(A)));
-  expect_as_good_as(gradients[1], gradients2[1], double{scaling} * (transpose(X) * g));
-  expect_as_good_as(gradients[2], gradients2[2], double{scaling} * (transpose(X * A) * G));
+  expect_as_good_as(gradients[0], gradients2[0], G * W + double{scaling} * (g * transpose(A)),
+                    n + rank);
+  expect_as_good_as(gradients[1], gradients2[1], double{scaling} * (transpose(X) * g), m + n);
+  expect_as_good_as(gradients[2], gradients2[2], double{scaling} * (transpose(X * A) * G), m + k);
   EXPECT_EQ(composed_runs(), 0u);
 }
 

@@ -151,7 +151,7 @@ TEST(RmsNorm, Float16) {
   testing::expect_rounded(rms_norm(x, w, kEps), values(mx::fast::rms_norm(wide(x), wide(w), kEps)),
                           kFeatures);
   ASSERT_EQ(fusion_report().size(), 1u);
-  EXPECT_EQ(fusion_report()[0].fused, testing::on_metal());
+  EXPECT_EQ(fusion_report()[0].fused, testing::on_gpu());
 }
 
 TEST(RmsNorm, RejectsWhatDoesNotFit) {
