@@ -175,8 +175,7 @@ struct Layout {
       if (makes_outer) turned_masks_at = take(mask_bytes());
     }
     if (plan.h_parts > 1 || plan.h_every > 0) {
-      partial_at =
-          take(plan.heavy_items_of_all() * plan.item_rows() * 2 * kTileM * plan.rank_class * 4);
+      partial_at = take(plan.heavy_items_of_all() * 2 * kTileM * plan.rank_class * 4);
     }
     if (!makes_outer) return;
     for (std::size_t i = 0; i < terms[0].outer_products.size(); ++i) {
@@ -326,7 +325,6 @@ void run_as(const char* op, const Call& call, std::span<const Term> terms, std::
   }
   args.light_clusters = plan.light_clusters;
   args.light_rows = static_cast<int>(plan.light_rows());
-  args.item_rows = plan.item_rows();
   args.h_parts = plan.h_parts;
   args.h_every = plan.h_every;
   args.h_first = plan.h_first;

@@ -21,7 +21,7 @@ namespace graft::cuda {
 ///
 /// Tiles go round the clusters in turn, from the last cluster to the first, so that the first ones,
 /// the light ones, may get a tile less. They have the time to make h = x·S before they turn to
-/// their tiles. An item of that work is a cluster row, or two. Where the light ones
+/// their tiles. An item of that work is a cluster row. Where the light ones
 /// have no time for all rows, the others make the rest, in items of one of `h_parts` parts of K.
 struct HopperPlan {
   int tile_n = 256;            ///< Columns of y in a tile: 256, 128 or 64.
@@ -38,16 +38,12 @@ struct HopperPlan {
   int h_every = 0, h_first = 0;
 
   std::int64_t tiles() const { return tile_rows * tile_cols; }
-  /// Cluster rows of an item, whose sums fill the registers: two at rank 128.
-  int item_rows() const { return tile_n == 256 && rank_class == 128 ? 2 : 1; }
   /// Cluster rows that the light clusters make h of; and items of the others.
   std::int64_t light_rows() const {
-    const std::int64_t rows = light_items * light_clusters * item_rows();
+    const std::int64_t rows = light_items * light_clusters;
     return rows < tile_rows ? rows : tile_rows;
   }
-  std::int64_t heavy_items_of_all() const {
-    return (tile_rows - light_rows() + item_rows() - 1) / item_rows() * h_parts;
-  }
+  std::int64_t heavy_items_of_all() const { return (tile_rows - light_rows()) * h_parts; }
 };
 
 /// For y (m, n) over k, with a pair of `rank`, 0 for none.

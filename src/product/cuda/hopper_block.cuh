@@ -60,12 +60,6 @@ __host__ __device__ constexpr int steps_of_unit(int rank_class, bool masks_x = f
   return TileN == 128 && rank_class == 16 && !masks_x ? 2 : 1;
 }
 
-// And of so many cluster rows at once: at rank 128 two fill a slot and a multiplier's registers.
-template <int TileN>
-__host__ __device__ constexpr int rows_of_unit(int rank_class) {
-  return TileN == 256 && rank_class == 128 ? 2 : 1;
-}
-
 // A matrix of the pair, copied into rows that TMA can fetch, in the type that is multiplied.
 struct Copy {
   const void* from;
@@ -135,7 +129,6 @@ struct Arguments {
   // The pairs.
   int rank, rank_class, h_stride;  // rank: columns of h, of all layers; 0: no pair
   int light_clusters, light_rows;  // the latter cluster rows of h are the former's
-  int item_rows;                   // cluster rows of an item
   int h_parts, units, units_of_part;
   int h_every;    // steps between units of h in the first tile of a heavy cluster; 0: before it
   int h_first;    // steps before the first one
@@ -222,15 +215,12 @@ struct Items {
         light(cluster < arguments.light_clusters),
         next(light ? cluster : cluster - arguments.light_clusters),
         step(light ? arguments.light_clusters : arguments.clusters - arguments.light_clusters),
-        end(light ? (arguments.light_rows + arguments.item_rows - 1) / arguments.item_rows
-                  : (arguments.tile_rows - arguments.light_rows + arguments.item_rows - 1) /
-                        arguments.item_rows * arguments.h_parts) {}
+        end(light ? arguments.light_rows
+                  : (arguments.tile_rows - arguments.light_rows) * arguments.h_parts) {}
   __device__ bool any() const { return next < end; }
   __device__ void advance() { next += step; }
   __device__ int parts() const { return light ? 1 : args.h_parts; }
-  __device__ int row() const {  // the first one
-    return light ? next * args.item_rows : args.light_rows + next / args.h_parts * args.item_rows;
-  }
+  __device__ int row() const { return light ? next : args.light_rows + next / args.h_parts; }
   __device__ int part() const { return light ? 0 : next % args.h_parts; }
   __device__ int first_unit() const { return part() * args.units_of_part; }
   __device__ int end_unit() const {
@@ -407,15 +397,6 @@ __device__ void store_h(const Arguments& args, int row, int column, float low, f
   float* const out = layer.h_out + std::int64_t{row} * layer.rank + rank;
   out[0] = low * args.h_scale;
   if (rank + 1 < layer.rank) out[1] = high * args.h_scale;
-}
-template <class T>
-__device__ void store_h_one(const Arguments& args, int row, int column, float value) {
-  const Layer& layer = layer_of_rank(args, column);
-  const int rank = column - layer.first_rank;
-  if (row >= args.m || rank >= layer.rank) return;
-  static_cast<T*>(args.h)[std::int64_t{row} * args.h_stride + column] =
-      from_float<T>(value * layer.scaling);
-  if (layer.h_out != nullptr) layer.h_out[std::int64_t{row} * layer.rank + rank] = value;
 }
 
 #endif

@@ -289,29 +289,25 @@ __device__ void fetch(const Maps& maps, const Arguments& args, const Block<TileN
   // Steps of x and S, so that a slot is full.
   const auto fill_h_unit = [&](int row, int unit) {
     constexpr bool kMasksX = Dropped == Drops::kX;
-    const int steps = steps_of_unit<TileN>(args.rank_class, kMasksX), rows = args.item_rows;
+    const int steps = steps_of_unit<TileN>(args.rank_class, kMasksX);
     const int mask_bytes = kMasksX ? steps * kMaskBytes : 0;
-    const int s_bytes = args.rank_class * kRowBytes, boxes = steps * rows;
-    const std::uint32_t s = block.s_of(at, boxes, steps * s_bytes);
+    const int s_bytes = args.rank_class * kRowBytes;
+    const std::uint32_t s = block.s_of(at, steps, steps * s_bytes);
     const int m0 = (row * 2 + block.rank) * kTileM;
     const Barrier full = block.full(at.index);
     block.empty(at.index).wait(at.parity);
-    full.arrive_and_expect(boxes * kXBytes + steps * s_bytes + mask_bytes);
+    full.arrive_and_expect(steps * (kXBytes + s_bytes) + mask_bytes);
     if constexpr (kMasksX) {
       wait_for_kernel_before();
       load_bytes(block.masks_of_x(at), masks_at(args.masks, args, m0 / kTileM, unit * steps), full,
                  mask_bytes);
     }
-    // Two steps of one row block, or one of two, the second in the next cluster row.
-    for (int i = 0; i < boxes; ++i) {
-      const int k = (unit * steps + (rows == 1 ? i : 0)) * kTileK;
-      load_box(block.slot(at) + i * kXBytes, maps.x, full, k, rows == 1 ? m0 : m0 + i * 2 * kTileM);
-    }
     for (int i = 0; i < steps; ++i) {
+      const int k = (unit * steps + i) * kTileK;
+      load_box(block.slot(at) + i * kXBytes, maps.x, full, k, m0);
       // As W: each block fetches half of the columns of S for both.
       const int columns = args.rank_class / 2 * block.rank;
-      load_box(s + i * s_bytes + columns * kRowBytes, maps.s, full, (unit * steps + i) * kTileK,
-               columns, std::uint16_t{3});
+      load_box(s + i * s_bytes + columns * kRowBytes, maps.s, full, k, columns, std::uint16_t{3});
     }
     at.advance<Size::kSlots>();
   };

@@ -96,8 +96,7 @@ struct Multiplier {
   // h of this warpgroup's rows, over K or a part of it.
   template <int R>
   __device__ void shrink(float (&sum)[TileN / 2], const Items& item) {
-    constexpr int kSteps = steps_of_unit<TileN>(R), kRows = rows_of_unit<TileN>(R);
-    constexpr int kBoxes = kSteps * kRows;
+    constexpr int kSteps = steps_of_unit<TileN>(R);
     // Two sums where there is room: shorter ones are more exact, for the matrix units cut off what
     // they add, and don't wait for each other.
     constexpr bool kTwo = R == 16;
@@ -111,7 +110,7 @@ struct Multiplier {
 #pragma unroll
       for (int i = 0; i < kSteps; ++i) {
         const std::uint64_t a = tile_descriptor(slot + i * kXBytes + half * kHalfXBytes, 16);
-        const std::uint32_t s = block.s_of(at, kBoxes, kSteps * R * kRowBytes);
+        const std::uint32_t s = block.s_of(at, kSteps, kSteps * R * kRowBytes);
         const std::uint64_t b = tile_descriptor(s + i * R * kRowBytes, 16);
 #pragma unroll
         for (int j = 0; j < 4; ++j) {
@@ -122,11 +121,6 @@ struct Multiplier {
             } else {
               wgmma<R, false, T>(sum, a + j * 2, b + j * 2, add);
             }
-          } else if constexpr (kRows == 2) {
-            // Turned round, for the sums of 256 rows: half of the columns are a warpgroup's.
-            const std::uint64_t s_half = tile_descriptor(s + half * kHalfM * kRowBytes, 16);
-            const std::uint64_t x = tile_descriptor(slot, 16);
-            wgmma<256, false, T>(sum, s_half + j * 2, x + j * 2, !first || j > 0);
           } else {
             wgmma<R, false, T>(sum, a + j * 2, b + j * 2, !first || i + j > 0);
           }
@@ -145,45 +139,20 @@ struct Multiplier {
       for (int i = 0; i < R / 2; ++i) sum[i] += second[i];
     }
 
-    if constexpr (kRows == 2) {
-      publish_turned<R, 0>(sum, item);
-      publish_turned<R, R / 2>(sum, item);
-    } else {
-      publish_h<R>(sum, item);
-    }
+    publish_h<R>(sum, item);
   }
 
   template <int R>
   __device__ void publish_h(float (&sum)[TileN / 2], const Items& item) const {
     const int row_block = item.row() * 2 + block.rank;
     if (row_block * kTileM >= args.m) return;
-    if (item.parts() > 1 && !add_parts<R, 0>(sum, row_block, item.part())) return;
+    if (item.parts() > 1 && !add_parts<R>(sum, row_block, item.part())) return;
     const int at = row_block * kTileM + half * kHalfM + thread / 32 * 16 + thread % 32 / 4;
 #pragma unroll
     for (int i = 0; i < R / 8; ++i) {
       const int column = i * 8 + thread % 4 * 2;
       store_h<T>(args, at, column, sum[i * 4], sum[i * 4 + 1]);
       store_h<T>(args, at + 8, column, sum[i * 4 + 2], sum[i * 4 + 3]);
-    }
-    tell_of_h(row_block);
-  }
-
-  // Of h turned round, (64 columns of a warpgroup, 128 rows): the first cluster row of an item, or
-  // the second one, whose sums begin at First.
-  template <int R, int First>
-  __device__ void publish_turned(float (&sum)[TileN / 2], const Items& item) const {
-    const int row_block = (item.row() + (First > 0 ? 1 : 0)) * 2 + block.rank;
-    if (row_block * kTileM >= args.m) return;
-    if (item.parts() > 1 && !add_parts<R, First>(sum, row_block, item.part())) return;
-    const int column = half * kHalfM + thread / 32 * 16 + thread % 32 / 4;
-#pragma unroll
-    for (int i = 0; i < R / 8; ++i) {
-      const int row = row_block * kTileM + i * 8 + thread % 4 * 2;
-      const float* const from = sum + First + i * 4;
-      store_h_one<T>(args, row, column, from[0]);
-      store_h_one<T>(args, row + 1, column, from[1]);
-      store_h_one<T>(args, row, column + 8, from[2]);
-      store_h_one<T>(args, row + 1, column + 8, from[3]);
     }
     tell_of_h(row_block);
   }
@@ -202,27 +171,25 @@ struct Multiplier {
 
   // Leaves this part's sum in memory. The last of a row block's parts to come adds them all, in
   // their order; false: there are others to come.
-  template <int R, int First>
+  template <int R>
   __device__ bool add_parts(float (&sum)[TileN / 2], int row_block, int part) const {
     constexpr int kVectors = R / 8;
-    float* const own = sum + First;
     float4* const mine = h_partial(args, part, row_block, half) + thread;
 #pragma unroll
     for (int i = 0; i < kVectors; ++i) {
       __stcg(mine + i * 128,
-             make_float4(own[i * 4], own[i * 4 + 1], own[i * 4 + 2], own[i * 4 + 3]));
+             make_float4(sum[i * 4], sum[i * 4 + 1], sum[i * 4 + 2], sum[i * 4 + 3]));
     }
     if (!is_last(args.flags + row_block * kFlagsOfRowBlock + 1 + half, args.h_parts)) return false;
-#pragma unroll 1
     for (int p = 0; p < args.h_parts; ++p) {
       const float4* const from = h_partial(args, p, row_block, half) + thread;
 #pragma unroll
       for (int i = 0; i < kVectors; ++i) {
         const float4 value = __ldcg(from + i * 128);
-        own[i * 4] = (p == 0 ? 0.0f : own[i * 4]) + value.x;
-        own[i * 4 + 1] = (p == 0 ? 0.0f : own[i * 4 + 1]) + value.y;
-        own[i * 4 + 2] = (p == 0 ? 0.0f : own[i * 4 + 2]) + value.z;
-        own[i * 4 + 3] = (p == 0 ? 0.0f : own[i * 4 + 3]) + value.w;
+        sum[i * 4] = (p == 0 ? 0.0f : sum[i * 4]) + value.x;
+        sum[i * 4 + 1] = (p == 0 ? 0.0f : sum[i * 4 + 1]) + value.y;
+        sum[i * 4 + 2] = (p == 0 ? 0.0f : sum[i * 4 + 2]) + value.z;
+        sum[i * 4 + 3] = (p == 0 ? 0.0f : sum[i * 4 + 3]) + value.w;
       }
     }
     return true;

@@ -27,8 +27,9 @@ double tile_time(int tile_n) { return tile_n == 256 ? 1.0 : tile_n == 128 ? 0.54
 // GB/s a multiprocessor), the products of more columns than 64 longer. Each part of a split K has
 // its own start, and its sums go through memory.
 double item_time(int rank_class, int parts, double k_blocks) {
-  const double whole = rank_class <= 64 ? 0.38 : rank_class == 128 ? 0.75 : 1.15;
-  return whole / parts + (parts > 1 ? 2.5 : 1.0) / k_blocks;
+  const double whole = rank_class <= 64 ? 0.38 : rank_class == 128 ? 0.65 : 1.15;
+  const double of_sums = rank_class <= 16 ? 2.5 : 12.0;
+  return whole / parts + (parts > 1 ? of_sums : 1.0) / k_blocks;
 }
 
 // Steps of a wide tile until S may have been copied, which h waits for; and the coefficients of
@@ -78,10 +79,9 @@ double share_items(HopperPlan& plan, int parts, std::int64_t k_blocks, bool mask
   const std::int64_t units = divide_up(divide_up(k_blocks, 2), parts);
   plan.h_parts = parts;
   double best = 0;
-  const std::int64_t items = divide_up(plan.tile_rows, plan.item_rows());
-  const std::int64_t most = light == 0 ? 0 : divide_up(items, light);
+  const std::int64_t most = light == 0 ? 0 : divide_up(plan.tile_rows, light);
   for (std::int64_t each = most;; --each) {
-    const std::int64_t rest = std::max<std::int64_t>(0, items - each * light) * parts;
+    const std::int64_t rest = std::max<std::int64_t>(0, plan.tile_rows - each * light) * parts;
     const std::int64_t others = divide_up(rest, heavy), room = k_blocks - others * units * kBetween;
     // Beside a tile there are registers for no more than 16 columns, and none for masks.
     const bool beside =
