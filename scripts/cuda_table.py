@@ -5,6 +5,7 @@ The text between a line `<!-- table: KIND CSV... -->` and the next `<!-- end of 
 from these files alone. KIND is one of
     products  layers: times, and Graft's over cuBLAS's, its own linear's and the composed calls'
     delta     lora_delta over the plan's shapes
+    delta_backward  its gradients
     rows      softmax and the norms beside a copy of their bytes
     mlx       chains of lora_delta through MLX's eval, over the plan's shapes
     peers     a file of scripts/bench_cuda_peers.py, then Graft's: each over the yardstick of its run
@@ -61,7 +62,7 @@ def products_table(cases):
     lines = []
     for case, columns in cases.items():
         work, shape, *rest = words(case)
-        if work.split("+")[0] in ROW_OPERATIONS or work in ("delta", "chain"):
+        if work.split("+")[0] in ROW_OPERATIONS or work == "chain" or work.startswith("delta"):
             continue
         kind = " ".join(rest).replace("bfloat16", "bf16").replace("float", "f")
         lines.append([work, shape, kind, columns["path"], us(columns, "graft"),
@@ -71,15 +72,19 @@ def products_table(cases):
                   "over cuBLAS", "over own linear", "over composed"], lines)
 
 
-def delta_table(cases):
+def delta_table(cases, wanted="delta"):
     lines = []
     for case, columns in cases.items():
         work, shape, rank, dtype, _ = (words(case) + ["", ""])[:5]
-        if work == "delta":
+        if work == wanted:
             lines.append([shape, rank[1:], dtype, columns["path"], us(columns, "graft"),
                           us(columns, "composed"), times(columns, "composed")])
     return table(["rows × in → out", "rank", "type", "path", "Graft µs", "composed µs", "speed-up"],
                  lines)
+
+
+def delta_backward_table(cases):
+    return delta_table(cases, "delta_backward")
 
 
 def rows_table(cases):
@@ -120,7 +125,8 @@ def peers_table(cases, of_graft):
 
 
 PEERS = {"torch": "PyTorch", "peft": "PEFT", "lorafusion": "LoRAFusion", "liger": "Liger"}
-TABLES = {"products": products_table, "delta": delta_table, "rows": rows_table, "mlx": mlx_table,
+TABLES = {"products": products_table, "delta": delta_table,
+          "delta_backward": delta_backward_table, "rows": rows_table, "mlx": mlx_table,
           "peers": peers_table}
 
 

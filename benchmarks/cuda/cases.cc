@@ -8,6 +8,8 @@ const char* name_of(Work work) {
   switch (work) {
     case Work::kDelta:
       return "delta";
+    case Work::kDeltaBackward:
+      return "delta_backward";
     case Work::kForward:
       return "forward";
     case Work::kBackward:
@@ -33,6 +35,7 @@ const char* name_of(Work work) {
 }
 
 bool is_rows(Work work) { return work >= Work::kSoftmax; }
+bool is_delta(Work work) { return work == Work::kDelta || work == Work::kDeltaBackward; }
 
 std::string label_of(const CudaCase& item) {
   std::string label =
@@ -58,8 +61,16 @@ std::vector<CudaCase> all_cuda_cases() {
       }
     }
   }
+  for (const DType dtype : {kF32, kBF16}) {
+    for (const int rows : {128, 2048, 8192}) {
+      cases.push_back({Work::kDeltaBackward, rows, 512, 512, 16, dtype, dtype});
+    }
+  }
   // Few rows.
   for (const int rows : {1, 16, 64}) cases.push_back({Work::kForward, rows, 4096, 4096});
+  for (const int rows : {1, 16}) {
+    cases.push_back({Work::kForward, rows, 4096, 4096, 16, kF32, kF32});
+  }
   // Many rows; with the adapter in float32 too, as PEFT has it.
   for (const DType adapter : {kBF16, kF32}) {
     const auto forward = [&](std::int64_t m, std::int64_t k, std::int64_t n) {

@@ -11,6 +11,7 @@ namespace graft::bench {
 /// What a line of the table computes.
 enum class Work : std::uint8_t {
   kDelta,            ///< y = s·(x·A)·B.
+  kDeltaBackward,    ///< dx, dA and dB of it.
   kForward,          ///< y = x·Wᵀ + s·(drop(x)·A)·B.
   kBackward,         ///< dx, dA and dB of it.
   kForwardBackward,  ///< Both.
@@ -25,6 +26,7 @@ enum class Work : std::uint8_t {
 
 const char* name_of(Work work);
 bool is_rows(Work work);
+bool is_delta(Work work);
 
 struct CudaCase {
   Work work;

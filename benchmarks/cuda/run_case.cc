@@ -33,24 +33,27 @@ struct Layer {
 
 double bytes_of(const CudaCase& c) {
   const auto size = static_cast<double>(size_of(c.dtype));
-  return size * static_cast<double>(c.m * c.k + c.n * c.k + c.m * c.n);
+  const std::int64_t weights = is_delta(c.work) ? c.rank * (c.k + c.n) : c.n * c.k;
+  return size * static_cast<double>(c.m * c.k + weights + c.m * c.n);
 }
 
+// A graph of more calls than that takes seconds to make. The smallest deltas then go round 110 MB,
+// still twice the L2 of an H200.
 std::size_t sets_of(double bytes) {
-  return static_cast<std::size_t>(std::clamp(std::ceil(kRotatedBytes / bytes), 2.0, 200.0));
+  return static_cast<std::size_t>(std::clamp(std::ceil(kRotatedBytes / bytes), 2.0, 1200.0));
 }
 
 Layer layer_of(const CudaCase& c, DeviceMemory& memory, std::uint32_t seed) {
   const float by_k = 1.0f / std::sqrt(static_cast<float>(c.k));
   Layer l;
   l.x = memory.random(c.dtype, {c.m, c.k}, seed + 1);
-  if (c.work != Work::kDelta) l.w = memory.random(c.dtype, {c.n, c.k}, seed + 2, by_k);
+  if (!is_delta(c.work)) l.w = memory.random(c.dtype, {c.n, c.k}, seed + 2, by_k);
   l.a = memory.random(c.adapter, {c.k, c.rank}, seed + 3, by_k);
   l.b = memory.random(c.adapter, {c.rank, c.n}, seed + 4);
   l.y = memory.zeros(c.dtype, {c.m, c.n});
   l.h = memory.zeros(DType::kFloat32, {c.m, c.rank});
   l.shrunk = memory.zeros(c.dtype, {c.m, c.rank});
-  if (c.work == Work::kBackward || c.work == Work::kForwardBackward) {
+  if (c.work != Work::kForward && c.work != Work::kDelta) {
     l.dy = memory.random(c.dtype, {c.m, c.n}, seed + 5);
     l.dx = memory.zeros(c.dtype, {c.m, c.k});
     l.da = memory.zeros(DType::kFloat32, {c.k, c.rank});
@@ -69,6 +72,9 @@ Dropout dropout_of(const CudaCase& c) { return {c.dropout, 42, 7}; }
 LoraDeltaForward delta_of(const CudaCase& c, const Layer& l) {
   return {l.x, {l.a, l.b, 2.0f}, dropout_of(c), false, l.y, {}};
 }
+LoraDeltaBackward delta_backward_of(const CudaCase& c, const Layer& l) {
+  return {l.dy, l.x, l.h, {l.a, l.b, 2.0f}, dropout_of(c), l.dx, l.da, l.db};
+}
 LoraLinearForward forward_of(const CudaCase& c, const Layer& l, bool training) {
   return {l.x, l.w, {}, {l.a, l.b, 2.0f}, dropout_of(c), l.y, training ? l.h : TensorView()};
 }
@@ -83,10 +89,10 @@ void composed_forward(Cublas& cublas, cudaStream_t stream, const Layer& l, bool 
   cublas.multiply(stream, l.shrunk, l.b, l.y, 2.0f, base ? 1.0f : 0.0f);
 }
 
-void composed_backward(Cublas& cublas, cudaStream_t stream, const Layer& l) {
+void composed_backward(Cublas& cublas, cudaStream_t stream, const Layer& l, bool base) {
   cublas.multiply(stream, l.dy, l.b.transposed(), l.g);
-  cublas.multiply(stream, l.dy, l.w, l.dx);
-  cublas.multiply(stream, l.g, l.a.transposed(), l.dx, 2.0f, 1.0f);
+  if (base) cublas.multiply(stream, l.dy, l.w, l.dx);
+  cublas.multiply(stream, l.g, l.a.transposed(), l.dx, 2.0f, base ? 1.0f : 0.0f);
   cublas.multiply(stream, l.x.transposed(), l.g, l.da_half, 2.0f);
   cublas.multiply(stream, l.shrunk.transposed(), l.dy, l.db_half, 2.0f);
 }
@@ -116,13 +122,14 @@ Line run_product(const CudaCase& c, Cublas& cublas, int rounds) {
   for (std::size_t i = 0; i < sets; ++i) {
     layers.push_back(layer_of(c, memory, static_cast<std::uint32_t>(i) * 16));
   }
-  const bool with_forward = c.work != Work::kBackward;
-  const bool with_backward = c.work == Work::kBackward || c.work == Work::kForwardBackward;
+  const bool with_forward = c.work != Work::kBackward && c.work != Work::kDeltaBackward;
+  const bool with_backward = c.work != Work::kForward && c.work != Work::kDelta;
 
   Line line;
-  Support support = c.work == Work::kDelta ? supports(delta_of(c, layers[0]))
-                    : with_forward         ? supports(forward_of(c, layers[0], with_backward))
-                                           : supports(backward_of(c, layers[0]));
+  Support support = c.work == Work::kDelta           ? supports(delta_of(c, layers[0]))
+                    : c.work == Work::kDeltaBackward ? supports(delta_backward_of(c, layers[0]))
+                    : with_forward ? supports(forward_of(c, layers[0], with_backward))
+                                   : supports(backward_of(c, layers[0]));
   std::string path = support.path;
   if (c.work == Work::kForwardBackward && support.yes) {
     support = supports(backward_of(c, layers[0]));
@@ -139,13 +146,17 @@ Line run_product(const CudaCase& c, Cublas& cublas, int rounds) {
                               lora_delta_forward(context, delta_of(c, l));
                               return;
                             }
+                            if (c.work == Work::kDeltaBackward) {
+                              lora_delta_backward(context, delta_backward_of(c, l));
+                              return;
+                            }
                             if (with_forward) {
                               lora_linear_forward(context, forward_of(c, l, with_backward));
                             }
                             if (with_backward) lora_linear_backward(context, backward_of(c, l));
                           }});
   }
-  if (c.work != Work::kDelta) {
+  if (!is_delta(c.work)) {
     contenders.push_back({"cublas", [&](cudaStream_t stream, std::size_t set) {
                             const Layer& l = layers[set];
                             if (with_forward) cublas.multiply(stream, l.x, l.w.transposed(), l.y);
@@ -165,16 +176,16 @@ Line run_product(const CudaCase& c, Cublas& cublas, int rounds) {
     contenders.push_back({"composed", [&](cudaStream_t stream, std::size_t set) {
                             const Layer& l = layers[set];
                             if (with_forward) {
-                              composed_forward(cublas, stream, l, c.work != Work::kDelta);
+                              composed_forward(cublas, stream, l, !is_delta(c.work));
                             }
-                            if (with_backward) composed_backward(cublas, stream, l);
+                            if (with_backward)
+                              composed_backward(cublas, stream, l, !is_delta(c.work));
                           }});
   }
   const double flops = 2.0 * static_cast<double>(c.m) * static_cast<double>(c.k) *
                        static_cast<double>(c.n) * (with_forward && with_backward ? 2 : 1);
-  const double guess = c.work == Work::kDelta
-                           ? 10
-                           : std::max(10.0, flops / (c.dtype == DType::kFloat32 ? 4e7 : 7e8));
+  const double guess =
+      is_delta(c.work) ? 10 : std::max(10.0, flops / (c.dtype == DType::kFloat32 ? 4e7 : 7e8));
   add_turns(line, contenders, take_turns(contenders, sets, calls_of(guess, sets), rounds));
   return line;
 }

@@ -281,6 +281,33 @@ TEST(LoraEverywhere, SmallDeltas) {
   });
 }
 
+// The same where a block has several rows, or several tiles of rows one after another.
+TEST(LoraEverywhere, SmallDeltasOfManyRows) {
+  const std::vector<std::array<int, 4>> shapes = {
+      {133, 1024, 512, 4}, {134, 512, 1024, 8}, {133, 512, 512, 16}, {135, 512, 512, 32},
+      {2130, 520, 8, 4},   {4400, 24, 40, 20},  {4500, 16, 8, 4}};
+  test::on_each_place([&](const test::Place& place) {
+    for (const DType type : place.dtypes()) {
+      for (const auto& shape : shapes) {
+        SCOPED_TRACE(testing::PrintToString(shape) + name_of(type));
+        check_delta(place, Case(shape, {type, type, type}));
+      }
+    }
+  });
+}
+
+// A few rows by a W that is longer than what one step of a GPU's kernel takes of it.
+TEST(LoraEverywhere, FewRowsInFloat32) {
+  test::on_each_place([](const test::Place& place) {
+    for (const auto& shape : std::vector<std::array<int, 4>>{
+             {1, 1036, 37, 8}, {2, 512, 64, 3}, {9, 772, 33, 12}, {16, 516, 9, 4}}) {
+      SCOPED_TRACE(testing::PrintToString(shape));
+      const Case c(shape, {kF32, kF32, kF32});
+      check_linear(place, c, weight_of(place, c));
+    }
+  });
+}
+
 double largest_first_error(const test::Place& place, int rows, int rank) {
   Case c({rows, 512, 512, rank}, {kF32, kF32, kF32});
   c.scaling = 2.0f;

@@ -61,20 +61,44 @@ TEST(CudaPaths, SmallDeltasTakeOneLaunch) {
   term.accumulate = true;
   term.pair.h = matrix(kF32, 128, 8);
   EXPECT_EQ(path(term), "small");
+  EXPECT_EQ(small_bytes(term, kH200), 0u);
+  // dA of the h that is made, and dB of a given one.
+  OuterProduct da, db;
+  da.matrix = matrix(kF32, 128, 520), da.out = matrix(kF32, 8, 520);
+  db.matrix = term.x, db.out = matrix(kF32, 8, 512), db.coefficients = matrix(kF32, 128, 8);
+  term.outer_products = {da, db};
+  EXPECT_EQ(path(term), "small");
+  term.pair.h = {};
+  EXPECT_GE(small_bytes(term, kH200), std::size_t{128 * 8 * 4});
+  for (const std::int64_t rows : {128, 16384}) {
+    Term large = delta(kF32, kF32, rows, 4096, 4096, 32);
+    large.outer_products = {da};
+    large.outer_products[0].matrix = matrix(kF32, rows, 4096);
+    large.outer_products[0].out = matrix(kF32, 32, 4096);
+    EXPECT_EQ(path(large), "small");
+    EXPECT_LE(small_bytes(large, kH200), std::size_t{8} << 20);
+  }
+  term.outer_products[0].matrix = matrix(kF32, 128, 520, 1);
+  EXPECT_EQ(path(term), "general");
+  term.outer_products.clear();
   // A and B may lie in any way.
   term.pair.shrink = term.pair.expand.transposed();
   EXPECT_EQ(path(term), "small");
 }
 
-// Several rows of x, A and B go to shared memory whole.
+// A and B go to shared memory whole, unless a block has so few rows that registers hold them.
 TEST(CudaPaths, SmallDeltasFitSharedMemory) {
   EXPECT_EQ(path(delta(kF32, kF32, 32, 512, 512, 32), kLittleShared), "small");
+  EXPECT_EQ(path(delta(kF32, kF32, 4 * 82, 512, 512, 32), kLittleShared), "small");
+  EXPECT_EQ(path(delta(kF32, kF32, 4 * 82 + 1, 512, 512, 32), kLittleShared), "general");
+  EXPECT_EQ(path(delta(kF32, kF32, 32, 512, 520, 32), kLittleShared), "general");
   EXPECT_EQ(path(delta(kF32, kF32, 512, 512, 512, 8), kLittleShared), "small");
-  EXPECT_EQ(path(delta(kF32, kF32, 512, 512, 512, 32), kLittleShared), "general");
-  EXPECT_EQ(path(delta(kBF16, kF32, 8192, 512, 512, 32), kLittleShared), "ampere");
-  EXPECT_EQ(path(delta(kBF16, kF32, 128, 512, 512, 32), kLittleShared), "small");
-  EXPECT_EQ(path(delta(kF32, kF32, 132, 4096, 4096, 32)), "small");  // a row a block
-  EXPECT_EQ(path(delta(kF32, kF32, 133, 4096, 4096, 32)), "general");
+  EXPECT_EQ(path(delta(kBF16, kF32, 8192, 512, 512, 32), kLittleShared), "small");
+  for (const std::int64_t rows : {1, 133, 529, 4225, 16384}) {
+    for (const DType dtype : {kF32, kBF16}) {
+      EXPECT_EQ(path(delta(dtype, kF32, rows, 4096, 4096, 32)), "small");
+    }
+  }
 }
 
 TEST(CudaPaths, OtherDeltasTakeTheGeneralOne) {
@@ -123,7 +147,12 @@ TEST(CudaPaths, BaseProductsTakeThatOfTheirTypeAndDevice) {
     term.x = matrix(dtype, 4096, 4096, 1);  // no copy of 16 bytes takes it
     EXPECT_EQ(path(term), dtype == kF32 ? "general" : "ampere");
     term.x = matrix(dtype, 16, 4096), term.y = matrix(dtype, 16, 4096);
-    EXPECT_EQ(path(term), dtype == kF32 ? "general" : "few_rows");
+    EXPECT_EQ(path(term), "few_rows");
+    if (dtype == kF32) {
+      EXPECT_EQ(path_of(term, kH200), Path::kFewFloats);
+      term.w = matrix(dtype, 4096, 4096);  // rows of W along N
+      EXPECT_EQ(path(term), "general");
+    }
   }
 }
 // Whatever the shape, workspace stays small beside the operands.

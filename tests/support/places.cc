@@ -4,11 +4,14 @@
 #include <cstdint>
 #include <cstdlib>
 #include <cstring>
+#include <string_view>
 
 #include "graft/supports.h"
 
 #if GRAFT_CUDA
 #include <cuda_runtime_api.h>
+
+#include "backend/cuda/device.h"
 #endif
 
 namespace graft::test {
@@ -25,12 +28,14 @@ View same_view(const View& view, Pointer data, Device device) {
   return View(data, view.dtype(), shape, strides, device);
 }
 
+std::string_view device_name() {
+  const char* name = std::getenv("GRAFT_TEST_DEVICE");
+  return name == nullptr ? "" : name;
+}
+
 }  // namespace
 
-bool testing_on_cuda() {
-  const char* name = std::getenv("GRAFT_TEST_DEVICE");
-  return name != nullptr && std::strcmp(name, "cuda") == 0;
-}
+bool testing_on_cuda() { return device_name().substr(0, 4) == "cuda"; }
 
 std::string CudaDevice::missing() { return backend_available(DeviceType::kCuda).reason; }
 
@@ -90,9 +95,23 @@ void release(void*, void* memory, void* stream) {
   must(cudaFreeAsync(memory, static_cast<cudaStream_t>(stream)), "cudaFreeAsync");
 }
 
+// What calls are planned for, if not for the device itself.
+std::shared_ptr<void> planned_as() {
+  cuda::DeviceFacts facts = cuda::facts_of(0);
+  facts.major = 8;
+  if (device_name() == "cuda:sm_80") {
+    facts.minor = 0, facts.shared_bytes = 163 << 10;
+  } else if (device_name() == "cuda:sm_86") {
+    facts.minor = 6, facts.shared_bytes = 99 << 10;
+  } else {
+    return nullptr;
+  }
+  return std::make_shared<cuda::PlannedAs>(0, facts);
+}
+
 }  // namespace
 
-CudaDevice::CudaDevice() {
+CudaDevice::CudaDevice() : planned_as_(planned_as()) {
   cudaStream_t stream = nullptr;
   must(cudaStreamCreate(&stream), "cudaStreamCreate");
   stream_ = stream;

@@ -5,6 +5,7 @@
 #include <cstddef>
 #include <deque>
 #include <functional>
+#include <memory>
 #include <span>
 #include <string>
 #include <vector>
@@ -59,6 +60,7 @@ class CudaDevice {
 
   Block& block_of(const ConstTensorView& view);
 
+  std::shared_ptr<void> planned_as_;
   void* stream_ = nullptr;
   Context context_;
   std::vector<Noted> noted_;
@@ -92,7 +94,10 @@ class Place {
   CudaDevice* cuda_;
 };
 
-/// The device that tests run on, as GRAFT_TEST_DEVICE says: "cuda" or, if unset, the CPU.
+/// The device that tests run on, as GRAFT_TEST_DEVICE says: "cuda" or, if unset, the CPU. With
+/// "cuda:sm_80" and "cuda:sm_86" calls are planned as for such a GPU, whose kernels a later one
+/// runs too: all that the matrix units do is done by the path for compute capability 8.0, with as
+/// much shared memory as there is on one.
 bool testing_on_cuda();
 
 /// Runs `body(place)` on every instruction set of the CPU; or, where tests are run on CUDA, there,

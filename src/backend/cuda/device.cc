@@ -94,4 +94,10 @@ Support supports_device(int index) {
 
 const DeviceFacts& facts_of(int index) { return entry_of(index).facts; }
 
+PlannedAs::PlannedAs(int index, const DeviceFacts& facts) : index_(index), own_(facts_of(index)) {
+  entry_of(index).facts = facts;
+}
+
+PlannedAs::~PlannedAs() { entry_of(index_).facts = own_; }
+
 }  // namespace graft::cuda

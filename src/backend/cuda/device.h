@@ -27,7 +27,22 @@ Support supports_device(int index);
 /// DeviceFacts::clusters of a device.
 int clusters_of_two(int index, std::size_t shared_bytes);
 
-/// Facts of a device that is supported. Asked for once, then kept: they never change.
+/// Facts of a device that is supported. Asked for once, then kept: they never change, but for
+/// PlannedAs.
 const DeviceFacts& facts_of(int index);
+
+/// While it lives, calls on a device are planned as for another: so tests and benchmarks run on one
+/// GPU the kernels that others get. Not while calls are being made.
+class PlannedAs {
+ public:
+  PlannedAs(int index, const DeviceFacts& facts);
+  ~PlannedAs();
+  PlannedAs(const PlannedAs&) = delete;
+  PlannedAs& operator=(const PlannedAs&) = delete;
+
+ private:
+  int index_;
+  DeviceFacts own_;
+};
 
 }  // namespace graft::cuda

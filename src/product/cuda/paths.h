@@ -14,23 +14,26 @@ namespace graft::cuda {
 class Call;
 
 enum class Path : std::uint8_t {
-  kSmall,    ///< A pair alone, bound by launches: one launch for h and y.
-  kFewRows,  ///< Few rows in half types, bound by reading W (few_rows.h).
-  kHopper,   ///< Half types by TMA and wgmma, on sm_90 (hopper.h).
-  kAmpere,   ///< Half types on the matrix units by mma.sync (ampere.h).
-  kGeneral,  ///< Every term; float32 for good.
+  kSmall,      ///< A pair alone, bound by launches: one launch for h and y (and two for dA, dB).
+  kFewRows,    ///< Few rows in half types, bound by reading W (few_rows.h).
+  kFewFloats,  ///< The same in float32.
+  kHopper,     ///< Half types by TMA and wgmma, on sm_90 (hopper.h).
+  kAmpere,     ///< Half types on the matrix units by mma.sync (ampere.h).
+  kGeneral,    ///< Every term; float32 for good.
 };
 
 /// The path of a term on such a device. Looks at shapes, types, strides and alignment alone, so
 /// that the same call takes the same path every time, and never at data. The first that takes it
 /// of:
 ///
-/// kSmall: no base, outer products or dropout; x and y of the type that is multiplied, A and B too
-/// or float32; up to 16384 rows and 4096 features, in vectors of 16 bytes and eights; rank 4, 8,
-/// ... 32; and what several rows need fits in shared memory.
+/// kSmall: no base and no dropout; x, y and what is summed over rows of the type that is
+/// multiplied, A and B too or float32; up to 16384 rows and 4096 features, in vectors of 16 bytes
+/// and eights; rank 4, 8, ... 32; and what several rows need fits in shared memory.
 ///
 /// kFewRows: 1 to 16 rows by a W whose rows lie along K, in half types and vectors of 16 bytes; no
 /// outer products.
+///
+/// kFewFloats: the same in float32, without dropout.
 ///
 /// kHopper: x, W and y of one half type and dense rows at 16 bytes, y a multiple of 8 wide; with
 /// dropout, rank 16 or less and a multiple of 8 features; on compute capability 9.0.
@@ -40,7 +43,7 @@ enum class Path : std::uint8_t {
 /// kGeneral: the rest.
 Path path_of(const Term& term, const DeviceFacts& facts);
 
-/// "small", "few_rows", "hopper", "ampere" or "general".
+/// "small", "few_rows" (of any type), "hopper", "ampere" or "general".
 const char* name_of(Path path);
 
 /// The same of a term; "hopper+ampere" where its base product runs on one and the rest on the
@@ -56,9 +59,18 @@ void run_general(const Call& call, const Term& term, std::byte* workspace);
 /// @}
 
 /// @{
-/// One launch for h and y of a pair alone. Takes no workspace.
+/// 1 to 16 rows in float32 by a W whose rows lie along K. `workspace` as above.
+bool few_floats_takes(const Term& term);
+std::size_t few_floats_bytes(const Term& term);
+void run_few_floats(const Call& call, const Term& term, std::byte* workspace);
+/// @}
+
+/// @{
+/// One launch for h and y of a pair alone, and one or two for its outer products. `workspace` as
+/// above, small_bytes; none without outer products.
 bool fits_small(const Term& term, const DeviceFacts& facts);
-void run_small(const Call& call, const Term& term);
+std::size_t small_bytes(const Term& term, const DeviceFacts& facts);
+void run_small(const Call& call, const Term& term, std::byte* workspace);
 /// @}
 
 /// out (rows, cols), of any type and strides, = Σ over splits of partials [split][rows][cols] +

@@ -145,9 +145,11 @@ struct Plan {
     const Term& term = terms[job.first];
     switch (job.path) {
       case Path::kSmall:
-        return 0;
+        return small_bytes(term, facts);
       case Path::kFewRows:
         return few_rows_workspace(term);
+      case Path::kFewFloats:
+        return few_floats_bytes(term);
       case Path::kHopper:
         return job.count > 1 ? hopper_workspace_bytes(terms_of(job), facts)
                              : HopperTerms(term, facts).bytes();
@@ -176,9 +178,11 @@ void run_job(const char* op, const Call& call, Path path, std::span<const Term> 
   const Term& term = terms[0];
   switch (path) {
     case Path::kSmall:
-      return run_small(call, term);
+      return run_small(call, term, workspace);
     case Path::kFewRows:
       return run_few_rows(call, term, workspace);
+    case Path::kFewFloats:
+      return run_few_floats(call, term, workspace);
     case Path::kHopper:
       if (terms.size() > 1) return run_hopper(op, call, terms, workspace);
       return run_on_hopper(op, call, term, workspace);
@@ -194,6 +198,7 @@ void run_job(const char* op, const Call& call, Path path, std::span<const Term> 
 Path path_of(const Term& term, const DeviceFacts& facts) {
   if (fits_small(term, facts)) return Path::kSmall;
   if (few_rows_takes(term).yes) return Path::kFewRows;
+  if (few_floats_takes(term)) return Path::kFewFloats;
   if (hopper_takes(term, facts).yes) return Path::kHopper;
   if (ampere_takes(term).yes) return Path::kAmpere;
   return Path::kGeneral;
@@ -204,6 +209,7 @@ const char* name_of(Path path) {
     case Path::kSmall:
       return "small";
     case Path::kFewRows:
+    case Path::kFewFloats:
       return "few_rows";
     case Path::kHopper:
       return "hopper";

@@ -2,20 +2,25 @@
 //
 //     h = x·A        y = s·h·B
 //
-// A block has a few rows of x, and nothing of another block's: h stays in its shared memory.
+// A block has some rows of x, and nothing of another block's: h stays in its shared memory.
 //
 //            K                 rank                                  N
 //     x [ rows of a block ] ·  A   ->  sums of each warp   ->   h   ·  B  ->  y
 //
-// Each warp has a part of K. All loads of a block are under way before the first is used: what such
-// a kernel takes is the latency of one read of memory, two barriers, and the launch. Branches on
-// strides are taken around loads, never between them.
+// Each warp has a part of K, then a part of N. All loads of a block are under way before the first
+// is used: what such a kernel takes is the latency of one read of memory, two barriers, the launch,
+// and its instructions, of which a warp makes one in some five cycles.
 //
-// Bytes: x and y once, A and B once a block, from L2. In float32 a block has one row while there
-// are fewer than multiprocessors, and 4 or 16 at a time after that; in half types, which multiply
-// in the matrix units, 16 rows at a time and some of the columns. The kernels wait for the kernels
-// before them before they read anything (griddepcontrol.wait), so that they may be launched while
-// those end.
+//     row    whole 512s, A and B dense    1 row a block, up to 132 rows; in float32 4 up to 528
+//     half   half types                   16 rows at a time in the matrix units
+//     rows   float32                      16 or 32 rows at a time
+//
+// Backward is the same with dy, B and A transposed, and one launch more for dA and dB
+// (small_outer.cuh), or two.
+//
+// Bytes: x and y once, A and B once a block, from L2. The kernels wait for the kernels before them
+// before they read anything (griddepcontrol.wait), so that they may be launched while those end;
+// until then they ask for their operands to be brought to L2, which has no effect that can be seen.
 
 #include <algorithm>
 
@@ -23,6 +28,7 @@
 #include "product/cuda/paths.h"
 #include "product/cuda/small.cuh"
 #include "product/cuda/small_half.cuh"
+#include "product/cuda/small_outer.cuh"
 #include "product/cuda/small_row.cuh"
 #include "product/cuda/small_rows.cuh"
 
@@ -30,85 +36,165 @@ namespace graft::cuda {
 namespace small {
 namespace {
 
-constexpr std::int64_t kFewRows = 1056;  // 4 rows at a time, then 16
 constexpr std::int64_t kMostRows = 16384, kMostFeatures = 4096;
 
-bool is_vectors(const ConstTensorView& view) {
-  const std::size_t size = size_of(view.dtype());
-  const auto vector = static_cast<std::int64_t>(16 / size);
-  return view.stride(1) == 1 && view.stride(0) % vector == 0 && view.dim(1) % vector == 0 &&
-         reinterpret_cast<std::uintptr_t>(view.data()) % 16 == 0;
+// Rows of whole vectors of `bytes`, as loads and copies of that size take them.
+bool is_vectors(const ConstTensorView& view, std::int64_t bytes) {
+  const std::int64_t size = size_of(view.dtype()), vector = bytes / size;
+  return view.stride(1) == 1 && view.stride(0) >= view.dim(1) && view.stride(0) % vector == 0 &&
+         view.dim(1) % vector == 0 && reinterpret_cast<std::uintptr_t>(view.data()) % bytes == 0;
 }
 
-int columns_of_a_block(std::int64_t rows, int cols, const DeviceFacts& facts) {
-  const std::int64_t row_blocks = (rows + kHalfRows - 1) / kHalfRows;
-  const std::int64_t parts =
-      std::clamp<std::int64_t>(facts.multiprocessors / row_blocks, 1, (cols + 63) / 64);
-  return static_cast<int>(((cols + parts - 1) / parts + 63) / 64 * 64);
+// Fours of ranks of a half type are 8 bytes.
+bool ranks_are_vectors(const ConstTensorView& a) {
+  return is_vectors(a, a.dtype() != DType::kFloat32 && a.dim(1) % 16 != 0 ? 8 : 16);
 }
 
-int log_quads_of(int rank) { return rank <= 4 ? 0 : rank <= 8 ? 1 : rank <= 16 ? 2 : 3; }
+enum class Kind : std::uint8_t { kOneRow, kFourRows, kHalf, kRows16, kRows32 };
 
-// Rows at a time of such a call.
-int rows_at_once(DType type, std::int64_t rows, const DeviceFacts& facts) {
-  if (type != DType::kFloat32) return kHalfRows;
-  return rows <= facts.multiprocessors ? 1 : rows <= kFewRows ? 4 : 16;
+struct Plan {
+  Kind kind;
+  int rows;             // at a time
+  unsigned row_blocks;  // that share the rows
+  int block_cols;
+  std::size_t shared_bytes;
+};
+
+std::size_t half_bytes(std::int64_t rank) {
+  return rank <= 16 ? HalfShared<16>::kBytes : HalfShared<32>::kBytes;
 }
 
-int buffers_of(std::int64_t rows, int at_once, const DeviceFacts& facts) {
-  return at_once == 16 && (rows + 15) / 16 > facts.multiprocessors ? 2 : 1;
+template <int kRun>
+std::size_t rows_bytes(std::int64_t rank) {
+  return static_cast<std::size_t>(RowsShared<kRun>(static_cast<int>(rank)).size) * sizeof(float);
 }
 
-std::size_t shared_bytes(DType type, std::int64_t rows, int depth, int cols, int rank,
-                         const DeviceFacts& facts) {
-  const int at_once = rows_at_once(type, rows, facts), quads = log_quads_of(rank);
-  const int buffers = buffers_of(rows, at_once, facts);
-  if (type != DType::kFloat32) {
-    return HalfShared(depth, columns_of_a_block(rows, cols, facts), buffers).bytes();
-  }
-  if (at_once == 1) return 0;
-  const int elements = at_once == 4 ? RowsShared<4>(depth, cols, quads, buffers).size
-                                    : RowsShared<16>(depth, cols, quads, buffers).size;
-  return static_cast<std::size_t>(elements) * sizeof(float);
+Plan plan_of(const Term& term, const DeviceFacts& facts) {
+  const LowRank& pair = term.pair;
+  const std::int64_t rows = term.x.dim(0), depth = term.x.dim(1), cols = term.y.dim(1);
+  const std::int64_t rank = pair.rank(), processors = facts.multiprocessors;
+  const bool floats = term.multiply == DType::kFloat32;
+  const auto blocks = [&](std::int64_t at_once) { return (rows + at_once - 1) / at_once; };
+  const auto is_whole = [&](const ConstTensorView& view) {
+    return view.dtype() == term.multiply && view.stride(0) == view.dim(1) &&
+           is_vectors(view, std::min<std::int64_t>(16, 4 * size_of(view.dtype())));
+  };
+  const bool whole = is_whole(pair.shrink) && is_whole(pair.expand) && depth % 512 == 0 &&
+                     cols % 512 == 0 && (rank & (rank - 1)) == 0;
+  const auto plan = [&](Kind kind, int at_once, std::int64_t most, std::size_t bytes) -> Plan {
+    const std::int64_t parts = (cols + kAtOnce - 1) / kAtOnce;
+    const int block_cols =
+        static_cast<int>(((cols + parts - 1) / parts + kSlice - 1) / kSlice * kSlice);
+    return {kind, at_once, static_cast<unsigned>(std::min(blocks(at_once), most)), block_cols,
+            bytes};
+  };
+  if (whole && rows <= processors) return plan(Kind::kOneRow, 1, rows, 0);
+  if (whole && floats && rows <= 4 * processors) return plan(Kind::kFourRows, 4, rows, 0);
+  if (!floats) return plan(Kind::kHalf, kHalfRows, 2 * processors, half_bytes(rank));
+  const bool many = blocks(32) > processors && rows_bytes<8>(rank) <= facts.shared_bytes;
+  return many ? plan(Kind::kRows32, 32, processors, rows_bytes<8>(rank))
+              : plan(Kind::kRows16, 16, processors, rows_bytes<4>(rank));
 }
 
-// So many rows at a time; as many blocks as run at once, where A and B are kept.
-Launch blocks_of(const Call& call, const SmallArgs& args, int rows, std::size_t bytes) {
-  std::int64_t blocks = (args.rows + rows - 1) / rows;
-  if (rows > 4) blocks = std::min<std::int64_t>(blocks, call.facts().multiprocessors);
-  return {.grid = {static_cast<unsigned>(blocks),
-                   static_cast<unsigned>((args.cols + args.block_cols - 1) / args.block_cols), 1},
-          .block = static_cast<unsigned>(rows == 1 ? kRowThreads : kThreads),
-          .shared_bytes = bytes,
-          .overlaps = true};
-}
-
-void launch_row(const Call& call, const SmallArgs& args) {
-  const Launch how = blocks_of(call, args, 1, 0);
-  const bool whole = args.a_vectors && args.a_row == args.rank && args.b_vectors &&
-                     args.depth % 512 == 0 && args.cols % 512 == 0;
-  if (whole && args.rank == 4) return call.launch(how, small_row<4, true>, args);
-  if (whole && args.rank == 8) return call.launch(how, small_row<8, true>, args);
-  if (whole && args.rank == 16) return call.launch(how, small_row<16, true>, args);
-  if (whole && args.rank == 32) return call.launch(how, small_row<32, true>, args);
-  call.launch(how, small_row<kMostRank, false>, args);
-}
-
-template <bool kWhole>
-void launch_rows(const Call& call, const SmallArgs& args, int at_once, std::size_t bytes) {
-  const Launch how = blocks_of(call, args, at_once, bytes);
-  if (at_once == 4) return call.launch(how, small_rows<4, kWhole>, args);
-  call.launch(how, small_rows<16, kWhole>, args);
+template <class T, int kRows>
+void launch_row(const Call& call, const Launch& how, const SmallArgs& args) {
+  if (args.rank <= 8) return call.launch(how, small_row<T, 8, kRows>, args);
+  if (args.rank == 16) return call.launch(how, small_row<T, 16, kRows>, args);
+  call.launch(how, small_row<T, 32, kRows>, args);
 }
 
 template <class T>
-void launch_half(const Call& call, const SmallArgs& args, std::size_t bytes) {
-  const Launch how = blocks_of(call, args, kHalfRows, bytes);
-  if (args.a_vectors && args.b_vectors && !args.float_adapter) {
-    call.launch(how, small_half<T, true>, args);
-  } else {
-    call.launch(how, small_half<T, false>, args);
+void launch_typed(const Call& call, const Plan& plan, const Launch& how, const SmallArgs& args) {
+  switch (plan.kind) {
+    case Kind::kOneRow:
+      return launch_row<T, 1>(call, how, args);
+    case Kind::kFourRows:
+      return launch_row<float, 4>(call, how, args);
+    case Kind::kHalf:
+      if constexpr (!std::is_same_v<T, float>) {
+        if (args.rank <= 16) return call.launch(how, small_half<T, 16>, args);
+        return call.launch(how, small_half<T, 32>, args);
+      }
+      return;
+    case Kind::kRows16:
+      return call.launch(how, small_rows<4>, args);
+    case Kind::kRows32:
+      return call.launch(how, small_rows<8>, args);
   }
+}
+
+// How the rows of outer products are split, so that blocks fill the device once.
+struct OuterPlan {
+  int blocks[2] = {}, splits = 1, split_rows = 0;
+
+  OuterPlan(const Term& term, const DeviceFacts& facts) {
+    std::int64_t all = 0, index = 0;
+    for (const OuterProduct& outer : term.outer_products) {
+      blocks[index] = static_cast<int>((outer.out.dim(1) + kOuterCols - 1) / kOuterCols);
+      all += blocks[index++];
+    }
+    const std::int64_t rows = term.x.dim(0),
+                       ranks = (term.pair.rank() + kOuterRanks - 1) / kOuterRanks;
+    if (all == 0) return;
+    const std::int64_t parts =
+        std::clamp<std::int64_t>(facts.multiprocessors / (all * ranks), 1, (rows + 63) / 64);
+    split_rows = static_cast<int>((rows + parts - 1) / parts);
+    splits = static_cast<int>((rows + split_rows - 1) / split_rows);
+  }
+  std::size_t part_bytes(std::int64_t rank) const {
+    if (splits == 1) return 0;
+    return static_cast<std::size_t>(splits * rank * (blocks[0] + blocks[1]) * kOuterCols) *
+           sizeof(float);
+  }
+};
+
+bool outer_fits(const OuterProduct& outer, const Term& term) {
+  const ConstTensorView& c = outer.coefficients;
+  const bool coefficients =
+      !c.present() || (c.dtype() == DType::kFloat32 && c.dim(1) == term.pair.rank() &&
+                       c.stride(0) == c.dim(1) && is_vectors(c, 16));
+  return outer.matrix.present() && !outer.dropout && coefficients &&
+         outer.matrix.dtype() == term.x.dtype() && outer.matrix.dim(0) == term.x.dim(0) &&
+         outer.matrix.dim(1) <= kMostFeatures && outer.matrix.dim(1) >= 8 &&
+         is_vectors(outer.matrix, 16);
+}
+
+bool asks_for_h(const OuterProduct& outer) { return !outer.coefficients.present(); }
+
+// An h that only outer products ask for.
+std::size_t h_bytes(const Term& term) {
+  const auto& outers = term.outer_products;
+  if (term.pair.h.present() || std::none_of(outers.begin(), outers.end(), asks_for_h)) return 0;
+  return (static_cast<std::size_t>(term.x.dim(0) * term.pair.rank()) * sizeof(float) + 255) / 256 *
+         256;
+}
+
+void run_outer(const Call& call, const Term& term, const float* h, std::byte* workspace) {
+  const OuterPlan plan(term, call.facts());
+  OuterArgs args{};
+  args.rows = static_cast<int>(term.x.dim(0)), args.rank = static_cast<int>(term.pair.rank());
+  args.split_rows = plan.split_rows, args.splits = plan.splits;
+  args.parts = plan.splits == 1 ? nullptr : reinterpret_cast<float*>(workspace);
+  for (std::size_t i = 0; i < term.outer_products.size(); ++i) {
+    const OuterProduct& outer = term.outer_products[i];
+    OuterSide& side = args.sides[i];
+    side.matrix = outer.matrix.data(), side.stride = outer.matrix.stride(0);
+    side.coefficients = outer.coefficients.present() ? outer.coefficients.data_as<float>() : h;
+    side.out = outer.out.mutable_data_as<float>();
+    side.out_row = outer.out.stride(0), side.out_col = outer.out.stride(1);
+    side.cols = static_cast<int>(outer.out.dim(1)), side.blocks = plan.blocks[i];
+    side.scaling = outer.scaling;
+  }
+  const auto blocks = static_cast<unsigned>(plan.blocks[0] + plan.blocks[1]);
+  const auto ranks = static_cast<unsigned>(args.rank);
+  const Launch how{
+      .grid = {blocks, static_cast<unsigned>(plan.splits), (ranks + kOuterRanks - 1) / kOuterRanks},
+      .block = kThreads,
+      .overlaps = true};
+  with_type(term.x.dtype(),
+            [&]<class T>(std::type_identity<T>) { call.launch(how, small_outer<T>, args); });
+  if (plan.splits == 1) return;
+  call.launch({.grid = {blocks, ranks, 1}, .block = kThreads, .overlaps = true}, sum_outer, args);
 }
 
 }  // namespace
@@ -118,50 +204,59 @@ bool fits_small(const Term& term, const DeviceFacts& facts) {
   using namespace small;
   const LowRank& pair = term.pair;
   if (term.w.present() || term.bias.present() || !pair.present() || !term.y.present()) return false;
-  if (!term.outer_products.empty() || pair.input_dropout || pair.output_dropout) return false;
+  if (pair.input_dropout || pair.output_dropout || term.outer_products.size() > 2) return false;
   const std::int64_t rows = term.x.dim(0), depth = term.x.dim(1), cols = term.y.dim(1);
   if (rows < 1 || rows > kMostRows || pair.rank() % 4 != 0 || pair.rank() > kMostRank) return false;
   if (depth < 8 || depth > kMostFeatures || depth % 8 != 0) return false;
   if (cols < 8 || cols > kMostFeatures || cols % 8 != 0) return false;
   const DType type = term.x.dtype(), adapter = pair.shrink.dtype();
   return term.multiply == type && term.y.dtype() == type && pair.expand.dtype() == adapter &&
-         (adapter == type || adapter == DType::kFloat32) && is_vectors(term.x) &&
-         is_vectors(term.y) &&
-         shared_bytes(type, rows, static_cast<int>(depth), static_cast<int>(cols),
-                      static_cast<int>(pair.rank()), facts) <= facts.shared_bytes;
+         (adapter == type || adapter == DType::kFloat32) && is_vectors(term.x, 16) &&
+         is_vectors(term.y, 16) && plan_of(term, facts).shared_bytes <= facts.shared_bytes &&
+         std::all_of(term.outer_products.begin(), term.outer_products.end(),
+                     [&](const OuterProduct& outer) { return outer_fits(outer, term); });
 }
 
-void run_small(const Call& call, const Term& term) {
+std::size_t small_bytes(const Term& term, const DeviceFacts& facts) {
+  using namespace small;
+  if (term.outer_products.empty()) return 0;
+  return h_bytes(term) + OuterPlan(term, facts).part_bytes(term.pair.rank());
+}
+
+void run_small(const Call& call, const Term& term, std::byte* workspace) {
   using namespace small;
   const LowRank& pair = term.pair;
-  const DType type = term.x.dtype();
+  const Plan plan = plan_of(term, call.facts());
   SmallArgs args{};
   args.x = term.x.data(), args.a = pair.shrink.data(), args.b = pair.expand.data();
   args.y = term.y.mutable_data();
-  args.h = pair.h.present() ? pair.h.mutable_data_as<float>() : nullptr;
+  const std::size_t own_h = h_bytes(term);
+  args.h = own_h > 0          ? reinterpret_cast<float*>(workspace)
+           : pair.h.present() ? pair.h.mutable_data_as<float>()
+                              : nullptr;
   args.rows = term.x.dim(0), args.x_stride = term.x.stride(0), args.y_stride = term.y.stride(0);
   args.a_row = pair.shrink.stride(0), args.a_col = pair.shrink.stride(1);
   args.b_row = pair.expand.stride(0), args.b_col = pair.expand.stride(1);
   args.depth = static_cast<int>(term.x.dim(1)), args.cols = static_cast<int>(term.y.dim(1));
   args.rank = static_cast<int>(pair.rank());
-  args.block_cols = args.cols;
+  args.block_cols = plan.block_cols;
   args.scaling = pair.scaling;
   args.accumulate = term.accumulate;
-  args.a_vectors = is_vectors(pair.shrink), args.b_vectors = is_vectors(pair.expand);
+  args.a_vectors = ranks_are_vectors(pair.shrink), args.b_vectors = is_vectors(pair.expand, 16);
+  const std::int64_t four = 4 * static_cast<std::int64_t>(size_of(pair.shrink.dtype()));
+  args.a_along = is_vectors(pair.shrink.transposed(), four);
+  args.b_along = is_vectors(pair.expand.transposed(), four);
   args.float_adapter = pair.shrink.dtype() == DType::kFloat32;
-  const std::size_t bytes =
-      shared_bytes(type, args.rows, args.depth, args.cols, args.rank, call.facts());
-  const int at_once = rows_at_once(type, args.rows, call.facts());
-  args.buffers = buffers_of(args.rows, at_once, call.facts());
-  args.log_quads = log_quads_of(args.rank);
-  if (type == DType::kFloat32) {
-    if (at_once == 1) return launch_row(call, args);
-    if (args.a_vectors && args.b_vectors) return launch_rows<true>(call, args, at_once, bytes);
-    return launch_rows<false>(call, args, at_once, bytes);
-  }
-  args.block_cols = columns_of_a_block(args.rows, args.cols, call.facts());
-  if (type == DType::kFloat16) return launch_half<__half>(call, args, bytes);
-  launch_half<__nv_bfloat16>(call, args, bytes);
+  const bool rows_only = plan.kind == Kind::kOneRow || plan.kind == Kind::kFourRows;
+  const unsigned parts =
+      rows_only ? 1u : static_cast<unsigned>((args.cols + plan.block_cols - 1) / plan.block_cols);
+  const Launch how{.grid = {plan.row_blocks, parts, 1},
+                   .block = kThreads,
+                   .shared_bytes = plan.shared_bytes,
+                   .overlaps = true};
+  with_type(term.multiply,
+            [&]<class T>(std::type_identity<T>) { launch_typed<T>(call, plan, how, args); });
+  if (!term.outer_products.empty()) run_outer(call, term, args.h, workspace + own_h);
 }
 
 }  // namespace graft::cuda

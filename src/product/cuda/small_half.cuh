@@ -4,189 +4,365 @@
 
 namespace graft::cuda::small {
 
-// Half types, 16 rows and some columns a block. x, A and B go to shared memory, in rows that are an
-// odd number of 16 bytes long: eight of them, which ldmatrix reads at once, lie in different banks.
-// A warp multiplies every eighth step of 16 along K, then every eighth 16 columns of y.
+// Half types, 16 rows at a time, in the matrix units. x goes from memory straight to registers; a
+// warp's parts of A and of B through its own part of shared memory, once a block. What makes full
+// loads and stores possible is that the order of K, of the ranks and of the columns inside a
+// product is free, as long as both operands have the same:
+//
+//     lane 4g + q      x   row g, g + 8      k      8q .. 8q + 7 of each 32 of its warp's 64
+//                      h   row g, g + 8      ranks  4q .. 4q + 3 of each 16
+//                      B   ranks 4q ..       cols   8 of the 16 bytes 4·(g % 2) + g / 2, one a tile
+//                      of mma y   row g, g + 8      cols   8q .. 8q + 7 of each 32 of its warp's 64
+//
+// h is the sum of the warps' parts: it goes through shared memory, where s·h is rounded.
 constexpr int kHalfRows = 16;
 
-__host__ __device__ constexpr int odd_vectors(int elements) {  // of 16-bit elements, in elements
-  return ((elements + 7) / 8 | 1) * 8;
-}
+// Blocks that share a multiprocessor: what one waits for, the other has time for.
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 900
+constexpr int kHalfBlocks = 1;  // registers for two would not do there
+#else
+constexpr int kHalfBlocks = 2;
+#endif
 
+/// A warp's parts of A [k][rank] and B [rank][col] in shared memory, in packs of 16 bytes that lie
+/// in another order, so that eight of them that are read at once lie in different banks.
+template <int kRanks>
 struct HalfShared {
-  static constexpr int a_ld = odd_vectors(kMostRank);
+  static constexpr int kA = kSlice * kRanks, kB = kRanks * kSlice;  // elements
+  static constexpr int kLd = kRanks + 8;                            // of a row of h, in floats
+  static constexpr int kPartBytes = kWarps * kHalfRows * kLd * 4;
+  static constexpr std::size_t kBytes = 2 * (kWarps * (kA + kB) + kHalfRows * kRanks) + kPartBytes;
 
-  int x_ld, b_ld, x_size, a, b, scaled;  // in elements
-  int partial;                           // in bytes
-
-  __host__ __device__ HalfShared(int depth, int cols, int buffers)
-      : x_ld(odd_vectors((depth + 15) / 16 * 16)),
-        b_ld(odd_vectors(cols)),
-        x_size(kHalfRows * x_ld),
-        a(buffers * x_size),
-        b(a + (depth + 15) / 16 * 16 * a_ld),
-        scaled(b + kMostRank * b_ld),
-        partial((scaled + kHalfRows * a_ld) * 2) {}
-  std::size_t bytes() const {
-    return static_cast<std::size_t>(partial) + sizeof(float) * kWarps * kHalfRows * kMostRank;
+  static __device__ int a_at(int k, int rank) {
+    constexpr int kPacks = kRanks / 8;
+    const int swap = kRanks == 16 ? (k >> 3 & 1) << 2 | (k >> 4 & 1) : k >> 3 & 3;
+    return ((k * kPacks + rank / 8) ^ swap) * 8 + rank % 8;
+  }
+  static __device__ int b_at(int rank, int col) {
+    return (rank * 8 + ((col / 8) ^ (rank >> 2 & 3))) * 8 + col % 8;
   }
 };
 
-// kWhole: A and B are of type T and copied in vectors.
-template <class T, bool kWhole>
-__global__ void __launch_bounds__(kThreads, 1) small_half(const __grid_constant__ SmallArgs args) {
-  extern __shared__ __align__(16) unsigned char memory[];
-  const HalfShared at(args.depth, args.block_cols, args.buffers);
-  T *x = reinterpret_cast<T*>(memory), *next = x + at.x_size;
-  T *const a = x + at.a, *const b = x + at.b, *const scaled = x + at.scaled;
-  float* const partial = reinterpret_cast<float*>(memory + at.partial);  // [warp][row][rank]
-  const int thread = static_cast<int>(threadIdx.x), warp = thread / 32, lane = thread % 32;
-  const int first_col = static_cast<int>(blockIdx.y) * args.block_cols;
-  const int cols = min(args.cols - first_col, args.block_cols);
-  const std::int64_t step = std::int64_t{gridDim.x} * kHalfRows;
-  std::int64_t first = std::int64_t{blockIdx.x} * kHalfRows;
-  const auto rows_from = [&](std::int64_t row) {
-    return static_cast<int>(min(args.rows - row, std::int64_t{kHalfRows}));
-  };
-  const auto copy_x = [&](std::int64_t row, T* to) {
-    copy_matrix(to, at.x_ld, static_cast<const T*>(args.x) + row * args.x_stride, args.x_stride,
-                rows_from(row), args.depth);
-  };
-  wait_for_earlier_kernels();
+/// 8 bytes into shared memory.
+__device__ __forceinline__ void copy8(std::uint32_t to, const void* source) {
+  asm volatile("cp.async.ca.shared.global [%0], [%1], 8;" ::"r"(to), "l"(source) : "memory");
+}
 
-  copy_x(first, x);
-  if constexpr (kWhole) {
-    copy_matrix(a, at.a_ld, static_cast<const T*>(args.a), args.a_row, args.depth, args.rank);
-    copies_commit();
-    copy_matrix(b, at.b_ld, static_cast<const T*>(args.b) + first_col, args.b_row, args.rank, cols);
-  } else {
-    copies_commit();
-    const T* const b_from = static_cast<const T*>(args.b) + first_col * args.b_col;
-    const float* const b_floats = static_cast<const float*>(args.b) + first_col * args.b_col;
-    if (args.float_adapter && args.a_vectors && args.b_vectors) {
-      convert_matrix(a, at.a_ld, static_cast<const float*>(args.a), args.a_row, args.depth,
-                     args.rank);
-      convert_matrix(b, at.b_ld, b_floats, args.b_row, args.rank, cols);
-    } else if (args.float_adapter) {
-      load_matrix(a, at.a_ld, static_cast<const float*>(args.a), args.a_row, args.a_col, args.depth,
-                  args.rank);
-      load_matrix(b, at.b_ld, b_floats, args.b_row, args.b_col, args.rank, cols);
-    } else {
-      load_matrix(a, at.a_ld, static_cast<const T*>(args.a), args.a_row, args.a_col, args.depth,
-                  args.rank);
-      load_matrix(b, at.b_ld, b_from, args.b_row, args.b_col, args.rank, cols);
-    }
-  }
-  // Zeros past the depth, which is whole eights, and past the rank: what is multiplied with 0 has
-  // to be finite. Columns of A past the rank and rows of x that are not there are not used.
-  const T zero = from_float<T>(0.0f);
-  if (args.depth % 16 != 0) {
-    for (int i = thread; i < 8 * kMostRank; i += kThreads) {
-      a[(args.depth + i / kMostRank) * at.a_ld + i % kMostRank] = zero;
-    }
-    for (int i = thread; i < args.buffers * kHalfRows * 8; i += kThreads) {
-      x[i / 8 * at.x_ld + args.depth + i % 8] = zero;
-    }
-  }
-  for (int r = args.rank; r % 16 != 0; ++r) {
-    for (int col = thread; col < cols; col += kThreads) b[r * at.b_ld + col] = zero;
-  }
+template <class T>
+__device__ __forceinline__ Pack<T, 4> as_four(const float4& four) {
+  return {from_float<T>(four.x), from_float<T>(four.y), from_float<T>(four.z),
+          from_float<T>(four.w)};
+}
 
-  // ldmatrix: lanes 0 to 15 name the rows of the left two 8 × 8 matrices, 16 to 31 of the right
-  // two.
-  const int matrix_row = lane % 16, matrix_col = lane / 16 * 8;
-  const int group = lane / 4, pair = lane % 4 * 2;  // of mma's sums
-  for (; first < args.rows; first += step) {
-    const int rows = rows_from(first);
-    copies_commit();  // B the first time, then nothing
-    copies_wait<1>();
-    __syncthreads();
-    if (first + step < args.rows) copy_x(first + step, next);
-    copies_commit();
+/// Four neighbours of A or B, whatever their type.
+template <class T>
+__device__ __forceinline__ Pack<T, 4> load_four(const SmallArgs& args, const void* from,
+                                                std::int64_t at) {
+  if (args.float_adapter)
+    return as_four<T>(*reinterpret_cast<const float4*>(static_cast<const float*>(from) + at));
+  return *reinterpret_cast<const Pack<T, 4>*>(static_cast<const T*>(from) + at);
+}
 
-    float sums[kMostRank / 8][4] = {};
-    std::uint32_t x_at = shared_address(x + matrix_row * at.x_ld + 16 * warp + matrix_col);
-    std::uint32_t a_at = shared_address(a + (16 * warp + matrix_row) * at.a_ld + matrix_col);
+/// Starts to bring k .. k + 63 of A to a warp's part of shared memory; zeros past the depth.
+template <class T, int kRanks>
+__device__ void bring_a(const SmallArgs& args, int k, T* a) {
+  using Shared = HalfShared<kRanks>;
+  const int lane = static_cast<int>(threadIdx.x) % 32, left = args.depth - k;
+  if (args.a_vectors && args.rank % 16 == 0 && !args.float_adapter) {
+    const int log_packs = args.rank / 16, rank = (lane & ((1 << log_packs) - 1)) * 8;
+    const int first = lane >> log_packs, step = 32 >> log_packs;
+    const T* from = static_cast<const T*>(args.a) + (k + first) * args.a_row + rank;
 #pragma unroll 2
-    for (int k = 16 * warp; k < args.depth; k += 16 * kWarps) {
-      std::uint32_t x_step[4];
-      ldmatrix(x_at, x_step[0], x_step[1], x_step[2], x_step[3]);
-#pragma unroll
-      for (int r = 0; r < kMostRank; r += 16) {
-        if (r >= args.rank) break;
-        std::uint32_t two[4];
-        ldmatrix_trans(a_at + r * sizeof(T), two[0], two[1], two[2], two[3]);
-        mma<T>(sums[r / 8], x_step, {two[0], two[1]});
-        mma<T>(sums[r / 8 + 1], x_step, {two[2], two[3]});
-      }
-      x_at += 16 * kWarps * sizeof(T), a_at += 16 * kWarps * at.a_ld * sizeof(T);
+    for (int i = first; i < kSlice; i += step, from += step * args.a_row) {
+      copy_async(shared_address(a + Shared::a_at(i, rank)), i < left ? from : args.a, i < left);
     }
+    return;
+  }
+  if (args.a_along) {  // fours along K: 32 bytes of each of 8 ranks at once
+    const int my_deep = lane % 4 * 4, my_rank = lane / 4, groups = (args.rank + 7) / 8;
+#pragma unroll 2
+    for (int i = 0; i < 4 * groups; ++i) {
+      const int deep = i % 4 * 16 + my_deep, rank = i / 4 * 8 + my_rank;
+      if (rank >= args.rank) continue;
+      Pack<T, 4> four{};
+      if (deep < left) four = load_four<T>(args, args.a, k + deep + rank * args.a_col);
 #pragma unroll
-    for (int tile = 0; tile < kMostRank / 8; ++tile) {
-      if (8 * tile >= args.rank) break;
-#pragma unroll
-      for (int i = 0; i < 2; ++i) {
-        float* const to =
-            partial + (warp * kHalfRows + group + 8 * i) * kMostRank + 8 * tile + pair;
-        *reinterpret_cast<float2*>(to) = make_float2(sums[tile][2 * i], sums[tile][2 * i + 1]);
+      for (int j = 0; j < 4; ++j) a[Shared::a_at(deep + j, rank)] = four.values[j];
+    }
+    return;
+  }
+  // Fours of ranks.
+  const int log_fours = args.rank == 4    ? 0
+                        : args.rank == 8  ? 1
+                        : args.rank <= 16 ? 2
+                                          : 3,
+            rank = (lane & ((1 << log_fours) - 1)) * 4;
+  if (rank >= args.rank) return;
+#pragma unroll 2
+  for (int i = lane >> log_fours; i < kSlice; i += 32 >> log_fours) {
+    T* const to = a + Shared::a_at(i, rank);
+    const std::int64_t at = (k + i) * args.a_row + rank * args.a_col;
+    Pack<T, 4> four{};
+    if (i < left) {
+      if (args.float_adapter) {
+        const float* const from = static_cast<const float*>(args.a) + at;
+        four = as_four<T>(args.a_vectors ? *reinterpret_cast<const float4*>(from)
+                                         : make_float4(from[0], from[args.a_col],
+                                                       from[2 * args.a_col], from[3 * args.a_col]));
+      } else {
+        const T* const from = static_cast<const T*>(args.a) + at;
+        if (args.a_vectors) {
+          copy8(shared_address(to), from);
+          continue;
+        }
+        four = {from[0], from[args.a_col], from[2 * args.a_col], from[3 * args.a_col]};
       }
     }
-    copies_wait<1>();  // B is here
-    __syncthreads();
-#pragma unroll
-    for (int i = 0; i < kHalfRows * kMostRank / kThreads; ++i) {
-      const int element = thread + i * kThreads, row = element / kMostRank, r = element % kMostRank;
-      float sum = 0;
-#pragma unroll
-      for (int j = 0; j < kWarps; ++j) sum += partial[j * kHalfRows * kMostRank + element];
-      if (r >= args.rank) sum = 0;  // what lay there
-      scaled[row * at.a_ld + r] = from_float<T>(args.scaling * sum);
-      if (args.h != nullptr && blockIdx.y == 0 && r < args.rank && row < rows) {
-        args.h[(first + row) * args.rank + r] = sum;
-      }
-    }
-    __syncthreads();
+    *reinterpret_cast<Pack<T, 4>*>(to) = four;
+  }
+}
 
-    std::uint32_t h[kMostRank / 16][4];
-#pragma unroll
-    for (int i = 0; i < kMostRank / 16; ++i) {
-      ldmatrix(shared_address(scaled + matrix_row * at.a_ld + 16 * i + matrix_col), h[i][0],
-               h[i][1], h[i][2], h[i][3]);
+/// The same of 64 columns of B.
+template <class T, int kRanks>
+__device__ void bring_b(const SmallArgs& args, int first_col, T* b) {
+  using Shared = HalfShared<kRanks>;
+  const int lane = static_cast<int>(threadIdx.x) % 32;
+  if (args.b_vectors && !args.float_adapter) {
+    const int col = lane % 8 * 8;
+    if (first_col + col >= args.cols) return;
+    const T* from = static_cast<const T*>(args.b) + (lane / 8) * args.b_row + first_col + col;
+#pragma unroll 2
+    for (int rank = lane / 8; rank < args.rank; rank += 4, from += 4 * args.b_row) {
+      copy_async(shared_address(b + Shared::b_at(rank, col)), from, true);
     }
-    T* const y = static_cast<T*>(args.y) + first * args.y_stride + first_col;
-#pragma unroll 1
-    for (int col = 16 * warp; col < cols; col += 16 * kWarps) {
-      float results[2][4] = {};
+    return;
+  }
+  if (args.b_along) {  // fours of ranks
+#pragma unroll 2
+    for (int i = lane; i < kSlice / 4 * args.rank; i += 32) {
+      const int col = i % kSlice, rank = i / kSlice * 4;
+      if (first_col + col >= args.cols) continue;
+      const Pack<T, 4> four = load_four<T>(args, args.b, (first_col + col) * args.b_col + rank);
 #pragma unroll
-      for (int i = 0; i < kMostRank / 16; ++i) {
-        if (16 * i >= args.rank) break;
-        std::uint32_t two[4];
-        ldmatrix_trans(shared_address(b + (16 * i + matrix_row) * at.b_ld + col + matrix_col),
-                       two[0], two[1], two[2], two[3]);
-        mma<T>(results[0], h[i], {two[0], two[1]});
-        mma<T>(results[1], h[i], {two[2], two[3]});
-      }
+      for (int j = 0; j < 4; ++j) b[Shared::b_at(rank + j, col)] = four.values[j];
+    }
+    return;
+  }
+  const int col = lane % 16 * 4;
+  if (first_col + col >= args.cols) return;
+#pragma unroll 2
+  for (int rank = lane / 16; rank < args.rank; rank += 2) {
+    const std::int64_t at = rank * args.b_row + (first_col + col) * args.b_col;
+    Pack<T, 4> four;
+    if (args.float_adapter) {
+      const float* const from = static_cast<const float*>(args.b) + at;
+      four = as_four<T>(args.b_vectors ? *reinterpret_cast<const float4*>(from)
+                                       : make_float4(from[0], from[args.b_col],
+                                                     from[2 * args.b_col], from[3 * args.b_col]));
+    } else {
+      const T* const from = static_cast<const T*>(args.b) + at;
+      four = {from[0], from[args.b_col], from[2 * args.b_col], from[3 * args.b_col]};
+    }
+    *reinterpret_cast<Pack<T, 4>*>(b + Shared::b_at(rank, col)) = four;
+  }
+}
+
+template <class T, int kRanks>
+__global__ void __launch_bounds__(kThreads, kHalfBlocks)
+    small_half(const __grid_constant__ SmallArgs args) {
+  using Shared = HalfShared<kRanks>;
+  constexpr int kRun = kRanks / 16;  // ranks that a thread sums
+  extern __shared__ __align__(128) unsigned char memory[];
+  const int thread = static_cast<int>(threadIdx.x), warp = thread / 32, lane = thread % 32;
+  const int g = lane / 4, q = lane % 4;
+  T* const a = reinterpret_cast<T*>(memory) + warp * Shared::kA;
+  T* const b = reinterpret_cast<T*>(memory) + kWarps * Shared::kA + warp * Shared::kB;
+  T* const scaled = reinterpret_cast<T*>(memory) + kWarps * (Shared::kA + Shared::kB);
+  float* const parts = reinterpret_cast<float*>(scaled + kHalfRows * kRanks);
+  const int rows = static_cast<int>(args.rows), step = static_cast<int>(gridDim.x) * kHalfRows;
+  int first = static_cast<int>(blockIdx.x) * kHalfRows;
+  const int first_col = static_cast<int>(blockIdx.y) * args.block_cols,
+            my_col = first_col + kSlice * warp;
+  const bool has_cols = my_col < min(args.cols, first_col + args.block_cols);
+  const int my_k = kSlice * warp;
+  if (blockIdx.y == 0) {
+    const int row = first + thread / 16;
+    if (row < rows) {
+      const T* const from = static_cast<const T*>(args.x) + row * args.x_stride;
+      for (int k = thread % 16 * 64; k < args.depth; k += 16 * 64) prefetch(from + k);
+    }
+    if (args.a_vectors) prefetch_share(args.a, args.depth * args.rank * 2);
+    if (args.b_vectors) prefetch_share(args.b, args.cols * args.rank * 2);
+  }
+  wait_for_earlier_kernels();
+  let_next_kernel_start();
+
+  uint4 x[2][2];  // [32 of K][row g, row g + 8]
+  const auto load_x = [&](int k) {
+    const T* const from = static_cast<const T*>(args.x) + (first + g) * args.x_stride + k + 8 * q;
 #pragma unroll
-      for (int tile = 0; tile < 2; ++tile) {
-        if (col + 8 * tile >= cols) continue;
+    for (int half = 0; half < 2; ++half) {
 #pragma unroll
-        for (int i = 0; i < 2; ++i) {
-          const int row = group + 8 * i;
-          if (row >= rows) continue;
-          T* const to = y + row * args.y_stride + col + 8 * tile + pair;
-          float values[2] = {results[tile][2 * i], results[tile][2 * i + 1]};
-          Pack<T, 2> pack;
-          if (args.accumulate) {
-            pack = *reinterpret_cast<const Pack<T, 2>*>(to);
-            values[0] += to_float(pack.values[0]), values[1] += to_float(pack.values[1]);
-          }
-          pack.values[0] = from_float<T>(values[0]), pack.values[1] = from_float<T>(values[1]);
-          *reinterpret_cast<Pack<T, 2>*>(to) = pack;
+      for (int c = 0; c < 2; ++c) {
+        x[c][half] = uint4{0, 0, 0, 0};
+        if (first + g + 8 * half < rows && k + 8 * q + 32 * c < args.depth) {
+          x[c][half] = *reinterpret_cast<const uint4*>(from + 8 * half * args.x_stride + 32 * c);
         }
       }
     }
-    T* const other = x;
-    x = next, next = other;
+  };
+  load_x(my_k);
+  bring_a<T, kRanks>(args, my_k, a);
+  copies_commit();
+  if (has_cols) bring_b<T, kRanks>(args, my_col, b);
+  copies_commit();
+  copies_wait<1>();
+  __syncwarp();
+
+  // ldmatrix: lane 8m + i names row i of matrix m: k as x has it, ranks 0 to 7 or 8 to 15.
+  const int my_deep = lane % 8 / 2 * 8 + lane % 2 + lane / 8 % 2 * 2;
+  std::uint32_t a_from[kRanks / 16];
+#pragma unroll
+  for (int i = 0; i < kRanks / 16; ++i)
+    a_from[i] = shared_address(a + Shared::a_at(my_deep, 16 * i + lane / 16 * 8));
+  std::uint32_t expand[kRanks / 16][8][2];  // [16 ranks][tile of columns]
+  bool has_b = false;
+  while (true) {
+    float sums[kRanks / 8][4] = {};
+    for (int k = my_k;;) {
+#pragma unroll
+      for (int c = 0; c < 2; ++c) {
+#pragma unroll
+        for (int s = 0; s < 2; ++s) {
+          const uint4 &top = x[c][0], &low = x[c][1];
+          const std::uint32_t left[4] = {s == 0 ? top.x : top.z, s == 0 ? low.x : low.z,
+                                         s == 0 ? top.y : top.w, s == 0 ? low.y : low.w};
+#pragma unroll
+          for (int i = 0; i < kRanks / 16; ++i) {
+            std::uint32_t right[4];
+            ldmatrix_trans(a_from[i] + 2 * kRanks * (32 * c + 4 * s), right[0], right[1], right[2],
+                           right[3]);
+            mma<T>(sums[2 * i], left, {right[0], right[1]});
+            mma<T>(sums[2 * i + 1], left, {right[2], right[3]});
+          }
+        }
+      }
+      if (args.depth <= kAtOnce) break;
+      // K in turns: A is brought again for every 16 rows.
+      k += kAtOnce;
+      const bool last = k - my_k >= args.depth;
+      __syncwarp();
+      bring_a<T, kRanks>(args, last ? my_k : k, a);
+      copies_commit();
+      if (last) break;
+      load_x(k);
+      copies_wait<0>();
+      __syncwarp();
+    }
+    const int now = first;
+    first += step;
+    if (first < rows) load_x(my_k);
+
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+#pragma unroll
+      for (int t = 0; t < kRanks / 8; ++t) {
+        *reinterpret_cast<float2*>(parts + (warp * kHalfRows + g + 8 * half) * Shared::kLd + 8 * t +
+                                   2 * q) = make_float2(sums[t][2 * half], sums[t][2 * half + 1]);
+      }
+    }
+    copies_wait<0>();  // B is here
+    __syncthreads();
+    {
+      const int row = thread / 16, rank = thread % 16 * kRun;
+      Pack<float, kRun> sum{};
+#pragma unroll
+      for (int i = 0; i < kWarps; ++i) {
+        const auto part = *reinterpret_cast<const Pack<float, kRun>*>(
+            parts + (i * kHalfRows + row) * Shared::kLd + rank);
+#pragma unroll
+        for (int j = 0; j < kRun; ++j) sum.values[j] += part.values[j];
+      }
+      Pack<T, kRun> rounded;
+#pragma unroll
+      for (int j = 0; j < kRun; ++j) {
+        if (rank + j >= args.rank) sum.values[j] = 0;  // what lay there
+        rounded.values[j] = from_float<T>(args.scaling * sum.values[j]);
+      }
+      *reinterpret_cast<Pack<T, kRun>*>(scaled + row * kRanks + rank) = rounded;
+      if (args.h != nullptr && blockIdx.y == 0 && now + row < rows) {
+#pragma unroll
+        for (int j = 0; j < kRun; ++j) {
+          if (rank + j < args.rank)
+            args.h[std::int64_t{now + row} * args.rank + rank + j] = sum.values[j];
+        }
+      }
+    }
+    if (!has_b) {
+      has_b = true;
+      const int chunk = g % 2 * 4 + g / 2;
+#pragma unroll
+      for (int i = 0; i < kRanks / 16; ++i) {
+        uint4 four[4];
+#pragma unroll
+        for (int j = 0; j < 4; ++j) {
+          four[j] = uint4{0, 0, 0, 0};
+          if (16 * i + 4 * q < args.rank)
+            four[j] =
+                *reinterpret_cast<const uint4*>(b + Shared::b_at(16 * i + 4 * q + j, 8 * chunk));
+        }
+#pragma unroll
+        for (int j = 0; j < 2; ++j) {
+          const uint4 &low = four[2 * j], &high = four[2 * j + 1];
+          expand[i][0][j] = __byte_perm(low.x, high.x, 0x5410),
+          expand[i][1][j] = __byte_perm(low.x, high.x, 0x7632);
+          expand[i][2][j] = __byte_perm(low.y, high.y, 0x5410),
+          expand[i][3][j] = __byte_perm(low.y, high.y, 0x7632);
+          expand[i][4][j] = __byte_perm(low.z, high.z, 0x5410),
+          expand[i][5][j] = __byte_perm(low.z, high.z, 0x7632);
+          expand[i][6][j] = __byte_perm(low.w, high.w, 0x5410),
+          expand[i][7][j] = __byte_perm(low.w, high.w, 0x7632);
+        }
+      }
+    }
+    __syncthreads();
+    if (has_cols) {
+      float results[8][4] = {};
+#pragma unroll
+      for (int i = 0; i < kRanks / 16; ++i) {
+        const uint2 top = *reinterpret_cast<const uint2*>(scaled + g * kRanks + 16 * i + 4 * q);
+        const uint2 low =
+            *reinterpret_cast<const uint2*>(scaled + (g + 8) * kRanks + 16 * i + 4 * q);
+        const std::uint32_t left[4] = {top.x, low.x, top.y, low.y};
+#pragma unroll
+        for (int t = 0; t < 8; ++t) mma<T>(results[t], left, expand[i][t]);
+      }
+#pragma unroll
+      for (int half = 0; half < 2; ++half) {
+        if (now + g + 8 * half >= rows) continue;
+        T* const y =
+            static_cast<T*>(args.y) + (now + g + 8 * half) * args.y_stride + my_col + 8 * q;
+#pragma unroll
+        for (int i = 0; i < 2; ++i) {
+          if (my_col + 8 * q + 32 * i >= args.cols) continue;
+          auto* const to = reinterpret_cast<Pack<T, 8>*>(y + 32 * i);
+          Pack<T, 8> pack;
+          if (args.accumulate) pack = *to;
+#pragma unroll
+          for (int t = 0; t < 8; ++t) {
+            float value = results[t][2 * half + i];
+            if (args.accumulate) value += to_float(pack.values[t]);
+            pack.values[t] = from_float<T>(value);
+          }
+          *to = pack;
+        }
+      }
+    }
+    if (first >= rows) return;
+    if (args.depth > kAtOnce) {
+      copies_wait<0>();
+      __syncwarp();
+    }
   }
 }
 

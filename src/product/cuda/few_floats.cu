@@ -1,0 +1,237 @@
+// 1 to 16 rows in float32 by a W whose rows lie along K: W goes from memory straight to registers,
+// once, and that takes longer than the arithmetic.
+//
+//     y (M, N) = [ x | s*h ] * [ W^T ; E ] + bias
+//
+//     warp   4 outputs n, that is 4 rows of W; all K and all rows of x, which come from L1
+//     lane   4 neighbours of each 128 of K, 4 steps at once: 16 loads of 16 bytes of W under way
+//
+// Sums of 4 outputs x 16 rows are added over the lanes at the end, one or two of them for each
+// lane. s*h comes from a launch before, under which W is read already: it lets this kernel start
+// after its own wait, so that whatever wrote x and W is done. Bytes: W once; FMAs: M * K * N, half
+// of the time for 16 rows.
+
+#include "backend/cuda/call.h"
+#include "graft/lora.h"
+#include "product/cuda/general.cuh"
+#include "product/cuda/paths.h"
+#include "product/cuda/small_row.cuh"
+
+namespace graft::cuda {
+namespace {
+
+constexpr int kMostFewRows = 16, kOutputs = 4, kWarps = 8, kSteps = 4, kBatch = 8;
+constexpr int kShrinkThreads = 512, kShrinkRows = 4;
+
+struct FloatsArgs {
+  const float *x, *w;
+  std::int64_t x_stride, w_stride, k, n;
+  int m, rank;
+  const float* scaled;  // s*h (M, rank)
+  const float* expand;  // E (rank, N)
+  std::int64_t expand_row, expand_col;
+  const void* bias;
+  std::int64_t bias_stride;
+  DType bias_dtype;
+  float* y;
+  std::int64_t y_stride;
+  bool accumulate;
+};
+
+struct FloatShrinkArgs {
+  const float *x, *shrink;  // S (K, rank)
+  std::int64_t x_stride, shrink_row, shrink_col, k;
+  int m, rank;
+  float scaling;
+  float *h, *scaled;  // (M, rank); h is null if it is not wanted
+};
+
+/// s*h, a rank and four rows a block.
+__global__ void __launch_bounds__(kShrinkThreads)
+    float_shrink(const __grid_constant__ FloatShrinkArgs args) {
+  __shared__ float of_warps[kShrinkThreads / 32][kShrinkRows];
+  const int rank = static_cast<int>(blockIdx.x), first = static_cast<int>(blockIdx.y) * kShrinkRows;
+  const int thread = static_cast<int>(threadIdx.x), rows = min(args.m - first, kShrinkRows);
+  wait_for_earlier_kernels();
+  let_next_kernel_start();
+  float sums[kShrinkRows] = {};
+#pragma unroll 2
+  for (std::int64_t k = 4 * thread; k < args.k; k += 4 * kShrinkThreads) {
+    const float* const from = args.shrink + k * args.shrink_row + rank * args.shrink_col;
+    const float s[4] = {from[0], from[args.shrink_row], from[2 * args.shrink_row],
+                        from[3 * args.shrink_row]};
+#pragma unroll
+    for (int row = 0; row < kShrinkRows; ++row) {
+      if (row >= rows) break;
+      const float4 x = *reinterpret_cast<const float4*>(args.x + (first + row) * args.x_stride + k);
+      sums[row] += x.x * s[0] + x.y * s[1] + x.z * s[2] + x.w * s[3];
+    }
+  }
+  const int kept = small::sum_over_lanes(sums, 1);
+  if (thread % 8 == 0) of_warps[thread / 32][kept] = sums[0];
+  __syncthreads();
+  if (thread >= rows) return;
+  float sum = 0;
+#pragma unroll
+  for (int warp = 0; warp < kShrinkThreads / 32; ++warp) sum += of_warps[warp][thread];
+  const std::int64_t at = std::int64_t{first + thread} * args.rank + rank;
+  if (args.h != nullptr) args.h[at] = sum;
+  args.scaled[at] = args.scaling * sum;
+}
+
+/// 16 bytes that are read once: they are not kept in L1, where x is.
+__device__ __forceinline__ float4 load_once(const float* from) {
+  float4 four;
+  asm volatile("ld.global.nc.L1::no_allocate.v4.f32 {%0,%1,%2,%3}, [%4];"
+               : "=f"(four.x), "=f"(four.y), "=f"(four.z), "=f"(four.w)
+               : "l"(from));
+  return four;
+}
+
+/// kRows: the rows, or more.
+template <int kRows>
+__global__ void __launch_bounds__(32 * kWarps, 1)
+    few_floats(const __grid_constant__ FloatsArgs args) {
+  __shared__ float scaled[kMostFewRows * kMaxLoraRank];
+  const int warp = static_cast<int>(threadIdx.x) / 32, lane = static_cast<int>(threadIdx.x) % 32;
+  const std::int64_t first = (std::int64_t{blockIdx.x} * kWarps + warp) * kOutputs;
+  if (args.rank == 0) {
+    wait_for_earlier_kernels();
+    let_next_kernel_start();
+  }
+  const float* w[kOutputs];  // of outputs that are not there, the last one's
+#pragma unroll
+  for (int i = 0; i < kOutputs; ++i) w[i] = args.w + min(first + i, args.n - 1) * args.w_stride;
+  float sums[kRows * kOutputs] = {};  // [row][output]
+#pragma unroll 1
+  for (std::int64_t begin = 4 * lane; begin < args.k; begin += 128 * kSteps) {
+    float4 loaded[kSteps][kOutputs];
+#pragma unroll
+    for (int step = 0; step < kSteps; ++step) {
+      const std::int64_t k = begin + 128 * step;
+#pragma unroll
+      for (int i = 0; i < kOutputs; ++i) {
+        loaded[step][i] = k < args.k ? load_once(w[i] + k) : make_float4(0, 0, 0, 0);
+      }
+    }
+#pragma unroll
+    for (int step = 0; step < kSteps; ++step) {
+      const std::int64_t k = begin + 128 * step;
+      if (k >= args.k) break;
+#pragma unroll
+      for (int row = 0; row < kRows; row += kBatch) {
+        float4 x[kRows < kBatch ? kRows : kBatch];
+#pragma unroll
+        for (int i = 0; i < kBatch && i < kRows; ++i) {
+          x[i] = *reinterpret_cast<const float4*>(args.x +
+                                                  min(row + i, args.m - 1) * args.x_stride + k);
+        }
+#pragma unroll
+        for (int i = 0; i < kBatch && i < kRows; ++i) {
+#pragma unroll
+          for (int j = 0; j < kOutputs; ++j) {
+            float& sum = sums[(row + i) * kOutputs + j];
+            sum = fmaf(x[i].x, loaded[step][j].x, sum), sum = fmaf(x[i].y, loaded[step][j].y, sum);
+            sum = fmaf(x[i].z, loaded[step][j].z, sum), sum = fmaf(x[i].w, loaded[step][j].w, sum);
+          }
+        }
+      }
+    }
+  }
+  const int kept = small::sum_over_lanes(sums, 1);
+  if (args.rank > 0) {
+    wait_for_earlier_kernels();
+    let_next_kernel_start();
+    // Once a block: all warps reading it from L2 would wait in line for the same few sectors there.
+    for (int i = static_cast<int>(threadIdx.x); i < args.m * args.rank; i += 32 * kWarps) {
+      scaled[i] = __ldcg(args.scaled + i);
+    }
+    __syncthreads();
+  }
+  const int row = kept / kOutputs;
+  if (row >= args.m) return;
+  constexpr int kMine = kRows * kOutputs < 64 ? 1 : 2;  // sums that a lane ends with
+#pragma unroll
+  for (int i = 0; i < kMine; ++i) {
+    const std::int64_t n = first + kept % kOutputs + i;
+    if (n >= args.n) break;
+    float sum = sums[i];
+    const float* expand = args.expand + n * args.expand_col;
+#pragma unroll 8
+    for (int r = 0; r < args.rank; ++r) {
+      sum = fmaf(scaled[row * args.rank + r], expand[r * args.expand_row], sum);
+    }
+    if (args.bias != nullptr)
+      sum += load_as_float(args.bias, args.bias_dtype, n * args.bias_stride);
+    float* const y = args.y + row * args.y_stride + n;
+    *y = args.accumulate ? *y + sum : sum;
+  }
+}
+
+// Rows of whole vectors of 16 bytes.
+bool is_vectors(const ConstTensorView& view) {
+  return view.dtype() == DType::kFloat32 && view.stride(1) == 1 && view.stride(0) % 4 == 0 &&
+         view.dim(1) % 4 == 0 && reinterpret_cast<std::uintptr_t>(view.data()) % 16 == 0;
+}
+
+}  // namespace
+
+bool few_floats_takes(const Term& term) {
+  const LowRank& pair = term.pair;
+  if (!term.w.present() || !term.y.present() || !term.outer_products.empty()) return false;
+  if (pair.input_dropout || pair.output_dropout || term.multiply != DType::kFloat32) return false;
+  if (pair.present() &&
+      (pair.shrink.dtype() != DType::kFloat32 || pair.expand.dtype() != DType::kFloat32)) {
+    return false;
+  }
+  const std::int64_t rows = term.x.dim(0);
+  return rows >= 1 && rows <= kMostFewRows && term.x.dim(1) >= 4 && term.y.dim(1) >= 1 &&
+         is_vectors(term.x) && is_vectors(term.w.transposed()) &&
+         term.y.dtype() == DType::kFloat32 && term.y.stride(1) == 1;
+}
+
+std::size_t few_floats_bytes(const Term& term) {
+  return static_cast<std::size_t>(term.x.dim(0) * term.pair.rank()) * sizeof(float);
+}
+
+void run_few_floats(const Call& call, const Term& term, std::byte* workspace) {
+  const LowRank& pair = term.pair;
+  const bool overlaps = call.facts().major >= 9;
+  FloatsArgs args{};
+  args.x = term.x.data_as<float>(), args.x_stride = term.x.stride(0);
+  args.w = term.w.data_as<float>(), args.w_stride = term.w.stride(1);
+  args.m = static_cast<int>(term.x.dim(0)), args.k = term.x.dim(1), args.n = term.y.dim(1);
+  args.y = term.y.mutable_data_as<float>(), args.y_stride = term.y.stride(0);
+  args.accumulate = term.accumulate;
+  if (term.bias.present()) {
+    args.bias = term.bias.data(), args.bias_stride = term.bias.stride(0);
+    args.bias_dtype = term.bias.dtype();
+  }
+  if (pair.present()) {
+    args.rank = static_cast<int>(pair.rank());
+    args.scaled = reinterpret_cast<const float*>(workspace);
+    args.expand = pair.expand.data_as<float>();
+    args.expand_row = pair.expand.stride(0), args.expand_col = pair.expand.stride(1);
+    FloatShrinkArgs shrink{};
+    shrink.x = args.x, shrink.x_stride = args.x_stride;
+    shrink.shrink = pair.shrink.data_as<float>();
+    shrink.shrink_row = pair.shrink.stride(0), shrink.shrink_col = pair.shrink.stride(1);
+    shrink.k = args.k, shrink.m = args.m, shrink.rank = args.rank;
+    shrink.scaling = pair.scaling;
+    shrink.h = pair.h.present() ? pair.h.mutable_data_as<float>() : nullptr;
+    shrink.scaled = reinterpret_cast<float*>(workspace);
+    const auto groups = static_cast<unsigned>((args.m + kShrinkRows - 1) / kShrinkRows);
+    call.launch({.grid = {static_cast<unsigned>(args.rank), groups, 1},
+                 .block = kShrinkThreads,
+                 .overlaps = overlaps},
+                float_shrink, shrink);
+  }
+  constexpr std::int64_t kOfBlock = kWarps * kOutputs;
+  const auto blocks = static_cast<unsigned>((args.n + kOfBlock - 1) / kOfBlock);
+  const Launch how{.grid = blocks, .block = 32 * kWarps, .overlaps = overlaps};
+  if (args.m == 1) return call.launch(how, few_floats<1>, args);
+  if (args.m <= 8) return call.launch(how, few_floats<8>, args);
+  call.launch(how, few_floats<16>, args);
+}
+
+}  // namespace graft::cuda
