@@ -191,17 +191,21 @@ HopperOuterPlan plan_hopper_outer(const HopperPlan& plan, std::int64_t k,
   if (outer.late && plan.h_every > 0) return {};  // one kind of unit beside a tile
   outer.first = plan.tile_n == 256 ? kUntilCopies : 2 * kUntilCopies;
   const std::int64_t at_end = outer.late ? 2 * made : 0;
-  for (int every = 16; every >= 2; --every) {
-    outer.of_tile = (steps - 1) / every;
-    outer.of_first_tile = plan.h_every > 0 || steps - at_end <= outer.first
-                              ? 0
-                              : (steps - at_end - 1 - outer.first) / every + 1;
-    const std::int64_t rest =
-        given - std::min(given, outer.of_first_tile) + (outer.late ? 0 : made);
-    const std::int64_t later = outer.late ? 0 : (least_tiles - 1) * outer.of_tile;
-    if (rest > later || at_end >= steps) continue;
-    outer.every = every;
-    return outer;
+  if (at_end >= steps) return {};
+  // First tiles are left alone where the others have time enough: h is late beside them.
+  for (const bool in_first : {false, true}) {
+    for (int every = 16; every >= 2; --every) {
+      outer.of_tile = (steps - 1) / every;
+      outer.of_first_tile = !in_first || plan.h_every > 0 || steps - at_end <= outer.first
+                                ? 0
+                                : (steps - at_end - 1 - outer.first) / every + 1;
+      const std::int64_t rest =
+          given - std::min(given, outer.of_first_tile) + (outer.late ? 0 : made);
+      const std::int64_t later = outer.late ? 0 : (least_tiles - 1) * outer.of_tile;
+      if (rest > later) continue;
+      outer.every = every;
+      return outer;
+    }
   }
   return {};
 }
