@@ -40,6 +40,8 @@ struct Dropout {
   /// Two numbers in the device's memory, seed and offset, that take the place of the two above:
   /// read when a kernel runs, so that a replayed CUDA graph draws new masks. CUDA only; null: none.
   const std::uint64_t* state = nullptr;
+  /// Where the offset is, if not behind the seed at `state`; null: it is.
+  const std::uint64_t* offset_state = nullptr;
 
   /// Whether p is such a chance.
   bool valid() const { return p >= 0.0f && p < 1.0f; }

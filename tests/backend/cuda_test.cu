@@ -408,8 +408,9 @@ TEST_F(Cuda, AReplayedGraphDrawsNewMasks) {
   Context context = stream.context();
   Layer layer(DType::kBFloat16, 64, 64, 64, 4);
   std::uint64_t* state = nullptr;
-  must(cudaMalloc(&state, 2 * sizeof(std::uint64_t)));
-  layer.dropout = {0.5f, 0, 0, state};
+  must(cudaMalloc(&state, 3 * sizeof(std::uint64_t)));
+  const Dropout beside{0.5f, 0, 0, state}, apart{0.5f, 0, 0, state, state + 2};
+  layer.dropout = beside;
   cudaGraph_t graph = nullptr;
   cudaGraphExec_t ready = nullptr;
   must(cudaStreamBeginCapture(stream, cudaStreamCaptureModeThreadLocal));
@@ -417,7 +418,7 @@ TEST_F(Cuda, AReplayedGraphDrawsNewMasks) {
   must(cudaStreamEndCapture(stream, &graph));
   must(cudaGraphInstantiate(&ready, graph, 0));
   for (const std::uint64_t offset : {0, 1000, 2000}) {
-    const std::uint64_t values[] = {42, offset};
+    const std::uint64_t values[] = {42, offset, offset + 5};
     must(cudaMemcpy(state, values, sizeof values, cudaMemcpyHostToDevice));
     must(cudaGraphLaunch(ready, stream));
     stream.wait();
@@ -426,7 +427,14 @@ TEST_F(Cuda, AReplayedGraphDrawsNewMasks) {
     layer.both(context);
     stream.wait();
     EXPECT_TRUE(layer.results() == replayed) << offset;
-    layer.dropout = {0.5f, 0, 0, state};
+    layer.dropout = {0.5f, 42, offset + 5};
+    layer.both(context);
+    stream.wait();
+    const auto by_value = layer.results();
+    layer.dropout = apart;
+    layer.both(context);
+    stream.wait();
+    EXPECT_TRUE(layer.results() == by_value) << offset;
   }
   cudaGraphExecDestroy(ready);
   cudaGraphDestroy(graph);

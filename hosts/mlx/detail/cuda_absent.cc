@@ -16,7 +16,6 @@ int cuda_index(mx::Stream) { fail(); }
 std::byte* cuda_memory(const mx::array&) { fail(); }
 void allocate_on_cuda(mx::array&, mx::Stream) { fail(); }
 mx::array dense_on_cuda(const mx::array&, mx::Stream) { fail(); }
-mx::array pair_on_cuda(const mx::array&, const mx::array&, mx::Stream) { fail(); }
 void run_on_cuda(const CudaArrays&, const std::function<void(Context&)>&, mx::Stream) { fail(); }
 
 }  // namespace graft::mlx::detail

@@ -162,17 +162,6 @@ mx::array dense_on_cuda(const mx::array& x, mx::Stream stream) {
   return copy[0];
 }
 
-mx::array pair_on_cuda(const mx::array& first, const mx::array& second, mx::Stream stream) {
-  Arrays parts;
-  for (const mx::array* number : {&first, &second}) {
-    parts.emplace_back(mx::Shape{1}, number->dtype(), nullptr, Arrays{});
-    parts.back().copy_shared_buffer(*number);
-  }
-  Arrays pair{mx::array({2}, first.dtype(), nullptr, {})};
-  concatenation(stream).eval_gpu(parts, pair);
-  return pair[0];
-}
-
 void run_on_cuda(const CudaArrays& arrays, const std::function<void(Context&)>& call,
                  mx::Stream stream) {
   Launcher(arrays, stream).run(call);

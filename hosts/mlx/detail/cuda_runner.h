@@ -31,10 +31,9 @@ std::byte* cuda_memory(const mx::array& x);
 // Gives x memory of MLX's pool.
 void allocate_on_cuda(mx::array& x, mx::Stream stream);
 
-// Copies, made by launches of MLX's own: of x in row-major order, and of two numbers one after the
-// other. They are to be kept until the stream has run what reads them.
+// A copy in row-major order, made by launches of MLX's own. It is to be kept until the stream has
+// run what reads it.
 mx::array dense_on_cuda(const mx::array& x, mx::Stream stream);
-mx::array pair_on_cuda(const mx::array& first, const mx::array& second, mx::Stream stream);
 
 // What a call of the core reads and writes. MLX orders launches by it.
 struct CudaArrays {

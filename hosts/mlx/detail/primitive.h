@@ -174,6 +174,12 @@ class FusedNode final : public FusedPrimitive {
     for (std::size_t i = 0; i < made.shapes.size(); ++i) {
       outputs.emplace_back(made.shapes[i], made.dtypes[i], nullptr, Arrays{});
     }
+    return supported(state, inputs, outputs, s);
+  }
+  // The same of a node whose outputs are there.
+  static Support supported(const State& state, const Arrays& inputs, const Arrays& outputs,
+                           mx::Stream s) {
+    if (auto support = allowed(s, kHasPlan); !support) return support;
     Views views(Views::For::kQuestion, s);
     const auto params = Op::params(state, views, inputs, outputs);
     return views.viewable() ? supports(params) : views.viewable();
@@ -297,8 +303,10 @@ class FusedNode final : public FusedPrimitive {
 template <class Op>
 Arrays fused_or_composed(const typename Op::State& state, const Arrays& inputs,
                          const Caller& caller, mx::Stream s) {
-  const Support support = FusedNode<Op>::supported(state, inputs, s);
-  if (support) return FusedNode<Op>::make(state, inputs, caller, s);
+  // Made first, so that what its outputs are is found once.
+  Arrays fused = FusedNode<Op>::make(state, inputs, caller, s);
+  const Support support = FusedNode<Op>::supported(state, inputs, fused, s);
+  if (support) return fused;
   Arrays outputs = Op::composed(state, inputs, s);
   outputs[0] = counted(outputs[0], caller, Op::kPass, support.reason, s);
   return outputs;

@@ -317,8 +317,8 @@ Dropout Views::dropout(float p, const mx::array& seed, const mx::array& offset) 
     inputs_.push_back(row_contiguous(seed, stream_));
     inputs_.push_back(row_contiguous(offset, stream_));
   } else if (purpose_ == For::kCuda) {
-    cuda_.temporaries.push_back(pair_on_cuda(seed, offset, stream_));
-    dropout.state = reinterpret_cast<const std::uint64_t*>(memory_of(cuda_.temporaries.back()));
+    dropout.state = reinterpret_cast<const std::uint64_t*>(memory_of(seed));
+    dropout.offset_state = reinterpret_cast<const std::uint64_t*>(memory_of(offset));
   }
   return dropout;
 }

@@ -67,7 +67,8 @@ struct Masks {
 /// Dropout as a kernel is given it: seed and offset by value or, so that a replayed graph draws new
 /// masks, from memory that is read when the kernel runs.
 struct DropoutArgs {
-  const std::uint64_t* state = nullptr;  ///< seed, offset; null: the two values.
+  const std::uint64_t* state = nullptr;         ///< The seed; null: the two values.
+  const std::uint64_t* offset_state = nullptr;  ///< The offset, if there is a state.
   std::uint64_t seed = 0, offset = 0;
   std::uint32_t threshold = 0;  ///< 0: no dropout.
   float scale = 1.0f;
@@ -77,6 +78,9 @@ struct DropoutArgs {
   explicit DropoutArgs(const Dropout* dropout) {
     if (dropout == nullptr || dropout->threshold() == 0) return;
     state = dropout->state, seed = dropout->seed, offset = dropout->offset;
+    if (state != nullptr) {
+      offset_state = dropout->offset_state != nullptr ? dropout->offset_state : state + 1;
+    }
     threshold = dropout->threshold(), scale = dropout->scale();
   }
 
@@ -84,7 +88,7 @@ struct DropoutArgs {
   /// Reads the state: after griddepcontrol.wait where a kernel before this one may write it.
   __device__ Masks masks() const {
     if (state == nullptr) return {seed, offset, threshold, scale};
-    return {state[0], state[1], threshold, scale};
+    return {*state, *offset_state, threshold, scale};
   }
 };
 

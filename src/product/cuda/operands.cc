@@ -30,7 +30,10 @@ void reaches(const Call& call, const Adapter& adapter, const Dropout& dropout) {
   call.reaches("a", adapter.a);
   call.reaches("b", adapter.b);
   if (dropout.state != nullptr && active(dropout)) {
-    call.reaches("dropout.state", ConstTensorView(dropout.state, DType::kInt32, {4}));
+    const bool apart = dropout.offset_state != nullptr;
+    call.reaches("dropout.state", ConstTensorView(dropout.state, DType::kInt32, {apart ? 2 : 4}));
+    if (!apart) return;
+    call.reaches("dropout.offset_state", ConstTensorView(dropout.offset_state, DType::kInt32, {2}));
   }
 }
 

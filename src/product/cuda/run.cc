@@ -101,37 +101,44 @@ struct Job {
 };
 
 struct Plan {
-  std::vector<Term> terms;  // as they are run
+  std::span<const Term> terms;  // as they are run: those that were given, or others in their place
   std::vector<Job> jobs;
   TensorView summed;  // absent: every term writes its own y
   std::size_t sum_bytes = 0, job_bytes = 0;
 
   Plan(std::span<const Term> all, const DeviceFacts& facts)
-      : terms(parted(all, facts)), summed(summed_output(all)) {
-    if (summed.present()) {
-      terms.assign(all.begin(), all.end());  // what is summed in float32 is no term for Hopper
+      : terms(all), summed(summed_output(all)) {
+    if (summed.present()) {  // what is summed in float32 is no term for Hopper
+      others_.assign(all.begin(), all.end());
       sum_bytes = aligned(static_cast<std::size_t>(summed.size()) * sizeof(float));
-      for (Term& term : terms) {
+      for (Term& term : others_) {
         if (term.y == summed) added_.push_back(&term);
       }
       aim(nullptr);
+      terms = others_;
+    } else if (std::any_of(all.begin(), all.end(),
+                           [&](const Term& term) { return parts_for_hopper(term, facts); })) {
+      others_ = parted(all, facts);
+      terms = others_;
     }
-    std::vector<Path> paths;
-    for (const Term& term : terms) paths.push_back(path_of(term, facts));
     for (std::size_t i = 0; i < terms.size(); i += jobs.back().count) {
+      const Path path = path_of(terms[i], facts);
       std::size_t count = 1;
-      if (paths[i] == Path::kHopper) {
-        while (i + count < terms.size() && paths[i + count] == Path::kHopper) ++count;
-        count = hopper_takes_together(std::span(terms).subspan(i, count));
+      if (path == Path::kHopper) {
+        while (i + count < terms.size() && path_of(terms[i + count], facts) == path) ++count;
+        count = hopper_takes_together(terms.subspan(i, count));
       }
-      jobs.push_back({paths[i], i, count});
+      jobs.push_back({path, i, count});
       job_bytes = std::max(job_bytes, bytes_of(jobs.back(), facts));
     }
   }
 
   std::span<const Term> terms_of(const Job& job) const {
-    return std::span(terms).subspan(job.first, job.count);
+    return terms.subspan(job.first, job.count);
   }
+
+  Plan(const Plan&) = delete;
+  Plan& operator=(const Plan&) = delete;
 
   // Points the terms that are added up at their sum.
   void aim(void* sum) {
@@ -161,7 +168,8 @@ struct Plan {
     return general_bytes(term, facts);
   }
 
-  std::vector<Term*> added_;  // of `terms`, to one sum
+  std::vector<Term> others_;
+  std::vector<Term*> added_;  // of them, to one sum
 };
 
 void run_on_hopper(const char* op, const Call& call, const Term& term, std::byte* workspace) {

@@ -83,7 +83,14 @@ TEST(LayerNorm, ValueAndGradientsOnHostileShapes) {
       }
       const int rows = shape.back() == 0 ? 0 : static_cast<int>(dy.size()) / shape.back();
       expect_rounded(y[0], truth.y, shape.back());
-      expect_rounded(gradients[0], truth.dx, shape.back());
+      if (shape.back() == 1 && testing::on_cuda()) {
+        // All of dx cancels; what is left there is a rounding of rstd·dy·weight.
+        const double cancels = testing::largest(values(dy)) * testing::largest(values(inputs[1]));
+        EXPECT_LE(max_error(gradients[0], truth.dx),
+                  std::ldexp(1.0, -23) * cancels / std::sqrt(kEps));
+      } else {
+        expect_rounded(gradients[0], truth.dx, shape.back());
+      }
       expect_rounded(gradients[1], truth.dweight, shape.back() + rows);
       expect_rounded(gradients[2], truth.dbias, rows);
     }
