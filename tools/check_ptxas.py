@@ -2,7 +2,7 @@
 """Reads what ptxas said of the kernels (nvcc -Xptxas -v) and fails where it made one slow.
 
 A fault is a kernel that keeps registers in memory (spills), and one whose wgmma instructions ptxas
-runs one after another, which it says in notes C7510 to C7519. Prints one line a fault, the number of
+runs one after another, which it says in notes C7500 to C7599. Prints one line a fault, the number of
 kernels and the largest of each figure.
 
 usage: check_ptxas.py LOG
@@ -15,7 +15,7 @@ from pathlib import Path
 FUNCTION = re.compile(r"Compiling entry function '([^']+)' for '([^']+)'")
 SPILLS = re.compile(r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads")
 REGISTERS = re.compile(r"Used (\d+) registers")
-SERIALIZED = re.compile(r"\(C751\d\).*")
+SERIALIZED = re.compile(r"\(C75\d\d\).*")
 
 
 def faults_in(text):

@@ -216,15 +216,22 @@ const std::vector<std::array<int, 4>> kShapes = {
     {4, 12, 9, 255},
     {150, 70, 130, 5},
     {57, 23, 64, 33},
+    // Rows in eights of elements: a few, more, and more than one tile of them on a GPU; odd
+    // columns.
+    {7, 456, 248, 64},
+    {24, 200, 131, 13},
+    {64, 584, 136, 16},
+    {100, 392, 264, 33},
+    {140, 72, 200, 24},
     // Several chunks, and rows whose outer products are made late.
     {417, 40, 101, 20},
     {620, 25, 34, 12}};
 
-void check_shapes(Types types) {
+void check_shapes(Types types, const std::vector<std::array<int, 4>>& shapes = kShapes) {
   const Layout columns{.offset = 1, .gap = 2, .order = {1, 0}};
   const Layout gaps{.offset = 3, .gap = 5, .order = {}};
   test::on_each_place([&](const test::Place& place) {
-    for (const auto& shape : kShapes) {
+    for (const auto& shape : shapes) {
       SCOPED_TRACE(testing::PrintToString(shape));
       for (const float p : {0.0f, 0.3f}) {
         const Case dense(shape, types, p);
@@ -253,6 +260,20 @@ void check_on_gpus(Types types) {
 TEST(LoraEverywhere, Float16) { check_on_gpus({kF16, kF16, kF16}); }
 TEST(LoraEverywhere, Float16WithAFloat32Adapter) { check_on_gpus({kF16, kF16, kF32}); }
 TEST(LoraEverywhere, Float16ActivationsOverABFloat16Weight) { check_on_gpus({kF16, kBF16, kF16}); }
+
+// Layers whose rows are whole 16 bytes: a few rows, more, and more than a tile of them on a GPU; K
+// in several parts, odd columns, every number of ranks that h has room for.
+TEST(LoraEverywhere, FewAndMiddlingRows) {
+  const std::vector<std::array<int, 4>> shapes = {{7, 1032, 248, 64},
+                                                  {24, 200, 131, 13},
+                                                  {64, 584, 136, 16},
+                                                  {100, 392, 264, 33},
+                                                  {140, 72, 200, 24}};
+  for (const DType adapter : {kBF16, kF32}) {
+    check_shapes({kBF16, kBF16, adapter}, shapes);
+    if (test::testing_on_cuda()) check_shapes({kF16, kF16, adapter == kBF16 ? kF16 : kF32}, shapes);
+  }
+}
 
 // Deltas of few features, ranks in fours and aligned rows, which a GPU makes in one launch: every
 // number of rows and ranks that a block has, A and B with their ranks together or apart.

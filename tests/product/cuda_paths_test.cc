@@ -1,8 +1,10 @@
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <array>
 #include <cstdint>
 #include <string>
+#include <utility>
 
 #include "product/cuda/paths.h"
 
@@ -147,7 +149,8 @@ TEST(CudaPaths, BaseProductsTakeThatOfTheirTypeAndDevice) {
     term.x = matrix(dtype, 4096, 4096, 1);  // no copy of 16 bytes takes it
     EXPECT_EQ(path(term), dtype == kF32 ? "general" : "ampere");
     term.x = matrix(dtype, 16, 4096), term.y = matrix(dtype, 16, 4096);
-    EXPECT_EQ(path(term), "few_rows");
+    EXPECT_EQ(path(term), dtype == kF32 ? "few_rows" : "hopper_rows");
+    EXPECT_EQ(path(term, ampere), "few_rows");
     if (dtype == kF32) {
       EXPECT_EQ(path_of(term, kH200), Path::kFewFloats);
       term.w = matrix(dtype, 4096, 4096);  // rows of W along N
@@ -155,6 +158,48 @@ TEST(CudaPaths, BaseProductsTakeThatOfTheirTypeAndDevice) {
     }
   }
 }
+
+TEST(CudaPaths, FewAndMiddlingRowsOnHopper) {
+  const auto layer = [](std::int64_t m, std::int64_t n, std::int64_t rank, bool backward = false) {
+    Term term = delta(kBF16, kF32, m, 4096, n, std::max<std::int64_t>(rank, 1));
+    term.w = backward ? matrix(kBF16, 4096, n) : matrix(kBF16, n, 4096).transposed();
+    if (rank == 0) term.pair = {};
+    return term;
+  };
+  for (const std::int64_t m : {1, 2, 4, 5, 16, 17, 64, 128, 192}) {
+    EXPECT_EQ(path(layer(m, 4096, 0)), m <= 4 ? "few_rows" : "hopper_rows") << m;
+    EXPECT_EQ(path(layer(m, 4096, 16)), m <= 1 ? "few_rows" : "hopper_rows") << m;
+    EXPECT_EQ(path(layer(m, 4096, 16, true)), "hopper_rows") << m;
+  }
+  EXPECT_EQ(path(layer(193, 4096, 16)), "hopper");
+  EXPECT_EQ(path(layer(128, 14336, 16)), "hopper_rows");
+  EXPECT_EQ(path(layer(129, 14336, 16)), "hopper");
+  EXPECT_EQ(path(layer(16, 4096, 65)), "few_rows");
+  EXPECT_EQ(path(layer(17, 4096, 65)), "hopper");
+  Term odd = layer(64, 4095, 16);  // y's rows need not be at 16 bytes
+  EXPECT_EQ(path(odd), "hopper_rows");
+  odd.x = matrix(kBF16, 64, 4096, 1);
+  EXPECT_EQ(path(odd), "ampere");
+  Term outer = layer(64, 4096, 16, true);
+  outer.outer_products.emplace_back();
+  EXPECT_EQ(path(outer), "hopper_rows");  // which leaves them to a term of their own
+}
+
+// Of small ranks Hopper's tiles mask the pair themselves; of wide ones they make the base product.
+TEST(CudaPaths, DropoutOnHopper) {
+  const Dropout dropout{0.1f};
+  for (const auto& [rank, path] : {std::pair{16, "hopper"}, {17, "hopper+ampere"}}) {
+    Term forward = delta(kBF16, kF32, 4096, 4096, 4096, rank);
+    forward.w = matrix(kBF16, 4096, 4096).transposed();
+    forward.pair.input_dropout = &dropout;
+    EXPECT_STREQ(path_name(forward, kH200), path);
+    Term backward = delta(kBF16, kF32, 4096, 4096, 4096, rank);
+    backward.w = matrix(kBF16, 4096, 4096);
+    backward.pair.output_dropout = &dropout;
+    EXPECT_STREQ(path_name(backward, kH200), path);
+  }
+}
+
 // Whatever the shape, workspace stays small beside the operands.
 TEST(CudaPaths, GeneralWorkspaceIsBounded) {
   for (const std::int64_t m : {1, 100, 8192}) {

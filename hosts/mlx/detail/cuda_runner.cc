@@ -69,9 +69,10 @@ class Launcher {
     place.launch = [](void* state, const CudaKernel& kernel) {
       return static_cast<Launcher*>(state)->launch(kernel);
     };
+    // First: launches are there to write them, whether or not the call then fails.
+    for (const mx::array& array : arrays_.temporaries) encoder_.add_temporary(array);
     Context context(place);
     call(context);
-    for (const mx::array& array : arrays_.temporaries) encoder_.add_temporary(array);
   }
 
  private:

@@ -4,15 +4,13 @@
 
 #include <cstdint>
 
+#include "backend/cuda/mma.cuh"
+
 // What Hopper (sm_90) adds for moving tiles: copies that run on their own (TMA), barriers in shared
 // memory that count their bytes, and clusters of blocks that reach each other's shared memory.
 // Addresses are those of the shared window, 32 bits.
 
 namespace graft::cuda {
-
-__device__ inline std::uint32_t shared_address(const void* pointer) {
-  return static_cast<std::uint32_t>(__cvta_generic_to_shared(pointer));
-}
 
 /// A barrier in shared memory (8 bytes). Its phase ends when the arrivals it was made for have come
 /// and all bytes that were announced have landed. Phases alternate between parity 0 and 1; waiting
@@ -22,6 +20,9 @@ struct Barrier {
 
   __device__ void init(int arrivals) const {
     asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(address), "r"(arrivals));
+  }
+  __device__ void arrive() const {
+    asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(address) : "memory");
   }
   /// Arrives, and announces that so many bytes will be copied in.
   __device__ void arrive_and_expect(std::uint32_t bytes) const {
@@ -62,7 +63,10 @@ struct Slot {
 
   template <int Slots>
   __device__ void advance() {
-    if (++index == Slots) {
+    advance(Slots);
+  }
+  __device__ void advance(int slots) {
+    if (++index == slots) {
       index = 0;
       parity ^= 1;
     }
@@ -75,10 +79,30 @@ __device__ inline std::uint32_t cluster_rank() {
   return rank;
 }
 
-/// All threads of all blocks of the cluster.
+/// @{
+/// All threads of all blocks of the cluster; in two halves, or at once.
+__device__ inline void cluster_arrive() {
+  asm volatile("barrier.cluster.arrive.release.aligned;" ::: "memory");
+}
+__device__ inline void cluster_wait() {
+  asm volatile("barrier.cluster.wait.acquire.aligned;" ::: "memory");
+}
 __device__ inline void cluster_sync() {
-  asm volatile("barrier.cluster.arrive.release.aligned;\nbarrier.cluster.wait.acquire.aligned;" ::
-                   : "memory");
+  cluster_arrive();
+  cluster_wait();
+}
+/// @}
+
+/// Four floats from the same place of block `rank` of the cluster.
+__device__ inline float4 load_there(std::uint32_t address, int rank) {
+  float4 value;
+  asm volatile(
+      "{\n.reg .b32 there;\nmapa.shared::cluster.u32 there, %4, %5;\n"
+      "ld.shared::cluster.v4.f32 {%0, %1, %2, %3}, [there];\n}"
+      : "=f"(value.x), "=f"(value.y), "=f"(value.z), "=f"(value.w)
+      : "r"(address), "r"(rank)
+      : "memory");
+  return value;
 }
 
 /// Threads of one named barrier (1 to 15) of the block.
@@ -188,12 +212,15 @@ __device__ inline void load_matrices_turned(std::uint32_t (&to)[4], std::uint32_
 }
 /// @}
 
-/// What other threads wrote before they raised the flag is seen by who reads it with load_acquire.
-__device__ inline std::uint32_t load_acquire(const std::uint32_t* flag) {
-  std::uint32_t value;
-  asm volatile("ld.acquire.gpu.global.u32 %0, [%1];" : "=r"(value) : "l"(flag) : "memory");
-  return value;
+/// An 8 x 8 matrix of 16-bit elements in registers, turned round: lane 4g + q has elements (g, 2q)
+/// and (g, 2q + 1).
+__device__ inline std::uint32_t turned(std::uint32_t matrix) {
+  std::uint32_t result;
+  asm("movmatrix.sync.aligned.m8n8.trans.b16 %0, %1;" : "=r"(result) : "r"(matrix));
+  return result;
 }
+
+/// What other threads wrote before they raised the flag is seen by who reads it with load_acquire.
 __device__ inline void raise_release(std::uint32_t* flag) {
   asm volatile("red.release.gpu.global.add.u32 [%0], 1;" ::"l"(flag) : "memory");
 }

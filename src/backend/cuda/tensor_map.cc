@@ -42,13 +42,18 @@ Encode encode() {
 
 bool takes_tensor_map(const ConstTensorView& matrix) {
   if (matrix.dtype() != DType::kFloat16 && matrix.dtype() != DType::kBFloat16) return false;
+  return has_map_rows(matrix);
+}
+
+bool has_map_rows(const ConstTensorView& matrix) {
+  const auto size = static_cast<std::int64_t>(size_of(matrix.dtype()));
   const std::int64_t rows = matrix.dim(0), columns = matrix.dim(1);
   if (rows < 1 || columns < 1 || rows >= kMostIndices || columns >= kMostIndices) return false;
   if (columns > 1 && matrix.stride(1) != 1) return false;
   if (reinterpret_cast<std::uintptr_t>(matrix.data()) % kAlignment != 0) return false;
-  const std::int64_t stride = matrix.stride(0) * 2;
+  const std::int64_t stride = matrix.stride(0) * size;
   return rows == 1 ||
-         (stride >= columns * 2 && stride < kMostStrideBytes && stride % kAlignment == 0);
+         (stride >= columns * size && stride < kMostStrideBytes && stride % kAlignment == 0);
 }
 
 CUtensorMap tensor_map(const char* op, const void* data, DType dtype, std::int64_t rows,
@@ -58,17 +63,23 @@ CUtensorMap tensor_map(const char* op, const void* data, DType dtype, std::int64
   CUtensorMap map;
   const cuuint64_t sizes[] = {static_cast<cuuint64_t>(columns), static_cast<cuuint64_t>(rows)};
   // The way to a second row that is not there still has to look like one.
-  const std::int64_t stride = rows > 1 ? row_stride * 2 : (columns * 2 + 15) / 16 * 16;
+  const auto size = static_cast<std::int64_t>(size_of(dtype));
+  const std::int64_t stride = rows > 1 ? row_stride * size : (columns * size + 15) / 16 * 16;
   const cuuint64_t strides[] = {static_cast<cuuint64_t>(stride)};
   const cuuint32_t box[] = {static_cast<cuuint32_t>(box_columns),
                             static_cast<cuuint32_t>(box_rows)};
   const cuuint32_t steps[] = {1, 1};
-  const CUresult result = encode()(
-      &map,
-      dtype == DType::kFloat16 ? CU_TENSOR_MAP_DATA_TYPE_FLOAT16 : CU_TENSOR_MAP_DATA_TYPE_BFLOAT16,
-      2, const_cast<void*>(data), sizes, strides, box, steps, CU_TENSOR_MAP_INTERLEAVE_NONE,
-      box_columns == 64 ? CU_TENSOR_MAP_SWIZZLE_128B : CU_TENSOR_MAP_SWIZZLE_32B,
-      CU_TENSOR_MAP_L2_PROMOTION_L2_256B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
+  const CUtensorMapDataType type = dtype == DType::kFloat16    ? CU_TENSOR_MAP_DATA_TYPE_FLOAT16
+                                   : dtype == DType::kBFloat16 ? CU_TENSOR_MAP_DATA_TYPE_BFLOAT16
+                                                               : CU_TENSOR_MAP_DATA_TYPE_FLOAT32;
+  const std::int64_t box_bytes = box_columns * size;
+  const CUtensorMapSwizzle swizzle = box_bytes == 128  ? CU_TENSOR_MAP_SWIZZLE_128B
+                                     : box_bytes == 64 ? CU_TENSOR_MAP_SWIZZLE_64B
+                                                       : CU_TENSOR_MAP_SWIZZLE_32B;
+  const CUresult result =
+      encode()(&map, type, 2, const_cast<void*>(data), sizes, strides, box, steps,
+               CU_TENSOR_MAP_INTERLEAVE_NONE, swizzle, CU_TENSOR_MAP_L2_PROMOTION_L2_256B,
+               CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
   if (result != CUDA_SUCCESS) fail(op, "error " + std::to_string(result));
   return map;
 }

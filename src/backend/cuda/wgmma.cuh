@@ -87,32 +87,33 @@ __device__ inline void wgmma_wait() {
   ", %120, %121, %122, %123, %124, %125, %126, %127"
 
 // NAMES of d's registers, then descriptors of a and b, whether to add to d or to overwrite it, and
-// whether b lies as (K, N) instead of (N, K).
-#define GRAFT_WGMMA(N, TYPE, NAMES, A, B, ADD, TURNED, ...)                                      \
+// whether a lies as (K, rows) instead of (rows, K), b as (K, N) instead of (N, K).
+#define GRAFT_WGMMA(N, TYPE, NAMES, A, B, ADD, A_TURNED, B_TURNED, ...)                          \
   asm volatile("{\n.reg .pred add;\nsetp.ne.b32 add, " ADD                                       \
                ", 0;\n"                                                                          \
                "wgmma.mma_async.sync.aligned.m64n" N "k16.f32." TYPE "." TYPE " {" NAMES "}, " A \
-               ", " B ", add, 1, 1, 0, " TURNED ";\n}\n"                                         \
+               ", " B ", add, 1, 1, " A_TURNED ", " B_TURNED ";\n}\n"                            \
                : __VA_ARGS__                                                                     \
-               : "l"(a), "l"(b), "r"(static_cast<int>(add)), "n"(BIsKN ? 1 : 0))
+               : "l"(a), "l"(b), "r"(static_cast<int>(add)), "n"(AIsKM ? 1 : 0),                 \
+                 "n"(BIsKN ? 1 : 0))
 
-/// d (64, N) = a (64, 16) * b (16, N), or d += with `add`; a lies as (rows, K), b as (N, K) or,
-/// with BIsKN, as (K, N). Elements are T, sums float32.
-template <int N, bool BIsKN, class T, int Registers>
+/// d (64, N) = a (64, 16) * b (16, N), or d += with `add`; a lies as (rows, K) or, with AIsKM, as
+/// (K, rows); b as (N, K) or, with BIsKN, as (K, N). Elements are T, sums float32.
+template <int N, bool BIsKN, class T, bool AIsKM = false, int Registers>
 __device__ inline void wgmma(float (&d)[Registers], std::uint64_t a, std::uint64_t b, bool add) {
   static_assert(N / 2 <= Registers && (N == 16 || N == 32 || N == 64 || N == 128 || N == 256));
-#define GRAFT_WGMMA_OF(TYPE)                                                               \
-  if constexpr (N == 16) {                                                                 \
-    GRAFT_WGMMA("16", TYPE, GRAFT_NAMES8, "%8", "%9", "%10", "%11", GRAFT_D8(0));          \
-  } else if constexpr (N == 32) {                                                          \
-    GRAFT_WGMMA("32", TYPE, GRAFT_NAMES16, "%16", "%17", "%18", "%19", GRAFT_D16(0));      \
-  } else if constexpr (N == 64) {                                                          \
-    GRAFT_WGMMA("64", TYPE, GRAFT_NAMES32, "%32", "%33", "%34", "%35", GRAFT_D32(0));      \
-  } else if constexpr (N == 128) {                                                         \
-    GRAFT_WGMMA("128", TYPE, GRAFT_NAMES64, "%64", "%65", "%66", "%67", GRAFT_D64(0));     \
-  } else {                                                                                 \
-    GRAFT_WGMMA("256", TYPE, GRAFT_NAMES128, "%128", "%129", "%130", "%131", GRAFT_D64(0), \
-                GRAFT_D64(64));                                                            \
+#define GRAFT_WGMMA_OF(TYPE)                                                                       \
+  if constexpr (N == 16) {                                                                         \
+    GRAFT_WGMMA("16", TYPE, GRAFT_NAMES8, "%8", "%9", "%10", "%11", "%12", GRAFT_D8(0));           \
+  } else if constexpr (N == 32) {                                                                  \
+    GRAFT_WGMMA("32", TYPE, GRAFT_NAMES16, "%16", "%17", "%18", "%19", "%20", GRAFT_D16(0));       \
+  } else if constexpr (N == 64) {                                                                  \
+    GRAFT_WGMMA("64", TYPE, GRAFT_NAMES32, "%32", "%33", "%34", "%35", "%36", GRAFT_D32(0));       \
+  } else if constexpr (N == 128) {                                                                 \
+    GRAFT_WGMMA("128", TYPE, GRAFT_NAMES64, "%64", "%65", "%66", "%67", "%68", GRAFT_D64(0));      \
+  } else {                                                                                         \
+    GRAFT_WGMMA("256", TYPE, GRAFT_NAMES128, "%128", "%129", "%130", "%131", "%132", GRAFT_D64(0), \
+                GRAFT_D64(64));                                                                    \
   }
   if constexpr (std::is_same_v<T, __half>) {
     GRAFT_WGMMA_OF("f16")

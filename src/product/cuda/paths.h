@@ -14,12 +14,13 @@ namespace graft::cuda {
 class Call;
 
 enum class Path : std::uint8_t {
-  kSmall,      ///< A pair alone, bound by launches: one launch for h and y (and two for dA, dB).
-  kFewRows,    ///< Few rows in half types, bound by reading W (few_rows.h).
-  kFewFloats,  ///< The same in float32.
-  kHopper,     ///< Half types by TMA and wgmma, on sm_90 (hopper.h).
-  kAmpere,     ///< Half types on the matrix units by mma.sync (ampere.h).
-  kGeneral,    ///< Every term; float32 for good.
+  kSmall,       ///< A pair alone, bound by launches: one launch for h and y (and two for dA, dB).
+  kFewRows,     ///< Few rows in half types, bound by reading W (few_rows.h).
+  kFewFloats,   ///< The same in float32.
+  kHopperRows,  ///< Few and middling rows on sm_90 (hopper_rows.h).
+  kHopper,      ///< Half types by TMA and wgmma, on sm_90 (hopper.h).
+  kAmpere,      ///< Half types on the matrix units by mma.sync (ampere.h).
+  kGeneral,     ///< Every term; float32 for good.
 };
 
 /// The path of a term on such a device. Looks at shapes, types, strides and alignment alone, so
@@ -31,9 +32,13 @@ enum class Path : std::uint8_t {
 /// and eights; rank 4, 8, ... 32; and what several rows need fits in shared memory.
 ///
 /// kFewRows: 1 to 16 rows by a W whose rows lie along K, in half types and vectors of 16 bytes; no
-/// outer products.
+/// outer products. Where kHopperRows takes it too, 1 row with a pair, up to 4 without.
 ///
 /// kFewFloats: the same in float32, without dropout.
+///
+/// kHopperRows: 1 to 192 rows; x, W and y of one half type, x and W with dense rows at 16 bytes; A
+/// and B of that type or float32, of rank 64 or less; no dropout; on compute capability 9.0. Above
+/// 128 rows, tiles that run at once.
 ///
 /// kHopper: x, W and y of one half type and dense rows at 16 bytes, y a multiple of 8 wide; with
 /// dropout, rank 16 or less and a multiple of 8 features; on compute capability 9.0.
@@ -43,11 +48,11 @@ enum class Path : std::uint8_t {
 /// kGeneral: the rest.
 Path path_of(const Term& term, const DeviceFacts& facts);
 
-/// "small", "few_rows" (of any type), "hopper", "ampere" or "general".
+/// "small", "few_rows" (of any type), "hopper_rows", "hopper", "ampere" or "general".
 const char* name_of(Path path);
 
-/// The same of a term; "hopper+ampere" where its base product runs on one and the rest on the
-/// other, for a dropout that kHopper doesn't take.
+/// The same of a term; "hopper+ampere" or "hopper_rows+ampere" where its base product runs on one
+/// and the rest on the other, for a dropout that kHopper doesn't take.
 const char* path_name(const Term& term, const DeviceFacts& facts);
 
 /// @{

@@ -7,6 +7,7 @@
 #include "product/cuda/ampere.h"
 #include "product/cuda/few_rows.h"
 #include "product/cuda/hopper.h"
+#include "product/cuda/hopper_rows.h"
 #include "product/cuda/paths.h"
 
 namespace graft::cuda {
@@ -25,17 +26,19 @@ TensorView summed_output(std::span<const Term> terms) {
 
 std::size_t aligned(std::size_t bytes) { return (bytes + 255) / 256 * 256; }
 
-// A term on Hopper: tiles with what they make beside them, and outer products that they have no
-// time for, as a term of its own, which reads the h that the tiles leave.
+// A term on one of Hopper's paths: tiles with what they make beside them, and outer products that
+// they have no time for, as a term of its own, which reads the h that the tiles leave.
 struct HopperTerms {
+  bool few;  // rows
   Term tiles;
   Term outer;                     // without outer products: none are left
   std::vector<std::size_t> of_h;  // the outer products of the h that the tiles make
   std::size_t h_bytes = 0;        // of an h that only they ask for
   std::size_t rest_bytes = 0;     // of either term, one after the other
 
-  HopperTerms(const Term& term, const DeviceFacts& facts) : tiles(term) {
-    if (!term.outer_products.empty() && !hopper_makes_outer(term, facts)) {
+  HopperTerms(const Term& term, const DeviceFacts& facts)
+      : few(path_of(term, facts) == Path::kHopperRows), tiles(term) {
+    if (!term.outer_products.empty() && (few || !hopper_makes_outer(term, facts))) {
       outer.x = term.x;
       outer.multiply = term.multiply;
       outer.outer_products = std::move(tiles.outer_products);
@@ -50,7 +53,7 @@ struct HopperTerms {
       use_h(nullptr);
       rest_bytes = ampere_workspace(outer, facts);
     }
-    rest_bytes = std::max(rest_bytes, hopper_workspace_bytes({&tiles, 1}, facts));
+    if (!few) rest_bytes = std::max(rest_bytes, hopper_workspace_bytes({&tiles, 1}, facts));
   }
 
   std::size_t bytes() const { return h_bytes + rest_bytes; }
@@ -77,8 +80,9 @@ Term base_of(const Term& term) {
 // which costs a tenth of what the whole term would there.
 bool parts_for_hopper(const Term& term, const DeviceFacts& facts) {
   const bool drops = term.pair.input_dropout != nullptr || term.pair.output_dropout != nullptr;
-  return drops && path_of(term, facts) != Path::kHopper &&
-         path_of(base_of(term), facts) == Path::kHopper;
+  if (!drops || path_of(term, facts) == Path::kHopper) return false;
+  const Path base = path_of(base_of(term), facts);
+  return base == Path::kHopper || base == Path::kHopperRows;
 }
 
 std::vector<Term> parted(std::span<const Term> terms, const DeviceFacts& facts) {
@@ -157,6 +161,7 @@ struct Plan {
         return few_rows_workspace(term);
       case Path::kFewFloats:
         return few_floats_bytes(term);
+      case Path::kHopperRows:
       case Path::kHopper:
         return job.count > 1 ? hopper_workspace_bytes(terms_of(job), facts)
                              : HopperTerms(term, facts).bytes();
@@ -175,7 +180,11 @@ struct Plan {
 void run_on_hopper(const char* op, const Call& call, const Term& term, std::byte* workspace) {
   HopperTerms terms(term, call.facts());
   terms.use_h(workspace);
-  run_hopper(op, call, {&terms.tiles, 1}, workspace + terms.h_bytes);
+  if (terms.few) {
+    run_hopper_rows(op, call, terms.tiles);
+  } else {
+    run_hopper(op, call, {&terms.tiles, 1}, workspace + terms.h_bytes);
+  }
   if (!terms.outer.outer_products.empty()) {
     run_ampere(call, terms.outer, workspace + terms.h_bytes);
   }
@@ -191,6 +200,7 @@ void run_job(const char* op, const Call& call, Path path, std::span<const Term> 
       return run_few_rows(call, term, workspace);
     case Path::kFewFloats:
       return run_few_floats(call, term, workspace);
+    case Path::kHopperRows:
     case Path::kHopper:
       if (terms.size() > 1) return run_hopper(op, call, terms, workspace);
       return run_on_hopper(op, call, term, workspace);
@@ -203,10 +213,28 @@ void run_job(const char* op, const Call& call, Path path, std::span<const Term> 
 
 }  // namespace
 
+namespace {
+
+// hopper's tiles are better from two of its row blocks on, and where these would go round the
+// device more than once.
+bool prefers_hopper_rows(const Term& term, const DeviceFacts& facts) {
+  if (!hopper_rows_takes(term, facts).yes) return false;
+  const std::int64_t m = term.x.dim(0);
+  const HopperRowsPlan plan =
+      plan_hopper_rows(m, term.y.dim(1), term.x.dim(1), term.pair.rank(), 4, facts);
+  return plan.row_tiles == 1 || plan.row_tiles * plan.column_tiles <= facts.multiprocessors;
+}
+
+}  // namespace
+
 Path path_of(const Term& term, const DeviceFacts& facts) {
   if (fits_small(term, facts)) return Path::kSmall;
-  if (few_rows_takes(term).yes) return Path::kFewRows;
+  const bool few = few_rows_takes(term).yes, rows = prefers_hopper_rows(term, facts);
+  // Where both do, few_rows is faster as long as W costs more than what it does besides.
+  const std::int64_t most_few = term.pair.present() ? 1 : 4;
+  if (few && (!rows || term.x.dim(0) <= most_few)) return Path::kFewRows;
   if (few_floats_takes(term)) return Path::kFewFloats;
+  if (rows) return Path::kHopperRows;
   if (hopper_takes(term, facts).yes) return Path::kHopper;
   if (ampere_takes(term).yes) return Path::kAmpere;
   return Path::kGeneral;
@@ -219,6 +247,8 @@ const char* name_of(Path path) {
     case Path::kFewRows:
     case Path::kFewFloats:
       return "few_rows";
+    case Path::kHopperRows:
+      return "hopper_rows";
     case Path::kHopper:
       return "hopper";
     case Path::kAmpere:
@@ -230,7 +260,9 @@ const char* name_of(Path path) {
 }
 
 const char* path_name(const Term& term, const DeviceFacts& facts) {
-  return parts_for_hopper(term, facts) ? "hopper+ampere" : name_of(path_of(term, facts));
+  if (!parts_for_hopper(term, facts)) return name_of(path_of(term, facts));
+  const bool few = path_of(base_of(term), facts) == Path::kHopperRows;
+  return few ? "hopper_rows+ampere" : "hopper+ampere";
 }
 
 void run(const char* op, Context& context, std::span<const Term> terms) {

@@ -1,0 +1,50 @@
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+#include "backend/cuda/call.h"
+#include "backend/cuda/device.h"
+#include "graft/supports.h"
+#include "product/cuda/product.h"
+
+// Few and middling rows on Hopper (sm_90a): W goes through every multiprocessor at once, and the
+// blocks of a cluster share K. hopper_rows.cu has the picture.
+
+namespace graft::cuda {
+
+/// Rows of y, and ranks of a pair, that a term has here at most.
+inline constexpr std::int64_t kMostHopperRows = 192, kMostHopperRowsRank = 64;
+
+/// What the plan and the kernel agree on.
+namespace hopper_rows {
+inline constexpr int kStep = 64;       ///< Along K.
+inline constexpr int kRowBytes = 128;  ///< Of a tile of x or W in shared memory: a step.
+inline constexpr int kMostSlots = 16;
+inline constexpr int kBarrierBytes = 2 * 8 * kMostSlots;
+inline constexpr int kPadding = 8;  ///< Elements behind a row of E or h, against bank conflicts.
+}  // namespace hopper_rows
+
+struct HopperRowsPlan {
+  int tile_rows = 64;             ///< Rows of y in a tile: 64 or 128.
+  int tile_columns = 64;          ///< Columns: 64 or 128.
+  std::int64_t row_tiles = 0;     ///< Tiles above each other.
+  std::int64_t column_tiles = 0;  ///< Tiles beside each other.
+  int splits = 1;                 ///< Blocks of a cluster, which make one tile: 1, 2, 4 or 8.
+  int rank_columns = 0;           ///< Columns that h has room for: 0, 16, 32 or 64.
+  int slots = 0;                  ///< Of a block's ring.
+  int slot_bytes = 0;
+  std::size_t shared_bytes = 0;  ///< Of a block, all together.
+};
+
+/// For y (m, n) over k, with a pair of `rank`, 0 for none, whose S has elements of `shrink_bytes`.
+HopperRowsPlan plan_hopper_rows(std::int64_t m, std::int64_t n, std::int64_t k, std::int64_t rank,
+                                int shrink_bytes, const DeviceFacts& facts);
+
+/// Whether a term runs here; "no" says why, and then another path has to take it.
+Support hopper_rows_takes(const Term& term, const DeviceFacts& facts);
+
+/// Runs it, in one launch without workspace: y, and h where it is asked for, but no outer products.
+void run_hopper_rows(const char* op, const Call& call, const Term& term);
+
+}  // namespace graft::cuda

@@ -1,0 +1,84 @@
+#include <algorithm>
+#include <cstdint>
+#include <string>
+
+#include "backend/cuda/tensor_map.h"
+#include "product/cuda/hopper_rows.h"
+
+namespace graft::cuda {
+namespace {
+
+using namespace hopper_rows;
+
+// Two blocks share a multiprocessor where tiles are small, so that the next kernel's are there when
+// this one ends.
+constexpr std::size_t kHalfSharedBytes = 113 * 1024, kSharedBytes = 227 * 1024;
+
+std::int64_t divide_up(std::int64_t a, std::int64_t b) { return (a + b - 1) / b; }
+
+}  // namespace
+
+HopperRowsPlan plan_hopper_rows(std::int64_t m, std::int64_t n, std::int64_t k, std::int64_t rank,
+                                int shrink_bytes, const DeviceFacts& facts) {
+  HopperRowsPlan plan;
+  plan.tile_rows = m <= 64 ? 64 : 128;
+  // Wide tiles read x less often; narrow ones are more, which few rows need.
+  const bool narrow = m <= 64 || (m <= 128 && divide_up(n, 64) <= facts.multiprocessors);
+  plan.tile_columns = narrow ? 64 : 128;
+  plan.row_tiles = divide_up(m, plan.tile_rows);
+  plan.column_tiles = divide_up(n, plan.tile_columns);
+  plan.rank_columns = rank == 0 ? 0 : rank <= 16 ? 16 : rank <= 32 ? 32 : 64;
+
+  // As many blocks as run at once. Pairs of multiprocessors are always beside each other; of larger
+  // clusters, which have to find room in one of the device's parts, an H200 takes ten elevenths.
+  const std::int64_t tiles = plan.row_tiles * plan.column_tiles, steps = divide_up(k, kStep);
+  for (const int splits : {2, 4, 8}) {
+    const std::int64_t room = splits == 2 ? facts.multiprocessors : facts.multiprocessors * 10 / 11;
+    if (splits > steps || tiles * splits > room) break;
+    plan.splits = splits;
+  }
+
+  plan.slot_bytes =
+      (plan.tile_rows + plan.tile_columns) * kRowBytes + plan.rank_columns * kStep * shrink_bytes;
+  const int expand_bytes = rank == 0 ? 0 : plan.tile_columns * (plan.rank_columns + kPadding) * 2;
+  const int rest = kBarrierBytes + plan.tile_columns * 4 + expand_bytes;  // a bias among it
+  const int room = static_cast<int>(plan.tile_rows == 64 ? kHalfSharedBytes : kSharedBytes);
+  plan.slots = std::min((room - rest) / plan.slot_bytes, kMostSlots);
+  plan.shared_bytes = static_cast<std::size_t>(plan.slots * plan.slot_bytes + rest);
+  return plan;
+}
+
+Support hopper_rows_takes(const Term& term, const DeviceFacts& facts) {
+  if (facts.major != 9 || facts.minor != 0) return Support::no("not Hopper");
+  if (facts.shared_bytes < kSharedBytes) return Support::no("too little shared memory");
+  if (!term.w.present() || !term.y.present()) return Support::no("no base product");
+  const std::int64_t m = term.x.dim(0);
+  if (m < 1 || m > kMostHopperRows) return Support::no(std::to_string(m) + " rows");
+  if (term.accumulate) return Support::no("y is added to");
+  const DType dtype = term.multiply;
+  if (dtype != DType::kFloat16 && dtype != DType::kBFloat16) {
+    return Support::no("not multiplied in 16 bits");
+  }
+  if (term.x.dtype() != dtype || term.w.dtype() != dtype || term.y.dtype() != dtype) {
+    return Support::no("x, w and y are not all of one 16-bit type");
+  }
+  if (term.y.dim(1) == 0) return Support::no("no columns");
+  if (!takes_tensor_map(term.x)) return Support::no("x: TMA needs dense rows at 16 bytes");
+  if (!takes_tensor_map(term.w) && !takes_tensor_map(term.w.transposed())) {
+    return Support::no("w: TMA needs dense rows at 16 bytes, of itself or its transpose");
+  }
+  if (!term.pair.present()) return {};
+  const auto readable = [&](const ConstTensorView& view) {
+    return view.dtype() == dtype || view.dtype() == DType::kFloat32;
+  };
+  if (!readable(term.pair.shrink) || !readable(term.pair.expand)) {
+    return Support::no("A and B are neither of x's type nor float32");
+  }
+  if (term.pair.rank() < 1 || term.pair.rank() > kMostHopperRowsRank) return Support::no("rank");
+  if (term.pair.input_dropout != nullptr || term.pair.output_dropout != nullptr) {
+    return Support::no("dropout");
+  }
+  return {};
+}
+
+}  // namespace graft::cuda
