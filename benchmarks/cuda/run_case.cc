@@ -156,7 +156,7 @@ Line run_product(const CudaCase& c, Cublas& cublas, int rounds) {
   std::string path = support.path;
   if (c.work == Work::kForwardBackward && support.yes) {
     support = supports(backward_of(c, layers[0]));
-    path += std::string("+") + support.path;
+    if (path != support.path) path += std::string(", ") + support.path;
   }
   line.emplace_back("path", support.yes ? path : support.reason);
 

@@ -1,15 +1,22 @@
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <array>
 #include <cstdint>
+#include <span>
+#include <vector>
 
 #include "product/cuda/hopper.h"
 
 namespace graft::cuda {
 namespace {
 
-constexpr DeviceFacts kH200{9, 0, 132, 232448, 52428800};
-constexpr DeviceFacts kH100Pcie{9, 0, 114, 232448, 52428800};
+constexpr DeviceFacts kH200{9, 0, 132, 232448, 52428800, 66};
+constexpr DeviceFacts kH100Pcie{9, 0, 114, 232448, 52428800, 57};
+constexpr DeviceFacts kSeventh{9, 0, 16, 232448, 52428800, 7};  // a part of one, with lone ones
+
+// dA and dB of 4096 features.
+constexpr std::array<HopperOuterShape, 2> kBoth{{{4096, true}, {4096, false}}};
 
 TEST(HopperPlan, WideTilesWhereThereAreMany) {
   const HopperPlan plan = plan_hopper(4096, 4096, 4096, 0, kH200);
@@ -33,7 +40,7 @@ TEST(HopperPlan, LightClustersMakeH) {
   const HopperPlan plan = plan_hopper(4096, 4096, 4096, 16, kH200);
   EXPECT_EQ(plan.rank_class, 16);
   EXPECT_EQ(plan.heavy_items, 0);
-  EXPECT_GE(plan.light_items * plan.light_clusters, plan.items());
+  EXPECT_EQ(plan.light_rows(), plan.tile_rows);
 }
 
 TEST(HopperPlan, AllHelpWhereNoneIsLight) {
@@ -41,8 +48,10 @@ TEST(HopperPlan, AllHelpWhereNoneIsLight) {
   EXPECT_EQ(plan.light_clusters, 0);
   EXPECT_EQ(plan.heavy_items, 1);
   EXPECT_GT(plan.h_every, 0);  // beside their first tiles
-  // Which have no time for outer products then.
-  EXPECT_EQ(plan_hopper_outer(plan, 4096, 64).every, 0);
+  // Which leave all of their own tiles' time to outer products, but the first.
+  const HopperOuterPlan outer = plan_hopper_outer(plan, 4096, kBoth);
+  EXPECT_GT(outer.every, 0);
+  EXPECT_EQ(outer.of_first_tile, 0);
 }
 
 TEST(HopperPlan, RankClasses) {
@@ -56,14 +65,14 @@ TEST(HopperPlan, RankClasses) {
 // Of every shape: each block has a multiprocessor, and all of h is made.
 TEST(HopperPlan, SharesAllWorkOut) {
   const std::array<std::int64_t, 9> sizes{1, 8, 129, 256, 1000, 2048, 4095, 8448, 100000};
-  for (const DeviceFacts& facts : {kH200, kH100Pcie}) {
+  for (const DeviceFacts& facts : {kH200, kH100Pcie, kSeventh}) {
     for (const std::int64_t m : sizes) {
       for (const std::int64_t n : sizes) {
         for (const std::int64_t rank : {0, 1, 16, 60, 256}) {
           const HopperPlan plan = plan_hopper(m, n, 4096, rank, facts);
           SCOPED_TRACE(testing::Message() << m << " " << n << " " << rank);
           ASSERT_GE(plan.clusters, 1);
-          ASSERT_LE(plan.clusters * 2, facts.multiprocessors);
+          ASSERT_LE(plan.clusters, facts.clusters);
           ASSERT_LT(plan.light_clusters, plan.clusters);
           ASSERT_GE(plan.tile_rows * 256, m);
           ASSERT_GE(plan.tile_cols * plan.tile_n, n);
@@ -71,27 +80,66 @@ TEST(HopperPlan, SharesAllWorkOut) {
           ASSERT_GE(plan.rank_class, rank);
           ASSERT_LE(plan.rank_class, plan.tile_n);
           const std::int64_t heavy = plan.clusters - plan.light_clusters;
-          ASSERT_GE(plan.light_items * plan.light_clusters + plan.heavy_items * heavy,
-                    plan.items());
+          ASSERT_GE(plan.heavy_items * heavy, plan.heavy_items_of_all());
+          if (plan.h_every == 0) continue;
+          const std::int64_t units = plan.heavy_items * ((32 + plan.h_parts - 1) / plan.h_parts);
+          ASSERT_LT(plan.h_first + (units - 1) * plan.h_every, 64);
         }
       }
     }
   }
 }
 
-TEST(HopperPlan, OuterProductsBesideTiles) {
-  for (const std::int64_t m : {4096, 8192, 5000}) {
-    const HopperPlan plan = plan_hopper(m, 4096, 4096, 16, kH200);
-    const HopperOuterPlan outer = plan_hopper_outer(plan, 4096, 64);
-    ASSERT_GT(outer.every, 0) << m;
-    EXPECT_EQ(outer.units, 64 * plan.tile_rows);
-    // The lightest cluster has time for the longest run, after its first tile.
-    const std::int64_t each = (outer.units + plan.clusters - 1) / plan.clusters;
-    EXPECT_GE((plan.tiles() / plan.clusters - 1) * (63 / outer.every), each) << m;
+TEST(HopperPlan, OthersHelpWhereTheLightHaveNoTimeForAll) {
+  const HopperPlan plan = plan_hopper(8192, 2048, 2048, 16, kH200);
+  EXPECT_EQ(plan.light_clusters, 8);
+  EXPECT_GT(plan.light_rows(), 0);
+  EXPECT_GT(plan.heavy_items_of_all(), 0);
+  EXPECT_GT(plan.h_every, 0);
+}
+
+// Each cluster's tiles have room for its units, in the order that h allows.
+void expect_room(const HopperPlan& plan, std::int64_t k, const HopperOuterPlan& outer) {
+  ASSERT_GT(outer.every, 0);
+  const auto each = [&](int i) {
+    return (outer.units[i] + outer.workers[i] - 1) / outer.workers[i];
+  };
+  const std::int64_t made = each(0), given = each(1), steps = (k + 63) / 64;
+  const std::int64_t tiles = plan.tiles() / plan.clusters;
+  if (outer.late) {
+    EXPECT_LE(given, outer.of_first_tile);
+    EXPECT_LT(outer.first + (given - 1) * outer.every, steps + 1 - 2 * made);
+  } else {
+    EXPECT_GE((tiles - 1) * outer.of_tile,
+              made + std::max<std::int64_t>(0, given - outer.of_first_tile));
   }
-  // One tile a cluster leaves no time; neither does a wider rank have room.
-  EXPECT_EQ(plan_hopper_outer(plan_hopper(512, 4096, 4096, 16, kH200), 4096, 64).every, 0);
-  EXPECT_EQ(plan_hopper_outer(plan_hopper(4096, 4096, 4096, 17, kH200), 4096, 64).every, 0);
+  EXPECT_LT(outer.of_tile * outer.every, steps);
+  EXPECT_EQ(outer.order[0], 1u);
+}
+
+TEST(HopperPlan, OuterProductsBesideTiles) {
+  for (const std::int64_t m : {512, 1000, 4096, 8192, 8448, 5000}) {
+    SCOPED_TRACE(m);
+    const HopperPlan plan = plan_hopper(m, 4096, 4096, 16, kH200);
+    const HopperOuterPlan outer = plan_hopper_outer(plan, 4096, kBoth);
+    expect_room(plan, 4096, outer);
+    const std::int64_t columns = plan.tile_n == 256 ? 128 : 64;
+    EXPECT_EQ(outer.units[0], 4096 / columns * plan.tile_rows);
+  }
+  constexpr std::array<HopperOuterShape, 2> kNarrow{{{2048, true}, {2048, false}}};
+  const HopperPlan plan = plan_hopper(8192, 2048, 2048, 16, kH200);
+  expect_room(plan, 2048, plan_hopper_outer(plan, 2048, kNarrow));
+  // A wider rank has no room.
+  EXPECT_EQ(plan_hopper_outer(plan_hopper(4096, 4096, 4096, 17, kH200), 4096, kBoth).every, 0);
+}
+
+TEST(HopperPlan, SiblingsLieBesideEachOther) {
+  constexpr std::array<std::int64_t, 3> kWidths{4096, 1024, 1000};
+  const HopperPlan plan = plan_hopper(4096, kWidths, 4096, 48, kH200);
+  EXPECT_EQ(plan.tile_cols, 24);
+  EXPECT_EQ(plan.rank_class, 64);
+  EXPECT_EQ(plan.light_clusters, 12);
+  EXPECT_EQ(plan.light_rows(), 16);
 }
 
 class HopperTakes : public testing::Test {
@@ -124,6 +172,30 @@ TEST_F(HopperTakes, BothOrdersOfW) {
   EXPECT_TRUE(hopper_takes(backward, kH200));
 }
 
+TEST_F(HopperTakes, TermsOfOneXTogether) {
+  std::vector<Term> terms{term(100, 264, 72), term(100, 72, 72), term(100, 8, 72),
+                          term(100, 8, 72)};
+  EXPECT_EQ(hopper_takes_together(terms), 3u);
+  EXPECT_EQ(hopper_takes_together(std::span(terms).first(2)), 2u);
+  const auto with_rank = [&](Term& of, std::int64_t rank) {
+    of.pair.shrink = ConstTensorView(memory_, DType::kBFloat16, {72, rank}, kDevice);
+    of.pair.expand = ConstTensorView(memory_, DType::kBFloat16, {rank, of.y.dim(1)}, kDevice);
+  };
+  with_rank(terms[0], 13), with_rank(terms[1], 200);
+  EXPECT_EQ(hopper_ranks(terms), 216);
+  EXPECT_EQ(hopper_takes_together(terms), 3u);
+  with_rank(terms[2], 33);  // 224 + 33 columns of h: one too many
+  EXPECT_EQ(hopper_takes_together(terms), 2u);
+  terms[1].outer_products.emplace_back();
+  EXPECT_EQ(hopper_takes_together(terms), 1u);
+  terms[1].outer_products.clear();
+  terms[1].x =
+      ConstTensorView(memory_, DType::kBFloat16, {100, 72}, kDevice).transposed().transposed();
+  EXPECT_EQ(hopper_takes_together(terms), 2u);  // the same view
+  terms[1].w = ConstTensorView(memory_, DType::kBFloat16, {72, 72}, kDevice);
+  EXPECT_EQ(hopper_takes_together(terms), 1u);  // W the other way
+}
+
 TEST_F(HopperTakes, OnlyHopper) {
   EXPECT_FALSE(hopper_takes(term(100, 264, 72), DeviceFacts{8, 0, 108, 166912, 41943040}));
   EXPECT_FALSE(hopper_takes(term(100, 264, 72), DeviceFacts{12, 0, 170, 101376, 100663296}));
@@ -148,11 +220,12 @@ TEST_F(HopperTakes, DropoutOfSmallRanks) {
     term.pair.output_dropout = &dropout;
     return term;
   };
+  const auto bytes_of = [](const Term& term) { return hopper_workspace_bytes({&term, 1}, kH200); };
   for (const std::int64_t m : {512, 4095, 8192}) {
     for (const std::int64_t rank : {1, 13, 16}) {
       EXPECT_TRUE(hopper_takes(forward(m, 4096, 4096, rank), kH200));
       EXPECT_TRUE(hopper_takes(backward(m, 4096, 4096, rank), kH200));
-      EXPECT_LE(hopper_workspace_bytes(forward(m, 4096, 4096, rank), kH200), std::size_t{32} << 20);
+      EXPECT_LE(bytes_of(forward(m, 4096, 4096, rank)), std::size_t{32} << 20);
     }
     EXPECT_FALSE(hopper_takes(forward(m, 4096, 4096, 17), kH200));
     EXPECT_FALSE(hopper_takes(backward(m, 4096, 4096, 17), kH200));
@@ -187,6 +260,12 @@ TEST_F(HopperTakes, OuterProductsOfMaskedRowsBesideTiles) {
   std::swap(term.outer_products[0], term.outer_products[1]);
   term.outer_products.back().dropout = &dropout;
   EXPECT_FALSE(hopper_makes_outer(term, kH200));
+}
+
+TEST_F(HopperTakes, NoDeviceWithoutClusters) {
+  DeviceFacts lone = kH200;
+  lone.clusters = 0;
+  EXPECT_FALSE(hopper_takes(term(100, 264, 72), lone));
 }
 
 TEST_F(HopperTakes, NeitherMisalignedNorMissing) {

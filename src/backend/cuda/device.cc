@@ -32,6 +32,7 @@ void ask(int index, Entry& entry) {
   facts.shared_bytes =
       static_cast<std::size_t>(attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin, index));
   facts.l2_bytes = static_cast<std::size_t>(attribute(cudaDevAttrL2CacheSize, index));
+  if (facts.major >= 9) facts.clusters = clusters_of_two(index, facts.shared_bytes);
   entry.support = supports_facts(index, facts);
 }
 

@@ -12,6 +12,10 @@ struct DeviceFacts {
   int multiprocessors = 0;       ///< That run blocks side by side.
   std::size_t shared_bytes = 0;  ///< Shared memory that one block can have.
   std::size_t l2_bytes = 0;      ///< The cache that all of them share.
+  /// Clusters of two blocks, each with all of a multiprocessor's shared memory, that run side by
+  /// side: fewer than half the multiprocessors where some have no neighbour, as on a part of a GPU.
+  /// 0: not known, or none.
+  int clusters = 0;
 };
 
 /// Whether there are kernels for such a device, which is called cuda:`index` in a "no".
@@ -19,6 +23,9 @@ Support supports_facts(int index, const DeviceFacts& facts);
 
 /// Whether kernels run on the device `index`, as CUDA counts them; "no" says why.
 Support supports_device(int index);
+
+/// DeviceFacts::clusters of a device.
+int clusters_of_two(int index, std::size_t shared_bytes);
 
 /// Facts of a device that is supported. Asked for once, then kept: they never change, but for
 /// PlannedAs.

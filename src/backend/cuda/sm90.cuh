@@ -147,6 +147,13 @@ __device__ inline void load_box(std::uint32_t to, const CUtensorMap& map, Barrie
 }
 /// @}
 
+/// Brings a box to the L2 cache, for who will load it.
+__device__ inline void prefetch_box(const CUtensorMap& map, int column, int row) {
+  asm volatile("cp.async.bulk.prefetch.tensor.2d.L2.global.tile [%0, {%1, %2}];" ::"l"(&map),
+               "r"(column), "r"(row)
+               : "memory");
+}
+
 /// So many bytes as they lie, a multiple of 16, into shared memory, counted by `full`.
 __device__ inline void load_bytes(std::uint32_t to, const void* from, Barrier full,
                                   std::uint32_t bytes) {

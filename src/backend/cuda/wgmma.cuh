@@ -59,9 +59,11 @@ __device__ inline void wgmma_wait() {
 #define GRAFT_D8(i)                                                                           \
   "+f"(d[i]), "+f"(d[i + 1]), "+f"(d[i + 2]), "+f"(d[i + 3]), "+f"(d[i + 4]), "+f"(d[i + 5]), \
       "+f"(d[i + 6]), "+f"(d[i + 7])
+#define GRAFT_D16(i) GRAFT_D8(i), GRAFT_D8(i + 8)
 #define GRAFT_D32(i) GRAFT_D8(i), GRAFT_D8(i + 8), GRAFT_D8(i + 16), GRAFT_D8(i + 24)
 #define GRAFT_D64(i) GRAFT_D32(i), GRAFT_D32(i + 32)
 #define GRAFT_NAMES8 "%0, %1, %2, %3, %4, %5, %6, %7"
+#define GRAFT_NAMES16 GRAFT_NAMES8 ", %8, %9, %10, %11, %12, %13, %14, %15"
 #define GRAFT_NAMES32                        \
   GRAFT_NAMES8                               \
   ", %8, %9, %10, %11, %12, %13, %14, %15"   \
@@ -99,10 +101,12 @@ __device__ inline void wgmma_wait() {
 /// (K, rows); b as (N, K) or, with BIsKN, as (K, N). Elements are T, sums float32.
 template <int N, bool BIsKN, class T, bool AIsKM = false, int Registers>
 __device__ inline void wgmma(float (&d)[Registers], std::uint64_t a, std::uint64_t b, bool add) {
-  static_assert(N / 2 <= Registers && (N == 16 || N == 64 || N == 128 || N == 256));
+  static_assert(N / 2 <= Registers && (N == 16 || N == 32 || N == 64 || N == 128 || N == 256));
 #define GRAFT_WGMMA_OF(TYPE)                                                                       \
   if constexpr (N == 16) {                                                                         \
     GRAFT_WGMMA("16", TYPE, GRAFT_NAMES8, "%8", "%9", "%10", "%11", "%12", GRAFT_D8(0));           \
+  } else if constexpr (N == 32) {                                                                  \
+    GRAFT_WGMMA("32", TYPE, GRAFT_NAMES16, "%16", "%17", "%18", "%19", "%20", GRAFT_D16(0));       \
   } else if constexpr (N == 64) {                                                                  \
     GRAFT_WGMMA("64", TYPE, GRAFT_NAMES32, "%32", "%33", "%34", "%35", "%36", GRAFT_D32(0));       \
   } else if constexpr (N == 128) {                                                                 \
@@ -145,9 +149,11 @@ __device__ inline void wgmma_16(float (&d)[8], const std::uint32_t (&a)[4], std:
 #undef GRAFT_NAMES128
 #undef GRAFT_NAMES64
 #undef GRAFT_NAMES32
+#undef GRAFT_NAMES16
 #undef GRAFT_NAMES8
 #undef GRAFT_D64
 #undef GRAFT_D32
+#undef GRAFT_D16
 #undef GRAFT_D8
 
 }  // namespace graft::cuda

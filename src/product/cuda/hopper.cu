@@ -1,5 +1,7 @@
 #include <algorithm>
+#include <array>
 #include <cstdint>
+#include <span>
 
 #include "backend/cuda/tensor_map.h"
 #include "product/cuda/hopper.h"
@@ -68,8 +70,8 @@ __global__ void __launch_bounds__(kThreads, 1)
     block.left().set(0);
     publish_barriers();
     prefetch(maps.x);
-    prefetch(maps.w);
-    prefetch(maps.y);
+    prefetch(maps.w[0]);
+    prefetch(maps.y[0]);
   }
   // With dropout the kernel before made its masks, and let this one start when all that was before
   // it had ended: who uses masks waits for them.
@@ -78,14 +80,14 @@ __global__ void __launch_bounds__(kThreads, 1)
 
   const int warpgroup = static_cast<int>(threadIdx.x / 128);
   if (warpgroup == 0) {
-    shrink_registers<40>();
+    shrink_registers<56>();
     if (threadIdx.x == 0) fetch<TileN, WIsKN, Outer, Dropped>(maps, args, block);
     if (threadIdx.x >= 32 && args.rank > 0) {
       prepare<TileN, Outer, T>(args, block, static_cast<int>(threadIdx.x) - 32);
     }
     __syncwarp();
   } else {
-    grow_registers<232>();
+    grow_registers<224>();
     Multiplier<T, TileN, WIsKN, Outer, Dropped> multiplier{maps,
                                                            args,
                                                            block,
@@ -93,12 +95,15 @@ __global__ void __launch_bounds__(kThreads, 1)
                                                            static_cast<int>(threadIdx.x % 128),
                                                            Units(args, block.cluster)};
     float sum[TileN / 2];
-    if (!beside_tile(args, block.cluster)) {
-      for_each_item(args, block.cluster,
-                    [&](int row, int part) { multiplier.make_h(sum, row, part); });
+    if (args.rank > 0 && !beside_tile(args, block.cluster)) {
+      for (Items item(args, block.cluster); item.any(); item.advance()) {
+        multiplier.make_h(sum, item);
+      }
     }
-    for_each_tile(args, block.cluster,
-                  [&](int row, int column) { multiplier.make_tile(sum, row, column); });
+    for (int tile = first_tile_of(args, block.cluster); tile < tiles_of(args);
+         tile += args.clusters) {
+      multiplier.make_tile(sum, tile);
+    }
     if (multiplier.thread == 0) wait_for_store_reads<0>();
     __syncwarp();
   }
@@ -114,68 +119,71 @@ using namespace hopper;
 
 std::int64_t round_up(std::int64_t value, std::int64_t to) { return (value + to - 1) / to * to; }
 
-// The call's workspace.
+// The call's workspace. The terms share x and how W lies.
 struct Layout {
   HopperPlan plan;
   bool w_is_kn = false;
-  std::int64_t m, n, k, rank;
+  std::int64_t m, k, rank;
   std::int64_t k_blocks, units, flags;
-  bool makes_outer = false, copies_s = false, copies_e = false;
+  bool makes_outer = false, copies_s = false;
   HopperOuterPlan outer;
-  std::int64_t column_blocks = 0;
-  const Dropout* dropout = nullptr;  // on x, or on what the pair adds to y
+  std::size_t flags_at = 0, s_at = 0, h_at = 0, partial_at = 0, bytes = 0;
+  std::array<std::size_t, kMostLayers> e_at{};
+  std::array<bool, kMostLayers> copies_e{};
+  std::array<std::size_t, kMostOuter> coefficients_at{};
+  std::size_t outer_partial_at = 0;
+  const Dropout* dropout = nullptr;  // of a term alone: on x, or on what the pair adds to y
   std::int64_t mask_steps = 0;
-  std::size_t flags_at = 0, s_at = 0, e_at = 0, h_at = 0, partial_at = 0, bytes = 0;
   std::size_t masks_at = 0, turned_masks_at = 0;
-  std::size_t coefficients_at[kMostOuter] = {}, outer_partial_at = 0;
 
-  Layout(const Term& term, const DeviceFacts& facts)
-      : w_is_kn(takes_tensor_map(term.w)),
-        m(term.x.dim(0)),
-        n(term.w.dim(1)),
-        k(term.w.dim(0)),
-        rank(term.pair.rank()) {
-    plan = plan_hopper(m, n, k, rank, facts);
+  Layout(std::span<const Term> terms, const DeviceFacts& facts)
+      : plan(plan_hopper(terms, facts)),
+        w_is_kn(takes_tensor_map(terms[0].w)),
+        m(terms[0].x.dim(0)),
+        k(terms[0].w.dim(0)),
+        rank(hopper_ranks(terms)) {
     k_blocks = (k + kTileK - 1) / kTileK;
-    const int steps = plan.tile_n == 256 ? steps_of_unit<256>(plan.rank_class) : 1;
+    const int steps = plan.tile_n == 256   ? steps_of_unit<256>(plan.rank_class)
+                      : plan.tile_n == 128 ? steps_of_unit<128>(plan.rank_class, drops_x(terms[0]))
+                                           : steps_of_unit<64>(plan.rank_class);
     units = (k_blocks + steps - 1) / steps;
     if (rank == 0) return;
-    makes_outer = hopper_makes_outer(term, facts);
-    if (makes_outer) {
-      for (const OuterProduct& each : term.outer_products) {
-        column_blocks += column_blocks_of(each);
-      }
-      outer = plan_hopper_outer(plan, k, column_blocks);
-    }
-    flags = row_flags() + 3 + column_blocks * 2;
-    // S and E where they lie, if TMA can fetch and wgmma multiply them there.
-    copies_s = !fetched_in_place(s_rows(term), term.multiply);
-    copies_e = !fetched_in_place(e_rows(term), term.multiply);
+    makes_outer = terms.size() == 1 && hopper_makes_outer(terms[0], facts);
+    if (makes_outer) outer = plan_hopper_outer(plan, k, outer_shapes(terms[0]));
+    flags = row_flags() + 2 + outer.column_blocks * 2;
     const auto take = [&](std::int64_t of) {
       const std::size_t at = bytes;
       bytes += static_cast<std::size_t>(round_up(of, 256));
       return at;
     };
     flags_at = take(flags * 4);
+    // S and E where they lie, if TMA can fetch and wgmma multiply them there.
+    copies_s = terms.size() > 1 || !fetched_in_place(s_rows(terms[0]), terms[0].multiply);
     if (copies_s) s_at = take(rank * s_stride() * 2);
-    if (copies_e) e_at = take((w_is_kn ? rank : n) * e_stride() * 2);
+    for (std::size_t i = 0; i < terms.size(); ++i) {
+      if (!terms[i].pair.present()) continue;
+      const ConstTensorView rows = e_rows(terms[i]);
+      copies_e[i] = !fetched_in_place(rows, terms[i].multiply);
+      if (copies_e[i]) e_at[i] = take(rows.dim(0) * e_stride(terms[i]) * 2);
+    }
     h_at = take(m * h_stride() * 2);
-    dropout = drops_x(term) ? term.pair.input_dropout : term.pair.output_dropout;
+    const LowRank& pair = terms[0].pair;
+    dropout = drops_x(terms[0]) ? pair.input_dropout : pair.output_dropout;
     if (dropout != nullptr) {
-      mask_steps = round_up((masked_columns(term) + kTileK - 1) / kTileK, kMaskSteps);
+      mask_steps = round_up((masked_columns(terms[0]) + kTileK - 1) / kTileK, kMaskSteps);
       masks_at = take(mask_bytes());
       if (makes_outer) turned_masks_at = take(mask_bytes());
     }
     if (plan.h_parts > 1 || plan.h_every > 0) {
-      partial_at = take(plan.h_parts * plan.tile_rows * 2 * kTileM * plan.rank_class * 4);
+      partial_at = take(plan.heavy_items_of_all() * 2 * kTileM * plan.rank_class * 4);
     }
     if (!makes_outer) return;
-    for (std::size_t i = 0; i < term.outer_products.size(); ++i) {
-      if (term.outer_products[i].coefficients.present()) {
+    for (std::size_t i = 0; i < terms[0].outer_products.size(); ++i) {
+      if (terms[0].outer_products[i].coefficients.present()) {
         coefficients_at[i] = take(m * h_stride() * 2);
       }
     }
-    outer_partial_at = take(column_blocks * outer.segments * 2 * kBesidePartial * 4);
+    outer_partial_at = take(outer.column_blocks * outer.segments * 2 * kBesidePartial * 4);
   }
 
   static bool fetched_in_place(const ConstTensorView& rows, DType dtype) {
@@ -191,12 +199,11 @@ struct Layout {
     return drops_x(term) ? term.x.dim(1) : term.y.dim(1);
   }
   std::int64_t mask_bytes() const { return plan.tile_rows * 2 * mask_steps * kMaskBytes; }
-  static std::int64_t column_blocks_of(const OuterProduct& outer) {
-    return (outer.matrix.dim(1) + kOuterCols - 1) / kOuterCols;
-  }
   std::int64_t row_flags() const { return plan.tile_rows * 2 * kFlagsOfRowBlock; }
   std::int64_t s_stride() const { return round_up(k, 8); }
-  std::int64_t e_stride() const { return round_up(w_is_kn ? n : rank, 8); }
+  std::int64_t e_stride(const Term& term) const {
+    return round_up(w_is_kn ? term.w.dim(1) : term.pair.rank(), 8);
+  }
   std::int64_t h_stride() const { return round_up(rank, 8); }
 };
 
@@ -235,6 +242,7 @@ void launch(const Call& call, const Layout& layout, const Maps& maps, const Argu
     return launch_product<T, 256, false>(call, maps, args);
   }
   if (layout.plan.tile_n == 128) {
+    if (layout.makes_outer) return launch_product<T, 128, true, true>(call, maps, args);
     if (layout.w_is_kn) return launch_product<T, 128, true>(call, maps, args);
     return launch_product<T, 128, false>(call, maps, args);
   }
@@ -259,47 +267,56 @@ void launch_masks(const Call& call, const Layout& layout, const Term& term, std:
 }
 
 template <class T>
-void run_as(const char* op, const Call& call, const Term& term, std::byte* workspace) {
-  const Layout layout(term, call.facts());
+void run_as(const char* op, const Call& call, std::span<const Term> terms, std::byte* workspace) {
+  const Layout layout(terms, call.facts());
   const HopperPlan& plan = layout.plan;
+  const Term& term = terms[0];
   const DType dtype = term.multiply;
-  const ConstTensorView w = layout.w_is_kn ? term.w : term.w.transposed();
   // A block fetches half of a tile's W: as (K, N) in boxes of 64 columns and rows, or half the rows
   // if there is one box; as (N, K) in one of half a tile.
   const int w_rows = !layout.w_is_kn ? plan.tile_n / 2 : plan.tile_n == 64 ? kTileK / 2 : kTileK;
 
   Maps maps{};
-  maps.x = tensor_map(op, term.x.data(), dtype, layout.m, layout.k, term.x.stride(0), kTileM);
-  maps.w = tensor_map(op, w.data(), dtype, w.dim(0), w.dim(1), w.stride(0), w_rows);
-  maps.y = tensor_map(op, term.y.data(), dtype, layout.m, layout.n, term.y.stride(0), kHalfM);
-
   Arguments args{};
+  maps.x = tensor_map(op, term.x.data(), dtype, layout.m, layout.k, term.x.stride(0), kTileM);
   args.m = static_cast<int>(layout.m);
-  args.n = static_cast<int>(layout.n);
   args.k_blocks = static_cast<int>(layout.k_blocks);
   args.tile_rows = static_cast<int>(plan.tile_rows);
   args.tile_cols = static_cast<int>(plan.tile_cols);
   args.clusters = plan.clusters;
-  if (term.bias.present()) {
-    args.bias = term.bias.data();
-    args.bias_stride = term.bias.stride(0);
-    args.bias_dtype = term.bias.dtype();
+  args.layer_count = static_cast<int>(terms.size());
+  int first_column = 0, first_rank = 0;
+  for (std::size_t i = 0; i < terms.size(); ++i) {
+    const Term& of = terms[i];
+    const ConstTensorView w = layout.w_is_kn ? of.w : of.w.transposed();
+    maps.w[i] = tensor_map(op, w.data(), dtype, w.dim(0), w.dim(1), w.stride(0), w_rows);
+    maps.y[i] = tensor_map(op, of.y.data(), dtype, layout.m, of.y.dim(1), of.y.stride(0), kHalfM);
+    Layer& layer = args.layers[i];
+    layer.first_column = first_column;
+    layer.first_rank = first_rank;
+    layer.n = static_cast<int>(of.y.dim(1));
+    layer.rank = static_cast<int>(of.pair.rank());
+    layer.scaling = of.pair.scaling;
+    layer.h_out = of.pair.h.present() ? of.pair.h.mutable_data_as<float>() : nullptr;
+    if (of.bias.present()) {
+      layer.bias = of.bias.data();
+      layer.bias_stride = of.bias.stride(0);
+      layer.bias_dtype = of.bias.dtype();
+    }
+    first_column += (layer.n + plan.tile_n - 1) / plan.tile_n;
+    first_rank += (layer.rank + 15) / 16 * 16;
   }
   if (layout.rank == 0) return launch<T>(call, layout, maps, args);
 
-  const LowRank& pair = term.pair;
   std::byte* const h = workspace + layout.h_at;
   const bool masks_y = layout.dropout != nullptr && !Layout::drops_x(term);
-  maps.h = tensor_map(op, h, dtype, layout.m, layout.rank, layout.h_stride(), kTileM,
-                      masks_y ? kNarrow : kTileK);
   args.rank = static_cast<int>(layout.rank);
   args.rank_class = plan.rank_class;
   args.h_stride = static_cast<int>(layout.h_stride());
-  args.scaling = pair.scaling;
   args.h_scale = 1.0f;
   if (layout.dropout != nullptr) {
     // Masks alone are left to apply where what they scale is multiplied by h.
-    args.scaling *= layout.dropout->scale();
+    args.layers[0].scaling *= layout.dropout->scale();
     args.masks = reinterpret_cast<const uint2*>(workspace + layout.masks_at);
     args.turned_masks = reinterpret_cast<const uint2*>(workspace + layout.turned_masks_at);
     args.mask_steps = static_cast<int>(layout.mask_steps);
@@ -307,14 +324,13 @@ void run_as(const char* op, const Call& call, const Term& term, std::byte* works
     launch_masks(call, layout, term, workspace);
   }
   args.light_clusters = plan.light_clusters;
-  args.light_items = static_cast<int>(plan.light_items);
-  args.heavy_items = static_cast<int>(plan.heavy_items);
+  args.light_rows = static_cast<int>(plan.light_rows());
   args.h_parts = plan.h_parts;
   args.h_every = plan.h_every;
+  args.h_first = plan.h_first;
   args.units = static_cast<int>(layout.units);
   args.units_of_part = static_cast<int>((layout.units + plan.h_parts - 1) / plan.h_parts);
   args.h = h;
-  args.h_out = pair.h.present() ? pair.h.mutable_data_as<float>() : nullptr;
   args.partial = reinterpret_cast<float*>(workspace + layout.partial_at);
   args.flags = reinterpret_cast<std::uint32_t*>(workspace + layout.flags_at);
   args.flag_count = static_cast<int>(layout.flags);
@@ -340,39 +356,64 @@ void run_as(const char* op, const Call& call, const Term& term, std::byte* works
     return tensor_map(op, copied ? workspace + at : rows.data(), dtype, rows.dim(0), rows.dim(1),
                       copied ? stride : rows.stride(0), box_rows);
   };
-  maps.s = place(Layout::s_rows(term), layout.copies_s, layout.s_stride(), layout.s_at,
-                 plan.rank_class / 2);
+  if (terms.size() == 1) {
+    maps.s = place(Layout::s_rows(term), layout.copies_s, layout.s_stride(), layout.s_at,
+                   plan.rank_class / 2);
+  } else {
+    // All S below each other. What is between them makes columns of h that nobody reads.
+    std::byte* const s = workspace + layout.s_at;
+    maps.s =
+        tensor_map(op, s, dtype, layout.rank, layout.k, layout.s_stride(), plan.rank_class / 2);
+    for (std::size_t i = 0; i < terms.size(); ++i) {
+      if (!terms[i].pair.present()) continue;
+      add(copy(Layout::s_rows(terms[i]), layout.s_stride(),
+               s + args.layers[i].first_rank * layout.s_stride() * 2));
+    }
+  }
   copies.of_s = copies.count;
-  maps.e = place(layout.e_rows(term), layout.copies_e, layout.e_stride(), layout.e_at, w_rows);
+  for (std::size_t i = 0; i < terms.size(); ++i) {
+    if (!terms[i].pair.present()) continue;
+    maps.e[i] = place(layout.e_rows(terms[i]), layout.copies_e[i], layout.e_stride(terms[i]),
+                      layout.e_at[i], w_rows);
+    maps.h[i] =
+        tensor_map(op, h + args.layers[i].first_rank * 2, dtype, layout.m, args.layers[i].rank,
+                   layout.h_stride(), kTileM, masks_y ? kNarrow : kTileK);
+  }
   if (layout.makes_outer) {
     OuterArguments& outer = args.outer;
+    outer.count = static_cast<int>(term.outer_products.size());
     outer.every = layout.outer.every;
-    outer.units = static_cast<int>(layout.outer.units);
+    outer.first = layout.outer.first;
+    outer.of_first_tile = static_cast<int>(layout.outer.of_first_tile);
+    outer.of_tile = static_cast<int>(layout.outer.of_tile);
+    outer.late = layout.outer.late;
     outer.segments = static_cast<int>(layout.outer.segments);
     outer.partial = reinterpret_cast<float*>(workspace + layout.outer_partial_at);
-    outer.arrived = args.copied + 2;
+    outer.arrived = args.copied + 1;
+    int first_block = 0;
     for (std::size_t i = 0; i < term.outer_products.size(); ++i) {
-      const OuterProduct& from = term.outer_products[i];
+      const std::size_t of = layout.outer.order[i];
+      const OuterProduct& from = term.outer_products[of];
       OuterPart& part = outer.parts[i];
       part.out = from.out.mutable_data_as<float>();
       part.rank_stride = from.out.stride(0);
       part.col_stride = from.out.stride(1);
       part.cols = static_cast<int>(from.matrix.dim(1));
-      part.col_blocks = static_cast<int>(Layout::column_blocks_of(from));
+      part.first_block = first_block;
+      part.units = static_cast<int>(layout.outer.units[of]);
+      part.workers = static_cast<int>(layout.outer.workers[of]);
+      first_block += part.units / args.tile_rows;
       part.of_h = !from.coefficients.present();
-      part.factor = part.of_h ? from.scaling / args.scaling : from.scaling;  // s·h has one in it
-      if (from.dropout != nullptr) {
-        outer.masks_first = true;
-        part.factor *= from.dropout->scale();
-      }
+      // s·h has one in it.
+      part.factor = part.of_h ? from.scaling / args.layers[0].scaling : from.scaling;
+      part.masked = from.dropout != nullptr;
+      if (part.masked) part.factor *= from.dropout->scale();
       maps.matrix[i] = tensor_map(op, from.matrix.data(), dtype, layout.m, from.matrix.dim(1),
                                   from.matrix.stride(0), kTileM);
-      if (!part.of_h) {
-        add(copy(from.coefficients, layout.h_stride(), workspace + layout.coefficients_at[i]));
-      }
+      std::byte* const at = part.of_h ? h : workspace + layout.coefficients_at[of];
+      if (!part.of_h) add(copy(from.coefficients, layout.h_stride(), at));
       maps.coefficients[i] =
-          tensor_map(op, part.of_h ? h : workspace + layout.coefficients_at[i], dtype, layout.m,
-                     layout.rank, layout.h_stride(), kTileM, kNarrow);
+          tensor_map(op, at, dtype, layout.m, layout.rank, layout.h_stride(), kTileM, kNarrow);
     }
   }
   launch<T>(call, layout, maps, args);
@@ -380,13 +421,14 @@ void run_as(const char* op, const Call& call, const Term& term, std::byte* works
 
 }  // namespace
 
-std::size_t hopper_workspace_bytes(const Term& term, const DeviceFacts& facts) {
-  return Layout(term, facts).bytes;
+std::size_t hopper_workspace_bytes(std::span<const Term> terms, const DeviceFacts& facts) {
+  return Layout(terms, facts).bytes;
 }
 
-void run_hopper(const char* op, const Call& call, const Term& term, std::byte* workspace) {
-  if (term.multiply == DType::kFloat16) return run_as<__half>(op, call, term, workspace);
-  return run_as<__nv_bfloat16>(op, call, term, workspace);
+void run_hopper(const char* op, const Call& call, std::span<const Term> terms,
+                std::byte* workspace) {
+  if (terms[0].multiply == DType::kFloat16) return run_as<__half>(op, call, terms, workspace);
+  return run_as<__nv_bfloat16>(op, call, terms, workspace);
 }
 
 }  // namespace graft::cuda

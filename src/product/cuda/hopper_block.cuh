@@ -24,13 +24,12 @@ constexpr int kThreads = 384;              // three warpgroups
 constexpr int kStagingBytes = 2 * 2 * kBoxBytes;
 constexpr int kFlagsOfRowBlock = 3;  // ready; arrived, a warpgroup
 
+constexpr int kMostLayers = 3;           // terms of one x: q, k and v
 constexpr int kMostOuter = 2;            // outer products of a term: dA and dB
-constexpr int kOuterCols = 128;          // columns of a matrix in a unit, 64 a warpgroup
 constexpr int kBesidePartial = 8 * 128;  // sums of a unit beside a tile, of a warpgroup
-constexpr int kMostParts = 4;            // of K, of h
 
-// What a dropout masks: nothing; x, on its way to h; what the pair adds to y, and the first of the
-// outer products' matrices.
+// What a dropout masks: nothing; x, on its way to h; what the pair adds to y, and the matrix of the
+// outer product whose columns those of y are.
 enum class Drops { kNothing, kX, kY };
 
 template <int TileN>
@@ -48,10 +47,17 @@ struct Sizes {
   static constexpr int kEnd = kLeft + 8;
 };
 
-// What the slots hold while h is made: so many steps of x and S.
+// A unit of an outer product is 128 rows by 128 columns, 64 of which are a warpgroup's; by 64 where
+// the slots are smaller, and then a warpgroup has 64 of the rows.
+constexpr int outer_columns(int tile_n) { return tile_n == 256 ? 128 : 64; }
+
+// What the slots hold while h is made: so many steps of x and S. At rank 16 two steps of x fill a
+// slot of a tile of 128 columns, and S goes to the staging buffers, which are free until there is a
+// tile; unless masks of x are there.
 template <int TileN>
-__host__ __device__ constexpr int steps_of_unit(int rank_class) {
-  return TileN == 256 && rank_class <= 64 ? 2 : 1;
+__host__ __device__ constexpr int steps_of_unit(int rank_class, bool masks_x = false) {
+  if (TileN == 256) return rank_class <= 64 ? 2 : 1;
+  return TileN == 128 && rank_class == 16 && !masks_x ? 2 : 1;
 }
 
 // A matrix of the pair, copied into rows that TMA can fetch, in the type that is multiplied.
@@ -65,13 +71,27 @@ struct Copy {
 };
 
 struct Copies {
-  Copy list[2 + kMostOuter];
-  int count = 0, of_s = 0;  // S is the first one, if it is copied
+  Copy list[2 * kMostLayers + kMostOuter];
+  int count = 0, of_s = 0;  // S comes first, if it is copied
 };
 
 struct Maps {
-  CUtensorMap x, w, y, s, e, h;
+  CUtensorMap x, s;
+  CUtensorMap w[kMostLayers], y[kMostLayers], e[kMostLayers], h[kMostLayers];
   CUtensorMap matrix[kMostOuter], coefficients[kMostOuter];
+};
+
+// One of the terms that share x: its tiles lie beside those of the others, and its columns of h
+// beside theirs.
+struct Layer {
+  int first_column;  // of its tiles
+  int first_rank;    // of its columns of h, a multiple of 16
+  int n, rank;
+  float scaling;     // of the h that is multiplied: s, and the scale of a dropout
+  float* h_out;      // (m, rank), h; or null
+  const void* bias;  // or null
+  std::int64_t bias_stride;
+  DType bias_dtype;
 };
 
 // One outer product, out (rank, cols) = factor · coefficientsᵀ · matrix.
@@ -79,42 +99,48 @@ struct OuterPart {
   float* out;
   std::int64_t rank_stride, col_stride;
   float factor;
-  int cols, col_blocks;
-  bool of_h;  // its coefficients are the s·h that this kernel makes
+  int cols;
+  int first_block;  // of its column blocks, among those of all parts
+  int units;        // its column blocks · cluster rows
+  int workers;      // clusters that share them out, from the last one on
+  bool of_h;        // its coefficients are the s·h that this kernel makes
+  bool masked;      // its matrix is, as y is
 };
 
-// The outer products of a term, made in units beside the tiles: see `Multiplier::outer_unit`.
+// The outer products of a term, made in units beside the tiles: see `Multiplier::outer_unit`. Those
+// of given coefficients come first.
 struct OuterArguments {
   OuterPart parts[kMostOuter];
-  bool masks_first;        // the first part's matrix is masked, as y is
-  int every;               // steps from a unit to the next
-  int units;               // column blocks of all parts · cluster rows
-  int segments;            // sums of one column block that go through memory, at most
-  float* partial;          // [column block][segment][half] of kBesidePartial
-  std::uint32_t* arrived;  // [column block][half]
+  int count;
+  int every;                   // steps from a unit to the next
+  int first;                   // steps before the first one in a cluster's first tile
+  int of_first_tile, of_tile;  // units that go between a tile's steps, at most
+  bool late;                   // those of h are at the end of that tile
+  int segments;                // sums of one column block that go through memory, at most
+  float* partial;              // [column block][segment][half] of kBesidePartial
+  std::uint32_t* arrived;      // [column block][half]
 };
 
 struct Arguments {
   int m, n, k_blocks;
   int tile_rows, tile_cols, clusters;
-  // The pair.
-  int rank, rank_class, h_stride;
-  float scaling;  // of the h that is multiplied: s, and the scale of a dropout
-  int light_clusters, light_items, heavy_items, h_parts, units, units_of_part;
+  Layer layers[kMostLayers];
+  int layer_count;
+  // The pairs.
+  int rank, rank_class, h_stride;  // rank: columns of h, of all layers; 0: no pair
+  int light_clusters, light_rows;  // the latter cluster rows of h are the former's
+  int h_parts, units, units_of_part;
   int h_every;    // steps between units of h in the first tile of a heavy cluster; 0: before it
+  int h_first;    // steps before the first one
   void* h;        // (m, h_stride), s·h in the type that is multiplied
-  float* h_out;   // (m, rank), h; or null
-  float h_scale;  // of h: that of a dropout on x
+  float h_scale;  // of h that is kept: that of a dropout on x
   const uint2* masks;         // the bits of a dropout: see hopper_masks.cuh
   const uint2* turned_masks;  // the same of columns, for outer products
   int mask_steps;             // of each row
   float* partial;             // sums over parts of K
   std::uint32_t* flags;       // of row blocks: s·h is there; the first of all flags
   int flag_count;
-  std::uint32_t* copied;  // raised by each block: S is copied; the rest is
-  const void* bias;       // or null
-  std::int64_t bias_stride;
-  DType bias_dtype;
+  std::uint32_t* copied;     // raised by each block: S is copied; the rest is
   Copies copies;             // S, E, and coefficients of outer products
   std::uint32_t* all_ready;  // raised with every flag of a row block
   OuterArguments outer;
@@ -156,6 +182,11 @@ struct Block {
   int cluster;  // the light ones first
 
   __device__ std::uint32_t slot(Slot at) const { return shared + at.index * Size::kSlotBytes; }
+  // Where the S of a unit of h is, behind so many boxes of x.
+  __device__ std::uint32_t s_of(Slot at, int boxes, int bytes) const {
+    const bool fits = boxes * kXBytes + bytes <= Size::kSlotBytes;
+    return fits ? slot(at) + boxes * kXBytes : shared + Size::kStaging + at.index * bytes;
+  }
   __device__ Barrier full(int index) const { return {shared + Size::kFull + index * 8}; }
   __device__ Barrier empty(int index) const { return {shared + Size::kEmpty + index * 8}; }
   // How far the thread that watches flags in memory has come, for the one that fetches.
@@ -172,30 +203,68 @@ struct Block {
   __device__ Count left() const { return {shared + Size::kLeft}; }
 };
 
-// Calls `make(row of clusters, part of K)` for each item of h that falls to this cluster: item i of
-// the light ones and then of the others, in turns, so that what is waited for first comes first.
-template <class Make>
-__device__ void for_each_item(const Arguments& args, int cluster, Make&& make) {
-  const int light = args.light_clusters, items = args.tile_rows * args.h_parts;
-  const bool is_light = cluster < light;
-  const int first = is_light ? cluster : args.light_items * light + (cluster - light);
-  const int step = is_light ? light : args.clusters - light;
-  const int count = is_light ? args.light_items : args.heavy_items;
-  for (int i = 0, item = first; i < count && item < items; ++i, item += step) {
-    make(item / args.h_parts, item % args.h_parts);
+// The items of h that fall to a cluster. The light ones take the first cluster rows, whole, and the
+// others parts of the rest; in turns, so that what is waited for first comes first.
+struct Items {
+  const Arguments& args;
+  bool light;
+  int next, step, end;
+
+  __device__ Items(const Arguments& arguments, int cluster)
+      : args(arguments),
+        light(cluster < arguments.light_clusters),
+        next(light ? cluster : cluster - arguments.light_clusters),
+        step(light ? arguments.light_clusters : arguments.clusters - arguments.light_clusters),
+        end(light ? arguments.light_rows
+                  : (arguments.tile_rows - arguments.light_rows) * arguments.h_parts) {}
+  __device__ bool any() const { return next < end; }
+  __device__ void advance() { next += step; }
+  __device__ int parts() const { return light ? 1 : args.h_parts; }
+  __device__ int row() const { return light ? next : args.light_rows + next / args.h_parts; }
+  __device__ int part() const { return light ? 0 : next % args.h_parts; }
+  __device__ int first_unit() const { return part() * args.units_of_part; }
+  __device__ int end_unit() const {
+    return light ? args.units : min(first_unit() + args.units_of_part, args.units);
   }
+};
+
+// Whether a kernel's term is alone: with outer products, or masks of its own.
+constexpr bool is_alone(bool outer, Drops dropped) { return outer || dropped != Drops::kNothing; }
+
+// The layer of a tile's column.
+template <bool Alone>
+__device__ int layer_of(const Arguments& args, int column) {
+  int layer = 0;
+  if constexpr (!Alone) {
+    while (layer + 1 < args.layer_count && column >= args.layers[layer + 1].first_column) ++layer;
+  }
+  return layer;
 }
 
-// Calls `make(row of clusters, column)` for each tile of this cluster. The last clusters, which are
-// not light, begin.
+struct TilePlace {
+  int row, column;
+};
+__device__ inline TilePlace place_of(const Arguments& args, int tile) {
+  const int group_tiles = kGroupRows * args.tile_cols;
+  const int group = tile / group_tiles, in_group = tile - group * group_tiles;
+  const int rows = min(kGroupRows, args.tile_rows - group * kGroupRows);
+  const int column = in_group / rows;
+  return {group * kGroupRows + in_group - column * rows, column};
+}
+
+// The tiles of a cluster are every `clusters`-th one. The last clusters, which are not light,
+// begin.
+__device__ inline int first_tile_of(const Arguments& args, int cluster) {
+  return args.clusters - 1 - cluster;
+}
+__device__ inline int tiles_of(const Arguments& args) { return args.tile_rows * args.tile_cols; }
+
+// Calls `make(row of clusters, column)` for each tile of this cluster.
 template <class Make>
 __device__ void for_each_tile(const Arguments& args, int cluster, Make&& make) {
-  const int tiles = args.tile_rows * args.tile_cols, group_tiles = kGroupRows * args.tile_cols;
-  for (int tile = args.clusters - 1 - cluster; tile < tiles; tile += args.clusters) {
-    const int group = tile / group_tiles, in_group = tile - group * group_tiles;
-    const int rows = min(kGroupRows, args.tile_rows - group * kGroupRows);
-    const int column = in_group / rows;
-    make(group * kGroupRows + in_group - column * rows, column);
+  for (int tile = first_tile_of(args, cluster); tile < tiles_of(args); tile += args.clusters) {
+    const TilePlace place = place_of(args, tile);
+    make(place.row, place.column);
   }
 }
 
@@ -204,45 +273,97 @@ __device__ inline bool beside_tile(const Arguments& args, int cluster) {
   return args.h_every > 0 && cluster >= args.light_clusters;
 }
 
-// The units of outer products that fall to a cluster: a run of them, in which the cluster rows of
-// one column block follow each other.
+// The units of outer products that fall to a cluster: of each part a run, in which the cluster rows
+// of one column block follow each other.
 struct Units {
-  int next, end;
+  const Arguments& args;
+  int cluster, part = 0, next = 0, end = 0;
+  bool first_tile = true;
 
-  __device__ static int first_of(const Arguments& args, int cluster) {
-    return cluster * args.outer.units / args.clusters;
+  __device__ Units(const Arguments& arguments, int of_cluster)
+      : args(arguments), cluster(of_cluster) {
+    begin();
   }
-  __device__ static int cluster_of(const Arguments& args, int unit) {
-    return ((unit + 1) * args.clusters - 1) / args.outer.units;
+  __device__ int worker() const { return args.clusters - 1 - cluster; }
+  __device__ int first_of(int of, int by) const {
+    const OuterPart& it = args.outer.parts[of];
+    return by >= it.workers ? it.units : by * it.units / it.workers;
   }
-  __device__ Units(const Arguments& args, int cluster)
-      : next(first_of(args, cluster)), end(first_of(args, cluster + 1)) {}
-  // Blocks that share the sums of a column block.
-  __device__ static int segments_of(const Arguments& args, int column) {
-    return (cluster_of(args, (column + 1) * args.tile_rows - 1) -
-            cluster_of(args, column * args.tile_rows) + 1) *
-           2;
+  __device__ int worker_of(int unit) const {
+    const OuterPart& it = args.outer.parts[part];
+    return ((unit + 1) * it.workers - 1) / it.units;
   }
-  // So many go with the next tile: the first one of a cluster is left alone, until h is there.
-  __device__ int of_tile(const Arguments& args, bool first_tile) const {
-    return first_tile ? 0 : min(end - next, (args.k_blocks - 1) / args.outer.every);
+  __device__ void begin() {
+    for (; part < args.outer.count; ++part) {
+      next = first_of(part, worker()), end = first_of(part, worker() + 1);
+      if (next < end) return;
+    }
+  }
+  __device__ bool any() const { return part < args.outer.count; }
+
+  // How many go with the next tile, after every so many steps; and at its end. h is there after the
+  // first tile, and coefficients are copied while it begins.
+  __device__ int of_tile() const {
+    return first_tile ? min(left(true, false), args.outer.of_first_tile)
+                      : min(left(true, true), args.outer.of_tile);
+  }
+  __device__ int at_end() const { return first_tile && args.outer.late ? left(false, true) : 0; }
+  // Units to come, of parts of given coefficients and of h.
+  __device__ int left(bool given, bool made) const {
+    int sum = 0;
+    for (int i = part; i < args.outer.count; ++i) {
+      if (args.outer.parts[i].of_h ? !made : !given) continue;
+      sum += first_of(i, worker() + 1) - (i == part ? next : first_of(i, worker()));
+    }
+    return sum;
+  }
+  // The step that unit i of these comes before.
+  __device__ int step_of(int i) const {
+    return first_tile ? args.outer.first + i * args.outer.every : (i + 1) * args.outer.every;
+  }
+  __device__ int step_at_end(int i, int count) const {
+    return args.k_blocks - 1 - 2 * (count - 1 - i);
+  }
+
+  __device__ const OuterPart& of() const { return args.outer.parts[part]; }
+  __device__ int row() const { return next % args.tile_rows; }
+  __device__ int column() const { return next / args.tile_rows; }  // of its part's
+  // Clusters whose sums of this column block go through memory, and which of them this one is.
+  __device__ int sharers() const {
+    const int first = column() * args.tile_rows;
+    return worker_of(first + args.tile_rows - 1) - worker_of(first) + 1;
+  }
+  __device__ int share() const { return worker() - worker_of(column() * args.tile_rows); }
+  // Whether the unit is this cluster's first of its column block; its last.
+  __device__ bool starts() const { return next == first_of(part, worker()) || row() == 0; }
+  __device__ bool ends() const { return next + 1 == end || row() + 1 == args.tile_rows; }
+  __device__ void advance() {
+    if (++next < end) return;
+    ++part;
+    begin();
+  }
+  // To the next column block, for who does nothing but add up.
+  __device__ void advance_column() {
+    next = (column() + 1) * args.tile_rows;
+    if (next < end) return;
+    ++part;
+    begin();
   }
 };
 
-// Where a warpgroup leaves its sums over a part of K, in float4: [part][row block][half][rank_class
-// / 8] of 128 threads.
+// Where a warpgroup leaves its sums over a part of K, in float4: [row block][part][half][rank_class
+// / 8] of 128 threads. Row blocks are counted from those that are made in parts.
 __device__ inline float4* h_partial(const Arguments& args, int part, int row_block, int half) {
-  const std::int64_t row_blocks = std::int64_t{2} * args.tile_rows;
+  const std::int64_t row = row_block - 2 * args.light_rows;
   return reinterpret_cast<float4*>(args.partial) +
-         ((part * row_blocks + row_block) * 2 + half) * (args.rank_class / 8 * 128);
+         ((row * args.h_parts + part) * 2 + half) * (args.rank_class / 8 * 128);
 }
 
-// Where a block leaves its sums over a column block of an outer product: [column
-// block][segment][half].
-__device__ inline float4* outer_partial(const Arguments& args, int column, int segment, int half) {
-  return reinterpret_cast<float4*>(
-      args.outer.partial +
-      ((std::int64_t{column} * args.outer.segments + segment) * 2 + half) * kBesidePartial);
+// Where a warpgroup leaves its sums over a column block of an outer product, in float4: [column
+// block][block][half] of 128 threads and two.
+__device__ inline float4* outer_partial(const Arguments& args, int column, int block, int half) {
+  return reinterpret_cast<float4*>(args.outer.partial) +
+         ((std::int64_t{column} * args.outer.segments + block) * 2 + half) * (kBesidePartial / 4);
 }
 
 template <class T>
@@ -256,17 +377,26 @@ __device__ std::uint32_t packed(float low, float high) {
   }
 }
 
+// Which layer's a column of h is.
+__device__ inline const Layer& layer_of_rank(const Arguments& args, int column) {
+  int of = 0;
+  while (of + 1 < args.layer_count && column >= args.layers[of + 1].first_rank) ++of;
+  return args.layers[of];
+}
+
 // Two neighbours of a row of h; and s·h, scaled in float32 before it is rounded, so that it
 // overflows no sooner than itself.
 template <class T>
 __device__ void store_h(const Arguments& args, int row, int column, float low, float high) {
-  if (row >= args.m || column >= args.h_stride) return;
+  const Layer& layer = layer_of_rank(args, column);
+  const int rank = column - layer.first_rank;
+  if (row >= args.m || rank >= layer.rank) return;
   T* const to = static_cast<T*>(args.h) + std::int64_t{row} * args.h_stride + column;
-  *reinterpret_cast<std::uint32_t*>(to) = packed<T>(low * args.scaling, high * args.scaling);
-  if (args.h_out == nullptr) return;
-  float* const out = args.h_out + std::int64_t{row} * args.rank + column;
-  if (column < args.rank) out[0] = low * args.h_scale;
-  if (column + 1 < args.rank) out[1] = high * args.h_scale;
+  *reinterpret_cast<std::uint32_t*>(to) = packed<T>(low * layer.scaling, high * layer.scaling);
+  if (layer.h_out == nullptr) return;
+  float* const out = layer.h_out + std::int64_t{row} * layer.rank + rank;
+  out[0] = low * args.h_scale;
+  if (rank + 1 < layer.rank) out[1] = high * args.h_scale;
 }
 
 #endif

@@ -118,6 +118,11 @@ __device__ inline void wait_for(const std::uint32_t* flag, std::uint32_t count) 
   }
 }
 
+// How far the thread that watches flags has come: S is copied; everything is; and then one more for
+// each of h of the first tile's rows, of all rows (the other way round if outer products of h are
+// at the end of that tile), and of each other tile's rows.
+constexpr int kSeenS = 1, kSeenCopies = 2;
+
 // Warpgroup 0, the last two warps: what units beside tiles have summed up was left in memory; the
 // last block of those that share a sum adds them up, always in the same order. So who multiplies
 // waits for nobody.
@@ -150,10 +155,10 @@ __device__ void add_sums(const Arguments& args, const Block<TileN>& block, int t
     to.w += value.w;
   };
 
-  if (!Outer && beside_tile(args, block.cluster)) {
-    for_each_item(args, block.cluster, [&](int row, int) {
-      const int row_block = row * 2 + block.rank;
-      if (row_block * kTileM >= args.m) return;
+  if (TileN == 256 && beside_tile(args, block.cluster)) {
+    for (Items item(args, block.cluster); item.any(); item.advance()) {
+      const int row_block = item.row() * 2 + block.rank;
+      if (row_block * kTileM >= args.m) continue;
       wait_for_sums();
 #pragma unroll 1
       for (int half = 0; half < 2; ++half) {
@@ -163,9 +168,10 @@ __device__ void add_sums(const Arguments& args, const Block<TileN>& block, int t
         for (int i = thread; i < kBesidePartial / 4; i += kAddThreads) {
           float4 total = make_float4(0, 0, 0, 0);
           const float4* from = h_partial(args, 0, row_block, half) + i;
-          const std::int64_t next = std::int64_t{args.tile_rows} * kBesidePartial;
 #pragma unroll 2
-          for (int part = 0; part < args.h_parts; ++part, from += next) add(total, __ldcg(from));
+          for (int part = 0; part < args.h_parts; ++part, from += kBesidePartial / 2) {
+            add(total, __ldcg(from));
+          }
           const int t = i % 128, column = i / 128 * 8 + t % 4 * 2;
           const int at = row_block * kTileM + half * kHalfM + t / 32 * 16 + t % 32 / 4;
           store_h<T>(args, at, column, total.x, total.y);
@@ -174,36 +180,39 @@ __device__ void add_sums(const Arguments& args, const Block<TileN>& block, int t
         fence_async();
         __threadfence();
         named_sync(5, kAddThreads);
-        if (thread == 0) raise_release(flags);
+        if (thread == 0) {
+          raise_release(flags);
+          if constexpr (Outer) raise_release(args.all_ready);
+        }
       }
-    });
+    }
   }
 
   if constexpr (Outer) {
+    constexpr bool kByColumns = outer_columns(TileN) == 128;
     const OuterArguments& outer = args.outer;
-    for (Units units(args, block.cluster); units.next < units.end;) {
-      int column = units.next / args.tile_rows;
-      units.next = (column + 1) * args.tile_rows;  // this block's part of the column block, or more
-      const int segments = Units::segments_of(args, column);
+    for (Units units(args, block.cluster); units.any(); units.advance_column()) {
+      const OuterPart& part = units.of();
+      const int column = part.first_block + units.column();
+      const int blocks = units.sharers() * 2;
       wait_for_sums();
-      const bool second = column >= outer.parts[0].col_blocks;
-      const OuterPart& part = outer.parts[second ? 1 : 0];
+      // Halves are sums of different columns; or they are added up too.
 #pragma unroll 1
-      for (int half = 0; half < 2; ++half) {
-        if (!is_last(outer.arrived + column * 2 + half, segments)) continue;
+      for (int half = 0; half < (kByColumns ? 2 : 1); ++half) {
+        if (!is_last(outer.arrived + column * 2 + half, blocks)) continue;
+        const int addends = kByColumns ? blocks : blocks * 2;
+        const int next = kBesidePartial / 4 * (kByColumns ? 2 : 1);
 #pragma unroll 1
         for (int i = thread; i < kBesidePartial / 4; i += kAddThreads) {
           float4 total = make_float4(0, 0, 0, 0);
           const float4* from = outer_partial(args, column, 0, half) + i;
 #pragma unroll 2
-          for (int segment = 0; segment < segments; ++segment, from += kBesidePartial / 2) {
-            add(total, __ldcg(from));
-          }
+          for (int a = 0; a < addends; ++a, from += next) add(total, __ldcg(from));
           const int t = i % 128, r = i / 128 * 8 + t % 4 * 2;
-          const int col = (second ? column - outer.parts[0].col_blocks : column) * kOuterCols +
-                          half * 64 + t / 32 * 16 + t % 32 / 4;
+          const int col =
+              units.column() * outer_columns(TileN) + half * 64 + t / 32 * 16 + t % 32 / 4;
           const auto put = [&](int at_r, int at_col, float value) {
-            if (at_r >= args.rank || at_col >= part.cols) return;
+            if (at_r >= args.layers[0].rank || at_col >= part.cols) return;
             part.out[at_r * part.rank_stride + at_col * part.col_stride] = value * part.factor;
           };
           put(r, col, total.x);
@@ -216,49 +225,55 @@ __device__ void add_sums(const Arguments& args, const Block<TileN>& block, int t
   }
 }
 
-// Warpgroup 0, the warps that don't fetch: zero the flags, copy this block's share, and then, one
-// thread, watch the flags that `fetch` is to wait for, in its order.
+// Warpgroup 0, the warps that don't fetch: copy this block's share, and then, one thread, watch the
+// flags that `fetch` is to wait for, in its order. S comes first, for whoever makes h waits for it:
+// one barrier of all blocks says that its copy is there and that the flags are zero.
 template <int TileN, bool Outer, class T>
 __device__ void prepare(const Arguments& args, const Block<TileN>& block, int thread) {
   if (blockIdx.x == 0) {
     for (int i = thread; i < args.flag_count; i += kCopyThreads) args.flags[i] = 0;
   }
-  named_sync(4, kCopyThreads);
-  const GridBarrier zeroed{block.shared + Sizes<TileN>::kArrived + 8};
-  if (thread == 0) zeroed.arrive();
-  const auto publish = [&](std::uint32_t* flag) {
-    fence_async();  // TMA reads the copies
-    __threadfence();
-    named_sync(4, kCopyThreads);
-    if (thread == 0) raise_release(flag);
-  };
   const Copies& copies = args.copies;
   for (int i = 0; i < copies.of_s; ++i) copy_share<T>(copies.list[i], thread);
-  if (thread == 0) zeroed.wait();
-  if (copies.of_s > 0) publish(args.copied);
+  fence_async();  // TMA reads the copies
+  named_sync(4, kCopyThreads);
+  const GridBarrier begun{block.shared + Sizes<TileN>::kArrived + 8};
+  // What other blocks wrote is fetched by TMA next. The fence between takes as long as a step,
+  // which is why it is not the thread that fetches who waits for it.
+  const auto has_seen = [&](int count) {
+    fence_async();
+    block.seen().set(count);
+  };
+  if (thread == 0) {
+    begun.arrive();
+    begun.wait();
+    has_seen(kSeenS);
+  }
   if (copies.count > copies.of_s) {
     for (int i = copies.of_s; i < copies.count; ++i) copy_share<T>(copies.list[i], thread);
-    publish(args.copied + 1);
+    fence_async();
   }
-  if constexpr (TileN == 256) {  // only there are units beside tiles
+  named_sync(4, kCopyThreads);  // also before others than this thread touch the flags
+  if (thread == 0) raise_release(args.copied);
+  if constexpr (TileN == 256 || Outer) {  // only there are units beside tiles
     if (thread >= 32) return add_sums<TileN, Outer, T>(args, block, thread - 32);
   }
   if (thread != 0) return;
 
-  const Count seen = block.seen();
-  int count = 0;
-  if (copies.of_s > 0) wait_for(args.copied, gridDim.x);
-  seen.set(++count);
-  if (copies.count > copies.of_s) wait_for(args.copied + 1, gridDim.x);
+  if (copies.count > copies.of_s) wait_for(args.copied, gridDim.x);
+  has_seen(kSeenCopies);
+  int count = kSeenCopies;
+  const auto wait_for_all = [&] {
+    wait_for(args.all_ready, (args.m + kTileM - 1) / kTileM * 2);
+    has_seen(++count);
+  };
   bool first_tile = true;
   for_each_tile(args, block.cluster, [&](int row, int) {
     const int row_block = row * 2 + block.rank;
+    if (Outer && first_tile && args.outer.late) wait_for_all();
     if (row_block * kTileM < args.m) wait_for(args.flags + row_block * kFlagsOfRowBlock, 2);
-    seen.set(++count);
-    if (Outer && first_tile) {
-      wait_for(args.all_ready, (args.m + kTileM - 1) / kTileM * 2);
-      seen.set(++count);
-    }
+    has_seen(++count);
+    if (Outer && first_tile && !args.outer.late) wait_for_all();
     first_tile = false;
   });
 }
@@ -267,23 +282,22 @@ __device__ void prepare(const Arguments& args, const Block<TileN>& block, int th
 template <int TileN, bool WIsKN, bool Outer, Drops Dropped>
 __device__ void fetch(const Maps& maps, const Arguments& args, const Block<TileN>& block) {
   using Size = Sizes<TileN>;
+  constexpr bool kAlone = is_alone(Outer, Dropped);
   Slot at{0, 1};  // of new barriers, the phase before the first one: all slots are empty
-  const Count seen_count = block.seen();
-  const auto wait_until_seen = [&](int count) {
-    seen_count.wait(count);
-    fence_async();  // what others wrote is now fetched by TMA
-  };
-  int count = 0;
+  const Count seen = block.seen();
 
-  // Two steps of x and S; or one, of a wide S.
+  // Steps of x and S, so that a slot is full.
   const auto fill_h_unit = [&](int row, int unit) {
-    const int steps = steps_of_unit<TileN>(args.rank_class), s_bytes = args.rank_class * kRowBytes;
+    constexpr bool kMasksX = Dropped == Drops::kX;
+    const int steps = steps_of_unit<TileN>(args.rank_class, kMasksX);
+    const int mask_bytes = kMasksX ? steps * kMaskBytes : 0;
+    const int s_bytes = args.rank_class * kRowBytes;
+    const std::uint32_t s = block.s_of(at, steps, steps * s_bytes);
     const int m0 = (row * 2 + block.rank) * kTileM;
     const Barrier full = block.full(at.index);
     block.empty(at.index).wait(at.parity);
-    const int mask_bytes = Dropped == Drops::kX ? steps * kMaskBytes : 0;
     full.arrive_and_expect(steps * (kXBytes + s_bytes) + mask_bytes);
-    if constexpr (Dropped == Drops::kX) {
+    if constexpr (kMasksX) {
       wait_for_kernel_before();
       load_bytes(block.masks_of_x(at), masks_at(args.masks, args, m0 / kTileM, unit * steps), full,
                  mask_bytes);
@@ -293,22 +307,25 @@ __device__ void fetch(const Maps& maps, const Arguments& args, const Block<TileN
       load_box(block.slot(at) + i * kXBytes, maps.x, full, k, m0);
       // As W: each block fetches half of the columns of S for both.
       const int columns = args.rank_class / 2 * block.rank;
-      load_box(block.slot(at) + steps * kXBytes + i * s_bytes + columns * kRowBytes, maps.s, full,
-               k, columns, std::uint16_t{3});
+      load_box(s + i * s_bytes + columns * kRowBytes, maps.s, full, k, columns, std::uint16_t{3});
     }
     at.advance<Size::kSlots>();
   };
 
-  int item_row = 0, item_unit = 0, item_end = 0;  // of h beside the first tile
-
-  for_each_item(args, block.cluster, [&](int row, int part) {
-    item_row = row;
-    item_unit = part * args.units_of_part;
-    item_end = min(item_unit + args.units_of_part, args.units);
-    if (beside_tile(args, block.cluster)) return;
-    wait_until_seen(1);
-    for (; item_unit < item_end; ++item_unit) fill_h_unit(row, item_unit);
-  });
+  // Calls `before_unit` before each unit of this cluster's items.
+  const auto fill_h = [&](auto&& before_unit) {
+    seen.wait(kSeenS);
+    for (Items item(args, block.cluster); item.any(); item.advance()) {
+      const int end = item.end_unit();
+      for (int unit = item.first_unit(); unit < end; ++unit) {
+        before_unit();
+        fill_h_unit(item.row(), unit);
+      }
+    }
+  };
+  const bool beside =
+      TileN == 256 && Dropped == Drops::kNothing && beside_tile(args, block.cluster);
+  if (args.rank > 0 && !beside && Items(args, block.cluster).any()) fill_h([] {});
 
   // W (64, TileN) at k, or E.
   const auto load_w = [&](const CUtensorMap& w, Barrier full, int n0, int k) {
@@ -339,68 +356,87 @@ __device__ void fetch(const Maps& maps, const Arguments& args, const Block<TileN
   };
 
   // h (128, 16) and E, and the mask bits of the tile.
-  const auto fill_masked_pair = [&](int row_block, int n0) {
+  const auto fill_masked_pair = [&](int m0, int n0) {
     constexpr int kBytes = TileN / 64 * kMaskBytes;
     const Barrier full = block.full(at.index);
     block.empty(at.index).wait(at.parity);
     full.arrive_and_expect(kNarrowBytes + kBytes + TileN * kRowBytes);
-    load_box(block.slot(at), maps.h, full, 0, row_block * kTileM);
+    load_box(block.slot(at), maps.h[0], full, 0, m0);
     wait_for_kernel_before();
-    load_bytes(block.slot(at) + kNarrowBytes, masks_at(args.masks, args, row_block, n0 / 64), full,
-               kBytes);
-    load_w(maps.e, full, n0, 0);
-    at.advance<Size::kSlots>();
-  };
-
-  // 128 columns of a matrix, and its coefficients, of the block's 128 rows.
-  const auto fill_unit = [&](int unit) {
-    int column = unit / args.tile_rows;
-    const int m0 = (unit % args.tile_rows * 2 + block.rank) * kTileM;
-    const int part = column < args.outer.parts[0].col_blocks ? 0 : 1;
-    if (part == 1) column -= args.outer.parts[0].col_blocks;
-    wait_until_seen(3);  // copies and h, of all rows
-    const Barrier full = block.full(at.index);
-    block.empty(at.index).wait(at.parity);
-    const bool masked = Dropped == Drops::kY && part == 0 && args.outer.masks_first;
-    full.arrive_and_expect(2 * kXBytes + kNarrowBytes + (masked ? 2 * kMaskBytes : 0));
-    if (masked) {
-      wait_for_kernel_before();
-      load_bytes(block.masks_of_outer(at),
-                 masks_at(args.turned_masks, args, m0 / kTileM, column * 2), full, 2 * kMaskBytes);
-    }
-    const std::uint32_t to = block.slot(at);
-    load_box(to, maps.matrix[part], full, column * kOuterCols, m0);
-    load_box(to + kXBytes, maps.matrix[part], full, column * kOuterCols + 64, m0);
-    load_box(to + 2 * kXBytes, maps.coefficients[part], full, 0, m0);
+    load_bytes(block.slot(at) + kNarrowBytes, masks_at(args.masks, args, m0 / kTileM, n0 / 64),
+               full, kBytes);
+    load_w(maps.e[0], full, n0, 0);
     at.advance<Size::kSlots>();
   };
 
   Units units(args, block.cluster);
-  bool first_tile = true;
-  for_each_tile(args, block.cluster, [&](int row, int column) {
-    const int row_block = row * 2 + block.rank, m0 = row_block * kTileM, n0 = column * TileN;
-    const int units_end = Outer ? units.next + units.of_tile(args, first_tile) : 0;
-    int next_unit = Outer ? args.outer.every : 0, next_h = args.h_every;
-    for (int i = 0; i < args.k_blocks; ++i) {
-      if (item_unit < item_end && i == next_h) {
-        if (i == args.h_every) wait_until_seen(1);
-        fill_h_unit(item_row, item_unit++);
-        next_h += args.h_every;
-      }
-      if (Outer && units.next < units_end && i == next_unit) {
-        fill_unit(units.next++);
-        next_unit += args.outer.every;
-      }
-      fill(maps.x, maps.w, m0, n0, i * kTileK);
+  // Columns of a matrix, and its coefficients, of the block's 128 rows.
+  const auto fill_unit = [&] {
+    constexpr int kColumns = outer_columns(TileN), kBoxes = kColumns / 64;
+    const int part = units.part, column = units.column() * kColumns;
+    const int m0 = (units.row() * 2 + block.rank) * kTileM;
+    seen.wait(units.of().of_h ? kSeenCopies + (args.outer.late ? 1 : 2) : kSeenCopies);
+    const Barrier full = block.full(at.index);
+    block.empty(at.index).wait(at.parity);
+    const bool masked = Dropped == Drops::kY && units.of().masked;
+    full.arrive_and_expect(kBoxes * kXBytes + kNarrowBytes + (masked ? kBoxes * kMaskBytes : 0));
+    if (masked) {
+      wait_for_kernel_before();
+      load_bytes(block.masks_of_outer(at),
+                 masks_at(args.turned_masks, args, m0 / kTileM, column / 64), full,
+                 kBoxes * kMaskBytes);
     }
-    if (args.rank == 0) return;
-    wait_until_seen(first_tile ? 2 : ++count);
-    if (first_tile) count = Outer ? 3 : 2;
-    first_tile = false;
+    const std::uint32_t to = block.slot(at);
+    for (int i = 0; i < kBoxes; ++i) {
+      load_box(to + i * kXBytes, maps.matrix[part], full, column + i * 64, m0);
+    }
+    load_box(to + kBoxes * kXBytes, maps.coefficients[part], full, 0, m0);
+    at.advance<Size::kSlots>();
+    units.advance();
+    if (!units.any()) return;
+    // Nobody has read the next one's matrix before, unlike what tiles are made of.
+    for (int i = 0; i < kBoxes; ++i) {
+      prefetch_box(maps.matrix[units.part], units.column() * kColumns + i * 64,
+                   (units.row() * 2 + block.rank) * kTileM);
+    }
+  };
+
+  int count = kSeenCopies + (Outer ? 2 : 1);  // after the first tile
+  for_each_tile(args, block.cluster, [&](int row, int column) {
+    const int of = layer_of<kAlone>(args, column);
+    const int m0 = (row * 2 + block.rank) * kTileM;
+    const int n0 = (column - args.layers[of].first_column) * TileN;
+    int i = 0;
+    const auto fill_until = [&](int end) {
+      for (; i < end; ++i) fill(maps.x, maps.w[of], m0, n0, i * kTileK);
+    };
+    if (beside && units.first_tile) {
+      int at_step = args.h_first;
+      fill_until(at_step);
+      fill_h([&] {
+        fill_until(at_step);
+        at_step += args.h_every;
+      });
+    }
+    if constexpr (Outer) {
+      const int spread = units.of_tile(), at_end = units.at_end();
+      for (int u = 0; u < spread + at_end; ++u) {
+        fill_until(u < spread ? units.step_of(u) : units.step_at_end(u - spread, at_end));
+        fill_unit();
+      }
+    }
+    fill_until(args.k_blocks);
+    const int of_first = kSeenCopies + (Outer && args.outer.late ? 2 : 1);
+    const int until = units.first_tile ? of_first : ++count;
+    units.first_tile = false;
+    if (args.layers[of].rank == 0) return;
+    seen.wait(until);
     if constexpr (Dropped == Drops::kY) {
-      fill_masked_pair(row_block, n0);
+      fill_masked_pair(m0, n0);
     } else {
-      for (int r = 0; r < args.rank; r += kTileK) fill(maps.h, maps.e, m0, n0, r);
+      for (int r = 0; r < args.layers[of].rank; r += kTileK) {
+        fill(maps.h[of], maps.e[of], m0, n0, r);
+      }
     }
   });
 }

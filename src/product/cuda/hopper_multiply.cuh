@@ -30,8 +30,12 @@ template <class T, int TileN, bool WIsKN, bool Outer, Drops Dropped>
 struct Multiplier {
   using Size = Sizes<TileN>;
 
-  // Whether there may be units beside tiles.
-  static constexpr bool kBeside = TileN == 256;
+  // Whether there may be units beside tiles, and of h.
+  static constexpr bool kBesideH = TileN == 256 && Dropped == Drops::kNothing;
+  static constexpr bool kBeside = kBesideH || Outer || Dropped == Drops::kX;
+  static constexpr bool kAlone = is_alone(Outer, Dropped);
+  // A gradient has no bias.
+  static constexpr bool kBias = !Outer && Dropped != Drops::kY;
 
   const Maps& maps;
   const Arguments& args;
@@ -42,7 +46,6 @@ struct Multiplier {
   Slot at{0, 0};
   int unreleased = 0;        // the slot before, whose products may not be done
   int unreleased_unit = -1;  // the slot of the unit after it; -1: there was none
-  bool first_tile = true, outer_starts = true;
   // Sums of a unit beside the tile, 64 rows by 16, in two halves that don't wait for each other: of
   // h, or of an outer product.
   float side[2][8];
@@ -90,24 +93,25 @@ struct Multiplier {
     advance();
   }
 
-  // h of this warpgroup's rows, over a part of K.
+  // h of this warpgroup's rows, over K or a part of it.
   template <int R>
-  __device__ void shrink(float (&sum)[TileN / 2], int row, int part) {
+  __device__ void shrink(float (&sum)[TileN / 2], const Items& item) {
     constexpr int kSteps = steps_of_unit<TileN>(R);
     // Two sums where there is room: shorter ones are more exact, for the matrix units cut off what
     // they add, and don't wait for each other.
     constexpr bool kTwo = R == 16;
     float second[kTwo ? R / 2 : 1];
-    const int end = min((part + 1) * args.units_of_part, args.units);
-    for (int unit = part * args.units_of_part; unit < end; ++unit) {
-      const bool first = unit == part * args.units_of_part;
+    const int begin = item.first_unit(), end = item.end_unit();
+    for (int unit = begin; unit < end; ++unit) {
+      const bool first = unit == begin;
       block.full(at.index).wait(at.parity);
       const std::uint32_t slot = block.slot(at);
       wgmma_fence();
 #pragma unroll
       for (int i = 0; i < kSteps; ++i) {
         const std::uint64_t a = tile_descriptor(slot + i * kXBytes + half * kHalfXBytes, 16);
-        const std::uint64_t b = tile_descriptor(slot + kSteps * kXBytes + i * R * kRowBytes, 16);
+        const std::uint32_t s = block.s_of(at, kSteps, kSteps * R * kRowBytes);
+        const std::uint64_t b = tile_descriptor(s + i * R * kRowBytes, 16);
 #pragma unroll
         for (int j = 0; j < 4; ++j) {
           if constexpr (kTwo) {
@@ -135,14 +139,14 @@ struct Multiplier {
       for (int i = 0; i < R / 2; ++i) sum[i] += second[i];
     }
 
-    publish_h<R>(sum, row, part);
+    publish_h<R>(sum, item);
   }
 
   template <int R>
-  __device__ void publish_h(float (&sum)[TileN / 2], int row, int part) const {
-    const int row_block = row * 2 + block.rank;
+  __device__ void publish_h(float (&sum)[TileN / 2], const Items& item) const {
+    const int row_block = item.row() * 2 + block.rank;
     if (row_block * kTileM >= args.m) return;
-    if (args.h_parts > 1 && !add_parts<R>(sum, row_block, part)) return;
+    if (item.parts() > 1 && !add_parts<R>(sum, row_block, item.part())) return;
     const int at = row_block * kTileM + half * kHalfM + thread / 32 * 16 + thread % 32 / 4;
 #pragma unroll
     for (int i = 0; i < R / 8; ++i) {
@@ -150,8 +154,12 @@ struct Multiplier {
       store_h<T>(args, at, column, sum[i * 4], sum[i * 4 + 1]);
       store_h<T>(args, at + 8, column, sum[i * 4 + 2], sum[i * 4 + 3]);
     }
-    // Written by each thread, read by TMA of any block: each thread orders its own writes before
-    // TMA's reads and before the flag.
+    tell_of_h(row_block);
+  }
+
+  // Written by each thread, read by TMA of any block: each thread orders its own writes before
+  // TMA's reads and before the flag.
+  __device__ void tell_of_h(int row_block) const {
     fence_async();
     __threadfence();
     sync();
@@ -161,9 +169,8 @@ struct Multiplier {
     }
   }
 
-  // Leaves this part's sum in memory. The last of a row block's parts to come adds them all; false:
-  // there are others to come. Of narrow sums all parts, in their order; of wide ones there are two,
-  // and two numbers make the same sum in either order.
+  // Leaves this part's sum in memory. The last of a row block's parts to come adds them all, in
+  // their order; false: there are others to come.
   template <int R>
   __device__ bool add_parts(float (&sum)[TileN / 2], int row_block, int part) const {
     constexpr int kVectors = R / 8;
@@ -174,42 +181,23 @@ struct Multiplier {
              make_float4(sum[i * 4], sum[i * 4 + 1], sum[i * 4 + 2], sum[i * 4 + 3]));
     }
     if (!is_last(args.flags + row_block * kFlagsOfRowBlock + 1 + half, args.h_parts)) return false;
-    const auto add = [&](int i, const float4& value) {
-      sum[i * 4] += value.x;
-      sum[i * 4 + 1] += value.y;
-      sum[i * 4 + 2] += value.z;
-      sum[i * 4 + 3] += value.w;
-    };
-    if constexpr (R == 16) {
-      float4 values[kMostParts][kVectors];
+    for (int p = 0; p < args.h_parts; ++p) {
+      const float4* const from = h_partial(args, p, row_block, half) + thread;
 #pragma unroll
-      for (int p = 0; p < kMostParts; ++p) {
-#pragma unroll
-        for (int i = 0; i < kVectors; ++i) {
-          values[p][i] = p < args.h_parts
-                             ? __ldcg(h_partial(args, p, row_block, half) + thread + i * 128)
-                             : make_float4(0, 0, 0, 0);
-        }
+      for (int i = 0; i < kVectors; ++i) {
+        const float4 value = __ldcg(from + i * 128);
+        sum[i * 4] = (p == 0 ? 0.0f : sum[i * 4]) + value.x;
+        sum[i * 4 + 1] = (p == 0 ? 0.0f : sum[i * 4 + 1]) + value.y;
+        sum[i * 4 + 2] = (p == 0 ? 0.0f : sum[i * 4 + 2]) + value.z;
+        sum[i * 4 + 3] = (p == 0 ? 0.0f : sum[i * 4 + 3]) + value.w;
       }
-#pragma unroll
-      for (int i = 0; i < kVectors * 4; ++i) sum[i] = 0.0f;
-#pragma unroll
-      for (int p = 0; p < kMostParts; ++p) {
-#pragma unroll
-        for (int i = 0; i < kVectors; ++i) add(i, values[p][i]);
-      }
-    } else {
-      const float4* const other = h_partial(args, 1 - part, row_block, half) + thread;
-#pragma unroll
-      for (int i = 0; i < kVectors; ++i) add(i, __ldcg(other + i * 128));
     }
     return true;
   }
 
   // The same of an x that is masked, which therefore goes through registers, for rank 16.
-  __device__ void shrink_masked(float (&sum)[TileN / 2], int row, int part) {
-    const int begin = part * args.units_of_part;
-    const int end = min(begin + args.units_of_part, args.units);
+  __device__ void shrink_masked(float (&sum)[TileN / 2], const Items& item) {
+    const int begin = item.first_unit(), end = item.end_unit();
     for (int unit = begin; unit < end; ++unit) {
       h_unit(unit == begin);
       wgmma_wait<0>();
@@ -218,76 +206,88 @@ struct Multiplier {
     }
 #pragma unroll
     for (int i = 0; i < 8; ++i) sum[i] = side[0][i] + side[1][i];
-    publish_h<16>(sum, row, part);
+    publish_h<16>(sum, item);
   }
 
-  __device__ void make_h(float (&sum)[TileN / 2], int row, int part) {
+  __device__ void make_h(float (&sum)[TileN / 2], const Items& item) {
     if constexpr (Dropped == Drops::kX) {
-      shrink_masked(sum, row, part);
-    } else if constexpr (Dropped == Drops::kY) {
-      shrink<16>(sum, row, part);
+      shrink_masked(sum, item);
+    } else if constexpr (kAlone) {
+      shrink<16>(sum, item);  // there is no other rank with outer products or masks
     } else {
       switch (args.rank_class) {
         case 16:
-          return shrink<16>(sum, row, part);
+          return shrink<16>(sum, item);
         case 64:
-          return shrink<64>(sum, row, part);
+          return shrink<64>(sum, item);
         case 128:
-          if constexpr (TileN >= 128) return shrink<128>(sum, row, part);
+          if constexpr (TileN >= 128) return shrink<128>(sum, item);
           break;
         default:
-          if constexpr (TileN >= 256) return shrink<256>(sum, row, part);
+          if constexpr (TileN >= 256) return shrink<256>(sum, item);
       }
     }
   }
 
-  __device__ void make_tile(float (&sum)[TileN / 2], int row, int column) {
-    const int n0 = column * TileN;
+  __device__ void make_tile(float (&sum)[TileN / 2], int tile) {
     float bias = 0.0f;  // of one column of the tile, for all threads
     const int biased = static_cast<int>(threadIdx.x) - 128;
-    if (args.bias != nullptr && biased < TileN && n0 + biased < args.n) {
-      bias = load_as_float(args.bias, args.bias_dtype, (n0 + biased) * args.bias_stride);
+    bool has_bias = false;
+    if constexpr (kBias) {
+      const int column = place_of(args, tile).column;
+      const Layer& layer = args.layers[layer_of<kAlone>(args, column)];
+      const int n = (column - layer.first_column) * TileN + biased;
+      has_bias = layer.bias != nullptr;
+      if (has_bias && biased < TileN && n < layer.n) {
+        bias = load_as_float(layer.bias, layer.bias_dtype, n * layer.bias_stride);
+      }
     }
     step<4>(sum, true);
     int i = 1;
-    if constexpr (kBeside) {
-      if (!Outer && first_tile && beside_tile(args, block.cluster)) {
-        for_each_item(args, block.cluster, [&](int item_row, int part) {
-          const int begin = part * args.units_of_part;
-          const int end = min(begin + args.units_of_part, args.units);
-          for (int unit = begin; unit < end; ++unit) {
-            for (int before = 1; before < args.h_every; ++before, ++i) step<4>(sum, false);
+    const auto steps_until = [&](int end) {
+      for (; i < end; ++i) step<4>(sum, false);
+    };
+    if constexpr (kBesideH) {
+      if (units.first_tile && beside_tile(args, block.cluster)) {
+        int at_step = args.h_first;
+        for (Items item(args, block.cluster); item.any(); item.advance()) {
+          const int begin = item.first_unit(), end = item.end_unit();
+          for (int unit = begin; unit < end; ++unit, at_step += args.h_every) {
+            steps_until(at_step);
             h_unit(unit == begin);
-            step<4>(sum, false);
-            ++i;
+            steps_until(at_step + 1);
           }
-          const int row_block = item_row * 2 + block.rank;
-          if (row_block * kTileM < args.m) leave_sums(h_partial(args, part, row_block, half));
-        });
-      }
-    }
-    if constexpr (Outer) {
-      const int end = units.next + units.of_tile(args, first_tile);
-      while (units.next < end) {
-        for (int before = 1; before < args.outer.every; ++before, ++i) step<4>(sum, false);
-        outer_unit();
-        outer_starts = false;
-        step<4>(sum, false);
-        ++i;
-        if (++units.next == units.end || units.next % args.tile_rows == 0) {
-          const int column = (units.next - 1) / args.tile_rows;
-          const int first = Units::cluster_of(args, column * args.tile_rows);
-          leave_sums(outer_partial(args, column, (block.cluster - first) * 2 + block.rank, half));
-          outer_starts = true;
+          const int row_block = item.row() * 2 + block.rank;
+          if (row_block * kTileM < args.m) {
+            leave_sums(h_partial(args, item.part(), row_block, half));
+          }
         }
       }
     }
-    first_tile = false;
-    for (; i < args.k_blocks; ++i) step<4>(sum, false);
+    if constexpr (Outer) {
+      const int spread = units.of_tile(), at_end = units.at_end();
+      for (int u = 0; u < spread + at_end; ++u) {
+        const int at_step = u < spread ? units.step_of(u) : units.step_at_end(u - spread, at_end);
+        steps_until(at_step);
+        outer_unit(units.starts());
+        steps_until(at_step + 1);
+        if (units.ends()) {
+          leave_sums(outer_partial(args, units.of().first_block + units.column(),
+                                   units.share() * 2 + block.rank, half));
+        }
+        units.advance();
+      }
+    }
+    units.first_tile = false;
+    steps_until(args.k_blocks);
+    const TilePlace place = place_of(args, tile);
+    const int of = layer_of<kAlone>(args, place.column);
+    const int row_block = place.row * 2 + block.rank;
+    const int n0 = (place.column - args.layers[of].first_column) * TileN;
     if constexpr (Dropped == Drops::kY) {
       add_masked_pair(sum);
     } else {
-      int r = args.rank;
+      int r = args.layers[of].rank;
       for (; r > 32; r -= kTileK) step<4>(sum, false);
       if (r > 16) {
         step<2>(sum, false);
@@ -296,33 +296,36 @@ struct Multiplier {
       }
       finish_products();
     }
-    if (args.bias != nullptr) add_bias(sum, bias, biased);
-    store_tile(sum, (row * 2 + block.rank) * kTileM + half * kHalfM, n0);
+    if (has_bias) add_bias(sum, bias, biased);
+    store_tile(sum, maps.y[of], row_block * kTileM + half * kHalfM, n0);
   }
 
-  // sum += mask ∘ (h · E), 64 columns at a time, for rank 16.
+  // sum += mask ∘ (h · E), 64 columns at a time, or 32 where registers are short; for rank 16 and
+  // an E (rank, N).
   __device__ void add_masked_pair(float (&sum)[TileN / 2]) {
+    constexpr int kPiece = Outer ? 32 : 64;
     block.full(at.index).wait(at.parity);
     finish_products();
     const std::uint32_t slot = block.slot(at);
     const int row = half * kHalfM + thread / 32 * 16 + thread % 32 / 4;
     const std::uint64_t a = narrow_descriptor(slot + half * kHalfM * kNarrowRowBytes);
-    const std::uint64_t b = tile_descriptor(slot + kXBytes, WIsKN ? kBoxBytes : 16);
+    const std::uint64_t b = tile_descriptor(slot + kXBytes, kBoxBytes);
 #pragma unroll
-    for (int i = 0; i < TileN / 64; ++i) {
-      float pair[32];
+    for (int i = 0; i < TileN / kPiece; ++i) {
+      const int box = i * kPiece / 64, in_box = i * kPiece % 64;
+      float pair[kPiece / 2];
       wgmma_fence();
-      wgmma<64, WIsKN, T>(pair, a, b + i * (kBoxBytes / 16), false);
+      wgmma<kPiece, WIsKN, T>(pair, a, b + box * (kBoxBytes / 16) + in_box * 2 / 16, false);
       wgmma_commit();
       std::uint32_t words[2][2];
-      load_mask_words(words, slot + kNarrowBytes + i * kMaskBytes + row * 8);
+      load_mask_words(words, slot + kNarrowBytes + box * kMaskBytes + row * 8);
       wgmma_wait<0>();
 #pragma unroll
       for (int lower = 0; lower < 2; ++lower) {
 #pragma unroll
-        for (int j = 0; j < 8; ++j) {
-          const std::uint32_t word = words[lower][j / 4] << thread % 4;
-          const int to = i * 32 + j * 4 + lower * 2, from = j * 4 + lower * 2;
+        for (int j = 0; j < kPiece / 8; ++j) {
+          const std::uint32_t word = words[lower][in_box / 32 + j / 4] << thread % 4;
+          const int from = j * 4 + lower * 2, to = i * (kPiece / 2) + from;
           add_if_kept(sum[to], pair[from], word, j % 4, false);
           add_if_kept(sum[to + 1], pair[from + 1], word, j % 4, true);
         }
@@ -335,8 +338,8 @@ struct Multiplier {
 
   // The products of a unit beside a tile go between those of two steps, and are done when those of
   // the step before are: the next step waits for both, and releases both slots. Their first operand
-  // comes through registers, fragment i of eight 16 along what is summed up: from shared memory,
-  // whose width the steps take up, it would come twice. There masks are applied to it too.
+  // comes through registers, fragment i is 16 along what is summed up: there it is turned round or
+  // masked.
   template <int Fragments, bool BIsKN, class Load, class Mask>
   __device__ void side_products(bool starts, const Load& load, const Mask& mask, std::uint32_t b,
                                 int step_of_b) {
@@ -355,53 +358,71 @@ struct Multiplier {
       wgmma_16<BIsKN, T>(side[i % 2], a[i], at_b, !starts || i > 1);
     }
     wgmma_commit();
+    end_side();
+  }
+  __device__ void end_side() {
     unreleased_unit = at.index;
     at.template advance<Size::kSlots>();
   }
 
   // h (64 rows of a warpgroup, 16) += x (64, 128) · S (128, 16); of narrower tiles one step of 64.
   __device__ void h_unit(bool starts) {
+    constexpr int kSteps = steps_of_unit<TileN>(16, Dropped == Drops::kX);
     block.full(at.index).wait(at.parity);
-    const std::uint32_t slot = block.slot(at);
-    const int lane = thread % 32, row = half * kHalfM + thread / 32 * 16 + lane % 16;
-    const std::uint32_t from = slot + row * kRowBytes + ((lane / 16 ^ row % 8) << 4);
-    constexpr int kSteps = steps_of_unit<TileN>(16);
-    side_products<kSteps * 4, false>(
-        starts,
-        [&](int i, std::uint32_t(&a)[4]) {
-          // Two pieces on, in swizzled rows.
-          load_matrices(a, (from + i / 4 * kXBytes) ^ (i % 4 * 32));
-        },
-        [&](std::uint32_t(&a)[kSteps * 4][4]) {
-          if constexpr (Dropped != Drops::kX) return;
-          const int mask_row = half * kHalfM + thread / 32 * 16 + lane / 4;
+    const std::uint32_t slot = block.slot(at), s = slot + kSteps * kXBytes;
+    if constexpr (Dropped == Drops::kX) {
+      const int lane = thread % 32, row = half * kHalfM + thread / 32 * 16 + lane % 16;
+      const std::uint32_t from = slot + row * kRowBytes + ((lane / 16 ^ row % 8) << 4);
+      side_products<kSteps * 4, false>(
+          starts,
+          [&](int i, std::uint32_t(&a)[4]) {
+            // Two pieces on, in swizzled rows.
+            load_matrices(a, (from + i / 4 * kXBytes) ^ (i % 4 * 32));
+          },
+          [&](std::uint32_t(&a)[kSteps * 4][4]) {
+            const int mask_row = half * kHalfM + thread / 32 * 16 + lane / 4;
 #pragma unroll
-          for (int i = 0; i < kSteps; ++i) {
-            mask_rows(a + i * 4, block.masks_of_x(at) + i * kMaskBytes + mask_row * 8, thread);
-          }
-        },
-        slot + kSteps * kXBytes, 16 * kRowBytes);
+            for (int i = 0; i < kSteps; ++i) {
+              mask_rows(a + i * 4, block.masks_of_x(at) + i * kMaskBytes + mask_row * 8, thread);
+            }
+          },
+          s, 16 * kRowBytes);
+    } else {
+      wgmma_fence();
+#pragma unroll
+      for (int i = 0; i < kSteps * 4; ++i) {
+        const std::uint64_t a = tile_descriptor(slot + i / 4 * kXBytes + half * kHalfXBytes, 16);
+        const std::uint64_t b = tile_descriptor(s + i / 4 * 16 * kRowBytes, 16);
+        wgmma<16, false, T>(side[i % 2], a + i % 4 * 2, b + i % 4 * 2, !starts || i > 1);
+      }
+      wgmma_commit();
+      end_side();
+    }
   }
 
-  // out (16, 128 columns) += coefficientsᵀ (16, 128 rows) · matrix (128 rows, 128 columns), turned
-  // round, for wgmma has 64 rows: side (64 columns of a warpgroup, 16).
-  __device__ void outer_unit() {
+  // out (16, columns) += coefficientsᵀ (16, rows) · matrix (rows, columns), turned round, for wgmma
+  // has 64 rows: side (64 columns, 16). A warpgroup has 64 columns of 128 rows, or 64 rows of all
+  // 64 columns.
+  __device__ void outer_unit(bool starts) {
+    constexpr bool kByColumns = outer_columns(TileN) == 128;
+    constexpr int kFragments = kByColumns ? 8 : 4;
     block.full(at.index).wait(at.parity);
     const std::uint32_t slot = block.slot(at);
     const int lane = thread % 32, row = lane / 16 * 8 + lane % 8;
     const int piece = thread / 32 * 2 + lane / 8 % 2;
-    const std::uint32_t from = slot + half * kXBytes + row * kRowBytes + ((piece ^ row % 8) << 4);
-    side_products<8, true>(
-        outer_starts,
+    const std::uint32_t mine = half * (kByColumns ? kXBytes : kHalfXBytes);
+    const std::uint32_t from = slot + mine + row * kRowBytes + ((piece ^ row % 8) << 4);
+    side_products<kFragments, true>(
+        starts,
         [&](int i, std::uint32_t(&a)[4]) { load_matrices_turned(a, from + i * 16 * kRowBytes); },
-        [&](std::uint32_t(&a)[8][4]) {
-          if constexpr (Dropped != Drops::kY) return;
-          if (!args.outer.masks_first) return;
-          if (units.next >= args.outer.parts[0].col_blocks * args.tile_rows) return;
-          const int column = thread / 32 * 16 + lane / 4;  // of the step `half`
-          mask_columns(a, block.masks_of_outer(at) + half * kMaskBytes + column * 4, thread);
+        [&](std::uint32_t(&a)[kFragments][4]) {
+          if constexpr (Dropped == Drops::kY && kByColumns) {
+            if (!units.of().masked) return;
+            const int column = thread / 32 * 16 + lane / 4;  // of the step `half`
+            mask_columns(a, block.masks_of_outer(at) + half * kMaskBytes + column * 4, thread);
+          }
         },
-        slot + 2 * kXBytes, 0);
+        slot + (kByColumns ? 2 * kXBytes : kXBytes + half * kHalfM * kNarrowRowBytes), 0);
   }
 
   // Leaves the sums of units in memory, for `add_sums`.
@@ -457,7 +478,8 @@ struct Multiplier {
   }
 
   // 64 columns at a time, in two buffers in turn: TMA stores one while the other is filled.
-  __device__ void store_tile(const float (&sum)[TileN / 2], int m0, int n0) const {
+  __device__ void store_tile(const float (&sum)[TileN / 2], const CUtensorMap& y, int m0,
+                             int n0) const {
     const std::uint32_t staging = block.shared + Size::kStaging + half * 2 * kBoxBytes;
     const int lane = thread % 32, row = thread / 32 * 16 + lane % 16;
 #pragma unroll
@@ -477,7 +499,7 @@ struct Multiplier {
       fence_async_shared();
       sync();
       if (thread == 0) {
-        store_box(maps.y, buffer, n0 + i * 64, m0);
+        store_box(y, buffer, n0 + i * 64, m0);
         commit_stores();
       }
     }

@@ -1,4 +1,5 @@
 #include <algorithm>
+#include <array>
 #include <cstdint>
 
 #include "backend/cuda/tensor_map.h"
@@ -10,7 +11,7 @@ namespace {
 
 constexpr std::int64_t kClusterRows = 256;  // two tiles of 128 rows
 constexpr std::int64_t kTileK = 64;
-constexpr std::int64_t kOuterCols = 128;
+constexpr std::size_t kMostLayers = 3;  // of one launch, hopper_block.cuh's
 
 // What a block of the kernel has in shared memory, hopper.cu's kSharedBytes: four slots of 48 KB,
 // two staging buffers of 16 KB, and barriers.
@@ -27,13 +28,22 @@ double tile_time(int tile_n) { return tile_n == 256 ? 1.0 : tile_n == 128 ? 0.54
 // its own start, and its sums go through memory.
 double item_time(int rank_class, int parts, double k_blocks) {
   const double whole = rank_class <= 64 ? 0.38 : rank_class == 128 ? 0.65 : 1.15;
-  return whole / parts + (parts > 1 ? 2.5 : 1.0) / k_blocks;
+  const double of_sums = rank_class <= 16 ? 2.5 : 12.0;
+  return whole / parts + (parts > 1 ? of_sums : 1.0) / k_blocks;
 }
+
+// Steps of a wide tile until S may have been copied, which h waits for; and the coefficients of
+// outer products.
+constexpr int kUntilS = 7, kUntilCopies = 10;
 
 // What a unit of h costs beside a tile, in its steps, and after how many of those there is one: h
 // is there early, and there is time for what comes after each.
 constexpr double kBesideUnit = 0.6;
 constexpr int kBetween = 2;
+
+bool drops(const Term& term) {
+  return term.pair.input_dropout != nullptr || term.pair.output_dropout != nullptr;
+}
 
 int rank_class_of(std::int64_t rank) {
   if (rank == 0) return 0;
@@ -44,48 +54,48 @@ int rank_class_of(std::int64_t rank) {
 }
 
 // Tiles and clusters, with tiles of this width.
-HopperPlan divided(int tile_n, std::int64_t m, std::int64_t n, std::int64_t rank,
-                   const DeviceFacts& facts) {
+HopperPlan divided(int tile_n, std::int64_t m, std::span<const std::int64_t> widths,
+                   std::int64_t rank, const DeviceFacts& facts) {
   HopperPlan plan;
   plan.tile_n = tile_n;
   plan.tile_rows = divide_up(m, kClusterRows);
-  plan.tile_cols = divide_up(n, tile_n);
+  for (const std::int64_t n : widths) plan.tile_cols += divide_up(n, tile_n);
   plan.rank_class = rank_class_of(rank);
   // One that has no tile may still make h.
   const std::int64_t useful = plan.tiles() + (rank > 0 ? plan.tile_rows : 0);
-  plan.clusters =
-      static_cast<int>(std::min<std::int64_t>(std::max(facts.multiprocessors / 2, 1), useful));
+  plan.clusters = static_cast<int>(std::min<std::int64_t>(facts.clusters, useful));
   const std::int64_t last = plan.tiles() % plan.clusters;
   plan.light_clusters = last == 0 ? 0 : plan.clusters - static_cast<int>(last);
   return plan;
 }
 
 // Shares the items out, and says what they add to the time of the tiles, in wide tiles.
-double share_items(HopperPlan& plan, int parts, std::int64_t k_blocks) {
-  const double item = item_time(plan.rank_class, parts, static_cast<double>(k_blocks));
-  const double slack = tile_time(plan.tile_n);
+double share_items(HopperPlan& plan, int parts, std::int64_t k_blocks, bool masked) {
+  const auto steps = static_cast<double>(k_blocks);
+  const double item = item_time(plan.rank_class, 1, steps);
+  const double part = item_time(plan.rank_class, parts, steps);
+  const double start = kUntilS / steps, slack = tile_time(plan.tile_n) - start;
   const std::int64_t light = plan.light_clusters, heavy = plan.clusters - light;
+  const std::int64_t units = divide_up(divide_up(k_blocks, 2), parts);
   plan.h_parts = parts;
   double best = 0;
-  const std::int64_t items = plan.items();
-  const std::int64_t units = divide_up(divide_up(k_blocks, 2), parts);
-
-  // Beside a tile there are registers for no more than 16 columns.
-  const bool fits = plan.tile_n == 256 && plan.rank_class == 16 && units * kBetween < k_blocks;
-  const std::int64_t most = light == 0 ? 0 : divide_up(items, light);
+  const std::int64_t most = light == 0 ? 0 : divide_up(plan.tile_rows, light);
   for (std::int64_t each = most;; --each) {
-    const std::int64_t rest = std::max<std::int64_t>(0, items - each * light);
-    const std::int64_t others = divide_up(rest, heavy);
-    const bool beside = fits && others == 1;
-    const double heavy_time =
-        beside ? static_cast<double>(units) * kBesideUnit / static_cast<double>(k_blocks)
-               : static_cast<double>(others) * item;
+    const std::int64_t rest = std::max<std::int64_t>(0, plan.tile_rows - each * light) * parts;
+    const std::int64_t others = divide_up(rest, heavy), room = k_blocks - others * units * kBetween;
+    // Beside a tile there are registers for no more than 16 columns, and none for masks.
+    const bool beside =
+        others > 0 && plan.tile_n == 256 && plan.rank_class == 16 && !masked && room > kUntilS;
+    const double heavy_time = others == 0 ? 0
+                              : beside ? static_cast<double>(others * units) * kBesideUnit / steps
+                                       : static_cast<double>(others) * part + start;
     const double time = std::max({0.0, static_cast<double>(each) * item - slack, heavy_time});
     if (each == most || time < best) {
       best = time;
       plan.light_items = each;
       plan.heavy_items = others;
       plan.h_every = beside ? kBetween : 0;
+      plan.h_first = beside ? kUntilS : 0;
     }
     if (each == 0) return best;
   }
@@ -95,24 +105,28 @@ double share_items(HopperPlan& plan, int parts, std::int64_t k_blocks) {
 
 HopperPlan plan_hopper(std::int64_t m, std::int64_t n, std::int64_t k, std::int64_t rank,
                        const DeviceFacts& facts) {
+  return plan_hopper(m, {&n, 1}, k, rank, facts, false);
+}
+
+HopperPlan plan_hopper(std::int64_t m, std::span<const std::int64_t> widths, std::int64_t k,
+                       std::int64_t rank, const DeviceFacts& facts, bool masked) {
   const auto time_of = [](const HopperPlan& plan) {
     return static_cast<double>(divide_up(plan.tiles(), plan.clusters)) * tile_time(plan.tile_n);
   };
-  HopperPlan plan = divided(256, m, n, rank, facts);
+  HopperPlan plan = divided(256, m, widths, rank, facts);
   for (const int tile_n : {128, 64}) {
-    const HopperPlan narrow = divided(tile_n, m, n, rank, facts);
+    const HopperPlan narrow = divided(tile_n, m, widths, rank, facts);
     // A narrower tile has no registers for a wider h.
     if (narrow.rank_class <= tile_n && time_of(narrow) < time_of(plan)) plan = narrow;
   }
   if (rank == 0) return plan;
   const std::int64_t k_blocks = divide_up(k, kTileK);
   HopperPlan best = plan;
-  double best_time = share_items(best, 1, k_blocks);
-  for (const int parts : {2, 4}) {
+  double best_time = share_items(best, 1, k_blocks, masked);
+  for (const int parts : {2, 3, 4}) {
     if (k_blocks < 8 * parts) break;
-    if (parts > 2 && plan.rank_class > 16) break;  // adding them up would take too long
     HopperPlan other = plan;
-    const double time = share_items(other, parts, k_blocks);
+    const double time = share_items(other, parts, k_blocks, masked);
     if (time < best_time) {
       best_time = time;
       best = other;
@@ -121,35 +135,94 @@ HopperPlan plan_hopper(std::int64_t m, std::int64_t n, std::int64_t k, std::int6
   return best;
 }
 
-HopperOuterPlan plan_hopper_outer(const HopperPlan& plan, std::int64_t k,
-                                  std::int64_t column_blocks) {
-  HopperOuterPlan outer;
-  if (plan.tile_n != 256 || plan.rank_class != 16 || column_blocks == 0) return outer;
-  if (plan.h_every > 0) return outer;  // one kind of unit beside a tile
-  const std::int64_t steps = divide_up(k, kTileK);
-  outer.units = column_blocks * plan.tile_rows;
-  const std::int64_t each = divide_up(outer.units, plan.clusters);
-  // The first tile of a cluster goes without: h has to be there.
-  const std::int64_t tiles = plan.tiles() / plan.clusters - 1;
-  // A cluster without a unit would have none to add to the sum of a column block.
-  if (tiles < 1 || outer.units < plan.clusters) return outer;
-  // The kernel counts in 32 bits.
-  if ((outer.units + 1) * plan.clusters >= std::int64_t{1} << 31) return outer;
-  outer.segments = 2 * (divide_up(plan.tile_rows * plan.clusters, outer.units) + 1);
-  for (int every = 16; every >= 2; --every) {
-    if (tiles * ((steps - 1) / every) < each) continue;
-    outer.every = every;
-    break;
+std::int64_t hopper_ranks(std::span<const Term> terms) {
+  std::int64_t columns = 0;
+  for (const Term& term : terms) {
+    if (term.pair.present()) columns = divide_up(columns, 16) * 16 + term.pair.rank();
   }
-  return outer;
+  return columns;
+}
+
+HopperPlan plan_hopper(std::span<const Term> terms, const DeviceFacts& facts) {
+  std::array<std::int64_t, kMostLayers> widths{};
+  for (std::size_t i = 0; i < terms.size(); ++i) widths[i] = terms[i].y.dim(1);
+  return plan_hopper(terms[0].x.dim(0), {widths.data(), terms.size()}, terms[0].x.dim(1),
+                     hopper_ranks(terms), facts, drops(terms[0]));
+}
+
+std::size_t hopper_takes_together(std::span<const Term> terms) {
+  const Term& first = terms[0];
+  std::size_t count = 1;
+  for (; count < std::min(terms.size(), kMostLayers); ++count) {
+    const Term& term = terms[count];
+    if (!first.outer_products.empty() || !term.outer_products.empty()) break;
+    if (!(term.x == first.x) || term.multiply != first.multiply) break;
+    if (drops(first) || drops(term)) break;  // each has masks of its own
+    if (takes_tensor_map(term.w) != takes_tensor_map(first.w)) break;
+    if (hopper_ranks(terms.first(count + 1)) > kMaxLoraRank) break;
+  }
+  return count;
+}
+
+HopperOuterPlan plan_hopper_outer(const HopperPlan& plan, std::int64_t k,
+                                  std::span<const HopperOuterShape> products) {
+  HopperOuterPlan outer;
+  if (plan.tile_n == 64 || plan.rank_class != 16 || products.empty()) return outer;
+  const std::int64_t steps = divide_up(k, kTileK);
+  const std::int64_t least_tiles = plan.tiles() / plan.clusters;  // of a light cluster
+  // Clusters without a tile have none to put units beside.
+  const std::int64_t workers =
+      least_tiles > 0 ? plan.clusters : plan.clusters - plan.light_clusters;
+  outer.unit_cols = plan.tile_n == 256 ? 128 : 64;
+  std::int64_t given = 0, made = 0;  // units of a cluster
+  for (std::size_t i = 0; i < products.size(); ++i) {
+    outer.order[i] = products.size() == 2 && products[0].of_h ? 1 - i : i;
+    const std::int64_t blocks = divide_up(products[i].cols, outer.unit_cols);
+    outer.column_blocks += blocks;
+    outer.units[i] = blocks * plan.tile_rows;
+    outer.workers[i] = std::min(workers, outer.units[i]);
+    // The kernel counts in 32 bits.
+    if ((outer.units[i] + 1) * plan.clusters >= std::int64_t{1} << 31) return {};
+    (products[i].of_h ? made : given) += divide_up(outer.units[i], outer.workers[i]);
+    outer.segments = std::max(
+        outer.segments, 2 * (divide_up(plan.tile_rows * outer.workers[i], outer.units[i]) + 1));
+  }
+  outer.late = least_tiles <= 1;
+  if (outer.late && plan.h_every > 0) return {};  // one kind of unit beside a tile
+  outer.first = plan.tile_n == 256 ? kUntilCopies : 2 * kUntilCopies;
+  const std::int64_t at_end = outer.late ? 2 * made : 0;
+  if (at_end >= steps) return {};
+  // First tiles are left alone where the others have time enough: h is late beside them.
+  for (const bool in_first : {false, true}) {
+    for (int every = 16; every >= 2; --every) {
+      outer.of_tile = (steps - 1) / every;
+      outer.of_first_tile = !in_first || plan.h_every > 0 || steps - at_end <= outer.first
+                                ? 0
+                                : (steps - at_end - 1 - outer.first) / every + 1;
+      const std::int64_t rest =
+          given - std::min(given, outer.of_first_tile) + (outer.late ? 0 : made);
+      const std::int64_t later = outer.late ? 0 : (least_tiles - 1) * outer.of_tile;
+      if (rest > later) continue;
+      outer.every = every;
+      return outer;
+    }
+  }
+  return {};
+}
+
+std::vector<HopperOuterShape> outer_shapes(const Term& term) {
+  std::vector<HopperOuterShape> shapes;
+  for (const OuterProduct& each : term.outer_products) {
+    shapes.push_back({each.matrix.dim(1), !each.coefficients.present()});
+  }
+  return shapes;
 }
 
 bool hopper_makes_outer(const Term& term, const DeviceFacts& facts) {
   const auto& outer = term.outer_products;
   if (outer.empty() || outer.size() > 2 || !term.pair.present()) return false;
-  if (takes_tensor_map(term.w) == false)
-    return false;  // a forward product: its kernel has no units
-  std::int64_t column_blocks = 0;
+  // A forward product's kernel has no units.
+  if (!takes_tensor_map(term.w) || term.bias.present()) return false;
   for (const OuterProduct& each : outer) {
     // By the masks that the tiles are masked by, and of the first one.
     const bool known = each.dropout == term.pair.output_dropout && &each == &outer.front();
@@ -157,11 +230,11 @@ bool hopper_makes_outer(const Term& term, const DeviceFacts& facts) {
     if (each.matrix.dtype() != term.multiply) return false;
     if (!takes_tensor_map(each.matrix)) return false;
     if (!each.coefficients.present() && term.pair.scaling == 0.0f) return false;
-    column_blocks += divide_up(each.matrix.dim(1), kOuterCols);
   }
-  const std::int64_t m = term.x.dim(0), k = term.w.dim(0), n = term.w.dim(1);
-  return plan_hopper_outer(plan_hopper(m, n, k, term.pair.rank(), facts), k, column_blocks).every >
-         0;
+  const HopperOuterPlan plan =
+      plan_hopper_outer(plan_hopper({&term, 1}, facts), term.w.dim(0), outer_shapes(term));
+  // Beside narrow tiles there is no kernel with masks.
+  return plan.every > 0 && (!drops(term) || plan.unit_cols == 128);
 }
 
 namespace {
@@ -172,13 +245,13 @@ namespace {
 Support takes_dropout(const Term& term, const DeviceFacts& facts) {
   const LowRank& pair = term.pair;
   const bool drops_x = pair.input_dropout != nullptr, drops_y = pair.output_dropout != nullptr;
-  if (!drops_x && !drops_y) return {};
+  if (!drops(term)) return {};
   if (drops_x && drops_y) return Support::no("dropout on both sides");
   if (takes_tensor_map(term.w) != drops_y) return Support::no("dropout: the order of w");
+  if (drops_y && term.bias.present()) return Support::no("dropout and a bias");
   const std::int64_t columns = drops_x ? term.x.dim(1) : term.y.dim(1);
   if (columns % 8 != 0) return Support::no("dropout: masks are made in eights of a row");
-  const HopperPlan plan =
-      plan_hopper(term.x.dim(0), term.w.dim(1), term.w.dim(0), pair.rank(), facts);
+  const HopperPlan plan = plan_hopper({&term, 1}, facts);
   if (plan.rank_class > 16) return Support::no("dropout with a rank above 16");
   if (plan.tile_n < 128) return Support::no("dropout with few tiles");
   return {};
@@ -189,6 +262,7 @@ Support takes_dropout(const Term& term, const DeviceFacts& facts) {
 Support hopper_takes(const Term& term, const DeviceFacts& facts) {
   if (facts.major != 9 || facts.minor != 0) return Support::no("not Hopper");
   if (facts.shared_bytes < kSharedBytes) return Support::no("too little shared memory");
+  if (facts.clusters < 1) return Support::no("no two blocks side by side");
   if (!term.w.present() || !term.y.present()) return Support::no("no base product");
   if (term.accumulate) return Support::no("y is added to");
   const DType dtype = term.multiply;

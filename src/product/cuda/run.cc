@@ -1,4 +1,5 @@
-// From terms to kernels: one path a term, one block of workspace a call.
+// From terms to kernels: one path a term, one launch for those that go together, one block of
+// workspace a call.
 
 #include <algorithm>
 
@@ -52,7 +53,7 @@ struct HopperTerms {
       use_h(nullptr);
       rest_bytes = ampere_workspace(outer, facts);
     }
-    if (!few) rest_bytes = std::max(rest_bytes, hopper_workspace_bytes(tiles, facts));
+    if (!few) rest_bytes = std::max(rest_bytes, hopper_workspace_bytes({&tiles, 1}, facts));
   }
 
   std::size_t bytes() const { return h_bytes + rest_bytes; }
@@ -97,10 +98,17 @@ std::vector<Term> parted(std::span<const Term> terms, const DeviceFacts& facts) 
   return parts;
 }
 
+// Terms that run together, on one path.
+struct Job {
+  Path path;
+  std::size_t first, count;
+};
+
 struct Plan {
   std::span<const Term> terms;  // as they are run: those that were given, or others in their place
-  TensorView summed;            // absent: every term writes its own y
-  std::size_t sum_bytes = 0, term_bytes = 0;
+  std::vector<Job> jobs;
+  TensorView summed;  // absent: every term writes its own y
+  std::size_t sum_bytes = 0, job_bytes = 0;
 
   Plan(std::span<const Term> all, const DeviceFacts& facts)
       : terms(all), summed(summed_output(all)) {
@@ -117,7 +125,20 @@ struct Plan {
       others_ = parted(all, facts);
       terms = others_;
     }
-    for (const Term& term : terms) term_bytes = std::max(term_bytes, bytes_of(term, facts));
+    for (std::size_t i = 0; i < terms.size(); i += jobs.back().count) {
+      const Path path = path_of(terms[i], facts);
+      std::size_t count = 1;
+      if (path == Path::kHopper) {
+        while (i + count < terms.size() && path_of(terms[i + count], facts) == path) ++count;
+        count = hopper_takes_together(terms.subspan(i, count));
+      }
+      jobs.push_back({path, i, count});
+      job_bytes = std::max(job_bytes, bytes_of(jobs.back(), facts));
+    }
+  }
+
+  std::span<const Term> terms_of(const Job& job) const {
+    return terms.subspan(job.first, job.count);
   }
 
   Plan(const Plan&) = delete;
@@ -130,8 +151,10 @@ struct Plan {
     }
   }
 
-  static std::size_t bytes_of(const Term& term, const DeviceFacts& facts) {
-    switch (path_of(term, facts)) {
+ private:
+  std::size_t bytes_of(const Job& job, const DeviceFacts& facts) const {
+    const Term& term = terms[job.first];
+    switch (job.path) {
       case Path::kSmall:
         return small_bytes(term, facts);
       case Path::kFewRows:
@@ -140,7 +163,8 @@ struct Plan {
         return few_floats_bytes(term);
       case Path::kHopperRows:
       case Path::kHopper:
-        return HopperTerms(term, facts).bytes();
+        return job.count > 1 ? hopper_workspace_bytes(terms_of(job), facts)
+                             : HopperTerms(term, facts).bytes();
       case Path::kAmpere:
         return ampere_workspace(term, facts);
       case Path::kGeneral:
@@ -149,7 +173,6 @@ struct Plan {
     return general_bytes(term, facts);
   }
 
- private:
   std::vector<Term> others_;
   std::vector<Term*> added_;  // of them, to one sum
 };
@@ -160,15 +183,17 @@ void run_on_hopper(const char* op, const Call& call, const Term& term, std::byte
   if (terms.few) {
     run_hopper_rows(op, call, terms.tiles);
   } else {
-    run_hopper(op, call, terms.tiles, workspace + terms.h_bytes);
+    run_hopper(op, call, {&terms.tiles, 1}, workspace + terms.h_bytes);
   }
   if (!terms.outer.outer_products.empty()) {
     run_ampere(call, terms.outer, workspace + terms.h_bytes);
   }
 }
 
-void run_term(const char* op, const Call& call, const Term& term, std::byte* workspace) {
-  switch (path_of(term, call.facts())) {
+void run_job(const char* op, const Call& call, Path path, std::span<const Term> terms,
+             std::byte* workspace) {
+  const Term& term = terms[0];
+  switch (path) {
     case Path::kSmall:
       return run_small(call, term, workspace);
     case Path::kFewRows:
@@ -177,6 +202,7 @@ void run_term(const char* op, const Call& call, const Term& term, std::byte* wor
       return run_few_floats(call, term, workspace);
     case Path::kHopperRows:
     case Path::kHopper:
+      if (terms.size() > 1) return run_hopper(op, call, terms, workspace);
       return run_on_hopper(op, call, term, workspace);
     case Path::kAmpere:
       return run_ampere(call, term, workspace);
@@ -242,9 +268,11 @@ const char* path_name(const Term& term, const DeviceFacts& facts) {
 void run(const char* op, Context& context, std::span<const Term> terms) {
   Call call(op, context);
   Plan plan(terms, call.facts());
-  std::byte* const workspace = call.workspace(plan.sum_bytes + plan.term_bytes);
+  std::byte* const workspace = call.workspace(plan.sum_bytes + plan.job_bytes);
   if (plan.summed.present()) plan.aim(workspace);
-  for (const Term& term : plan.terms) run_term(op, call, term, workspace + plan.sum_bytes);
+  for (const Job& job : plan.jobs) {
+    run_job(op, call, job.path, plan.terms_of(job), workspace + plan.sum_bytes);
+  }
   if (plan.summed.present()) {
     sum_partials(call, reinterpret_cast<const float*>(workspace), 1, {}, false, plan.summed);
   }
@@ -253,7 +281,7 @@ void run(const char* op, Context& context, std::span<const Term> terms) {
 std::size_t scratch_bytes(std::span<const Term> terms) {
   if (terms.empty()) return 0;
   const Plan plan(terms, facts_of(terms.front().x.device().index));
-  return plan.sum_bytes + plan.term_bytes;
+  return plan.sum_bytes + plan.job_bytes;
 }
 
 }  // namespace graft::cuda
