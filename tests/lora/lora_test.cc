@@ -216,13 +216,6 @@ const std::vector<std::array<int, 4>> kShapes = {
     {4, 12, 9, 255},
     {150, 70, 130, 5},
     {57, 23, 64, 33},
-    // Rows in eights of elements: a few, more, and more than one tile of them on a GPU; odd
-    // columns.
-    {7, 456, 248, 64},
-    {24, 200, 131, 13},
-    {64, 584, 136, 16},
-    {100, 392, 264, 33},
-    {140, 72, 200, 24},
     // Several chunks, and rows whose outer products are made late.
     {417, 40, 101, 20},
     {620, 25, 34, 12}};
