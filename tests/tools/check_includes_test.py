@@ -53,6 +53,11 @@ class CheckIncludes(unittest.TestCase):
         self.assertEqual(1, len(self.faults_of("apps/graft/main.cc",
                                                '#include "benchmarks/graft_bench/timing.h"\n')))
 
+    def test_lets_the_benchmark_of_cuda_alone_look_inside(self):
+        line = '#include "lora/cpu.h"\n'
+        self.assertEqual([], self.faults_of("benchmarks/cuda/run.cc", line))
+        self.assertEqual(1, len(self.faults_of("benchmarks/graft_bench/run.cc", line)))
+
     def test_finds_a_room_that_includes_a_host(self):
         self.assertEqual(1, len(self.faults_of("src/lora/lora.cc", '#include "graft/mlx/lora.h"\n')))
 

@@ -47,7 +47,7 @@ class PlantedFaults(unittest.TestCase):
                 program = test.partition(":")[0]
                 room = program.removesuffix("_test")
                 self.assertTrue((root / "tests/apps/graft" / program).is_file() or
-                                f"graft_test({program}" in cmake or f"room_test({room})" in cmake or
+                                f"graft_test({program}" in cmake or f"room_test({room}" in cmake or
                                 f" {program})" in cmake or f"name {program} " in cmake, test)
 
 
