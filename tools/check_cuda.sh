@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Builds the CUDA back-end and the MLX host on top of it, with their tests and benchmarks, for every
-# architecture there are kernels for; reads what ptxas says of them; holds figures and tables to the kernels they are of; and runs what needs
-# no GPU. With a GPU the tests of the kernels run too.
+# architecture there are kernels for; reads what ptxas says of them; holds figures and tables to the
+# kernels they are of; and runs what needs no GPU. With a GPU the tests of the kernels run too.
 #
 #   tools/check_cuda.sh BUILD_FOLDER [CMAKE OPTION...]
 #
@@ -27,7 +27,8 @@ elif ((status != 0)); then
   exit "$status"
 fi
 cmake -S . -B "$build_dir" -G Ninja -DGRAFT_CUDA=ON -DGRAFT_MLX=$host -DGRAFT_APPS=OFF \
-  -DMLX_ROOT="$PWD/.deps/mlx-cuda" -DGRAFT_TESTS=ON -DGRAFT_WERROR=ON "-DCMAKE_CUDA_FLAGS=-Xptxas=-v" "$@" > /dev/null
+  -DMLX_ROOT="$PWD/.deps/mlx-cuda" -DGRAFT_TESTS=ON -DGRAFT_WERROR=ON \
+  "-DCMAKE_CUDA_FLAGS=-Xptxas=-v" "$@" > /dev/null
 # The report is of what is compiled, so that all is compiled anew; what ccache has comes with its report.
 log="$build_dir/compile.log"
 cmake --build "$build_dir" --target clean > /dev/null

@@ -125,20 +125,6 @@ struct Launches {
   }
 };
 
-// The bias and y of a kernel's arguments.
-template <class Args>
-void set_output(Args& args, const Term& term) {
-  if (term.bias.present()) {
-    args.bias = term.bias.data();
-    args.bias_stride = term.bias.stride(0);
-    args.bias_type = term.bias.dtype();
-  }
-  args.y = term.y.mutable_data();
-  args.y_stride = term.y.stride(0);
-  args.y_float = term.y.dtype() == DType::kFloat32;
-  args.accumulate = term.accumulate;
-}
-
 template <class T>
 void (*tile_kernel(Way way, int tile_n))(TileArgs) {
   using Wide = TileShape<256, 64, 3>;

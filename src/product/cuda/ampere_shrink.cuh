@@ -251,7 +251,7 @@ struct FinishRowsArgs {
   std::int64_t m = 0, n = 0;
   const void* bias = nullptr;
   std::int64_t bias_stride = 0;
-  DType bias_type = DType::kFloat32;
+  DType bias_dtype = DType::kFloat32;
   void* y = nullptr;
   std::int64_t y_stride = 0;
   bool y_float = false, accumulate = false;
@@ -268,7 +268,7 @@ __global__ void __launch_bounds__(256) finish_rows(const __grid_constant__ Finis
   const std::int64_t row0 = std::int64_t{blockIdx.y} * kFinishRows;
   if (n >= a.n) return;
   const float bias =
-      a.bias == nullptr ? 0.0f : load_element(a.bias, a.bias_type, n * a.bias_stride);
+      a.bias == nullptr ? 0.0f : load_element(a.bias, a.bias_dtype, n * a.bias_stride);
   float sums[kFinishRows] = {};
 #pragma unroll 4
   for (int part = 0; part < a.count; ++part) {

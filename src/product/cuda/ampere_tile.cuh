@@ -59,7 +59,7 @@ struct TileArgs {
   DropoutArgs mask;  ///< On what the pair adds.
   const void* bias = nullptr;
   std::int64_t bias_stride = 0;
-  DType bias_type = DType::kFloat32;
+  DType bias_dtype = DType::kFloat32;
   void* y = nullptr;
   std::int64_t y_stride = 0;
   bool y_float = false;    ///< float32, or the multiply type.
@@ -497,7 +497,7 @@ struct TileProduct {
     const int warp = static_cast<int>(threadIdx.x) / 32, lane = static_cast<int>(threadIdx.x) % 32;
     if (threadIdx.x < Shape::kN) {
       const std::int64_t col = min(place_of(tile).col0 + threadIdx.x, a.n - 1);
-      staged[threadIdx.x] = load_element(a.bias, a.bias_type, col * a.bias_stride);
+      staged[threadIdx.x] = load_element(a.bias, a.bias_dtype, col * a.bias_stride);
     }
     __syncthreads();
 #pragma unroll

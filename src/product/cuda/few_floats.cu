@@ -203,10 +203,7 @@ void run_few_floats(const Call& call, const Term& term, std::byte* workspace) {
   args.m = static_cast<int>(term.x.dim(0)), args.k = term.x.dim(1), args.n = term.y.dim(1);
   args.y = term.y.mutable_data_as<float>(), args.y_stride = term.y.stride(0);
   args.accumulate = term.accumulate;
-  if (term.bias.present()) {
-    args.bias = term.bias.data(), args.bias_stride = term.bias.stride(0);
-    args.bias_dtype = term.bias.dtype();
-  }
+  set_bias(args, term.bias);
   if (pair.present()) {
     args.rank = static_cast<int>(pair.rank());
     args.scaled = reinterpret_cast<const float*>(workspace);

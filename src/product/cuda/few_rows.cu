@@ -33,7 +33,7 @@ struct FewArgs {
   DropoutArgs mask;               ///< On what the pair adds.
   const void* bias = nullptr;
   std::int64_t bias_stride = 0;
-  DType bias_type = DType::kFloat32;
+  DType bias_dtype = DType::kFloat32;
   void* y = nullptr;
   std::int64_t y_stride = 0;
   bool y_float = false, accumulate = false;
@@ -124,7 +124,7 @@ __global__ void __launch_bounds__(kRowShrinkThreads)
 /// bias, y += and the rounding of element (row, n) of y.
 template <class T>
 __device__ __forceinline__ void store_few(const FewArgs& a, int row, std::int64_t n, float value) {
-  if (a.bias != nullptr) value += load_element(a.bias, a.bias_type, n * a.bias_stride);
+  if (a.bias != nullptr) value += load_element(a.bias, a.bias_dtype, n * a.bias_stride);
   const std::int64_t at = row * a.y_stride + n;
   if (a.y_float) {
     float* y = static_cast<float*>(a.y) + at;
@@ -309,15 +309,7 @@ void run_typed(const Call& call, const Term& term, std::byte* workspace) {
     how.overlaps = overlaps;
     call.launch(how, row_shrink<T>, shrink);
   }
-  if (term.bias.present()) {
-    args.bias = term.bias.data();
-    args.bias_stride = term.bias.stride(0);
-    args.bias_type = term.bias.dtype();
-  }
-  args.y = term.y.mutable_data();
-  args.y_stride = term.y.stride(0);
-  args.y_float = term.y.dtype() == DType::kFloat32;
-  args.accumulate = term.accumulate;
+  set_output(args, term);
   const int outputs = args.m == 1 ? 8 : kFewOutputs;
   Launch how;
   how.grid = static_cast<unsigned>((args.n + outputs - 1) / outputs);

@@ -216,10 +216,7 @@ void run_tiles(const Call& call, const Term& term, const ConstTensorView& h, flo
     args.out = partials_of(partials, args.rows, args.cols);
   } else {
     args.out = output_of(term.y, term.accumulate);
-    if (term.bias.present()) {
-      args.bias = term.bias.data(), args.bias_stride = term.bias.stride(0);
-      args.bias_dtype = term.bias.dtype();
-    }
+    set_bias(args, term.bias);
   }
   launch_tiles(call, {.grid = cut.grid(), .block = kTileThreads},
                tile_size(term, call.facts()) == kSmallTile, args);
@@ -270,9 +267,7 @@ void sum_partials(const Call& call, const float* partials, int splits, const Con
   SumArgs args{};
   args.partials = partials;
   args.rows = out.dim(0), args.cols = out.dim(1), args.splits = splits;
-  if (bias.present()) {
-    args.bias = bias.data(), args.bias_stride = bias.stride(0), args.bias_dtype = bias.dtype();
-  }
+  set_bias(args, bias);
   args.out = output_of(out, accumulate);
   const std::int64_t blocks = args.rows * ceil_div(args.cols, kSumRun);
   call.launch({.grid = static_cast<unsigned>(blocks), .block = kSumThreads}, sum_kernel, args);

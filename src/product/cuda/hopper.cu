@@ -298,11 +298,7 @@ void run_as(const char* op, const Call& call, std::span<const Term> terms, std::
     layer.rank = static_cast<int>(of.pair.rank());
     layer.scaling = of.pair.scaling;
     layer.h_out = of.pair.h.present() ? of.pair.h.mutable_data_as<float>() : nullptr;
-    if (of.bias.present()) {
-      layer.bias = of.bias.data();
-      layer.bias_stride = of.bias.stride(0);
-      layer.bias_dtype = of.bias.dtype();
-    }
+    set_bias(layer, of.bias);
     first_column += (layer.n + plan.tile_n - 1) / plan.tile_n;
     first_rank += (layer.rank + 15) / 16 * 16;
   }

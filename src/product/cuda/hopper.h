@@ -96,6 +96,10 @@ std::vector<HopperOuterShape> outer_shapes(const Term& term);
 /// If not, run_hopper leaves them to its caller; what it takes is not affected.
 bool hopper_makes_outer(const Term& term, const DeviceFacts& facts);
 
+/// Whether a term's base product is one for Hopper at all: on such a device, all of one 16-bit
+/// type, x and W as TMA takes them; "no" says why.
+Support suits_hopper(const Term& term, const DeviceFacts& facts);
+
 /// Whether run_hopper takes such a term on such a device; "no" says why. Looks at no data, only at
 /// where it lies.
 Support hopper_takes(const Term& term, const DeviceFacts& facts);

@@ -259,10 +259,9 @@ Support takes_dropout(const Term& term, const DeviceFacts& facts) {
 
 }  // namespace
 
-Support hopper_takes(const Term& term, const DeviceFacts& facts) {
+Support suits_hopper(const Term& term, const DeviceFacts& facts) {
   if (facts.major != 9 || facts.minor != 0) return Support::no("not Hopper");
   if (facts.shared_bytes < kSharedBytes) return Support::no("too little shared memory");
-  if (facts.clusters < 1) return Support::no("no two blocks side by side");
   if (!term.w.present() || !term.y.present()) return Support::no("no base product");
   if (term.accumulate) return Support::no("y is added to");
   const DType dtype = term.multiply;
@@ -273,12 +272,18 @@ Support hopper_takes(const Term& term, const DeviceFacts& facts) {
     return Support::no("x, w and y are not all of one 16-bit type");
   }
   if (!takes_tensor_map(term.x)) return Support::no("x: TMA needs dense rows at 16 bytes");
-  if (!takes_tensor_map(term.y)) return Support::no("y: TMA needs dense rows at 16 bytes");
-  // Loads end with the last element of a row; stores end with its 16 bytes.
-  if (term.y.dim(1) % 8 != 0) return Support::no("y: TMA stores whole 16 bytes");
   if (!takes_tensor_map(term.w) && !takes_tensor_map(term.w.transposed())) {
     return Support::no("w: TMA needs dense rows at 16 bytes, of itself or its transpose");
   }
+  return {};
+}
+
+Support hopper_takes(const Term& term, const DeviceFacts& facts) {
+  if (Support suits = suits_hopper(term, facts); !suits) return suits;
+  if (facts.clusters < 1) return Support::no("no two blocks side by side");
+  if (!takes_tensor_map(term.y)) return Support::no("y: TMA needs dense rows at 16 bytes");
+  // Loads end with the last element of a row; stores end with its 16 bytes.
+  if (term.y.dim(1) % 8 != 0) return Support::no("y: TMA stores whole 16 bytes");
   if (!term.pair.present()) return {};
   if (term.pair.rank() < 1 || term.pair.rank() > kMaxLoraRank) return Support::no("rank");
   constexpr std::int64_t kMostFeatures = std::int64_t{1} << 26;  // copies are counted in 32 bits

@@ -287,11 +287,7 @@ void run_as(const char* op, const Call& call, const Term& term) {
     args.expand = operand_of(pair.expand, 1, 0, term.multiply);
     if (pair.h.present()) args.h = pair.h.mutable_data_as<float>();
   }
-  if (term.bias.present()) {
-    args.bias = term.bias.data();
-    args.bias_stride = term.bias.stride(0);
-    args.bias_dtype = term.bias.dtype();
-  }
+  set_bias(args, term.bias);
   args.y = term.y.mutable_data();
   args.y_stride = term.y.stride(0);
   args.pairs = n % 2 == 0 && (m == 1 || args.y_stride % 2 == 0) &&

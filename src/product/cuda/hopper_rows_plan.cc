@@ -2,7 +2,7 @@
 #include <cstdint>
 #include <string>
 
-#include "backend/cuda/tensor_map.h"
+#include "product/cuda/hopper.h"
 #include "product/cuda/hopper_rows.h"
 
 namespace graft::cuda {
@@ -49,27 +49,13 @@ HopperRowsPlan plan_hopper_rows(std::int64_t m, std::int64_t n, std::int64_t k, 
 }
 
 Support hopper_rows_takes(const Term& term, const DeviceFacts& facts) {
-  if (facts.major != 9 || facts.minor != 0) return Support::no("not Hopper");
-  if (facts.shared_bytes < kSharedBytes) return Support::no("too little shared memory");
-  if (!term.w.present() || !term.y.present()) return Support::no("no base product");
+  if (Support suits = suits_hopper(term, facts); !suits) return suits;
   const std::int64_t m = term.x.dim(0);
   if (m < 1 || m > kMostHopperRows) return Support::no(std::to_string(m) + " rows");
-  if (term.accumulate) return Support::no("y is added to");
-  const DType dtype = term.multiply;
-  if (dtype != DType::kFloat16 && dtype != DType::kBFloat16) {
-    return Support::no("not multiplied in 16 bits");
-  }
-  if (term.x.dtype() != dtype || term.w.dtype() != dtype || term.y.dtype() != dtype) {
-    return Support::no("x, w and y are not all of one 16-bit type");
-  }
   if (term.y.dim(1) == 0) return Support::no("no columns");
-  if (!takes_tensor_map(term.x)) return Support::no("x: TMA needs dense rows at 16 bytes");
-  if (!takes_tensor_map(term.w) && !takes_tensor_map(term.w.transposed())) {
-    return Support::no("w: TMA needs dense rows at 16 bytes, of itself or its transpose");
-  }
   if (!term.pair.present()) return {};
   const auto readable = [&](const ConstTensorView& view) {
-    return view.dtype() == dtype || view.dtype() == DType::kFloat32;
+    return view.dtype() == term.multiply || view.dtype() == DType::kFloat32;
   };
   if (!readable(term.pair.shrink) || !readable(term.pair.expand)) {
     return Support::no("A and B are neither of x's type nor float32");

@@ -54,6 +54,25 @@ struct Term {
   std::vector<OuterProduct> outer_products;
 };
 
+/// Puts a bias, if there is one, into a kernel's arguments.
+template <class Args>
+void set_bias(Args& args, const ConstTensorView& bias) {
+  if (!bias.present()) return;
+  args.bias = bias.data();
+  args.bias_stride = bias.stride(0);
+  args.bias_dtype = bias.dtype();
+}
+
+/// The same with y, for kernels that write it in either of its types or add to it.
+template <class Args>
+void set_output(Args& args, const Term& term) {
+  set_bias(args, term.bias);
+  args.y = term.y.mutable_data();
+  args.y_stride = term.y.stride(0);
+  args.y_float = term.y.dtype() == DType::kFloat32;
+  args.accumulate = term.accumulate;
+}
+
 /// Runs the terms one after another. `reaches` and shapes have been checked.
 void run(const char* op, Context& context, std::span<const Term> terms);
 

@@ -211,10 +211,6 @@ void run_job(const char* op, const Call& call, Path path, std::span<const Term> 
   }
 }
 
-}  // namespace
-
-namespace {
-
 // hopper's tiles are better from two of its row blocks on, and where these would go round the
 // device more than once.
 bool prefers_hopper_rows(const Term& term, const DeviceFacts& facts) {
