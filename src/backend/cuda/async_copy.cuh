@@ -2,23 +2,16 @@
 
 #include <cstdint>
 
+#include "backend/cuda/ptx.cuh"
+
 // Copies to shared memory that a thread waits for later, and messages between the blocks of a
 // cluster, each a PTX instruction or two.
 
 namespace graft::cuda {
 
-__device__ inline std::uint32_t shared_address(const void* pointer) {
-  return static_cast<std::uint32_t>(__cvta_generic_to_shared(pointer));
-}
-
 /// Copies 16 bytes to shared memory, past the first-level cache.
 __device__ inline void copy_pack(std::uint32_t to, const void* from) {
   asm volatile("cp.async.cg.shared.global [%0], [%1], 16;\n" ::"r"(to), "l"(from) : "memory");
-}
-
-/// Brings 16 bytes as far as the second-level cache.
-__device__ inline void prefetch_pack(const void* from) {
-  asm volatile("prefetch.global.L2 [%0];\n" ::"l"(__cvta_generic_to_global(from)));
 }
 
 /// Zeros in 16 bytes of shared memory.
@@ -26,34 +19,9 @@ __device__ inline void clear_pack(std::uint32_t at) {
   asm volatile("st.shared.v4.b32 [%0], {%1, %1, %1, %1};\n" ::"r"(at), "r"(0) : "memory");
 }
 
-/// Ends a batch of the thread's copies.
-__device__ inline void commit_copies() { asm volatile("cp.async.commit_group;\n" ::: "memory"); }
-
-/// Until all of the thread's batches but the last `Left` have arrived.
-template <int Left>
-__device__ inline void wait_copies() {
-  asm volatile("cp.async.wait_group %0;\n" ::"n"(Left) : "memory");
-}
-
 /// Until all `threads` threads of barrier `index` (1 to 15; 0 is the block's) are here.
 __device__ inline void meet(int index, int threads) {
   asm volatile("bar.sync %0, %1;\n" ::"r"(index), "r"(threads) : "memory");
-}
-
-/// Until the kernel before in the stream is done, where this one may have started earlier.
-__device__ inline void wait_for_kernel_before() {
-#if __CUDA_ARCH__ >= 900
-  asm volatile("griddepcontrol.wait;\n" ::: "memory");
-#endif
-}
-
-/// Lets the kernel behind in the stream start where this one leaves room; it waits for this one's
-/// end before it reads or writes. Only after wait_for_kernel_before(), so that it waits for those
-/// before too.
-__device__ inline void let_next_kernel_start() {
-#if __CUDA_ARCH__ >= 900
-  asm volatile("griddepcontrol.launch_dependents;\n" ::: "memory");
-#endif
 }
 
 #if __CUDA_ARCH__ >= 900

@@ -44,6 +44,18 @@ struct alignas(sizeof(T) * N <= 16 ? sizeof(T) * N : 16) Pack {
 template <class T>
 inline constexpr int kPackSize = 16 / sizeof(T);
 
+/// An element of any type.
+__device__ inline float load_as_float(const void* data, DType dtype, std::int64_t index) {
+  switch (dtype) {
+    case DType::kFloat16:
+      return to_float(static_cast<const __half*>(data)[index]);
+    case DType::kBFloat16:
+      return to_float(static_cast<const __nv_bfloat16*>(data)[index]);
+    default:
+      return static_cast<const float*>(data)[index];
+  }
+}
+
 /// `with_type(dtype, [&]<class T>(std::type_identity<T>) { ... })` for the
 /// device type of a floating `dtype`.
 template <class Body>

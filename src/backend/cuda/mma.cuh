@@ -6,6 +6,8 @@
 #include <cstdint>
 #include <type_traits>
 
+#include "backend/cuda/ptx.cuh"
+
 // Matrix units and asynchronous copies of sm_80, one small function an instruction. A later GPU has
 // them all.
 //
@@ -53,11 +55,6 @@ __device__ __forceinline__ void mma_in_order(float (&d)[4], const std::uint32_t 
   }
 }
 
-/// The address of shared memory as instructions take it.
-__device__ __forceinline__ std::uint32_t shared_address(const void* pointer) {
-  return static_cast<std::uint32_t>(__cvta_generic_to_shared(pointer));
-}
-
 /// Four 8 × 8 matrices of 16-bit elements; lanes 8i to 8i + 7 give the rows' addresses of matrix i,
 /// and lane 4g + q gets elements (g, 2q) and (g, 2q + 1) of it in r[i].
 __device__ __forceinline__ void ldmatrix(std::uint32_t address, std::uint32_t& r0,
@@ -88,33 +85,6 @@ __device__ __forceinline__ void copy_async(std::uint32_t to, const void* source,
       "}" ::"r"(to),
       "l"(source), "r"(static_cast<unsigned>(exists))
       : "memory");
-}
-
-/// Ends a group of this thread's copies; an empty group counts too.
-__device__ __forceinline__ void copies_commit() {
-  asm volatile("cp.async.commit_group;" ::: "memory");
-}
-
-/// Until at most `Pending` of this thread's groups, the newest, are still on their way.
-template <int Pending>
-__device__ __forceinline__ void copies_wait() {
-  asm volatile("cp.async.wait_group %0;" ::"n"(Pending) : "memory");
-}
-
-/// Until the kernels before this one are done and their writes are seen: for launches that overlap.
-__device__ __forceinline__ void wait_for_earlier_kernels() {
-#if __CUDA_ARCH__ >= 900
-  asm volatile("griddepcontrol.wait;" ::: "memory");
-#endif
-}
-
-/// Lets the next kernel start, if it was launched to overlap: when all blocks of this one have come
-/// here, or ended. It waits itself before it touches memory. To be said after this kernel's own
-/// wait, so that what the next one may read early, weights, is older than both.
-__device__ __forceinline__ void let_next_kernel_start() {
-#if __CUDA_ARCH__ >= 900
-  asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
-#endif
 }
 
 /// A counter's value, before all that this thread reads after.

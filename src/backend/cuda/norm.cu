@@ -383,7 +383,7 @@ __device__ void pull_rows(const RowPlan& plan, const NormShape& shape, const Bac
         if (p.dsum.data == nullptr || !is_row) continue;
 #pragma unroll
         for (int k = 0; k < kPacks; ++k) {
-          if (flow.has(k)) prefetch_pack(p.dsum.row<const T>(row + r * step) + flow.column(k));
+          if (flow.has(k)) prefetch(p.dsum.row<const T>(row + r * step) + flow.column(k));
         }
       }
     }

@@ -225,14 +225,4 @@ __device__ inline void raise_release(std::uint32_t* flag) {
   asm volatile("red.release.gpu.global.add.u32 [%0], 1;" ::"l"(flag) : "memory");
 }
 
-/// For a kernel launched with Launch::overlaps: lets the next one start, as soon as all blocks have
-/// said so or ended.
-__device__ inline void let_kernel_after_start() {
-  asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
-}
-/// For a kernel launched with Launch::overlaps: until what came before is done and seen.
-__device__ inline void wait_for_kernel_before() {
-  asm volatile("griddepcontrol.wait;" ::: "memory");
-}
-
 }  // namespace graft::cuda

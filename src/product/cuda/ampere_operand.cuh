@@ -35,18 +35,6 @@ inline Operand operand_of(const ConstTensorView& view, int i, int k, DType multi
   return result;
 }
 
-/// An element of any type.
-__device__ inline float load_element(const void* data, DType dtype, std::int64_t index) {
-  switch (dtype) {
-    case DType::kFloat16:
-      return to_float(static_cast<const __half*>(data)[index]);
-    case DType::kBFloat16:
-      return to_float(static_cast<const __nv_bfloat16*>(data)[index]);
-    default:
-      return static_cast<const float*>(data)[index];
-  }
-}
-
 /// Eight elements that a thread carries to shared memory at once.
 template <class T>
 union Eight {

@@ -155,7 +155,7 @@ struct OuterBlock {
 template <class T>
 __global__ void __launch_bounds__(256, 2) outer(const __grid_constant__ OuterArgs args) {
   extern __shared__ __align__(128) unsigned char shared[];
-  wait_for_earlier_kernels();
+  wait_for_kernel_before();
   const bool second = blockIdx.x >= args.jobs[0].blocks;
   const OuterJob& a = args.jobs[second ? 1 : 0];
   unsigned rest = blockIdx.x - (second ? args.jobs[0].blocks : 0);
@@ -175,7 +175,7 @@ __global__ void __launch_bounds__(256, 2) outer(const __grid_constant__ OuterArg
   float carried[2][OuterBlock<T>::kCarried];
   for (int s = 0; s < kOuterStages - 1; ++s) {
     block.copy(block.row_begin + s * kOuterRows, s);
-    copies_commit();
+    commit_copies();
   }
   block.fetch(block.row_begin, carried[0]);
   block.fetch(block.row_begin + kOuterRows, carried[1]);
@@ -185,19 +185,19 @@ __global__ void __launch_bounds__(256, 2) outer(const __grid_constant__ OuterArg
     for (int buffer = 0; buffer < 2; ++buffer) {
       const std::int64_t row = row0 + buffer * kOuterRows;
       if (row >= block.row_end) break;
-      copies_wait<kOuterStages - 2>();
+      wait_copies<kOuterStages - 2>();
       if (a.dropout.any()) block.drop(row, stage, masks);
       block.store(buffer, carried[buffer]);
       __syncthreads();  // all see this stage, and are done with the one before
       block.copy(row + (kOuterStages - 1) * kOuterRows, free);
-      copies_commit();
+      commit_copies();
       block.fetch(row + 2 * kOuterRows, carried[buffer]);
       block.multiply(stage, buffer, sums);
       free = stage;
       stage = stage + 1 == kOuterStages ? 0 : stage + 1;
     }
   }
-  copies_wait<0>();
+  wait_copies<0>();
 
   const int warp = static_cast<int>(threadIdx.x) / 32, lane = static_cast<int>(threadIdx.x) % 32;
   const int g = lane / 4, q = lane % 4;
@@ -232,7 +232,7 @@ struct SumArgs {
 /// A template, as a header's kernels have to be; of no type.
 template <int kThreads>
 __global__ void __launch_bounds__(kThreads) sum_shares(const __grid_constant__ SumArgs args) {
-  wait_for_earlier_kernels();
+  wait_for_kernel_before();
   let_next_kernel_start();
   std::int64_t i = std::int64_t{blockIdx.x} * kThreads + threadIdx.x;
   const std::int64_t first = args.jobs[0].rank * args.jobs[0].cols;

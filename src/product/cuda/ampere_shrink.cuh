@@ -203,7 +203,7 @@ __device__ __noinline__ void shrink_unit(const ShrinkArgs& a, std::int64_t row0,
 template <class T>
 __global__ void __launch_bounds__(256) shrink(const __grid_constant__ ShrinkArgs a) {
   extern __shared__ __align__(128) unsigned char shared[];
-  wait_for_earlier_kernels();
+  wait_for_kernel_before();
   let_next_kernel_start();
   const int rows = a.few_blocks ? kShrinkUnitRows : kShrinkRows;
   for (std::int64_t row0 = std::int64_t{blockIdx.x} * rows; row0 < a.m;
@@ -228,7 +228,7 @@ struct FinishArgs {
 
 template <class T>
 __global__ void __launch_bounds__(256) finish(const __grid_constant__ FinishArgs a) {
-  wait_for_earlier_kernels();
+  wait_for_kernel_before();
   let_next_kernel_start();
   const std::int64_t size = a.m * a.ranks;
   for (std::int64_t i = std::int64_t{blockIdx.x} * 256 + threadIdx.x; i < size;
@@ -262,13 +262,13 @@ inline constexpr int kFinishRows = 2;
 
 template <class T>
 __global__ void __launch_bounds__(256) finish_rows(const __grid_constant__ FinishRowsArgs a) {
-  wait_for_earlier_kernels();
+  wait_for_kernel_before();
   let_next_kernel_start();
   const std::int64_t n = std::int64_t{blockIdx.x} * 256 + threadIdx.x;
   const std::int64_t row0 = std::int64_t{blockIdx.y} * kFinishRows;
   if (n >= a.n) return;
   const float bias =
-      a.bias == nullptr ? 0.0f : load_element(a.bias, a.bias_dtype, n * a.bias_stride);
+      a.bias == nullptr ? 0.0f : load_as_float(a.bias, a.bias_dtype, n * a.bias_stride);
   float sums[kFinishRows] = {};
 #pragma unroll 4
   for (int part = 0; part < a.count; ++part) {
@@ -305,7 +305,7 @@ struct PrepareArgs {
 
 template <class T>
 __global__ void __launch_bounds__(256) prepare(const __grid_constant__ PrepareArgs a) {
-  wait_for_earlier_kernels();
+  wait_for_kernel_before();
   let_next_kernel_start();
   const std::int64_t first = std::int64_t{blockIdx.x} * 256 + threadIdx.x;
   const std::int64_t step = std::int64_t{gridDim.x} * 256;
@@ -313,9 +313,9 @@ __global__ void __launch_bounds__(256) prepare(const __grid_constant__ PrepareAr
     for (std::int64_t i = first; i < a.ranks * a.padded_k; i += step) {
       const std::int64_t r = i / a.padded_k, k = i % a.padded_k;
       static_cast<T*>(a.packed_shrink)[i] = from_float<T>(
-          r < a.rank && k < a.k
-              ? load_element(a.shrink.data, a.shrink.dtype, r * a.shrink.outer + k * a.shrink.inner)
-              : 0.0f);
+          r < a.rank && k < a.k ? load_as_float(a.shrink.data, a.shrink.dtype,
+                                                r * a.shrink.outer + k * a.shrink.inner)
+                                : 0.0f);
     }
   }
   if (a.packed_expand != nullptr) {
@@ -323,9 +323,9 @@ __global__ void __launch_bounds__(256) prepare(const __grid_constant__ PrepareAr
       const std::int64_t r = a.expand_along_n ? i / a.padded_n : i % a.ranks;
       const std::int64_t n = a.expand_along_n ? i % a.padded_n : i / a.ranks;
       static_cast<T*>(a.packed_expand)[i] = from_float<T>(
-          r < a.rank && n < a.n
-              ? load_element(a.expand.data, a.expand.dtype, n * a.expand.outer + r * a.expand.inner)
-              : 0.0f);
+          r < a.rank && n < a.n ? load_as_float(a.expand.data, a.expand.dtype,
+                                                n * a.expand.outer + r * a.expand.inner)
+                                : 0.0f);
     }
   }
 }

@@ -310,7 +310,7 @@ struct TileProduct {
     if (step == steps && flows && fed + gridDim.x < a.tiles) feed(fed + gridDim.x, 1);
     const bool pair = step == pair_from;
     if (step < steps && (step == 0 || pair)) {
-      if (pair && a.h_late) wait_for_earlier_kernels();
+      if (pair && a.h_late) wait_for_kernel_before();
       const Place at = place_of(fed);
       const std::int64_t k = pair ? 0 : at.split * a.split_depth;
       const std::int64_t count = pair ? a.ranks : depth(at.split);
@@ -348,7 +348,7 @@ struct TileProduct {
     x.next_step(left);
     w.next_step(left);
     ++step;
-    copies_commit();
+    commit_copies();
   }
   __device__ __forceinline__ static int after(int stage) {
     return stage + Shape::kStageBytes == Shape::kSharedBytes ? 0 : stage + Shape::kStageBytes;
@@ -361,7 +361,7 @@ struct TileProduct {
   }
   /// Until the oldest step that is on its way has landed for all warps.
   __device__ __forceinline__ static void landed() {
-    copies_wait<kStages - 2>();
+    wait_copies<kStages - 2>();
     __syncthreads();
   }
 
@@ -438,7 +438,7 @@ struct TileProduct {
       load(now, 0, f[0]);
     }
     if (!flows) {
-      copies_wait<0>();
+      wait_copies<0>();
       __syncthreads();
     }
   }
@@ -497,7 +497,7 @@ struct TileProduct {
     const int warp = static_cast<int>(threadIdx.x) / 32, lane = static_cast<int>(threadIdx.x) % 32;
     if (threadIdx.x < Shape::kN) {
       const std::int64_t col = min(place_of(tile).col0 + threadIdx.x, a.n - 1);
-      staged[threadIdx.x] = load_element(a.bias, a.bias_dtype, col * a.bias_stride);
+      staged[threadIdx.x] = load_as_float(a.bias, a.bias_dtype, col * a.bias_stride);
     }
     __syncthreads();
 #pragma unroll
@@ -661,7 +661,7 @@ template <class T, class Shape, Way kWay>
 __global__ void __launch_bounds__(kTileThreads, 1) tiles(const __grid_constant__ TileArgs a) {
   extern __shared__ __align__(128) unsigned char shared[];
   __shared__ float bias[Shape::kN];
-  if (!a.h_late) wait_for_earlier_kernels();
+  if (!a.h_late) wait_for_kernel_before();
   TileProduct<T, Shape, kWay> product(a, shared);
   bool started = false;
 #pragma unroll 1
@@ -682,7 +682,7 @@ __global__ void __launch_bounds__(kTileThreads, 1) tiles(const __grid_constant__
       product.store_staged(sums);
     }
   }
-  copies_wait<0>();
+  wait_copies<0>();
 }
 
 }  // namespace graft::cuda::ampere

@@ -52,7 +52,7 @@ __global__ void __launch_bounds__(kShrinkThreads)
   __shared__ float of_warps[kShrinkThreads / 32][kShrinkRows];
   const int rank = static_cast<int>(blockIdx.x), first = static_cast<int>(blockIdx.y) * kShrinkRows;
   const int thread = static_cast<int>(threadIdx.x), rows = min(args.m - first, kShrinkRows);
-  wait_for_earlier_kernels();
+  wait_for_kernel_before();
   let_next_kernel_start();
   float sums[kShrinkRows] = {};
 #pragma unroll 2
@@ -96,7 +96,7 @@ __global__ void __launch_bounds__(32 * kWarps, 1)
   const int warp = static_cast<int>(threadIdx.x) / 32, lane = static_cast<int>(threadIdx.x) % 32;
   const std::int64_t first = (std::int64_t{blockIdx.x} * kWarps + warp) * kOutputs;
   if (args.rank == 0) {
-    wait_for_earlier_kernels();
+    wait_for_kernel_before();
     let_next_kernel_start();
   }
   const float* w[kOutputs];  // of outputs that are not there, the last one's
@@ -140,7 +140,7 @@ __global__ void __launch_bounds__(32 * kWarps, 1)
   }
   const int kept = small::sum_over_lanes(sums, 1);
   if (args.rank > 0) {
-    wait_for_earlier_kernels();
+    wait_for_kernel_before();
     let_next_kernel_start();
     // Once a block: all warps reading it from L2 would wait in line for the same few sectors there.
     for (int i = static_cast<int>(threadIdx.x); i < args.m * args.rank; i += 32 * kWarps) {

@@ -56,15 +56,6 @@ __device__ __forceinline__ float warp_sum(float value) {
   return value;
 }
 
-/// 16 bytes that are read once: they are not kept in L1, where x is.
-__device__ __forceinline__ uint4 load_streamed(const void* from) {
-  uint4 bits;
-  asm volatile("ld.global.nc.L1::no_allocate.v4.u32 {%0,%1,%2,%3}, [%4];"
-               : "=r"(bits.x), "=r"(bits.y), "=r"(bits.z), "=r"(bits.w)
-               : "l"(from));
-  return bits;
-}
-
 /// Elements k to k + 7 of row i, zeros from `depth` on, which is whole eights.
 template <class T, bool kStreamed>
 __device__ __forceinline__ uint4 load8(const Operand& from, std::int64_t i, std::int64_t k,
@@ -80,7 +71,7 @@ constexpr int kRowShrinkRows = 4, kRowShrinkThreads = 512;
 template <class T>
 __global__ void __launch_bounds__(kRowShrinkThreads)
     row_shrink(const __grid_constant__ RowShrinkArgs a) {
-  wait_for_earlier_kernels();
+  wait_for_kernel_before();
   let_next_kernel_start();
   const int rank = static_cast<int>(blockIdx.x),
             row0 = static_cast<int>(blockIdx.y) * kRowShrinkRows;
@@ -124,7 +115,7 @@ __global__ void __launch_bounds__(kRowShrinkThreads)
 /// bias, y += and the rounding of element (row, n) of y.
 template <class T>
 __device__ __forceinline__ void store_few(const FewArgs& a, int row, std::int64_t n, float value) {
-  if (a.bias != nullptr) value += load_element(a.bias, a.bias_dtype, n * a.bias_stride);
+  if (a.bias != nullptr) value += load_as_float(a.bias, a.bias_dtype, n * a.bias_stride);
   const std::int64_t at = row * a.y_stride + n;
   if (a.y_float) {
     float* y = static_cast<float*>(a.y) + at;
@@ -141,7 +132,7 @@ constexpr int kInFlight = 16;
 template <class T>
 __global__ void __launch_bounds__(256, 2) one_row(const __grid_constant__ FewArgs a) {
   if (a.rank == 0) {
-    wait_for_earlier_kernels();
+    wait_for_kernel_before();
     let_next_kernel_start();
   }
   const int lane = static_cast<int>(threadIdx.x) % 32;
@@ -169,11 +160,11 @@ __global__ void __launch_bounds__(256, 2) one_row(const __grid_constant__ FewArg
 #pragma unroll
     for (int i = 0; i < kMaxLoraRank / 32; ++i) {
       const int r = 32 * i + lane;
-      expand[i] = r < a.rank ? rounded<T>(load_element(a.expand.data, a.expand.dtype,
-                                                       n * a.expand.outer + r * a.expand.inner))
+      expand[i] = r < a.rank ? rounded<T>(load_as_float(a.expand.data, a.expand.dtype,
+                                                        n * a.expand.outer + r * a.expand.inner))
                              : 0.0f;
     }
-    wait_for_earlier_kernels();
+    wait_for_kernel_before();
     let_next_kernel_start();
     float pair = 0.0f;
 #pragma unroll
@@ -201,7 +192,7 @@ __global__ void __launch_bounds__(256, 2) few_rows(const __grid_constant__ FewAr
   __shared__ float expand[kFewOutputs][kMaxLoraRank + 1];
   __shared__ float scaled[kRows * kMaxLoraRank];
   if (a.rank == 0) {
-    wait_for_earlier_kernels();
+    wait_for_kernel_before();
     let_next_kernel_start();
   }
   const int warp = static_cast<int>(threadIdx.x) / 32, lane = static_cast<int>(threadIdx.x) % 32;
@@ -212,8 +203,8 @@ __global__ void __launch_bounds__(256, 2) few_rows(const __grid_constant__ FewAr
     const int r = along_rank ? i % a.rank : i / kFewOutputs;
     const int n = along_rank ? i / a.rank : i % kFewOutputs;
     expand[n][r] = n0 + n < a.n
-                       ? rounded<T>(load_element(a.expand.data, a.expand.dtype,
-                                                 (n0 + n) * a.expand.outer + r * a.expand.inner))
+                       ? rounded<T>(load_as_float(a.expand.data, a.expand.dtype,
+                                                  (n0 + n) * a.expand.outer + r * a.expand.inner))
                        : 0.0f;
   }
   float acc[Tiles][4] = {};
@@ -255,7 +246,7 @@ __global__ void __launch_bounds__(256, 2) few_rows(const __grid_constant__ FewAr
     for (int e = 0; e < 4; ++e) sums[warp][g + e / 2 * 8][8 * t + 2 * q + e % 2] = acc[t][e];
   }
   if (a.rank > 0) {
-    wait_for_earlier_kernels();
+    wait_for_kernel_before();
     let_next_kernel_start();
     for (int i = static_cast<int>(threadIdx.x); i < a.m * a.rank; i += 256) {
       scaled[i] = __ldcg(a.scaled + i);

@@ -71,17 +71,6 @@ struct TileArgs {
   TileOutput out;
 };
 
-__device__ inline float load_as_float(const void* data, DType dtype, std::int64_t offset) {
-  switch (dtype) {
-    case DType::kFloat16:
-      return to_float(static_cast<const __half*>(data)[offset]);
-    case DType::kBFloat16:
-      return to_float(static_cast<const __nv_bfloat16*>(data)[offset]);
-    default:
-      return static_cast<const float*>(data)[offset];
-  }
-}
-
 __device__ inline void store_as(void* data, DType dtype, std::int64_t offset, float value) {
   switch (dtype) {
     case DType::kFloat16:

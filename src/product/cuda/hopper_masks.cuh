@@ -172,7 +172,7 @@ __global__ void __launch_bounds__(kMaskThreads)
   // The product starts when all blocks have come so far: what was before this kernel has ended, and
   // only masks are left to wait for.
   wait_for_kernel_before();
-  let_kernel_after_start();
+  let_next_kernel_start();
   const Masks masks = args.dropout.masks();
   const unsigned row_block = blockIdx.x / args.pairs, lane = threadIdx.x % 32;
   const unsigned step = (blockIdx.x - row_block * args.pairs) * 2 + threadIdx.x / kTileM;

@@ -14,17 +14,6 @@
 
 namespace graft::cuda::hopper {
 
-__device__ inline float load_as_float(const void* data, DType dtype, std::int64_t index) {
-  switch (dtype) {
-    case DType::kFloat16:
-      return __half2float(static_cast<const __half*>(data)[index]);
-    case DType::kBFloat16:
-      return __bfloat162float(static_cast<const __nv_bfloat16*>(data)[index]);
-    default:
-      return static_cast<const float*>(data)[index];
-  }
-}
-
 // Warpgroups 1 and 2: a half tile of 64 rows each.
 template <class T, int TileN, bool WIsKN, bool Outer, Drops Dropped>
 struct Multiplier {

@@ -129,7 +129,7 @@ __device__ void copy_operands(const Block<Rows, Columns>& block, int lane) {
     for (int i = lane; i < Columns; i += 32) {
       const int n = block.n0 + i;
       const float bias =
-          n < args.n ? load_element(args.bias, args.bias_dtype, n * args.bias_stride) : 0.0f;
+          n < args.n ? load_as_float(args.bias, args.bias_dtype, n * args.bias_stride) : 0.0f;
       asm volatile("st.shared.f32 [%0], %1;" ::"r"(block.bias() + i * 4), "f"(bias) : "memory");
     }
   }

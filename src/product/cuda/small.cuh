@@ -31,12 +31,6 @@ struct SmallArgs {
   bool float_adapter;         // A and B are float32, whatever x is
 };
 
-/// Asks for the line of memory that holds an address. It has no effect that can be seen, so that it
-/// may come before the wait for the kernels before this one.
-__device__ inline void prefetch(const void* address) {
-  asm volatile("prefetch.global.L2 [%0];" ::"l"(address));
-}
-
 /// Asks for a block's share of some bytes that all blocks read, 32 KB of them.
 __device__ inline void prefetch_share(const void* from, int bytes) {
   const int at = static_cast<int>(blockIdx.x * kThreads + threadIdx.x) * 128;

@@ -232,7 +232,7 @@ __global__ void __launch_bounds__(kThreads, kHalfBlocks)
     if (args.a_vectors || args.a_along) prefetch_share(args.a, args.depth * args.rank * bytes);
     if (args.b_vectors || args.b_along) prefetch_share(args.b, args.cols * args.rank * bytes);
   }
-  wait_for_earlier_kernels();
+  wait_for_kernel_before();
   let_next_kernel_start();
 
   uint4 x[2][2];  // [32 of K][row g, row g + 8]
@@ -251,10 +251,10 @@ __global__ void __launch_bounds__(kThreads, kHalfBlocks)
   };
   load_x(my_k);
   bring_a<T, kRanks>(args, my_k, a);
-  copies_commit();
+  commit_copies();
   if (has_cols) bring_b<T, kRanks>(args, my_col, b);
-  copies_commit();
-  copies_wait<1>();
+  commit_copies();
+  wait_copies<1>();
   __syncwarp();
 
   // ldmatrix: lane 8m + i names row i of matrix m: k as x has it, ranks 0 to 7 or 8 to 15.
@@ -291,10 +291,10 @@ __global__ void __launch_bounds__(kThreads, kHalfBlocks)
       const bool last = k - my_k >= args.depth;
       __syncwarp();
       bring_a<T, kRanks>(args, last ? my_k : k, a);
-      copies_commit();
+      commit_copies();
       if (last) break;
       load_x(k);
-      copies_wait<0>();
+      wait_copies<0>();
       __syncwarp();
     }
     const int now = first;
@@ -309,7 +309,7 @@ __global__ void __launch_bounds__(kThreads, kHalfBlocks)
                                    2 * q) = make_float2(sums[t][2 * half], sums[t][2 * half + 1]);
       }
     }
-    copies_wait<0>();  // B is here
+    wait_copies<0>();  // B is here
     __syncthreads();
     {
       const int row = thread / 16, rank = thread % 16 * kRun;
@@ -398,7 +398,7 @@ __global__ void __launch_bounds__(kThreads, kHalfBlocks)
     }
     if (first >= rows) return;
     if (args.depth > kAtOnce) {
-      copies_wait<0>();
+      wait_copies<0>();
       __syncwarp();
     }
   }

@@ -73,7 +73,7 @@ __global__ void __launch_bounds__(kThreads, 1) small_outer(const __grid_constant
       prefetch(line + row * side.stride);
     }
   }
-  wait_for_earlier_kernels();
+  wait_for_kernel_before();
   let_next_kernel_start();
 
   float sums[kOuterRanks][2][4] = {};  // columns of two stretches of 128
@@ -171,7 +171,7 @@ __global__ void __launch_bounds__(kThreads) sum_outer(const __grid_constant__ Ou
   __shared__ __align__(16) float sums[kOuterCols];
   const int thread = static_cast<int>(threadIdx.x), block = static_cast<int>(blockIdx.x);
   const int rank = static_cast<int>(blockIdx.y);
-  wait_for_earlier_kernels();
+  wait_for_kernel_before();
   let_next_kernel_start();
   const std::int64_t width = std::int64_t{gridDim.x} * kOuterCols, step = args.rank * width;
   const float* const from = args.parts + rank * width + block * kOuterCols + thread;

@@ -90,7 +90,7 @@ __global__ void __launch_bounds__(kThreads, 1) small_row(const __grid_constant__
   }
   prefetch_share(args.a, args.depth * rank * static_cast<int>(sizeof(T)));
   prefetch_share(args.b, args.cols * rank * static_cast<int>(sizeof(T)));
-  wait_for_earlier_kernels();
+  wait_for_kernel_before();
   let_next_kernel_start();
 
   float sums[kRows * 4] = {};

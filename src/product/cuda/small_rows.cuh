@@ -165,16 +165,16 @@ __global__ void __launch_bounds__(kThreads, 1) small_rows(const __grid_constant_
     if (args.a_vectors || args.a_along) prefetch_share(args.a, args.depth * args.rank * 4);
     if (args.b_vectors || args.b_along) prefetch_share(args.b, args.cols * args.rank * 4);
   }
-  wait_for_earlier_kernels();
+  wait_for_kernel_before();
   let_next_kernel_start();
 
   const int my_k = kSlice * warp;
   copy_x(first, my_k);
   copy_a(my_k);
-  copies_commit();
+  commit_copies();
   copy_b();
-  copies_commit();
-  copies_wait<1>();
+  commit_copies();
+  wait_copies<1>();
   const int row_lane = lane % 4, rank_lane = lane / 4 & ((1 << at.log_rank_lanes) - 1);
   const int k_lane = lane / 4 >> at.log_rank_lanes, k_lanes = 8 >> at.log_rank_lanes;
   const bool whole = args.depth <= kAtOnce;
@@ -192,8 +192,8 @@ __global__ void __launch_bounds__(kThreads, 1) small_rows(const __grid_constant_
         copy_a(k);
       }
       if (!whole) {
-        copies_commit();
-        copies_wait<0>();
+        commit_copies();
+        wait_copies<0>();
       }
       __syncwarp();
       const int end = min(kSlice, args.depth - k);
@@ -263,10 +263,10 @@ __global__ void __launch_bounds__(kThreads, 1) small_rows(const __grid_constant_
       *reinterpret_cast<float4*>(h + row * at.h_ld + rank) = make_float4(
           args.scaling * sum.x, args.scaling * sum.y, args.scaling * sum.z, args.scaling * sum.w);
     }
-    copies_wait<0>();  // B is here
+    wait_copies<0>();  // B is here
     __syncthreads();
     if (first + step < all_rows) copy_x(first + step, my_k);
-    copies_commit();
+    commit_copies();
 
     const int col_lane = lane % 8, my_row = lane / 8, my_col = first_col + 4 * col_lane;
     if (first_col < cols) {
@@ -318,7 +318,7 @@ __global__ void __launch_bounds__(kThreads, 1) small_rows(const __grid_constant_
         }
       }
     }
-    copies_wait<0>();
+    wait_copies<0>();
   }
 }
 
