@@ -15,6 +15,12 @@ using Line = std::vector<std::pair<std::string, std::string>>;
 /// Of device 0; `peers` are versions of what is measured beside Graft.
 Facts facts_of_device(const std::string& peers, const std::string& command);
 
+/// A value with so many decimals.
+std::string digits(double value, int decimals);
+
+/// The q-quantile, between the two nearest values; 0 of none.
+double quantile(std::vector<double> values, double q);
+
 /// Whether all of `words` are among those of a case's label.
 bool has_all(const std::string& label, const std::vector<std::string>& words);
 

@@ -59,11 +59,6 @@ double now_us() {
   return std::chrono::duration<double, std::micro>(now).count();
 }
 
-double quantile(std::vector<double> values, double q) {
-  std::sort(values.begin(), values.end());
-  return values[static_cast<std::size_t>(q * static_cast<double>(values.size() - 1) + 0.5)];
-}
-
 // A way to run a chain of calls once, each on what the one before it made; returns microseconds.
 struct Way {
   std::string name;
@@ -151,12 +146,6 @@ mx::array composed(const mx::array& x, const mx::array& a, const mx::array& b,
   return mx::matmul(mx::multiply(mx::matmul(x, a), scaling), b);
 }
 
-std::string rounded(double value) {
-  char text[32];
-  std::snprintf(text, sizeof text, "%.2f", value);
-  return text;
-}
-
 Line run_case(const ChainCase& item, int calls, int rounds) {
   const mx::array x = uniform({item.batch, item.sequence, kFeatures}, 1.0, item.dtype);
   const mx::array scaling(kScaling, item.dtype);
@@ -194,15 +183,15 @@ Line run_case(const ChainCase& item, int calls, int rounds) {
   }
   Line line;
   for (const Way& way : ways) {
-    line.emplace_back(way.name + "_us", rounded(quantile(way.us, 0.5)));
+    line.emplace_back(way.name + "_us", digits(quantile(way.us, 0.5), 2));
     line.emplace_back(way.name + "_spread",
-                      rounded(quantile(way.us, 0.1)) + ".." + rounded(quantile(way.us, 0.9)));
+                      digits(quantile(way.us, 0.1), 2) + ".." + digits(quantile(way.us, 0.9), 2));
   }
   std::vector<double> ratios;
   for (std::size_t i = 0; i < ways[0].us.size(); ++i) {
     ratios.push_back(ways[1].us[i] / ways[0].us[i]);
   }
-  line.emplace_back("composed/graft", rounded(quantile(ratios, 0.5)));
+  line.emplace_back("composed/graft", digits(quantile(ratios, 0.5), 2));
   const mx::array error = mx::max(mx::abs(
       mx::subtract(mx::astype(fused(x, 0), mx::float32), mx::astype(unfused(x, 0), mx::float32))));
   char text[32];

@@ -22,12 +22,6 @@ namespace {
 constexpr double kRotatedBytes = 200e6;  // several times the L2 of any GPU that is measured
 constexpr double kGraphMicroseconds = 3000;
 
-std::string digits(double value, int decimals) {
-  char text[32];
-  std::snprintf(text, sizeof text, "%.*f", decimals, value);
-  return text;
-}
-
 // The tensors of a LoRA layer, in as many sets as it takes to overflow the cache.
 struct Layer {
   TensorView x, w, a, b, y, h, dy, dx, da, db, shrunk, expanded, g, da_half, db_half;

@@ -1,21 +1,12 @@
 #include "benchmarks/cuda/turns.h"
 
-#include <algorithm>
 #include <memory>
 
 #include "benchmarks/cuda/device_memory.h"
+#include "benchmarks/cuda/facts.h"
 
 namespace graft::bench {
 namespace {
-
-double quantile(std::vector<double> values, double q) {
-  if (values.empty()) return 0;
-  std::sort(values.begin(), values.end());
-  const double at = q * static_cast<double>(values.size() - 1);
-  const auto below = static_cast<std::size_t>(at);
-  const std::size_t above = std::min(below + 1, values.size() - 1);
-  return values[below] + (at - static_cast<double>(below)) * (values[above] - values[below]);
-}
 
 class Graph {
  public:

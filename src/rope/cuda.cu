@@ -119,7 +119,7 @@ __global__ void __launch_bounds__(kThreads)
   alignas(16) __shared__ float cosines[kAngles], sines[kAngles];
   wait_for_kernel_before();
   let_next_kernel_start();
-  with_element(dtype, [&]<class T>(std::type_identity<T>) {
+  with_type(dtype, [&]<class T>(std::type_identity<T>) {
     packs ? rope_packs<T, kPackSize<T>>(turn, frequencies, x, y, cosines, sines)
           : rope_packs<T, 1>(turn, frequencies, x, y, cosines, sines);
   });

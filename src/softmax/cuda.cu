@@ -92,7 +92,7 @@ __global__ void __launch_bounds__(kHandThreads, kHandBlocks)
   __shared__ Exchange exchange;
   wait_for_kernel_before();
   let_next_kernel_start();
-  with_element(dtype, [&]<class T>(std::type_identity<T>) {
+  with_type(dtype, [&]<class T>(std::type_identity<T>) {
     softmax_of_row<T, Packs>(plan, rows, columns, p, exchange);
   });
 }
@@ -102,7 +102,7 @@ __global__ void __launch_bounds__(kRowThreads, 1)
                      ForwardArgs p) {
   __shared__ Exchange exchange;
   Team<false> team(plan, exchange);
-  with_element(dtype, [&]<class T>(std::type_identity<T>) {
+  with_type(dtype, [&]<class T>(std::type_identity<T>) {
     for (std::int64_t row = blockIdx.x; row < rows; row += gridDim.x) {
       const T* const from = p.x.row<const T>(row);
       T* const to = p.y.row<T>(row);
@@ -173,7 +173,7 @@ __global__ void __launch_bounds__(kHandThreads, kHandBlocks)
   __shared__ Exchange exchange;
   wait_for_kernel_before();
   let_next_kernel_start();
-  with_element(dtype, [&]<class T>(std::type_identity<T>) {
+  with_type(dtype, [&]<class T>(std::type_identity<T>) {
     softmax_backward_of_row<T, Packs>(plan, rows, columns, p, exchange);
   });
 }
@@ -183,7 +183,7 @@ __global__ void __launch_bounds__(kRowThreads, 1)
                               BackwardArgs p) {
   __shared__ Exchange exchange;
   Team<false> team(plan, exchange);
-  with_element(dtype, [&]<class T>(std::type_identity<T>) {
+  with_type(dtype, [&]<class T>(std::type_identity<T>) {
     for (std::int64_t row = blockIdx.x; row < rows; row += gridDim.x) {
       const T* const dy = p.dy.row<const T>(row);
       const T* const y = p.y.row<const T>(row);

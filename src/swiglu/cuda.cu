@@ -54,7 +54,7 @@ __device__ Pack<T, N> pack_at(const Matrix& matrix, std::int64_t row, std::int64
 // Elements one by one where they don't lie in packs.
 template <class Body>
 __device__ void with_pack(DType dtype, bool in_packs, Body&& body) {
-  with_element(dtype, [&]<class T>(std::type_identity<T> type) {
+  with_type(dtype, [&]<class T>(std::type_identity<T> type) {
     in_packs ? body(type, std::integral_constant<int, kPackSize<T>>())
              : body(type, std::integral_constant<int, 1>());
   });

@@ -56,10 +56,12 @@ __device__ inline float load_as_float(const void* data, DType dtype, std::int64_
   }
 }
 
-/// `with_type(dtype, [&]<class T>(std::type_identity<T>) { ... })` for the
-/// device type of a floating `dtype`.
+/// `with_type(dtype, [&]<class T>(std::type_identity<T>) { ... })` for the device type of a
+/// floating `dtype`: in code of the host, and in kernels that know their types when they run. The
+/// pragma says that the body's own side need not be checked here.
+#pragma nv_exec_check_disable
 template <class Body>
-decltype(auto) with_type(DType dtype, Body&& body) {
+__host__ __device__ decltype(auto) with_type(DType dtype, Body&& body) {
   switch (dtype) {
     case DType::kFloat16:
       return body(std::type_identity<__half>{});

@@ -218,7 +218,7 @@ __global__ void __launch_bounds__(kHandThreads, kHandBlocks)
   __shared__ Exchange exchange;
   wait_for_kernel_before();
   let_next_kernel_start();
-  with_element(dtype, [&]<class T>(std::type_identity<T>) {
+  with_type(dtype, [&]<class T>(std::type_identity<T>) {
     normalize_row<T, Packs>(plan, shape, p, exchange);
   });
 }
@@ -251,7 +251,7 @@ __global__ void __launch_bounds__(kRowThreads, 1)
     norm_any_rows(RowPlan plan, std::int64_t columns, NormShape shape, DType dtype, ForwardArgs p) {
   __shared__ Exchange exchange;
   Team<false> team(plan, exchange);
-  with_element(dtype, [&]<class T>(std::type_identity<T>) {
+  with_type(dtype, [&]<class T>(std::type_identity<T>) {
     for (std::int64_t row = blockIdx.x; row < shape.rows; row += gridDim.x) {
       const T* s = p.inputs[0].row<const T>(row);
       if (p.inputs[1].data != nullptr) {
@@ -484,7 +484,7 @@ __global__ void __launch_bounds__(kFlowThreads, 1)
   __shared__ Exchange exchange;
   wait_for_kernel_before();
   let_next_kernel_start();
-  with_element(dtype, [&]<class T>(std::type_identity<T>) {
+  with_type(dtype, [&]<class T>(std::type_identity<T>) {
     pull_rows<T, Centered>(plan, shape, p, exchange);
   });
 }
@@ -494,7 +494,7 @@ __global__ void __launch_bounds__(kRowThreads, 1)
                            BackwardArgs p) {
   __shared__ Exchange exchange;
   Team<false> team(plan, exchange);
-  with_element(dtype, [&]<class T>(std::type_identity<T>) {
+  with_type(dtype, [&]<class T>(std::type_identity<T>) {
     for (std::int64_t row = blockIdx.x; row < shape.rows; row += gridDim.x) {
       const T* const dy = p.inputs[0].row<const T>(row);
       const T* const s = p.inputs[1].row<const T>(row);
@@ -530,7 +530,7 @@ __global__ void __launch_bounds__(kColumns* kShares)
   const std::int64_t first = blockIdx.y * share;
   const std::int64_t last = first + share < rows ? first + share : rows;
   float sums[2] = {0, 0};
-  with_element(dtype, [&]<class T>(std::type_identity<T>) {
+  with_type(dtype, [&]<class T>(std::type_identity<T>) {
     if (column >= columns) return;
     for (std::int64_t row = first + threadIdx.y; row < last; row += kShares) {
       const float dy = to_float(p.inputs[0].row<const T>(row)[column]);

@@ -155,19 +155,6 @@ __device__ void store(const float (&values)[N], T* to) {
   store_pack(packed<T>(values), to);
 }
 
-/// `body.operator()<T>()` for the type of `dtype`.
-template <class Body>
-__device__ void with_element(DType dtype, Body&& body) {
-  switch (dtype) {
-    case DType::kFloat16:
-      return body(std::type_identity<__half>{});
-    case DType::kBFloat16:
-      return body(std::type_identity<__nv_bfloat16>{});
-    default:
-      return body(std::type_identity<float>{});
-  }
-}
-
 /// A matrix of a type that is known when the kernel runs; absent if `data` is null.
 struct Matrix {
   void* data = nullptr;

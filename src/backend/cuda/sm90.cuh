@@ -199,16 +199,10 @@ __device__ inline void store_matrices(std::uint32_t to, std::uint32_t a, std::ui
 /// @{
 /// The way back, and with each matrix turned round.
 __device__ inline void load_matrices(std::uint32_t (&to)[4], std::uint32_t from) {
-  asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
-               : "=r"(to[0]), "=r"(to[1]), "=r"(to[2]), "=r"(to[3])
-               : "r"(from)
-               : "memory");
+  ldmatrix(from, to[0], to[1], to[2], to[3]);
 }
 __device__ inline void load_matrices_turned(std::uint32_t (&to)[4], std::uint32_t from) {
-  asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];"
-               : "=r"(to[0]), "=r"(to[1]), "=r"(to[2]), "=r"(to[3])
-               : "r"(from)
-               : "memory");
+  ldmatrix_trans(from, to[0], to[1], to[2], to[3]);
 }
 /// @}
 

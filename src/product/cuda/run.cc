@@ -36,8 +36,8 @@ struct HopperTerms {
   std::size_t h_bytes = 0;        // of an h that only they ask for
   std::size_t rest_bytes = 0;     // of either term, one after the other
 
-  HopperTerms(const Term& term, const DeviceFacts& facts)
-      : few(path_of(term, facts) == Path::kHopperRows), tiles(term) {
+  HopperTerms(Path path, const Term& term, const DeviceFacts& facts)
+      : few(path == Path::kHopperRows), tiles(term) {
     if (!term.outer_products.empty() && (few || !hopper_makes_outer(term, facts))) {
       outer.x = term.x;
       outer.multiply = term.multiply;
@@ -164,7 +164,7 @@ struct Plan {
       case Path::kHopperRows:
       case Path::kHopper:
         return job.count > 1 ? hopper_workspace_bytes(terms_of(job), facts)
-                             : HopperTerms(term, facts).bytes();
+                             : HopperTerms(job.path, term, facts).bytes();
       case Path::kAmpere:
         return ampere_workspace(term, facts);
       case Path::kGeneral:
@@ -177,8 +177,9 @@ struct Plan {
   std::vector<Term*> added_;  // of them, to one sum
 };
 
-void run_on_hopper(const char* op, const Call& call, const Term& term, std::byte* workspace) {
-  HopperTerms terms(term, call.facts());
+void run_on_hopper(const char* op, const Call& call, Path path, const Term& term,
+                   std::byte* workspace) {
+  HopperTerms terms(path, term, call.facts());
   terms.use_h(workspace);
   if (terms.few) {
     run_hopper_rows(op, call, terms.tiles);
@@ -203,7 +204,7 @@ void run_job(const char* op, const Call& call, Path path, std::span<const Term> 
     case Path::kHopperRows:
     case Path::kHopper:
       if (terms.size() > 1) return run_hopper(op, call, terms, workspace);
-      return run_on_hopper(op, call, term, workspace);
+      return run_on_hopper(op, call, path, term, workspace);
     case Path::kAmpere:
       return run_ampere(call, term, workspace);
     case Path::kGeneral:
