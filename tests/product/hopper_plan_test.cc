@@ -75,10 +75,11 @@ TEST(HopperPlan, SharesAllWorkOut) {
           ASSERT_LE(plan.clusters, facts.clusters);
           ASSERT_LT(plan.light_clusters, plan.clusters);
           ASSERT_GE(plan.tile_rows * 256, m);
-          ASSERT_GE(plan.tile_cols * plan.tile_n, n);
+          ASSERT_GE(plan.tile_cols * plan.tile_n + plan.ragged, n);
           if (rank == 0) continue;
-          ASSERT_GE(plan.rank_class, rank);
+          ASSERT_GE(plan.rank_class, rank + plan.ragged);
           ASSERT_LE(plan.rank_class, plan.tile_n);
+          ASSERT_GE(plan.light_items * plan.light_clusters, plan.light_rows() * plan.light_parts);
           const std::int64_t heavy = plan.clusters - plan.light_clusters;
           ASSERT_GE(plan.heavy_items * heavy, plan.heavy_items_of_all());
           if (plan.h_every == 0) continue;
@@ -87,6 +88,40 @@ TEST(HopperPlan, SharesAllWorkOut) {
         }
       }
     }
+  }
+}
+
+// A column of tiles for eight columns of y would make five rounds of four.
+TEST(HopperPlan, AFewColumnsAreMadeWithH) {
+  constexpr HopperBesides kRagged{.ragged = true};
+  for (const std::int64_t rank : {0, 13, 16}) {
+    const std::array<std::int64_t, 1> width{4104};
+    const HopperPlan plan = plan_hopper(4095, width, 4088, rank, kH200, kRagged);
+    EXPECT_EQ(plan.ragged, 8);
+    EXPECT_EQ(plan.tile_n, 256);
+    EXPECT_EQ(plan.tile_cols, 16);
+    EXPECT_EQ(plan.rank_class, 32);
+    EXPECT_EQ(plan.light_rows(), plan.tile_rows);
+    EXPECT_EQ(plan_hopper(4095, width, 4088, rank, kH200).ragged, 0);  // not with outer products
+  }
+  for (const std::array<std::int64_t, 1> width : {std::array<std::int64_t, 1>{4096}, {4120}}) {
+    EXPECT_EQ(plan_hopper(4095, width, 4088, 13, kH200, kRagged).ragged, 0) << width[0];
+  }
+  const std::array<std::int64_t, 2> widths{4104, 4104};
+  EXPECT_EQ(plan_hopper(4095, widths, 4088, 13, kH200, kRagged).ragged, 0);
+  EXPECT_EQ(plan_hopper(4095, {widths.data(), 1}, 4088, 17, kH200, kRagged).ragged, 0);
+}
+
+TEST(HopperPlan, IdleClustersMakeHInParts) {
+  for (const std::int64_t m : {129, 256}) {
+    const HopperPlan plan = plan_hopper(m, 4096, 4096, 16, kH200);
+    EXPECT_LE(plan.tiles(), 64);
+    EXPECT_GT(plan.light_parts, 1);
+    EXPECT_EQ(plan.light_parts, plan.h_parts);
+    EXPECT_EQ(plan.light_clusters, plan.clusters - plan.tiles());
+    EXPECT_EQ(plan.light_rows(), 1);
+    EXPECT_EQ(plan.heavy_items, 0);
+    EXPECT_EQ(plan.items_in_parts(), plan.light_parts);
   }
 }
 

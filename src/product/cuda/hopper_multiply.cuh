@@ -3,6 +3,7 @@
 #include <cstdint>
 
 #include "backend/cuda/element.cuh"
+#include "backend/cuda/mma.cuh"
 #include "backend/cuda/sm90.cuh"
 #include "backend/cuda/wgmma.cuh"
 #include "product/cuda/hopper_block.cuh"
@@ -15,12 +16,12 @@
 namespace graft::cuda::hopper {
 
 // Warpgroups 1 and 2: a half tile of 64 rows each.
-template <class T, int TileN, bool WIsKN, bool Outer, Drops Dropped>
+template <class T, int TileN, bool WIsKN, bool Outer, Drops Dropped, bool HasRagged>
 struct Multiplier {
   using Size = Sizes<TileN>;
 
   // Whether there may be units beside tiles, and of h.
-  static constexpr bool kBesideH = TileN == 256 && Dropped == Drops::kNothing;
+  static constexpr bool kBesideH = TileN == 256 && Dropped == Drops::kNothing && !HasRagged;
   static constexpr bool kBeside = kBesideH || Outer || Dropped == Drops::kX;
   static constexpr bool kAlone = is_alone(Outer, Dropped);
   // A gradient has no bias.
@@ -143,7 +144,56 @@ struct Multiplier {
       store_h<T>(args, at, column, sum[i * 4], sum[i * 4 + 1]);
       store_h<T>(args, at + 8, column, sum[i * 4 + 2], sum[i * 4 + 3]);
     }
+    if constexpr (HasRagged) store_ragged(sum, at);
     tell_of_h(row_block);
+  }
+
+  // y = x·W + h·E + bias of the columns behind those of h: `sum` has x·W of rows `at` and `at` + 8,
+  // and E comes as mma's second operand has it.
+  __device__ void store_ragged(float (&sum)[TileN / 2], int at) const {
+    const Ragged& ragged = args.ragged;
+    const Layer& layer = args.layers[0];
+    const int group = thread % 32 / 4, quad = thread % 4;
+    const auto of_h = [&](int i) {
+      const int r = i / 4 * 8 + quad * 2;
+      return packed<T>(r < layer.rank ? sum[i] * layer.scaling : 0.0f,
+                       r + 1 < layer.rank ? sum[i + 1] * layer.scaling : 0.0f);
+    };
+    const std::uint32_t h[4] = {of_h(0), of_h(2), of_h(4), of_h(6)};
+    const auto of_e = [&](int r, int column) {
+      const bool exists = r < layer.rank && column < ragged.count;
+      return exists ? load_as_float(ragged.e, ragged.e_dtype,
+                                    r * ragged.e_rank_stride + column * ragged.e_col_stride)
+                    : 0.0f;
+    };
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      const int first = i * 8 - ragged.ranks;
+      if (first < 0 || first >= ragged.count) continue;
+      float y[4] = {sum[i * 4], sum[i * 4 + 1], sum[i * 4 + 2], sum[i * 4 + 3]};
+      if (layer.rank > 0) {
+        const int column = first + group;
+        const std::uint32_t e[2] = {
+            packed<T>(of_e(quad * 2, column), of_e(quad * 2 + 1, column)),
+            packed<T>(of_e(quad * 2 + 8, column), of_e(quad * 2 + 9, column))};
+        mma<T>(y, h, e);
+      }
+      const int column = first + quad * 2;
+      if (layer.bias != nullptr) {
+        const std::int64_t from = ragged.first + column;
+        const float low = load_as_float(layer.bias, layer.bias_dtype, from * layer.bias_stride);
+        const float high =
+            load_as_float(layer.bias, layer.bias_dtype, (from + 1) * layer.bias_stride);
+        y[0] += low, y[1] += high, y[2] += low, y[3] += high;
+      }
+#pragma unroll
+      for (int lower = 0; lower < 2; ++lower) {
+        const int row = at + lower * 8;
+        if (row >= args.m) continue;
+        T* const to = static_cast<T*>(ragged.y) + row * ragged.y_stride + column;
+        *reinterpret_cast<std::uint32_t*>(to) = packed<T>(y[lower * 2], y[lower * 2 + 1]);
+      }
+    }
   }
 
   // Written by each thread, read by TMA of any block: each thread orders its own writes before
@@ -201,6 +251,8 @@ struct Multiplier {
   __device__ void make_h(float (&sum)[TileN / 2], const Items& item) {
     if constexpr (Dropped == Drops::kX) {
       shrink_masked(sum, item);
+    } else if constexpr (HasRagged) {
+      shrink<32>(sum, item);
     } else if constexpr (kAlone) {
       shrink<16>(sum, item);  // there is no other rank with outer products or masks
     } else {
