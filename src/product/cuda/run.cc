@@ -212,14 +212,10 @@ void run_job(const char* op, const Call& call, Path path, std::span<const Term> 
   }
 }
 
-// hopper's tiles are better from two of its row blocks on, and where these would go round the
-// device more than once.
+// hopper's tiles are better where there are two tiles above each other, if it takes them.
 bool prefers_hopper_rows(const Term& term, const DeviceFacts& facts) {
   if (!hopper_rows_takes(term, facts).yes) return false;
-  const std::int64_t m = term.x.dim(0);
-  const HopperRowsPlan plan =
-      plan_hopper_rows(m, term.y.dim(1), term.x.dim(1), term.pair.rank(), 4, facts);
-  return plan.row_tiles == 1 || plan.row_tiles * plan.column_tiles <= facts.multiprocessors;
+  return term.x.dim(0) <= 128 || !hopper_takes(term, facts).yes;
 }
 
 }  // namespace
