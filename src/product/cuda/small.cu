@@ -13,7 +13,7 @@
 //
 //     row    whole 512s, A and B dense    1 row a block, up to 132 rows; in float32 4 up to 528
 //     half   half types                   16 rows at a time in the matrix units
-//     rows   float32                      16 or 32 rows at a time
+//     rows   float32                      16 or 32 rows at a time there, a float in two parts
 //
 // Backward is the same with dy, B and A transposed, and one launch more for dA and dB
 // (small_outer.cuh), or two.
@@ -123,9 +123,12 @@ void launch_typed(const Call& call, const Plan& plan, const Launch& how, const S
   }
 }
 
-// How the rows of outer products are split, so that blocks fill the device once.
+// How the rows of outer products are split: over blocks of a cluster, which add up their sums, and
+// where that leaves most of the device idle, over several clusters.
 struct OuterPlan {
-  int blocks[2] = {}, splits = 1, split_rows = 0;
+  static constexpr int kTurn = kTurnRows * kRowWarps, kCluster = 8;
+
+  int blocks[2] = {}, cluster = 1, splits = 1, split_rows = 0;
 
   OuterPlan(const Term& term, const DeviceFacts& facts) {
     std::int64_t all = 0, index = 0;
@@ -133,13 +136,20 @@ struct OuterPlan {
       blocks[index] = static_cast<int>((outer.out.dim(1) + kOuterCols - 1) / kOuterCols);
       all += blocks[index++];
     }
-    const std::int64_t rows = term.x.dim(0),
-                       ranks = (term.pair.rank() + kOuterRanks - 1) / kOuterRanks;
     if (all == 0) return;
-    const std::int64_t parts =
-        std::clamp<std::int64_t>(facts.multiprocessors / (all * ranks), 1, (rows + 31) / 32);
-    split_rows = static_cast<int>((rows + parts - 1) / parts);
-    splits = static_cast<int>((rows + split_rows - 1) / split_rows);
+    const std::int64_t turns = (term.x.dim(0) + kTurn - 1) / kTurn;
+    // float32 takes its time in the matrix units: two blocks share one then.
+    const bool twice = term.x.dtype() == DType::kFloat32 && term.x.dim(0) > 4096;
+    const std::int64_t at_once = facts.multiprocessors * (twice ? 2 : 1);
+    std::int64_t parts = std::clamp<std::int64_t>(at_once / all, 1, turns);
+    if (facts.major == 9 && facts.clusters >= kCluster) {
+      while (cluster < kCluster && cluster < turns) cluster *= 2;
+      splits = static_cast<int>(std::max<std::int64_t>(1, parts / cluster));
+      parts = cluster * splits;
+    } else {
+      splits = static_cast<int>(parts);
+    }
+    split_rows = static_cast<int>((turns + parts - 1) / parts) * kTurn;
   }
   std::size_t part_bytes(std::int64_t rank) const {
     if (splits == 1) return 0;
@@ -173,8 +183,9 @@ void run_outer(const Call& call, const Term& term, const float* h, std::byte* wo
   const OuterPlan plan(term, call.facts());
   OuterArgs args{};
   args.rows = static_cast<int>(term.x.dim(0)), args.rank = static_cast<int>(term.pair.rank());
-  args.split_rows = plan.split_rows, args.splits = plan.splits;
+  args.split_rows = plan.split_rows, args.splits = plan.splits, args.cluster = plan.cluster;
   args.parts = plan.splits == 1 ? nullptr : reinterpret_cast<float*>(workspace);
+  const bool halves = term.x.dtype() != DType::kFloat32;
   for (std::size_t i = 0; i < term.outer_products.size(); ++i) {
     const OuterProduct& outer = term.outer_products[i];
     OuterSide& side = args.sides[i];
@@ -183,18 +194,23 @@ void run_outer(const Call& call, const Term& term, const float* h, std::byte* wo
     side.out = outer.out.mutable_data_as<float>();
     side.out_row = outer.out.stride(0), side.out_col = outer.out.stride(1);
     side.cols = static_cast<int>(outer.out.dim(1)), side.blocks = plan.blocks[i];
-    side.scaling = outer.scaling;
+    // What is rounded to a half type is s·c, which may fit it where c does not.
+    side.before = halves ? outer.scaling : 1, side.after = halves ? 1 : outer.scaling;
   }
   const auto blocks = static_cast<unsigned>(plan.blocks[0] + plan.blocks[1]);
-  const auto ranks = static_cast<unsigned>(args.rank);
-  const Launch how{
-      .grid = {blocks, static_cast<unsigned>(plan.splits), (ranks + kOuterRanks - 1) / kOuterRanks},
-      .block = kThreads,
-      .overlaps = true};
-  with_type(term.x.dtype(),
-            [&]<class T>(std::type_identity<T>) { call.launch(how, small_outer<T>, args); });
+  with_type(term.x.dtype(), [&]<class T>(std::type_identity<T>) {
+    call.launch(
+        {.grid = {static_cast<unsigned>(plan.splits * plan.cluster), blocks, 1},
+         .block = kThreads,
+         .shared_bytes = OuterShared<T>::kBytes + (plan.cluster > 1 ? OuterShared<T>::kLetters : 0),
+         .cluster = plan.cluster,
+         .overlaps = true},
+        small_outer<T>, args);
+  });
   if (plan.splits == 1) return;
-  call.launch({.grid = {blocks, ranks, 1}, .block = kThreads, .overlaps = true}, sum_outer, args);
+  const unsigned fours = static_cast<unsigned>(args.rank) * blocks * (kOuterCols / 4);
+  call.launch({.grid = (fours + kThreads - 1) / kThreads, .block = kThreads, .overlaps = true},
+              sum_outer, args);
 }
 
 }  // namespace
@@ -244,7 +260,7 @@ void run_small(const Call& call, const Term& term, std::byte* workspace) {
   args.accumulate = term.accumulate;
   args.a_vectors = ranks_are_vectors(pair.shrink), args.b_vectors = is_vectors(pair.expand, 16);
   const std::int64_t four = 4 * static_cast<std::int64_t>(size_of(pair.shrink.dtype()));
-  args.a_along = is_vectors(pair.shrink.transposed(), four);
+  args.a_along = is_vectors(pair.shrink.transposed(), 16);
   args.b_along = is_vectors(pair.expand.transposed(), four);
   args.float_adapter = pair.shrink.dtype() == DType::kFloat32;
   const bool rows_only = plan.kind == Kind::kOneRow || plan.kind == Kind::kFourRows;
