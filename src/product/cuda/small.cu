@@ -112,8 +112,13 @@ void launch_typed(const Call& call, const Plan& plan, const Launch& how, const S
       return launch_row<float, 4>(call, how, args);
     case Kind::kHalf:
       if constexpr (!std::is_same_v<T, float>) {
-        if (args.rank <= 16) return call.launch(how, small_half<T, 16>, args);
-        return call.launch(how, small_half<T, 32>, args);
+        const auto launch = [&]<bool kAlong>(std::bool_constant<kAlong>) {
+          if (args.rank <= 16) return call.launch(how, small_half<T, 16, kAlong>, args);
+          call.launch(how, small_half<T, 32, kAlong>, args);
+        };
+        const bool dense = args.a_vectors || args.b_vectors;
+        if (!dense && args.a_along && args.b_along) return launch(std::true_type{});
+        launch(std::false_type{});
       }
       return;
     case Kind::kRows16:

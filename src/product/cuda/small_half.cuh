@@ -112,8 +112,9 @@ __device__ void bring_b_along(const SmallArgs& args, int first_col, T* b) {
 }
 
 /// Starts to bring k .. k + 63 of A to a warp's part of shared memory; zeros past the depth.
-template <class T, int kRanks>
+template <class T, int kRanks, bool kAlong>
 __device__ void bring_a(const SmallArgs& args, int k, T* a) {
+  if (kAlong) return bring_a_along<T, kRanks>(args, k, a);
   using Shared = HalfShared<kRanks>;
   const int lane = static_cast<int>(threadIdx.x) % 32, left = args.depth - k;
   if (args.a_vectors && args.rank % 16 == 0 && !args.float_adapter) {
@@ -124,10 +125,6 @@ __device__ void bring_a(const SmallArgs& args, int k, T* a) {
     for (int i = first; i < kSlice; i += step, from += step * args.a_row) {
       copy_async(shared_address(a + Shared::a_at(i, rank)), i < left ? from : args.a, i < left);
     }
-    return;
-  }
-  if (args.a_along) {
-    bring_a_along<T, kRanks>(args, k, a);
     return;
   }
   // Fours of ranks.
@@ -162,8 +159,9 @@ __device__ void bring_a(const SmallArgs& args, int k, T* a) {
 }
 
 /// The same of 64 columns of B.
-template <class T, int kRanks>
+template <class T, int kRanks, bool kAlong>
 __device__ void bring_b(const SmallArgs& args, int first_col, T* b) {
+  if (kAlong) return bring_b_along<T, kRanks>(args, first_col, b);
   using Shared = HalfShared<kRanks>;
   const int lane = static_cast<int>(threadIdx.x) % 32;
   if (args.b_vectors && !args.float_adapter) {
@@ -176,7 +174,6 @@ __device__ void bring_b(const SmallArgs& args, int first_col, T* b) {
     }
     return;
   }
-  if (args.b_along) return bring_b_along<T, kRanks>(args, first_col, b);
   const int col = lane % 16 * 4;
   if (first_col + col >= args.cols) return;
 #pragma unroll 2
@@ -196,7 +193,8 @@ __device__ void bring_b(const SmallArgs& args, int first_col, T* b) {
   }
 }
 
-template <class T, int kRanks>
+/// kAlong: columns of A and of B lie together, as they do when backward sees them transposed.
+template <class T, int kRanks, bool kAlong>
 __global__ void __launch_bounds__(kThreads, kHalfBlocks)
     small_half(const __grid_constant__ SmallArgs args) {
   using Shared = HalfShared<kRanks>;
@@ -242,15 +240,11 @@ __global__ void __launch_bounds__(kThreads, kHalfBlocks)
     }
   };
   load_x(my_k);
-  bring_a<T, kRanks>(args, my_k, a);
+  bring_a<T, kRanks, kAlong>(args, my_k, a);
   commit_copies();
-  // Which of the two orders A and B have; one load, not two, where both would do.
-  const bool a_along =
-                 args.a_along && !(args.a_vectors && args.rank % 16 == 0 && !args.float_adapter),
-             b_along = args.b_along && !(args.b_vectors && !args.float_adapter);
   std::uint32_t expand[kRanks / 16][8][2];  // [16 ranks][tile of columns]
   bool has_b = false;
-  if (has_cols) bring_b<T, kRanks>(args, my_col, b);
+  if (has_cols) bring_b<T, kRanks, kAlong>(args, my_col, b);
   commit_copies();
   wait_copies<1>();
   __syncwarp();
@@ -259,48 +253,41 @@ __global__ void __launch_bounds__(kThreads, kHalfBlocks)
   const int my_deep = lane % 8 / 2 * 8 + lane % 2 + lane / 8 % 2 * 2;
   // Of columns, lane 4g + q reads fours along K of ranks g, g + 8 and so on.
   const std::uint32_t a_from = shared_address(
-      a + (a_along ? Shared::along_at(g, 8 * q) : Shared::a_at(my_deep, lane / 16 * 8)));
+      a + (kAlong ? Shared::along_at(g, 8 * q) : Shared::a_at(my_deep, lane / 16 * 8)));
   while (true) {
     float sums[kRanks / 8][4] = {};
     for (int k = my_k;;) {
-      const auto shrink = [&]<bool kAlong>(std::bool_constant<kAlong>) {
 #pragma unroll
-        for (int c = 0; c < 2; ++c) {
+      for (int c = 0; c < 2; ++c) {
 #pragma unroll
-          for (int s = 0; s < 2; ++s) {
-            const uint4 &top = x[c][0], &low = x[c][1];
-            const std::uint32_t left[4] = {s == 0 ? top.x : top.z, s == 0 ? low.x : low.z,
-                                           s == 0 ? top.y : top.w, s == 0 ? low.y : low.w};
+        for (int s = 0; s < 2; ++s) {
+          const uint4 &top = x[c][0], &low = x[c][1];
+          const std::uint32_t left[4] = {s == 0 ? top.x : top.z, s == 0 ? low.x : low.z,
+                                         s == 0 ? top.y : top.w, s == 0 ? low.y : low.w};
 #pragma unroll
-            for (int i = 0; i < kRanks / 16; ++i) {
-              std::uint32_t right[4];
-              if constexpr (kAlong) {
+          for (int i = 0; i < kRanks / 16; ++i) {
+            std::uint32_t right[4];
+            if constexpr (kAlong) {
 #pragma unroll
-                for (int j = 0; j < 2; ++j) {
-                  load8((a_from ^ 64 * c) + 2 * ((16 * i + 8 * j) * kSlice + 4 * s), right[2 * j],
-                        right[2 * j + 1]);
-                }
-              } else {
-                ldmatrix_trans((a_from ^ 32 * i) + 2 * kRanks * (32 * c + 4 * s), right[0],
-                               right[1], right[2], right[3]);
+              for (int j = 0; j < 2; ++j) {
+                load8((a_from ^ 64 * c) + 2 * ((16 * i + 8 * j) * kSlice + 4 * s), right[2 * j],
+                      right[2 * j + 1]);
               }
-              mma<T>(sums[2 * i], left, {right[0], right[1]});
-              mma<T>(sums[2 * i + 1], left, {right[2], right[3]});
+            } else {
+              ldmatrix_trans((a_from ^ 32 * i) + 2 * kRanks * (32 * c + 4 * s), right[0], right[1],
+                             right[2], right[3]);
             }
+            mma<T>(sums[2 * i], left, {right[0], right[1]});
+            mma<T>(sums[2 * i + 1], left, {right[2], right[3]});
           }
         }
-      };
-      if (a_along) {
-        shrink(std::true_type{});
-      } else {
-        shrink(std::false_type{});
       }
       if (args.depth <= kAtOnce) break;
       // K in turns: A is brought again for every 16 rows.
       k += kAtOnce;
       const bool last = k - my_k >= args.depth;
       __syncwarp();
-      bring_a<T, kRanks>(args, last ? my_k : k, a);
+      bring_a<T, kRanks, kAlong>(args, last ? my_k : k, a);
       commit_copies();
       if (last) break;
       load_x(k);
@@ -348,36 +335,36 @@ __global__ void __launch_bounds__(kThreads, kHalfBlocks)
     }
     if (!has_b) {
       has_b = true;
-      if (b_along) {
+      if constexpr (kAlong) {
 #pragma unroll
         for (int i = 0; i < kRanks / 2; ++i) {
           const uint2 four = *reinterpret_cast<const uint2*>(b + (32 * i + lane) * 4);
           expand[i / 8][i % 8][0] = four.x, expand[i / 8][i % 8][1] = four.y;
         }
-      }
-      const int chunk = g % 2 * 4 + g / 2;
+      } else {
+        const int chunk = g % 2 * 4 + g / 2;
 #pragma unroll
-      for (int i = 0; i < kRanks / 16; ++i) {
-        if (b_along) break;
-        uint4 four[4];
+        for (int i = 0; i < kRanks / 16; ++i) {
+          uint4 four[4];
 #pragma unroll
-        for (int j = 0; j < 4; ++j) {
-          four[j] = uint4{0, 0, 0, 0};
-          if (16 * i + 4 * q < args.rank)
-            four[j] =
-                *reinterpret_cast<const uint4*>(b + Shared::b_at(16 * i + 4 * q + j, 8 * chunk));
-        }
+          for (int j = 0; j < 4; ++j) {
+            four[j] = uint4{0, 0, 0, 0};
+            if (16 * i + 4 * q < args.rank)
+              four[j] =
+                  *reinterpret_cast<const uint4*>(b + Shared::b_at(16 * i + 4 * q + j, 8 * chunk));
+          }
 #pragma unroll
-        for (int j = 0; j < 2; ++j) {
-          const uint4 &low = four[2 * j], &high = four[2 * j + 1];
-          expand[i][0][j] = __byte_perm(low.x, high.x, 0x5410),
-          expand[i][1][j] = __byte_perm(low.x, high.x, 0x7632);
-          expand[i][2][j] = __byte_perm(low.y, high.y, 0x5410),
-          expand[i][3][j] = __byte_perm(low.y, high.y, 0x7632);
-          expand[i][4][j] = __byte_perm(low.z, high.z, 0x5410),
-          expand[i][5][j] = __byte_perm(low.z, high.z, 0x7632);
-          expand[i][6][j] = __byte_perm(low.w, high.w, 0x5410),
-          expand[i][7][j] = __byte_perm(low.w, high.w, 0x7632);
+          for (int j = 0; j < 2; ++j) {
+            const uint4 &low = four[2 * j], &high = four[2 * j + 1];
+            expand[i][0][j] = __byte_perm(low.x, high.x, 0x5410),
+            expand[i][1][j] = __byte_perm(low.x, high.x, 0x7632);
+            expand[i][2][j] = __byte_perm(low.y, high.y, 0x5410),
+            expand[i][3][j] = __byte_perm(low.y, high.y, 0x7632);
+            expand[i][4][j] = __byte_perm(low.z, high.z, 0x5410),
+            expand[i][5][j] = __byte_perm(low.z, high.z, 0x7632);
+            expand[i][6][j] = __byte_perm(low.w, high.w, 0x5410),
+            expand[i][7][j] = __byte_perm(low.w, high.w, 0x7632);
+          }
         }
       }
     }

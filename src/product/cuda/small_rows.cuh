@@ -48,7 +48,7 @@ __device__ __forceinline__ void rows_shrink(const float* x, const float* a, int 
   const int lane = static_cast<int>(threadIdx.x) % 32, g = lane / 4, q = lane % 4;
   const float* const my_x = x + g * Shared::kXLd + 2 * q;
   const float* const my_a = kAlong ? a + g * Shared::kXLd + 2 * q : a + 2 * q * kLd + g;
-#pragma unroll 1
+#pragma unroll(kTiles == 1 ? 4 : 1)
   for (int deep = 0; deep < end; deep += 16) {
     // The matrix units round their sums towards zero: short ones, which are added up as floats are.
     float of_16[kRun / 4][kTiles][4] = {};
