@@ -224,7 +224,7 @@ void run_outer(const Launches& launch, const Term& term, std::span<const OuterPr
   }
   if (outputs == 0) return;
   if (const unsigned blocks = args.jobs[0].blocks + args.jobs[1].blocks; blocks > 0) {
-    launch(blocks, kOuterSharedBytes, outer<T>, args);
+    launch(blocks, 0, outer<T>, args);
   }
   launch(static_cast<unsigned>(ceil_div(outputs, 256)), 0, sum_shares<256>, sum);
 }

@@ -141,9 +141,9 @@ AmperePlan plan_ampere(const AmpereShape& shape, const DeviceFacts& facts) {
 }
 
 AmpereShares plan_ampere_outer(std::int64_t m, std::int64_t blocks, const DeviceFacts& facts) {
-  // Two blocks a multiprocessor, each with at least four stages of rows.
+  // A block a multiprocessor, each with at least four turns of a warp.
   const std::int64_t wanted =
-      std::max<std::int64_t>(1, 2 * facts.multiprocessors / std::max<std::int64_t>(1, blocks));
+      std::max<std::int64_t>(1, facts.multiprocessors / std::max<std::int64_t>(1, blocks));
   AmpereShares shares;
   shares.rows = std::max<std::int64_t>(256, ceil_div(ceil_div(m, wanted), 64) * 64);
   shares.count = ceil_div(m, shares.rows);
