@@ -12,10 +12,10 @@
 // nothing that it reads is used twice, but coefficients by its two halves, which L1 sees to.
 //
 //            64 columns      64 columns
-//     16  | warp 0        | warp 1        |     A warp's turn: 16 rows of its half, four blocks of
-//     16  | warp 2        | warp 3        |     16 ranks by 8 columns for each 32 of these.
-//     16  | warp 4        | warp 5        |     After its turn it goes on 64 rows below; the four
-//     16  | warp 6        | warp 7        |     warps of a half add up their sums in the end.
+//     16  | warp 0        | warp 1        |     A warp's turn: 16 rows of its half, eight blocks of
+//     16  | warp 2        | warp 3        |     16 ranks by 8 columns. After it the warp goes on 64
+//     16  | warp 4        | warp 5        |     rows below; the four warps of a half add up their
+//     16  | warp 6        | warp 7        |     sums in the end.
 //
 // Rows are what is summed over, and the matrix unit wants two that follow each other in one word.
 // Lane 4g + q loads 16 bytes, columns 8g .. 8g + 7, of rows 4q .. 4q + 3, and pairs them by byte

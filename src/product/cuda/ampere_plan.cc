@@ -121,9 +121,7 @@ AmperePlan plan_ampere(const AmpereShape& shape, const DeviceFacts& facts) {
   // whole steps each: the last parts may be left without any
   if (shape.k > 0) plan.splits = static_cast<int>(ceil_div(shape.k, plan.split_depth));
   plan.shared_bytes = shared_bytes_of(plan.tile_n);
-  const bool overlaps = facts.major >= 9;
-  if (shape.rank == 0 || !shape.base || shape.masked || shape.dropped || plan.splits > 1 ||
-      !overlaps) {
+  if (shape.rank == 0 || !shape.base || shape.masked || shape.dropped || plan.splits > 1) {
     return plan;
   }
   // A block makes 64 rows of h at about 85 GB/s of x and S, in 0.15 of the time of a wide tile of
