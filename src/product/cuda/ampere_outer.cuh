@@ -30,8 +30,8 @@
 namespace graft::cuda::ampere {
 
 inline constexpr int kOuterCols = 128, kOuterRanks = 32;
-inline constexpr int kOuterTurn = 16;   ///< Rows of a warp's turn.
-inline constexpr int kOuterWarps = 4;   ///< That share the rows of 64 columns.
+inline constexpr int kOuterTurn = 16;                ///< Rows of a warp's turn.
+inline constexpr int kOuterWarps = 4;                ///< That share the rows of 64 columns.
 inline constexpr int kOuterStride = kOuterCols + 4;  ///< Floats of a row of sums in shared memory.
 
 /// One of the products of a launch.
@@ -130,8 +130,7 @@ struct OuterWarp {
     const float* from = a.coefficients + (row + 4 * q) * a.rank + rank;
 #pragma unroll
     for (int e = 0; e < 8; ++e) {
-      const bool exists =
-          rank + e / 4 * 8 < a.rank && (kAll || row + 4 * q + e % 4 < at.row_end);
+      const bool exists = rank + e / 4 * 8 < a.rank && (kAll || row + 4 * q + e % 4 < at.row_end);
       c[e] = exists ? __ldg(from + e % 4 * a.rank + e / 4 * 8) : 0.0f;
     }
   }

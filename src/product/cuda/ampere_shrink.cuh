@@ -34,9 +34,9 @@ struct ShrinkArgs {
   std::int64_t padded_k = 0;     ///< K to whole turns.
   int rank = 0, ranks = 0;       ///< And the rank to whole sixteens.
   float scaling = 1.0f;
-  DropoutArgs dropout;      ///< On x.
-  float* h = nullptr;       ///< (M, rank), unscaled; null: not wanted.
-  void* scaled = nullptr;   ///< (M, ranks): s·h of the multiply type, zeros from `rank` on.
+  DropoutArgs dropout;     ///< On x.
+  float* h = nullptr;      ///< (M, rank), unscaled; null: not wanted.
+  void* scaled = nullptr;  ///< (M, ranks): s·h of the multiply type, zeros from `rank` on.
 };
 
 /// Zeroes what dropout drops of eight elements that follow each other from element `first` on.
