@@ -32,6 +32,9 @@ double item_time(int rank_class, int parts, double k_blocks) {
   return whole / parts + (parts > 1 ? of_sums : 1.0) / k_blocks;
 }
 
+// The same of an item beside which an outer product of its x is made.
+constexpr double kRiddenItem = 0.46;
+
 // Steps of a wide tile until S may have been copied, which h waits for; and the coefficients of
 // outer products.
 constexpr int kUntilS = 7, kUntilCopies = 10;
@@ -174,9 +177,16 @@ HopperOuterPlan plan_hopper_outer(const HopperPlan& plan, std::int64_t k,
   const std::int64_t workers =
       least_tiles > 0 ? plan.clusters : plan.clusters - plan.light_clusters;
   outer.unit_cols = plan.tile_n == 256 ? 128 : 64;
+  // Only light clusters make h, before their tiles, and have time for more.
+  const bool before_tiles = plan.tile_n == 256 && plan.light_items > 0 && plan.heavy_items == 0;
+  const bool has_time = static_cast<double>(plan.light_items) * kRiddenItem < 1.0;
   std::int64_t given = 0, made = 0;  // units of a cluster
   for (std::size_t i = 0; i < products.size(); ++i) {
     outer.order[i] = products.size() == 2 && products[0].of_h ? 1 - i : i;
+    if (!products[i].of_h && products[i].of_x && !outer.rides && before_tiles && has_time) {
+      outer.rides = true;
+      continue;
+    }
     const std::int64_t blocks = divide_up(products[i].cols, outer.unit_cols);
     outer.column_blocks += blocks;
     outer.units[i] = blocks * plan.tile_rows;
@@ -213,7 +223,8 @@ HopperOuterPlan plan_hopper_outer(const HopperPlan& plan, std::int64_t k,
 std::vector<HopperOuterShape> outer_shapes(const Term& term) {
   std::vector<HopperOuterShape> shapes;
   for (const OuterProduct& each : term.outer_products) {
-    shapes.push_back({each.matrix.dim(1), !each.coefficients.present()});
+    const bool of_x = each.matrix == term.x && each.dropout == nullptr;
+    shapes.push_back({each.matrix.dim(1), !each.coefficients.present(), of_x});
   }
   return shapes;
 }
