@@ -137,8 +137,7 @@ TEST(HopperPlan, OuterProductsBesideTiles) {
   EXPECT_EQ(rides.units[1], 0);
   EXPECT_EQ(rides.column_blocks, 4096 / 128);
   EXPECT_GT(rides.every, plan_hopper_outer(light, 4096, kBoth).every);
-  EXPECT_FALSE(
-      plan_hopper_outer(plan_hopper(8448, 4096, 4096, 16, kH200), 4096, kOfX).rides);
+  EXPECT_FALSE(plan_hopper_outer(plan_hopper(8448, 4096, 4096, 16, kH200), 4096, kOfX).rides);
   // A wider rank has no room.
   EXPECT_EQ(plan_hopper_outer(plan_hopper(4096, 4096, 4096, 17, kH200), 4096, kBoth).every, 0);
 }

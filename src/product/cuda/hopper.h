@@ -73,8 +73,8 @@ struct HopperOuterShape {
 /// are given may start in a cluster's first tile, those of h in its second one, when h of all rows
 /// is there; or at the end of the first one, if some have no other.
 struct HopperOuterPlan {
-  /// The product of x whose coefficients are given has no units: it is made where h is, of the x that
-  /// is there for that.
+  /// The product of x whose coefficients are given has no units: it is made where h is, of the x
+  /// that is there for that.
   bool rides = false;
   int every = 0;  ///< Steps of 64 along K from a unit to the next; 0: not beside the tiles.
   int first = 0;  ///< Steps before the first one in a first tile: coefficients are copied.

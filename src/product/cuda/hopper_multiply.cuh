@@ -138,8 +138,7 @@ struct Multiplier {
     const int row_block = item.row() * 2 + block.rank;
     const bool exists = row_block * kTileM < args.m;
     // Two places in turn: there the other warpgroup may still multiply by those of the item before.
-    const std::uint32_t coefficients =
-        block.shared + Size::kStaging + count % 2 * kNarrowBytes;
+    const std::uint32_t coefficients = block.shared + Size::kStaging + count % 2 * kNarrowBytes;
     const bool rides = args.outer.rides;
     if (rides) {
       put_coefficients(coefficients, row_block * kTileM + thread);
@@ -162,14 +161,13 @@ struct Multiplier {
         wgmma<16, false, T>(h[i % 2], a + i % 4 * 2, b + i % 4 * 2, true);
       }
       wgmma_commit();
-      wgmma_wait<0>();
       float part[2][8];
       if (rides) {
         wgmma_fence();
         multiply_outer<8>(part, slot + half * kXBytes, coefficients, true);
         wgmma_commit();
-        wgmma_wait<0>();
       }
+      wgmma_wait<0>();
       release(at.index);
       at.template advance<Size::kSlots>();
       if (rides && exists) store_sums(part, ridden_partial(args, unit, row_block, half));
@@ -186,13 +184,12 @@ struct Multiplier {
 #pragma unroll
     for (int i = 0; i < 8; ++i) {
       const int r = half * 8 + i;
-      values[i] = row < args.m && r < rank
-                      ? args.outer.coefficients[std::int64_t{row} * rank + r]
-                      : 0.0f;
+      values[i] =
+          row < args.m && r < rank ? args.outer.coefficients[std::int64_t{row} * rank + r] : 0.0f;
     }
     const int at_row = row % kTileM;
-    asm volatile("st.shared.v4.u32 [%0], {%1, %2, %3, %4};" ::"r"(
-                     to + at_row * kNarrowRowBytes + ((half ^ at_row / 4 % 2) << 4)),
+    asm volatile("st.shared.v4.u32 [%0], {%1, %2, %3, %4};" ::"r"(to + at_row * kNarrowRowBytes +
+                                                                  ((half ^ at_row / 4 % 2) << 4)),
                  "r"(packed<T>(values[0], values[1])), "r"(packed<T>(values[2], values[3])),
                  "r"(packed<T>(values[4], values[5])), "r"(packed<T>(values[6], values[7]))
                  : "memory");
