@@ -288,6 +288,12 @@ class CudaManyRows : public testing::Test {
 // Some blocks have a tile less than others: for all of h, or some of it, or no block does; forward
 // and backward, where dA and dB are made beside the tiles.
 TEST_F(CudaManyRows, LightBlocksMakeH) { check({4096, 2048, 4096, 16}); }
+// And dB with g, of the dy that is there for it.
+TEST_F(CudaManyRows, LightBlocksMakeDbToo) {
+  check({2048, 4096, 4096, 16});
+  check({4090, 4096, 4104, 13}, kF16, kF32);
+  check({8192, 4096, 4096, 16});
+}
 TEST_F(CudaManyRows, OthersMakeSomeOfH) { check({8192, 2048, 2048, 16}); }
 TEST_F(CudaManyRows, AllMakeH) { check({8448, 1024, 4096, 16}); }
 TEST_F(CudaManyRows, OneTileABlock) { check({512, 4096, 4096, 16}); }
