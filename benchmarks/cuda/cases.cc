@@ -72,6 +72,11 @@ std::vector<CudaCase> all_cuda_cases() {
   for (const int rows : {1, 16}) {
     cases.push_back({Work::kForward, rows, 4096, 4096, 16, kF32, kF32});
   }
+  // Too many for one, too few for all multiprocessors.
+  for (const int rows : {256, 320, 384}) cases.push_back({Work::kForward, rows, 4096, 4096});
+  cases.push_back({Work::kForward, 1, 4096, 4096, 16, kBF16, kF32});
+  cases.push_back({Work::kForward, 1, 4096, 4096, 64});
+  cases.push_back({Work::kSiblings, 1, 4096, 4096});
   // Many rows; with the adapter in float32 too, as PEFT has it.
   for (const DType adapter : {kBF16, kF32}) {
     const auto forward = [&](std::int64_t m, std::int64_t k, std::int64_t n) {

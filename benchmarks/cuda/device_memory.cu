@@ -1,8 +1,11 @@
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
 
+#include <algorithm>
 #include <stdexcept>
 #include <string>
+#include <utility>
+#include <vector>
 
 #include "benchmarks/cuda/device_memory.h"
 
@@ -23,14 +26,29 @@ __global__ void fill(T* values, std::size_t count, std::uint32_t seed, float sca
   }
 }
 
-void* allocate_from_pool(void*, std::size_t bytes, void* stream) {
-  void* memory = nullptr;
-  const cudaError_t error = cudaMallocAsync(&memory, bytes, static_cast<cudaStream_t>(stream));
-  return error == cudaSuccess ? memory : nullptr;
+// Blocks that were freed, for whoever asks next, as frameworks keep theirs: a graph that is
+// captured has no nodes of an allocator between its kernels.
+std::vector<std::pair<void*, std::size_t>> kept, lent;
+
+void* allocate_from_pool(void*, std::size_t bytes, void*) {
+  const auto fits = std::find_if(kept.begin(), kept.end(),
+                                 [bytes](const auto& block) { return block.second >= bytes; });
+  if (fits != kept.end()) {
+    lent.push_back(*fits);
+    kept.erase(fits);
+  } else {
+    void* memory = nullptr;
+    if (cudaMalloc(&memory, bytes) != cudaSuccess) return nullptr;
+    lent.emplace_back(memory, bytes);
+  }
+  return lent.back().first;
 }
 
-void free_to_pool(void*, void* memory, void* stream) {
-  cudaFreeAsync(memory, static_cast<cudaStream_t>(stream));
+void free_to_pool(void*, void* memory, void*) {
+  const auto block = std::find_if(lent.begin(), lent.end(),
+                                  [memory](const auto& each) { return each.first == memory; });
+  kept.push_back(*block);
+  lent.erase(block);
 }
 
 }  // namespace

@@ -36,8 +36,8 @@ class DeviceMemory {
   std::vector<void*> blocks_;
 };
 
-/// A context on device 0 whose workspace comes from CUDA's stream-ordered pool, as a framework's
-/// comes from its own.
+/// A context on device 0 whose workspace comes from blocks that are kept for whoever asks next, as
+/// a framework's does. For one stream at a time.
 Context pool_context(cudaStream_t stream);
 
 }  // namespace graft::bench

@@ -11,6 +11,7 @@
 #include <string>
 #include <vector>
 
+#include "graft/linear.h"
 #include "graft/lora.h"
 #include "support/cuda_place.h"
 #include "support/places.h"
@@ -166,6 +167,16 @@ class Layer {
     return {dy, x, h, Weight(w), {a, b, kScaling}, {}, dx, da, db};
   }
 
+  LinearForward linear_forward() const { return {x, Weight(w), forward().bias, y}; }
+  LinearBackward linear_backward() const { return {dy, Weight(w), dx}; }
+
+  void expect_linear() {
+    const std::int64_t rows = (s.m + step_ - 1) / step_;
+    double* const truth = product(Matrix(x), Matrix(w.transposed()), rows, s.n, s.k, step_);
+    add_row<<<blocks_of(rows * s.n), 256>>>(Matrix(bias), rows, s.n, truth);
+    expect("y", y, truth, rows, step_, 0.02);
+    expect("dx", dx, product(Matrix(dy), Matrix(w), rows, s.k, s.n, step_), rows, step_, 0.02);
+  }
   void expect_forward() {
     const std::int64_t rows = (s.m + step_ - 1) / step_;
     double* const h_truth = product(Matrix(x), Matrix(a), rows, s.rank, s.k, step_);
@@ -185,6 +196,10 @@ class Layer {
     expect("da", da,
            product(Matrix(x.transposed()), product_of(g, s.rank), s.k, s.rank, s.m, 1, kScaling),
            s.k, 1, 0.02);
+    expect_db();
+  }
+  // Of the h that forward has stored, so that dropout changes nothing here.
+  void expect_db() {
     expect(
         "db", db,
         product(Matrix(ConstTensorView(h).transposed()), Matrix(dy), s.rank, s.n, s.m, 1, kScaling),
@@ -277,9 +292,34 @@ class CudaManyRows : public testing::Test {
 // Some blocks have a tile less than others: for all of h, or some of it, or no block does; forward
 // and backward, where dA and dB are made beside the tiles.
 TEST_F(CudaManyRows, LightBlocksMakeH) { check({4096, 2048, 4096, 16}); }
+// And dB with g, of the dy that is there for it.
+TEST_F(CudaManyRows, LightBlocksMakeDbToo) {
+  check({2048, 4096, 4096, 16});
+  check({4090, 4096, 4104, 13}, kF16, kF32);
+  check({8192, 4096, 4096, 16});
+}
+TEST_F(CudaManyRows, LightBlocksMakeDbBesideMaskedTiles) {
+  Context context(test::cuda_place(nullptr));
+  for (const Shape& shape : {Shape{2048, 4096, 1024, 16}, Shape{4090, 4096, 4104, 13}}) {
+    SCOPED_TRACE(testing::Message() << shape.m << " x " << shape.k << " -> " << shape.n);
+    Layer layer(shape, kBF16, kBF16);
+    LoraLinearForward forward = layer.forward();
+    LoraLinearBackward backward = layer.backward();
+    forward.dropout = backward.dropout = {0.1f, 7};
+    lora_linear_forward(context, forward);
+    lora_linear_backward(context, backward);
+    must(cudaDeviceSynchronize());
+    layer.expect_db();
+  }
+}
 TEST_F(CudaManyRows, OthersMakeSomeOfH) { check({8192, 2048, 2048, 16}); }
 TEST_F(CudaManyRows, AllMakeH) { check({8448, 1024, 4096, 16}); }
 TEST_F(CudaManyRows, OneTileABlock) { check({512, 4096, 4096, 16}); }
+TEST_F(CudaManyRows, BlocksWithoutATileMakeHInParts) {
+  for (const std::int64_t m : {129, 200, 256}) check({m, 4096, 4096, 16});
+  check({256, 2048, 2048, 128});
+  check({320, 4096, 1024, 5}, kF16, kF32);
+}
 TEST_F(CudaManyRows, SomeHaveTwoTiles) { check({1024, 1024, 5120, 16}); }
 TEST_F(CudaManyRows, Float16) { check({2048, 1024, 3072, 16}, kF16, kF16); }
 TEST_F(CudaManyRows, Float32Adapters) { check({2048, 1024, 3072, 12}, kBF16, kF32); }
@@ -313,6 +353,19 @@ TEST_F(CudaManyRows, SiblingsShareALaunch) {
 TEST_F(CudaManyRows, SizesThatAreNoMultipleOfTiles) {
   check({4095, 1016, 4104, 13});
   check({1111, 1000, 2056, 5}, kBF16, kF32);
+}
+// Columns behind the last whole tile, made with h: of y forward, and of a dx alone.
+TEST_F(CudaManyRows, RaggedColumns) {
+  check({4095, 2056, 4104, 13});
+  check({3900, 2048, 4112, 16}, kF16, kF32);
+  Context context(test::cuda_place(nullptr));
+  for (const Shape& shape : {Shape{4095, 2048, 4104, 1}, {4095, 4104, 2048, 1}}) {
+    Layer layer(shape, kBF16, kBF16);
+    linear_forward(context, layer.linear_forward());
+    linear_backward(context, layer.linear_backward());
+    must(cudaDeviceSynchronize());
+    layer.expect_linear();
+  }
 }
 
 }  // namespace

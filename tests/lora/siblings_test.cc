@@ -293,6 +293,30 @@ TEST(LoraSiblingsEverywhere, ForwardHasTheBitsOfSingleCalls) {
   });
 }
 
+// The same of rows that a GPU reads straight from memory, a few at once; those of one call go there
+// together. More layers than one launch takes.
+TEST(LoraSiblingsEverywhere, ForwardOfFewRowsHasTheBitsOfSingleCalls) {
+  test::on_each_place([](const test::Place& place) {
+    for (const DType type : place.dtypes()) {
+      for (const std::int64_t m : {1, 5, 16}) {
+        SCOPED_TRACE(std::string(name_of(type)) + ", " + std::to_string(m) + " rows");
+        const Siblings together(m, 264,
+                                {{40, 2, 0, true}, {90, 8, 0, true}, {33, 64}, {7, 3}, {24, 16}},
+                                {type, type, kF32});
+        const Siblings alone = together;
+        place.run<LoraLinearForward>(lora_linear_forward, together.forward(true));
+        for (const LoraLinearForward& params : alone.forward(true)) {
+          place.run(lora_linear_forward, params);
+        }
+        for (std::size_t i = 0; i < alone.layers.size(); ++i) {
+          EXPECT_EQ(together.layers[i].y.bytes(), alone.layers[i].y.bytes()) << i;
+          EXPECT_EQ(together.layers[i].h.bytes(), alone.layers[i].h.bytes()) << i;
+        }
+      }
+    }
+  });
+}
+
 // The outputs are linear in each operand, so the slope over any step is exact but for rounding.
 TEST(LoraSiblings, GradientsAreTheSlopesOfTheReference) {
   Siblings s(3, 6, {{5, 2, 0.4f}, {4, 3}, {2, 0}}, {kF32, kF32, kF32});

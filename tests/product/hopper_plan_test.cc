@@ -75,10 +75,11 @@ TEST(HopperPlan, SharesAllWorkOut) {
           ASSERT_LE(plan.clusters, facts.clusters);
           ASSERT_LT(plan.light_clusters, plan.clusters);
           ASSERT_GE(plan.tile_rows * 256, m);
-          ASSERT_GE(plan.tile_cols * plan.tile_n, n);
+          ASSERT_GE(plan.tile_cols * plan.tile_n + plan.ragged, n);
           if (rank == 0) continue;
-          ASSERT_GE(plan.rank_class, rank);
+          ASSERT_GE(plan.rank_class, rank + plan.ragged);
           ASSERT_LE(plan.rank_class, plan.tile_n);
+          ASSERT_GE(plan.light_items * plan.light_clusters, plan.light_rows() * plan.light_parts);
           const std::int64_t heavy = plan.clusters - plan.light_clusters;
           ASSERT_GE(plan.heavy_items * heavy, plan.heavy_items_of_all());
           if (plan.h_every == 0) continue;
@@ -87,6 +88,40 @@ TEST(HopperPlan, SharesAllWorkOut) {
         }
       }
     }
+  }
+}
+
+// A column of tiles for eight columns of y would make five rounds of four.
+TEST(HopperPlan, AFewColumnsAreMadeWithH) {
+  constexpr HopperBesides kRagged{.ragged = true};
+  for (const std::int64_t rank : {0, 13, 16}) {
+    const std::array<std::int64_t, 1> width{4104};
+    const HopperPlan plan = plan_hopper(4095, width, 4088, rank, kH200, kRagged);
+    EXPECT_EQ(plan.ragged, 8);
+    EXPECT_EQ(plan.tile_n, 256);
+    EXPECT_EQ(plan.tile_cols, 16);
+    EXPECT_EQ(plan.rank_class, 32);
+    EXPECT_EQ(plan.light_rows(), plan.tile_rows);
+    EXPECT_EQ(plan_hopper(4095, width, 4088, rank, kH200).ragged, 0);  // not with outer products
+  }
+  for (const std::array<std::int64_t, 1> width : {std::array<std::int64_t, 1>{4096}, {4120}}) {
+    EXPECT_EQ(plan_hopper(4095, width, 4088, 13, kH200, kRagged).ragged, 0) << width[0];
+  }
+  const std::array<std::int64_t, 2> widths{4104, 4104};
+  EXPECT_EQ(plan_hopper(4095, widths, 4088, 13, kH200, kRagged).ragged, 0);
+  EXPECT_EQ(plan_hopper(4095, {widths.data(), 1}, 4088, 17, kH200, kRagged).ragged, 0);
+}
+
+TEST(HopperPlan, IdleClustersMakeHInParts) {
+  for (const std::int64_t m : {129, 256}) {
+    const HopperPlan plan = plan_hopper(m, 4096, 4096, 16, kH200);
+    EXPECT_LE(plan.tiles(), 64);
+    EXPECT_GT(plan.light_parts, 1);
+    EXPECT_EQ(plan.light_parts, plan.h_parts);
+    EXPECT_EQ(plan.light_clusters, plan.clusters - plan.tiles());
+    EXPECT_EQ(plan.light_rows(), 1);
+    EXPECT_EQ(plan.heavy_items, 0);
+    EXPECT_EQ(plan.items_in_parts(), plan.light_parts);
   }
 }
 
@@ -129,6 +164,15 @@ TEST(HopperPlan, OuterProductsBesideTiles) {
   constexpr std::array<HopperOuterShape, 2> kNarrow{{{2048, true}, {2048, false}}};
   const HopperPlan plan = plan_hopper(8192, 2048, 2048, 16, kH200);
   expect_room(plan, 2048, plan_hopper_outer(plan, 2048, kNarrow));
+  // That of x with given coefficients needs no units where light clusters make all of h.
+  constexpr std::array<HopperOuterShape, 2> kOfX{{{4096, true}, {4096, false, true}}};
+  const HopperPlan light = plan_hopper(4096, 4096, 4096, 16, kH200);
+  const HopperOuterPlan rides = plan_hopper_outer(light, 4096, kOfX);
+  EXPECT_TRUE(rides.rides);
+  EXPECT_EQ(rides.units[1], 0);
+  EXPECT_EQ(rides.column_blocks, 4096 / 128);
+  EXPECT_GT(rides.every, plan_hopper_outer(light, 4096, kBoth).every);
+  EXPECT_FALSE(plan_hopper_outer(plan_hopper(8448, 4096, 4096, 16, kH200), 4096, kOfX).rides);
   // A wider rank has no room.
   EXPECT_EQ(plan_hopper_outer(plan_hopper(4096, 4096, 4096, 17, kH200), 4096, kBoth).every, 0);
 }

@@ -7,12 +7,13 @@
 //     lane   4 neighbours of each 128 of K, 4 steps at once: 16 loads of 16 bytes of W under way
 //
 // Sums of 4 outputs x 16 rows are added over the lanes at the end, one or two of them for each
-// lane. s*h comes from a launch before, under which W is read already: it lets this kernel start
-// after its own wait, so that whatever wrote x and W is done. Bytes: W once; FMAs: M * K * N, half
-// of the time for 16 rows.
+// lane. s*h comes from a launch before (few_shrink.cuh), under which W is read already: it lets
+// this kernel start after its own wait, so that whatever wrote x and W is done. Bytes: W once;
+// FMAs: M * K * N, half of the time for 16 rows.
 
 #include "backend/cuda/call.h"
 #include "graft/lora.h"
+#include "product/cuda/few_shrink.cuh"
 #include "product/cuda/general.cuh"
 #include "product/cuda/paths.h"
 #include "product/cuda/small_row.cuh"
@@ -20,8 +21,7 @@
 namespace graft::cuda {
 namespace {
 
-constexpr int kMostFewRows = 16, kOutputs = 4, kWarps = 8, kSteps = 4, kBatch = 8;
-constexpr int kShrinkThreads = 512, kShrinkRows = 4;
+constexpr int kOutputs = 4, kWarps = 8, kSteps = 4, kBatch = 8;
 
 struct FloatsArgs {
   const float *x, *w;
@@ -37,47 +37,6 @@ struct FloatsArgs {
   std::int64_t y_stride;
   bool accumulate;
 };
-
-struct FloatShrinkArgs {
-  const float *x, *shrink;  // S (K, rank)
-  std::int64_t x_stride, shrink_row, shrink_col, k;
-  int m, rank;
-  float scaling;
-  float *h, *scaled;  // (M, rank); h is null if it is not wanted
-};
-
-/// s*h, a rank and four rows a block.
-__global__ void __launch_bounds__(kShrinkThreads)
-    float_shrink(const __grid_constant__ FloatShrinkArgs args) {
-  __shared__ float of_warps[kShrinkThreads / 32][kShrinkRows];
-  const int rank = static_cast<int>(blockIdx.x), first = static_cast<int>(blockIdx.y) * kShrinkRows;
-  const int thread = static_cast<int>(threadIdx.x), rows = min(args.m - first, kShrinkRows);
-  wait_for_kernel_before();
-  let_next_kernel_start();
-  float sums[kShrinkRows] = {};
-#pragma unroll 2
-  for (std::int64_t k = 4 * thread; k < args.k; k += 4 * kShrinkThreads) {
-    const float* const from = args.shrink + k * args.shrink_row + rank * args.shrink_col;
-    const float s[4] = {from[0], from[args.shrink_row], from[2 * args.shrink_row],
-                        from[3 * args.shrink_row]};
-#pragma unroll
-    for (int row = 0; row < kShrinkRows; ++row) {
-      if (row >= rows) break;
-      const float4 x = *reinterpret_cast<const float4*>(args.x + (first + row) * args.x_stride + k);
-      sums[row] += x.x * s[0] + x.y * s[1] + x.z * s[2] + x.w * s[3];
-    }
-  }
-  const int kept = small::sum_over_lanes(sums, 1);
-  if (thread % 8 == 0) of_warps[thread / 32][kept] = sums[0];
-  __syncthreads();
-  if (thread >= rows) return;
-  float sum = 0;
-#pragma unroll
-  for (int warp = 0; warp < kShrinkThreads / 32; ++warp) sum += of_warps[warp][thread];
-  const std::int64_t at = std::int64_t{first + thread} * args.rank + rank;
-  if (args.h != nullptr) args.h[at] = sum;
-  args.scaled[at] = args.scaling * sum;
-}
 
 /// 16 bytes that are read once: they are not kept in L1, where x is.
 __device__ __forceinline__ float4 load_once(const float* from) {
@@ -204,24 +163,12 @@ void run_few_floats(const Call& call, const Term& term, std::byte* workspace) {
   args.y = term.y.mutable_data_as<float>(), args.y_stride = term.y.stride(0);
   args.accumulate = term.accumulate;
   set_bias(args, term.bias);
-  if (pair.present()) {
+  float* const scaled = reinterpret_cast<float*>(workspace);
+  if (few::launch_shrink<float>(call, {&term, 1}, scaled)) {
     args.rank = static_cast<int>(pair.rank());
-    args.scaled = reinterpret_cast<const float*>(workspace);
+    args.scaled = scaled;
     args.expand = pair.expand.data_as<float>();
     args.expand_row = pair.expand.stride(0), args.expand_col = pair.expand.stride(1);
-    FloatShrinkArgs shrink{};
-    shrink.x = args.x, shrink.x_stride = args.x_stride;
-    shrink.shrink = pair.shrink.data_as<float>();
-    shrink.shrink_row = pair.shrink.stride(0), shrink.shrink_col = pair.shrink.stride(1);
-    shrink.k = args.k, shrink.m = args.m, shrink.rank = args.rank;
-    shrink.scaling = pair.scaling;
-    shrink.h = pair.h.present() ? pair.h.mutable_data_as<float>() : nullptr;
-    shrink.scaled = reinterpret_cast<float*>(workspace);
-    const auto groups = static_cast<unsigned>((args.m + kShrinkRows - 1) / kShrinkRows);
-    call.launch({.grid = {static_cast<unsigned>(args.rank), groups, 1},
-                 .block = kShrinkThreads,
-                 .overlaps = overlaps},
-                float_shrink, shrink);
   }
   constexpr std::int64_t kOfBlock = kWarps * kOutputs;
   const auto blocks = static_cast<unsigned>((args.n + kOfBlock - 1) / kOfBlock);

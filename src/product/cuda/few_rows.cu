@@ -5,15 +5,16 @@
 #include "backend/cuda/philox.cuh"
 #include "product/cuda/ampere.h"
 #include "product/cuda/ampere_operand.cuh"
-#include "product/cuda/ampere_shrink.cuh"
 #include "product/cuda/few_rows.h"
+#include "product/cuda/few_shrink.cuh"
 
-// Two kernels. `row_shrink` makes s·h, a rank and up to four rows a block. The product does not
-// wait for it: on sm_90 and later it starts as soon as row_shrink has begun, and waits only when it
-// has summed over all of W's rows. (row_shrink lets it start after its own wait, so that whatever
-// wrote x and W is done.) On earlier GPUs one follows the other.
+// few_shrink.cuh makes s·h, if there is a pair. The product does not wait for it: on sm_90 and
+// later it starts as soon as few_shrink has begun, and waits only when it has summed over all of
+// W's rows. (few_shrink lets it start after its own wait, so that whatever wrote x and W is done.)
+// On earlier GPUs one follows the other.
 //
-//   1 row       a warp an output, y[n] = x · W[n]: a dot product; float32 multiply-adds keep up.
+//   1 row       a dot product, y[n] = x · W[n]: a warp an output, or four where there is a pair or
+//               layers share x; float32 multiply-adds keep up.
 //   2..16 rows  yᵀ = W · xᵀ by mma.sync: W's rows are the 16 of the matrix unit, x's the 8. A block
 //               has 16 outputs; its 8 warps share K in turns of 32, and their sums are added in
 //               order. Operands come straight from memory, k permuted alike in both (see
@@ -39,15 +40,29 @@ struct FewArgs {
   bool y_float = false, accumulate = false;
 };
 
-struct RowShrinkArgs {
-  Operand x;       ///< (M, K); can be copied.
-  Operand shrink;  ///< S as (rank, K)
+/// A layer of `rows_of_layers`.
+struct OneRowLayer {
+  const void* w = nullptr;  ///< (N, K)
+  std::int64_t w_stride = 0, n = 0;
+  int rank = 0;
+  const float* scaled = nullptr;  ///< s·h (rank)
+  Operand expand;                 ///< E as (N, rank)
+  DropoutArgs mask;               ///< On what the pair adds.
+  const void* bias = nullptr;
+  std::int64_t bias_stride = 0;
+  DType bias_dtype = DType::kFloat32;
+  void* y = nullptr;
+  std::int64_t y_stride = 0;
+  bool y_float = false, accumulate = false;
+  unsigned first_block = 0;  ///< Layers follow each other.
+};
+
+struct OneRowArgs {
+  const void* x = nullptr;  ///< (1, K)
   std::int64_t k = 0;
-  int m = 0, rank = 0;
-  float scaling = 1.0f;
-  DropoutArgs dropout;
-  float* h = nullptr;       ///< (M, rank), unscaled; null: not wanted.
-  float* scaled = nullptr;  ///< s·h (M, rank)
+  int count = 0;       ///< Of layers.
+  bool paired = true;  ///< A launch before makes s·h, and has waited for what was before it.
+  OneRowLayer layers[few::kMostLayers];
 };
 
 __device__ __forceinline__ float warp_sum(float value) {
@@ -65,56 +80,9 @@ __device__ __forceinline__ uint4 load8(const Operand& from, std::int64_t i, std:
   return kStreamed ? load_streamed(at) : __ldg(reinterpret_cast<const uint4*>(at));
 }
 
-// 4096 of K at once.
-constexpr int kRowShrinkRows = 4, kRowShrinkThreads = 512;
-
-template <class T>
-__global__ void __launch_bounds__(kRowShrinkThreads)
-    row_shrink(const __grid_constant__ RowShrinkArgs a) {
-  wait_for_kernel_before();
-  let_next_kernel_start();
-  const int rank = static_cast<int>(blockIdx.x),
-            row0 = static_cast<int>(blockIdx.y) * kRowShrinkRows;
-  const Masks masks = a.dropout.any() ? a.dropout.masks() : Masks{};
-  float sums[kRowShrinkRows] = {};
-  for (std::int64_t k = 8 * threadIdx.x; k < a.k; k += 8 * kRowShrinkThreads) {
-    Eight<T> s;
-    s.bits = a.shrink.copies   ? load8<T, true>(a.shrink, rank, k, a.k)
-             : a.shrink.floats ? floats8<T>(a.shrink, rank, k)
-                               : gather8<T>(a.shrink, rank, k, a.k);
-#pragma unroll
-    for (int r = 0; r < kRowShrinkRows; ++r) {
-      if (row0 + r >= a.m) break;
-      Eight<T> x;
-      x.bits =
-          a.x.copies ? load8<T, false>(a.x, row0 + r, k, a.k) : gather8<T>(a.x, row0 + r, k, a.k);
-      if (a.dropout.any()) {
-        x.bits = drop8<T>(x.bits, static_cast<std::uint64_t>((row0 + r) * a.k + k), masks);
-      }
-#pragma unroll
-      for (int e = 0; e < 8; ++e) sums[r] += to_float(x.values[e]) * to_float(s.values[e]);
-    }
-  }
-  __shared__ float of_warps[kRowShrinkThreads / 32][kRowShrinkRows];
-#pragma unroll
-  for (int r = 0; r < kRowShrinkRows; ++r) {
-    const float sum = warp_sum(sums[r]);
-    if (threadIdx.x % 32 == 0) of_warps[threadIdx.x / 32][r] = sum;
-  }
-  __syncthreads();
-  const int r = static_cast<int>(threadIdx.x);
-  if (r >= kRowShrinkRows || row0 + r >= a.m) return;
-  float sum = 0.0f;
-#pragma unroll
-  for (int w = 0; w < kRowShrinkThreads / 32; ++w) sum += of_warps[w][r];
-  if (a.dropout.any()) sum *= masks.scale;
-  if (a.h != nullptr) a.h[(row0 + r) * a.rank + rank] = sum;
-  if (a.scaled != nullptr) a.scaled[(row0 + r) * a.rank + rank] = a.scaling * sum;
-}
-
 /// bias, y += and the rounding of element (row, n) of y.
-template <class T>
-__device__ __forceinline__ void store_few(const FewArgs& a, int row, std::int64_t n, float value) {
+template <class T, class Args>
+__device__ __forceinline__ void store_few(const Args& a, int row, std::int64_t n, float value) {
   if (a.bias != nullptr) value += load_as_float(a.bias, a.bias_dtype, n * a.bias_stride);
   const std::int64_t at = row * a.y_stride + n;
   if (a.y_float) {
@@ -180,6 +148,109 @@ __global__ void __launch_bounds__(256, 2) one_row(const __grid_constant__ FewArg
   }
   sum = warp_sum(sum);
   if (lane == 0) store_few<T>(a, 0, n, sum);
+}
+
+/// Outputs of a warp of rows_of_layers.
+constexpr int kWarpOutputs = 4;
+
+/// One row of several layers, or of one with a pair: a warp four outputs, and the next step of W on
+/// its way as soon as one has been used.
+template <class T>
+__global__ void __launch_bounds__(256, 2) rows_of_layers(const __grid_constant__ OneRowArgs args) {
+  constexpr int kOutputs = kWarpOutputs, kSteps = kInFlight / kOutputs, kTurn = kSteps * 256;
+  const OneRowLayer& a = args.layers[few::layer_of_block(args)];
+  if (!args.paired) wait_for_kernel_before();
+  // Where there is a pair, few_shrink has waited for all that is older than this call.
+  let_next_kernel_start();
+  const int lane = static_cast<int>(threadIdx.x) % 32;
+  const std::int64_t n =
+      (std::int64_t{blockIdx.x - a.first_block} * 8 + threadIdx.x / 32) * kOutputs;
+  if (n >= a.n) return;
+  const T* w[kOutputs];  // of outputs that are not there, the last one's
+#pragma unroll
+  for (int j = 0; j < kOutputs; ++j) {
+    w[j] = static_cast<const T*>(a.w) + min(n + j, a.n - 1) * a.w_stride + 8 * lane;
+  }
+  const T* x = static_cast<const T*>(args.x) + 8 * lane;
+  uint4 loaded[kSteps][kOutputs];
+  // Elements that are left for this lane.
+  const auto left_at = [&](std::int64_t k) {
+    return static_cast<int>(min(args.k - k - 8 * lane, std::int64_t{kTurn}));
+  };
+  const auto load = [&](int step, int left) {
+#pragma unroll
+    for (int j = 0; j < kOutputs; ++j) {
+      loaded[step][j] = uint4{0, 0, 0, 0};
+      if (step * 256 < left) loaded[step][j] = load_streamed(w[j] + step * 256);
+    }
+  };
+  const int first_left = left_at(0);
+#pragma unroll
+  for (int step = 0; step < kSteps; ++step) load(step, first_left);
+  float expand[kOutputs] = {};  // rank `lane` of E
+  const auto load_expand = [&](int r, float(&to)[kOutputs]) {
+    with_type(a.expand.dtype, [&]<class E>(std::type_identity<E>) {
+      const E* const from = static_cast<const E*>(a.expand.data) + r * a.expand.inner;
+#pragma unroll
+      for (int j = 0; j < kOutputs; ++j) {
+        to[j] = rounded<T>(to_float(from[min(n + j, a.n - 1) * a.expand.outer]));
+      }
+    });
+  };
+  if (lane < a.rank) load_expand(lane, expand);
+
+  float sums[kOutputs][2] = {};
+#pragma unroll 1
+  for (std::int64_t k = 0; k < args.k; k += kTurn) {
+    const int left = left_at(k), next = left_at(k + kTurn);
+#pragma unroll
+    for (int j = 0; j < kOutputs; ++j) w[j] += kTurn;
+#pragma unroll
+    for (int step = 0; step < kSteps; ++step) {
+      uint4 bits{0, 0, 0, 0};
+      if (step * 256 < left) bits = __ldg(reinterpret_cast<const uint4*>(x + step * 256));
+      float of_x[8];
+      few::unpack<T>(bits, of_x);
+#pragma unroll
+      for (int j = 0; j < kOutputs; ++j) {
+        float of_w[8];
+        few::unpack<T>(loaded[step][j], of_w);
+#pragma unroll
+        for (int e = 0; e < 8; ++e) sums[j][e % 2] = fmaf(of_w[e], of_x[e], sums[j][e % 2]);
+      }
+      load(step, next);
+    }
+    x += kTurn;
+  }
+  float totals[kOutputs];
+#pragma unroll
+  for (int j = 0; j < kOutputs; ++j) totals[j] = sums[j][0] + sums[j][1];
+  if (a.rank > 0) {
+    // The pair is more of the same sum: lane r takes rank r.
+    if (args.paired) wait_for_kernel_before();
+    float pair[kOutputs] = {};
+#pragma unroll 1
+    for (int r = lane; r < a.rank; r += 32) {
+      if (r >= 32) load_expand(r, expand);
+      const float scaled = __ldcg(a.scaled + r);
+#pragma unroll
+      for (int j = 0; j < kOutputs; ++j) pair[j] = fmaf(expand[j], scaled, pair[j]);
+    }
+    if (a.mask.any()) {
+      const Masks masks = a.mask.masks();
+#pragma unroll
+      for (int j = 0; j < kOutputs; ++j) {
+        pair[j] *= masks.keeps(static_cast<std::uint64_t>(n + j)) ? masks.scale : 0.0f;
+      }
+    }
+#pragma unroll
+    for (int j = 0; j < kOutputs; ++j) totals[j] += pair[j];
+  }
+#pragma unroll
+  for (int j = 0; j < kOutputs; ++j) {
+    totals[j] = warp_sum(totals[j]);
+    if (lane == j && n + j < a.n) store_few<T>(a, 0, n + j, totals[j]);
+  }
 }
 
 /// Outputs of a block, and the ranks of E that it keeps in shared memory at once.
@@ -270,41 +341,55 @@ __global__ void __launch_bounds__(256, 2) few_rows(const __grid_constant__ FewAr
 }
 
 template <class T>
-void run_typed(const Call& call, const Term& term, std::byte* workspace) {
+void run_one_row(const Call& call, std::span<const Term> terms, float* scaled) {
+  OneRowArgs args;
+  args.x = terms[0].x.data(), args.k = terms[0].x.dim(1);
+  args.paired = few::launch_shrink<T>(call, terms, scaled);
+  constexpr std::int64_t kOfBlock = 8 * kWarpOutputs;
+  unsigned blocks = 0;
+  for (const Term& term : terms) {
+    OneRowLayer& layer = args.layers[args.count++];
+    const Operand w = operand_of(term.w, 1, 0, term.multiply);
+    layer.w = w.data, layer.w_stride = w.outer, layer.n = term.y.dim(1);
+    layer.first_block = blocks;
+    blocks += static_cast<unsigned>((layer.n + kOfBlock - 1) / kOfBlock);
+    set_output(layer, term);
+    const LowRank& pair = term.pair;
+    if (!pair.present()) continue;
+    layer.rank = static_cast<int>(pair.rank());
+    layer.scaled = scaled;
+    scaled += pair.rank();
+    layer.expand = operand_of(pair.expand, 1, 0, term.multiply);
+    layer.mask = DropoutArgs(pair.output_dropout);
+  }
+  call.launch({.grid = blocks, .block = 256, .overlaps = call.facts().major >= 9},
+              rows_of_layers<T>, args);
+}
+
+template <class T>
+void run_typed(const Call& call, std::span<const Term> terms, float* scaled) {
+  const Term& term = terms[0];
+  const LowRank& pair = term.pair;
   const bool overlaps = call.facts().major >= 9;
+  if (terms.size() > 1 || (term.x.dim(0) == 1 && pair.present() && overlaps)) {
+    return run_one_row<T>(call, terms, scaled);
+  }
   FewArgs args;
   args.x = operand_of(term.x, 0, 1, term.multiply);
   args.w = operand_of(term.w, 1, 0, term.multiply);
   args.m = static_cast<int>(term.x.dim(0));
   args.k = term.x.dim(1);
   args.n = term.y.dim(1);
-  const LowRank& pair = term.pair;
-  if (pair.present()) {
+  if (few::launch_shrink<T>(call, terms, scaled)) {
     args.rank = static_cast<int>(pair.rank());
-    args.scaled = reinterpret_cast<const float*>(workspace);
+    args.scaled = scaled;
     args.expand = operand_of(pair.expand, 1, 0, term.multiply);
     args.mask = DropoutArgs(pair.output_dropout);
-    RowShrinkArgs shrink;
-    shrink.x = args.x;
-    shrink.shrink = operand_of(pair.shrink, 1, 0, term.multiply);
-    shrink.k = args.k;
-    shrink.m = args.m, shrink.rank = args.rank;
-    shrink.scaling = pair.scaling;
-    shrink.dropout = DropoutArgs(pair.input_dropout);
-    if (pair.h.present()) shrink.h = pair.h.mutable_data_as<float>();
-    shrink.scaled = reinterpret_cast<float*>(workspace);
-    Launch how;
-    how.grid = dim3(static_cast<unsigned>(args.rank),
-                    static_cast<unsigned>((args.m + kRowShrinkRows - 1) / kRowShrinkRows));
-    how.block = kRowShrinkThreads;
-    how.overlaps = overlaps;
-    call.launch(how, row_shrink<T>, shrink);
   }
   set_output(args, term);
   const int outputs = args.m == 1 ? 8 : kFewOutputs;
-  Launch how;
-  how.grid = static_cast<unsigned>((args.n + outputs - 1) / outputs);
-  how.overlaps = overlaps;
+  const Launch how{.grid = static_cast<unsigned>((args.n + outputs - 1) / outputs),
+                   .overlaps = overlaps};
   void (*kernel)(FewArgs) = args.m == 1   ? one_row<T>
                             : args.m <= 8 ? few_rows<T, 1>
                                           : few_rows<T, 2>;
@@ -337,15 +422,16 @@ Support few_rows_takes(const Term& term) {
   return {};
 }
 
-std::size_t few_rows_workspace(const Term& term) {
-  return static_cast<std::size_t>(term.pair.rank() * term.x.dim(0)) * sizeof(float);
+std::size_t few_rows_workspace(std::span<const Term> terms) {
+  return few::scaled_floats(terms) * sizeof(float);
 }
 
-void run_few_rows(const Call& call, const Term& term, std::byte* workspace) {
-  if (term.multiply == DType::kFloat16) {
-    run_typed<__half>(call, term, workspace);
+void run_few_rows(const Call& call, std::span<const Term> terms, std::byte* workspace) {
+  float* const scaled = reinterpret_cast<float*>(workspace);
+  if (terms[0].multiply == DType::kFloat16) {
+    run_typed<__half>(call, terms, scaled);
   } else {
-    run_typed<__nv_bfloat16>(call, term, workspace);
+    run_typed<__nv_bfloat16>(call, terms, scaled);
   }
 }
 

@@ -1,6 +1,7 @@
 #pragma once
 
 #include <cstddef>
+#include <span>
 
 #include "backend/cuda/call.h"
 #include "graft/supports.h"
@@ -14,14 +15,17 @@ namespace graft::cuda {
 /// Rows that such a term has at most.
 inline constexpr std::int64_t kMostFewRows = 16;
 
+/// Layers of one launch, where there is one row.
+inline constexpr std::size_t kMostFewLayers = 4;
+
 /// Whether a term runs here; "no" says why, and then another path has to take it.
 Support few_rows_takes(const Term& term);
 
 /// Bytes of workspace that `run_few_rows` takes.
-std::size_t few_rows_workspace(const Term& term);
+std::size_t few_rows_workspace(std::span<const Term> terms);
 
 /// Runs it: one launch, and one before it for the pair's h, under which W is read already.
 /// `workspace` is aligned to 256 and has few_rows_workspace bytes of any contents.
-void run_few_rows(const Call& call, const Term& term, std::byte* workspace);
+void run_few_rows(const Call& call, std::span<const Term> terms, std::byte* workspace);
 
 }  // namespace graft::cuda

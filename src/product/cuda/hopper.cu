@@ -53,7 +53,7 @@
 namespace graft::cuda {
 namespace hopper {
 
-template <class T, int TileN, bool WIsKN, bool Outer, Drops Dropped>
+template <class T, int TileN, bool WIsKN, bool Outer, Drops Dropped, bool Ragged>
 __global__ void __launch_bounds__(kThreads, 1)
     product(const __grid_constant__ Maps maps, const __grid_constant__ Arguments args) {
 #ifdef __CUDA_ARCH_FEAT_SM90_ALL
@@ -73,32 +73,39 @@ __global__ void __launch_bounds__(kThreads, 1)
     prefetch(maps.w[0]);
     prefetch(maps.y[0]);
   }
+  cluster_sync();
   // With dropout the kernel before made its masks, and let this one start when all that was before
   // it had ended: who uses masks waits for them.
-  if constexpr (Dropped == Drops::kNothing) wait_for_kernel_before();
-  cluster_sync();
+  if constexpr (Dropped == Drops::kNothing) {
+    wait_for_kernel_before();
+    let_next_kernel_start();
+  }
 
   const int warpgroup = static_cast<int>(threadIdx.x / 128);
   if (warpgroup == 0) {
     shrink_registers<56>();
     if (threadIdx.x == 0) fetch<TileN, WIsKN, Outer, Dropped>(maps, args, block);
-    if (threadIdx.x >= 32 && args.rank > 0) {
+    if (threadIdx.x >= 32 && args.rank_class > 0) {
       prepare<TileN, Outer, T>(args, block, static_cast<int>(threadIdx.x) - 32);
     }
     __syncwarp();
   } else {
     grow_registers<224>();
-    Multiplier<T, TileN, WIsKN, Outer, Dropped> multiplier{maps,
-                                                           args,
-                                                           block,
-                                                           warpgroup - 1,
-                                                           static_cast<int>(threadIdx.x % 128),
-                                                           Units(args, block.cluster)};
+    Multiplier<T, TileN, WIsKN, Outer, Dropped, Ragged> multiplier{
+        maps,
+        args,
+        block,
+        warpgroup - 1,
+        static_cast<int>(threadIdx.x % 128),
+        Units(args, block.cluster)};
     float sum[TileN / 2];
-    if (args.rank > 0 && !beside_tile(args, block.cluster)) {
-      for (Items item(args, block.cluster); item.any(); item.advance()) {
-        multiplier.make_h(sum, item);
+    if (args.rank_class > 0 && !beside_tile(args, block.cluster)) {
+      int count = 0;
+      for (Items item(args, block.cluster); item.any(); item.advance(), ++count) {
+        multiplier.make_h(sum, item, count);
       }
+      // What tiles are staged in holds S until both warpgroups have made their h.
+      if constexpr (TileN == 128) named_sync(3, 256);
     }
     for (int tile = first_tile_of(args, block.cluster); tile < tiles_of(args);
          tile += args.clusters) {
@@ -131,7 +138,7 @@ struct Layout {
   std::array<std::size_t, kMostLayers> e_at{};
   std::array<bool, kMostLayers> copies_e{};
   std::array<std::size_t, kMostOuter> coefficients_at{};
-  std::size_t outer_partial_at = 0;
+  std::size_t outer_partial_at = 0, ridden_partial_at = 0;
   const Dropout* dropout = nullptr;  // of a term alone: on x, or on what the pair adds to y
   std::int64_t mask_steps = 0;
   std::size_t masks_at = 0, turned_masks_at = 0;
@@ -147,7 +154,7 @@ struct Layout {
                       : plan.tile_n == 128 ? steps_of_unit<128>(plan.rank_class, drops_x(terms[0]))
                                            : steps_of_unit<64>(plan.rank_class);
     units = (k_blocks + steps - 1) / steps;
-    if (rank == 0) return;
+    if (plan.rank_class == 0) return;
     makes_outer = terms.size() == 1 && hopper_makes_outer(terms[0], facts);
     if (makes_outer) outer = plan_hopper_outer(plan, k, outer_shapes(terms[0]));
     flags = row_flags() + 2 + outer.column_blocks * 2;
@@ -158,8 +165,9 @@ struct Layout {
     };
     flags_at = take(flags * 4);
     // S and E where they lie, if TMA can fetch and wgmma multiply them there.
-    copies_s = terms.size() > 1 || !fetched_in_place(s_rows(terms[0]), terms[0].multiply);
-    if (copies_s) s_at = take(rank * s_stride() * 2);
+    copies_s = terms.size() > 1 || plan.ragged > 0 ||
+               !fetched_in_place(s_rows(terms[0]), terms[0].multiply);
+    if (copies_s) s_at = take(all_s_rows() * s_stride() * 2);
     for (std::size_t i = 0; i < terms.size(); ++i) {
       if (!terms[i].pair.present()) continue;
       const ConstTensorView rows = e_rows(terms[i]);
@@ -175,15 +183,16 @@ struct Layout {
       if (makes_outer) turned_masks_at = take(mask_bytes());
     }
     if (plan.h_parts > 1 || plan.h_every > 0) {
-      partial_at = take(plan.heavy_items_of_all() * 2 * kTileM * plan.rank_class * 4);
+      partial_at = take(plan.items_in_parts() * 2 * kTileM * plan.rank_class * 4);
     }
     if (!makes_outer) return;
     for (std::size_t i = 0; i < terms[0].outer_products.size(); ++i) {
-      if (terms[0].outer_products[i].coefficients.present()) {
+      if (terms[0].outer_products[i].coefficients.present() && !outer.rides) {
         coefficients_at[i] = take(m * h_stride() * 2);
       }
     }
     outer_partial_at = take(outer.column_blocks * outer.segments * 2 * kBesidePartial * 4);
+    if (outer.rides) ridden_partial_at = take(units * plan.tile_rows * 4 * kBesidePartial * 4);
   }
 
   static bool fetched_in_place(const ConstTensorView& rows, DType dtype) {
@@ -191,6 +200,10 @@ struct Layout {
   }
   // S as (rank, K); E as W lies: (N, rank) or (rank, N).
   static ConstTensorView s_rows(const Term& term) { return term.pair.shrink.transposed(); }
+  // Of all layers; with ragged columns also W's of these, and as many as are fetched, for TMA is
+  // slow where a box has rows that don't exist.
+  std::int64_t ragged_at() const { return round_up(rank, 16); }
+  std::int64_t all_s_rows() const { return plan.ragged > 0 ? plan.rank_class : rank; }
   ConstTensorView e_rows(const Term& term) const {
     return w_is_kn ? term.pair.expand : term.pair.expand.transposed();
   }
@@ -207,7 +220,17 @@ struct Layout {
   std::int64_t h_stride() const { return round_up(rank, 8); }
 };
 
-template <class T, int TileN, bool WIsKN, bool Outer = false, Drops Dropped = Drops::kNothing>
+// The columns of a matrix from one of them on.
+ConstTensorView columns_from(const ConstTensorView& matrix, std::int64_t first) {
+  const std::int64_t bytes =
+      first * matrix.stride(1) * static_cast<std::int64_t>(size_of(matrix.dtype()));
+  const std::array<std::int64_t, 2> shape{matrix.dim(0), matrix.dim(1) - first};
+  const std::array<std::int64_t, 2> strides{matrix.stride(0), matrix.stride(1)};
+  return {matrix.data_as<std::byte>() + bytes, matrix.dtype(), shape, strides, matrix.device()};
+}
+
+template <class T, int TileN, bool WIsKN, bool Outer = false, Drops Dropped = Drops::kNothing,
+          bool Ragged = false>
 void launch_product(const Call& call, const Maps& maps, const Arguments& args) {
   Launch how;
   how.grid = static_cast<unsigned>(args.clusters * 2);
@@ -216,8 +239,8 @@ void launch_product(const Call& call, const Maps& maps, const Arguments& args) {
   how.shared_bytes = Sizes<TileN>::kEnd;
   how.overlaps = true;
   // Blocks wait for each other: all of them run at once, or none.
-  how.cooperative = args.rank > 0;
-  call.launch(how, product<T, TileN, WIsKN, Outer, Dropped>, maps, args);
+  how.cooperative = args.rank_class > 0;
+  call.launch(how, product<T, TileN, WIsKN, Outer, Dropped, Ragged>, maps, args);
 }
 
 // With dropout, x is masked where W lies as (N, K), as forward, and y where it lies as (K, N).
@@ -238,6 +261,9 @@ void launch(const Call& call, const Layout& layout, const Maps& maps, const Argu
   if (layout.dropout != nullptr) return launch_masked<T>(call, layout, maps, args);
   if (layout.plan.tile_n == 256) {
     if (layout.makes_outer) return launch_product<T, 256, true, true>(call, maps, args);
+    if (layout.plan.ragged > 0) {
+      return launch_product<T, 256, false, false, Drops::kNothing, true>(call, maps, args);
+    }
     if (layout.w_is_kn) return launch_product<T, 256, true>(call, maps, args);
     return launch_product<T, 256, false>(call, maps, args);
   }
@@ -279,6 +305,10 @@ void run_as(const char* op, const Call& call, std::span<const Term> terms, std::
   Maps maps{};
   Arguments args{};
   maps.x = tensor_map(op, term.x.data(), dtype, layout.m, layout.k, term.x.stride(0), kTileM);
+  if (const int end = static_cast<int>(layout.m % kTileM); end > 0) {
+    maps.x_end = tensor_map(op, term.x.data(), dtype, layout.m, layout.k, term.x.stride(0), end);
+    args.end_bytes = end * kRowBytes;
+  }
   args.m = static_cast<int>(layout.m);
   args.k_blocks = static_cast<int>(layout.k_blocks);
   args.tile_rows = static_cast<int>(plan.tile_rows);
@@ -302,7 +332,7 @@ void run_as(const char* op, const Call& call, std::span<const Term> terms, std::
     first_column += (layer.n + plan.tile_n - 1) / plan.tile_n;
     first_rank += (layer.rank + 15) / 16 * 16;
   }
-  if (layout.rank == 0) return launch<T>(call, layout, maps, args);
+  if (plan.rank_class == 0) return launch<T>(call, layout, maps, args);
 
   std::byte* const h = workspace + layout.h_at;
   const bool masks_y = layout.dropout != nullptr && !Layout::drops_x(term);
@@ -321,6 +351,7 @@ void run_as(const char* op, const Call& call, std::span<const Term> terms, std::
   }
   args.light_clusters = plan.light_clusters;
   args.light_rows = static_cast<int>(plan.light_rows());
+  args.light_parts = plan.light_parts;
   args.h_parts = plan.h_parts;
   args.h_every = plan.h_every;
   args.h_first = plan.h_first;
@@ -352,18 +383,35 @@ void run_as(const char* op, const Call& call, std::span<const Term> terms, std::
     return tensor_map(op, copied ? workspace + at : rows.data(), dtype, rows.dim(0), rows.dim(1),
                       copied ? stride : rows.stride(0), box_rows);
   };
-  if (terms.size() == 1) {
+  if (terms.size() == 1 && plan.ragged == 0) {
     maps.s = place(Layout::s_rows(term), layout.copies_s, layout.s_stride(), layout.s_at,
                    plan.rank_class / 2);
   } else {
     // All S below each other. What is between them makes columns of h that nobody reads.
     std::byte* const s = workspace + layout.s_at;
-    maps.s =
-        tensor_map(op, s, dtype, layout.rank, layout.k, layout.s_stride(), plan.rank_class / 2);
+    maps.s = tensor_map(op, s, dtype, layout.all_s_rows(), layout.k, layout.s_stride(),
+                        plan.rank_class / 2);
     for (std::size_t i = 0; i < terms.size(); ++i) {
       if (!terms[i].pair.present()) continue;
       add(copy(Layout::s_rows(terms[i]), layout.s_stride(),
                s + args.layers[i].first_rank * layout.s_stride() * 2));
+    }
+    if (plan.ragged > 0) {
+      const std::int64_t n0 = term.y.dim(1) - plan.ragged;
+      add(copy(columns_from(term.w, n0).transposed(), layout.s_stride(),
+               s + layout.ragged_at() * layout.s_stride() * 2));
+      Ragged& ragged = args.ragged;
+      ragged.count = plan.ragged;
+      ragged.ranks = static_cast<int>(layout.ragged_at());
+      ragged.first = static_cast<int>(n0);
+      ragged.y = term.y.mutable_data_as<std::uint16_t>() + n0;
+      ragged.y_stride = term.y.stride(0);
+      if (term.pair.present()) {
+        const ConstTensorView e = columns_from(term.pair.expand, n0);
+        ragged.e = e.data();
+        ragged.e_rank_stride = e.stride(0), ragged.e_col_stride = e.stride(1);
+        ragged.e_dtype = e.dtype();
+      }
     }
   }
   copies.of_s = copies.count;
@@ -377,7 +425,6 @@ void run_as(const char* op, const Call& call, std::span<const Term> terms, std::
   }
   if (layout.makes_outer) {
     OuterArguments& outer = args.outer;
-    outer.count = static_cast<int>(term.outer_products.size());
     outer.every = layout.outer.every;
     outer.first = layout.outer.first;
     outer.of_first_tile = static_cast<int>(layout.outer.of_first_tile);
@@ -386,11 +433,15 @@ void run_as(const char* op, const Call& call, std::span<const Term> terms, std::
     outer.segments = static_cast<int>(layout.outer.segments);
     outer.partial = reinterpret_cast<float*>(workspace + layout.outer_partial_at);
     outer.arrived = args.copied + 1;
+    outer.rides = layout.outer.rides;
+    outer.ridden_partial = reinterpret_cast<float*>(workspace + layout.ridden_partial_at);
     int first_block = 0;
     for (std::size_t i = 0; i < term.outer_products.size(); ++i) {
       const std::size_t of = layout.outer.order[i];
       const OuterProduct& from = term.outer_products[of];
-      OuterPart& part = outer.parts[i];
+      const bool rides = outer.rides && from.coefficients.present();
+      const int at_part = outer.count;
+      OuterPart& part = rides ? outer.ridden : outer.parts[outer.count++];
       part.out = from.out.mutable_data_as<float>();
       part.rank_stride = from.out.stride(0);
       part.col_stride = from.out.stride(1);
@@ -404,11 +455,15 @@ void run_as(const char* op, const Call& call, std::span<const Term> terms, std::
       part.factor = part.of_h ? from.scaling / args.layers[0].scaling : from.scaling;
       part.masked = from.dropout != nullptr;
       if (part.masked) part.factor *= from.dropout->scale();
-      maps.matrix[i] = tensor_map(op, from.matrix.data(), dtype, layout.m, from.matrix.dim(1),
-                                  from.matrix.stride(0), kTileM);
+      if (rides) {
+        outer.coefficients = from.coefficients.data_as<float>();
+        continue;
+      }
+      maps.matrix[at_part] = tensor_map(op, from.matrix.data(), dtype, layout.m, from.matrix.dim(1),
+                                        from.matrix.stride(0), kTileM);
       std::byte* const at = part.of_h ? h : workspace + layout.coefficients_at[of];
       if (!part.of_h) add(copy(from.coefficients, layout.h_stride(), at));
-      maps.coefficients[i] =
+      maps.coefficients[at_part] =
           tensor_map(op, at, dtype, layout.m, layout.rank, layout.h_stride(), kTileM, kNarrow);
     }
   }

@@ -21,16 +21,21 @@ namespace graft::cuda {
 ///
 /// Tiles go round the clusters in turn, from the last cluster to the first, so that the first ones,
 /// the light ones, may get a tile less. They have the time to make h = x·S before they turn to
-/// their tiles. An item of that work is a cluster row. Where the light ones
-/// have no time for all rows, the others make the rest, in items of one of `h_parts` parts of K.
+/// their tiles. An item of that work is a cluster row. Where the light ones have no time for all
+/// rows, the others make the rest, in items of one of `h_parts` parts of K. Where there are so few
+/// tiles that many clusters have none, these make all, in such parts.
 struct HopperPlan {
   int tile_n = 256;            ///< Columns of y in a tile: 256, 128 or 64.
   std::int64_t tile_rows = 0;  ///< Cluster rows: tiles of 256 rows of y, two blocks.
   std::int64_t tile_cols = 0;  ///< Tiles beside each other.
   int clusters = 0;            ///< Of two blocks each, all of which run at once.
   int light_clusters = 0;      ///< Have a tile less than the others, or none.
-  int rank_class = 0;  ///< Columns that a product for h has: 16, 64, 128 or 256; 0: no pair.
-  int h_parts = 1;     ///< Parts of K, of the others' items.
+  int rank_class = 0;  ///< Columns of a product for h: 16, 64, 128, 256; 32 if ragged; 0: none.
+  /// Columns of y behind the last whole tile that are made with h, as more of its columns: few ones
+  /// that would take a column of tiles, whose time reading x takes, once more.
+  int ragged = 0;
+  int h_parts = 1;               ///< Parts of K, of the others' items.
+  int light_parts = 1;           ///< Parts of the light ones': 1, or h_parts if these have no tile.
   std::int64_t light_items = 0;  ///< Items of each light cluster.
   std::int64_t heavy_items = 0;  ///< Items of each other cluster.
   /// The others make theirs beside their first tile, a unit of 128 along K after every so many of
@@ -40,20 +45,29 @@ struct HopperPlan {
   std::int64_t tiles() const { return tile_rows * tile_cols; }
   /// Cluster rows that the light clusters make h of; and items of the others.
   std::int64_t light_rows() const {
-    const std::int64_t rows = light_items * light_clusters;
+    const std::int64_t rows = light_items * light_clusters / light_parts;
     return rows < tile_rows ? rows : tile_rows;
   }
   std::int64_t heavy_items_of_all() const { return (tile_rows - light_rows()) * h_parts; }
+  /// Items whose sums go through memory, but for those of one part.
+  std::int64_t items_in_parts() const {
+    return light_parts > 1 ? tile_rows * light_parts : heavy_items_of_all();
+  }
 };
 
 /// For y (m, n) over k, with a pair of `rank`, 0 for none.
 HopperPlan plan_hopper(std::int64_t m, std::int64_t n, std::int64_t k, std::int64_t rank,
                        const DeviceFacts& facts);
 
-/// The same for several of some widths beside each other, with as many columns of h together; or
-/// with dropout.
+/// What a product may have besides: dropout; ragged columns, which it may without outer products
+/// and where W lies as (N, K).
+struct HopperBesides {
+  bool masked = false, ragged = false;
+};
+
+/// The same for several of some widths beside each other, with as many columns of h together.
 HopperPlan plan_hopper(std::int64_t m, std::span<const std::int64_t> widths, std::int64_t k,
-                       std::int64_t rank, const DeviceFacts& facts, bool masked = false);
+                       std::int64_t rank, const DeviceFacts& facts, HopperBesides besides = {});
 
 /// The same for terms that run_hopper takes together.
 HopperPlan plan_hopper(std::span<const Term> terms, const DeviceFacts& facts);
@@ -65,6 +79,7 @@ std::int64_t hopper_ranks(std::span<const Term> terms);
 struct HopperOuterShape {
   std::int64_t cols = 0;
   bool of_h = false;  ///< Its coefficients are the h that the term makes; or they are given.
+  bool of_x = false;  ///< Its matrix is the term's x, as it is.
 };
 
 /// How outer products are made beside the tiles: a unit, the two row blocks of a cluster row by 128
@@ -72,6 +87,9 @@ struct HopperOuterShape {
 /// are given may start in a cluster's first tile, those of h in its second one, when h of all rows
 /// is there; or at the end of the first one, if some have no other.
 struct HopperOuterPlan {
+  /// The product of x whose coefficients are given has no units: it is made where h is, of the x
+  /// that is there for that.
+  bool rides = false;
   int every = 0;  ///< Steps of 64 along K from a unit to the next; 0: not beside the tiles.
   int first = 0;  ///< Steps before the first one in a first tile: coefficients are copied.
   std::int64_t of_first_tile = 0, of_tile = 0;  ///< Units of a first tile and of another, at most.
@@ -80,7 +98,7 @@ struct HopperOuterPlan {
   std::array<std::int64_t, 2> units{};          ///< Of each product.
   std::array<std::int64_t, 2> workers{};        ///< Clusters that share them.
   std::int64_t unit_cols = 0;                   ///< 128 or 64.
-  std::int64_t column_blocks = 0;               ///< Of all products.
+  std::int64_t column_blocks = 0;               ///< Of all products that have units.
   std::int64_t segments = 0;                    ///< Blocks that share a column block, at most.
 };
 

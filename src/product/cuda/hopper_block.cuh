@@ -77,6 +77,7 @@ struct Copies {
 
 struct Maps {
   CUtensorMap x, s;
+  CUtensorMap x_end;  // in boxes of the rows that the last row block has, if it isn't whole
   CUtensorMap w[kMostLayers], y[kMostLayers], e[kMostLayers], h[kMostLayers];
   CUtensorMap matrix[kMostOuter], coefficients[kMostOuter];
 };
@@ -92,6 +93,19 @@ struct Layer {
   const void* bias;  // or null
   std::int64_t bias_stride;
   DType bias_dtype;
+};
+
+// Of a kernel of its own, for it costs the others 0.7 % to have the code:
+// columns of y that are made with h, as more columns of its products, behind the others.
+struct Ragged {
+  int count;  // 0: none
+  int ranks;  // columns before them: 16 of h, or none
+  int first;  // their place in y, and in a bias
+  void* y;    // the first of them
+  std::int64_t y_stride;
+  const void* e;  // of them, (rank, count)
+  std::int64_t e_rank_stride, e_col_stride;
+  DType e_dtype;
 };
 
 // One outer product, out (rank, cols) = factor · coefficientsᵀ · matrix.
@@ -112,6 +126,11 @@ struct OuterPart {
 struct OuterArguments {
   OuterPart parts[kMostOuter];
   int count;
+  // That of x with given coefficients (m, rank), if it is made where h is.
+  OuterPart ridden;
+  bool rides;
+  const float* coefficients;
+  float* ridden_partial;       // [column block][row block][half] of kBesidePartial
   int every;                   // steps from a unit to the next
   int first;                   // steps before the first one in a cluster's first tile
   int of_first_tile, of_tile;  // units that go between a tile's steps, at most
@@ -126,9 +145,12 @@ struct Arguments {
   int tile_rows, tile_cols, clusters;
   Layer layers[kMostLayers];
   int layer_count;
-  // The pairs.
-  int rank, rank_class, h_stride;  // rank: columns of h, of all layers; 0: no pair
+  int end_bytes;  // of a box of x_end
+  Ragged ragged;
+  // The pairs, and what is made as their h is.
+  int rank, rank_class, h_stride;  // rank: columns of h, of all layers; 0: no pair. Class 0: no h
   int light_clusters, light_rows;  // the latter cluster rows of h are the former's
+  int light_parts;                 // in so many parts: 1 or h_parts
   int h_parts, units, units_of_part;
   int h_every;    // steps between units of h in the first tile of a heavy cluster; 0: before it
   int h_first;    // steps before the first one
@@ -203,8 +225,9 @@ struct Block {
   __device__ Count left() const { return {shared + Size::kLeft}; }
 };
 
-// The items of h that fall to a cluster. The light ones take the first cluster rows, whole, and the
-// others parts of the rest; in turns, so that what is waited for first comes first.
+// The items of h that fall to a cluster. The light ones take the first cluster rows, whole or, if
+// there are many, in parts, and the others parts of the rest; in turns, so that what is waited for
+// first comes first.
 struct Items {
   const Arguments& args;
   bool light;
@@ -215,16 +238,16 @@ struct Items {
         light(cluster < arguments.light_clusters),
         next(light ? cluster : cluster - arguments.light_clusters),
         step(light ? arguments.light_clusters : arguments.clusters - arguments.light_clusters),
-        end(light ? arguments.light_rows
+        end(light ? arguments.light_rows * arguments.light_parts
                   : (arguments.tile_rows - arguments.light_rows) * arguments.h_parts) {}
   __device__ bool any() const { return next < end; }
   __device__ void advance() { next += step; }
-  __device__ int parts() const { return light ? 1 : args.h_parts; }
-  __device__ int row() const { return light ? next : args.light_rows + next / args.h_parts; }
-  __device__ int part() const { return light ? 0 : next % args.h_parts; }
+  __device__ int parts() const { return light ? args.light_parts : args.h_parts; }
+  __device__ int row() const { return (light ? 0 : args.light_rows) + next / parts(); }
+  __device__ int part() const { return next % parts(); }
   __device__ int first_unit() const { return part() * args.units_of_part; }
   __device__ int end_unit() const {
-    return light ? args.units : min(first_unit() + args.units_of_part, args.units);
+    return parts() == 1 ? args.units : min(first_unit() + args.units_of_part, args.units);
   }
 };
 
@@ -354,7 +377,7 @@ struct Units {
 // Where a warpgroup leaves its sums over a part of K, in float4: [row block][part][half][rank_class
 // / 8] of 128 threads. Row blocks are counted from those that are made in parts.
 __device__ inline float4* h_partial(const Arguments& args, int part, int row_block, int half) {
-  const std::int64_t row = row_block - 2 * args.light_rows;
+  const std::int64_t row = row_block - (args.light_parts > 1 ? 0 : 2 * args.light_rows);
   return reinterpret_cast<float4*>(args.partial) +
          ((row * args.h_parts + part) * 2 + half) * (args.rank_class / 8 * 128);
 }
@@ -364,6 +387,14 @@ __device__ inline float4* h_partial(const Arguments& args, int part, int row_blo
 __device__ inline float4* outer_partial(const Arguments& args, int column, int block, int half) {
   return reinterpret_cast<float4*>(args.outer.partial) +
          ((std::int64_t{column} * args.outer.segments + block) * 2 + half) * (kBesidePartial / 4);
+}
+
+// Where it leaves those over a row block, of the outer product that is made where h is.
+__device__ inline float4* ridden_partial(const Arguments& args, int column, int row_block,
+                                         int half) {
+  return reinterpret_cast<float4*>(args.outer.ridden_partial) +
+         ((std::int64_t{column} * args.tile_rows * 2 + row_block) * 2 + half) *
+             (kBesidePartial / 4);
 }
 
 template <class T>

@@ -118,6 +118,11 @@ __device__ inline void wait_for(const std::uint32_t* flag, std::uint32_t count) 
   }
 }
 
+// The same of a flag that is raised after tens of microseconds.
+__device__ inline void wait_for_late(const std::uint32_t* flag, std::uint32_t count) {
+  while (load_acquire(flag) < count) __nanosleep(1000);
+}
+
 // How far the thread that watches flags has come: S is copied; everything is; and then one more for
 // each of h of the first tile's rows, of all rows (the other way round if outer products of h are
 // at the end of that tile), and of each other tile's rows.
@@ -191,6 +196,39 @@ __device__ void add_sums(const Arguments& args, const Block<TileN>& block, int t
   if constexpr (Outer) {
     constexpr bool kByColumns = outer_columns(TileN) == 128;
     const OuterArguments& outer = args.outer;
+    // `total` is float4 i of a half of a column block.
+    const auto put_sums = [&](const OuterPart& part, int column, int half, int i,
+                              const float4& total) {
+      const int t = i % 128, r = i / 128 * 8 + t % 4 * 2;
+      const int col = column * outer_columns(TileN) + half * 64 + t / 32 * 16 + t % 32 / 4;
+      const auto put = [&](int at_r, int at_col, float value) {
+        if (at_r >= args.layers[0].rank || at_col >= part.cols) return;
+        part.out[at_r * part.rank_stride + at_col * part.col_stride] = value * part.factor;
+      };
+      put(r, col, total.x);
+      put(r + 1, col, total.y);
+      put(r, col + 8, total.z);
+      put(r + 1, col + 8, total.w);
+    };
+    if (TileN == 256 && outer.rides) {
+      const int row_blocks = (args.m + kTileM - 1) / kTileM;
+      if (thread == 0) wait_for_late(args.all_ready, row_blocks * 2);
+      named_sync(5, kAddThreads);
+      const int halves = args.units * 2;
+#pragma unroll 1
+      for (int of = static_cast<int>(blockIdx.x); of < halves; of += static_cast<int>(gridDim.x)) {
+#pragma unroll 1
+        for (int i = thread; i < kBesidePartial / 4; i += kAddThreads) {
+          float4 total = make_float4(0, 0, 0, 0);
+          const float4* from = ridden_partial(args, of / 2, 0, of % 2) + i;
+#pragma unroll 4
+          for (int row = 0; row < row_blocks; ++row, from += kBesidePartial / 2) {
+            add(total, __ldcg(from));
+          }
+          put_sums(outer.ridden, of / 2, of % 2, i, total);
+        }
+      }
+    }
     for (Units units(args, block.cluster); units.any(); units.advance_column()) {
       const OuterPart& part = units.of();
       const int column = part.first_block + units.column();
@@ -208,17 +246,7 @@ __device__ void add_sums(const Arguments& args, const Block<TileN>& block, int t
           const float4* from = outer_partial(args, column, 0, half) + i;
 #pragma unroll 2
           for (int a = 0; a < addends; ++a, from += next) add(total, __ldcg(from));
-          const int t = i % 128, r = i / 128 * 8 + t % 4 * 2;
-          const int col =
-              units.column() * outer_columns(TileN) + half * 64 + t / 32 * 16 + t % 32 / 4;
-          const auto put = [&](int at_r, int at_col, float value) {
-            if (at_r >= args.layers[0].rank || at_col >= part.cols) return;
-            part.out[at_r * part.rank_stride + at_col * part.col_stride] = value * part.factor;
-          };
-          put(r, col, total.x);
-          put(r + 1, col, total.y);
-          put(r, col + 8, total.z);
-          put(r + 1, col + 8, total.w);
+          put_sums(part, units.column(), half, i, total);
         }
       }
     }
@@ -283,6 +311,8 @@ template <int TileN, bool WIsKN, bool Outer, Drops Dropped>
 __device__ void fetch(const Maps& maps, const Arguments& args, const Block<TileN>& block) {
   using Size = Sizes<TileN>;
   constexpr bool kAlone = is_alone(Outer, Dropped);
+  // Whether only rows that exist are fetched: few rows, of narrow tiles, gain by it.
+  constexpr bool kPartial = TileN < 256 && !kAlone;
   Slot at{0, 1};  // of new barriers, the phase before the first one: all slots are empty
   const Count seen = block.seen();
 
@@ -296,7 +326,9 @@ __device__ void fetch(const Maps& maps, const Arguments& args, const Block<TileN
     const int m0 = (row * 2 + block.rank) * kTileM;
     const Barrier full = block.full(at.index);
     block.empty(at.index).wait(at.parity);
-    full.arrive_and_expect(steps * (kXBytes + s_bytes) + mask_bytes);
+    const bool whole = !kPartial || m0 + kTileM <= args.m, exists = whole || m0 < args.m;
+    const int x_bytes = whole ? kXBytes : exists ? args.end_bytes : 0;
+    full.arrive_and_expect(steps * (x_bytes + s_bytes) + mask_bytes);
     if constexpr (kMasksX) {
       wait_for_kernel_before();
       load_bytes(block.masks_of_x(at), masks_at(args.masks, args, m0 / kTileM, unit * steps), full,
@@ -304,7 +336,9 @@ __device__ void fetch(const Maps& maps, const Arguments& args, const Block<TileN
     }
     for (int i = 0; i < steps; ++i) {
       const int k = (unit * steps + i) * kTileK;
-      load_box(block.slot(at) + i * kXBytes, maps.x, full, k, m0);
+      if (exists) {
+        load_box(block.slot(at) + i * kXBytes, whole ? maps.x : maps.x_end, full, k, m0);
+      }
       // As W: each block fetches half of the columns of S for both.
       const int columns = args.rank_class / 2 * block.rank;
       load_box(s + i * s_bytes + columns * kRowBytes, maps.s, full, k, columns, std::uint16_t{3});
@@ -325,7 +359,7 @@ __device__ void fetch(const Maps& maps, const Arguments& args, const Block<TileN
   };
   const bool beside =
       TileN == 256 && Dropped == Drops::kNothing && beside_tile(args, block.cluster);
-  if (args.rank > 0 && !beside && Items(args, block.cluster).any()) fill_h([] {});
+  if (args.rank_class > 0 && !beside && Items(args, block.cluster).any()) fill_h([] {});
 
   // W (64, TileN) at k, or E.
   const auto load_w = [&](const CUtensorMap& w, Barrier full, int n0, int k) {
@@ -345,12 +379,16 @@ __device__ void fetch(const Maps& maps, const Arguments& args, const Block<TileN
     }
   };
 
-  // x (128, 64) and W (64, TileN) at k; or h and E.
-  const auto fill = [&](const CUtensorMap& x, const CUtensorMap& w, int m0, int n0, int k) {
+  // x (128, 64) and W (64, TileN) at k; or h and E. Of the last rows `end` fetches what there is:
+  // TMA is slow where a box has rows that don't exist, and nobody stores what is made of them.
+  const auto fill = [&](const CUtensorMap& x, const CUtensorMap& end, int end_bytes,
+                        const CUtensorMap& w, int m0, int n0, int k) {
     const Barrier full = block.full(at.index);
     block.empty(at.index).wait(at.parity);
-    full.arrive_and_expect(Size::kSlotBytes);
-    load_box(block.slot(at), x, full, k, m0);
+    const bool whole = !kPartial || m0 + kTileM <= args.m, exists = whole || m0 < args.m;
+    const int bytes = whole ? kXBytes : exists ? end_bytes : 0;
+    full.arrive_and_expect(Size::kSlotBytes - kXBytes + bytes);
+    if (exists) load_box(block.slot(at), whole ? x : end, full, k, m0);
     load_w(w, full, n0, k);
     at.advance<Size::kSlots>();
   };
@@ -408,7 +446,7 @@ __device__ void fetch(const Maps& maps, const Arguments& args, const Block<TileN
     const int n0 = (column - args.layers[of].first_column) * TileN;
     int i = 0;
     const auto fill_until = [&](int end) {
-      for (; i < end; ++i) fill(maps.x, maps.w[of], m0, n0, i * kTileK);
+      for (; i < end; ++i) fill(maps.x, maps.x_end, args.end_bytes, maps.w[of], m0, n0, i * kTileK);
     };
     if (beside && units.first_tile) {
       int at_step = args.h_first;
@@ -435,7 +473,7 @@ __device__ void fetch(const Maps& maps, const Arguments& args, const Block<TileN
       fill_masked_pair(m0, n0);
     } else {
       for (int r = 0; r < args.layers[of].rank; r += kTileK) {
-        fill(maps.h[of], maps.e[of], m0, n0, r);
+        fill(maps.h[of], maps.h[of], kXBytes, maps.e[of], m0, n0, r);
       }
     }
   });

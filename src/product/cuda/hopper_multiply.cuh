@@ -3,6 +3,7 @@
 #include <cstdint>
 
 #include "backend/cuda/element.cuh"
+#include "backend/cuda/mma.cuh"
 #include "backend/cuda/sm90.cuh"
 #include "backend/cuda/wgmma.cuh"
 #include "product/cuda/hopper_block.cuh"
@@ -15,12 +16,12 @@
 namespace graft::cuda::hopper {
 
 // Warpgroups 1 and 2: a half tile of 64 rows each.
-template <class T, int TileN, bool WIsKN, bool Outer, Drops Dropped>
+template <class T, int TileN, bool WIsKN, bool Outer, Drops Dropped, bool HasRagged>
 struct Multiplier {
   using Size = Sizes<TileN>;
 
   // Whether there may be units beside tiles, and of h.
-  static constexpr bool kBesideH = TileN == 256 && Dropped == Drops::kNothing;
+  static constexpr bool kBesideH = TileN == 256 && Dropped == Drops::kNothing && !HasRagged;
   static constexpr bool kBeside = kBesideH || Outer || Dropped == Drops::kX;
   static constexpr bool kAlone = is_alone(Outer, Dropped);
   // A gradient has no bias.
@@ -131,8 +132,95 @@ struct Multiplier {
     publish_h<R>(sum, item);
   }
 
-  template <int R>
-  __device__ void publish_h(float (&sum)[TileN / 2], const Items& item) const {
+  // The same for rank 16, and of the 128 columns of each unit their part of the outer product with
+  // given coefficients: dB = hᵀ dy, where g = dy Bᵀ is made. Turned round, (64 columns, 16), with
+  // the matrix where it lies, as (rows, columns).
+  __device__ void shrink_with_outer(const Items& item, int count) {
+    const int row_block = item.row() * 2 + block.rank;
+    const bool exists = row_block * kTileM < args.m;
+    // Two places in turn: there the other warpgroup may still multiply by those of the item before.
+    const std::uint32_t coefficients = block.shared + Size::kStaging + count % 2 * kNarrowBytes;
+    const bool rides = args.outer.rides;
+    if (rides) {
+      put_coefficients(coefficients, row_block * kTileM + thread);
+      fence_async_shared();
+      named_sync(3, 256);
+    }
+    float h[2][8];
+#pragma unroll
+    for (int i = 0; i < 8; ++i) h[0][i] = h[1][i] = 0.0f;
+    const int end = item.end_unit();
+#pragma unroll 1
+    for (int unit = item.first_unit(); unit < end; ++unit) {
+      block.full(at.index).wait(at.parity);
+      const std::uint32_t slot = block.slot(at);
+      wgmma_fence();
+#pragma unroll
+      for (int i = 0; i < 8; ++i) {
+        const std::uint64_t a = tile_descriptor(slot + i / 4 * kXBytes + half * kHalfXBytes, 16);
+        const std::uint64_t b = tile_descriptor(slot + 2 * kXBytes + i / 4 * 16 * kRowBytes, 16);
+        wgmma<16, false, T>(h[i % 2], a + i % 4 * 2, b + i % 4 * 2, true);
+      }
+      wgmma_commit();
+      float part[2][8];
+      if (rides) {
+        wgmma_fence();
+        multiply_outer<8>(part, slot + half * kXBytes, coefficients, true);
+        wgmma_commit();
+      }
+      wgmma_wait<0>();
+      release(at.index);
+      at.template advance<Size::kSlots>();
+      if (rides && exists) store_sums(part, ridden_partial(args, unit, row_block, half));
+    }
+#pragma unroll
+    for (int i = 0; i < 8; ++i) h[0][i] += h[1][i];
+    publish_h<16>(h[0], item);
+  }
+
+  // This warpgroup's eight columns of a row of given coefficients, as TMA would put them there.
+  __device__ void put_coefficients(std::uint32_t to, int row) const {
+    float values[8];
+    const int rank = args.layers[0].rank;
+#pragma unroll
+    for (int i = 0; i < 8; ++i) {
+      const int r = half * 8 + i;
+      values[i] =
+          row < args.m && r < rank ? args.outer.coefficients[std::int64_t{row} * rank + r] : 0.0f;
+    }
+    const int at_row = row % kTileM;
+    asm volatile("st.shared.v4.u32 [%0], {%1, %2, %3, %4};" ::"r"(to + at_row * kNarrowRowBytes +
+                                                                  ((half ^ at_row / 4 % 2) << 4)),
+                 "r"(packed<T>(values[0], values[1])), "r"(packed<T>(values[2], values[3])),
+                 "r"(packed<T>(values[4], values[5])), "r"(packed<T>(values[6], values[7]))
+                 : "memory");
+  }
+
+  // to (64 columns, 16) = matrixᵀ · coefficients over 16 · Fragments rows; += unless it starts.
+  template <int Fragments>
+  __device__ void multiply_outer(float (&to)[2][8], std::uint32_t matrix,
+                                 std::uint32_t coefficients, bool starts) const {
+    const std::uint64_t a = tile_descriptor(matrix, kBoxBytes);
+    const std::uint64_t b = narrow_descriptor(coefficients);
+#pragma unroll
+    for (int i = 0; i < Fragments; ++i) {
+      wgmma<16, true, T, true>(to[i % 2], a + i * (16 * kRowBytes / 16),
+                               b + i * (16 * kNarrowRowBytes / 16), !starts || i > 1);
+    }
+  }
+
+  __device__ void store_sums(const float (&from)[2][8], float4* to) const {
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {
+      __stcg(to + thread + i * 128,
+             make_float4(from[0][i * 4] + from[1][i * 4], from[0][i * 4 + 1] + from[1][i * 4 + 1],
+                         from[0][i * 4 + 2] + from[1][i * 4 + 2],
+                         from[0][i * 4 + 3] + from[1][i * 4 + 3]));
+    }
+  }
+
+  template <int R, int Registers>
+  __device__ void publish_h(float (&sum)[Registers], const Items& item) const {
     const int row_block = item.row() * 2 + block.rank;
     if (row_block * kTileM >= args.m) return;
     if (item.parts() > 1 && !add_parts<R>(sum, row_block, item.part())) return;
@@ -143,7 +231,56 @@ struct Multiplier {
       store_h<T>(args, at, column, sum[i * 4], sum[i * 4 + 1]);
       store_h<T>(args, at + 8, column, sum[i * 4 + 2], sum[i * 4 + 3]);
     }
+    if constexpr (HasRagged) store_ragged(sum, at);
     tell_of_h(row_block);
+  }
+
+  // y = x·W + h·E + bias of the columns behind those of h: `sum` has x·W of rows `at` and `at` + 8,
+  // and E comes as mma's second operand has it.
+  __device__ void store_ragged(float (&sum)[TileN / 2], int at) const {
+    const Ragged& ragged = args.ragged;
+    const Layer& layer = args.layers[0];
+    const int group = thread % 32 / 4, quad = thread % 4;
+    const auto of_h = [&](int i) {
+      const int r = i / 4 * 8 + quad * 2;
+      return packed<T>(r < layer.rank ? sum[i] * layer.scaling : 0.0f,
+                       r + 1 < layer.rank ? sum[i + 1] * layer.scaling : 0.0f);
+    };
+    const std::uint32_t h[4] = {of_h(0), of_h(2), of_h(4), of_h(6)};
+    const auto of_e = [&](int r, int column) {
+      const bool exists = r < layer.rank && column < ragged.count;
+      return exists ? load_as_float(ragged.e, ragged.e_dtype,
+                                    r * ragged.e_rank_stride + column * ragged.e_col_stride)
+                    : 0.0f;
+    };
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      const int first = i * 8 - ragged.ranks;
+      if (first < 0 || first >= ragged.count) continue;
+      float y[4] = {sum[i * 4], sum[i * 4 + 1], sum[i * 4 + 2], sum[i * 4 + 3]};
+      if (layer.rank > 0) {
+        const int column = first + group;
+        const std::uint32_t e[2] = {
+            packed<T>(of_e(quad * 2, column), of_e(quad * 2 + 1, column)),
+            packed<T>(of_e(quad * 2 + 8, column), of_e(quad * 2 + 9, column))};
+        mma<T>(y, h, e);
+      }
+      const int column = first + quad * 2;
+      if (layer.bias != nullptr) {
+        const std::int64_t from = ragged.first + column;
+        const float low = load_as_float(layer.bias, layer.bias_dtype, from * layer.bias_stride);
+        const float high =
+            load_as_float(layer.bias, layer.bias_dtype, (from + 1) * layer.bias_stride);
+        y[0] += low, y[1] += high, y[2] += low, y[3] += high;
+      }
+#pragma unroll
+      for (int lower = 0; lower < 2; ++lower) {
+        const int row = at + lower * 8;
+        if (row >= args.m) continue;
+        T* const to = static_cast<T*>(ragged.y) + row * ragged.y_stride + column;
+        *reinterpret_cast<std::uint32_t*>(to) = packed<T>(y[lower * 2], y[lower * 2 + 1]);
+      }
+    }
   }
 
   // Written by each thread, read by TMA of any block: each thread orders its own writes before
@@ -160,8 +297,8 @@ struct Multiplier {
 
   // Leaves this part's sum in memory. The last of a row block's parts to come adds them all, in
   // their order; false: there are others to come.
-  template <int R>
-  __device__ bool add_parts(float (&sum)[TileN / 2], int row_block, int part) const {
+  template <int R, int Registers>
+  __device__ bool add_parts(float (&sum)[Registers], int row_block, int part) const {
     constexpr int kVectors = R / 8;
     float4* const mine = h_partial(args, part, row_block, half) + thread;
 #pragma unroll
@@ -198,9 +335,14 @@ struct Multiplier {
     publish_h<16>(sum, item);
   }
 
-  __device__ void make_h(float (&sum)[TileN / 2], const Items& item) {
-    if constexpr (Dropped == Drops::kX) {
+  // The cluster's item number `count`.
+  __device__ void make_h(float (&sum)[TileN / 2], const Items& item, int count) {
+    if constexpr (Outer && TileN == 256) {
+      shrink_with_outer(item, count);
+    } else if constexpr (Dropped == Drops::kX) {
       shrink_masked(sum, item);
+    } else if constexpr (HasRagged) {
+      shrink<32>(sum, item);
     } else if constexpr (kAlone) {
       shrink<16>(sum, item);  // there is no other rank with outer products or masks
     } else {
@@ -400,6 +542,14 @@ struct Multiplier {
     const int lane = thread % 32, row = lane / 16 * 8 + lane % 8;
     const int piece = thread / 32 * 2 + lane / 8 % 2;
     const std::uint32_t mine = half * (kByColumns ? kXBytes : kHalfXBytes);
+    if constexpr (Dropped == Drops::kNothing) {
+      wgmma_fence();
+      multiply_outer<kFragments>(
+          side, slot + mine,
+          slot + (kByColumns ? 2 * kXBytes : kXBytes + half * kHalfM * kNarrowRowBytes), starts);
+      wgmma_commit();
+      return end_side();
+    }
     const std::uint32_t from = slot + mine + row * kRowBytes + ((piece ^ row % 8) << 4);
     side_products<kFragments, true>(
         starts,
@@ -417,13 +567,7 @@ struct Multiplier {
   // Leaves the sums of units in memory, for `add_sums`.
   __device__ void leave_sums(float4* to) {
     wgmma_wait<0>();
-#pragma unroll
-    for (int i = 0; i < 2; ++i) {
-      __stcg(to + thread + i * 128,
-             make_float4(side[0][i * 4] + side[1][i * 4], side[0][i * 4 + 1] + side[1][i * 4 + 1],
-                         side[0][i * 4 + 2] + side[1][i * 4 + 2],
-                         side[0][i * 4 + 3] + side[1][i * 4 + 3]));
-    }
+    store_sums(side, to);
     sync();
     if (thread == 0) block.left().raise();
   }

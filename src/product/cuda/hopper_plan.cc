@@ -21,7 +21,7 @@ std::int64_t divide_up(std::int64_t a, std::int64_t b) { return (a + b - 1) / b;
 
 // The time of a tile, in those of 256 columns: of fewer ones a little more than their share, for x
 // is read for fewer products.
-double tile_time(int tile_n) { return tile_n == 256 ? 1.0 : tile_n == 128 ? 0.54 : 0.32; }
+double tile_time(int tile_n) { return tile_n == 256 ? 1.0 : tile_n == 128 ? 0.51 : 0.32; }
 
 // The time of one item, in those of a wide tile of the same K: reading x takes 0.38 of it (80 to 90
 // GB/s a multiprocessor), the products of more columns than 64 longer. Each part of a split K has
@@ -32,6 +32,9 @@ double item_time(int rank_class, int parts, double k_blocks) {
   return whole / parts + (parts > 1 ? of_sums : 1.0) / k_blocks;
 }
 
+// The same of an item beside which an outer product of its x is made.
+constexpr double kRiddenItem = 0.46;
+
 // Steps of a wide tile until S may have been copied, which h waits for; and the coefficients of
 // outer products.
 constexpr int kUntilS = 7, kUntilCopies = 10;
@@ -40,6 +43,10 @@ constexpr int kUntilS = 7, kUntilCopies = 10;
 // is there early, and there is time for what comes after each.
 constexpr double kBesideUnit = 0.6;
 constexpr int kBetween = 2;
+
+// Beside an h of up to 16 columns there are up to 16 of y in a product of 32, which takes no
+// longer: it is x that it waits for.
+constexpr int kRaggedClass = 32, kMostRagged = 16, kMostRankOfRagged = 16;
 
 bool drops(const Term& term) {
   return term.pair.input_dropout != nullptr || term.pair.output_dropout != nullptr;
@@ -53,16 +60,17 @@ int rank_class_of(std::int64_t rank) {
   return 256;
 }
 
-// Tiles and clusters, with tiles of this width.
+// Tiles and clusters, with tiles of this width, and so many ragged columns.
 HopperPlan divided(int tile_n, std::int64_t m, std::span<const std::int64_t> widths,
-                   std::int64_t rank, const DeviceFacts& facts) {
+                   std::int64_t rank, const DeviceFacts& facts, int ragged = 0) {
   HopperPlan plan;
   plan.tile_n = tile_n;
   plan.tile_rows = divide_up(m, kClusterRows);
-  for (const std::int64_t n : widths) plan.tile_cols += divide_up(n, tile_n);
-  plan.rank_class = rank_class_of(rank);
+  for (const std::int64_t n : widths) plan.tile_cols += divide_up(n - ragged, tile_n);
+  plan.rank_class = ragged > 0 ? kRaggedClass : rank_class_of(rank);
+  plan.ragged = ragged;
   // One that has no tile may still make h.
-  const std::int64_t useful = plan.tiles() + (rank > 0 ? plan.tile_rows : 0);
+  const std::int64_t useful = plan.tiles() + (plan.rank_class > 0 ? plan.tile_rows : 0);
   plan.clusters = static_cast<int>(std::min<std::int64_t>(facts.clusters, useful));
   const std::int64_t last = plan.tiles() % plan.clusters;
   plan.light_clusters = last == 0 ? 0 : plan.clusters - static_cast<int>(last);
@@ -101,36 +109,68 @@ double share_items(HopperPlan& plan, int parts, std::int64_t k_blocks, bool mask
   }
 }
 
-}  // namespace
-
-HopperPlan plan_hopper(std::int64_t m, std::int64_t n, std::int64_t k, std::int64_t rank,
-                       const DeviceFacts& facts) {
-  return plan_hopper(m, {&n, 1}, k, rank, facts, false);
-}
-
-HopperPlan plan_hopper(std::int64_t m, std::span<const std::int64_t> widths, std::int64_t k,
-                       std::int64_t rank, const DeviceFacts& facts, bool masked) {
-  const auto time_of = [](const HopperPlan& plan) {
-    return static_cast<double>(divide_up(plan.tiles(), plan.clusters)) * tile_time(plan.tile_n);
-  };
-  HopperPlan plan = divided(256, m, widths, rank, facts);
-  for (const int tile_n : {128, 64}) {
-    const HopperPlan narrow = divided(tile_n, m, widths, rank, facts);
-    // A narrower tile has no registers for a wider h.
-    if (narrow.rank_class <= tile_n && time_of(narrow) < time_of(plan)) plan = narrow;
-  }
-  if (rank == 0) return plan;
-  const std::int64_t k_blocks = divide_up(k, kTileK);
-  HopperPlan best = plan;
-  double best_time = share_items(best, 1, k_blocks, masked);
+// The same with as many parts as take the least time.
+double share_items_best(HopperPlan& plan, std::int64_t k_blocks, bool masked,
+                        const DeviceFacts& facts) {
+  double best = share_items(plan, 1, k_blocks, masked);
   for (const int parts : {2, 3, 4}) {
     if (k_blocks < 8 * parts) break;
     HopperPlan other = plan;
     const double time = share_items(other, parts, k_blocks, masked);
-    if (time < best_time) {
-      best_time = time;
-      best = other;
+    if (time < best) {
+      best = time;
+      plan = other;
     }
+  }
+  for (const int parts : {2, 3, 4}) {
+    HopperPlan other = plan;
+    const std::int64_t items = plan.tile_rows * parts;
+    if (k_blocks < 8 * parts || plan.tiles() + items > facts.clusters) break;
+    other.clusters = static_cast<int>(plan.tiles() + items);
+    other.light_clusters = static_cast<int>(items);
+    other.light_parts = other.h_parts = parts;
+    other.light_items = 1, other.heavy_items = 0;
+    other.h_every = other.h_first = 0;
+    const auto steps = static_cast<double>(k_blocks);
+    const double slack = tile_time(plan.tile_n) - kUntilS / steps;
+    const double time = std::max(0.0, item_time(plan.rank_class, parts, steps) - slack);
+    if (time < best) {
+      best = time;
+      plan = other;
+    }
+  }
+  return best;
+}
+
+}  // namespace
+
+HopperPlan plan_hopper(std::int64_t m, std::int64_t n, std::int64_t k, std::int64_t rank,
+                       const DeviceFacts& facts) {
+  return plan_hopper(m, {&n, 1}, k, rank, facts, {.ragged = true});
+}
+
+HopperPlan plan_hopper(std::int64_t m, std::span<const std::int64_t> widths, std::int64_t k,
+                       std::int64_t rank, const DeviceFacts& facts, HopperBesides besides) {
+  const std::int64_t k_blocks = divide_up(k, kTileK);
+  HopperPlan best;
+  double best_time = 0;
+  const auto consider = [&](HopperPlan plan) {
+    double time =
+        static_cast<double>(divide_up(plan.tiles(), plan.clusters)) * tile_time(plan.tile_n);
+    if (plan.rank_class > 0) time += share_items_best(plan, k_blocks, besides.masked, facts);
+    if (best_time > 0 && time >= best_time) return;
+    best = plan;
+    best_time = time;
+  };
+  consider(divided(256, m, widths, rank, facts));
+  for (const int tile_n : {128, 64}) {
+    // A narrower tile has no registers for a wider h.
+    if (rank_class_of(rank) <= tile_n) consider(divided(tile_n, m, widths, rank, facts));
+  }
+  const std::int64_t ragged = widths[0] % 256;
+  if (besides.ragged && !besides.masked && widths.size() == 1 && ragged > 0 &&
+      ragged <= kMostRagged && widths[0] > ragged && rank <= kMostRankOfRagged) {
+    consider(divided(256, m, widths, rank, facts, static_cast<int>(ragged)));
   }
   return best;
 }
@@ -146,8 +186,10 @@ std::int64_t hopper_ranks(std::span<const Term> terms) {
 HopperPlan plan_hopper(std::span<const Term> terms, const DeviceFacts& facts) {
   std::array<std::int64_t, kMostLayers> widths{};
   for (std::size_t i = 0; i < terms.size(); ++i) widths[i] = terms[i].y.dim(1);
+  const bool ragged = terms[0].outer_products.empty() && !takes_tensor_map(terms[0].w);
+  const HopperBesides besides{drops(terms[0]), ragged};
   return plan_hopper(terms[0].x.dim(0), {widths.data(), terms.size()}, terms[0].x.dim(1),
-                     hopper_ranks(terms), facts, drops(terms[0]));
+                     hopper_ranks(terms), facts, besides);
 }
 
 std::size_t hopper_takes_together(std::span<const Term> terms) {
@@ -169,14 +211,27 @@ HopperOuterPlan plan_hopper_outer(const HopperPlan& plan, std::int64_t k,
   HopperOuterPlan outer;
   if (plan.tile_n == 64 || plan.rank_class != 16 || products.empty()) return outer;
   const std::int64_t steps = divide_up(k, kTileK);
-  const std::int64_t least_tiles = plan.tiles() / plan.clusters;  // of a light cluster
-  // Clusters without a tile have none to put units beside.
-  const std::int64_t workers =
-      least_tiles > 0 ? plan.clusters : plan.clusters - plan.light_clusters;
+  // Only light clusters make h, before their tiles, and have time for a product of x.
+  const bool before_tiles = plan.tile_n == 256 && plan.light_items > 0 && plan.heavy_items == 0;
+  const bool has_time = static_cast<double>(plan.light_items) * kRiddenItem < 1.0;
+  const auto is_given = [](const HopperOuterShape& each) { return !each.of_h; };
+  const auto first = std::find_if(products.begin(), products.end(), is_given);
+  outer.rides = before_tiles && has_time && first != products.end() && first->of_x &&
+                std::count_if(products.begin(), products.end(), is_given) == 1;
+  // Clusters without a tile have none to put units beside. Those that make such a product have done
+  // their share where there are few tiles.
+  constexpr std::int64_t kFewTiles = 4;
+  std::int64_t least_tiles = plan.tiles() / plan.clusters;  // of a light cluster
+  std::int64_t workers = plan.clusters;
+  if (least_tiles == 0 || (outer.rides && least_tiles < kFewTiles)) {
+    workers -= plan.light_clusters;
+    least_tiles = divide_up(plan.tiles(), plan.clusters);
+  }
   outer.unit_cols = plan.tile_n == 256 ? 128 : 64;
   std::int64_t given = 0, made = 0;  // units of a cluster
   for (std::size_t i = 0; i < products.size(); ++i) {
     outer.order[i] = products.size() == 2 && products[0].of_h ? 1 - i : i;
+    if (outer.rides && !products[i].of_h) continue;
     const std::int64_t blocks = divide_up(products[i].cols, outer.unit_cols);
     outer.column_blocks += blocks;
     outer.units[i] = blocks * plan.tile_rows;
@@ -213,7 +268,8 @@ HopperOuterPlan plan_hopper_outer(const HopperPlan& plan, std::int64_t k,
 std::vector<HopperOuterShape> outer_shapes(const Term& term) {
   std::vector<HopperOuterShape> shapes;
   for (const OuterProduct& each : term.outer_products) {
-    shapes.push_back({each.matrix.dim(1), !each.coefficients.present()});
+    const bool of_x = each.matrix == term.x && each.dropout == nullptr;
+    shapes.push_back({each.matrix.dim(1), !each.coefficients.present(), of_x});
   }
   return shapes;
 }

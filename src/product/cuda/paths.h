@@ -38,7 +38,7 @@ enum class Path : std::uint8_t {
 ///
 /// kHopperRows: 1 to 192 rows; x, W and y of one half type, x and W with dense rows at 16 bytes; A
 /// and B of that type or float32, of rank 64 or less; no dropout; on compute capability 9.0. Above
-/// 128 rows, tiles that run at once.
+/// 128 rows, what kHopper does not take.
 ///
 /// kHopper: x, W and y of one half type and dense rows at 16 bytes, y a multiple of 8 wide; with
 /// dropout, rank 16 or less and a multiple of 8 features; on compute capability 9.0.

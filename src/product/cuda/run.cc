@@ -98,6 +98,13 @@ std::vector<Term> parted(std::span<const Term> terms, const DeviceFacts& facts) 
   return parts;
 }
 
+// Whether a term of one row can be in one launch with `others`: none waits for another.
+bool goes_with(const Term& term, std::span<const Term> others) {
+  return std::all_of(others.begin(), others.end(), [&](const Term& other) {
+    return term.x == other.x && term.multiply == other.multiply && !(term.y == other.y);
+  });
+}
+
 // Terms that run together, on one path.
 struct Job {
   Path path;
@@ -131,6 +138,12 @@ struct Plan {
       if (path == Path::kHopper) {
         while (i + count < terms.size() && path_of(terms[i + count], facts) == path) ++count;
         count = hopper_takes_together(terms.subspan(i, count));
+      } else if (path == Path::kFewRows && terms[i].x.dim(0) == 1) {
+        while (i + count < terms.size() && count < kMostFewLayers &&
+               goes_with(terms[i + count], terms.subspan(i, count)) &&
+               path_of(terms[i + count], facts) == path) {
+          ++count;
+        }
       }
       jobs.push_back({path, i, count});
       job_bytes = std::max(job_bytes, bytes_of(jobs.back(), facts));
@@ -158,7 +171,7 @@ struct Plan {
       case Path::kSmall:
         return small_bytes(term, facts);
       case Path::kFewRows:
-        return few_rows_workspace(term);
+        return few_rows_workspace(terms_of(job));
       case Path::kFewFloats:
         return few_floats_bytes(term);
       case Path::kHopperRows:
@@ -198,7 +211,7 @@ void run_job(const char* op, const Call& call, Path path, std::span<const Term> 
     case Path::kSmall:
       return run_small(call, term, workspace);
     case Path::kFewRows:
-      return run_few_rows(call, term, workspace);
+      return run_few_rows(call, terms, workspace);
     case Path::kFewFloats:
       return run_few_floats(call, term, workspace);
     case Path::kHopperRows:
@@ -212,14 +225,10 @@ void run_job(const char* op, const Call& call, Path path, std::span<const Term> 
   }
 }
 
-// hopper's tiles are better from two of its row blocks on, and where these would go round the
-// device more than once.
+// hopper's tiles are better where there are two tiles above each other, if it takes them.
 bool prefers_hopper_rows(const Term& term, const DeviceFacts& facts) {
   if (!hopper_rows_takes(term, facts).yes) return false;
-  const std::int64_t m = term.x.dim(0);
-  const HopperRowsPlan plan =
-      plan_hopper_rows(m, term.y.dim(1), term.x.dim(1), term.pair.rank(), 4, facts);
-  return plan.row_tiles == 1 || plan.row_tiles * plan.column_tiles <= facts.multiprocessors;
+  return term.x.dim(0) <= 128 || !hopper_takes(term, facts).yes;
 }
 
 }  // namespace
