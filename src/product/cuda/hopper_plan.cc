@@ -53,6 +53,10 @@ int rank_class_of(std::int64_t rank) {
   return 256;
 }
 
+// Ranks up to which h is made beside the tiles: of more, blocks that have a tile less than others
+// have no time for it.
+constexpr std::int64_t kMostBeside = 64;
+
 // Tiles and clusters, with tiles of this width.
 HopperPlan divided(int tile_n, std::int64_t m, std::span<const std::int64_t> widths,
                    std::int64_t rank, const DeviceFacts& facts) {
@@ -61,8 +65,9 @@ HopperPlan divided(int tile_n, std::int64_t m, std::span<const std::int64_t> wid
   plan.tile_rows = divide_up(m, kClusterRows);
   for (const std::int64_t n : widths) plan.tile_cols += divide_up(n, tile_n);
   plan.rank_class = rank_class_of(rank);
+  plan.h_before = rank > kMostBeside;
   // One that has no tile may still make h.
-  const std::int64_t useful = plan.tiles() + (rank > 0 ? plan.tile_rows : 0);
+  const std::int64_t useful = plan.tiles() + (rank > 0 && !plan.h_before ? plan.tile_rows : 0);
   plan.clusters = static_cast<int>(std::min<std::int64_t>(facts.clusters, useful));
   const std::int64_t last = plan.tiles() % plan.clusters;
   plan.light_clusters = last == 0 ? 0 : plan.clusters - static_cast<int>(last);
@@ -117,9 +122,10 @@ HopperPlan plan_hopper(std::int64_t m, std::span<const std::int64_t> widths, std
   for (const int tile_n : {128, 64}) {
     const HopperPlan narrow = divided(tile_n, m, widths, rank, facts);
     // A narrower tile has no registers for a wider h.
-    if (narrow.rank_class <= tile_n && time_of(narrow) < time_of(plan)) plan = narrow;
+    if ((narrow.h_before || narrow.rank_class <= tile_n) && time_of(narrow) < time_of(plan))
+      plan = narrow;
   }
-  if (rank == 0) return plan;
+  if (rank == 0 || plan.h_before) return plan;
   const std::int64_t k_blocks = divide_up(k, kTileK);
   HopperPlan best = plan;
   double best_time = share_items(best, 1, k_blocks, masked);
