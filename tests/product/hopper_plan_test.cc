@@ -150,15 +150,6 @@ TEST(HopperPlan, OuterProductsBesideTiles) {
   constexpr std::array<HopperOuterShape, 2> kNarrow{{{2048, true}, {2048, false}}};
   const HopperPlan plan = plan_hopper(8192, 2048, 2048, 16, kH200);
   expect_room(plan, 2048, plan_hopper_outer(plan, 2048, kNarrow));
-  // That of x with given coefficients needs no units where light clusters make all of h.
-  constexpr std::array<HopperOuterShape, 2> kOfX{{{4096, true}, {4096, false, true}}};
-  const HopperPlan light = plan_hopper(4096, 4096, 4096, 16, kH200);
-  const HopperOuterPlan rides = plan_hopper_outer(light, 4096, kOfX);
-  EXPECT_TRUE(rides.rides);
-  EXPECT_EQ(rides.units[1], 0);
-  EXPECT_EQ(rides.column_blocks, 4096 / 128);
-  EXPECT_GT(rides.every, plan_hopper_outer(light, 4096, kBoth).every);
-  EXPECT_FALSE(plan_hopper_outer(plan_hopper(8448, 4096, 4096, 16, kH200), 4096, kOfX).rides);
   // A wider rank has no room.
   EXPECT_EQ(plan_hopper_outer(plan_hopper(4096, 4096, 4096, 17, kH200), 4096, kBoth).every, 0);
 }

@@ -26,6 +26,7 @@ struct Workspace {
   std::byte* expand = nullptr;
   std::byte* scaled = nullptr;
   std::byte* h = nullptr;
+  std::byte* ready = nullptr;
   std::byte* parts = nullptr;
   std::byte* shares = nullptr;
   std::int64_t share_floats = 0;  // of each of two outer products
@@ -45,6 +46,9 @@ struct Sizes {
         rank(shape.rank),
         ranks(static_cast<int>(round_up(shape.rank, 16))) {}
 };
+
+// Flags of h, where it is made beside tiles.
+std::int64_t flags_of(std::int64_t m) { return ceil_div(m, kTileRows); }
 
 bool needs_own_h(const Term& term) {
   if (term.pair.h.present()) return false;
@@ -88,6 +92,7 @@ Workspace lay_out(const Term& term, const DeviceFacts& facts, std::byte* start) 
       result.scaled = take(sizes.m * sizes.ranks * 2);
     }
     if (needs_own_h(term)) result.h = take(sizes.m * sizes.rank * 4);
+    if (plan.shrink_blocks > 0) result.ready = take(flags_of(sizes.m) * 4);
   }
   std::int64_t parts = plan.splits > 1 ? plan.splits * sizes.m * sizes.n : 0;
   if (shrinks_by_tiles(shape, plan)) {  // h's are summed before y's are made
@@ -142,7 +147,8 @@ void launch_tiles(const Launches& launch, const AmperePlan& plan, Way way, TileA
   args.splits = plan.splits;
   args.split_depth = plan.split_depth;
   args.tiles = static_cast<unsigned>(plan.tiles * plan.splits);
-  launch(std::min(args.tiles, static_cast<unsigned>(launch.call.facts().multiprocessors)),
+  launch(std::min(args.tiles, static_cast<unsigned>(launch.call.facts().multiprocessors)) +
+             args.shrink_blocks,
          plan.shared_bytes, tile_kernel<T>(way, plan.tile_n), args);
 }
 
@@ -224,7 +230,7 @@ void run_outer(const Launches& launch, const Term& term, std::span<const OuterPr
   }
   if (outputs == 0) return;
   if (const unsigned blocks = args.jobs[0].blocks + args.jobs[1].blocks; blocks > 0) {
-    launch(blocks, kOuterSharedBytes, outer<T>, args);
+    launch(blocks, 0, outer<T>, args);
   }
   launch(static_cast<unsigned>(ceil_div(outputs, 256)), 0, sum_shares<256>, sum);
 }
@@ -257,6 +263,10 @@ void run_tiles(const Launches& launch, const Term& term, const AmpereShape& shap
       prepare_args.expand_along_n = true;
       prepare_args.padded_n = sizes.padded_n;
     }
+    if (plan.shrink_blocks > 0) {
+      prepare_args.zeroed = reinterpret_cast<unsigned*>(workspace.ready);
+      prepare_args.zeros = flags_of(sizes.m);
+    }
     work = std::max(work, sizes.ranks * prepare_args.padded_n);
     launch(blocks_for(work, 4 * launch.call.facts().multiprocessors), 0, prepare<T>, prepare_args);
 
@@ -272,11 +282,8 @@ void run_tiles(const Launches& launch, const Term& term, const AmpereShape& shap
     if (shrinks_by_tiles(shape, plan)) {
       shrink_by_tiles<T>(launch, term, shrink_args, reinterpret_cast<float*>(workspace.parts),
                          launch.call.facts());
-    } else {
-      shrink_args.few_blocks = plan.shrink_blocks > 0;
-      const std::int64_t blocks =
-          shrink_args.few_blocks ? plan.shrink_blocks
-                                 : std::min<std::int64_t>(ceil_div(sizes.m, kShrinkRows), 1 << 20);
+    } else if (plan.shrink_blocks == 0) {
+      const std::int64_t blocks = std::min<std::int64_t>(ceil_div(sizes.m, kShrinkRows), 1 << 20);
       launch(static_cast<unsigned>(blocks), kShrinkSharedBytes, shrink<T>, shrink_args);
     }
   }
@@ -309,7 +316,11 @@ void run_tiles(const Launches& launch, const Term& term, const AmpereShape& shap
     args.y_vectors = (args.y_stride % (args.y_float ? 4 : 8) == 0 || sizes.m == 1) &&
                      args.split_stride % 4 == 0 &&
                      reinterpret_cast<std::uintptr_t>(args.y) % 16 == 0;
-    args.h_late = plan.shrink_blocks > 0;
+    if (plan.shrink_blocks > 0) {
+      args.shrink_blocks = plan.shrink_blocks;
+      args.shrink = shrink_args;
+      args.ready = reinterpret_cast<unsigned*>(workspace.ready);
+    }
     launch_tiles<T>(launch, plan, way, args);
     if (plan.splits > 1) {
       finish_parts<T>(launch, term, shape, plan, workspace);

@@ -51,7 +51,7 @@ struct AmperePlan {
   int splits = 1;
   std::int64_t split_depth = 0;  ///< K of a part; the last has the rest.
   /// Blocks that make h while the others have begun with the tiles, where the last round of tiles
-  /// leaves as many idle and launches overlap; 0: h is made before.
+  /// leaves as many idle; 0: h is made before.
   unsigned shrink_blocks = 0;
 };
 

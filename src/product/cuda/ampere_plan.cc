@@ -121,9 +121,7 @@ AmperePlan plan_ampere(const AmpereShape& shape, const DeviceFacts& facts) {
   // whole steps each: the last parts may be left without any
   if (shape.k > 0) plan.splits = static_cast<int>(ceil_div(shape.k, plan.split_depth));
   plan.shared_bytes = shared_bytes_of(plan.tile_n);
-  const bool overlaps = facts.major >= 9;
-  if (shape.rank == 0 || !shape.base || shape.masked || shape.dropped || plan.splits > 1 ||
-      !overlaps) {
+  if (shape.rank == 0 || !shape.base || shape.masked || shape.dropped || plan.splits > 1) {
     return plan;
   }
   // A block makes 64 rows of h at about 85 GB/s of x and S, in 0.15 of the time of a wide tile of
@@ -141,9 +139,9 @@ AmperePlan plan_ampere(const AmpereShape& shape, const DeviceFacts& facts) {
 }
 
 AmpereShares plan_ampere_outer(std::int64_t m, std::int64_t blocks, const DeviceFacts& facts) {
-  // Two blocks a multiprocessor, each with at least four stages of rows.
+  // A block a multiprocessor, each with at least four turns of a warp.
   const std::int64_t wanted =
-      std::max<std::int64_t>(1, 2 * facts.multiprocessors / std::max<std::int64_t>(1, blocks));
+      std::max<std::int64_t>(1, facts.multiprocessors / std::max<std::int64_t>(1, blocks));
   AmpereShares shares;
   shares.rows = std::max<std::int64_t>(256, ceil_div(ceil_div(m, wanted), 64) * 64);
   shares.count = ceil_div(m, shares.rows);

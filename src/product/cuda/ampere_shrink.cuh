@@ -34,10 +34,9 @@ struct ShrinkArgs {
   std::int64_t padded_k = 0;     ///< K to whole turns.
   int rank = 0, ranks = 0;       ///< And the rank to whole sixteens.
   float scaling = 1.0f;
-  DropoutArgs dropout;      ///< On x.
-  float* h = nullptr;       ///< (M, rank), unscaled; null: not wanted.
-  void* scaled = nullptr;   ///< (M, ranks): s·h of the multiply type, zeros from `rank` on.
-  bool few_blocks = false;  ///< So many rows are worth it: there are few blocks, beside tiles.
+  DropoutArgs dropout;     ///< On x.
+  float* h = nullptr;      ///< (M, rank), unscaled; null: not wanted.
+  void* scaled = nullptr;  ///< (M, ranks): s·h of the multiply type, zeros from `rank` on.
 };
 
 /// Zeroes what dropout drops of eight elements that follow each other from element `first` on.
@@ -178,9 +177,9 @@ __device__ __forceinline__ void shrink_pass(const ShrinkArgs& a, std::int64_t ro
 }
 
 /// Rows of h from row0 on: kShrinkRows of them, or kShrinkUnitRows. All 256 threads of a block;
-/// `sums` has kShrinkSharedBytes. A call: its registers are no concern of the tile's.
+/// `sums` has kShrinkSharedBytes.
 template <class T, bool kUnit>
-__device__ __noinline__ void shrink_unit(const ShrinkArgs& a, std::int64_t row0, float* sums) {
+__device__ __forceinline__ void shrink_unit(const ShrinkArgs& a, std::int64_t row0, float* sums) {
   const Masks masks = a.dropout.any() ? a.dropout.masks() : Masks{};
   if (a.x.copies && a.ranks == 16) {
     shrink_pass<T, true, kUnit ? 4 : 2, 2, kUnit ? 2 : 4>(a, row0, 0, masks, sums);
@@ -205,14 +204,9 @@ __global__ void __launch_bounds__(256) shrink(const __grid_constant__ ShrinkArgs
   extern __shared__ __align__(128) unsigned char shared[];
   wait_for_kernel_before();
   let_next_kernel_start();
-  const int rows = a.few_blocks ? kShrinkUnitRows : kShrinkRows;
-  for (std::int64_t row0 = std::int64_t{blockIdx.x} * rows; row0 < a.m;
-       row0 += std::int64_t{gridDim.x} * rows) {
-    if (a.few_blocks) {
-      shrink_unit<T, true>(a, row0, reinterpret_cast<float*>(shared));
-    } else {
-      shrink_unit<T, false>(a, row0, reinterpret_cast<float*>(shared));
-    }
+  for (std::int64_t row0 = std::int64_t{blockIdx.x} * kShrinkRows; row0 < a.m;
+       row0 += std::int64_t{gridDim.x} * kShrinkRows) {
+    shrink_unit<T, false>(a, row0, reinterpret_cast<float*>(shared));
   }
 }
 
@@ -301,6 +295,8 @@ struct PrepareArgs {
   void* packed_shrink = nullptr;  ///< (ranks, padded_k)
   void* packed_expand = nullptr;  ///< (N, ranks), or (ranks, padded_n) if `expand_along_n`.
   bool expand_along_n = false;
+  unsigned* zeroed = nullptr;  ///< The tiles' flags; null: none.
+  std::int64_t zeros = 0;
 };
 
 template <class T>
@@ -309,6 +305,7 @@ __global__ void __launch_bounds__(256) prepare(const __grid_constant__ PrepareAr
   let_next_kernel_start();
   const std::int64_t first = std::int64_t{blockIdx.x} * 256 + threadIdx.x;
   const std::int64_t step = std::int64_t{gridDim.x} * 256;
+  for (std::int64_t i = first; i < a.zeros; i += step) a.zeroed[i] = 0;
   if (a.packed_shrink != nullptr) {
     for (std::int64_t i = first; i < a.ranks * a.padded_k; i += step) {
       const std::int64_t r = i / a.padded_k, k = i % a.padded_k;

@@ -28,11 +28,11 @@
 // first steps are on their way to shared memory while the sums of the last are stored, from
 // registers.
 //
-// On sm_90 and later the shrink rides, where the last round of tiles leaves multiprocessors idle:
-// it is launched ahead with as many blocks, and the tiles, launched to overlap, start on the
-// others. Their base product has no need of h, and the blocks that start when the shrink is done
-// have a tile less to make. On sm_80, where no kernel may start before another of its stream has
-// ended, that is no gain, and the shrink has all multiprocessors.
+// The shrink rides, where the last round of tiles leaves multiprocessors idle: the first blocks
+// make h, raise a flag for each 128 rows, and end. The last blocks of tiles, which have a tile less
+// to make, start in their place. Tiles have no need of h before the end of their base product.
+// Blocks start in their order and the first wait for nobody, so that a flag that is waited for is
+// always on its way.
 
 namespace graft::cuda::ampere {
 
@@ -70,9 +70,10 @@ struct TileArgs {
   int splits = 1;
   std::int64_t split_depth = 0;  ///< K of a part, whole steps; the last has the rest.
   std::int64_t split_stride = 0;
-  /// h is made by the kernel before this one, on multiprocessors that it leaves free: all else has
-  /// been there since that kernel began, and only the pair's steps wait for it.
-  bool h_late = false;
+  /// Blocks that make h before their tiles, and what they make; 0: h is there.
+  unsigned shrink_blocks = 0;
+  ShrinkArgs shrink;
+  unsigned* ready = nullptr;  ///< For each kTileRows of h: units of it that are there.
 };
 
 template <int TileN, int Depth, int Stages>
@@ -305,13 +306,22 @@ struct TileProduct {
     pair_from = round == 0 ? 0 : base_steps(split);
     steps = pair_from + (round == 0 || !masked(split) ? pair_steps(split) : 0);
   }
+  /// From a block's tile to its next.
+  __device__ __forceinline__ unsigned stride() const { return gridDim.x - a.shrink_blocks; }
+  /// Until the rows of h that a tile needs are there.
+  __device__ __forceinline__ void wait_for_h(std::int64_t row0) const {
+    const unsigned units = a.m - row0 > kShrinkUnitRows ? kTileRows / kShrinkUnitRows : 1;
+    const unsigned* ready = a.ready + row0 / kTileRows;
+    while (load_acquire(ready) < units) {
+    }
+  }
   /// Before the copies of a step: where they come from, if that is new.
   __device__ __forceinline__ void begin_step() {
-    if (step == steps && flows && fed + gridDim.x < a.tiles) feed(fed + gridDim.x, 1);
+    if (step == steps && flows && fed + stride() < a.tiles) feed(fed + stride(), 1);
     const bool pair = step == pair_from;
     if (step < steps && (step == 0 || pair)) {
-      if (pair && a.h_late) wait_for_kernel_before();
       const Place at = place_of(fed);
+      if (pair && a.shrink_blocks > 0) wait_for_h(at.row0);
       const std::int64_t k = pair ? 0 : at.split * a.split_depth;
       const std::int64_t count = pair ? a.ranks : depth(at.split);
       const T* from_x = static_cast<const T*>(pair ? a.scaled : a.x.data) + k;
@@ -657,15 +667,35 @@ struct TileProduct {
   }
 };
 
+/// h of the units of a block. No call, and no way from here to the tiles: with either, ptxas keeps
+/// the tiles' sums in other registers after each instruction than before, which takes 5 % longer.
+template <class T>
+__device__ __forceinline__ void make_h(const TileArgs& a, unsigned char* shared) {
+#pragma unroll 1
+  for (std::int64_t row0 = std::int64_t{blockIdx.x} * kShrinkUnitRows; row0 < a.m;
+       row0 += std::int64_t{a.shrink_blocks} * kShrinkUnitRows) {
+    shrink_unit<T, true>(a.shrink, row0, reinterpret_cast<float*>(shared));
+    if (threadIdx.x == 0) {  // all of the block have stored theirs and met
+      __threadfence();
+      atomicAdd(a.ready + row0 / kTileRows, 1u);
+    }
+  }
+}
+
 template <class T, class Shape, Way kWay>
 __global__ void __launch_bounds__(kTileThreads, 1) tiles(const __grid_constant__ TileArgs a) {
   extern __shared__ __align__(128) unsigned char shared[];
   __shared__ float bias[Shape::kN];
-  if (!a.h_late) wait_for_kernel_before();
+  wait_for_kernel_before();
+  if (blockIdx.x < a.shrink_blocks) {
+    make_h<T>(a, shared);
+    return;
+  }
   TileProduct<T, Shape, kWay> product(a, shared);
   bool started = false;
 #pragma unroll 1
-  for (product.tile = blockIdx.x; product.tile < a.tiles; product.tile += gridDim.x) {
+  for (product.tile = blockIdx.x - a.shrink_blocks; product.tile < a.tiles;
+       product.tile += product.stride()) {
     typename TileProduct<T, Shape, kWay>::Sums sums = {};
     // One run of steps; or, to mask what the pair adds, a run of its own first.
 #pragma unroll 1

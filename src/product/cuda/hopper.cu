@@ -100,9 +100,8 @@ __global__ void __launch_bounds__(kThreads, 1)
                                                            Units(args, block.cluster)};
     float sum[TileN / 2];
     if (args.rank > 0 && !beside_tile(args, block.cluster)) {
-      int count = 0;
-      for (Items item(args, block.cluster); item.any(); item.advance(), ++count) {
-        multiplier.make_h(sum, item, count);
+      for (Items item(args, block.cluster); item.any(); item.advance()) {
+        multiplier.make_h(sum, item);
       }
     }
     for (int tile = first_tile_of(args, block.cluster); tile < tiles_of(args);
@@ -136,7 +135,7 @@ struct Layout {
   std::array<std::size_t, kMostLayers> e_at{};
   std::array<bool, kMostLayers> copies_e{};
   std::array<std::size_t, kMostOuter> coefficients_at{};
-  std::size_t outer_partial_at = 0, ridden_partial_at = 0;
+  std::size_t outer_partial_at = 0;
   const Dropout* dropout = nullptr;  // of a term alone: on x, or on what the pair adds to y
   std::int64_t mask_steps = 0;
   std::size_t masks_at = 0, turned_masks_at = 0;
@@ -188,12 +187,11 @@ struct Layout {
     }
     if (!makes_outer) return;
     for (std::size_t i = 0; i < terms[0].outer_products.size(); ++i) {
-      if (terms[0].outer_products[i].coefficients.present() && !outer.rides) {
+      if (terms[0].outer_products[i].coefficients.present()) {
         coefficients_at[i] = take(m * h_stride() * 2);
       }
     }
     outer_partial_at = take(outer.column_blocks * outer.segments * 2 * kBesidePartial * 4);
-    if (outer.rides) ridden_partial_at = take(units * plan.tile_rows * 4 * kBesidePartial * 4);
   }
 
   static bool fetched_in_place(const ConstTensorView& rows, DType dtype) {
@@ -422,6 +420,7 @@ void run_as(const char* op, const Call& call, std::span<const Term> terms, std::
   }
   if (layout.makes_outer) {
     OuterArguments& outer = args.outer;
+    outer.count = static_cast<int>(term.outer_products.size());
     outer.every = layout.outer.every;
     outer.first = layout.outer.first;
     outer.of_first_tile = static_cast<int>(layout.outer.of_first_tile);
@@ -430,15 +429,11 @@ void run_as(const char* op, const Call& call, std::span<const Term> terms, std::
     outer.segments = static_cast<int>(layout.outer.segments);
     outer.partial = reinterpret_cast<float*>(workspace + layout.outer_partial_at);
     outer.arrived = args.copied + 1;
-    outer.rides = layout.outer.rides;
-    outer.ridden_partial = reinterpret_cast<float*>(workspace + layout.ridden_partial_at);
     int first_block = 0;
     for (std::size_t i = 0; i < term.outer_products.size(); ++i) {
       const std::size_t of = layout.outer.order[i];
       const OuterProduct& from = term.outer_products[of];
-      const bool rides = outer.rides && from.coefficients.present();
-      const int at_part = outer.count;
-      OuterPart& part = rides ? outer.ridden : outer.parts[outer.count++];
+      OuterPart& part = outer.parts[i];
       part.out = from.out.mutable_data_as<float>();
       part.rank_stride = from.out.stride(0);
       part.col_stride = from.out.stride(1);
@@ -452,15 +447,11 @@ void run_as(const char* op, const Call& call, std::span<const Term> terms, std::
       part.factor = part.of_h ? from.scaling / args.layers[0].scaling : from.scaling;
       part.masked = from.dropout != nullptr;
       if (part.masked) part.factor *= from.dropout->scale();
-      if (rides) {
-        outer.coefficients = from.coefficients.data_as<float>();
-        continue;
-      }
-      maps.matrix[at_part] = tensor_map(op, from.matrix.data(), dtype, layout.m, from.matrix.dim(1),
-                                        from.matrix.stride(0), kTileM);
+      maps.matrix[i] = tensor_map(op, from.matrix.data(), dtype, layout.m, from.matrix.dim(1),
+                                  from.matrix.stride(0), kTileM);
       std::byte* const at = part.of_h ? h : workspace + layout.coefficients_at[of];
       if (!part.of_h) add(copy(from.coefficients, layout.h_stride(), at));
-      maps.coefficients[at_part] =
+      maps.coefficients[i] =
           tensor_map(op, at, dtype, layout.m, layout.rank, layout.h_stride(), kTileM, kNarrow);
     }
   }

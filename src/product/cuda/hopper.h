@@ -66,7 +66,6 @@ std::int64_t hopper_ranks(std::span<const Term> terms);
 struct HopperOuterShape {
   std::int64_t cols = 0;
   bool of_h = false;  ///< Its coefficients are the h that the term makes; or they are given.
-  bool of_x = false;  ///< Its matrix is the term's x, as it is.
 };
 
 /// How outer products are made beside the tiles: a unit, the two row blocks of a cluster row by 128
@@ -74,9 +73,6 @@ struct HopperOuterShape {
 /// are given may start in a cluster's first tile, those of h in its second one, when h of all rows
 /// is there; or at the end of the first one, if some have no other.
 struct HopperOuterPlan {
-  /// The product of x whose coefficients are given has no units: it is made where h is, of the x
-  /// that is there for that.
-  bool rides = false;
   int every = 0;  ///< Steps of 64 along K from a unit to the next; 0: not beside the tiles.
   int first = 0;  ///< Steps before the first one in a first tile: coefficients are copied.
   std::int64_t of_first_tile = 0, of_tile = 0;  ///< Units of a first tile and of another, at most.
@@ -85,7 +81,7 @@ struct HopperOuterPlan {
   std::array<std::int64_t, 2> units{};          ///< Of each product.
   std::array<std::int64_t, 2> workers{};        ///< Clusters that share them.
   std::int64_t unit_cols = 0;                   ///< 128 or 64.
-  std::int64_t column_blocks = 0;               ///< Of all products that have units.
+  std::int64_t column_blocks = 0;               ///< Of all products.
   std::int64_t segments = 0;                    ///< Blocks that share a column block, at most.
 };
 

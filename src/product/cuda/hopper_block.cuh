@@ -113,11 +113,6 @@ struct OuterPart {
 struct OuterArguments {
   OuterPart parts[kMostOuter];
   int count;
-  // That of x with given coefficients (m, rank), if it is made where h is.
-  OuterPart ridden;
-  bool rides;
-  const float* coefficients;
-  float* ridden_partial;       // [column block][row block][half] of kBesidePartial
   int every;                   // steps from a unit to the next
   int first;                   // steps before the first one in a cluster's first tile
   int of_first_tile, of_tile;  // units that go between a tile's steps, at most
@@ -371,14 +366,6 @@ __device__ inline float4* h_partial(const Arguments& args, int part, int row_blo
 __device__ inline float4* outer_partial(const Arguments& args, int column, int block, int half) {
   return reinterpret_cast<float4*>(args.outer.partial) +
          ((std::int64_t{column} * args.outer.segments + block) * 2 + half) * (kBesidePartial / 4);
-}
-
-// Where it leaves those over a row block, of the outer product that is made where h is.
-__device__ inline float4* ridden_partial(const Arguments& args, int column, int row_block,
-                                         int half) {
-  return reinterpret_cast<float4*>(args.outer.ridden_partial) +
-         ((std::int64_t{column} * args.tile_rows * 2 + row_block) * 2 + half) *
-             (kBesidePartial / 4);
 }
 
 template <class T>

@@ -117,11 +117,6 @@ __device__ inline void wait_for(const std::uint32_t* flag, std::uint32_t count) 
   }
 }
 
-// The same of a flag that is raised after tens of microseconds.
-__device__ inline void wait_for_late(const std::uint32_t* flag, std::uint32_t count) {
-  while (load_acquire(flag) < count) __nanosleep(1000);
-}
-
 // How far the thread that watches flags has come: S is copied; everything is; and then one more for
 // each of h of the first tile's rows, of all rows (the other way round if outer products of h are
 // at the end of that tile), and of each other tile's rows.
@@ -195,39 +190,6 @@ __device__ void add_sums(const Arguments& args, const Block<TileN>& block, int t
   if constexpr (Outer) {
     constexpr bool kByColumns = outer_columns(TileN) == 128;
     const OuterArguments& outer = args.outer;
-    // `total` is float4 i of a half of a column block.
-    const auto put_sums = [&](const OuterPart& part, int column, int half, int i,
-                              const float4& total) {
-      const int t = i % 128, r = i / 128 * 8 + t % 4 * 2;
-      const int col = column * outer_columns(TileN) + half * 64 + t / 32 * 16 + t % 32 / 4;
-      const auto put = [&](int at_r, int at_col, float value) {
-        if (at_r >= args.layers[0].rank || at_col >= part.cols) return;
-        part.out[at_r * part.rank_stride + at_col * part.col_stride] = value * part.factor;
-      };
-      put(r, col, total.x);
-      put(r + 1, col, total.y);
-      put(r, col + 8, total.z);
-      put(r + 1, col + 8, total.w);
-    };
-    if (TileN == 256 && outer.rides) {
-      const int row_blocks = (args.m + kTileM - 1) / kTileM;
-      if (thread == 0) wait_for_late(args.all_ready, row_blocks * 2);
-      named_sync(5, kAddThreads);
-      const int halves = args.units * 2;
-#pragma unroll 1
-      for (int of = static_cast<int>(blockIdx.x); of < halves; of += static_cast<int>(gridDim.x)) {
-#pragma unroll 1
-        for (int i = thread; i < kBesidePartial / 4; i += kAddThreads) {
-          float4 total = make_float4(0, 0, 0, 0);
-          const float4* from = ridden_partial(args, of / 2, 0, of % 2) + i;
-#pragma unroll 4
-          for (int row = 0; row < row_blocks; ++row, from += kBesidePartial / 2) {
-            add(total, __ldcg(from));
-          }
-          put_sums(outer.ridden, of / 2, of % 2, i, total);
-        }
-      }
-    }
     for (Units units(args, block.cluster); units.any(); units.advance_column()) {
       const OuterPart& part = units.of();
       const int column = part.first_block + units.column();
@@ -245,7 +207,17 @@ __device__ void add_sums(const Arguments& args, const Block<TileN>& block, int t
           const float4* from = outer_partial(args, column, 0, half) + i;
 #pragma unroll 2
           for (int a = 0; a < addends; ++a, from += next) add(total, __ldcg(from));
-          put_sums(part, units.column(), half, i, total);
+          const int t = i % 128, r = i / 128 * 8 + t % 4 * 2;
+          const int col =
+              units.column() * outer_columns(TileN) + half * 64 + t / 32 * 16 + t % 32 / 4;
+          const auto put = [&](int at_r, int at_col, float value) {
+            if (at_r >= args.layers[0].rank || at_col >= part.cols) return;
+            part.out[at_r * part.rank_stride + at_col * part.col_stride] = value * part.factor;
+          };
+          put(r, col, total.x);
+          put(r + 1, col, total.y);
+          put(r, col + 8, total.z);
+          put(r + 1, col + 8, total.w);
         }
       }
     }

@@ -131,95 +131,8 @@ struct Multiplier {
     publish_h<R>(sum, item);
   }
 
-  // The same for rank 16, and of the 128 columns of each unit their part of the outer product with
-  // given coefficients: dB = hᵀ dy, where g = dy Bᵀ is made. Turned round, (64 columns, 16), with
-  // the matrix where it lies, as (rows, columns).
-  __device__ void shrink_with_outer(const Items& item, int count) {
-    const int row_block = item.row() * 2 + block.rank;
-    const bool exists = row_block * kTileM < args.m;
-    // Two places in turn: there the other warpgroup may still multiply by those of the item before.
-    const std::uint32_t coefficients = block.shared + Size::kStaging + count % 2 * kNarrowBytes;
-    const bool rides = args.outer.rides;
-    if (rides) {
-      put_coefficients(coefficients, row_block * kTileM + thread);
-      fence_async_shared();
-      named_sync(3, 256);
-    }
-    float h[2][8];
-#pragma unroll
-    for (int i = 0; i < 8; ++i) h[0][i] = h[1][i] = 0.0f;
-    const int end = item.end_unit();
-#pragma unroll 1
-    for (int unit = item.first_unit(); unit < end; ++unit) {
-      block.full(at.index).wait(at.parity);
-      const std::uint32_t slot = block.slot(at);
-      wgmma_fence();
-#pragma unroll
-      for (int i = 0; i < 8; ++i) {
-        const std::uint64_t a = tile_descriptor(slot + i / 4 * kXBytes + half * kHalfXBytes, 16);
-        const std::uint64_t b = tile_descriptor(slot + 2 * kXBytes + i / 4 * 16 * kRowBytes, 16);
-        wgmma<16, false, T>(h[i % 2], a + i % 4 * 2, b + i % 4 * 2, true);
-      }
-      wgmma_commit();
-      float part[2][8];
-      if (rides) {
-        wgmma_fence();
-        multiply_outer<8>(part, slot + half * kXBytes, coefficients, true);
-        wgmma_commit();
-      }
-      wgmma_wait<0>();
-      release(at.index);
-      at.template advance<Size::kSlots>();
-      if (rides && exists) store_sums(part, ridden_partial(args, unit, row_block, half));
-    }
-#pragma unroll
-    for (int i = 0; i < 8; ++i) h[0][i] += h[1][i];
-    publish_h<16>(h[0], item);
-  }
-
-  // This warpgroup's eight columns of a row of given coefficients, as TMA would put them there.
-  __device__ void put_coefficients(std::uint32_t to, int row) const {
-    float values[8];
-    const int rank = args.layers[0].rank;
-#pragma unroll
-    for (int i = 0; i < 8; ++i) {
-      const int r = half * 8 + i;
-      values[i] =
-          row < args.m && r < rank ? args.outer.coefficients[std::int64_t{row} * rank + r] : 0.0f;
-    }
-    const int at_row = row % kTileM;
-    asm volatile("st.shared.v4.u32 [%0], {%1, %2, %3, %4};" ::"r"(to + at_row * kNarrowRowBytes +
-                                                                  ((half ^ at_row / 4 % 2) << 4)),
-                 "r"(packed<T>(values[0], values[1])), "r"(packed<T>(values[2], values[3])),
-                 "r"(packed<T>(values[4], values[5])), "r"(packed<T>(values[6], values[7]))
-                 : "memory");
-  }
-
-  // to (64 columns, 16) = matrixᵀ · coefficients over 16 · Fragments rows; += unless it starts.
-  template <int Fragments>
-  __device__ void multiply_outer(float (&to)[2][8], std::uint32_t matrix,
-                                 std::uint32_t coefficients, bool starts) const {
-    const std::uint64_t a = tile_descriptor(matrix, kBoxBytes);
-    const std::uint64_t b = narrow_descriptor(coefficients);
-#pragma unroll
-    for (int i = 0; i < Fragments; ++i) {
-      wgmma<16, true, T, true>(to[i % 2], a + i * (16 * kRowBytes / 16),
-                               b + i * (16 * kNarrowRowBytes / 16), !starts || i > 1);
-    }
-  }
-
-  __device__ void store_sums(const float (&from)[2][8], float4* to) const {
-#pragma unroll
-    for (int i = 0; i < 2; ++i) {
-      __stcg(to + thread + i * 128,
-             make_float4(from[0][i * 4] + from[1][i * 4], from[0][i * 4 + 1] + from[1][i * 4 + 1],
-                         from[0][i * 4 + 2] + from[1][i * 4 + 2],
-                         from[0][i * 4 + 3] + from[1][i * 4 + 3]));
-    }
-  }
-
-  template <int R, int Registers>
-  __device__ void publish_h(float (&sum)[Registers], const Items& item) const {
+  template <int R>
+  __device__ void publish_h(float (&sum)[TileN / 2], const Items& item) const {
     const int row_block = item.row() * 2 + block.rank;
     if (row_block * kTileM >= args.m) return;
     if (item.parts() > 1 && !add_parts<R>(sum, row_block, item.part())) return;
@@ -247,8 +160,8 @@ struct Multiplier {
 
   // Leaves this part's sum in memory. The last of a row block's parts to come adds them all, in
   // their order; false: there are others to come.
-  template <int R, int Registers>
-  __device__ bool add_parts(float (&sum)[Registers], int row_block, int part) const {
+  template <int R>
+  __device__ bool add_parts(float (&sum)[TileN / 2], int row_block, int part) const {
     constexpr int kVectors = R / 8;
     float4* const mine = h_partial(args, part, row_block, half) + thread;
 #pragma unroll
@@ -285,11 +198,8 @@ struct Multiplier {
     publish_h<16>(sum, item);
   }
 
-  // The cluster's item number `count`.
-  __device__ void make_h(float (&sum)[TileN / 2], const Items& item, int count) {
-    if constexpr (Outer && TileN == 256) {
-      shrink_with_outer(item, count);
-    } else if constexpr (Dropped == Drops::kX) {
+  __device__ void make_h(float (&sum)[TileN / 2], const Items& item) {
+    if constexpr (Dropped == Drops::kX) {
       shrink_masked(sum, item);
     } else if constexpr (kAlone) {
       shrink<16>(sum, item);  // there is no other rank with outer products or masks
@@ -490,14 +400,6 @@ struct Multiplier {
     const int lane = thread % 32, row = lane / 16 * 8 + lane % 8;
     const int piece = thread / 32 * 2 + lane / 8 % 2;
     const std::uint32_t mine = half * (kByColumns ? kXBytes : kHalfXBytes);
-    if constexpr (Dropped == Drops::kNothing) {
-      wgmma_fence();
-      multiply_outer<kFragments>(
-          side, slot + mine,
-          slot + (kByColumns ? 2 * kXBytes : kXBytes + half * kHalfM * kNarrowRowBytes), starts);
-      wgmma_commit();
-      return end_side();
-    }
     const std::uint32_t from = slot + mine + row * kRowBytes + ((piece ^ row % 8) << 4);
     side_products<kFragments, true>(
         starts,
@@ -515,7 +417,13 @@ struct Multiplier {
   // Leaves the sums of units in memory, for `add_sums`.
   __device__ void leave_sums(float4* to) {
     wgmma_wait<0>();
-    store_sums(side, to);
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {
+      __stcg(to + thread + i * 128,
+             make_float4(side[0][i * 4] + side[1][i * 4], side[0][i * 4 + 1] + side[1][i * 4 + 1],
+                         side[0][i * 4 + 2] + side[1][i * 4 + 2],
+                         side[0][i * 4 + 3] + side[1][i * 4 + 3]));
+    }
     sync();
     if (thread == 0) block.left().raise();
   }

@@ -32,9 +32,6 @@ double item_time(int rank_class, int parts, double k_blocks) {
   return whole / parts + (parts > 1 ? of_sums : 1.0) / k_blocks;
 }
 
-// The same of an item beside which an outer product of its x is made.
-constexpr double kRiddenItem = 0.46;
-
 // Steps of a wide tile until S may have been copied, which h waits for; and the coefficients of
 // outer products.
 constexpr int kUntilS = 7, kUntilCopies = 10;
@@ -178,27 +175,14 @@ HopperOuterPlan plan_hopper_outer(const HopperPlan& plan, std::int64_t k,
   HopperOuterPlan outer;
   if (plan.tile_n == 64 || plan.rank_class != 16 || products.empty()) return outer;
   const std::int64_t steps = divide_up(k, kTileK);
-  // Only light clusters make h, before their tiles, and have time for a product of x.
-  const bool before_tiles = plan.tile_n == 256 && plan.light_items > 0 && plan.heavy_items == 0;
-  const bool has_time = static_cast<double>(plan.light_items) * kRiddenItem < 1.0;
-  const auto is_given = [](const HopperOuterShape& each) { return !each.of_h; };
-  const auto first = std::find_if(products.begin(), products.end(), is_given);
-  outer.rides = before_tiles && has_time && first != products.end() && first->of_x &&
-                std::count_if(products.begin(), products.end(), is_given) == 1;
-  // Clusters without a tile have none to put units beside. Those that make such a product have done
-  // their share where there are few tiles.
-  constexpr std::int64_t kFewTiles = 4;
-  std::int64_t least_tiles = plan.tiles() / plan.clusters;  // of a light cluster
-  std::int64_t workers = plan.clusters;
-  if (least_tiles == 0 || (outer.rides && least_tiles < kFewTiles)) {
-    workers -= plan.light_clusters;
-    least_tiles = divide_up(plan.tiles(), plan.clusters);
-  }
+  const std::int64_t least_tiles = plan.tiles() / plan.clusters;  // of a light cluster
+  // Clusters without a tile have none to put units beside.
+  const std::int64_t workers =
+      least_tiles > 0 ? plan.clusters : plan.clusters - plan.light_clusters;
   outer.unit_cols = plan.tile_n == 256 ? 128 : 64;
   std::int64_t given = 0, made = 0;  // units of a cluster
   for (std::size_t i = 0; i < products.size(); ++i) {
     outer.order[i] = products.size() == 2 && products[0].of_h ? 1 - i : i;
-    if (outer.rides && !products[i].of_h) continue;
     const std::int64_t blocks = divide_up(products[i].cols, outer.unit_cols);
     outer.column_blocks += blocks;
     outer.units[i] = blocks * plan.tile_rows;
@@ -235,8 +219,7 @@ HopperOuterPlan plan_hopper_outer(const HopperPlan& plan, std::int64_t k,
 std::vector<HopperOuterShape> outer_shapes(const Term& term) {
   std::vector<HopperOuterShape> shapes;
   for (const OuterProduct& each : term.outer_products) {
-    const bool of_x = each.matrix == term.x && each.dropout == nullptr;
-    shapes.push_back({each.matrix.dim(1), !each.coefficients.present(), of_x});
+    shapes.push_back({each.matrix.dim(1), !each.coefficients.present()});
   }
   return shapes;
 }
