@@ -299,7 +299,7 @@ TEST(LoraEverywhere, SmallDeltas) {
 TEST(LoraEverywhere, SmallDeltasOfManyRows) {
   const std::vector<std::array<int, 4>> shapes = {
       {133, 1024, 512, 4}, {134, 512, 1024, 8}, {133, 512, 512, 16}, {135, 512, 512, 32},
-      {2130, 520, 8, 4},   {4400, 24, 40, 20},  {4500, 16, 8, 4}};
+      {2130, 520, 8, 4},   {4400, 24, 40, 20},  {4500, 16, 8, 4},    {1100, 264, 328, 28}};
   test::on_each_place([&](const test::Place& place) {
     for (const DType type : place.dtypes()) {
       for (const auto& shape : shapes) {

@@ -1,5 +1,6 @@
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <array>
 #include <cstdint>
 
@@ -51,10 +52,13 @@ TEST(HopperRowsPlan, FitsTheDevice) {
               EXPECT_LE(plan.shared_bytes, facts.shared_bytes);
               EXPECT_GE(plan.slots, 3);
               EXPECT_LE(plan.slots, hopper_rows::kMostSlots);
-              EXPECT_GE(plan.slots * plan.slot_bytes,
-                        plan.tile_rows *
-                            (plan.tile_columns * 4 + static_cast<int>(kMostHopperRowsRank) * 4 +
-                             (static_cast<int>(kMostHopperRowsRank) + hopper_rows::kPadding) * 2));
+              EXPECT_GE(
+                  plan.slots * plan.slot_bytes,
+                  plan.tile_rows * (plan.tile_columns + static_cast<int>(kMostHopperRowsRank)) * 4);
+              EXPECT_GE(plan.box_rows, std::min<std::int64_t>(m, plan.tile_rows));
+              // The matrix units read a tile's rows of x, of which W's slot has what is too many.
+              EXPECT_LE((plan.tile_rows - plan.box_rows) * hopper_rows::kRowBytes,
+                        plan.tile_columns * hopper_rows::kRowBytes);
               EXPECT_LE(plan.splits, (k + hopper_rows::kStep - 1) / hopper_rows::kStep);
               if (plan.splits > 1) {
                 EXPECT_LE(plan.row_tiles * plan.column_tiles * plan.splits, facts.multiprocessors);

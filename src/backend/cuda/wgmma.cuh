@@ -121,31 +121,52 @@ __device__ inline void wgmma(float (&d)[Registers], std::uint64_t a, std::uint64
     GRAFT_WGMMA_OF("bf16")
   }
 #undef GRAFT_WGMMA_OF
+#undef GRAFT_WGMMA
 }
 
-/// The same for N = 16 with a in registers: thread t of warp w holds of a the elements that it
-/// holds of a d (64, 16) in bfloat16 or float16, two a register: a[0] of d[0, 1], a[1] of d[2, 3],
-/// a[2] of d[4, 5], a[3] of d[6, 7]. They stay untouched until the products are done.
+/// The same with a in registers: thread t of warp w holds of a the elements that it holds of a
+/// d (64, 16) in bfloat16 or float16, two a register: a[0] of d[0, 1], a[1] of d[2, 3], a[2] of
+/// d[4, 5], a[3] of d[6, 7]. They stay untouched until the products are done.
+template <int N, bool BIsKN, class T, int Registers>
+__device__ inline void wgmma(float (&d)[Registers], const std::uint32_t (&a)[4], std::uint64_t b,
+                             bool add) {
+  static_assert(N / 2 <= Registers && (N == 16 || N == 32 || N == 64 || N == 128));
+#define GRAFT_WGMMA(N, TYPE, NAMES, A, B, ADD, TURNED, ...)                                       \
+  asm volatile("{\n.reg .pred add;\nsetp.ne.b32 add, " ADD                                        \
+               ", 0;\n"                                                                           \
+               "wgmma.mma_async.sync.aligned.m64n" N "k16.f32." TYPE "." TYPE " {" NAMES "}, {" A \
+               "}, " B ", add, 1, 1, " TURNED ";\n}\n"                                            \
+               : __VA_ARGS__                                                                      \
+               : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(static_cast<int>(add)),  \
+                 "n"(BIsKN ? 1 : 0))
+#define GRAFT_WGMMA_OF(TYPE)                                                                     \
+  if constexpr (N == 16) {                                                                       \
+    GRAFT_WGMMA("16", TYPE, GRAFT_NAMES8, "%8, %9, %10, %11", "%12", "%13", "%14", GRAFT_D8(0)); \
+  } else if constexpr (N == 32) {                                                                \
+    GRAFT_WGMMA("32", TYPE, GRAFT_NAMES16, "%16, %17, %18, %19", "%20", "%21", "%22",            \
+                GRAFT_D16(0));                                                                   \
+  } else if constexpr (N == 64) {                                                                \
+    GRAFT_WGMMA("64", TYPE, GRAFT_NAMES32, "%32, %33, %34, %35", "%36", "%37", "%38",            \
+                GRAFT_D32(0));                                                                   \
+  } else {                                                                                       \
+    GRAFT_WGMMA("128", TYPE, GRAFT_NAMES64, "%64, %65, %66, %67", "%68", "%69", "%70",           \
+                GRAFT_D64(0));                                                                   \
+  }
+  if constexpr (std::is_same_v<T, __half>) {
+    GRAFT_WGMMA_OF("f16")
+  } else {
+    GRAFT_WGMMA_OF("bf16")
+  }
+#undef GRAFT_WGMMA_OF
+#undef GRAFT_WGMMA
+}
+
 template <bool BIsKN, class T>
 __device__ inline void wgmma_16(float (&d)[8], const std::uint32_t (&a)[4], std::uint64_t b,
                                 bool add) {
-#define GRAFT_WGMMA_OF(TYPE)                                                            \
-  asm volatile(                                                                         \
-      "{\n.reg .pred add;\nsetp.ne.b32 add, %13, 0;\n"                                  \
-      "wgmma.mma_async.sync.aligned.m64n16k16.f32." TYPE "." TYPE " {" GRAFT_NAMES8     \
-      "}, {%8, %9, %10, %11}, %12, add, 1, 1, %14;\n}\n"                                \
-      : GRAFT_D8(0)                                                                     \
-      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(static_cast<int>(add)), \
-        "n"(BIsKN ? 1 : 0))
-  if constexpr (std::is_same_v<T, __half>) {
-    GRAFT_WGMMA_OF("f16");
-  } else {
-    GRAFT_WGMMA_OF("bf16");
-  }
-#undef GRAFT_WGMMA_OF
+  wgmma<16, BIsKN, T>(d, a, b, add);
 }
 
-#undef GRAFT_WGMMA
 #undef GRAFT_NAMES128
 #undef GRAFT_NAMES64
 #undef GRAFT_NAMES32

@@ -26,14 +26,14 @@
 //           │ Sᵀ (rank) │     │ hᵀ │  the shrinkers
 //           └───────────┘     └────┘
 //
-// One thread fetches: it waits until a slot of the ring is empty, and tells TMA to fill it with W,
-// x and S of a step. A warpgroup for each 64 columns lets wgmma multiply by W; another one, the
-// shrinkers, multiplies the same x by S with mma.sync. So every cluster makes h for itself: S is
-// small beside W, and no cluster waits for another.
+// One thread fetches: it waits until a slot of the ring is empty, and tells TMA to fill it with x,
+// W and S of a step. A warpgroup for each 64 columns lets wgmma multiply by W; another one, the
+// shrinkers, lets it multiply by S. So every cluster makes h for itself: S is small beside W, and
+// no cluster waits for another.
 //
-// When its K is summed, a block leaves its sums in its shared memory, and the cluster meets. Then
-// each block takes every so many-th eight rows: it adds up h and y of these from all blocks, always
-// in the same order, multiplies s·h by E, and stores.
+// When its K is summed, a block leaves its sums of yᵀ and hᵀ in its shared memory, as it has them
+// in registers, and the cluster meets. Then each block takes every so many-th eight rows: it adds
+// up h and y of these from all blocks, always in the same order, multiplies s·h by E, and stores.
 //
 // It may take the place of the kernel before it block by block, but fetches nothing before that one
 // is done: W prefetched into L2 meanwhile came twice from memory, 7 µs for all of 32 MB.
@@ -55,7 +55,7 @@ __device__ void fetch(const Maps& maps, const Block<Rows, Columns>& block) {
   for (int i = 0, step = block.first; i < block.steps(); ++i, step = block.after(step)) {
     block.empty(at.index).wait(at.parity ^ 1);
     const Barrier full = block.full(at.index);
-    const std::uint32_t slot = block.slot(at.index);
+    const std::uint32_t slot = block.slot(at.index), w = slot + block.w_at();
     int s_bytes = 0;
     if (args.along == Along::kK) s_bytes = (block.ranks() * kStep) * s_size;
     if (args.along == Along::kRanks) {
@@ -65,13 +65,13 @@ __device__ void fetch(const Maps& maps, const Block<Rows, Columns>& block) {
     if constexpr (WIsKN) {
 #pragma unroll
       for (int band = 0; band < Columns / kBand; ++band) {
-        load_box(slot + band * kBandBytes, maps.w, full, block.n0 + band * kBand, step * kStep);
+        load_box(w + band * kBandBytes, maps.w, full, block.n0 + band * kBand, step * kStep);
       }
     } else {
-      load_box(slot, maps.w, full, step * kStep, block.n0);
+      load_box(w, maps.w, full, step * kStep, block.n0);
     }
-    load_box(slot + Size::kWBytes, maps.x, full, step * kStep, block.m0);
-    const std::uint32_t s = slot + Size::kShrinkAt;
+    load_box(slot, maps.x, full, step * kStep, block.m0);
+    const std::uint32_t s = slot + block.shrink_at();
     if (args.along == Along::kK) {
       for (int k = 0; k < kStep; k += s_box) {
         load_box(s + k * block.ranks() * s_size, maps.s, full, step * kStep + k, 0);
@@ -142,7 +142,7 @@ __device__ void copy_operands(const Block<Rows, Columns>& block, int lane) {
 }
 
 // yᵀ of a block's part of K: a band by each group.
-template <class T, int Rows, int Columns, bool WIsKN>
+template <class T, int Width, int Rows, int Columns, bool WIsKN>
 __device__ void multiply(const Block<Rows, Columns>& block, int group, int thread) {
   using Size = Sizes<Rows, Columns>;
   const Arguments& args = block.args;
@@ -152,13 +152,13 @@ __device__ void multiply(const Block<Rows, Columns>& block, int group, int threa
   for (int step = 0; step < block.steps(); ++step) {
     block.full(at.index).wait(at.parity);
     const std::uint32_t slot = block.slot(at.index);
-    const std::uint64_t w = tile_descriptor(slot + group * kBandBytes, 16);
-    const std::uint64_t x = tile_descriptor(slot + Size::kWBytes, 16);
+    const std::uint64_t w = tile_descriptor(slot + block.w_at() + group * kBandBytes, 16);
+    const std::uint64_t x = tile_descriptor(slot, 16);
     wgmma_fence();
 #pragma unroll
     for (int i = 0; i < kStep / 16; ++i) {
       // 16 elements of a row are 32 bytes; 16 rows are 2048. Descriptors count in 16.
-      wgmma<Rows, false, T, WIsKN>(sum, w + i * (WIsKN ? 128 : 2), x + i * 2, step > 0 || i > 0);
+      wgmma<Width, false, T, WIsKN>(sum, w + i * (WIsKN ? 128 : 2), x + i * 2, step > 0 || i > 0);
     }
     wgmma_commit();
     if (step > 0) {
@@ -170,14 +170,19 @@ __device__ void multiply(const Block<Rows, Columns>& block, int group, int threa
   }
   wgmma_wait<0>();
   named_sync(1, Size::kConsumers);  // the ring is free
-#pragma unroll
-  for (int j = 0; j < Rows / 8; ++j) {
-    if (j * 8 >= block.rows) break;
-    const float* const from = sum + j * 4;
-    asm volatile("st.shared.v4.f32 [%0], {%1, %2, %3, %4};" ::"r"(
-                     block.shared + ((group * (Rows / 8) + j) * 128 + thread) * 16),
-                 "f"(from[0]), "f"(from[1]), "f"(from[2]), "f"(from[3])
-                 : "memory");
+  leave<Width>(block, block.shared + group * (Rows / 8) * 2048, sum, thread);
+}
+
+// What consumers do, with as many rows as the matrix units have to take.
+template <class T, int Width, int Rows, int Columns, bool WIsKN>
+__device__ void consume(const Block<Rows, Columns>& block, int thread) {
+  using Size = Sizes<Rows, Columns>;
+  if (thread < Size::kMultipliers) {
+    multiply<T, Width, Rows, Columns, WIsKN>(block, thread / 128, thread % 128);
+  } else if (block.args.rank > 0) {
+    shrink<T, Width>(block, thread - Size::kMultipliers);
+  } else {
+    named_sync(1, Size::kConsumers);
   }
 }
 
@@ -194,8 +199,9 @@ __global__ void __launch_bounds__(Sizes<Rows, Columns>::kThreads, Sizes<Rows, Co
   if (thread == Size::kConsumers) {
     for (int i = 0; i < args.slots; ++i) {
       block.full(i).init(1);
-      // A warpgroup of a product; a warp for each 16 ranks.
-      block.empty(i).init(Size::kGroups + (args.rank > 0 ? block.ranks() / 16 : 0));
+      // A warpgroup of a product; the shrinkers' warps, or those that share the ranks.
+      const int shrinkers = args.odd ? block.ranks() / 16 : 4;
+      block.empty(i).init(Size::kGroups + (args.rank > 0 ? shrinkers : 0));
     }
     publish_barriers();
     prefetch(maps.x);
@@ -208,12 +214,10 @@ __global__ void __launch_bounds__(Sizes<Rows, Columns>::kThreads, Sizes<Rows, Co
     if (thread == Size::kConsumers) fetch<Rows, Columns, WIsKN>(maps, block);
     if (thread >= Size::kConsumers + 32) copy_operands<T>(block, thread % 32);
     __syncwarp();
-  } else if (thread < Size::kMultipliers) {
-    multiply<T, Rows, Columns, WIsKN>(block, thread / 128, thread % 128);
-  } else if (args.rank > 0) {
-    shrink<T>(block, thread - Size::kMultipliers);
+  } else if (block.rows <= Size::kFewRows) {
+    consume<T, Size::kFewRows, Rows, Columns, WIsKN>(block, thread);
   } else {
-    named_sync(1, Size::kConsumers);
+    consume<T, Rows, Rows, Columns, WIsKN>(block, thread);
   }
   cluster_sync();
   if (thread < kAddThreads) {
@@ -277,13 +281,15 @@ void run_as(const char* op, const Call& call, const Term& term) {
   while (1 << args.split_bits < plan.splits) ++args.split_bits;
   args.slots = plan.slots;
   args.slot_bytes = plan.slot_bytes;
-  args.box_rows = static_cast<int>(std::min<std::int64_t>(divide_up(m, 8) * 8, plan.tile_rows));
+  args.box_rows = plan.box_rows;
   args.rank = static_cast<int>(pair.rank());
   while (1 << args.rank_bits < plan.rank_columns) ++args.rank_bits;
   if (pair.present()) {
     args.scaling = pair.scaling;
     args.shrink = operand_of(pair.shrink, 1, 0, term.multiply);
     args.along = along_of(pair.shrink);
+    args.odd = args.along == Along::kNone || args.shrink.dtype == DType::kFloat32 ||
+               (args.along == Along::kRanks && args.rank % 8 != 0);
     args.expand = operand_of(pair.expand, 1, 0, term.multiply);
     if (pair.h.present()) args.h = pair.h.mutable_data_as<float>();
   }

@@ -32,6 +32,7 @@ struct HopperRowsPlan {
   std::int64_t column_tiles = 0;  ///< Tiles beside each other.
   int splits = 1;                 ///< Blocks of a cluster, which make one tile: 1, 2, 4 or 8.
   int rank_columns = 0;           ///< Columns that h has room for: 0, 16, 32 or 64.
+  int box_rows = 0;               ///< Of x that a slot has room for: what there is, in eights.
   int slots = 0;                  ///< Of a block's ring.
   int slot_bytes = 0;
   std::size_t shared_bytes = 0;  ///< Of a block, all together.

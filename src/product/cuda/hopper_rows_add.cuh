@@ -11,54 +11,13 @@
 
 namespace graft::cuda::hopper_rows {
 
-// s·h of this block's own rows, from all of the cluster, in T to shared memory: own rows of
-// row_bytes.
-template <class T, int Rows, int Columns>
-__device__ void add_h(const Block<Rows, Columns>& block, int thread) {
-  using Size = Sizes<Rows, Columns>;
-  const Arguments& args = block.args;
-  const int ranks = block.ranks(), bits = args.rank_bits - 2;  // of quarters
-  // Each block has those of warps that shared K.
-  const int part_bits = 6 - args.rank_bits, parts = 1 << (args.split_bits + part_bits);
-  for (int i = thread; i < block.own_eights() * 8 << bits; i += kAddThreads) {
-    const int own_row = i >> bits, r = (i & ((1 << bits) - 1)) * 4, row = block.row_of(own_row);
-    const std::uint32_t from = block.shared + Size::kPartsAt + (row * ranks + r) * 4;
-    float sum[4] = {};
-    for (int first = 0; first < parts; first += 8) {
-      float4 values[8];
-#pragma unroll
-      for (int j = 0; j < 8; ++j) {
-        const int p = first + j;
-        const int there = p >> part_bits, warps = p & ((1 << part_bits) - 1);
-        values[j] = p < parts ? load_there(from + (warps * Rows << args.rank_bits) * 4, there)
-                              : make_float4(0, 0, 0, 0);
-      }
-#pragma unroll
-      for (int j = 0; j < 8; ++j) {
-        sum[0] += values[j].x, sum[1] += values[j].y;
-        sum[2] += values[j].z, sum[3] += values[j].w;
-      }
-    }
-#pragma unroll
-    for (int e = 0; e < 4; ++e) {
-      const bool exists = row < block.rows && r + e < args.rank;
-      if (exists && block.n0 == 0 && args.h != nullptr) {
-        args.h[std::int64_t{block.m0 + row} * args.rank + r + e] = sum[e];
-      }
-      sum[e] = exists ? sum[e] * args.scaling : 0.0f;
-    }
-    asm volatile("st.shared.v2.b32 [%0], {%1, %2};" ::"r"(block.scaled() +
-                                                          own_row * block.row_bytes() + r * 2),
-                 "r"(pack2<T>(sum[0], sum[1])), "r"(pack2<T>(sum[2], sum[3]))
-                 : "memory");
-  }
-}
-
 // y of this block's own rows, in eights: a warp has 16 columns, of all eights or of every other.
 template <class T, int Rows, int Columns>
 struct Adder {
   static constexpr int kWarps = Columns / 16, kTeams = kAddThreads / 32 / kWarps;
   static constexpr int kTurn = 2;  // eights that are under way
+  static constexpr int kMostRanks = static_cast<int>(kMostHopperRowsRank);
+  using Size = Sizes<Rows, Columns>;
   const Block<Rows, Columns>& block;
   int thread, lane, warp, team, own;
 
@@ -70,20 +29,26 @@ struct Adder {
         team(t / 32 / kWarps),
         own(of.own_eights()) {}
 
-  // The sums of W's part, from own eight i on.
-  __device__ void add(float (&sum)[kTurn][4], int i) const {
-#pragma unroll
-    for (auto& each : sum) each[0] = each[1] = each[2] = each[3] = 0.0f;
-    for (int first = 0; first < (1 << block.args.split_bits); first += 2) {
+  // Eight rows as the matrix units left them, summed over the cluster's blocks.
+  struct Sums {
+    float y[4] = {};
+    std::uint32_t h[kMostRanks / 16][2];  // s·h as mma takes it
+  };
+
+  __device__ int eight_of(int i) const { return block.part + (i << block.args.split_bits); }
+
+  // 16 bytes of each of kTurn eights from own eight i on, which a thread of a warpgroup left.
+  __device__ void add_left(float (&sum)[kTurn][4], int i, std::uint32_t left, int of_thread) const {
+    const int blocks = 1 << block.args.split_bits;
+#pragma unroll 1
+    for (int first = 0; first < blocks; first += 2) {
       float4 values[kTurn][2];
 #pragma unroll
       for (int turn = 0; turn < kTurn; ++turn) {
-        const int eight = block.part + ((i + turn * kTeams) << block.args.split_bits);
-        const std::uint32_t from =
-            block.shared + ((warp / 4 * (Rows / 8) + eight) * 128 + thread % 128) * 16;
+        const std::uint32_t from = left + (eight_of(i + turn * kTeams) * 128 + of_thread) * 16;
 #pragma unroll
         for (int j = 0; j < 2; ++j) {
-          const bool exists = i + turn * kTeams < own && first + j < (1 << block.args.split_bits);
+          const bool exists = i + turn * kTeams < own && first + j < blocks;
           values[turn][j] = exists ? load_there(from, first + j) : make_float4(0, 0, 0, 0);
         }
       }
@@ -99,22 +64,65 @@ struct Adder {
     }
   }
 
+  // The sums of W's part and of h, from own eight i on.
+  __device__ void add(Sums (&sums)[kTurn], int i) const {
+    const Arguments& args = block.args;
+    const int g = lane / 4, q = lane % 4;
+    // Odd shrinkers share K, too.
+    const int left_end = args.odd ? 128 : block.ranks() * 2;
+#pragma unroll
+    for (int r0 = 0; r0 < kMostRanks; r0 += 16) {
+      if (r0 >= args.rank) break;
+      float part[kTurn][4] = {};
+#pragma unroll 1
+      for (int left = r0 * 2; left < left_end; left += block.ranks() * 2) {
+        add_left(part, i, block.shared + Size::kHAt, left + lane);
+      }
+#pragma unroll
+      for (int turn = 0; turn < kTurn; ++turn) {
+        const int row = block.m0 + eight_of(i + turn * kTeams) * 8 + 2 * q;
+#pragma unroll
+        for (int half = 0; half < 2; ++half) {
+          // The lane has rank r of rows 2q and 2q + 1, and wants ranks 2q and 2q + 1 of row g.
+          const int r = r0 + half * 8 + g;
+          float low = part[turn][half * 2], high = part[turn][half * 2 + 1];
+          if (args.h != nullptr && block.n0 == 0 && warp == 0 && r < args.rank) {
+            float* const to = args.h + std::int64_t{row} * args.rank + r;
+            const bool exists = i + turn * kTeams < own;
+            if (exists && row < args.m) to[0] = low;
+            if (exists && row + 1 < args.m) to[args.rank] = high;
+          }
+          low = r < args.rank ? low * args.scaling : 0.0f;
+          high = r < args.rank ? high * args.scaling : 0.0f;
+          sums[turn].h[r0 / 16][half] = turned(pack2<T>(low, high));
+        }
+      }
+    }
+    float part[kTurn][4] = {};
+    add_left(part, i, block.shared + warp / 4 * (Rows / 8) * 2048, thread % 128);
+#pragma unroll
+    for (int turn = 0; turn < kTurn; ++turn) {
+#pragma unroll
+      for (int e = 0; e < 4; ++e) sums[turn].y[e] = part[turn][e];
+    }
+  }
+
   // The pair's part and the bias, of own eight i; and stores.
-  __device__ void finish(float (&sum)[4], int i) const {
+  __device__ void finish(Sums& sums, int i) const {
     const Arguments& args = block.args;
     const int g = lane / 4, q = lane % 4, n0 = block.n0 + warp * 16;
+    float(&sum)[4] = sums.y;
     const std::uint32_t expand = block.expand() +
                                  (warp * 16 + lane / 8 % 2 * 8 + lane % 8) * block.row_bytes() +
                                  lane / 16 * 16;
-    const std::uint32_t h = block.scaled() + (i * 8 + g) * block.row_bytes() + q * 4;
-    for (int r = 0; r < args.rank; r += 16) {
-      std::uint32_t a[4], b[2];
-      load_matrices(a, expand + r * 2);
-      asm volatile("ld.shared.b32 %0, [%1];" : "=r"(b[0]) : "r"(h + r * 2) : "memory");
-      asm volatile("ld.shared.b32 %0, [%1];" : "=r"(b[1]) : "r"(h + r * 2 + 16) : "memory");
-      mma<T>(sum, a, b);
+#pragma unroll
+    for (int r0 = 0; r0 < kMostRanks; r0 += 16) {
+      if (r0 >= args.rank) break;
+      std::uint32_t a[4];
+      load_matrices(a, expand + r0 * 2);
+      mma<T>(sum, a, sums.h[r0 / 16]);
     }
-    const int row = block.m0 + (block.part + (i << args.split_bits)) * 8 + g;
+    const int row = block.m0 + eight_of(i) * 8 + g;
     T* const y = static_cast<T*>(args.y) + row * args.y_stride;
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
@@ -141,23 +149,18 @@ struct Adder {
   }
 
   __device__ void run() const {
-    float sum[kTurn][4];
-    add(sum, team);
-    if (block.args.rank > 0) {
-      add_h<T>(block, thread);
-      named_sync(3, kAddThreads);
-    }
-    for (int i = team;;) {
-      const int next = i + kTurn * kTeams;
+#pragma unroll 1
+    for (int i = team, next; true; i = next) {
+      Sums sums[kTurn];
+      add(sums, i);
+      next = i + kTurn * kTeams;
       // Nothing is read of the others after this.
       if (next >= own) cluster_arrive();
 #pragma unroll
       for (int turn = 0; turn < kTurn; ++turn) {
-        if (i + turn * kTeams < own) finish(sum[turn], i + turn * kTeams);
+        if (i + turn * kTeams < own) finish(sums[turn], i + turn * kTeams);
       }
       if (next >= own) break;
-      i = next;
-      add(sum, i);
     }
   }
 };

@@ -24,17 +24,15 @@ template <int Rows, int Columns>
 struct Sizes {
   static constexpr int kGroups = Columns / kBand;  // warpgroups that multiply by W
   static constexpr int kWBytes = Columns * kRowBytes;
-  static constexpr int kShrinkAt = kWBytes + Rows * kRowBytes;  // in a slot
+  static constexpr int kFewRows = Rows <= 64 ? 16 : 64;  // for which wgmma need not take them all
   static constexpr int kMultipliers = kGroups * 128;
   static constexpr int kConsumers = kMultipliers + 128;
   static constexpr int kThreads = kConsumers + 64;
   static constexpr int kMostBlocks = Rows <= 64 ? 2 : 1;  // of a multiprocessor
-  // What a block leaves for its cluster, where its ring was: sums of yᵀ, as the matrix units'
-  // registers have them, and of h by warps. Behind them it will have the cluster's s·h.
-  static constexpr int kPartsAt = Rows * Columns * 4;
-  static constexpr int kHAt = kPartsAt + Rows * static_cast<int>(kMostHopperRowsRank) * 4;
-  static constexpr int kLeftBytes =
-      kHAt + Rows * static_cast<int>(kMostHopperRowsRank + kPadding) * 2;
+  // What a block leaves for its cluster where its ring was: sums of yᵀ, and behind them of hᵀ, as
+  // the matrix units' registers have them. Of eight rows each thread of a warpgroup has 16 bytes.
+  static constexpr int kHAt = Rows * Columns * 4;
+  static constexpr int kLeftBytes = kHAt + Rows * static_cast<int>(kMostHopperRowsRank) * 4;
 };
 
 struct Maps {
@@ -51,12 +49,13 @@ struct Arguments {
   int split_bits = 0;  // log2 of a cluster's blocks
   int slots = 0;
   int slot_bytes = 0;
-  int box_rows = 0;   // of x that are fetched
+  int box_rows = 0;   // of x that are fetched, and have room in a slot
   int rank = 0;       // 0: no pair
   int rank_bits = 0;  // log2 of the ranks that there is room for: 16, 32 or 64
   float scaling = 1.0f;
   Operand shrink, expand;  // S as (rank, K), E as (N, rank)
   Along along = Along::kNone;
+  bool odd = false;  // S can't be read as matrices
   const void* bias = nullptr;
   std::int64_t bias_stride = 0;
   DType bias_dtype = DType::kFloat32;
@@ -95,14 +94,17 @@ struct Block {
   __device__ int steps() const { return end - begin; }
   __device__ int after(int step) const { return step + 1 == end ? begin : step + 1; }
 
+  // A slot has x, W and S of a step. The matrix units may read as many rows of x as a tile has, and
+  // find W where there are none.
   __device__ std::uint32_t slot(int index) const { return shared + index * args.slot_bytes; }
+  __device__ int w_at() const { return args.box_rows * kRowBytes; }
+  __device__ int shrink_at() const { return w_at() + Size::kWBytes; }
   __device__ std::uint32_t barriers() const { return slot(args.slots); }
   __device__ Barrier full(int index) const { return {barriers() + index * 8}; }
   __device__ Barrier empty(int index) const { return {barriers() + (kMostSlots + index) * 8}; }
   __device__ std::uint32_t bias() const { return barriers() + kBarrierBytes; }
   // E (Columns, ranks), rows a little longer.
   __device__ std::uint32_t expand() const { return bias() + Columns * 4; }
-  __device__ std::uint32_t scaled() const { return shared + Size::kHAt; }
   __device__ int ranks() const { return 1 << args.rank_bits; }
   __device__ std::uint32_t row_bytes() const { return (ranks() + kPadding) * 2; }
 
@@ -111,10 +113,21 @@ struct Block {
     const int eights = (rows + 7) / 8;
     return (eights - part + (1 << args.split_bits) - 1) >> args.split_bits;
   }
-  __device__ int row_of(int own_row) const {
-    return (part + (own_row / 8 << args.split_bits)) * 8 + own_row % 8;
-  }
 };
+
+// A thread's sums of Width rows to where its cluster finds them.
+template <int Width, int Rows, int Columns>
+__device__ void leave(const Block<Rows, Columns>& block, std::uint32_t left,
+                      const float (&sum)[Rows / 2], int thread) {
+#pragma unroll
+  for (int j = 0; j < Width / 8; ++j) {
+    if (j * 8 >= block.rows) break;
+    const float* const from = sum + j * 4;
+    asm volatile("st.shared.v4.f32 [%0], {%1, %2, %3, %4};" ::"r"(left + (j * 128 + thread) * 16),
+                 "f"(from[0]), "f"(from[1]), "f"(from[2]), "f"(from[3])
+                 : "memory");
+  }
+}
 
 #endif
 

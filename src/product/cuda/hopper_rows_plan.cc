@@ -38,8 +38,9 @@ HopperRowsPlan plan_hopper_rows(std::int64_t m, std::int64_t n, std::int64_t k, 
     plan.splits = splits;
   }
 
+  plan.box_rows = static_cast<int>(std::min<std::int64_t>(divide_up(m, 8) * 8, plan.tile_rows));
   plan.slot_bytes =
-      (plan.tile_rows + plan.tile_columns) * kRowBytes + plan.rank_columns * kStep * shrink_bytes;
+      (plan.box_rows + plan.tile_columns) * kRowBytes + plan.rank_columns * kStep * shrink_bytes;
   const int expand_bytes = rank == 0 ? 0 : plan.tile_columns * (plan.rank_columns + kPadding) * 2;
   const int rest = kBarrierBytes + plan.tile_columns * 4 + expand_bytes;  // a bias among it
   const int room = static_cast<int>(plan.tile_rows == 64 ? kHalfSharedBytes : kSharedBytes);

@@ -11,20 +11,103 @@
 
 namespace graft::cuda::hopper_rows {
 
-// hᵀ of a block's part of K. A unit is 16 ranks by 16 of K. The warps share the ranks, and what is
-// left of them goes round the steps: a warp makes all four units of its step, so that they hide
-// each other's latency, and works out beforehand where its part of a slot lies.
+// S as (rank, K) as the matrix units take it, of which `left` of K exist.
+__device__ inline void cut(std::uint32_t (&a)[4], int left, int lane) {
+  if (left >= 16) return;
+#pragma unroll
+  for (int i = 0; i < 4; ++i) {
+    const int first = lane % 4 * 2 + i / 2 * 8;
+    if (first >= left) a[i] = 0;
+    if (first + 1 >= left) a[i] &= 0xffffu;
+  }
+}
+
+// hᵀ of a block's part of K: Sᵀ · xᵀ, like yᵀ, but with Sᵀ in registers. A warp has 16 of the
+// matrix units' 64 rows, which are ranks; warps that have none put zeros there. The time from a
+// step's arrival to its products is what bounds this: while a step is multiplied, the next one's S
+// is read, from addresses that are worked out beforehand.
 template <class T, int Rows, int Columns>
 struct Shrinker {
-  using Size = Sizes<Rows, Columns>;
+  const Block<Rows, Columns>& block;
+  int lane, rank0;
+  int s_at, s_way;  // in a slot, of the first 16 of K; to the next
+
+  __device__ Shrinker(const Block<Rows, Columns>& of, int thread)
+      : block(of), lane(thread % 32), rank0(thread / 32 * 16) {
+    const Arguments& args = block.args;
+    // Of four matrices, ranks 0-7 and 8-15 of the first eight of K, then of the others, each lane
+    // has a row.
+    const int i = lane / 8, low = lane % 8, k = i / 2 * 8, r = rank0 + i % 2 * 8;
+    s_way = args.rank * 32;
+    s_at = block.shrink_at() + (args.along != Along::kRanks
+                                    ? (r + low) * kRowBytes + ((k * 2) ^ (low << 4))
+                                    : (k + low) * s_way / 16 + r * 2);
+  }
+
+  // S of a step to registers.
+  __device__ void load(std::uint32_t (&s)[kStep / 16][4], std::uint32_t slot, int step) const {
+    if (rank0 >= block.ranks()) return;
+    if (block.args.along != Along::kRanks) {
+#pragma unroll
+      for (int j = 0; j < kStep / 16; ++j) load_matrices(s[j], slot + (s_at ^ (j * 32)));
+    } else {
+#pragma unroll
+      for (int j = 0; j < kStep / 16; ++j) load_matrices_turned(s[j], slot + s_at + j * s_way);
+    }
+    const int left = block.args.k - step * kStep;
+    if (left >= kStep) return;
+#pragma unroll
+    for (int j = 0; j < kStep / 16; ++j) cut(s[j], left - j * 16, lane);
+  }
+
+  template <int Width>
+  __device__ void run(float (&sum)[Rows / 2]) const {
+    Slot at{0, 0};
+    int step = block.first, before = 0;
+    std::uint32_t s[2][kStep / 16][4] = {};
+#pragma unroll 1
+    for (int first = 0; first < block.steps(); first += 2) {
+#pragma unroll
+      for (int turn = 0; turn < 2; ++turn) {
+        const int i = first + turn;
+        if (i == block.steps()) break;
+        block.full(at.index).wait(at.parity);
+        const std::uint32_t slot = block.slot(at.index);
+        load(s[turn], slot, step);
+        const std::uint64_t x = tile_descriptor(slot, 16);
+        wgmma_fence();
+#pragma unroll
+        for (int j = 0; j < kStep / 16; ++j) {
+          wgmma<Width, false, T>(sum, s[turn][j], x + j * 2, i > 0 || j > 0);
+        }
+        wgmma_commit();
+        wgmma_wait<1>();
+        if (i > 0 && lane == 0) block.empty(before).arrive();
+        before = at.index;
+        at.advance(block.args.slots);
+        step = block.after(step);
+      }
+    }
+    wgmma_wait<0>();
+  }
+};
+
+// The same of S as floats, in rows that are no whole 16 bytes, or that TMA couldn't fetch: by
+// mma.sync, for which S is put together from single elements. A unit is 16 ranks by 16 of K. The
+// warps share the ranks, and what is left of them goes round the steps: a warp makes all four units
+// of its step, so that they hide each other's latency, and works out beforehand where its part of a
+// slot lies.
+template <class T, int Rows, int Columns>
+struct OddShrinker {
   const Block<Rows, Columns>& block;
   int lane, rank0;
   int turn, turns;  // steps turn, turn + turns, ... are this warp's
-  bool floats, along_k, matrices;
+  bool floats, along_k;
   int size;
   int s_at, x_at;  // in a slot, of the first unit
 
-  __device__ Shrinker(const Block<Rows, Columns>& of, int thread) : block(of), lane(thread % 32) {
+  __device__ OddShrinker(const Block<Rows, Columns>& of, int thread)
+      : block(of), lane(thread % 32) {
     const Arguments& args = block.args;
     const int warp = thread / 32, bits = args.rank_bits - 4;
     rank0 = (warp & ((1 << bits) - 1)) * 16;
@@ -33,14 +116,9 @@ struct Shrinker {
     floats = args.shrink.dtype == DType::kFloat32;
     size = floats ? 4 : 2;
     along_k = args.along != Along::kRanks;
-    matrices = !floats && (along_k || args.rank % 8 == 0);  // rows of 16 bytes
     const int i = lane / 8, low = lane % 8;
-    // Of four matrices, ranks 0-7 and 8-15 of the first eight of K, then of the others, each lane
-    // has a row; of single elements, the first of its own.
-    s_at = Size::kShrinkAt + (!matrices ? place(rank0 + lane / 4, lane % 4 * 2)
-                              : along_k ? place(rank0 + i % 2 * 8 + low, i / 2 * 8)
-                                        : place(rank0 + i % 2 * 8, i / 2 * 8 + low));
-    x_at = Size::kWBytes + (i / 2 * 8 + low) * kRowBytes + ((i % 2 ^ low) << 4);
+    s_at = block.shrink_at() + place(rank0 + lane / 4, lane % 4 * 2);
+    x_at = (i / 2 * 8 + low) * kRowBytes + ((i % 2 ^ low) << 4);
   }
 
   // Element (r, k) of S in a slot. Along K rows are swizzled, so that the way from a unit to the
@@ -98,29 +176,10 @@ struct Shrinker {
     } else {
       s += unit * 16 * block.args.rank * size;
     }
-    if (matrices) {
-      if (along_k) {
-        load_matrices(a, s);
-      } else {
-        load_matrices_turned(a, s);
-      }
-      return;
-    }
     // Eight ranks and eight of K on.
     const std::uint32_t down = along_k ? 8 * kRowBytes : 8 * size;
     const std::uint32_t on = along_k ? s ^ (8 * size) : s + 8 * block.args.rank * size;
     a[0] = pair(s), a[1] = pair(s + down), a[2] = pair(on), a[3] = pair(on + down);
-  }
-
-  // Behind the last of K is not S.
-  __device__ void cut(std::uint32_t (&a)[4], int left) const {
-    if (left >= 16) return;
-#pragma unroll
-    for (int i = 0; i < 4; ++i) {
-      const int first = lane % 4 * 2 + i / 2 * 8;
-      if (first >= left) a[i] = 0;
-      if (first + 1 >= left) a[i] &= 0xffffu;
-    }
   }
 
   // A part of a unit is its 16 of K by 32 rows of x, of which those are read that there are. While
@@ -142,27 +201,28 @@ struct Shrinker {
     if (block.args.along == Along::kNone) {
 #pragma unroll 1
       for (int unit = 0; unit < kUnits; ++unit) {
-        copy(slot + Size::kShrinkAt, step * kStep, unit * 16);
+        copy(slot + block.shrink_at(), step * kStep, unit * 16);
       }
     }
-    std::uint32_t a[2][4], b[2][2][4];
-    operand(a[0], slot, 0);
-    load_x(b[0], slot, 0);
+    constexpr int kBuffers = Columns > 64 ? 1 : 2;  // as registers allow
+    std::uint32_t a[kBuffers][4], b[kBuffers][2][4];
+    const auto load = [&](int at) {
+      if (at % kParts == 0) operand(a[at / kParts % kBuffers], slot, at / kParts);
+      load_x(b[at % kBuffers], slot, at);
+    };
+    if (kBuffers == 2) load(0);
 #pragma unroll
     for (int at = 0; at < kUnits * kParts; ++at) {
-      const int unit = at / kParts;
-      if (at % kParts == 0) {
-        cut(a[unit % 2], left - unit * 16);
-        if (unit + 1 < kUnits) operand(a[(unit + 1) % 2], slot, unit + 1);
-      }
-      if (at + 1 < kUnits * kParts) load_x(b[(at + 1) % 2], slot, at + 1);
+      const int next = at + kBuffers - 1, unit = at / kParts;
+      if (next < kUnits * kParts) load(next);
+      if (at % kParts == 0) cut(a[unit % kBuffers], left - unit * 16, lane);
 #pragma unroll
       for (int j = 0; j < 2; ++j) {
         const int row = at % kParts * 32 + j * 16;
         if (row >= block.rows) continue;
-        const auto& x = b[at % 2][j];
-        mma<T>(sum[row / 8], a[unit % 2], {x[0], x[1]});
-        mma<T>(sum[row / 8 + 1], a[unit % 2], {x[2], x[3]});
+        const auto& x = b[at % kBuffers][j];
+        mma<T>(sum[row / 8], a[unit % kBuffers], {x[0], x[1]});
+        mma<T>(sum[row / 8 + 1], a[unit % kBuffers], {x[2], x[3]});
       }
     }
   }
@@ -188,27 +248,20 @@ struct Shrinker {
   }
 };
 
-template <class T, int Rows, int Columns>
+template <class T, int Width, int Rows, int Columns>
 __device__ void shrink(const Block<Rows, Columns>& block, int thread) {
   using Size = Sizes<Rows, Columns>;
-  const int bits = block.args.rank_bits, ranks = block.ranks();
-  const int lane = thread % 32, warp = thread / 32;
-  float sum[Rows / 8][4] = {};
-  Shrinker<T, Rows, Columns>(block, thread).run(sum);
-  named_sync(1, Size::kConsumers);  // the ring is free
-  const int r = (warp & ((1 << (bits - 4)) - 1)) * 16 + lane / 4;
-  std::uint32_t to = block.shared + Size::kPartsAt +
-                     (((warp >> (bits - 4)) * Rows + lane % 4 * 2) * ranks + r) * 4;
-#pragma unroll
-  for (int j = 0; j < Rows / 8; ++j) {
-    if (j * 8 >= block.rows) break;
-#pragma unroll
-    for (int e = 0; e < 4; ++e) {
-      asm volatile("st.shared.f32 [%0], %1;" ::"r"(to + (e % 2 * ranks + e / 2 * 8) * 4),
-                   "f"(sum[j][e])
-                   : "memory");
-    }
-    to += 8 * ranks * 4;
+  const std::uint32_t left = block.shared + Size::kHAt;
+  if (block.args.odd) {
+    float sum[Rows / 8][4] = {};
+    OddShrinker<T, Rows, Columns>(block, thread).run(sum);
+    named_sync(1, Size::kConsumers);  // the ring is free
+    leave<Rows>(block, left, reinterpret_cast<const float(&)[Rows / 2]>(sum), thread);
+  } else {
+    float sum[Rows / 2];
+    Shrinker<T, Rows, Columns>(block, thread).template run<Width>(sum);
+    named_sync(1, Size::kConsumers);
+    if (thread < block.ranks() * 2) leave<Width>(block, left, sum, thread);
   }
 }
 

@@ -13,7 +13,8 @@
 //
 //     row    whole 512s, A and B dense    1 row a block, up to 132 rows; in float32 4 up to 528
 //     half   half types                   16 rows at a time in the matrix units
-//     rows   float32                      16 or 32 rows at a time
+//     parts  float32                      16 or 32 rows at a time there, a float in two parts
+//     rows   float32, rank 4 or 8         16 rows at a time, up to 4224, A and B as they are
 //
 // Backward is the same with dy, B and A transposed, and one launch more for dA and dB
 // (small_outer.cuh), or two.
@@ -28,7 +29,9 @@
 #include "product/cuda/paths.h"
 #include "product/cuda/small.cuh"
 #include "product/cuda/small_half.cuh"
+#include "product/cuda/small_long.cuh"
 #include "product/cuda/small_outer.cuh"
+#include "product/cuda/small_parts.cuh"
 #include "product/cuda/small_row.cuh"
 #include "product/cuda/small_rows.cuh"
 
@@ -50,7 +53,7 @@ bool ranks_are_vectors(const ConstTensorView& a) {
   return is_vectors(a, a.dtype() != DType::kFloat32 && a.dim(1) % 16 != 0 ? 8 : 16);
 }
 
-enum class Kind : std::uint8_t { kOneRow, kFourRows, kHalf, kRows16, kRows32 };
+enum class Kind : std::uint8_t { kOneRow, kFourRows, kHalf, kRows16, kParts16, kParts32 };
 
 struct Plan {
   Kind kind;
@@ -64,9 +67,9 @@ std::size_t half_bytes(std::int64_t rank) {
   return rank <= 16 ? HalfShared<16>::kBytes : HalfShared<32>::kBytes;
 }
 
-template <int kRun>
-std::size_t rows_bytes(std::int64_t rank) {
-  return static_cast<std::size_t>(RowsShared<kRun>(static_cast<int>(rank)).size) * sizeof(float);
+template <class Shared>
+std::size_t bytes_of(std::int64_t rank) {
+  return static_cast<std::size_t>(Shared(static_cast<int>(rank)).size) * sizeof(float);
 }
 
 Plan plan_of(const Term& term, const DeviceFacts& facts) {
@@ -91,9 +94,14 @@ Plan plan_of(const Term& term, const DeviceFacts& facts) {
   if (whole && rows <= processors) return plan(Kind::kOneRow, 1, rows, 0);
   if (whole && floats && rows <= 4 * processors) return plan(Kind::kFourRows, 4, rows, 0);
   if (!floats) return plan(Kind::kHalf, kHalfRows, 2 * processors, half_bytes(rank));
-  const bool many = blocks(32) > processors && rows_bytes<8>(rank) <= facts.shared_bytes;
-  return many ? plan(Kind::kRows32, 32, processors, rows_bytes<8>(rank))
-              : plan(Kind::kRows16, 16, processors, rows_bytes<4>(rank));
+  const std::size_t most = bytes_of<PartsShared<8>>(rank);
+  if (blocks(32) > processors && most <= facts.shared_bytes) {
+    return plan(Kind::kParts32, 32, processors, most);
+  }
+  // Of operands that are transposed, as backward has them, parts are faster at any rank.
+  const bool plain = rank <= 8 && pair.shrink.stride(1) == 1 && pair.expand.stride(1) == 1;
+  return plain ? plan(Kind::kRows16, 16, processors, bytes_of<RowsShared<4>>(rank))
+               : plan(Kind::kParts16, 16, processors, bytes_of<PartsShared<4>>(rank));
 }
 
 template <class T, int kRows>
@@ -112,39 +120,66 @@ void launch_typed(const Call& call, const Plan& plan, const Launch& how, const S
       return launch_row<float, 4>(call, how, args);
     case Kind::kHalf:
       if constexpr (!std::is_same_v<T, float>) {
-        if (args.rank <= 16) return call.launch(how, small_half<T, 16>, args);
-        return call.launch(how, small_half<T, 32>, args);
+        const auto launch = [&]<bool kAlong>(std::bool_constant<kAlong>) {
+          if (args.rank <= 16) return call.launch(how, small_half<T, 16, kAlong>, args);
+          call.launch(how, small_half<T, 32, kAlong>, args);
+        };
+        const bool dense = args.a_vectors || args.b_vectors;
+        if (!dense && args.a_along && args.b_along) return launch(std::true_type{});
+        launch(std::false_type{});
       }
       return;
     case Kind::kRows16:
       return call.launch(how, small_rows<4>, args);
-    case Kind::kRows32:
-      return call.launch(how, small_rows<8>, args);
+    case Kind::kParts16:
+      return call.launch(how, small_parts<4>, args);
+    case Kind::kParts32:
+      return call.launch(how, small_parts<8>, args);
   }
 }
 
-// How the rows of outer products are split, so that blocks fill the device once.
+// How the rows of outer products are split: over blocks of a cluster, which add up their sums, and
+// where that leaves most of the device idle, over several clusters.
 struct OuterPlan {
-  int blocks[2] = {}, splits = 1, split_rows = 0;
+  static constexpr int kTurn = kTurnRows * kRowWarps, kCluster = 8;
 
-  OuterPlan(const Term& term, const DeviceFacts& facts) {
+  int blocks[2] = {}, cluster = 1, splits = 1, split_rows = 0;
+
+  bool is_long;  // many rows in float32
+  int cols;      // of a block
+
+  OuterPlan(const Term& term, const DeviceFacts& facts)
+      : is_long(term.x.dtype() == DType::kFloat32 && term.x.dim(0) > 4096),
+        cols(is_long ? kLongCols : kOuterCols) {
     std::int64_t all = 0, index = 0;
     for (const OuterProduct& outer : term.outer_products) {
-      blocks[index] = static_cast<int>((outer.out.dim(1) + kOuterCols - 1) / kOuterCols);
+      blocks[index] = static_cast<int>((outer.out.dim(1) + cols - 1) / cols);
       all += blocks[index++];
     }
-    const std::int64_t rows = term.x.dim(0),
-                       ranks = (term.pair.rank() + kOuterRanks - 1) / kOuterRanks;
     if (all == 0) return;
-    const std::int64_t parts =
-        std::clamp<std::int64_t>(facts.multiprocessors / (all * ranks), 1, (rows + 31) / 32);
-    split_rows = static_cast<int>((rows + parts - 1) / parts);
-    splits = static_cast<int>((rows + split_rows - 1) / split_rows);
+    if (is_long) {
+      const std::int64_t rows = term.x.dim(0),
+                         ranks = (term.pair.rank() + kLongRanks - 1) / kLongRanks;
+      const std::int64_t parts =
+          std::clamp<std::int64_t>(facts.multiprocessors / (all * ranks), 1, (rows + 31) / 32);
+      split_rows = static_cast<int>((rows + parts - 1) / parts);
+      splits = static_cast<int>((rows + split_rows - 1) / split_rows);
+      return;
+    }
+    const std::int64_t turns = (term.x.dim(0) + kTurn - 1) / kTurn;
+    std::int64_t parts = std::clamp<std::int64_t>(facts.multiprocessors / all, 1, turns);
+    if (facts.major == 9 && facts.clusters >= kCluster) {
+      while (cluster < kCluster && cluster < turns) cluster *= 2;
+      splits = static_cast<int>(std::max<std::int64_t>(1, parts / cluster));
+      parts = cluster * splits;
+    } else {
+      splits = static_cast<int>(parts);
+    }
+    split_rows = static_cast<int>((turns + parts - 1) / parts) * kTurn;
   }
   std::size_t part_bytes(std::int64_t rank) const {
     if (splits == 1) return 0;
-    return static_cast<std::size_t>(splits * rank * (blocks[0] + blocks[1]) * kOuterCols) *
-           sizeof(float);
+    return static_cast<std::size_t>(splits * rank * (blocks[0] + blocks[1]) * cols) * sizeof(float);
   }
 };
 
@@ -173,8 +208,9 @@ void run_outer(const Call& call, const Term& term, const float* h, std::byte* wo
   const OuterPlan plan(term, call.facts());
   OuterArgs args{};
   args.rows = static_cast<int>(term.x.dim(0)), args.rank = static_cast<int>(term.pair.rank());
-  args.split_rows = plan.split_rows, args.splits = plan.splits;
+  args.split_rows = plan.split_rows, args.splits = plan.splits, args.cluster = plan.cluster;
   args.parts = plan.splits == 1 ? nullptr : reinterpret_cast<float*>(workspace);
+  const bool halves = term.x.dtype() != DType::kFloat32;
   for (std::size_t i = 0; i < term.outer_products.size(); ++i) {
     const OuterProduct& outer = term.outer_products[i];
     OuterSide& side = args.sides[i];
@@ -183,18 +219,32 @@ void run_outer(const Call& call, const Term& term, const float* h, std::byte* wo
     side.out = outer.out.mutable_data_as<float>();
     side.out_row = outer.out.stride(0), side.out_col = outer.out.stride(1);
     side.cols = static_cast<int>(outer.out.dim(1)), side.blocks = plan.blocks[i];
-    side.scaling = outer.scaling;
+    // What is rounded to a half type is s·c, which may fit it where c does not.
+    side.before = halves ? outer.scaling : 1, side.after = halves ? 1 : outer.scaling;
   }
   const auto blocks = static_cast<unsigned>(plan.blocks[0] + plan.blocks[1]);
-  const auto ranks = static_cast<unsigned>(args.rank);
-  const Launch how{
-      .grid = {blocks, static_cast<unsigned>(plan.splits), (ranks + kOuterRanks - 1) / kOuterRanks},
-      .block = kThreads,
-      .overlaps = true};
-  with_type(term.x.dtype(),
-            [&]<class T>(std::type_identity<T>) { call.launch(how, small_outer<T>, args); });
+  if (plan.is_long) {
+    const auto splits = static_cast<unsigned>(plan.splits),
+               ranks = static_cast<unsigned>(args.rank);
+    const dim3 grid{blocks, splits, (ranks + kLongRanks - 1) / kLongRanks};
+    call.launch({.grid = grid, .block = kThreads, .overlaps = true}, long_outer, args);
+    if (splits == 1) return;
+    call.launch({.grid = {blocks, ranks, 1}, .block = kThreads, .overlaps = true}, sum_long, args);
+    return;
+  }
+  with_type(term.x.dtype(), [&]<class T>(std::type_identity<T>) {
+    call.launch(
+        {.grid = {static_cast<unsigned>(plan.splits * plan.cluster), blocks, 1},
+         .block = kThreads,
+         .shared_bytes = OuterShared<T>::kBytes + (plan.cluster > 1 ? OuterShared<T>::kLetters : 0),
+         .cluster = plan.cluster,
+         .overlaps = true},
+        small_outer<T>, args);
+  });
   if (plan.splits == 1) return;
-  call.launch({.grid = {blocks, ranks, 1}, .block = kThreads, .overlaps = true}, sum_outer, args);
+  const unsigned fours = static_cast<unsigned>(args.rank) * blocks * (kOuterCols / 4);
+  call.launch({.grid = (fours + kThreads - 1) / kThreads, .block = kThreads, .overlaps = true},
+              sum_outer, args);
 }
 
 }  // namespace
@@ -244,7 +294,7 @@ void run_small(const Call& call, const Term& term, std::byte* workspace) {
   args.accumulate = term.accumulate;
   args.a_vectors = ranks_are_vectors(pair.shrink), args.b_vectors = is_vectors(pair.expand, 16);
   const std::int64_t four = 4 * static_cast<std::int64_t>(size_of(pair.shrink.dtype()));
-  args.a_along = is_vectors(pair.shrink.transposed(), four);
+  args.a_along = is_vectors(pair.shrink.transposed(), 16);
   args.b_along = is_vectors(pair.expand.transposed(), four);
   args.float_adapter = pair.shrink.dtype() == DType::kFloat32;
   const bool rows_only = plan.kind == Kind::kOneRow || plan.kind == Kind::kFourRows;

@@ -39,6 +39,9 @@ struct HalfShared {
     const int swap = kRanks == 16 ? (k >> 3 & 1) << 2 | (k >> 4 & 1) : k >> 3 & 3;
     return ((k * kPacks + rank / 8) ^ swap) * 8 + rank % 8;
   }
+  static __device__ int along_at(int rank, int k) {
+    return (rank * 8 + ((k / 8) ^ (rank & 1) << 2)) * 8;
+  }
   static __device__ int b_at(int rank, int col) {
     return (rank * 8 + ((col / 8) ^ (rank >> 2 & 3))) * 8 + col % 8;
   }
@@ -49,68 +52,69 @@ __device__ __forceinline__ void copy8(std::uint32_t to, const void* source) {
   asm volatile("cp.async.ca.shared.global [%0], [%1], 8;" ::"r"(to), "l"(source) : "memory");
 }
 
+/// 8 bytes of shared memory.
+__device__ __forceinline__ void load8(std::uint32_t from, std::uint32_t& low, std::uint32_t& high) {
+  asm volatile("ld.shared.v2.u32 {%0, %1}, [%2];" : "=r"(low), "=r"(high) : "r"(from) : "memory");
+}
+
 template <class T>
 __device__ __forceinline__ Pack<T, 4> as_four(const float4& four) {
   return {from_float<T>(four.x), from_float<T>(four.y), from_float<T>(four.z),
           from_float<T>(four.w)};
 }
 
-/// Columns of A that lie together: fours along K, 16 of K for each of 8 ranks at once, two such
-/// loads under way.
-template <class T, class Source, int kRanks>
+/// Columns of A that lie together stay as they lie: [rank][k], in packs.
+template <class T, int kRanks>
 __device__ void bring_a_along(const SmallArgs& args, int k, T* a) {
-  const int lane = static_cast<int>(threadIdx.x) % 32, left = args.depth - k;
-  const int my_deep = lane % 4 * 4;
-  const Source* const from = static_cast<const Source*>(args.a) + k + my_deep;
-#pragma unroll 1
-  for (int turn = 0; turn < (args.rank + 7) / 8 * 16; turn += 8) {  // 32 of K of 8 ranks
-    const int rank = turn / 16 * 8 + lane / 4, first = turn % 16 * 4;
-    if (rank >= args.rank) continue;
-    Words<Source, 4> fours[2] = {};
+  const int lane = static_cast<int>(threadIdx.x) % 32, deep = lane % 8 * 8;
+  const bool exists = k + deep < args.depth;
+#pragma unroll 4
+  for (int rank = lane / 8; rank < args.rank; rank += 4) {
+    T* const to = a + HalfShared<kRanks>::along_at(rank, deep);
+    const std::int64_t at = k + deep + rank * args.a_col;
+    if (args.float_adapter) {
+      const float* const from = static_cast<const float*>(args.a) + at;
+      Pack<T, 8> pack{};
+      if (exists) {
+        const auto low = as_four<T>(*reinterpret_cast<const float4*>(from)),
+                   high = as_four<T>(*reinterpret_cast<const float4*>(from + 4));
 #pragma unroll
-    for (int i = 0; i < 2; ++i) {
-      const int deep = first + 16 * i;
-      if (deep + my_deep < left) fours[i] = load_words<Source, 4>(from + rank * args.a_col + deep);
-    }
-#pragma unroll
-    for (int i = 0; i < 2; ++i) {
-#pragma unroll
-      for (int j = 0; j < 4; ++j) {
-        a[HalfShared<kRanks>::a_at(first + 16 * i + my_deep + j, rank)] =
-            from_float<T>(fours[i].at(j));
+        for (int i = 0; i < 4; ++i)
+          pack.values[i] = low.values[i], pack.values[4 + i] = high.values[i];
       }
+      *reinterpret_cast<Pack<T, 8>*>(to) = pack;
+    } else {
+      copy_async(shared_address(to), exists ? static_cast<const T*>(args.a) + at : args.a, exists);
     }
   }
 }
 
-/// Columns of B that lie together: fours of ranks.
-template <class T, class Source, int kRanks>
+/// Columns of B that lie together come as the products have them, fours of ranks, each to the lane
+/// that will read it: [16 ranks][tile of columns][lane][4 ranks].
+template <class T, int kRanks>
 __device__ void bring_b_along(const SmallArgs& args, int first_col, T* b) {
-  const int lane = static_cast<int>(threadIdx.x) % 32;
-  const Source* const from = static_cast<const Source*>(args.b) + first_col * args.b_col;
-#pragma unroll 1
-  for (int rank = 0; rank < args.rank; rank += 4) {
-    Words<Source, 4> fours[2] = {};
-#pragma unroll
-    for (int i = 0; i < 2; ++i) {
-      const int col = lane + 32 * i;
-      if (first_col + col < args.cols) {
-        fours[i] = load_words<Source, 4>(from + col * args.b_col + rank);
-      }
-    }
-#pragma unroll
-    for (int i = 0; i < 2; ++i) {
-#pragma unroll
-      for (int j = 0; j < 4; ++j) {
-        b[HalfShared<kRanks>::b_at(rank + j, lane + 32 * i)] = from_float<T>(fours[i].at(j));
-      }
+  const int lane = static_cast<int>(threadIdx.x) % 32, g = lane / 4, q = lane % 4;
+  const int col = first_col + 8 * (g % 2 * 4 + g / 2);
+#pragma unroll 4
+  for (int turn = 0; turn < kRanks / 2; ++turn) {
+    const int rank = turn / 8 * 16 + 4 * q;
+    const std::int64_t from = (col + turn % 8) * args.b_col + rank;
+    T* const to = b + (32 * turn + lane) * 4;
+    if (rank >= args.rank || col >= args.cols) {
+      *reinterpret_cast<Pack<T, 4>*>(to) = {};
+    } else if (args.float_adapter) {
+      *reinterpret_cast<Pack<T, 4>*>(to) =
+          as_four<T>(*reinterpret_cast<const float4*>(static_cast<const float*>(args.b) + from));
+    } else {
+      copy8(shared_address(to), static_cast<const T*>(args.b) + from);
     }
   }
 }
 
 /// Starts to bring k .. k + 63 of A to a warp's part of shared memory; zeros past the depth.
-template <class T, int kRanks>
+template <class T, int kRanks, bool kAlong>
 __device__ void bring_a(const SmallArgs& args, int k, T* a) {
+  if (kAlong) return bring_a_along<T, kRanks>(args, k, a);
   using Shared = HalfShared<kRanks>;
   const int lane = static_cast<int>(threadIdx.x) % 32, left = args.depth - k;
   if (args.a_vectors && args.rank % 16 == 0 && !args.float_adapter) {
@@ -120,14 +124,6 @@ __device__ void bring_a(const SmallArgs& args, int k, T* a) {
 #pragma unroll 2
     for (int i = first; i < kSlice; i += step, from += step * args.a_row) {
       copy_async(shared_address(a + Shared::a_at(i, rank)), i < left ? from : args.a, i < left);
-    }
-    return;
-  }
-  if (args.a_along) {
-    if (args.float_adapter) {
-      bring_a_along<T, float, kRanks>(args, k, a);
-    } else {
-      bring_a_along<T, T, kRanks>(args, k, a);
     }
     return;
   }
@@ -163,8 +159,9 @@ __device__ void bring_a(const SmallArgs& args, int k, T* a) {
 }
 
 /// The same of 64 columns of B.
-template <class T, int kRanks>
+template <class T, int kRanks, bool kAlong>
 __device__ void bring_b(const SmallArgs& args, int first_col, T* b) {
+  if (kAlong) return bring_b_along<T, kRanks>(args, first_col, b);
   using Shared = HalfShared<kRanks>;
   const int lane = static_cast<int>(threadIdx.x) % 32;
   if (args.b_vectors && !args.float_adapter) {
@@ -174,14 +171,6 @@ __device__ void bring_b(const SmallArgs& args, int first_col, T* b) {
 #pragma unroll 2
     for (int rank = lane / 8; rank < args.rank; rank += 4, from += 4 * args.b_row) {
       copy_async(shared_address(b + Shared::b_at(rank, col)), from, true);
-    }
-    return;
-  }
-  if (args.b_along) {
-    if (args.float_adapter) {
-      bring_b_along<T, float, kRanks>(args, first_col, b);
-    } else {
-      bring_b_along<T, T, kRanks>(args, first_col, b);
     }
     return;
   }
@@ -204,7 +193,8 @@ __device__ void bring_b(const SmallArgs& args, int first_col, T* b) {
   }
 }
 
-template <class T, int kRanks>
+/// kAlong: columns of A and of B lie together, as they do when backward sees them transposed.
+template <class T, int kRanks, bool kAlong>
 __global__ void __launch_bounds__(kThreads, kHalfBlocks)
     small_half(const __grid_constant__ SmallArgs args) {
   using Shared = HalfShared<kRanks>;
@@ -250,21 +240,20 @@ __global__ void __launch_bounds__(kThreads, kHalfBlocks)
     }
   };
   load_x(my_k);
-  bring_a<T, kRanks>(args, my_k, a);
+  bring_a<T, kRanks, kAlong>(args, my_k, a);
   commit_copies();
-  if (has_cols) bring_b<T, kRanks>(args, my_col, b);
+  std::uint32_t expand[kRanks / 16][8][2];  // [16 ranks][tile of columns]
+  bool has_b = false;
+  if (has_cols) bring_b<T, kRanks, kAlong>(args, my_col, b);
   commit_copies();
   wait_copies<1>();
   __syncwarp();
 
   // ldmatrix: lane 8m + i names row i of matrix m: k as x has it, ranks 0 to 7 or 8 to 15.
   const int my_deep = lane % 8 / 2 * 8 + lane % 2 + lane / 8 % 2 * 2;
-  std::uint32_t a_from[kRanks / 16];
-#pragma unroll
-  for (int i = 0; i < kRanks / 16; ++i)
-    a_from[i] = shared_address(a + Shared::a_at(my_deep, 16 * i + lane / 16 * 8));
-  std::uint32_t expand[kRanks / 16][8][2];  // [16 ranks][tile of columns]
-  bool has_b = false;
+  // Of columns, lane 4g + q reads fours along K of ranks g, g + 8 and so on.
+  const std::uint32_t a_from = shared_address(
+      a + (kAlong ? Shared::along_at(g, 8 * q) : Shared::a_at(my_deep, lane / 16 * 8)));
   while (true) {
     float sums[kRanks / 8][4] = {};
     for (int k = my_k;;) {
@@ -278,8 +267,16 @@ __global__ void __launch_bounds__(kThreads, kHalfBlocks)
 #pragma unroll
           for (int i = 0; i < kRanks / 16; ++i) {
             std::uint32_t right[4];
-            ldmatrix_trans(a_from[i] + 2 * kRanks * (32 * c + 4 * s), right[0], right[1], right[2],
-                           right[3]);
+            if constexpr (kAlong) {
+#pragma unroll
+              for (int j = 0; j < 2; ++j) {
+                load8((a_from ^ 64 * c) + 2 * ((16 * i + 8 * j) * kSlice + 4 * s), right[2 * j],
+                      right[2 * j + 1]);
+              }
+            } else {
+              ldmatrix_trans((a_from ^ 32 * i) + 2 * kRanks * (32 * c + 4 * s), right[0], right[1],
+                             right[2], right[3]);
+            }
             mma<T>(sums[2 * i], left, {right[0], right[1]});
             mma<T>(sums[2 * i + 1], left, {right[2], right[3]});
           }
@@ -290,7 +287,7 @@ __global__ void __launch_bounds__(kThreads, kHalfBlocks)
       k += kAtOnce;
       const bool last = k - my_k >= args.depth;
       __syncwarp();
-      bring_a<T, kRanks>(args, last ? my_k : k, a);
+      bring_a<T, kRanks, kAlong>(args, last ? my_k : k, a);
       commit_copies();
       if (last) break;
       load_x(k);
@@ -338,28 +335,36 @@ __global__ void __launch_bounds__(kThreads, kHalfBlocks)
     }
     if (!has_b) {
       has_b = true;
-      const int chunk = g % 2 * 4 + g / 2;
+      if constexpr (kAlong) {
 #pragma unroll
-      for (int i = 0; i < kRanks / 16; ++i) {
-        uint4 four[4];
-#pragma unroll
-        for (int j = 0; j < 4; ++j) {
-          four[j] = uint4{0, 0, 0, 0};
-          if (16 * i + 4 * q < args.rank)
-            four[j] =
-                *reinterpret_cast<const uint4*>(b + Shared::b_at(16 * i + 4 * q + j, 8 * chunk));
+        for (int i = 0; i < kRanks / 2; ++i) {
+          const uint2 four = *reinterpret_cast<const uint2*>(b + (32 * i + lane) * 4);
+          expand[i / 8][i % 8][0] = four.x, expand[i / 8][i % 8][1] = four.y;
         }
+      } else {
+        const int chunk = g % 2 * 4 + g / 2;
 #pragma unroll
-        for (int j = 0; j < 2; ++j) {
-          const uint4 &low = four[2 * j], &high = four[2 * j + 1];
-          expand[i][0][j] = __byte_perm(low.x, high.x, 0x5410),
-          expand[i][1][j] = __byte_perm(low.x, high.x, 0x7632);
-          expand[i][2][j] = __byte_perm(low.y, high.y, 0x5410),
-          expand[i][3][j] = __byte_perm(low.y, high.y, 0x7632);
-          expand[i][4][j] = __byte_perm(low.z, high.z, 0x5410),
-          expand[i][5][j] = __byte_perm(low.z, high.z, 0x7632);
-          expand[i][6][j] = __byte_perm(low.w, high.w, 0x5410),
-          expand[i][7][j] = __byte_perm(low.w, high.w, 0x7632);
+        for (int i = 0; i < kRanks / 16; ++i) {
+          uint4 four[4];
+#pragma unroll
+          for (int j = 0; j < 4; ++j) {
+            four[j] = uint4{0, 0, 0, 0};
+            if (16 * i + 4 * q < args.rank)
+              four[j] =
+                  *reinterpret_cast<const uint4*>(b + Shared::b_at(16 * i + 4 * q + j, 8 * chunk));
+          }
+#pragma unroll
+          for (int j = 0; j < 2; ++j) {
+            const uint4 &low = four[2 * j], &high = four[2 * j + 1];
+            expand[i][0][j] = __byte_perm(low.x, high.x, 0x5410),
+            expand[i][1][j] = __byte_perm(low.x, high.x, 0x7632);
+            expand[i][2][j] = __byte_perm(low.y, high.y, 0x5410),
+            expand[i][3][j] = __byte_perm(low.y, high.y, 0x7632);
+            expand[i][4][j] = __byte_perm(low.z, high.z, 0x5410),
+            expand[i][5][j] = __byte_perm(low.z, high.z, 0x7632);
+            expand[i][6][j] = __byte_perm(low.w, high.w, 0x5410),
+            expand[i][7][j] = __byte_perm(low.w, high.w, 0x7632);
+          }
         }
       }
     }

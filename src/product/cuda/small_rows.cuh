@@ -4,9 +4,10 @@
 
 namespace graft::cuda::small {
 
-// float32, 16 or 32 rows at a time, of any shape. A warp copies what it multiplies, its 64 of K of
-// x and of A, to its own part of shared memory, and waits for no other warp. A lane makes kRun rows
-// × 8 ranks of h over some of K:
+// float32 of small ranks, 16 rows at a time, by fused multiply-adds: there the matrix units
+// (small_parts.cuh) would have half of their tiles empty. A warp copies what it multiplies, its 64
+// of K of x and of A, to its own part of shared memory, and waits for no other warp. A lane makes
+// kRun rows × 8 ranks of h over some of K:
 //
 //     lane = row lane + 4 · (rank lane + rank lanes · k lane)       rows: row lane + 4 · i
 //
@@ -15,10 +16,6 @@ namespace graft::cuda::small {
 //
 //     lane = col lane + 8 · row lane      rows: row lane + 4 · i     cols: 4 · col lane + 32 · j ..
 //     + 3
-//
-// What bounds many rows of rank 32 is the shared memory: a load of 16 bytes takes four cycles of
-// the multiprocessor, in which it makes 16 multiply-adds a lane, so a step of 8 × 8 of them for 4
-// loads takes as long either way.
 template <int kRun>
 struct RowsShared {
   static constexpr int kRows = 4 * kRun, kXLd = kSlice + 8, kXSize = kRows * kXLd;
