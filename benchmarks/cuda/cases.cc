@@ -97,6 +97,10 @@ std::vector<CudaCase> all_cuda_cases() {
   cases.push_back({Work::kForward, 4096, 4096, 4096, 13});
   for (const int rank : {64, 128, 256}) {
     cases.push_back({Work::kForward, 4096, 4096, 4096, rank});
+    cases.push_back({Work::kForward, 4096, 4096, 4096, rank, kBF16, kF32});
+    cases.push_back({Work::kBackward, 4096, 4096, 4096, rank});
+    cases.push_back({Work::kForward, 4096, 4096, 4096, rank, kBF16, kBF16, 0.1f});
+    cases.push_back({Work::kBackward, 4096, 4096, 4096, rank, kBF16, kBF16, 0.1f});
   }
   for (const int rows : {4096, 8192}) {
     cases.push_back({Work::kForward, rows, 4096, 4096, 16, kBF16, kBF16, 0.1f});

@@ -326,6 +326,19 @@ TEST_F(CudaManyRows, Float32Adapters) { check({2048, 1024, 3072, 12}, kBF16, kF3
 TEST_F(CudaManyRows, WideRanks) {
   for (const std::int64_t rank : {17, 64, 128, 200, 256}) check({2304, 1024, 2048, rank});
 }
+// h by a launch of its own: an odd row block, parts of K that are not alike, columns of h that are
+// not there, A in either order or copied.
+TEST_F(CudaManyRows, WideRanksOfAnySize) {
+  for (const std::int64_t rank : {65, 100, 136, 256}) {
+    check({1111, 1000, 2056, rank});
+    check({300, 72, 520, rank}, kF16, kF16);
+    check({513, 2056, 264, rank}, kBF16, kF32);
+  }
+}
+TEST_F(CudaManyRows, WideRanksOfManyRows) {
+  check({8448, 512, 1024, 256});
+  check({16500, 256, 512, 128});
+}
 // q, k and v, in one launch: tiles and columns of h lie beside each other.
 TEST_F(CudaManyRows, SiblingsShareALaunch) {
   Context context(test::cuda_place(nullptr));

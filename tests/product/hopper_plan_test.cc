@@ -7,11 +7,12 @@
 #include <vector>
 
 #include "product/cuda/hopper.h"
+#include "product/cuda/hopper_shrink.h"
 
 namespace graft::cuda {
 namespace {
 
-constexpr DeviceFacts kH200{9, 0, 132, 232448, 52428800, 66};
+constexpr DeviceFacts kH200{9, 0, 132, 232448, 52428800, 66, {0, 132, 66, 43, 30, 23, 20, 15, 15}};
 constexpr DeviceFacts kH100Pcie{9, 0, 114, 232448, 52428800, 57};
 constexpr DeviceFacts kSeventh{9, 0, 16, 232448, 52428800, 7};  // a part of one, with lone ones
 
@@ -31,8 +32,7 @@ TEST(HopperPlan, NarrowTilesWhereWideOnesLeaveBlocksIdle) {
   EXPECT_EQ(plan_hopper(512, 4096, 4096, 0, kH200).tile_n, 128);
   EXPECT_EQ(plan_hopper(512, 4096, 4096, 128, kH200).tile_n, 128);
   EXPECT_EQ(plan_hopper(256, 4096, 4096, 0, kH200).tile_n, 64);
-  // No registers for a wider h there.
-  EXPECT_EQ(plan_hopper(512, 4096, 4096, 129, kH200).tile_n, 256);
+  EXPECT_EQ(plan_hopper(512, 4096, 4096, 256, kH200).tile_n, 128);
   EXPECT_EQ(plan_hopper(512, 14336, 4096, 0, kH200).tile_n, 256);
 }
 
@@ -52,6 +52,25 @@ TEST(HopperPlan, AllHelpWhereNoneIsLight) {
   const HopperOuterPlan outer = plan_hopper_outer(plan, 4096, kBoth);
   EXPECT_GT(outer.every, 0);
   EXPECT_EQ(outer.of_first_tile, 0);
+}
+
+// h of wide ranks: of every shape all parts of K have steps, and clusters are no larger than any
+// device has.
+TEST(HopperPlan, WideRanksAreSharedOut) {
+  for (const std::int64_t m : {1, 129, 512, 4096, 8448, 100000}) {
+    for (const std::int64_t k : {8, 72, 1000, 4096}) {
+      for (const std::int64_t rank : {65, 128, 129, 256}) {
+        const HopperShrinkPlan plan = plan_hopper_shrink(m, k, rank, kH200);
+        SCOPED_TRACE(testing::Message() << m << " " << k << " " << rank);
+        ASSERT_GE(plan.width, rank);
+        ASSERT_LE(plan.cluster(), 8);
+        ASSERT_LE(plan.splits, (k + 63) / 64);
+        ASSERT_GE(plan.clusters * plan.pair * 128, m);
+      }
+    }
+  }
+  // Not all of 32 clusters of four run at once on an H200: 96 blocks that do are better.
+  EXPECT_LE(plan_hopper_shrink(4096, 4096, 256, kH200).cluster(), 6);
 }
 
 TEST(HopperPlan, RankClasses) {
@@ -78,6 +97,8 @@ TEST(HopperPlan, SharesAllWorkOut) {
           ASSERT_GE(plan.tile_cols * plan.tile_n + plan.ragged, n);
           if (rank == 0) continue;
           ASSERT_GE(plan.rank_class, rank + plan.ragged);
+          ASSERT_EQ(plan.h_before, rank > 64);
+          if (plan.h_before) continue;
           ASSERT_LE(plan.rank_class, plan.tile_n);
           ASSERT_GE(plan.light_items * plan.light_clusters, plan.light_rows() * plan.light_parts);
           const std::int64_t heavy = plan.clusters - plan.light_clusters;

@@ -10,14 +10,14 @@ __global__ void __launch_bounds__(384, 1) in_clusters() {}
 
 }  // namespace
 
-int clusters_of_two(int index, std::size_t shared_bytes) {
+int count_clusters(int index, std::size_t shared_bytes, int blocks) {
   int before = 0, count = 0;
   if (cudaGetDevice(&before) != cudaSuccess || cudaSetDevice(index) != cudaSuccess) return 0;
   cudaLaunchAttribute size{};
   size.id = cudaLaunchAttributeClusterDimension;
-  size.val.clusterDim = {2, 1, 1};
+  size.val.clusterDim = {static_cast<unsigned>(blocks), 1, 1};
   cudaLaunchConfig_t config{};
-  config.gridDim = 2, config.blockDim = 384;
+  config.gridDim = static_cast<unsigned>(blocks), config.blockDim = 384;
   config.dynamicSmemBytes = shared_bytes;
   config.attrs = &size, config.numAttrs = 1;
   const bool known = cudaFuncSetAttribute(in_clusters, cudaFuncAttributeMaxDynamicSharedMemorySize,

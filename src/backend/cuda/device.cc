@@ -32,7 +32,13 @@ void ask(int index, Entry& entry) {
   facts.shared_bytes =
       static_cast<std::size_t>(attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin, index));
   facts.l2_bytes = static_cast<std::size_t>(attribute(cudaDevAttrL2CacheSize, index));
-  if (facts.major >= 9) facts.clusters = clusters_of_two(index, facts.shared_bytes);
+  if (facts.major >= 9) {
+    for (int blocks = 1; blocks < static_cast<int>(facts.clusters_of.size()); ++blocks) {
+      facts.clusters_of[static_cast<std::size_t>(blocks)] =
+          count_clusters(index, facts.shared_bytes, blocks);
+    }
+    facts.clusters = facts.clusters_of[2];
+  }
   entry.support = supports_facts(index, facts);
 }
 

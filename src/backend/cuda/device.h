@@ -1,5 +1,6 @@
 #pragma once
 
+#include <array>
 #include <cstddef>
 
 #include "graft/supports.h"
@@ -16,6 +17,8 @@ struct DeviceFacts {
   /// side: fewer than half the multiprocessors where some have no neighbour, as on a part of a GPU.
   /// 0: not known, or none.
   int clusters = 0;
+  /// The same of clusters of as many blocks as the index says, up to 8.
+  std::array<int, 9> clusters_of{};
 };
 
 /// Whether there are kernels for such a device, which is called cuda:`index` in a "no".
@@ -24,8 +27,8 @@ Support supports_facts(int index, const DeviceFacts& facts);
 /// Whether kernels run on the device `index`, as CUDA counts them; "no" says why.
 Support supports_device(int index);
 
-/// DeviceFacts::clusters of a device.
-int clusters_of_two(int index, std::size_t shared_bytes);
+/// DeviceFacts::clusters_of of a device and a number of blocks.
+int count_clusters(int index, std::size_t shared_bytes, int blocks);
 
 /// Facts of a device that is supported. Asked for once, then kept: they never change, but for
 /// PlannedAs.

@@ -9,6 +9,8 @@
 #include "product/cuda/hopper_fetch.cuh"
 #include "product/cuda/hopper_masks.cuh"
 #include "product/cuda/hopper_multiply.cuh"
+#include "product/cuda/hopper_shrink.cuh"
+#include "product/cuda/hopper_shrink.h"
 
 // y = [ x | s·h ] · [ W ; E ] + bias with h = x·S, for many rows of 16-bit elements on Hopper.
 //
@@ -74,11 +76,13 @@ __global__ void __launch_bounds__(kThreads, 1)
     prefetch(maps.y[0]);
   }
   cluster_sync();
-  // With dropout the kernel before made its masks, and let this one start when all that was before
-  // it had ended: who uses masks waits for them.
+  // With dropout the kernel before made its masks, or it made h, and let this one start when all
+  // that was before it had ended: who uses them waits for them.
   if constexpr (Dropped == Drops::kNothing) {
-    wait_for_kernel_before();
-    let_next_kernel_start();
+    if (!args.h_before) {
+      wait_for_kernel_before();
+      let_next_kernel_start();
+    }
   }
 
   const int warpgroup = static_cast<int>(threadIdx.x / 128);
@@ -132,7 +136,7 @@ struct Layout {
   bool w_is_kn = false;
   std::int64_t m, k, rank;
   std::int64_t k_blocks, units, flags;
-  bool makes_outer = false, copies_s = false;
+  bool makes_outer = false, copies_s = false, s_is_kn = false;
   HopperOuterPlan outer;
   std::size_t flags_at = 0, s_at = 0, h_at = 0, partial_at = 0, bytes = 0;
   std::array<std::size_t, kMostLayers> e_at{};
@@ -167,6 +171,10 @@ struct Layout {
     // S and E where they lie, if TMA can fetch and wgmma multiply them there.
     copies_s = terms.size() > 1 || plan.ragged > 0 ||
                !fetched_in_place(s_rows(terms[0]), terms[0].multiply);
+    if (copies_s && plan.h_before && terms.size() == 1) {
+      s_is_kn = fetched_in_place(terms[0].pair.shrink, terms[0].multiply);
+      copies_s = !s_is_kn;
+    }
     if (copies_s) s_at = take(all_s_rows() * s_stride() * 2);
     for (std::size_t i = 0; i < terms.size(); ++i) {
       if (!terms[i].pair.present()) continue;
@@ -239,7 +247,7 @@ void launch_product(const Call& call, const Maps& maps, const Arguments& args) {
   how.shared_bytes = Sizes<TileN>::kEnd;
   how.overlaps = true;
   // Blocks wait for each other: all of them run at once, or none.
-  how.cooperative = args.rank_class > 0;
+  how.cooperative = args.rank_class > 0 && !args.h_before;
   call.launch(how, product<T, TileN, WIsKN, Outer, Dropped, Ragged>, maps, args);
 }
 
@@ -274,6 +282,37 @@ void launch(const Call& call, const Layout& layout, const Maps& maps, const Argu
   }
   if (layout.w_is_kn) return launch_product<T, 64, true>(call, maps, args);
   return launch_product<T, 64, false>(call, maps, args);
+}
+
+template <class T, int Width, bool SIsKN>
+void launch_shrink(const Call& call, const HopperShrinkPlan& plan, const Maps& maps,
+                   const Arguments& args) {
+  Launch how;
+  how.grid = static_cast<unsigned>(plan.clusters * plan.cluster());
+  how.block = kThreads;
+  how.cluster = plan.cluster();
+  how.shared_bytes = Sizes<Width>::kEnd;
+  how.overlaps = true;
+  call.launch(how, shrink<T, Width, SIsKN>, maps, args, ShrinkShape{plan.pair, plan.splits});
+}
+
+// h, and before it a copy of S if TMA can't fetch it as it lies.
+template <class T>
+void make_h(const Call& call, const Layout& layout, const Maps& maps, const Arguments& args) {
+  if (args.copies.of_s > 0) {
+    Launch how;
+    how.grid = static_cast<unsigned>(call.facts().multiprocessors) * 8;
+    how.block = kCopyThreads;
+    how.overlaps = true;
+    call.launch(how, copy_shrink<T>, args.copies);
+  }
+  const HopperShrinkPlan plan = plan_hopper_shrink(layout.m, layout.k, layout.rank, call.facts());
+  if (plan.width == 256) {
+    if (layout.s_is_kn) return launch_shrink<T, 256, true>(call, plan, maps, args);
+    return launch_shrink<T, 256, false>(call, plan, maps, args);
+  }
+  if (layout.s_is_kn) return launch_shrink<T, 128, true>(call, plan, maps, args);
+  return launch_shrink<T, 128, false>(call, plan, maps, args);
 }
 
 void launch_masks(const Call& call, const Layout& layout, const Term& term, std::byte* workspace) {
@@ -349,7 +388,7 @@ void run_as(const char* op, const Call& call, std::span<const Term> terms, std::
     if (Layout::drops_x(term)) args.h_scale = layout.dropout->scale();
     launch_masks(call, layout, term, workspace);
   }
-  args.light_clusters = plan.light_clusters;
+  args.light_clusters = plan.h_before ? 0 : plan.light_clusters;
   args.light_rows = static_cast<int>(plan.light_rows());
   args.light_parts = plan.light_parts;
   args.h_parts = plan.h_parts;
@@ -357,6 +396,7 @@ void run_as(const char* op, const Call& call, std::span<const Term> terms, std::
   args.h_first = plan.h_first;
   args.units = static_cast<int>(layout.units);
   args.units_of_part = static_cast<int>((layout.units + plan.h_parts - 1) / plan.h_parts);
+  args.h_before = plan.h_before;
   args.h = h;
   args.partial = reinterpret_cast<float*>(workspace + layout.partial_at);
   args.flags = reinterpret_cast<std::uint32_t*>(workspace + layout.flags_at);
@@ -383,14 +423,17 @@ void run_as(const char* op, const Call& call, std::span<const Term> terms, std::
     return tensor_map(op, copied ? workspace + at : rows.data(), dtype, rows.dim(0), rows.dim(1),
                       copied ? stride : rows.stride(0), box_rows);
   };
-  if (terms.size() == 1 && plan.ragged == 0) {
-    maps.s = place(Layout::s_rows(term), layout.copies_s, layout.s_stride(), layout.s_at,
-                   plan.rank_class / 2);
+  // Half of the columns of h, or 64 of them, in a box.
+  const int s_rows = std::max(plan.rank_class, plan.h_before ? 128 : 0) / 2;
+  if (layout.s_is_kn) {
+    const ConstTensorView& s = term.pair.shrink;
+    maps.s = tensor_map(op, s.data(), dtype, s.dim(0), s.dim(1), s.stride(0), kTileK);
+  } else if (terms.size() == 1 && plan.ragged == 0) {
+    maps.s = place(Layout::s_rows(term), layout.copies_s, layout.s_stride(), layout.s_at, s_rows);
   } else {
     // All S below each other. What is between them makes columns of h that nobody reads.
     std::byte* const s = workspace + layout.s_at;
-    maps.s = tensor_map(op, s, dtype, layout.all_s_rows(), layout.k, layout.s_stride(),
-                        plan.rank_class / 2);
+    maps.s = tensor_map(op, s, dtype, layout.all_s_rows(), layout.k, layout.s_stride(), s_rows);
     for (std::size_t i = 0; i < terms.size(); ++i) {
       if (!terms[i].pair.present()) continue;
       add(copy(Layout::s_rows(terms[i]), layout.s_stride(),
@@ -467,6 +510,7 @@ void run_as(const char* op, const Call& call, std::span<const Term> terms, std::
           tensor_map(op, at, dtype, layout.m, layout.rank, layout.h_stride(), kTileM, kNarrow);
     }
   }
+  if (plan.h_before) make_h<T>(call, layout, maps, args);
   launch<T>(call, layout, maps, args);
 }
 

@@ -41,12 +41,13 @@ struct HopperPlan {
   /// The others make theirs beside their first tile, a unit of 128 along K after every so many of
   /// its steps; 0: before it. The first one comes after `h_first` steps.
   int h_every = 0, h_first = 0;
+  bool h_before = false;  ///< h is made by a launch before (hopper_shrink.h), of wide ranks.
 
   std::int64_t tiles() const { return tile_rows * tile_cols; }
   /// Cluster rows that the light clusters make h of; and items of the others.
   std::int64_t light_rows() const {
     const std::int64_t rows = light_items * light_clusters / light_parts;
-    return rows < tile_rows ? rows : tile_rows;
+    return rows < tile_rows && !h_before ? rows : tile_rows;
   }
   std::int64_t heavy_items_of_all() const { return (tile_rows - light_rows()) * h_parts; }
   /// Items whose sums go through memory, but for those of one part.

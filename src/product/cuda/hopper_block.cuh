@@ -21,6 +21,7 @@ constexpr int kNarrowRowBytes = kNarrow * 2;
 constexpr int kNarrowBytes = kTileM * kNarrowRowBytes;
 constexpr int kBoxBytes = 64 * kRowBytes;  // of 64 rows
 constexpr int kThreads = 384;              // three warpgroups
+constexpr int kCopyThreads = 96;           // of them, that copy
 constexpr int kStagingBytes = 2 * 2 * kBoxBytes;
 constexpr int kFlagsOfRowBlock = 3;  // ready; arrived, a warpgroup
 
@@ -154,6 +155,7 @@ struct Arguments {
   int h_parts, units, units_of_part;
   int h_every;    // steps between units of h in the first tile of a heavy cluster; 0: before it
   int h_first;    // steps before the first one
+  bool h_before;  // the kernel before made h (and copies): nothing here makes any
   void* h;        // (m, h_stride), s·h in the type that is multiplied
   float h_scale;  // of h that is kept: that of a dropout on x
   const uint2* masks;         // the bits of a dropout: see hopper_masks.cuh

@@ -60,6 +60,10 @@ int rank_class_of(std::int64_t rank) {
   return 256;
 }
 
+// Ranks up to which h is made beside the tiles: of more, blocks that have a tile less than others
+// have no time for it.
+constexpr std::int64_t kMostBeside = 64;
+
 // Tiles and clusters, with tiles of this width, and so many ragged columns.
 HopperPlan divided(int tile_n, std::int64_t m, std::span<const std::int64_t> widths,
                    std::int64_t rank, const DeviceFacts& facts, int ragged = 0) {
@@ -69,8 +73,10 @@ HopperPlan divided(int tile_n, std::int64_t m, std::span<const std::int64_t> wid
   for (const std::int64_t n : widths) plan.tile_cols += divide_up(n - ragged, tile_n);
   plan.rank_class = ragged > 0 ? kRaggedClass : rank_class_of(rank);
   plan.ragged = ragged;
+  plan.h_before = rank > kMostBeside;
   // One that has no tile may still make h.
-  const std::int64_t useful = plan.tiles() + (plan.rank_class > 0 ? plan.tile_rows : 0);
+  const bool makes_h = plan.rank_class > 0 && !plan.h_before;
+  const std::int64_t useful = plan.tiles() + (makes_h ? plan.tile_rows : 0);
   plan.clusters = static_cast<int>(std::min<std::int64_t>(facts.clusters, useful));
   const std::int64_t last = plan.tiles() % plan.clusters;
   plan.light_clusters = last == 0 ? 0 : plan.clusters - static_cast<int>(last);
@@ -157,7 +163,8 @@ HopperPlan plan_hopper(std::int64_t m, std::span<const std::int64_t> widths, std
   const auto consider = [&](HopperPlan plan) {
     double time =
         static_cast<double>(divide_up(plan.tiles(), plan.clusters)) * tile_time(plan.tile_n);
-    if (plan.rank_class > 0) time += share_items_best(plan, k_blocks, besides.masked, facts);
+    if (plan.rank_class > 0 && !plan.h_before)
+      time += share_items_best(plan, k_blocks, besides.masked, facts);
     if (best_time > 0 && time >= best_time) return;
     best = plan;
     best_time = time;
@@ -165,7 +172,8 @@ HopperPlan plan_hopper(std::int64_t m, std::span<const std::int64_t> widths, std
   consider(divided(256, m, widths, rank, facts));
   for (const int tile_n : {128, 64}) {
     // A narrower tile has no registers for a wider h.
-    if (rank_class_of(rank) <= tile_n) consider(divided(tile_n, m, widths, rank, facts));
+    if (rank > kMostBeside || rank_class_of(rank) <= tile_n)
+      consider(divided(tile_n, m, widths, rank, facts));
   }
   const std::int64_t ragged = widths[0] % 256;
   if (besides.ragged && !besides.masked && widths.size() == 1 && ragged > 0 &&
