@@ -275,6 +275,17 @@ TEST(LoraSiblingsEverywhere, Float16WithAFloat32Adapter) {
 
 const std::vector<Shape> kQkv = {{90, 8, 0.2f, true}, {30, 4}, {33, 0, 0, true}};
 
+// Runs `calls`, those of `alone`, one by one.
+void expect_bits_of_single_calls(const test::Place& place, const Siblings& together,
+                                 const Siblings& alone,
+                                 const std::vector<LoraLinearForward>& calls) {
+  for (const LoraLinearForward& params : calls) place.run(lora_linear_forward, params);
+  for (std::size_t i = 0; i < alone.layers.size(); ++i) {
+    EXPECT_EQ(together.layers[i].y.bytes(), alone.layers[i].y.bytes()) << i;
+    EXPECT_EQ(together.layers[i].h.bytes(), alone.layers[i].h.bytes()) << i;
+  }
+}
+
 // Each element of y is the same sum in the same order, however many layers share x.
 TEST(LoraSiblingsEverywhere, ForwardHasTheBitsOfSingleCalls) {
   test::on_each_place([](const test::Place& place) {
@@ -282,13 +293,7 @@ TEST(LoraSiblingsEverywhere, ForwardHasTheBitsOfSingleCalls) {
       const Siblings together(m, 70, {{90, 8, 0.2f, true}, {30, 4}, {33, 16}}, {kF32, kF32, kF32});
       const Siblings alone = together;
       run(place, together);
-      for (const LoraLinearForward& params : alone.forward()) {
-        place.run(lora_linear_forward, params);
-      }
-      for (std::size_t i = 0; i < alone.layers.size(); ++i) {
-        EXPECT_EQ(together.layers[i].y.bytes(), alone.layers[i].y.bytes());
-        EXPECT_EQ(together.layers[i].h.bytes(), alone.layers[i].h.bytes());
-      }
+      expect_bits_of_single_calls(place, together, alone, alone.forward());
     }
   });
 }
@@ -305,13 +310,7 @@ TEST(LoraSiblingsEverywhere, ForwardOfFewRowsHasTheBitsOfSingleCalls) {
                                 {type, type, kF32});
         const Siblings alone = together;
         place.run<LoraLinearForward>(lora_linear_forward, together.forward(true));
-        for (const LoraLinearForward& params : alone.forward(true)) {
-          place.run(lora_linear_forward, params);
-        }
-        for (std::size_t i = 0; i < alone.layers.size(); ++i) {
-          EXPECT_EQ(together.layers[i].y.bytes(), alone.layers[i].y.bytes()) << i;
-          EXPECT_EQ(together.layers[i].h.bytes(), alone.layers[i].h.bytes()) << i;
-        }
+        expect_bits_of_single_calls(place, together, alone, alone.forward(true));
       }
     }
   });
