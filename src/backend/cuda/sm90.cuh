@@ -93,6 +93,10 @@ __device__ inline void cluster_sync() {
 }
 /// @}
 
+__device__ inline void store_floats(std::uint32_t to, float a, float b, float c, float d) {
+  asm volatile("st.shared.v4.f32 [%0], {%1, %2, %3, %4};" ::"r"(to), "f"(a), "f"(b), "f"(c), "f"(d)
+               : "memory");
+}
 /// Four floats from the same place of block `rank` of the cluster.
 __device__ inline float4 load_there(std::uint32_t address, int rank) {
   float4 value;

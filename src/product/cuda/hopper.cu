@@ -93,6 +93,9 @@ __global__ void __launch_bounds__(kThreads, 1)
       prepare<TileN, Outer, T>(args, block, static_cast<int>(threadIdx.x) - 32);
     }
     __syncwarp();
+    if constexpr (Outer && TileN == 128) {
+      if (args.outer.in_cluster) cluster_sync();
+    }
   } else {
     grow_registers<224>();
     Multiplier<T, TileN, WIsKN, Outer, Dropped, Ragged> multiplier{
@@ -114,6 +117,14 @@ __global__ void __launch_bounds__(kThreads, 1)
     for (int tile = first_tile_of(args, block.cluster); tile < tiles_of(args);
          tile += args.clusters) {
       multiplier.make_tile(sum, tile);
+    }
+    if constexpr (multiplier.kKeeps) {
+      if (args.outer.in_cluster) {
+        if (first_tile_of(args, block.cluster) >= tiles_of(args)) cluster_arrive();
+        __syncwarp();
+        cluster_wait();
+        multiplier.add_in_cluster();
+      }
     }
     if (multiplier.thread == 0) wait_for_store_reads<0>();
     __syncwarp();
@@ -353,6 +364,9 @@ void run_as(const char* op, const Call& call, std::span<const Term> terms, std::
   args.tile_rows = static_cast<int>(plan.tile_rows);
   args.tile_cols = static_cast<int>(plan.tile_cols);
   args.clusters = plan.clusters;
+  args.by_tile_rows = Divisor(plan.tile_rows);
+  args.by_group_tiles = Divisor(kGroupRows * plan.tile_cols);
+  args.by_last_rows = Divisor((plan.tile_rows - 1) % kGroupRows + 1);
   args.layer_count = static_cast<int>(terms.size());
   int first_column = 0, first_rank = 0;
   for (std::size_t i = 0; i < terms.size(); ++i) {
@@ -392,6 +406,8 @@ void run_as(const char* op, const Call& call, std::span<const Term> terms, std::
   args.light_rows = static_cast<int>(plan.light_rows());
   args.light_parts = plan.light_parts;
   args.h_parts = plan.h_parts;
+  args.by_light_parts = Divisor(plan.light_parts);
+  args.by_h_parts = Divisor(plan.h_parts);
   args.h_every = plan.h_every;
   args.h_first = plan.h_first;
   args.units = static_cast<int>(layout.units);
@@ -473,6 +489,8 @@ void run_as(const char* op, const Call& call, std::span<const Term> terms, std::
     outer.of_first_tile = static_cast<int>(layout.outer.of_first_tile);
     outer.of_tile = static_cast<int>(layout.outer.of_tile);
     outer.late = layout.outer.late;
+    outer.ahead = static_cast<int>(layout.outer.ahead);
+    outer.in_cluster = layout.outer.in_cluster;
     outer.segments = static_cast<int>(layout.outer.segments);
     outer.partial = reinterpret_cast<float*>(workspace + layout.outer_partial_at);
     outer.arrived = args.copied + 1;
@@ -492,6 +510,8 @@ void run_as(const char* op, const Call& call, std::span<const Term> terms, std::
       part.first_block = first_block;
       part.units = static_cast<int>(layout.outer.units[of]);
       part.workers = static_cast<int>(layout.outer.workers[of]);
+      part.by_units = Divisor(std::max(part.units, 1));
+      part.by_workers = Divisor(std::max(part.workers, 1));
       first_block += part.units / args.tile_rows;
       part.of_h = !from.coefficients.present();
       // s·h has one in it.

@@ -95,12 +95,16 @@ struct HopperOuterPlan {
   int first = 0;  ///< Steps before the first one in a first tile: coefficients are copied.
   std::int64_t of_first_tile = 0, of_tile = 0;  ///< Units of a first tile and of another, at most.
   bool late = false;                            ///< Those of h are at the end of the first tile.
-  std::array<std::size_t, 2> order{};           ///< Of the products: given coefficients first.
-  std::array<std::int64_t, 2> units{};          ///< Of each product.
-  std::array<std::int64_t, 2> workers{};        ///< Clusters that share them.
-  std::int64_t unit_cols = 0;                   ///< 128 or 64.
-  std::int64_t column_blocks = 0;               ///< Of all products that have units.
-  std::int64_t segments = 0;                    ///< Blocks that share a column block, at most.
+  std::int64_t ahead = 0;                       ///< Steps of that tile which are left then.
+  /// Each cluster has one tile and makes at most one whole column block of a product, whose sums
+  /// need not go through memory.
+  bool in_cluster = false;
+  std::array<std::size_t, 2> order{};     ///< Of the products: given coefficients first.
+  std::array<std::int64_t, 2> units{};    ///< Of each product.
+  std::array<std::int64_t, 2> workers{};  ///< Clusters that share them.
+  std::int64_t unit_cols = 0;             ///< 128 or 64.
+  std::int64_t column_blocks = 0;         ///< Of all products that have units.
+  std::int64_t segments = 0;              ///< Blocks that share a column block, at most.
 };
 
 /// For a term of such a plan over k, with one or two outer products.

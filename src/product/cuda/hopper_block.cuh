@@ -61,6 +61,24 @@ __host__ __device__ constexpr int steps_of_unit(int rank_class, bool masks_x = f
   return TileN == 128 && rank_class == 16 && !masks_x ? 2 : 1;
 }
 
+// Divides by a number that the host knows, for counts below 2^31. A division takes some hundred
+// clocks, and those who fetch and multiply would wait for it before their first step.
+struct Divisor {
+  std::uint32_t factor = 0x80000001u;  // of 1
+  int shift = 0;
+
+  Divisor() = default;
+  explicit Divisor(std::int64_t by) {  // 1 or more
+    while (std::int64_t{1} << shift < by) ++shift;
+    factor = static_cast<std::uint32_t>((std::int64_t{1} << (31 + shift)) / by + 1);
+  }
+#ifdef __CUDACC__
+  __device__ int divide(int n) const {
+    return static_cast<int>(__umulhi(static_cast<std::uint32_t>(n) << 1, factor) >> shift);
+  }
+#endif
+};
+
 // A matrix of the pair, copied into rows that TMA can fetch, in the type that is multiplied.
 struct Copy {
   const void* from;
@@ -118,8 +136,9 @@ struct OuterPart {
   int first_block;  // of its column blocks, among those of all parts
   int units;        // its column blocks · cluster rows
   int workers;      // clusters that share them out, from the last one on
-  bool of_h;        // its coefficients are the s·h that this kernel makes
-  bool masked;      // its matrix is, as y is
+  Divisor by_units, by_workers;
+  bool of_h;    // its coefficients are the s·h that this kernel makes
+  bool masked;  // its matrix is, as y is
 };
 
 // The outer products of a term, made in units beside the tiles: see `Multiplier::outer_unit`. Those
@@ -136,6 +155,8 @@ struct OuterArguments {
   int first;                   // steps before the first one in a cluster's first tile
   int of_first_tile, of_tile;  // units that go between a tile's steps, at most
   bool late;                   // those of h are at the end of that tile
+  int ahead;                   // steps of it that are left then
+  bool in_cluster;             // each cluster makes all of a column block: see `add_in_cluster`
   int segments;                // sums of one column block that go through memory, at most
   float* partial;              // [column block][segment][half] of kBesidePartial
   std::uint32_t* arrived;      // [column block][half]
@@ -144,6 +165,7 @@ struct OuterArguments {
 struct Arguments {
   int m, n, k_blocks;
   int tile_rows, tile_cols, clusters;
+  Divisor by_tile_rows, by_group_tiles, by_last_rows;  // a group's tiles; rows of the last group
   Layer layers[kMostLayers];
   int layer_count;
   int end_bytes;  // of a box of x_end
@@ -153,6 +175,7 @@ struct Arguments {
   int light_clusters, light_rows;  // the latter cluster rows of h are the former's
   int light_parts;                 // in so many parts: 1 or h_parts
   int h_parts, units, units_of_part;
+  Divisor by_light_parts, by_h_parts;
   int h_every;    // steps between units of h in the first tile of a heavy cluster; 0: before it
   int h_first;    // steps before the first one
   bool h_before;  // the kernel before made h (and copies): nothing here makes any
@@ -170,13 +193,13 @@ struct Arguments {
   OuterArguments outer;
 };
 
-#ifdef __CUDA_ARCH_FEAT_SM90_ALL
-
-constexpr int kHalfXBytes = kHalfM * kRowBytes;
-
 // Tiles are made in groups of so many cluster rows, column by column, so that those made at one
 // time share what they read of x and W.
 constexpr int kGroupRows = 8;
+
+#ifdef __CUDA_ARCH_FEAT_SM90_ALL
+
+constexpr int kHalfXBytes = kHalfM * kRowBytes;
 
 // A count in shared memory that some threads raise and others wait for.
 struct Count {
@@ -188,11 +211,19 @@ struct Count {
   __device__ void raise() const {
     asm volatile("red.release.cta.shared.add.u32 [%0], 1;" ::"r"(address) : "memory");
   }
+  __device__ int seen() const {
+    int count;
+    asm volatile("ld.acquire.cta.shared.u32 %0, [%1];" : "=r"(count) : "r"(address) : "memory");
+    return count;
+  }
   __device__ void wait(int count) const {
-    int seen;
-    do {
-      asm volatile("ld.acquire.cta.shared.u32 %0, [%1];" : "=r"(seen) : "r"(address) : "memory");
-    } while (seen < count);
+    while (seen() < count) {
+    }
+  }
+  // The same of one that is raised after microseconds: loads in a row would take shared memory's
+  // time from who multiplies.
+  __device__ void wait_late(int count) const {
+    while (seen() < count) __nanosleep(200);
   }
 };
 
@@ -245,8 +276,11 @@ struct Items {
   __device__ bool any() const { return next < end; }
   __device__ void advance() { next += step; }
   __device__ int parts() const { return light ? args.light_parts : args.h_parts; }
-  __device__ int row() const { return (light ? 0 : args.light_rows) + next / parts(); }
-  __device__ int part() const { return next % parts(); }
+  __device__ int whole() const {
+    return (light ? args.by_light_parts : args.by_h_parts).divide(next);
+  }
+  __device__ int row() const { return (light ? 0 : args.light_rows) + whole(); }
+  __device__ int part() const { return next - whole() * parts(); }
   __device__ int first_unit() const { return part() * args.units_of_part; }
   __device__ int end_unit() const {
     return parts() == 1 ? args.units : min(first_unit() + args.units_of_part, args.units);
@@ -271,9 +305,11 @@ struct TilePlace {
 };
 __device__ inline TilePlace place_of(const Arguments& args, int tile) {
   const int group_tiles = kGroupRows * args.tile_cols;
-  const int group = tile / group_tiles, in_group = tile - group * group_tiles;
+  const int group = args.by_group_tiles.divide(tile), in_group = tile - group * group_tiles;
   const int rows = min(kGroupRows, args.tile_rows - group * kGroupRows);
-  const int column = in_group / rows;
+  const int column = rows == kGroupRows
+                         ? static_cast<int>(static_cast<unsigned>(in_group) / kGroupRows)
+                         : args.by_last_rows.divide(in_group);
   return {group * kGroupRows + in_group - column * rows, column};
 }
 
@@ -312,11 +348,11 @@ struct Units {
   __device__ int worker() const { return args.clusters - 1 - cluster; }
   __device__ int first_of(int of, int by) const {
     const OuterPart& it = args.outer.parts[of];
-    return by >= it.workers ? it.units : by * it.units / it.workers;
+    return by >= it.workers ? it.units : it.by_workers.divide(by * it.units);
   }
   __device__ int worker_of(int unit) const {
     const OuterPart& it = args.outer.parts[part];
-    return ((unit + 1) * it.workers - 1) / it.units;
+    return it.by_units.divide((unit + 1) * it.workers - 1);
   }
   __device__ void begin() {
     for (; part < args.outer.count; ++part) {
@@ -347,12 +383,12 @@ struct Units {
     return first_tile ? args.outer.first + i * args.outer.every : (i + 1) * args.outer.every;
   }
   __device__ int step_at_end(int i, int count) const {
-    return args.k_blocks - 1 - 2 * (count - 1 - i);
+    return args.k_blocks - 1 - args.outer.ahead - 2 * (count - 1 - i);
   }
 
   __device__ const OuterPart& of() const { return args.outer.parts[part]; }
-  __device__ int row() const { return next % args.tile_rows; }
-  __device__ int column() const { return next / args.tile_rows; }  // of its part's
+  __device__ int row() const { return next - column() * args.tile_rows; }
+  __device__ int column() const { return args.by_tile_rows.divide(next); }  // of its part's
   // Clusters whose sums of this column block go through memory, and which of them this one is.
   __device__ int sharers() const {
     const int first = column() * args.tile_rows;
@@ -389,6 +425,21 @@ __device__ inline float4* h_partial(const Arguments& args, int part, int row_blo
 __device__ inline float4* outer_partial(const Arguments& args, int column, int block, int half) {
   return reinterpret_cast<float4*>(args.outer.partial) +
          ((std::int64_t{column} * args.outer.segments + block) * 2 + half) * (kBesidePartial / 4);
+}
+
+// Sums of an outer product: float4 i % 128 of an eight of its rows, i / 128, of 64 columns.
+__device__ inline void store_outer(const Arguments& args, const OuterPart& part, int first_column,
+                                   int i, const float4& total) {
+  const int t = i % 128, r = i / 128 * 8 + t % 4 * 2;
+  const int col = first_column + t / 32 * 16 + t % 32 / 4;
+  const auto put = [&](int at_r, int at_col, float value) {
+    if (at_r >= args.layers[0].rank || at_col >= part.cols) return;
+    part.out[at_r * part.rank_stride + at_col * part.col_stride] = value * part.factor;
+  };
+  put(r, col, total.x);
+  put(r + 1, col, total.y);
+  put(r, col + 8, total.z);
+  put(r + 1, col + 8, total.w);
 }
 
 // Where it leaves those over a row block, of the outer product that is made where h is.

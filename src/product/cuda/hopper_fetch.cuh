@@ -135,7 +135,7 @@ template <int TileN, bool Outer, class T>
 __device__ void add_sums(const Arguments& args, const Block<TileN>& block, int thread) {
   int left = 0;
   const auto wait_for_sums = [&] {
-    block.left().wait(left += 2);
+    block.left().wait_late(left += 2);
     __threadfence();  // what the others of this block wrote comes before the count of blocks
     named_sync(5, kAddThreads);
   };
@@ -198,16 +198,7 @@ __device__ void add_sums(const Arguments& args, const Block<TileN>& block, int t
     // `total` is float4 i of a half of a column block.
     const auto put_sums = [&](const OuterPart& part, int column, int half, int i,
                               const float4& total) {
-      const int t = i % 128, r = i / 128 * 8 + t % 4 * 2;
-      const int col = column * outer_columns(TileN) + half * 64 + t / 32 * 16 + t % 32 / 4;
-      const auto put = [&](int at_r, int at_col, float value) {
-        if (at_r >= args.layers[0].rank || at_col >= part.cols) return;
-        part.out[at_r * part.rank_stride + at_col * part.col_stride] = value * part.factor;
-      };
-      put(r, col, total.x);
-      put(r + 1, col, total.y);
-      put(r, col + 8, total.z);
-      put(r + 1, col + 8, total.w);
+      store_outer(args, part, column * outer_columns(TileN) + half * 64, i, total);
     };
     if (TileN == 256 && outer.rides) {
       const int row_blocks = (args.m + kTileM - 1) / kTileM;
@@ -228,6 +219,7 @@ __device__ void add_sums(const Arguments& args, const Block<TileN>& block, int t
         }
       }
     }
+    if (TileN == 128 && outer.in_cluster) return;
     for (Units units(args, block.cluster); units.any(); units.advance_column()) {
       const OuterPart& part = units.of();
       const int column = part.first_block + units.column();

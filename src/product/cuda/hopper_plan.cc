@@ -44,6 +44,9 @@ constexpr int kUntilS = 7, kUntilCopies = 10;
 constexpr double kBesideUnit = 0.6;
 constexpr int kBetween = 2;
 
+// Steps of an only tile behind its last unit: h is there before, and nobody wants to wait for it.
+constexpr std::int64_t kAhead = 8;
+
 // Beside an h of up to 16 columns there are up to 16 of y in a product of 32, which takes no
 // longer: it is x that it waits for.
 constexpr int kRaggedClass = 32, kMostRagged = 16, kMostRankOfRagged = 16;
@@ -236,6 +239,11 @@ HopperOuterPlan plan_hopper_outer(const HopperPlan& plan, std::int64_t k,
     least_tiles = divide_up(plan.tiles(), plan.clusters);
   }
   outer.unit_cols = plan.tile_n == 256 ? 128 : 64;
+  const auto fits = [&](const HopperOuterShape& each) {
+    return divide_up(each.cols, outer.unit_cols) <= workers;
+  };
+  outer.in_cluster = plan.tile_n == 128 && plan.tiles() <= plan.clusters &&
+                     std::all_of(products.begin(), products.end(), fits);
   std::int64_t given = 0, made = 0;  // units of a cluster
   for (std::size_t i = 0; i < products.size(); ++i) {
     outer.order[i] = products.size() == 2 && products[0].of_h ? 1 - i : i;
@@ -243,7 +251,7 @@ HopperOuterPlan plan_hopper_outer(const HopperPlan& plan, std::int64_t k,
     const std::int64_t blocks = divide_up(products[i].cols, outer.unit_cols);
     outer.column_blocks += blocks;
     outer.units[i] = blocks * plan.tile_rows;
-    outer.workers[i] = std::min(workers, outer.units[i]);
+    outer.workers[i] = std::min(workers, outer.in_cluster ? blocks : outer.units[i]);
     // The kernel counts in 32 bits.
     if ((outer.units[i] + 1) * plan.clusters >= std::int64_t{1} << 31) return {};
     (products[i].of_h ? made : given) += divide_up(outer.units[i], outer.workers[i]);
@@ -253,7 +261,9 @@ HopperOuterPlan plan_hopper_outer(const HopperPlan& plan, std::int64_t k,
   outer.late = least_tiles <= 1;
   if (outer.late && plan.h_every > 0) return {};  // one kind of unit beside a tile
   outer.first = plan.tile_n == 256 ? kUntilCopies : 2 * kUntilCopies;
-  const std::int64_t at_end = outer.late ? 2 * made : 0;
+  // Sums that go through registers alone are not waited for.
+  if (outer.in_cluster && steps >= 6 * kAhead) outer.ahead = kAhead;
+  const std::int64_t at_end = outer.late ? 2 * made + outer.ahead : 0;
   if (at_end >= steps) return {};
   // First tiles are left alone where the others have time enough: h is late beside them.
   for (const bool in_first : {false, true}) {
