@@ -314,7 +314,14 @@ TEST_F(CudaManyRows, LightBlocksMakeDbBesideMaskedTiles) {
 }
 TEST_F(CudaManyRows, OthersMakeSomeOfH) { check({8192, 2048, 2048, 16}); }
 TEST_F(CudaManyRows, AllMakeH) { check({8448, 1024, 4096, 16}); }
-TEST_F(CudaManyRows, OneTileABlock) { check({512, 4096, 4096, 16}); }
+// An only tile: sums of dA and dB meet in the cluster, if it makes whole column blocks of them.
+TEST_F(CudaManyRows, OneTileABlock) {
+  check({512, 4096, 4096, 16});
+  check({500, 4000, 4056, 13}, kF16, kF32);
+  check({400, 4096, 3072, 16});
+  check({640, 2048, 3000, 8});
+  check({260, 4096, 8000, 8});
+}
 TEST_F(CudaManyRows, BlocksWithoutATileMakeHInParts) {
   for (const std::int64_t m : {129, 200, 256}) check({m, 4096, 4096, 16});
   check({256, 2048, 2048, 128});

@@ -182,6 +182,14 @@ TEST(HopperPlan, OuterProductsBesideTiles) {
     const std::int64_t columns = plan.tile_n == 256 ? 128 : 64;
     EXPECT_EQ(outer.units[0], 4096 / columns * plan.tile_rows);
   }
+  // Of an only tile each cluster makes whole column blocks, where there are no more than clusters.
+  const HopperPlan few = plan_hopper(512, 4096, 4096, 16, kH200);
+  const HopperOuterPlan in_cluster = plan_hopper_outer(few, 4096, kBoth);
+  EXPECT_TRUE(in_cluster.in_cluster);
+  EXPECT_EQ(in_cluster.workers[0], 4096 / 64);
+  EXPECT_GT(in_cluster.ahead, 0);
+  constexpr std::array<HopperOuterShape, 2> kWider{{{4096, true}, {8192, false}}};
+  EXPECT_FALSE(plan_hopper_outer(few, 8192, kWider).in_cluster);
   constexpr std::array<HopperOuterShape, 2> kNarrow{{{2048, true}, {2048, false}}};
   const HopperPlan plan = plan_hopper(8192, 2048, 2048, 16, kH200);
   expect_room(plan, 2048, plan_hopper_outer(plan, 2048, kNarrow));
