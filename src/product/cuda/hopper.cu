@@ -95,6 +95,7 @@ __global__ void __launch_bounds__(kThreads, 1)
     __syncwarp();
   } else {
     grow_registers<224>();
+    if constexpr (Dropped == Drops::kYFirst) wait_for_kernel_before();  // of the masks
     Multiplier<T, TileN, WIsKN, Outer, Dropped, Ragged> multiplier{
         maps,
         args,
@@ -219,6 +220,8 @@ struct Layout {
   static std::int64_t masked_columns(const Term& term) {
     return drops_x(term) ? term.x.dim(1) : term.y.dim(1);
   }
+  // Tiles begin with the pair and mask it.
+  bool masks_first() const { return w_is_kn && dropout != nullptr && plan.h_before; }
   std::int64_t mask_bytes() const { return plan.tile_rows * 2 * mask_steps * kMaskBytes; }
   std::int64_t row_flags() const { return plan.tile_rows * 2 * kFlagsOfRowBlock; }
   std::int64_t s_stride() const { return round_up(k, 8); }
@@ -255,6 +258,12 @@ void launch_product(const Call& call, const Maps& maps, const Arguments& args) {
 template <class T>
 void launch_masked(const Call& call, const Layout& layout, const Maps& maps,
                    const Arguments& args) {
+  if (layout.masks_first()) {
+    if (layout.plan.tile_n == 128) {
+      return launch_product<T, 128, true, false, Drops::kYFirst>(call, maps, args);
+    }
+    return launch_product<T, 256, true, false, Drops::kYFirst>(call, maps, args);
+  }
   if (layout.plan.tile_n == 128) {
     if (layout.w_is_kn) return launch_product<T, 128, true, false, Drops::kY>(call, maps, args);
     return launch_product<T, 128, false, false, Drops::kX>(call, maps, args);
@@ -374,7 +383,6 @@ void run_as(const char* op, const Call& call, std::span<const Term> terms, std::
   if (plan.rank_class == 0) return launch<T>(call, layout, maps, args);
 
   std::byte* const h = workspace + layout.h_at;
-  const bool masks_y = layout.dropout != nullptr && !Layout::drops_x(term);
   args.rank = static_cast<int>(layout.rank);
   args.rank_class = plan.rank_class;
   args.h_stride = static_cast<int>(layout.h_stride());
@@ -458,13 +466,14 @@ void run_as(const char* op, const Call& call, std::span<const Term> terms, std::
     }
   }
   copies.of_s = copies.count;
+  const bool narrow_h = layout.dropout != nullptr && layout.w_is_kn && !plan.h_before;
   for (std::size_t i = 0; i < terms.size(); ++i) {
     if (!terms[i].pair.present()) continue;
     maps.e[i] = place(layout.e_rows(terms[i]), layout.copies_e[i], layout.e_stride(terms[i]),
                       layout.e_at[i], w_rows);
     maps.h[i] =
         tensor_map(op, h + args.layers[i].first_rank * 2, dtype, layout.m, args.layers[i].rank,
-                   layout.h_stride(), kTileM, masks_y ? kNarrow : kTileK);
+                   layout.h_stride(), kTileM, narrow_h ? kNarrow : kTileK);
   }
   if (layout.makes_outer) {
     OuterArguments& outer = args.outer;

@@ -162,6 +162,25 @@ __device__ inline void add_if_kept(float& sum, float value, std::uint32_t word, 
                : "f"(value), "r"(word & bit));
 }
 
+// value = 0 unless it is kept, by the same bit.
+__device__ inline void zero_if_dropped(float& value, std::uint32_t word, int eight, bool odd) {
+  const std::uint32_t bit = 8u << ((odd ? 16 : 0) + eight % 2 * 8 + eight / 2 * 4);
+  asm volatile(
+      "{\n.reg .pred dropped;\nsetp.eq.b32 dropped, %1, 0;\n@dropped mov.f32 %0, 0f00000000;\n}"
+      : "+f"(value)
+      : "r"(word & bit));
+}
+
+// The words of a row and step, from memory: here and now, so that products hide the time.
+__device__ inline uint2 load_mask(const uint2* from) {
+  uint2 words;
+  asm volatile("ld.global.cg.v2.u32 {%0, %1}, [%2];"
+               : "=r"(words.x), "=r"(words.y)
+               : "l"(from)
+               : "memory");
+  return words;
+}
+
 #endif
 
 // A thread makes the 64 bits of a row and step, from eight counters. Rows and columns past the end
