@@ -9,6 +9,7 @@
 #include "product/cuda/hopper_fetch.cuh"
 #include "product/cuda/hopper_masks.cuh"
 #include "product/cuda/hopper_multiply.cuh"
+#include "product/cuda/hopper_outer.h"
 #include "product/cuda/hopper_shrink.cuh"
 #include "product/cuda/hopper_shrink.h"
 
@@ -137,7 +138,8 @@ struct Layout {
   bool w_is_kn = false;
   std::int64_t m, k, rank;
   std::int64_t k_blocks, units, flags;
-  bool makes_outer = false, copies_s = false, s_is_kn = false;
+  bool makes_outer = false, outer_after = false;  // beside the tiles; by a launch after them
+  bool copies_s = false, s_is_kn = false;
   HopperOuterPlan outer;
   std::size_t flags_at = 0, s_at = 0, h_at = 0, partial_at = 0, bytes = 0;
   std::array<std::size_t, kMostLayers> e_at{};
@@ -160,7 +162,10 @@ struct Layout {
                                            : steps_of_unit<64>(plan.rank_class);
     units = (k_blocks + steps - 1) / steps;
     if (plan.rank_class == 0) return;
-    makes_outer = terms.size() == 1 && hopper_makes_outer(terms[0], facts);
+    if (terms.size() == 1) {
+      const OuterWay way = hopper_outer_way(terms[0], facts);
+      makes_outer = way == OuterWay::kBeside, outer_after = way == OuterWay::kAfter;
+    }
     if (makes_outer) outer = plan_hopper_outer(plan, k, outer_shapes(terms[0]));
     flags = row_flags() + 2 + outer.column_blocks * 2;
     const auto take = [&](std::int64_t of) {
@@ -194,12 +199,13 @@ struct Layout {
     if (plan.h_parts > 1 || plan.h_every > 0) {
       partial_at = take(plan.items_in_parts() * 2 * kTileM * plan.rank_class * 4);
     }
-    if (!makes_outer) return;
+    if (!makes_outer && !outer_after) return;
     for (std::size_t i = 0; i < terms[0].outer_products.size(); ++i) {
       if (terms[0].outer_products[i].coefficients.present() && !outer.rides) {
         coefficients_at[i] = take(m * h_stride() * 2);
       }
     }
+    if (outer_after) return;
     outer_partial_at = take(outer.column_blocks * outer.segments * 2 * kBesidePartial * 4);
     if (outer.rides) ridden_partial_at = take(units * plan.tile_rows * 4 * kBesidePartial * 4);
   }
@@ -338,6 +344,28 @@ void launch_masks(const Call& call, const Layout& layout, const Term& term, std:
   how.block = kMaskThreads;
   how.overlaps = true;
   call.launch(how, make_masks, args);
+}
+
+// The outer products that are left to a launch after the tiles, by their coefficients as the tiles'
+// kernel, or the one before it, leaves them: s·h of its own, and copies of those that are given.
+void launch_outer(const char* op, const Call& call, const Layout& layout, const Term& term,
+                  float h_scaling, std::byte* workspace) {
+  std::array<HopperOuterJob, kMostOuterJobs> jobs;
+  const std::size_t count = term.outer_products.size();
+  for (std::size_t i = 0; i < count; ++i) {
+    const OuterProduct& from = term.outer_products[i];
+    const bool given = from.coefficients.present();
+    HopperOuterJob& job = jobs[i];
+    job.matrix = from.matrix;
+    job.coefficients = workspace + (given ? layout.coefficients_at[i] : layout.h_at);
+    job.stride = layout.h_stride();
+    // s·h has one in it.
+    job.factor = given              ? from.scaling
+                 : h_scaling != 0.0f ? from.scaling / h_scaling
+                                     : 0.0f;
+    job.out = from.out;
+  }
+  run_hopper_outer(op, call, {jobs.data(), count});
 }
 
 template <class T>
@@ -519,8 +547,19 @@ void run_as(const char* op, const Call& call, std::span<const Term> terms, std::
           tensor_map(op, at, dtype, layout.m, layout.rank, layout.h_stride(), kTileM, kNarrow);
     }
   }
+  if (layout.outer_after) {
+    for (std::size_t i = 0; i < term.outer_products.size(); ++i) {
+      const ConstTensorView& given = term.outer_products[i].coefficients;
+      if (given.present()) {
+        add(copy(given, layout.h_stride(), workspace + layout.coefficients_at[i]));
+      }
+    }
+  }
   if (plan.h_before) make_h<T>(call, layout, maps, args);
   launch<T>(call, layout, maps, args);
+  if (layout.outer_after) {
+    launch_outer(op, call, layout, term, args.layers[0].scaling, workspace);
+  }
 }
 
 }  // namespace

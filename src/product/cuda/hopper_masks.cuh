@@ -5,6 +5,7 @@
 #include "backend/cuda/philox.cuh"
 #include "backend/cuda/sm90.cuh"
 #include "product/cuda/hopper_block.cuh"
+#include "product/cuda/hopper_mask_bits.cuh"
 
 // Dropout in the kernel of hopper.cu: one bit an element, 1 if it is kept, made by a kernel of its
 // own before it. Philox is bound by the integer units; made by warps beside the products, or by
@@ -87,30 +88,6 @@ __device__ inline std::uint32_t turn_bits(std::uint32_t word, unsigned lane) {
 __device__ inline const uint2* masks_at(const uint2* masks, const Arguments& args, int row_block,
                                         int step) {
   return masks + (std::int64_t{row_block} * args.mask_steps + step) * kTileM;
-}
-
-// All ones in each half of which the element is kept, from a word shifted so that their bits are on
-// top of bytes 0 and 2, or 1 and 3: the permutation has those bytes' signs.
-__device__ inline std::uint32_t even_mask(std::uint32_t word) {
-  std::uint32_t mask;
-  asm("prmt.b32 %0, %1, %1, 0xAA88;" : "=r"(mask) : "r"(word));
-  return mask;
-}
-__device__ inline std::uint32_t odd_mask(std::uint32_t word) {
-  std::uint32_t mask;
-  asm("prmt.b32 %0, %1, %1, 0xBB99;" : "=r"(mask) : "r"(word));
-  return mask;
-}
-
-// Masks fragment i (of 16 along K) of what goes through registers, as wgmma takes it, by the words
-// of this thread's two rows.
-__device__ inline void mask_fragment(std::uint32_t (&a)[4], std::uint32_t first,
-                                     std::uint32_t second, int i, int thread) {
-  const int shift = thread % 4 + (i % 2 == 0 ? 4 : 0);
-  a[0] &= even_mask(first << shift);
-  a[1] &= even_mask(second << shift);
-  a[2] &= odd_mask(first << shift);
-  a[3] &= odd_mask(second << shift);
 }
 
 // The words of a thread's two rows and a step of 64 columns; those of the first row are at `row` in
