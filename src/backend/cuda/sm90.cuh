@@ -41,6 +41,23 @@ struct Barrier {
         "r"(rank)
         : "memory");
   }
+  /// The same of one that other threads wait for to read what this one has seen or written: the
+  /// fence is for them. They wait with `wait_for_others`.
+  __device__ void release_at(std::uint32_t rank) const {
+    asm volatile(
+        "{\n.reg .b32 there;\nmapa.shared::cluster.u32 there, %0, %1;\n"
+        "mbarrier.arrive.release.cluster.shared::cluster.b64 _, [there];\n}" ::"r"(address),
+        "r"(rank)
+        : "memory");
+  }
+  __device__ void wait_for_others(std::uint32_t parity) const {
+    asm volatile(
+        "{\n.reg .pred done;\nagain:\n"
+        "mbarrier.try_wait.parity.acquire.cluster.shared::cta.b64 done, [%0], %1;\n"
+        "@done bra.uni over;\nbra.uni again;\nover:\n}" ::"r"(address),
+        "r"(parity)
+        : "memory");
+  }
   __device__ void wait(std::uint32_t parity) const {
     asm volatile(
         "{\n.reg .pred done;\nagain:\n"
@@ -83,6 +100,11 @@ __device__ inline std::uint32_t cluster_rank() {
 /// All threads of all blocks of the cluster; in two halves, or at once.
 __device__ inline void cluster_arrive() {
   asm volatile("barrier.cluster.arrive.release.aligned;" ::: "memory");
+}
+/// Of threads that have nothing to show to others but barriers that they published: a fence of the
+/// whole device less.
+__device__ inline void cluster_arrive_relaxed() {
+  asm volatile("barrier.cluster.arrive.relaxed.aligned;" ::: "memory");
 }
 __device__ inline void cluster_wait() {
   asm volatile("barrier.cluster.wait.acquire.aligned;" ::: "memory");

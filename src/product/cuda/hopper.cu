@@ -71,12 +71,24 @@ __global__ void __launch_bounds__(kThreads, 1)
     }
     block.seen().set(0);
     block.left().set(0);
+    block.sums().init(2);  // two blocks
+    block.taken().init(2);
     publish_barriers();
     prefetch(maps.x);
     prefetch(maps.w[0]);
     prefetch(maps.y[0]);
   }
-  cluster_sync();
+  if (threadIdx.x == 32 && args.rank_class > 0) {
+    prefetch(maps.e[0]);
+    prefetch(maps.h[0]);
+    for (int i = 0; Outer && i < args.outer.count; ++i) {
+      prefetch(maps.matrix[i]);
+      prefetch(maps.coefficients[i]);
+    }
+  }
+  __syncthreads();
+  cluster_arrive_relaxed();
+  cluster_wait();
   // With dropout the kernel before made its masks, or it made h, and let this one start when all
   // that was before it had ended: who uses them waits for them.
   if constexpr (Dropped == Drops::kNothing) {
@@ -94,9 +106,6 @@ __global__ void __launch_bounds__(kThreads, 1)
       prepare<TileN, Outer, T>(args, block, static_cast<int>(threadIdx.x) - 32);
     }
     __syncwarp();
-    if constexpr (Outer && TileN == 128) {
-      if (args.outer.in_cluster) cluster_sync();
-    }
   } else {
     grow_registers<224>();
     if constexpr (Dropped == Drops::kYFirst) wait_for_kernel_before();  // of the masks
@@ -120,18 +129,9 @@ __global__ void __launch_bounds__(kThreads, 1)
          tile += args.clusters) {
       multiplier.make_tile(sum, tile);
     }
-    if constexpr (multiplier.kKeeps) {
-      if (args.outer.in_cluster) {
-        if (first_tile_of(args, block.cluster) >= tiles_of(args)) cluster_arrive();
-        __syncwarp();
-        cluster_wait();
-        multiplier.add_in_cluster();
-      }
-    }
     if (multiplier.thread == 0) wait_for_store_reads<0>();
     __syncwarp();
   }
-  cluster_sync();  // the other block may still send something here
 #endif
 }
 
@@ -371,9 +371,7 @@ void launch_outer(const char* op, const Call& call, const Layout& layout, const 
     job.coefficients = workspace + (given ? layout.coefficients_at[i] : layout.h_at);
     job.stride = layout.h_stride();
     // s·h has one in it.
-    job.factor = given              ? from.scaling
-                 : h_scaling != 0.0f ? from.scaling / h_scaling
-                                     : 0.0f;
+    job.factor = given ? from.scaling : h_scaling != 0.0f ? from.scaling / h_scaling : 0.0f;
     job.out = from.out;
   }
   run_hopper_outer(op, call, {jobs.data(), count});

@@ -46,7 +46,9 @@ struct Sizes {
   static constexpr int kArrived = kEmpty + kSlots * 8;
   static constexpr int kSeen = kArrived + 12;  // kArrived: of two warpgroups, and of those that add
   static constexpr int kLeft = kSeen + 4;
-  static constexpr int kEnd = kLeft + 8;
+  static constexpr int kSums = kLeft + 8;  // kSums, kTaken: barriers of sums that meet in a cluster
+  static constexpr int kTaken = kSums + 8;
+  static constexpr int kEnd = kTaken + 8;
 };
 
 // A unit of an outer product is 128 rows by 128 columns, 64 of which are a warpgroup's; by 64 where
@@ -255,6 +257,14 @@ struct Block {
   __device__ std::uint32_t masks_of_outer(Slot at) const {
     return slot(at) + 2 * kXBytes + kNarrowBytes;
   }
+  // Sums that meet in the cluster, for its blocks to add up: product, eight of its rows, warpgroup.
+  // They are where no tile is staged before an only one has been made.
+  __device__ std::uint32_t sums_at(int product, int eight, int half, int thread) const {
+    return shared + Size::kStaging + (((product * 2 + eight) * 2 + half) * 128 + thread) * 16;
+  }
+  // Both blocks have left their sums; both have taken them all.
+  __device__ Barrier sums() const { return {shared + Size::kSums}; }
+  __device__ Barrier taken() const { return {shared + Size::kTaken}; }
   // So many sums of units beside tiles have been left in memory by the two warpgroups.
   __device__ Count left() const { return {shared + Size::kLeft}; }
 };
@@ -362,6 +372,9 @@ struct Units {
     }
   }
   __device__ bool any() const { return part < args.outer.count; }
+  // Whether there were any from the beginning, of a product or of one of them.
+  __device__ bool has(int product) const { return worker() < args.outer.parts[product].workers; }
+  __device__ bool has_some() const { return has(0) || (args.outer.count == 2 && has(1)); }
 
   // How many go with the next tile, after every so many steps; and at its end. h is there after the
   // first tile, and coefficients are copied while it begins.

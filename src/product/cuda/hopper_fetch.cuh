@@ -127,10 +127,46 @@ __device__ inline void wait_for_late(const std::uint32_t* flag, std::uint32_t co
 // at the end of that tile), and of each other tile's rows.
 constexpr int kSeenS = 1, kSeenCopies = 2, kSeenAll = 1 << 30;
 
+constexpr int kAddThreads = 64;  // the last two warps of warpgroup 0
+
+// A cluster that makes all of a column block adds its sums up without memory, always in the same
+// order: its four warpgroups have those of other rows each. Block `rank` adds up eight of the
+// product's 16 rows.
+template <int TileN, class Wait>
+__device__ void add_in_cluster(const Arguments& args, const Block<TileN>& block, int thread,
+                               const Wait& wait_for_sums) {
+  const Units units(args, block.cluster);
+  if (!units.has_some()) return;
+  std::uint32_t parity = 0;
+  for (int i = 0; i < args.outer.count; ++i) {
+    if (!units.has(i)) continue;
+    wait_for_sums();
+    if (thread < 2) block.sums().release_at(thread);
+    block.sums().wait_for_others(parity);
+    parity ^= 1;
+#pragma unroll
+    for (int j = 0; j < 128 / kAddThreads; ++j) {
+      const int at = j * kAddThreads + thread;
+      float4 from[4];
+#pragma unroll
+      for (int k = 0; k < 4; ++k) {
+        from[k] = load_there(block.sums_at(i, block.rank, k % 2, at), k / 2);
+      }
+      const float4 total = make_float4(from[0].x + from[1].x + from[2].x + from[3].x,
+                                       from[0].y + from[1].y + from[2].y + from[3].y,
+                                       from[0].z + from[1].z + from[2].z + from[3].z,
+                                       from[0].w + from[1].w + from[2].w + from[3].w);
+      store_outer(args, args.outer.parts[i], units.worker() * outer_columns(TileN),
+                  block.rank * 128 + at, total);
+    }
+  }
+  named_sync(5, kAddThreads);
+  if (thread < 2) block.taken().release_at(thread);
+}
+
 // Warpgroup 0, the last two warps: what units beside tiles have summed up was left in memory; the
 // last block of those that share a sum adds them up, always in the same order. So who multiplies
 // waits for nobody.
-constexpr int kAddThreads = 64;
 template <int TileN, bool Outer, class T>
 __device__ void add_sums(const Arguments& args, const Block<TileN>& block, int thread) {
   int left = 0;
@@ -219,7 +255,9 @@ __device__ void add_sums(const Arguments& args, const Block<TileN>& block, int t
         }
       }
     }
-    if (TileN == 128 && outer.in_cluster) return;
+    if (TileN == 128 && outer.in_cluster) {
+      return add_in_cluster(args, block, thread, [&] { wait_for_sums(); });
+    }
     for (Units units(args, block.cluster); units.any(); units.advance_column()) {
       const OuterPart& part = units.of();
       const int column = part.first_block + units.column();
@@ -482,6 +520,11 @@ __device__ void fetch(const Maps& maps, const Arguments& args, const Block<TileN
       fill_pair();
     }
   });
+  // Until nobody has anything to send here: all slots have been released by both blocks.
+  for (int i = 0; i < Size::kSlots; ++i) {
+    block.empty(at.index).wait(at.parity);
+    at.advance<Size::kSlots>();
+  }
 }
 
 }  // namespace graft::cuda::hopper

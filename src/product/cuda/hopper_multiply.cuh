@@ -40,9 +40,6 @@ struct Multiplier {
   // Sums of a unit beside the tile, 64 rows by 16, in two halves that don't wait for each other: of
   // h, or of an outer product.
   float side[2][8];
-  // Those of whole outer products, of a cluster that makes all of a column block.
-  static constexpr bool kKeeps = Outer && TileN == 128;
-  float kept[kKeeps ? kMostOuter : 1][8];
 
   __device__ void sync() const { named_sync(1 + half, 128); }
 
@@ -404,8 +401,8 @@ struct Multiplier {
         steps_until(at_step);
         outer_unit(units.starts());
         steps_until(at_step + 1);
-        if (kKeeps && args.outer.in_cluster) {
-          if (units.ends()) keep_sums(units.part);
+        if (TileN == 128 && args.outer.in_cluster) {
+          if (units.ends()) leave_in_cluster(units.part);
         } else if (units.ends()) {
           leave_sums(outer_partial(args, units.of().first_block + units.column(),
                                    units.share() * 2 + block.rank, half));
@@ -432,11 +429,8 @@ struct Multiplier {
       finish_products();
     }
     if (has_bias) add_bias(sum, bias, biased);
-    if constexpr (kKeeps) {
-      if (args.outer.in_cluster) {
-        leave_kept();
-        cluster_arrive();
-      }
+    if constexpr (Outer && TileN == 128) {
+      if (args.outer.in_cluster && units.has_some()) block.taken().wait_for_others(0);
     }
     store_tile(sum, maps.y[of], row_block * kTileM + half * kHalfM, n0);
   }
@@ -615,50 +609,16 @@ struct Multiplier {
     if (thread == 0) block.left().raise();
   }
 
-  // Keeps them, for `add_in_cluster`.
-  __device__ void keep_sums(int part) {
+  // Leaves them for `add_in_cluster`.
+  __device__ void leave_in_cluster(int product) {
     wgmma_wait<0>();
 #pragma unroll
-    for (int i = 0; i < 8; ++i) {
-      const float sum = side[0][i] + side[1][i];
-      if (part == 0) {
-        kept[0][i] = sum;
-      } else if constexpr (kKeeps) {
-        kept[1][i] = sum;
-      }
+    for (int i = 0; i < 2; ++i) {
+      const auto sum = [&](int j) { return side[0][i * 4 + j] + side[1][i * 4 + j]; };
+      store_floats(block.sums_at(product, i, half, thread), sum(0), sum(1), sum(2), sum(3));
     }
-  }
-
-  // A cluster's four warpgroups have sums over other rows each. They leave them in the ring, which
-  // is free; then each adds up a quarter, always in the same order: of product `block.rank` those
-  // of eight rows, which are given by `half`.
-  __device__ std::uint32_t kept_at(int of, int half_of, int part) const {
-    return block.shared + (((part * 2 + of) * 2 + half_of) * 128 + thread) * 16;
-  }
-  __device__ void leave_kept() const {
-    named_sync(3, 256);
-#pragma unroll
-    for (int part = 0; part < kMostOuter; ++part) {
-#pragma unroll
-      for (int i = 0; i < 2; ++i) {
-        store_floats(kept_at(i, half, part), kept[part][i * 4], kept[part][i * 4 + 1],
-                     kept[part][i * 4 + 2], kept[part][i * 4 + 3]);
-      }
-    }
-  }
-  __device__ void add_in_cluster() const {
-    const int part = block.rank;
-    const int worker = args.clusters - 1 - block.cluster;
-    if (part >= args.outer.count || worker >= args.outer.parts[part].workers) return;
-    float4 from[4];
-#pragma unroll
-    for (int i = 0; i < 4; ++i) from[i] = load_there(kept_at(half, i % 2, part), i / 2);
-    const float4 total = make_float4(from[0].x + from[1].x + from[2].x + from[3].x,
-                                     from[0].y + from[1].y + from[2].y + from[3].y,
-                                     from[0].z + from[1].z + from[2].z + from[3].z,
-                                     from[0].w + from[1].w + from[2].w + from[3].w);
-    store_outer(args, args.outer.parts[part], worker * outer_columns(TileN), half * 128 + thread,
-                total);
+    sync();
+    if (thread == 0) block.left().raise();
   }
 
   // Whether this warpgroup is the last of `count` that left something in memory for each other.
