@@ -12,9 +12,10 @@
 namespace graft::cuda {
 namespace {
 
-constexpr DeviceFacts kH200{9, 0, 132, 232448, 52428800, 66, {0, 132, 66, 43, 30, 23, 20, 15, 15}};
-constexpr DeviceFacts kH100Pcie{9, 0, 114, 232448, 52428800, 57};
-constexpr DeviceFacts kSeventh{9, 0, 16, 232448, 52428800, 7};  // a part of one, with lone ones
+constexpr DeviceFacts kH200{9, 0, 132, 232448, 52428800, {0, 132, 66, 43, 30, 23, 20, 15, 15}};
+constexpr DeviceFacts kH100Pcie{9, 0, 114, 232448, 52428800, {0, 114, 57}};
+constexpr DeviceFacts kSeventh{9,      0,        16,
+                               232448, 52428800, {0, 16, 7}};  // a part of one, with lone ones
 
 // dA and dB of 4096 features.
 constexpr std::array<HopperOuterShape, 2> kBoth{{{4096, true}, {4096, false}}};
@@ -91,7 +92,7 @@ TEST(HopperPlan, SharesAllWorkOut) {
           const HopperPlan plan = plan_hopper(m, n, 4096, rank, facts);
           SCOPED_TRACE(testing::Message() << m << " " << n << " " << rank);
           ASSERT_GE(plan.clusters, 1);
-          ASSERT_LE(plan.clusters, facts.clusters);
+          ASSERT_LE(plan.clusters, facts.clusters_of[2]);
           ASSERT_LT(plan.light_clusters, plan.clusters);
           ASSERT_GE(plan.tile_rows * 256, m);
           ASSERT_GE(plan.tile_cols * plan.tile_n + plan.ragged, n);
@@ -329,7 +330,7 @@ TEST_F(HopperTakes, OuterProductsOfMaskedRowsBesideTiles) {
 
 TEST_F(HopperTakes, NoDeviceWithoutClusters) {
   DeviceFacts lone = kH200;
-  lone.clusters = 0;
+  lone.clusters_of = {};
   EXPECT_FALSE(hopper_takes(term(100, 264, 72), lone));
 }
 

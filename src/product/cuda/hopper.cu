@@ -3,6 +3,7 @@
 #include <cstdint>
 #include <span>
 
+#include "backend/cuda/integers.h"
 #include "backend/cuda/tensor_map.h"
 #include "product/cuda/hopper.h"
 #include "product/cuda/hopper_block.cuh"
@@ -127,8 +128,6 @@ __global__ void __launch_bounds__(kThreads, 1)
 namespace {
 
 using namespace hopper;
-
-std::int64_t round_up(std::int64_t value, std::int64_t to) { return (value + to - 1) / to * to; }
 
 // The call's workspace. The terms share x and how W lies.
 struct Layout {

@@ -2,6 +2,7 @@
 #include <array>
 #include <cstdint>
 
+#include "backend/cuda/integers.h"
 #include "backend/cuda/tensor_map.h"
 #include "graft/lora.h"
 #include "product/cuda/hopper.h"
@@ -16,8 +17,6 @@ constexpr std::size_t kMostLayers = 3;  // of one launch, hopper_block.cuh's
 // What a block of the kernel has in shared memory, hopper.cu's kSharedBytes: four slots of 48 KB,
 // two staging buffers of 16 KB, and barriers.
 constexpr std::size_t kSharedBytes = 227 * 1024;
-
-std::int64_t divide_up(std::int64_t a, std::int64_t b) { return (a + b - 1) / b; }
 
 // The time of a tile, in those of 256 columns: of fewer ones a little more than their share, for x
 // is read for fewer products.
@@ -77,7 +76,7 @@ HopperPlan divided(int tile_n, std::int64_t m, std::span<const std::int64_t> wid
   // One that has no tile may still make h.
   const bool makes_h = plan.rank_class > 0 && !plan.h_before;
   const std::int64_t useful = plan.tiles() + (makes_h ? plan.tile_rows : 0);
-  plan.clusters = static_cast<int>(std::min<std::int64_t>(facts.clusters, useful));
+  plan.clusters = static_cast<int>(std::min<std::int64_t>(facts.clusters_of[2], useful));
   const std::int64_t last = plan.tiles() % plan.clusters;
   plan.light_clusters = last == 0 ? 0 : plan.clusters - static_cast<int>(last);
   return plan;
@@ -131,7 +130,7 @@ double share_items_best(HopperPlan& plan, std::int64_t k_blocks, bool masked,
   for (const int parts : {2, 3, 4}) {
     HopperPlan other = plan;
     const std::int64_t items = plan.tile_rows * parts;
-    if (k_blocks < 8 * parts || plan.tiles() + items > facts.clusters) break;
+    if (k_blocks < 8 * parts || plan.tiles() + items > facts.clusters_of[2]) break;
     other.clusters = static_cast<int>(plan.tiles() + items);
     other.light_clusters = static_cast<int>(items);
     other.light_parts = other.h_parts = parts;
@@ -344,7 +343,7 @@ Support suits_hopper(const Term& term, const DeviceFacts& facts) {
 
 Support hopper_takes(const Term& term, const DeviceFacts& facts) {
   if (Support suits = suits_hopper(term, facts); !suits) return suits;
-  if (facts.clusters < 1) return Support::no("no two blocks side by side");
+  if (facts.clusters_of[2] < 1) return Support::no("no two blocks side by side");
   if (!takes_tensor_map(term.y)) return Support::no("y: TMA needs dense rows at 16 bytes");
   // Loads end with the last element of a row; stores end with its 16 bytes.
   if (term.y.dim(1) % 8 != 0) return Support::no("y: TMA stores whole 16 bytes");
