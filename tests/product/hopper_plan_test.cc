@@ -267,7 +267,7 @@ TEST_F(HopperTakes, OnlyHopper) {
   EXPECT_FALSE(hopper_takes(term(100, 264, 72), DeviceFacts{12, 0, 170, 101376, 100663296}));
 }
 
-TEST_F(HopperTakes, DropoutOfSmallRanks) {
+TEST_F(HopperTakes, Dropout) {
   const Dropout dropout{0.1f};
   const auto pair = [&](Term term, std::int64_t rank) {
     term.pair.shrink = ConstTensorView(memory_, DType::kBFloat16, {term.w.dim(0), rank}, kDevice);
@@ -294,8 +294,17 @@ TEST_F(HopperTakes, DropoutOfSmallRanks) {
       EXPECT_LE(bytes_of(forward(m, 4096, 4096, rank)), std::size_t{32} << 20);
     }
     EXPECT_FALSE(hopper_takes(forward(m, 4096, 4096, 17), kH200));
-    EXPECT_FALSE(hopper_takes(backward(m, 4096, 4096, 17), kH200));
+    for (const std::int64_t rank : {17, 64, 128, 256}) {
+      const Term term = backward(m, 4096, 4096, rank);
+      EXPECT_TRUE(hopper_takes(term, kH200));
+      const HopperPlan plan = plan_hopper({&term, 1}, kH200);
+      EXPECT_TRUE(plan.h_before);
+      EXPECT_GE(plan.tile_n, 128);
+      EXPECT_LE(bytes_of(term), std::size_t{32} << 20);
+    }
   }
+  EXPECT_TRUE(hopper_takes(backward(129, 64, 4096, 17), kH200));
+  EXPECT_FALSE(hopper_takes(backward(128, 4096, 4096, 17), kH200));
   // A group of eight elements has one counter: it must not go round the end of a row.
   Term odd = forward(4096, 4096, 4096, 16);
   odd.x = ConstTensorView(memory_, DType::kBFloat16, std::array<std::int64_t, 2>{4096, 4095},
@@ -320,7 +329,12 @@ TEST_F(HopperTakes, OuterProductsOfMaskedRowsBesideTiles) {
   const TensorView out(memory_, DType::kFloat32, {16, 4096}, kDevice);
   term.outer_products.push_back({{}, matrix(4096, 4096), &dropout, 1.0f, out});
   term.outer_products.push_back({matrix(4096, 16), matrix(4096, 4096), nullptr, 1.0f, out});
-  EXPECT_TRUE(hopper_makes_outer(term, kH200));
+  EXPECT_EQ(hopper_outer_way(term, kH200), OuterWay::kBeside);
+  Term wide = term;
+  wide.pair.shrink = matrix(4096, 17), wide.pair.expand = matrix(17, 4096);
+  EXPECT_EQ(hopper_outer_way(wide, kH200), OuterWay::kAfter);
+  wide.outer_products.front().dropout = &other;
+  EXPECT_EQ(hopper_outer_way(wide, kH200), OuterWay::kNone);
   term.outer_products.front().dropout = &other;  // not the masks that the tiles have
   EXPECT_FALSE(hopper_makes_outer(term, kH200));
   std::swap(term.outer_products[0], term.outer_products[1]);

@@ -10,6 +10,7 @@
 #include "product/cuda/hopper_fetch.cuh"
 #include "product/cuda/hopper_masks.cuh"
 #include "product/cuda/hopper_multiply.cuh"
+#include "product/cuda/hopper_outer.h"
 #include "product/cuda/hopper_shrink.cuh"
 #include "product/cuda/hopper_shrink.h"
 
@@ -96,6 +97,7 @@ __global__ void __launch_bounds__(kThreads, 1)
     __syncwarp();
   } else {
     grow_registers<224>();
+    if constexpr (Dropped == Drops::kYFirst) wait_for_kernel_before();  // of the masks
     Multiplier<T, TileN, WIsKN, Outer, Dropped, Ragged> multiplier{
         maps,
         args,
@@ -135,7 +137,8 @@ struct Layout {
   bool w_is_kn = false;
   std::int64_t m, k, rank;
   std::int64_t k_blocks, units, flags;
-  bool makes_outer = false, copies_s = false, s_is_kn = false;
+  bool makes_outer = false, outer_after = false;  // beside the tiles; by a launch after them
+  bool copies_s = false, s_is_kn = false;
   HopperOuterPlan outer;
   std::size_t flags_at = 0, s_at = 0, h_at = 0, partial_at = 0, bytes = 0;
   std::array<std::size_t, kMostLayers> e_at{};
@@ -158,7 +161,10 @@ struct Layout {
                                            : steps_of_unit<64>(plan.rank_class);
     units = (k_blocks + steps - 1) / steps;
     if (plan.rank_class == 0) return;
-    makes_outer = terms.size() == 1 && hopper_makes_outer(terms[0], facts);
+    if (terms.size() == 1) {
+      const OuterWay way = hopper_outer_way(terms[0], facts);
+      makes_outer = way == OuterWay::kBeside, outer_after = way == OuterWay::kAfter;
+    }
     if (makes_outer) outer = plan_hopper_outer(plan, k, outer_shapes(terms[0]));
     flags = row_flags() + 2 + outer.column_blocks * 2;
     const auto take = [&](std::int64_t of) {
@@ -187,17 +193,18 @@ struct Layout {
     if (dropout != nullptr) {
       mask_steps = round_up((masked_columns(terms[0]) + kTileK - 1) / kTileK, kMaskSteps);
       masks_at = take(mask_bytes());
-      if (makes_outer) turned_masks_at = take(mask_bytes());
+      if (turns_masks(terms[0])) turned_masks_at = take(mask_bytes());
     }
     if (plan.h_parts > 1 || plan.h_every > 0) {
       partial_at = take(plan.items_in_parts() * 2 * kTileM * plan.rank_class * 4);
     }
-    if (!makes_outer) return;
+    if (!makes_outer && !outer_after) return;
     for (std::size_t i = 0; i < terms[0].outer_products.size(); ++i) {
       if (terms[0].outer_products[i].coefficients.present() && !outer.rides) {
         coefficients_at[i] = take(m * h_stride() * 2);
       }
     }
+    if (outer_after) return;
     outer_partial_at = take(outer.column_blocks * outer.segments * 2 * kBesidePartial * 4);
     if (outer.rides) ridden_partial_at = take(units * plan.tile_rows * 4 * kBesidePartial * 4);
   }
@@ -217,6 +224,16 @@ struct Layout {
   static bool drops_x(const Term& term) { return term.pair.input_dropout != nullptr; }
   static std::int64_t masked_columns(const Term& term) {
     return drops_x(term) ? term.x.dim(1) : term.y.dim(1);
+  }
+  // Tiles begin with the pair and mask it.
+  bool masks_first() const { return w_is_kn && dropout != nullptr && plan.h_before; }
+  // For who multiplies columns.
+  bool turns_masks(const Term& term) const {
+    return makes_outer || (outer_after && masks_outer(term));
+  }
+  static bool masks_outer(const Term& term) {
+    return std::any_of(term.outer_products.begin(), term.outer_products.end(),
+                       [](const OuterProduct& each) { return each.dropout != nullptr; });
   }
   std::int64_t mask_bytes() const { return plan.tile_rows * 2 * mask_steps * kMaskBytes; }
   std::int64_t row_flags() const { return plan.tile_rows * 2 * kFlagsOfRowBlock; }
@@ -254,6 +271,12 @@ void launch_product(const Call& call, const Maps& maps, const Arguments& args) {
 template <class T>
 void launch_masked(const Call& call, const Layout& layout, const Maps& maps,
                    const Arguments& args) {
+  if (layout.masks_first()) {
+    if (layout.plan.tile_n == 128) {
+      return launch_product<T, 128, true, false, Drops::kYFirst>(call, maps, args);
+    }
+    return launch_product<T, 256, true, false, Drops::kYFirst>(call, maps, args);
+  }
   if (layout.plan.tile_n == 128) {
     if (layout.w_is_kn) return launch_product<T, 128, true, false, Drops::kY>(call, maps, args);
     return launch_product<T, 128, false, false, Drops::kX>(call, maps, args);
@@ -320,7 +343,7 @@ void launch_masks(const Call& call, const Layout& layout, const Term& term, std:
   args.row_eights = static_cast<std::uint64_t>(Layout::masked_columns(term)) / 8;
   args.pairs = static_cast<unsigned>(layout.mask_steps / 2);
   args.rows = reinterpret_cast<uint2*>(workspace + layout.masks_at);
-  if (layout.makes_outer) {
+  if (layout.turns_masks(term)) {
     args.columns = reinterpret_cast<std::uint32_t*>(workspace + layout.turned_masks_at);
   }
   Launch how;
@@ -328,6 +351,30 @@ void launch_masks(const Call& call, const Layout& layout, const Term& term, std:
   how.block = kMaskThreads;
   how.overlaps = true;
   call.launch(how, make_masks, args);
+}
+
+// The outer products that are left to a launch after the tiles, by their coefficients as the tiles'
+// kernel, or the one before it, leaves them: s·h of its own, and copies of those that are given.
+void launch_outer(const char* op, const Call& call, const Layout& layout, const Term& term,
+                  float h_scaling, std::byte* workspace) {
+  std::array<HopperOuterJob, kMostOuterJobs> jobs;
+  const std::size_t count = term.outer_products.size();
+  for (std::size_t i = 0; i < count; ++i) {
+    const OuterProduct& from = term.outer_products[i];
+    const bool given = from.coefficients.present();
+    HopperOuterJob& job = jobs[i];
+    job.matrix = from.matrix;
+    job.coefficients = workspace + (given ? layout.coefficients_at[i] : layout.h_at);
+    job.stride = layout.h_stride();
+    // s·h has one in it.
+    job.factor = given ? from.scaling : h_scaling != 0.0f ? from.scaling / h_scaling : 0.0f;
+    job.out = from.out;
+    if (from.dropout == nullptr) continue;
+    job.factor *= from.dropout->scale();
+    job.turned_masks = reinterpret_cast<const std::uint32_t*>(workspace + layout.turned_masks_at);
+    job.mask_steps = layout.mask_steps;
+  }
+  run_hopper_outer(op, call, {jobs.data(), count});
 }
 
 template <class T>
@@ -373,7 +420,6 @@ void run_as(const char* op, const Call& call, std::span<const Term> terms, std::
   if (plan.rank_class == 0) return launch<T>(call, layout, maps, args);
 
   std::byte* const h = workspace + layout.h_at;
-  const bool masks_y = layout.dropout != nullptr && !Layout::drops_x(term);
   args.rank = static_cast<int>(layout.rank);
   args.rank_class = plan.rank_class;
   args.h_stride = static_cast<int>(layout.h_stride());
@@ -457,13 +503,14 @@ void run_as(const char* op, const Call& call, std::span<const Term> terms, std::
     }
   }
   copies.of_s = copies.count;
+  const bool narrow_h = layout.dropout != nullptr && layout.w_is_kn && !plan.h_before;
   for (std::size_t i = 0; i < terms.size(); ++i) {
     if (!terms[i].pair.present()) continue;
     maps.e[i] = place(layout.e_rows(terms[i]), layout.copies_e[i], layout.e_stride(terms[i]),
                       layout.e_at[i], w_rows);
     maps.h[i] =
         tensor_map(op, h + args.layers[i].first_rank * 2, dtype, layout.m, args.layers[i].rank,
-                   layout.h_stride(), kTileM, masks_y ? kNarrow : kTileK);
+                   layout.h_stride(), kTileM, narrow_h ? kNarrow : kTileK);
   }
   if (layout.makes_outer) {
     OuterArguments& outer = args.outer;
@@ -509,8 +556,19 @@ void run_as(const char* op, const Call& call, std::span<const Term> terms, std::
           tensor_map(op, at, dtype, layout.m, layout.rank, layout.h_stride(), kTileM, kNarrow);
     }
   }
+  if (layout.outer_after) {
+    for (std::size_t i = 0; i < term.outer_products.size(); ++i) {
+      const ConstTensorView& given = term.outer_products[i].coefficients;
+      if (given.present()) {
+        add(copy(given, layout.h_stride(), workspace + layout.coefficients_at[i]));
+      }
+    }
+  }
   if (plan.h_before) make_h<T>(call, layout, maps, args);
   launch<T>(call, layout, maps, args);
+  if (layout.outer_after) {
+    launch_outer(op, call, layout, term, args.layers[0].scaling, workspace);
+  }
 }
 
 }  // namespace
