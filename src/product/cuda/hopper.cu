@@ -228,6 +228,8 @@ struct Layout {
   }
   // Tiles begin with the pair and mask it.
   bool masks_first() const { return w_is_kn && dropout != nullptr && plan.h_before; }
+  // The tiles' kernel has masks to apply: an x that is masked may have been used up before it.
+  bool masks_tiles() const { return dropout != nullptr && (w_is_kn || !plan.h_before); }
   // For who multiplies columns.
   bool turns_masks(const Term& term) const {
     return makes_outer || (outer_after && masks_outer(term));
@@ -289,7 +291,7 @@ void launch_masked(const Call& call, const Layout& layout, const Maps& maps,
 
 template <class T>
 void launch(const Call& call, const Layout& layout, const Maps& maps, const Arguments& args) {
-  if (layout.dropout != nullptr) return launch_masked<T>(call, layout, maps, args);
+  if (layout.masks_tiles()) return launch_masked<T>(call, layout, maps, args);
   if (layout.plan.tile_n == 256) {
     if (layout.makes_outer) return launch_product<T, 256, true, true>(call, maps, args);
     if (layout.plan.ragged > 0) {
