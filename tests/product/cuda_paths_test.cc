@@ -4,6 +4,7 @@
 #include <array>
 #include <cstdint>
 #include <string>
+#include <tuple>
 #include <utility>
 
 #include "product/cuda/paths.h"
@@ -185,15 +186,18 @@ TEST(CudaPaths, FewAndMiddlingRowsOnHopper) {
   EXPECT_EQ(path(outer), "hopper_rows");  // which leaves them to a term of their own
 }
 
-// Of small ranks Hopper's tiles mask the pair themselves; of wide ones they make the base product.
+// Hopper's tiles mask the pair themselves, but for few rows.
 TEST(CudaPaths, DropoutOnHopper) {
   const Dropout dropout{0.1f};
-  for (const auto& [rank, path] : {std::pair{16, "hopper"}, {17, "hopper+ampere"}}) {
-    Term forward = delta(kBF16, kF32, 4096, 4096, 4096, rank);
+  for (const auto& [m, rank, path] : {std::tuple{4096, 16, "hopper"},
+                                      {4096, 17, "hopper"},
+                                      {4096, 256, "hopper"},
+                                      {128, 17, "hopper_rows+ampere"}}) {
+    Term forward = delta(kBF16, kF32, m, 4096, 4096, rank);
     forward.w = matrix(kBF16, 4096, 4096).transposed();
     forward.pair.input_dropout = &dropout;
-    EXPECT_STREQ(path_name(forward, kH200), path);
-    Term backward = delta(kBF16, kF32, 4096, 4096, 4096, rank);
+    EXPECT_STREQ(path_name(forward, kH200), rank > 16 && m > 128 ? "hopper+ampere" : path);
+    Term backward = delta(kBF16, kF32, m, 4096, 4096, rank);
     backward.w = matrix(kBF16, 4096, 4096);
     backward.pair.output_dropout = &dropout;
     EXPECT_STREQ(path_name(backward, kH200), path);

@@ -266,7 +266,7 @@ TEST_F(HopperTakes, OnlyHopper) {
   EXPECT_FALSE(hopper_takes(term(100, 264, 72), DeviceFacts{12, 0, 170, 101376, 100663296}));
 }
 
-TEST_F(HopperTakes, DropoutOfSmallRanks) {
+TEST_F(HopperTakes, Dropout) {
   const Dropout dropout{0.1f};
   const auto pair = [&](Term term, std::int64_t rank) {
     term.pair.shrink = ConstTensorView(memory_, DType::kBFloat16, {term.w.dim(0), rank}, kDevice);
@@ -293,8 +293,17 @@ TEST_F(HopperTakes, DropoutOfSmallRanks) {
       EXPECT_LE(bytes_of(forward(m, 4096, 4096, rank)), std::size_t{32} << 20);
     }
     EXPECT_FALSE(hopper_takes(forward(m, 4096, 4096, 17), kH200));
-    EXPECT_FALSE(hopper_takes(backward(m, 4096, 4096, 17), kH200));
+    for (const std::int64_t rank : {17, 64, 128, 256}) {
+      const Term term = backward(m, 4096, 4096, rank);
+      EXPECT_TRUE(hopper_takes(term, kH200));
+      const HopperPlan plan = plan_hopper({&term, 1}, kH200);
+      EXPECT_TRUE(plan.h_before);
+      EXPECT_GE(plan.tile_n, 128);
+      EXPECT_LE(bytes_of(term), std::size_t{32} << 20);
+    }
   }
+  EXPECT_TRUE(hopper_takes(backward(129, 64, 4096, 17), kH200));
+  EXPECT_FALSE(hopper_takes(backward(128, 4096, 4096, 17), kH200));
   // A group of eight elements has one counter: it must not go round the end of a row.
   Term odd = forward(4096, 4096, 4096, 16);
   odd.x = ConstTensorView(memory_, DType::kBFloat16, std::array<std::int64_t, 2>{4096, 4095},

@@ -9,6 +9,7 @@
 #include "product/cuda/hopper_fetch.cuh"
 #include "product/cuda/hopper_make_masks.cuh"
 #include "product/cuda/hopper_multiply.cuh"
+#include "product/cuda/hopper_outer.h"
 #include "product/cuda/hopper_shrink.h"
 
 // y = [ x | s·h ] · [ W ; E ] + bias with h = x·S, for many rows of 16-bit elements on Hopper.
@@ -94,6 +95,7 @@ __global__ void __launch_bounds__(kThreads, 1)
     __syncwarp();
   } else {
     grow_registers<224>();
+    if constexpr (Dropped == Drops::kYFirst) wait_for_kernel_before();  // of the masks
     Multiplier<T, TileN, WIsKN, Outer, Dropped, Ragged> multiplier{
         maps,
         args,
@@ -135,7 +137,8 @@ struct Layout {
   bool w_is_kn = false;
   std::int64_t m, k, rank;
   std::int64_t k_blocks, units, flags;
-  bool makes_outer = false, copies_s = false, s_is_kn = false;
+  bool makes_outer = false, outer_after = false;  // beside the tiles; by a launch after them
+  bool copies_s = false, s_is_kn = false;
   HopperOuterPlan outer;
   std::size_t flags_at = 0, s_at = 0, h_at = 0, partial_at = 0, bytes = 0;
   std::array<std::size_t, kMostLayers> e_at{};
@@ -158,7 +161,10 @@ struct Layout {
                                            : steps_of_unit<64>(plan.rank_class);
     units = (k_blocks + steps - 1) / steps;
     if (plan.rank_class == 0) return;
-    makes_outer = terms.size() == 1 && hopper_makes_outer(terms[0], facts);
+    if (terms.size() == 1) {
+      const OuterWay way = hopper_outer_way(terms[0], facts);
+      makes_outer = way == OuterWay::kBeside, outer_after = way == OuterWay::kAfter;
+    }
     if (makes_outer) outer = plan_hopper_outer(plan, k, outer_shapes(terms[0]));
     flags = row_flags() + 2 + outer.column_blocks * 2;
     const auto take = [&](std::int64_t of) {
@@ -193,12 +199,13 @@ struct Layout {
     if (plan.h_parts > 1 || plan.h_every > 0) {
       partial_at = take(plan.items_in_parts() * 2 * kTileM * plan.rank_class * 4);
     }
-    if (!makes_outer) return;
+    if (!makes_outer && !outer_after) return;
     for (std::size_t i = 0; i < terms[0].outer_products.size(); ++i) {
       if (terms[0].outer_products[i].coefficients.present() && !outer.rides) {
         coefficients_at[i] = take(m * h_stride() * 2);
       }
     }
+    if (outer_after) return;
     outer_partial_at = take(outer.column_blocks * outer.segments * 2 * kBesidePartial * 4);
     if (outer.rides) ridden_partial_at = take(units * plan.tile_rows * 4 * kBesidePartial * 4);
   }
@@ -219,6 +226,8 @@ struct Layout {
   static std::int64_t masked_columns(const Term& term) {
     return drops_x(term) ? term.x.dim(1) : term.y.dim(1);
   }
+  // Tiles begin with the pair and mask it.
+  bool masks_first() const { return w_is_kn && dropout != nullptr && plan.h_before; }
   std::int64_t mask_bytes() const { return plan.tile_rows * 2 * mask_steps * kMaskBytes; }
   std::int64_t row_flags() const { return plan.tile_rows * 2 * kFlagsOfRowBlock; }
   std::int64_t s_stride() const { return round_up(s_is_kn ? rank : k, 8); }
@@ -255,6 +264,12 @@ void launch_product(const Call& call, const Maps& maps, const Arguments& args) {
 template <class T>
 void launch_masked(const Call& call, const Layout& layout, const Maps& maps,
                    const Arguments& args) {
+  if (layout.masks_first()) {
+    if (layout.plan.tile_n == 128) {
+      return launch_product<T, 128, true, false, Drops::kYFirst>(call, maps, args);
+    }
+    return launch_product<T, 256, true, false, Drops::kYFirst>(call, maps, args);
+  }
   if (layout.plan.tile_n == 128) {
     if (layout.w_is_kn) return launch_product<T, 128, true, false, Drops::kY>(call, maps, args);
     return launch_product<T, 128, false, false, Drops::kX>(call, maps, args);
@@ -300,6 +315,28 @@ void launch_masks(const Call& call, const Layout& layout, const Term& term, std:
   call.launch(how, make_masks, args);
 }
 
+// The outer products that are left to a launch after the tiles, by their coefficients as the tiles'
+// kernel, or the one before it, leaves them: s·h of its own, and copies of those that are given.
+void launch_outer(const char* op, const Call& call, const Layout& layout, const Term& term,
+                  float h_scaling, std::byte* workspace) {
+  std::array<HopperOuterJob, kMostOuterJobs> jobs;
+  const std::size_t count = term.outer_products.size();
+  for (std::size_t i = 0; i < count; ++i) {
+    const OuterProduct& from = term.outer_products[i];
+    const bool given = from.coefficients.present();
+    HopperOuterJob& job = jobs[i];
+    job.matrix = from.matrix;
+    job.coefficients = workspace + (given ? layout.coefficients_at[i] : layout.h_at);
+    job.stride = layout.h_stride();
+    // s·h has one in it.
+    job.factor = given              ? from.scaling
+                 : h_scaling != 0.0f ? from.scaling / h_scaling
+                                     : 0.0f;
+    job.out = from.out;
+  }
+  run_hopper_outer(op, call, {jobs.data(), count});
+}
+
 template <class T>
 void run_as(const char* op, const Call& call, std::span<const Term> terms, std::byte* workspace) {
   const Layout layout(terms, call.facts());
@@ -343,7 +380,6 @@ void run_as(const char* op, const Call& call, std::span<const Term> terms, std::
   if (plan.rank_class == 0) return launch<T>(call, layout, maps, args);
 
   std::byte* const h = workspace + layout.h_at;
-  const bool masks_y = layout.dropout != nullptr && !Layout::drops_x(term);
   args.rank = static_cast<int>(layout.rank);
   args.rank_class = plan.rank_class;
   args.h_stride = static_cast<int>(layout.h_stride());
@@ -432,13 +468,14 @@ void run_as(const char* op, const Call& call, std::span<const Term> terms, std::
     }
   }
   copies.of_s = copies.count;
+  const bool narrow_h = layout.dropout != nullptr && layout.w_is_kn && !plan.h_before;
   for (std::size_t i = 0; i < terms.size(); ++i) {
     if (!terms[i].pair.present()) continue;
     maps.e[i] = place(layout.e_rows(terms[i]), layout.copies_e[i], layout.e_stride(terms[i]),
                       layout.e_at[i], w_rows);
     maps.h[i] =
         tensor_map(op, h + args.layers[i].first_rank * 2, dtype, layout.m, args.layers[i].rank,
-                   layout.h_stride(), kTileM, masks_y ? kNarrow : kTileK);
+                   layout.h_stride(), kTileM, narrow_h ? kNarrow : kTileK);
   }
   if (layout.makes_outer) {
     OuterArguments& outer = args.outer;
@@ -484,8 +521,19 @@ void run_as(const char* op, const Call& call, std::span<const Term> terms, std::
           tensor_map(op, at, dtype, layout.m, layout.rank, layout.h_stride(), kTileM, kNarrow);
     }
   }
+  if (layout.outer_after) {
+    for (std::size_t i = 0; i < term.outer_products.size(); ++i) {
+      const ConstTensorView& given = term.outer_products[i].coefficients;
+      if (given.present()) {
+        add(copy(given, layout.h_stride(), workspace + layout.coefficients_at[i]));
+      }
+    }
+  }
   if (plan.h_before) launch_hopper_shrink(call, shrink, dtype, layout.s_is_kn, maps, args);
   launch<T>(call, layout, maps, args);
+  if (layout.outer_after) {
+    launch_outer(op, call, layout, term, args.layers[0].scaling, workspace);
+  }
 }
 
 }  // namespace

@@ -451,6 +451,15 @@ __device__ void fetch(const Maps& maps, const Arguments& args, const Block<TileN
     const int of = layer_of<kAlone>(args, column);
     const int m0 = (row * 2 + block.rank) * kTileM;
     const int n0 = (column - args.layers[of].first_column) * TileN;
+    const auto fill_pair = [&] {
+      for (int r = 0; r < args.layers[of].rank; r += kTileK) {
+        fill(maps.h[of], maps.h[of], kXBytes, maps.e[of], m0, n0, r);
+      }
+    };
+    if constexpr (Dropped == Drops::kYFirst) {
+      seen.wait(kSeenAll);
+      fill_pair();
+    }
     int i = 0;
     const auto fill_until = [&](int end) {
       for (; i < end; ++i) fill(maps.x, maps.x_end, args.end_bytes, maps.w[of], m0, n0, i * kTileK);
@@ -471,6 +480,7 @@ __device__ void fetch(const Maps& maps, const Arguments& args, const Block<TileN
       }
     }
     fill_until(args.k_blocks);
+    if constexpr (Dropped == Drops::kYFirst) return;
     const int of_first = kSeenCopies + (Outer && args.outer.late ? 2 : 1);
     const int until = units.first_tile ? of_first : ++count;
     units.first_tile = false;
@@ -479,9 +489,7 @@ __device__ void fetch(const Maps& maps, const Arguments& args, const Block<TileN
     if constexpr (Dropped == Drops::kY) {
       fill_masked_pair(m0, n0);
     } else {
-      for (int r = 0; r < args.layers[of].rank; r += kTileK) {
-        fill(maps.h[of], maps.h[of], kXBytes, maps.e[of], m0, n0, r);
-      }
+      fill_pair();
     }
   });
 }

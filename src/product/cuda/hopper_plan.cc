@@ -24,10 +24,9 @@ std::int64_t divide_up(std::int64_t a, std::int64_t b) { return (a + b - 1) / b;
 double tile_time(int tile_n) { return tile_n == 256 ? 1.0 : tile_n == 128 ? 0.51 : 0.32; }
 
 // The time of one item, in those of a wide tile of the same K: reading x takes 0.38 of it (80 to 90
-// GB/s a multiprocessor), the products of more columns than 64 longer. Each part of a split K has
-// its own start, and its sums go through memory.
+// GB/s a multiprocessor). Each part of a split K has its own start, and its sums go through memory.
 double item_time(int rank_class, int parts, double k_blocks) {
-  const double whole = rank_class <= 64 ? 0.38 : rank_class == 128 ? 0.65 : 1.15;
+  const double whole = 0.38;
   const double of_sums = rank_class <= 16 ? 2.5 : 12.0;
   return whole / parts + (parts > 1 ? of_sums : 1.0) / k_blocks;
 }
@@ -63,17 +62,19 @@ int rank_class_of(std::int64_t rank) {
 // Ranks up to which h is made beside the tiles: of more, blocks that have a tile less than others
 // have no time for it.
 constexpr std::int64_t kMostBeside = 64;
+constexpr std::int64_t kMostMaskedBeside = 16;  // x and pairs that are masked go through registers
 
 // Tiles and clusters, with tiles of this width, and so many ragged columns.
 HopperPlan divided(int tile_n, std::int64_t m, std::span<const std::int64_t> widths,
-                   std::int64_t rank, const DeviceFacts& facts, int ragged = 0) {
+                   std::int64_t rank, const DeviceFacts& facts, HopperBesides besides,
+                   int ragged = 0) {
   HopperPlan plan;
   plan.tile_n = tile_n;
   plan.tile_rows = divide_up(m, kClusterRows);
   for (const std::int64_t n : widths) plan.tile_cols += divide_up(n - ragged, tile_n);
   plan.rank_class = ragged > 0 ? kRaggedClass : rank_class_of(rank);
   plan.ragged = ragged;
-  plan.h_before = rank > kMostBeside;
+  plan.h_before = rank > (besides.masked ? kMostMaskedBeside : kMostBeside);
   // One that has no tile may still make h.
   const bool makes_h = plan.rank_class > 0 && !plan.h_before;
   const std::int64_t useful = plan.tiles() + (makes_h ? plan.tile_rows : 0);
@@ -169,16 +170,15 @@ HopperPlan plan_hopper(std::int64_t m, std::span<const std::int64_t> widths, std
     best = plan;
     best_time = time;
   };
-  consider(divided(256, m, widths, rank, facts));
+  consider(divided(256, m, widths, rank, facts, besides));
   for (const int tile_n : {128, 64}) {
-    // A narrower tile has no registers for a wider h.
-    if (rank > kMostBeside || rank_class_of(rank) <= tile_n)
-      consider(divided(tile_n, m, widths, rank, facts));
+    if (tile_n == 64 && besides.masked && rank > kMostMaskedBeside) break;  // no such kernel
+    consider(divided(tile_n, m, widths, rank, facts, besides));
   }
   const std::int64_t ragged = widths[0] % 256;
   if (besides.ragged && !besides.masked && widths.size() == 1 && ragged > 0 &&
       ragged <= kMostRagged && widths[0] > ragged && rank <= kMostRankOfRagged) {
-    consider(divided(256, m, widths, rank, facts, static_cast<int>(ragged)));
+    consider(divided(256, m, widths, rank, facts, besides, static_cast<int>(ragged)));
   }
   return best;
 }
@@ -282,17 +282,16 @@ std::vector<HopperOuterShape> outer_shapes(const Term& term) {
   return shapes;
 }
 
-bool hopper_makes_outer(const Term& term, const DeviceFacts& facts) {
+namespace {
+
+bool makes_outer_beside(const Term& term, const DeviceFacts& facts) {
   const auto& outer = term.outer_products;
-  if (outer.empty() || outer.size() > 2 || !term.pair.present()) return false;
   // A forward product's kernel has no units.
   if (!takes_tensor_map(term.w) || term.bias.present()) return false;
   for (const OuterProduct& each : outer) {
     // By the masks that the tiles are masked by, and of the first one.
     const bool known = each.dropout == term.pair.output_dropout && &each == &outer.front();
     if (each.dropout != nullptr && !known) return false;
-    if (each.matrix.dtype() != term.multiply) return false;
-    if (!takes_tensor_map(each.matrix)) return false;
     if (!each.coefficients.present() && term.pair.scaling == 0.0f) return false;
   }
   const HopperOuterPlan plan =
@@ -301,11 +300,34 @@ bool hopper_makes_outer(const Term& term, const DeviceFacts& facts) {
   return plan.every > 0 && (!drops(term) || plan.unit_cols == 128);
 }
 
+bool makes_outer_after(const Term& term) {
+  if (term.pair.rank() <= 16) return false;
+  // Coefficients are converted, in eights that are counted in 32 bits.
+  constexpr std::int64_t kMostEights = std::int64_t{1} << 30;
+  if (term.x.dim(0) * divide_up(term.pair.rank(), 8) > kMostEights) return false;
+  return std::none_of(term.outer_products.begin(), term.outer_products.end(),
+                      [](const OuterProduct& each) { return each.dropout != nullptr; });
+}
+
+}  // namespace
+
+OuterWay hopper_outer_way(const Term& term, const DeviceFacts& facts) {
+  const auto& outer = term.outer_products;
+  if (outer.empty() || outer.size() > 2 || !term.pair.present()) return OuterWay::kNone;
+  for (const OuterProduct& each : outer) {
+    if (each.matrix.dtype() != term.multiply || !takes_tensor_map(each.matrix)) {
+      return OuterWay::kNone;
+    }
+  }
+  if (makes_outer_beside(term, facts)) return OuterWay::kBeside;
+  return makes_outer_after(term) ? OuterWay::kAfter : OuterWay::kNone;
+}
+
 namespace {
 
 // Dropout is on x forward and on what the pair adds to y backward: for each there are kernels of
-// the order that W has there. Masks are made in eights of a row, and applied to what goes through
-// registers, of ranks up to 16.
+// the order that W has there. Masks are made in eights of a row. x is masked for ranks up to 16.
+// Where hopper_rows may have the base product, it and a pair of its own are faster.
 Support takes_dropout(const Term& term, const DeviceFacts& facts) {
   const LowRank& pair = term.pair;
   const bool drops_x = pair.input_dropout != nullptr, drops_y = pair.output_dropout != nullptr;
@@ -316,7 +338,11 @@ Support takes_dropout(const Term& term, const DeviceFacts& facts) {
   const std::int64_t columns = drops_x ? term.x.dim(1) : term.y.dim(1);
   if (columns % 8 != 0) return Support::no("dropout: masks are made in eights of a row");
   const HopperPlan plan = plan_hopper({&term, 1}, facts);
-  if (plan.rank_class > 16) return Support::no("dropout with a rank above 16");
+  constexpr std::int64_t kMostRowsApart = 128;
+  if (plan.rank_class > 16 && term.x.dim(0) <= kMostRowsApart) {
+    return Support::no("dropout of few rows");
+  }
+  if (plan.rank_class > 16 && drops_x) return Support::no("dropout of x with a rank above 16");
   if (plan.tile_n < 128) return Support::no("dropout with few tiles");
   return {};
 }
