@@ -59,7 +59,7 @@ TEST(HopperPlan, AllHelpWhereNoneIsLight) {
 TEST(HopperPlan, WideRanksAreSharedOut) {
   for (const std::int64_t m : {1, 129, 512, 4096, 8448, 100000}) {
     for (const std::int64_t k : {8, 72, 1000, 4096}) {
-      for (const std::int64_t rank : {65, 128, 129, 256}) {
+      for (const std::int64_t rank : {17, 64, 65, 128, 129, 256}) {
         const HopperShrinkPlan plan = plan_hopper_shrink(m, k, rank, kH200);
         SCOPED_TRACE(testing::Message() << m << " " << k << " " << rank);
         ASSERT_GE(plan.width, rank);
