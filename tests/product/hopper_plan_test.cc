@@ -328,7 +328,12 @@ TEST_F(HopperTakes, OuterProductsOfMaskedRowsBesideTiles) {
   const TensorView out(memory_, DType::kFloat32, {16, 4096}, kDevice);
   term.outer_products.push_back({{}, matrix(4096, 4096), &dropout, 1.0f, out});
   term.outer_products.push_back({matrix(4096, 16), matrix(4096, 4096), nullptr, 1.0f, out});
-  EXPECT_TRUE(hopper_makes_outer(term, kH200));
+  EXPECT_EQ(hopper_outer_way(term, kH200), OuterWay::kBeside);
+  Term wide = term;
+  wide.pair.shrink = matrix(4096, 17), wide.pair.expand = matrix(17, 4096);
+  EXPECT_EQ(hopper_outer_way(wide, kH200), OuterWay::kAfter);
+  wide.outer_products.front().dropout = &other;
+  EXPECT_EQ(hopper_outer_way(wide, kH200), OuterWay::kNone);
   term.outer_products.front().dropout = &other;  // not the masks that the tiles have
   EXPECT_FALSE(hopper_makes_outer(term, kH200));
   std::swap(term.outer_products[0], term.outer_products[1]);

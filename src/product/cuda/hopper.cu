@@ -194,7 +194,7 @@ struct Layout {
     if (dropout != nullptr) {
       mask_steps = round_up((masked_columns(terms[0]) + kTileK - 1) / kTileK, kMaskSteps);
       masks_at = take(mask_bytes());
-      if (makes_outer) turned_masks_at = take(mask_bytes());
+      if (turns_masks(terms[0])) turned_masks_at = take(mask_bytes());
     }
     if (plan.h_parts > 1 || plan.h_every > 0) {
       partial_at = take(plan.items_in_parts() * 2 * kTileM * plan.rank_class * 4);
@@ -228,6 +228,14 @@ struct Layout {
   }
   // Tiles begin with the pair and mask it.
   bool masks_first() const { return w_is_kn && dropout != nullptr && plan.h_before; }
+  // For who multiplies columns.
+  bool turns_masks(const Term& term) const {
+    return makes_outer || (outer_after && masks_outer(term));
+  }
+  static bool masks_outer(const Term& term) {
+    return std::any_of(term.outer_products.begin(), term.outer_products.end(),
+                       [](const OuterProduct& each) { return each.dropout != nullptr; });
+  }
   std::int64_t mask_bytes() const { return plan.tile_rows * 2 * mask_steps * kMaskBytes; }
   std::int64_t row_flags() const { return plan.tile_rows * 2 * kFlagsOfRowBlock; }
   std::int64_t s_stride() const { return round_up(s_is_kn ? rank : k, 8); }
@@ -305,7 +313,7 @@ void launch_masks(const Call& call, const Layout& layout, const Term& term, std:
   args.row_eights = static_cast<std::uint64_t>(Layout::masked_columns(term)) / 8;
   args.pairs = static_cast<unsigned>(layout.mask_steps / 2);
   args.rows = reinterpret_cast<uint2*>(workspace + layout.masks_at);
-  if (layout.makes_outer) {
+  if (layout.turns_masks(term)) {
     args.columns = reinterpret_cast<std::uint32_t*>(workspace + layout.turned_masks_at);
   }
   Launch how;
@@ -329,10 +337,12 @@ void launch_outer(const char* op, const Call& call, const Layout& layout, const 
     job.coefficients = workspace + (given ? layout.coefficients_at[i] : layout.h_at);
     job.stride = layout.h_stride();
     // s·h has one in it.
-    job.factor = given              ? from.scaling
-                 : h_scaling != 0.0f ? from.scaling / h_scaling
-                                     : 0.0f;
+    job.factor = given ? from.scaling : h_scaling != 0.0f ? from.scaling / h_scaling : 0.0f;
     job.out = from.out;
+    if (from.dropout == nullptr) continue;
+    job.factor *= from.dropout->scale();
+    job.turned_masks = reinterpret_cast<const std::uint32_t*>(workspace + layout.turned_masks_at);
+    job.mask_steps = layout.mask_steps;
   }
   run_hopper_outer(op, call, {jobs.data(), count});
 }

@@ -117,8 +117,8 @@ enum class OuterWay {
   kAfter,   ///< By a launch after the tiles, of rank 17 and more (hopper_outer.h).
 };
 
-/// Of a term that it takes. There are one or two of them, with the dropout of y or none on the first
-/// beside tiles, and none after them.
+/// Of a term that it takes. There are one or two of them, with the dropout of y or none on the
+/// first.
 OuterWay hopper_outer_way(const Term& term, const DeviceFacts& facts);
 inline bool hopper_makes_outer(const Term& term, const DeviceFacts& facts) {
   return hopper_outer_way(term, facts) != OuterWay::kNone;

@@ -289,9 +289,6 @@ bool makes_outer_beside(const Term& term, const DeviceFacts& facts) {
   // A forward product's kernel has no units.
   if (!takes_tensor_map(term.w) || term.bias.present()) return false;
   for (const OuterProduct& each : outer) {
-    // By the masks that the tiles are masked by, and of the first one.
-    const bool known = each.dropout == term.pair.output_dropout && &each == &outer.front();
-    if (each.dropout != nullptr && !known) return false;
     if (!each.coefficients.present() && term.pair.scaling == 0.0f) return false;
   }
   const HopperOuterPlan plan =
@@ -304,9 +301,7 @@ bool makes_outer_after(const Term& term) {
   if (term.pair.rank() <= 16) return false;
   // Coefficients are converted, in eights that are counted in 32 bits.
   constexpr std::int64_t kMostEights = std::int64_t{1} << 30;
-  if (term.x.dim(0) * divide_up(term.pair.rank(), 8) > kMostEights) return false;
-  return std::none_of(term.outer_products.begin(), term.outer_products.end(),
-                      [](const OuterProduct& each) { return each.dropout != nullptr; });
+  return term.x.dim(0) * divide_up(term.pair.rank(), 8) <= kMostEights;
 }
 
 }  // namespace
@@ -318,6 +313,9 @@ OuterWay hopper_outer_way(const Term& term, const DeviceFacts& facts) {
     if (each.matrix.dtype() != term.multiply || !takes_tensor_map(each.matrix)) {
       return OuterWay::kNone;
     }
+    // By the masks that the tiles are masked by, and of the first one.
+    const bool known = each.dropout == term.pair.output_dropout && &each == &outer.front();
+    if (each.dropout != nullptr && !known) return OuterWay::kNone;
   }
   if (makes_outer_beside(term, facts)) return OuterWay::kBeside;
   return makes_outer_after(term) ? OuterWay::kAfter : OuterWay::kNone;
