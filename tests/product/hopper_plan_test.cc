@@ -60,7 +60,7 @@ TEST(HopperPlan, AllHelpWhereNoneIsLight) {
 TEST(HopperPlan, WideRanksAreSharedOut) {
   for (const std::int64_t m : {1, 129, 512, 4096, 8448, 100000}) {
     for (const std::int64_t k : {8, 72, 1000, 4096}) {
-      for (const std::int64_t rank : {65, 128, 129, 256}) {
+      for (const std::int64_t rank : {17, 64, 65, 128, 129, 256}) {
         const HopperShrinkPlan plan = plan_hopper_shrink(m, k, rank, kH200);
         SCOPED_TRACE(testing::Message() << m << " " << k << " " << rank);
         ASSERT_GE(plan.width, rank);
@@ -293,18 +293,20 @@ TEST_F(HopperTakes, Dropout) {
       EXPECT_TRUE(hopper_takes(backward(m, 4096, 4096, rank), kH200));
       EXPECT_LE(bytes_of(forward(m, 4096, 4096, rank)), std::size_t{32} << 20);
     }
-    EXPECT_FALSE(hopper_takes(forward(m, 4096, 4096, 17), kH200));
     for (const std::int64_t rank : {17, 64, 128, 256}) {
-      const Term term = backward(m, 4096, 4096, rank);
-      EXPECT_TRUE(hopper_takes(term, kH200));
-      const HopperPlan plan = plan_hopper({&term, 1}, kH200);
-      EXPECT_TRUE(plan.h_before);
-      EXPECT_GE(plan.tile_n, 128);
-      EXPECT_LE(bytes_of(term), std::size_t{32} << 20);
+      for (const Term& term : {forward(m, 4096, 4096, rank), backward(m, 4096, 4096, rank)}) {
+        EXPECT_TRUE(hopper_takes(term, kH200));
+        EXPECT_TRUE(plan_hopper({&term, 1}, kH200).h_before);
+        EXPECT_LE(bytes_of(term), std::size_t{32} << 20);
+      }
     }
   }
-  EXPECT_TRUE(hopper_takes(backward(129, 64, 4096, 17), kH200));
-  EXPECT_FALSE(hopper_takes(backward(128, 4096, 4096, 17), kH200));
+  for (const auto& [m, takes] : {std::pair{129, true}, {128, false}}) {
+    EXPECT_EQ(hopper_takes(forward(m, 4096, 4096, 17), kH200).yes, takes);
+    EXPECT_EQ(hopper_takes(backward(m, 64, 4096, 17), kH200).yes, takes);
+  }
+  const Term narrow = backward(256, 4096, 4096, 17);
+  EXPECT_EQ(plan_hopper({&narrow, 1}, kH200).tile_n, 128);
   // A group of eight elements has one counter: it must not go round the end of a row.
   Term odd = forward(4096, 4096, 4096, 16);
   odd.x = ConstTensorView(memory_, DType::kBFloat16, std::array<std::int64_t, 2>{4096, 4095},

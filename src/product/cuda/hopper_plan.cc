@@ -73,7 +73,7 @@ HopperPlan divided(int tile_n, std::int64_t m, std::span<const std::int64_t> wid
   for (const std::int64_t n : widths) plan.tile_cols += divide_up(n - ragged, tile_n);
   plan.rank_class = ragged > 0 ? kRaggedClass : rank_class_of(rank);
   plan.ragged = ragged;
-  plan.h_before = rank > (besides.masked ? kMostMaskedBeside : kMostBeside);
+  plan.h_before = rank > (besides.masked() ? kMostMaskedBeside : kMostBeside);
   // One that has no tile may still make h.
   const bool makes_h = plan.rank_class > 0 && !plan.h_before;
   const std::int64_t useful = plan.tiles() + (makes_h ? plan.tile_rows : 0);
@@ -164,18 +164,18 @@ HopperPlan plan_hopper(std::int64_t m, std::span<const std::int64_t> widths, std
     double time =
         static_cast<double>(divide_up(plan.tiles(), plan.clusters)) * tile_time(plan.tile_n);
     if (plan.rank_class > 0 && !plan.h_before)
-      time += share_items_best(plan, k_blocks, besides.masked, facts);
+      time += share_items_best(plan, k_blocks, besides.masked(), facts);
     if (best_time > 0 && time >= best_time) return;
     best = plan;
     best_time = time;
   };
   consider(divided(256, m, widths, rank, facts, besides));
   for (const int tile_n : {128, 64}) {
-    if (tile_n == 64 && besides.masked && rank > kMostMaskedBeside) break;  // no such kernel
+    if (tile_n == 64 && besides.masks_y && rank > kMostMaskedBeside) break;  // no such kernel
     consider(divided(tile_n, m, widths, rank, facts, besides));
   }
   const std::int64_t ragged = widths[0] % 256;
-  if (besides.ragged && !besides.masked && widths.size() == 1 && ragged > 0 &&
+  if (besides.ragged && !besides.masked() && widths.size() == 1 && ragged > 0 &&
       ragged <= kMostRagged && widths[0] > ragged && rank <= kMostRankOfRagged) {
     consider(divided(256, m, widths, rank, facts, besides, static_cast<int>(ragged)));
   }
@@ -194,7 +194,9 @@ HopperPlan plan_hopper(std::span<const Term> terms, const DeviceFacts& facts) {
   std::array<std::int64_t, kMostLayers> widths{};
   for (std::size_t i = 0; i < terms.size(); ++i) widths[i] = terms[i].y.dim(1);
   const bool ragged = terms[0].outer_products.empty() && !takes_tensor_map(terms[0].w);
-  const HopperBesides besides{drops(terms[0]), ragged};
+  const LowRank& pair = terms[0].pair;
+  const HopperBesides besides{pair.input_dropout != nullptr, pair.output_dropout != nullptr,
+                              ragged};
   return plan_hopper(terms[0].x.dim(0), {widths.data(), terms.size()}, terms[0].x.dim(1),
                      hopper_ranks(terms), facts, besides);
 }
@@ -323,7 +325,7 @@ OuterWay hopper_outer_way(const Term& term, const DeviceFacts& facts) {
 namespace {
 
 // Dropout is on x forward and on what the pair adds to y backward: for each there are kernels of
-// the order that W has there. Masks are made in eights of a row. x is masked for ranks up to 16.
+// the order that W has there. Masks are made in eights of a row.
 // Where hopper_rows may have the base product, it and a pair of its own are faster.
 Support takes_dropout(const Term& term, const DeviceFacts& facts) {
   const LowRank& pair = term.pair;
@@ -339,8 +341,7 @@ Support takes_dropout(const Term& term, const DeviceFacts& facts) {
   if (plan.rank_class > 16 && term.x.dim(0) <= kMostRowsApart) {
     return Support::no("dropout of few rows");
   }
-  if (plan.rank_class > 16 && drops_x) return Support::no("dropout of x with a rank above 16");
-  if (plan.tile_n < 128) return Support::no("dropout with few tiles");
+  if (plan.tile_n < 128 && !plan.h_before) return Support::no("dropout with few tiles");
   return {};
 }
 

@@ -13,7 +13,7 @@ constexpr int kMostBlocks = 8;  // of a cluster
 }  // namespace
 
 HopperShrinkPlan plan_hopper_shrink(std::int64_t m, std::int64_t k, std::int64_t rank,
-                                    const DeviceFacts& facts) {
+                                    const DeviceFacts& facts, bool masked) {
   const std::int64_t row_blocks = divide_up(m, kRows), steps = divide_up(k, kDepth);
   HopperShrinkPlan best;
   double best_time = 0;
@@ -21,9 +21,10 @@ HopperShrinkPlan plan_hopper_shrink(std::int64_t m, std::int64_t k, std::int64_t
     for (const int splits : {1, 2, 3, 4, 8}) {
       if (splits * pair > kMostBlocks || splits > steps) break;
       HopperShrinkPlan plan;
-      plan.width = rank <= 128 ? 128 : 256;
+      plan.width = rank <= 64 ? 64 : rank <= 128 ? 128 : 256;
       plan.pair = pair;
       plan.splits = splits;
+      plan.masked = masked;
       plan.clusters = divide_up(row_blocks, pair);
       const std::int64_t at_once =
           std::max(1, facts.clusters_of[static_cast<std::size_t>(plan.cluster())]);
