@@ -63,7 +63,9 @@ HopperPlan plan_hopper(std::int64_t m, std::int64_t n, std::int64_t k, std::int6
 /// What a product may have besides: dropout; ragged columns, which it may without outer products
 /// and where W lies as (N, K).
 struct HopperBesides {
-  bool masked = false, ragged = false;
+  bool masks_x = false, masks_y = false, ragged = false;
+
+  bool masked() const { return masks_x || masks_y; }
 };
 
 /// The same for several of some widths beside each other, with as many columns of h together.
@@ -121,8 +123,8 @@ enum class OuterWay {
   kAfter,   ///< By a launch after the tiles, of rank 17 and more (hopper_outer.h).
 };
 
-/// Of a term that it takes. There are one or two of them, with the dropout of y or none on the first
-/// beside tiles, and none after them.
+/// Of a term that it takes. There are one or two of them, with the dropout of y or none on the
+/// first.
 OuterWay hopper_outer_way(const Term& term, const DeviceFacts& facts);
 inline bool hopper_makes_outer(const Term& term, const DeviceFacts& facts) {
   return hopper_outer_way(term, facts) != OuterWay::kNone;

@@ -27,16 +27,16 @@ __device__ void store_chunk(const Copy& copy, std::int64_t row, int first,
   *reinterpret_cast<Pack<To, 8>*>(static_cast<To*>(copy.to) + row * copy.stride + first) = out;
 }
 
-// This block's share, by the threads of three warps.
+// The share of a thread, every `step`-th piece.
 template <class From, class To>
-__device__ void copy_share_as(const Copy& copy, int thread) {
+__device__ void copy_share_as(const Copy& copy, unsigned first_chunk, unsigned step) {
   const From* const from = static_cast<const From*>(copy.from);
   const unsigned chunks = static_cast<unsigned>(copy.stride) / 8;
-  const unsigned end = static_cast<unsigned>(copy.outer) * chunks, step = gridDim.x * kCopyThreads;
+  const unsigned end = static_cast<unsigned>(copy.outer) * chunks;
   const bool whole = copy.inner_stride == 1 && copy.inner % 8 == 0 &&
                      copy.outer_stride * sizeof(From) % 16 == 0 &&
                      reinterpret_cast<std::uintptr_t>(from) % 16 == 0;
-  unsigned chunk = blockIdx.x * kCopyThreads + thread;
+  unsigned chunk = first_chunk;
   if (whole) {
     constexpr int kAtOnce = sizeof(From) == 4 ? 1 : 2;  // loads on their way
     for (; chunk < end; chunk += step * kAtOnce) {
@@ -72,15 +72,17 @@ __device__ void copy_share_as(const Copy& copy, int thread) {
   }
 }
 
+// By the threads of three warps of each block.
 template <class To>
 __device__ void copy_share(const Copy& copy, int thread) {
+  const unsigned first = blockIdx.x * kCopyThreads + thread, step = gridDim.x * kCopyThreads;
   switch (copy.dtype) {
     case DType::kFloat16:
-      return copy_share_as<__half, To>(copy, thread);
+      return copy_share_as<__half, To>(copy, first, step);
     case DType::kBFloat16:
-      return copy_share_as<__nv_bfloat16, To>(copy, thread);
+      return copy_share_as<__nv_bfloat16, To>(copy, first, step);
     default:
-      return copy_share_as<float, To>(copy, thread);
+      return copy_share_as<float, To>(copy, first, step);
   }
 }
 

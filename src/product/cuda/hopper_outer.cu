@@ -1,11 +1,11 @@
-#include "product/cuda/hopper_outer.h"
-
-#include <array>
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
 
+#include <array>
+
 #include "backend/cuda/tensor_map.h"
 #include "product/cuda/hopper_outer.cuh"
+#include "product/cuda/hopper_outer.h"
 
 namespace graft::cuda {
 namespace {

@@ -6,8 +6,8 @@
 #include "backend/cuda/wgmma.cuh"
 #include "product/cuda/hopper_mask_bits.cuh"
 
-// out (rank, features) = factor · Gᵀ · X, with X (M, features) and G (M, rank): dA of x and g, dB of
-// dy and h. Rows are what is summed over; both matrices lie with rows across, which the matrix
+// out (rank, features) = factor · Gᵀ · X, with X (M, features) and G (M, rank): dA of x and g, dB
+// of dy and h. Rows are what is summed over; both matrices lie with rows across, which the matrix
 // units take as they are, so that nothing is turned round:
 //
 //                         G (64, rank) of this step
@@ -337,9 +337,9 @@ __global__ void __launch_bounds__(kThreads, 1)
       for (int j = 0; j < Size::kHalves; ++j) {
 #pragma unroll
         for (int i = 0; i < Width / 8; ++i) {
-          block.store(half, thread, j, i,
-                      make_float4(sum[j][i * 4], sum[j][i * 4 + 1], sum[j][i * 4 + 2],
-                                  sum[j][i * 4 + 3]));
+          block.store(
+              half, thread, j, i,
+              make_float4(sum[j][i * 4], sum[j][i * 4 + 1], sum[j][i * 4 + 2], sum[j][i * 4 + 3]));
         }
       }
     } else {

@@ -23,7 +23,8 @@ struct HopperOuterJob {
   std::int64_t stride = 0;             ///< From one of its rows to the next: a multiple of eight.
   float factor = 1.0f;                 ///< Multiplies the sum, with masks also by their scale.
   TensorView out;                      ///< (rank, cols) float32, any strides; overwritten.
-  /// The bits of columns that hopper_masks.cuh's kernel makes, with so many steps a row; null: none.
+  /// The bits of columns that hopper_masks.cuh's kernel makes, with so many steps a row; null:
+  /// none.
   const std::uint32_t* turned_masks = nullptr;
   std::int64_t mask_steps = 0;
 };

@@ -1,6 +1,7 @@
 #include <algorithm>
 #include <cstddef>
 
+#include "backend/cuda/integers.h"
 #include "product/cuda/hopper_outer.h"
 
 namespace graft::cuda {
@@ -8,8 +9,6 @@ namespace {
 
 constexpr std::int64_t kRows = 64;  // of a step
 constexpr int kMostBlocks = 8;      // of a cluster
-
-std::int64_t divide_up(std::int64_t a, std::int64_t b) { return (a + b - 1) / b; }
 
 // Of a step, in microseconds, when so many blocks run: memory gives 3.5 TB/s to all, and a
 // multiprocessor takes 80 GB/s at most.

@@ -2,6 +2,7 @@
 #include <cstdint>
 #include <string>
 
+#include "backend/cuda/integers.h"
 #include "product/cuda/hopper.h"
 #include "product/cuda/hopper_rows.h"
 
@@ -13,8 +14,6 @@ using namespace hopper_rows;
 // Two blocks share a multiprocessor where tiles are small, so that the next kernel's are there when
 // this one ends.
 constexpr std::size_t kHalfSharedBytes = 113 * 1024, kSharedBytes = 227 * 1024;
-
-std::int64_t divide_up(std::int64_t a, std::int64_t b) { return (a + b - 1) / b; }
 
 }  // namespace
 
