@@ -71,20 +71,13 @@ __global__ void __launch_bounds__(kThreads, 1)
     }
     block.seen().set(0);
     block.left().set(0);
+    block.given().set(0);
     block.sums().init(2);  // two blocks
     block.taken().init(2);
     publish_barriers();
     prefetch(maps.x);
     prefetch(maps.w[0]);
     prefetch(maps.y[0]);
-  }
-  if (threadIdx.x == 32 && args.rank_class > 0) {
-    prefetch(maps.e[0]);
-    prefetch(maps.h[0]);
-    for (int i = 0; Outer && i < args.outer.count; ++i) {
-      prefetch(maps.matrix[i]);
-      prefetch(maps.coefficients[i]);
-    }
   }
   __syncthreads();
   cluster_arrive_relaxed();
@@ -103,7 +96,7 @@ __global__ void __launch_bounds__(kThreads, 1)
     shrink_registers<56>();
     if (threadIdx.x == 0) fetch<TileN, WIsKN, Outer, Dropped>(maps, args, block);
     if (threadIdx.x >= 32 && args.rank_class > 0) {
-      prepare<TileN, Outer, T>(args, block, static_cast<int>(threadIdx.x) - 32);
+      prepare<TileN, Outer, T>(maps, args, block, static_cast<int>(threadIdx.x) - 32);
     }
     __syncwarp();
   } else {
@@ -211,7 +204,7 @@ struct Layout {
     }
     if (!makes_outer && !outer_after) return;
     for (std::size_t i = 0; i < terms[0].outer_products.size(); ++i) {
-      if (terms[0].outer_products[i].coefficients.present() && !outer.rides) {
+      if (terms[0].outer_products[i].coefficients.present() && !outer.rides && !outer.in_cluster) {
         coefficients_at[i] = take(m * h_stride() * 2);
       }
     }
@@ -546,6 +539,10 @@ void run_as(const char* op, const Call& call, std::span<const Term> terms, std::
       }
       maps.matrix[at_part] = tensor_map(op, from.matrix.data(), dtype, layout.m, from.matrix.dim(1),
                                         from.matrix.stride(0), kTileM);
+      if (layout.outer.in_cluster && !part.of_h) {
+        outer.coefficients = from.coefficients.data_as<float>();
+        continue;
+      }
       std::byte* const at = part.of_h ? h : workspace + layout.coefficients_at[of];
       if (!part.of_h) add(copy(from.coefficients, layout.h_stride(), at));
       maps.coefficients[at_part] =

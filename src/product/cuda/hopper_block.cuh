@@ -46,6 +46,7 @@ struct Sizes {
   static constexpr int kArrived = kEmpty + kSlots * 8;
   static constexpr int kSeen = kArrived + 12;  // kArrived: of two warpgroups, and of those that add
   static constexpr int kLeft = kSeen + 4;
+  static constexpr int kGiven = kLeft + 4;
   static constexpr int kSums = kLeft + 8;  // kSums, kTaken: barriers of sums that meet in a cluster
   static constexpr int kTaken = kSums + 8;
   static constexpr int kEnd = kTaken + 8;
@@ -152,7 +153,7 @@ struct OuterArguments {
   // That of x with given coefficients (m, rank), if it is made where h is.
   OuterPart ridden;
   bool rides;
-  const float* coefficients;
+  const float* coefficients;   // its; or those of a column block that is made in a cluster
   float* ridden_partial;       // [column block][row block][half] of kBesidePartial
   int every;                   // steps from a unit to the next
   int first;                   // steps before the first one in a cluster's first tile
@@ -203,6 +204,11 @@ constexpr int kGroupRows = 8;
 #ifdef __CUDA_ARCH_FEAT_SM90_ALL
 
 constexpr int kHalfXBytes = kHalfM * kRowBytes;
+
+// How far the thread that watches flags has come: S is copied; everything is; and then one more for
+// each of h of the first tile's rows, of all rows (the other way round if outer products of h are
+// at the end of that tile), and of each other tile's rows.
+constexpr int kSeenS = 1, kSeenCopies = 2, kSeenAll = 1 << 30;
 
 // A count in shared memory that some threads raise and others wait for.
 struct Count {
@@ -262,6 +268,11 @@ struct Block {
   __device__ std::uint32_t sums_at(int product, int eight, int half, int thread) const {
     return shared + Size::kStaging + (((product * 2 + eight) * 2 + half) * 128 + thread) * 16;
   }
+  // Coefficients that are given, of a cluster row, behind the sums: in shared memory once for all.
+  __device__ std::uint32_t given_at(int row) const {
+    return shared + Size::kStaging + kStagingBytes / 2 + row * kNarrowBytes;
+  }
+  __device__ Count given() const { return {shared + Size::kGiven}; }
   // Both blocks have left their sums; both have taken them all.
   __device__ Barrier sums() const { return {shared + Size::kSums}; }
   __device__ Barrier taken() const { return {shared + Size::kTaken}; }
@@ -456,14 +467,6 @@ __device__ inline void store_outer(const Arguments& args, const OuterPart& part,
   put(r + 1, col + 8, total.w);
 }
 
-// Where it leaves those over a row block, of the outer product that is made where h is.
-__device__ inline float4* ridden_partial(const Arguments& args, int column, int row_block,
-                                         int half) {
-  return reinterpret_cast<float4*>(args.outer.ridden_partial) +
-         ((std::int64_t{column} * args.tile_rows * 2 + row_block) * 2 + half) *
-             (kBesidePartial / 4);
-}
-
 template <class T>
 __device__ std::uint32_t packed(float low, float high) {
   if constexpr (std::is_same_v<T, __half>) {
@@ -473,6 +476,33 @@ __device__ std::uint32_t packed(float low, float high) {
     const __nv_bfloat162 both = __floats2bfloat162_rn(low, high);
     return reinterpret_cast<const std::uint32_t&>(both);
   }
+}
+
+// Eight of a row of given coefficients, as TMA would put them into shared memory.
+template <class T>
+__device__ void put_coefficients(const Arguments& args, std::uint32_t to, int row, int eight) {
+  float values[8];
+  const int rank = args.layers[0].rank;
+#pragma unroll
+  for (int i = 0; i < 8; ++i) {
+    const int r = eight * 8 + i;
+    values[i] =
+        row < args.m && r < rank ? args.outer.coefficients[std::int64_t{row} * rank + r] : 0.0f;
+  }
+  const int at_row = row % kTileM;
+  asm volatile("st.shared.v4.u32 [%0], {%1, %2, %3, %4};" ::"r"(to + at_row * kNarrowRowBytes +
+                                                                ((eight ^ at_row / 4 % 2) << 4)),
+               "r"(packed<T>(values[0], values[1])), "r"(packed<T>(values[2], values[3])),
+               "r"(packed<T>(values[4], values[5])), "r"(packed<T>(values[6], values[7]))
+               : "memory");
+}
+
+// Where it leaves those over a row block, of the outer product that is made where h is.
+__device__ inline float4* ridden_partial(const Arguments& args, int column, int row_block,
+                                         int half) {
+  return reinterpret_cast<float4*>(args.outer.ridden_partial) +
+         ((std::int64_t{column} * args.tile_rows * 2 + row_block) * 2 + half) *
+             (kBesidePartial / 4);
 }
 
 // Which layer's a column of h is.

@@ -124,25 +124,20 @@ __device__ inline void wait_for_late(const std::uint32_t* flag, std::uint32_t co
   while (load_acquire(flag) < count) __nanosleep(1000);
 }
 
-// How far the thread that watches flags has come: S is copied; everything is; and then one more for
-// each of h of the first tile's rows, of all rows (the other way round if outer products of h are
-// at the end of that tile), and of each other tile's rows.
-constexpr int kSeenS = 1, kSeenCopies = 2, kSeenAll = 1 << 30;
-
 constexpr int kAddThreads = 64;  // the last two warps of warpgroup 0
 
 // A cluster that makes all of a column block adds its sums up without memory, always in the same
 // order: its four warpgroups have those of other rows each. Block `rank` adds up eight of the
 // product's 16 rows.
-template <int TileN, class Wait>
-__device__ void add_in_cluster(const Arguments& args, const Block<TileN>& block, int thread,
-                               const Wait& wait_for_sums) {
+template <int TileN>
+__device__ void add_in_cluster(const Arguments& args, const Block<TileN>& block, int thread) {
   const Units units(args, block.cluster);
   if (!units.has_some()) return;
   std::uint32_t parity = 0;
+  int left = 0;
   for (int i = 0; i < args.outer.count; ++i) {
     if (!units.has(i)) continue;
-    wait_for_sums();
+    block.left().wait_late(left += 2);
     if (thread < 2) block.sums().release_at(thread);
     block.sums().wait_for_others(parity);
     parity ^= 1;
@@ -258,7 +253,7 @@ __device__ void add_sums(const Arguments& args, const Block<TileN>& block, int t
       }
     }
     if (TileN == 128 && outer.in_cluster) {
-      return add_in_cluster(args, block, thread, [&] { wait_for_sums(); });
+      return add_in_cluster(args, block, thread);
     }
     for (Units units(args, block.cluster); units.any(); units.advance_column()) {
       const OuterPart& part = units.of();
@@ -284,11 +279,26 @@ __device__ void add_sums(const Arguments& args, const Block<TileN>& block, int t
   }
 }
 
+// Given coefficients of all of this block's rows, where they stay, for a column block that is made
+// in a cluster.
+template <int TileN, class T>
+__device__ void put_given(const Arguments& args, const Block<TileN>& block, int thread) {
+  if (args.outer.coefficients == nullptr) return;
+  for (int i = thread; i < args.tile_rows * kTileM * 2; i += kAddThreads) {
+    const int row = i / 2 / kTileM, at_row = i / 2 % kTileM;
+    put_coefficients<T>(args, block.given_at(row), (row * 2 + block.rank) * kTileM + at_row, i % 2);
+  }
+  fence_async_shared();
+  named_sync(5, kAddThreads);
+  if (thread == 0) block.given().set(1);
+}
+
 // Warpgroup 0, the warps that don't fetch: copy this block's share, and then, one thread, watch the
 // flags that `fetch` is to wait for, in its order. S comes first, for whoever makes h waits for it:
 // one barrier of all blocks says that its copy is there and that the flags are zero.
 template <int TileN, bool Outer, class T>
-__device__ void prepare(const Arguments& args, const Block<TileN>& block, int thread) {
+__device__ void prepare(const Maps& maps, const Arguments& args, const Block<TileN>& block,
+                        int thread) {
   if (args.h_before) {  // the kernel before has made all of it
     if (thread != 0) return;
     wait_for_kernel_before();
@@ -300,7 +310,7 @@ __device__ void prepare(const Arguments& args, const Block<TileN>& block, int th
   }
   const Copies& copies = args.copies;
   for (int i = 0; i < copies.of_s; ++i) copy_share<T>(copies.list[i], thread);
-  fence_async();  // TMA reads the copies
+  if (copies.of_s > 0) fence_async();  // TMA reads the copies
   named_sync(4, kCopyThreads);
   const GridBarrier begun{block.shared + Sizes<TileN>::kArrived + 8};
   // What other blocks wrote is fetched by TMA next. The fence between takes as long as a step,
@@ -314,12 +324,24 @@ __device__ void prepare(const Arguments& args, const Block<TileN>& block, int th
     begun.wait();
     has_seen(kSeenS);
   }
+  if constexpr (Outer && TileN == 128) {
+    if (args.outer.in_cluster && thread >= 32) put_given<TileN, T>(args, block, thread - 32);
+  }
   if (copies.count > copies.of_s) {
     for (int i = copies.of_s; i < copies.count; ++i) copy_share<T>(copies.list[i], thread);
     fence_async();
   }
   named_sync(4, kCopyThreads);  // also before others than this thread touch the flags
   if (thread == 0) raise_release(args.copied);
+  // Descriptors that are needed later than these: the first ones would come behind them.
+  if (thread == kCopyThreads - 1) {
+    prefetch(maps.e[0]);
+    prefetch(maps.h[0]);
+    for (int i = 0; Outer && i < args.outer.count; ++i) {
+      prefetch(maps.matrix[i]);
+      prefetch(maps.coefficients[i]);
+    }
+  }
   if constexpr (TileN == 256 || Outer) {  // only there are units beside tiles
     if (thread >= 32) return add_sums<TileN, Outer, T>(args, block, thread - 32);
   }
@@ -385,7 +407,7 @@ __device__ void fetch(const Maps& maps, const Arguments& args, const Block<TileN
 
   // Calls `before_unit` before each unit of this cluster's items.
   const auto fill_h = [&](auto&& before_unit) {
-    seen.wait(kSeenS);
+    if (args.copies.of_s > 0) seen.wait(kSeenS);
     for (Items item(args, block.cluster); item.any(); item.advance()) {
       const int end = item.end_unit();
       for (int unit = item.first_unit(); unit < end; ++unit) {
@@ -450,11 +472,17 @@ __device__ void fetch(const Maps& maps, const Arguments& args, const Block<TileN
     constexpr int kColumns = outer_columns(TileN), kBoxes = kColumns / 64;
     const int part = units.part, column = units.column() * kColumns;
     const int m0 = (units.row() * 2 + block.rank) * kTileM;
-    seen.wait(units.of().of_h ? kSeenCopies + (args.outer.late ? 1 : 2) : kSeenCopies);
+    const bool in_cluster = TileN == 128 && args.outer.in_cluster && !units.of().of_h;
+    if (in_cluster) {
+      block.given().wait(1);
+    } else {
+      seen.wait(units.of().of_h ? kSeenCopies + (args.outer.late ? 1 : 2) : kSeenCopies);
+    }
     const Barrier full = block.full(at.index);
     block.empty(at.index).wait(at.parity);
     const bool masked = Dropped == Drops::kY && units.of().masked;
-    full.arrive_and_expect(kBoxes * kXBytes + kNarrowBytes + (masked ? kBoxes * kMaskBytes : 0));
+    full.arrive_and_expect(kBoxes * kXBytes + (in_cluster ? 0 : kNarrowBytes) +
+                           (masked ? kBoxes * kMaskBytes : 0));
     if (masked) {
       wait_for_kernel_before();
       load_bytes(block.masks_of_outer(at),
@@ -465,7 +493,7 @@ __device__ void fetch(const Maps& maps, const Arguments& args, const Block<TileN
     for (int i = 0; i < kBoxes; ++i) {
       load_box(to + i * kXBytes, maps.matrix[part], full, column + i * 64, m0);
     }
-    load_box(to + kBoxes * kXBytes, maps.coefficients[part], full, 0, m0);
+    if (!in_cluster) load_box(to + kBoxes * kXBytes, maps.coefficients[part], full, 0, m0);
     at.advance<Size::kSlots>();
     units.advance();
     if (!units.any()) return;

@@ -148,7 +148,7 @@ struct Multiplier {
     const std::uint32_t coefficients = block.shared + Size::kStaging + count % 2 * kNarrowBytes;
     const bool rides = args.outer.rides;
     if (rides) {
-      put_coefficients(coefficients, row_block * kTileM + thread);
+      put_coefficients<T>(args, coefficients, row_block * kTileM + thread, half);
       fence_async_shared();
       named_sync(3, 256);
     }
@@ -182,24 +182,6 @@ struct Multiplier {
 #pragma unroll
     for (int i = 0; i < 8; ++i) h[0][i] += h[1][i];
     publish_h<16>(h[0], item);
-  }
-
-  // This warpgroup's eight columns of a row of given coefficients, as TMA would put them there.
-  __device__ void put_coefficients(std::uint32_t to, int row) const {
-    float values[8];
-    const int rank = args.layers[0].rank;
-#pragma unroll
-    for (int i = 0; i < 8; ++i) {
-      const int r = half * 8 + i;
-      values[i] =
-          row < args.m && r < rank ? args.outer.coefficients[std::int64_t{row} * rank + r] : 0.0f;
-    }
-    const int at_row = row % kTileM;
-    asm volatile("st.shared.v4.u32 [%0], {%1, %2, %3, %4};" ::"r"(to + at_row * kNarrowRowBytes +
-                                                                  ((half ^ at_row / 4 % 2) << 4)),
-                 "r"(packed<T>(values[0], values[1])), "r"(packed<T>(values[2], values[3])),
-                 "r"(packed<T>(values[4], values[5])), "r"(packed<T>(values[6], values[7]))
-                 : "memory");
   }
 
   // to (64 columns, 16) = matrixᵀ · coefficients over 16 · Fragments rows; += unless it starts.
@@ -296,6 +278,7 @@ struct Multiplier {
     __threadfence();
     sync();
     if (thread == 0) {
+      block.seen().wait(kSeenS);  // flags were zero
       raise_release(args.flags + row_block * kFlagsOfRowBlock);
       if constexpr (Outer) raise_release(args.all_ready);
     }
@@ -385,7 +368,8 @@ struct Multiplier {
           for (int unit = begin; unit < end; ++unit, at_step += args.h_every) {
             steps_until(at_step);
             h_unit(unit == begin);
-            steps_until(at_step + 1);
+            next_step<4>(sum);
+            ++i;
           }
           const int row_block = item.row() * 2 + block.rank;
           if (row_block * kTileM < args.m) {
@@ -400,7 +384,8 @@ struct Multiplier {
         const int at_step = u < spread ? units.step_of(u) : units.step_at_end(u - spread, at_end);
         steps_until(at_step);
         outer_unit(units.starts());
-        steps_until(at_step + 1);
+        next_step<4>(sum);
+        ++i;
         if (TileN == 128 && args.outer.in_cluster) {
           if (units.ends()) leave_in_cluster(units.part);
         } else if (units.ends()) {
@@ -580,10 +565,12 @@ struct Multiplier {
     const int piece = thread / 32 * 2 + lane / 8 % 2;
     const std::uint32_t mine = half * (kByColumns ? kXBytes : kHalfXBytes);
     if constexpr (Dropped == Drops::kNothing) {
+      const bool in_cluster = TileN == 128 && args.outer.in_cluster && !units.of().of_h;
+      const std::uint32_t coefficients =
+          (in_cluster ? block.given_at(units.row()) : slot + outer_columns(TileN) / 64 * kXBytes) +
+          (kByColumns ? 0 : half * kHalfM * kNarrowRowBytes);
       wgmma_fence();
-      multiply_outer<kFragments>(
-          side, slot + mine,
-          slot + (kByColumns ? 2 * kXBytes : kXBytes + half * kHalfM * kNarrowRowBytes), starts);
+      multiply_outer<kFragments>(side, slot + mine, coefficients, starts);
       wgmma_commit();
       return end_side();
     }
@@ -601,9 +588,9 @@ struct Multiplier {
         slot + (kByColumns ? 2 * kXBytes : kXBytes + half * kHalfM * kNarrowRowBytes), 0);
   }
 
-  // Leaves the sums of units in memory, for `add_sums`.
+  // Leaves the sums of units in memory, for `add_sums`, behind a step: when this one's products
+  // were waited for, those of the unit before it were done.
   __device__ void leave_sums(float4* to) {
-    wgmma_wait<0>();
     store_sums(side, to);
     sync();
     if (thread == 0) block.left().raise();
@@ -611,7 +598,6 @@ struct Multiplier {
 
   // Leaves them for `add_in_cluster`.
   __device__ void leave_in_cluster(int product) {
-    wgmma_wait<0>();
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
       const auto sum = [&](int j) { return side[0][i * 4 + j] + side[1][i * 4 + j]; };
@@ -628,6 +614,7 @@ struct Multiplier {
     sync();
     const std::uint32_t arrived = block.shared + Size::kArrived + half * 4;
     if (thread == 0) {
+      block.seen().wait(kSeenS);
       const unsigned before = atomicAdd(arrivals, 1u);
       __threadfence();
       asm volatile("st.shared.u32 [%0], %1;" ::"r"(arrived), "r"(before) : "memory");

@@ -42,8 +42,11 @@ constexpr int kUntilS = 7, kUntilCopies = 10;
 constexpr double kBesideUnit = 0.6;
 constexpr int kBetween = 2;
 
-// Steps of an only tile behind its last unit: h is there before, and nobody wants to wait for it.
-constexpr std::int64_t kAhead = 8;
+// Where a cluster makes whole column blocks: cluster rows whose given coefficients there is room
+// for, and steps until they are there. Its last units come when h has just been made, after three
+// quarters of the tile, and what is left hides how their sums are added up.
+constexpr std::int64_t kMostGivenRows = 4;
+constexpr int kUntilGiven = 8;
 
 // Beside an h of up to 16 columns there are up to 16 of y in a product of 32, which takes no
 // longer: it is x that it waits for.
@@ -243,7 +246,9 @@ HopperOuterPlan plan_hopper_outer(const HopperPlan& plan, std::int64_t k,
   const auto fits = [&](const HopperOuterShape& each) {
     return divide_up(each.cols, outer.unit_cols) <= workers;
   };
-  outer.in_cluster = plan.tile_n == 128 && plan.tiles() <= plan.clusters &&
+  outer.in_cluster = plan.tile_n == 128 && plan.tiles() <= plan.clusters && plan.heavy_items == 0 &&
+                     plan.tile_rows <= kMostGivenRows &&
+                     std::count_if(products.begin(), products.end(), is_given) <= 1 &&
                      std::all_of(products.begin(), products.end(), fits);
   std::int64_t given = 0, made = 0;  // units of a cluster
   for (std::size_t i = 0; i < products.size(); ++i) {
@@ -262,8 +267,10 @@ HopperOuterPlan plan_hopper_outer(const HopperPlan& plan, std::int64_t k,
   outer.late = least_tiles <= 1;
   if (outer.late && plan.h_every > 0) return {};  // one kind of unit beside a tile
   outer.first = plan.tile_n == 256 ? kUntilCopies : 2 * kUntilCopies;
-  // Sums that go through registers alone are not waited for.
-  if (outer.in_cluster && steps >= 6 * kAhead) outer.ahead = kAhead;
+  if (outer.in_cluster) {
+    outer.first = kUntilGiven;
+    outer.ahead = std::max<std::int64_t>(0, steps / 4 - 4);
+  }
   const std::int64_t at_end = outer.late ? 2 * made + outer.ahead : 0;
   if (at_end >= steps) return {};
   // First tiles are left alone where the others have time enough: h is late beside them.
