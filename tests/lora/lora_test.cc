@@ -260,6 +260,7 @@ TEST(LoraEverywhere, FewAndMiddlingRows) {
   const std::vector<std::array<int, 4>> shapes = {{7, 1032, 248, 64},
                                                   {24, 200, 131, 13},
                                                   {64, 584, 136, 16},
+                                                  {70, 12360, 72, 16},
                                                   {100, 392, 264, 33},
                                                   {140, 72, 200, 24}};
   for (const DType adapter : {kBF16, kF32}) {
