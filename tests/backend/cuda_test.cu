@@ -146,6 +146,7 @@ std::vector<std::unique_ptr<Layer>> layers() {
   };
   add(DType::kBFloat16, 1024, 1024, 1024, 16);
   add(DType::kBFloat16, 300, 520, 264, 13);
+  add(DType::kBFloat16, 520, 1032, 768, 40);
   add(DType::kFloat16, 16, 512, 768, 8);
   add(DType::kBFloat16, 1, 512, 512, 8);
   add(DType::kFloat32, 257, 129, 131, 5);
@@ -402,11 +403,7 @@ TEST_F(Cuda, HandsKernelsToACallerThatLaunchesThem) {
   EXPECT_NE(error.find("launch by the caller"), std::string::npos) << error;
 }
 
-// Seed and offset are read when a kernel runs: a graph draws a new mask at each replay.
-TEST_F(Cuda, AReplayedGraphDrawsNewMasks) {
-  const Stream stream;
-  Context context = stream.context();
-  Layer layer(DType::kBFloat16, 64, 64, 64, 4);
+void expect_new_masks(const Stream& stream, Context& context, Layer& layer) {
   std::uint64_t* state = nullptr;
   must(cudaMalloc(&state, 3 * sizeof(std::uint64_t)));
   const Dropout beside{0.5f, 0, 0, state}, apart{0.5f, 0, 0, state, state + 2};
@@ -419,7 +416,7 @@ TEST_F(Cuda, AReplayedGraphDrawsNewMasks) {
   must(cudaGraphInstantiate(&ready, graph, 0));
   for (const std::uint64_t offset : {0, 1000, 2000}) {
     const std::uint64_t values[] = {42, offset, offset + 5};
-    must(cudaMemcpy(state, values, sizeof values, cudaMemcpyHostToDevice));
+    must(cudaMemcpyAsync(state, values, sizeof values, cudaMemcpyHostToDevice, stream));
     must(cudaGraphLaunch(ready, stream));
     stream.wait();
     const auto replayed = layer.results();
@@ -439,6 +436,15 @@ TEST_F(Cuda, AReplayedGraphDrawsNewMasks) {
   cudaGraphExecDestroy(ready);
   cudaGraphDestroy(graph);
   cudaFree(state);
+}
+
+// Seed and offset are read when a kernel runs: a graph draws a new mask at each replay.
+TEST_F(Cuda, AReplayedGraphDrawsNewMasks) {
+  const Stream stream;
+  Context context = stream.context();
+  Layer few(DType::kBFloat16, 64, 64, 64, 4);
+  Layer many(DType::kBFloat16, 300, 520, 264, 13), wide(DType::kBFloat16, 300, 520, 264, 64);
+  for (Layer* const layer : {&few, &many, &wide}) expect_new_masks(stream, context, *layer);
 }
 
 }  // namespace

@@ -11,6 +11,7 @@
 #include <string>
 #include <vector>
 
+#include "backend/philox.h"
 #include "graft/linear.h"
 #include "graft/lora.h"
 #include "support/cuda_place.h"
@@ -27,24 +28,30 @@ using test::must;
 
 constexpr DType kF32 = DType::kFloat32, kF16 = DType::kFloat16, kBF16 = DType::kBFloat16;
 
-// A matrix as the reference reads it: of a tensor's elements, or of doubles.
+// A matrix as the reference reads it: of a tensor's elements, or of doubles; each with a factor of
+// its own, where they have some.
 struct Matrix {
   const void* data;
   DType dtype;
   bool doubles;
   std::int64_t row_stride, col_stride;
+  const double* factors = nullptr;
 
-  explicit Matrix(const ConstTensorView& t)
+  explicit Matrix(const ConstTensorView& t, const double* of_elements = nullptr)
       : data(t.data()),
         dtype(t.dtype()),
         doubles(false),
         row_stride(t.stride(0)),
-        col_stride(t.stride(1)) {}
+        col_stride(t.stride(1)),
+        factors(of_elements) {}
   Matrix(const double* values, std::int64_t cols)
       : data(values), dtype(kF32), doubles(true), row_stride(cols), col_stride(1) {}
 
   __device__ double at(std::int64_t i, std::int64_t j) const {
     const std::int64_t at = i * row_stride + j * col_stride;
+    return factors != nullptr ? factors[at] * element(at) : element(at);
+  }
+  __device__ double element(std::int64_t at) const {
     if (doubles) return static_cast<const double*>(data)[at];
     if (dtype == kF32) return static_cast<double>(static_cast<const float*>(data)[at]);
     if (dtype == kF16)
@@ -70,15 +77,16 @@ __global__ void fill(void* data, DType dtype, std::int64_t count, std::uint32_t 
 }
 
 // out (rows, cols) = factor · a (rows, depth) · b (depth, cols), or +=, of every `step`-th row of
-// a.
+// a; with a factor more for each element, where there are `factors` of all rows.
 __global__ void multiply(Matrix a, Matrix b, std::int64_t rows, std::int64_t cols,
                          std::int64_t depth, std::int64_t step, double factor, bool add,
-                         double* out) {
+                         double* out, const double* factors = nullptr) {
   const std::int64_t at = std::int64_t{blockIdx.x} * blockDim.x + threadIdx.x;
   if (at >= rows * cols) return;
   const std::int64_t i = at / cols * step, j = at % cols;
   double sum = 0;
   for (std::int64_t k = 0; k < depth; ++k) sum += a.at(i, k) * b.at(k, j);
+  if (factors != nullptr) sum *= factors[i * cols + j];
   out[at] = factor * sum + (add ? out[at] : 0.0);
 }
 
@@ -161,10 +169,20 @@ class Layer {
 
   LoraLinearForward forward() const {
     const ConstTensorView as_row(bias.data(), kF32, {s.n}, bias.device());
-    return {x, Weight(w), as_row, {a, b, kScaling}, {}, y, h};
+    return {x, Weight(w), as_row, {a, b, kScaling}, dropout_, y, h};
   }
   LoraLinearBackward backward() const {
-    return {dy, x, h, Weight(w), {a, b, kScaling}, {}, dx, da, db};
+    return {dy, x, h, Weight(w), {a, b, kScaling}, dropout_, dx, da, db};
+  }
+
+  void set(const Dropout& dropout) {
+    dropout_ = dropout;
+    std::vector<double> factors(static_cast<std::size_t>(s.m * s.k));
+    for (std::size_t i = 0; i < factors.size(); ++i) {
+      factors[i] = dropout_keeps(i, dropout) ? static_cast<double>(dropout.scale()) : 0.0;
+    }
+    factors_ = memory_.doubles(s.m * s.k);
+    must(cudaMemcpy(factors_, factors.data(), factors.size() * 8, cudaMemcpyHostToDevice));
   }
 
   LinearForward linear_forward() const { return {x, Weight(w), forward().bias, y}; }
@@ -179,7 +197,7 @@ class Layer {
   }
   void expect_forward() {
     const std::int64_t rows = (s.m + step_ - 1) / step_;
-    double* const h_truth = product(Matrix(x), Matrix(a), rows, s.rank, s.k, step_);
+    double* const h_truth = product(Matrix(x, factors_), Matrix(a), rows, s.rank, s.k, step_);
     double* const truth = product(Matrix(x), Matrix(w.transposed()), rows, s.n, s.k, step_);
     add(product_of(h_truth, s.rank), Matrix(b), rows, s.n, s.rank, truth);
     add_row<<<blocks_of(rows * s.n), 256>>>(Matrix(bias), rows, s.n, truth);
@@ -191,10 +209,11 @@ class Layer {
     double* const g = product(Matrix(dy), Matrix(b.transposed()), s.m, s.rank, s.n, 1);
     double* const truth = product(Matrix(dy), Matrix(w), rows, s.k, s.n, step_);
     multiply<<<blocks_of(rows * s.k), 256>>>(product_of(g, s.rank), Matrix(a.transposed()), rows,
-                                             s.k, s.rank, step_, kScaling, true, truth);
+                                             s.k, s.rank, step_, kScaling, true, truth, factors_);
     expect("dx", dx, truth, rows, step_, 0.02);
     expect("da", da,
-           product(Matrix(x.transposed()), product_of(g, s.rank), s.k, s.rank, s.m, 1, kScaling),
+           product(Matrix(x.transposed(), factors_), product_of(g, s.rank), s.k, s.rank, s.m, 1,
+                   kScaling),
            s.k, 1, 0.02);
     expect_db();
   }
@@ -256,6 +275,8 @@ class Layer {
   Memory memory_;
   Shape s;
   std::int64_t step_;  // from a compared row to the next
+  Dropout dropout_;
+  double* factors_ = nullptr;  // (m, k), of the dropout
 
  public:
   TensorView x;
@@ -269,11 +290,13 @@ class CudaManyRows : public testing::Test {
     if (const std::string why = test::CudaDevice::missing(); !why.empty()) GTEST_SKIP() << why;
   }
 
-  void check(const Shape& shape, DType type = kBF16, DType adapter = kBF16) {
+  void check(const Shape& shape, DType type = kBF16, DType adapter = kBF16,
+             const Dropout& dropout = {}) {
     SCOPED_TRACE(testing::Message()
                  << shape.m << " x " << shape.k << " -> " << shape.n << ", rank " << shape.rank
                  << ' ' << name_of(type) << ' ' << name_of(adapter));
     Layer layer(shape, type, adapter);
+    if (dropout.p > 0) layer.set(dropout);
     Context context(test::cuda_place(nullptr));
     lora_linear_forward(context, layer.forward());
     lora_linear_backward(context, layer.backward());
@@ -338,6 +361,16 @@ TEST_F(CudaManyRows, WideRanksOfAnySize) {
 TEST_F(CudaManyRows, WideRanksOfManyRows) {
   check({8448, 512, 1024, 256});
   check({16500, 256, 512, 128});
+}
+// A tile's masked pair comes before the rest; h is made of a masked x.
+TEST_F(CudaManyRows, WideRanksWithDropout) {
+  const Dropout dropout{0.1f, 7, 0xfffffff0u};
+  check({2304, 1024, 2048, 64}, kBF16, kBF16, dropout);
+  check({4095, 2056, 1032, 17}, kBF16, kF32, dropout);
+  check({1111, 1000, 2056, 32}, kF16, kF16, dropout);
+  check({513, 2056, 264, 128}, kBF16, kF32, dropout);
+  check({300, 72, 520, 200}, kF16, kF32, {0.5f, 3});
+  check({2304, 1024, 2048, 256}, kBF16, kBF16, dropout);
 }
 // q, k and v, in one launch: tiles and columns of h lie beside each other.
 TEST_F(CudaManyRows, SiblingsShareALaunch) {

@@ -422,41 +422,50 @@ TEST(LoraEverywhere, MasksAreThoseOfPhilox) {
 // of powers of two, with no base product's rounding in the way.
 TEST(LoraEverywhere, MasksOfLargeLayersAreThoseOfPhilox) {
   if (!test::testing_on_cuda()) GTEST_SKIP() << "no CPU kernel has tiles so large";
-  constexpr std::int64_t kRank = 16;
   test::on_each_place([](const test::Place& place) {
-    // Rows, features of x and of y, and p.
-    for (const auto& [rows, in, out, p] : {std::tuple{4095, 3328, 1024, 0.5f},
-                                           {509, 2056, 4104, 0.1f},
-                                           {509, 4104, 64, 0.00002f},
-                                           {509, 4104, 64, 0.999f}}) {
-      SCOPED_TRACE(testing::Message() << rows << " rows of " << in << ", p " << p);
-      Case c({rows, in, out, kRank}, {kBF16, kBF16, kBF16}, p);
+    // Rows, features of x and of y, rank and p.
+    for (const auto& [rows, in, out, rank, p] : {std::tuple{4095, 3328, 1024, 16, 0.5f},
+                                                 {509, 2056, 4104, 16, 0.1f},
+                                                 {509, 4104, 64, 16, 0.00002f},
+                                                 {509, 4104, 64, 16, 0.999f},
+                                                 {4095, 2056, 1024, 32, 0.5f},
+                                                 {1025, 4104, 72, 17, 0.1f},
+                                                 {385, 520, 2056, 64, 0.1f},
+                                                 {701, 1032, 136, 128, 0.9f},
+                                                 {259, 2056, 264, 256, 0.00002f}}) {
+      SCOPED_TRACE(testing::Message()
+                   << rows << " rows of " << in << ", rank " << rank << ", p " << p);
+      Case c({rows, in, out, rank}, {kBF16, kBF16, kBF16}, p);
       c.dropout.offset = 0xfffff000u;  // counters go on in their upper half
       c.scaling = 1;
       c.x.fill(1), c.w.fill(0), c.bias.fill(0), c.a.fill(0), c.b.fill(0), c.dy.fill(0);
-      // Each feature is in one column of h, each row in one of g, with a weight.
-      const auto weight_of = [](std::int64_t i) { return static_cast<float>(1 << i / kRank % 8); };
-      for (std::int64_t i = 0; i < in; ++i) c.a.set(i * kRank + i % kRank, weight_of(i));
-      for (std::int64_t i = 0; i < kRank; ++i) c.b.set(i * out + i, 1);
-      for (std::int64_t i = 0; i < rows; ++i) c.dy.set(i * out + i % kRank, weight_of(i));
+      // Each feature is in every 16th column of h, each row in one of g, with a weight.
+      const auto weight_of = [](std::int64_t i) { return static_cast<float>(1 << i / 16 % 8); };
+      for (std::int64_t i = 0; i < in; ++i) {
+        for (std::int64_t r = i % 16; r < rank; r += 16) c.a.set(i * rank + r, weight_of(i));
+      }
+      const std::int64_t ranks = std::min(rank, out);
+      for (std::int64_t i = 0; i < ranks; ++i) c.b.set(i * out + i, 1);
+      for (std::int64_t i = 0; i < rows; ++i) c.dy.set(i * out + i % ranks, weight_of(i));
       const Weight weight = ConstTensorView(c.w);
       place.run(lora_linear_forward, c.linear(weight));
       place.run(lora_linear_backward, c.linear_gradients(weight));
 
       const float scale = c.dropout.scale(), rounded = test::rounded(scale, kBF16);
-      std::vector<double> h(rows * kRank), da(in * kRank);
+      std::vector<double> h(rows * rank), da(in * rank);
       std::int64_t wrong = 0;
       for (std::int64_t i = 0; i < rows; ++i) {
         for (std::int64_t eight = 0; eight < in / 8; ++eight) {
           const auto words = philox(c.dropout.offset + i * in / 8 + eight, c.dropout.seed);
           for (std::int64_t j = eight * 8; j < eight * 8 + 8; ++j) {
             const bool kept = philox_field(words, j % 8) >= c.dropout.threshold();
-            const bool meet = i % kRank == j % kRank;  // in dx
+            const bool meet = i % ranks % 16 == j % 16;  // in dx
             wrong += c.dx.get(i * in + j) !=
                      (kept && meet ? rounded * weight_of(i) * weight_of(j) : 0.0f);
             if (!kept) continue;
-            h[i * kRank + j % kRank] += weight_of(j) * scale;
-            da[j * kRank + i % kRank] += weight_of(i) * scale;
+            for (std::int64_t r = j % 16; r < rank; r += 16)
+              h[i * rank + r] += weight_of(j) * scale;
+            da[j * rank + i % ranks] += weight_of(i) * scale;
           }
         }
       }
@@ -481,7 +490,12 @@ TEST(LoraEverywhere, LargeLayersWithDropout) {
                                           {Shape{769, 16, 4104, 1}, kHalf, 0.1f},
                                           {Shape{769, 4104, 16, 13}, kHalf, 0.9f},
                                           {Shape{261, 4104, 16, 17}, kMixed, 0.1f},
-                                          {Shape{261, 136, 4096, 64}, kHalf, 0.9f}}) {
+                                          {Shape{261, 136, 4096, 64}, kHalf, 0.9f},
+                                          {Shape{513, 72, 1032, 32}, kMixed, 0.1f},
+                                          {Shape{300, 1032, 72, 100}, kMixed, 0.5f},
+                                          {Shape{143, 264, 520, 128}, kHalf, 0.1f},
+                                          {Shape{257, 520, 264, 200}, kMixed, 0.1f},
+                                          {Shape{129, 136, 136, 256}, kHalf, 0.5f}}) {
       SCOPED_TRACE(testing::PrintToString(shape));
       const Case c(shape, types, p);
       check_linear(place, c, ConstTensorView(c.w));

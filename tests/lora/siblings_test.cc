@@ -273,6 +273,17 @@ TEST(LoraSiblingsEverywhere, Float16WithAFloat32Adapter) {
   check_cases({kF16, kF16, kF32});
 }
 
+// Of many rows, each with masks of its own.
+TEST(LoraSiblingsEverywhere, WideRanksWithDropout) {
+  if (!test::testing_on_cuda()) GTEST_SKIP() << "no CPU kernel has tiles so large";
+  test::on_each_place([](const test::Place& place) {
+    const std::vector<Shape> layers = {
+        {264, 64, 0.1f, true}, {72, 17, 0.5f}, {136, 130}, {520, 16, 0.1f}};
+    check(place, Siblings(261, 136, layers, {kBF16, kBF16, kF32}));
+    check(place, Siblings(150, 264, layers, {kF16, kF16, kF16}));
+  });
+}
+
 const std::vector<Shape> kQkv = {{90, 8, 0.2f, true}, {30, 4}, {33, 0, 0, true}};
 
 // Runs `calls`, those of `alone`, one by one.

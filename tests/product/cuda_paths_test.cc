@@ -4,6 +4,7 @@
 #include <array>
 #include <cstdint>
 #include <string>
+#include <tuple>
 #include <utility>
 
 #include "product/cuda/paths.h"
@@ -34,8 +35,10 @@ Term delta(DType dtype, DType adapter, std::int64_t m, std::int64_t k, std::int6
   return term;
 }
 
-constexpr DeviceFacts kH200{
-    .major = 9, .multiprocessors = 132, .shared_bytes = 227 * 1024, .clusters = 66};
+constexpr DeviceFacts kH200{.major = 9,
+                            .multiprocessors = 132,
+                            .shared_bytes = 227 * 1024,
+                            .clusters_of = {0, 132, 66, 43, 30, 23, 20, 15, 15}};
 constexpr DeviceFacts kLittleShared{.major = 8, .multiprocessors = 82, .shared_bytes = 99 * 1024};
 
 std::string path(const Term& term, const DeviceFacts& facts = kH200) {
@@ -185,15 +188,18 @@ TEST(CudaPaths, FewAndMiddlingRowsOnHopper) {
   EXPECT_EQ(path(outer), "hopper_rows");  // which leaves them to a term of their own
 }
 
-// Of small ranks Hopper's tiles mask the pair themselves; of wide ones they make the base product.
+// Hopper's tiles mask the pair themselves, but for few rows.
 TEST(CudaPaths, DropoutOnHopper) {
   const Dropout dropout{0.1f};
-  for (const auto& [rank, path] : {std::pair{16, "hopper"}, {17, "hopper+ampere"}}) {
-    Term forward = delta(kBF16, kF32, 4096, 4096, 4096, rank);
+  for (const auto& [m, rank, path] : {std::tuple{4096, 16, "hopper"},
+                                      {4096, 17, "hopper"},
+                                      {4096, 256, "hopper"},
+                                      {128, 17, "hopper_rows+ampere"}}) {
+    Term forward = delta(kBF16, kF32, m, 4096, 4096, rank);
     forward.w = matrix(kBF16, 4096, 4096).transposed();
     forward.pair.input_dropout = &dropout;
     EXPECT_STREQ(path_name(forward, kH200), path);
-    Term backward = delta(kBF16, kF32, 4096, 4096, 4096, rank);
+    Term backward = delta(kBF16, kF32, m, 4096, 4096, rank);
     backward.w = matrix(kBF16, 4096, 4096);
     backward.pair.output_dropout = &dropout;
     EXPECT_STREQ(path_name(backward, kH200), path);

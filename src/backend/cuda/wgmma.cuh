@@ -130,7 +130,7 @@ __device__ inline void wgmma(float (&d)[Registers], std::uint64_t a, std::uint64
 template <int N, bool BIsKN, class T, int Registers>
 __device__ inline void wgmma(float (&d)[Registers], const std::uint32_t (&a)[4], std::uint64_t b,
                              bool add) {
-  static_assert(N / 2 <= Registers && (N == 16 || N == 32 || N == 64 || N == 128));
+  static_assert(N / 2 <= Registers && (N == 16 || N == 32 || N == 64 || N == 128 || N == 256));
 #define GRAFT_WGMMA(N, TYPE, NAMES, A, B, ADD, TURNED, ...)                                       \
   asm volatile("{\n.reg .pred add;\nsetp.ne.b32 add, " ADD                                        \
                ", 0;\n"                                                                           \
@@ -148,9 +148,12 @@ __device__ inline void wgmma(float (&d)[Registers], const std::uint32_t (&a)[4],
   } else if constexpr (N == 64) {                                                                \
     GRAFT_WGMMA("64", TYPE, GRAFT_NAMES32, "%32, %33, %34, %35", "%36", "%37", "%38",            \
                 GRAFT_D32(0));                                                                   \
-  } else {                                                                                       \
+  } else if constexpr (N == 128) {                                                               \
     GRAFT_WGMMA("128", TYPE, GRAFT_NAMES64, "%64, %65, %66, %67", "%68", "%69", "%70",           \
                 GRAFT_D64(0));                                                                   \
+  } else {                                                                                       \
+    GRAFT_WGMMA("256", TYPE, GRAFT_NAMES128, "%128, %129, %130, %131", "%132", "%133", "%134",   \
+                GRAFT_D64(0), GRAFT_D64(64));                                                    \
   }
   if constexpr (std::is_same_v<T, __half>) {
     GRAFT_WGMMA_OF("f16")

@@ -3,13 +3,14 @@
 #include <cstdint>
 #include <span>
 
+#include "backend/cuda/integers.h"
 #include "backend/cuda/tensor_map.h"
 #include "product/cuda/hopper.h"
 #include "product/cuda/hopper_block.cuh"
 #include "product/cuda/hopper_fetch.cuh"
-#include "product/cuda/hopper_masks.cuh"
+#include "product/cuda/hopper_make_masks.cuh"
 #include "product/cuda/hopper_multiply.cuh"
-#include "product/cuda/hopper_shrink.cuh"
+#include "product/cuda/hopper_outer.h"
 #include "product/cuda/hopper_shrink.h"
 
 // y = [ x | s·h ] · [ W ; E ] + bias with h = x·S, for many rows of 16-bit elements on Hopper.
@@ -95,6 +96,7 @@ __global__ void __launch_bounds__(kThreads, 1)
     __syncwarp();
   } else {
     grow_registers<224>();
+    if constexpr (Dropped == Drops::kYFirst) wait_for_kernel_before();  // of the masks
     Multiplier<T, TileN, WIsKN, Outer, Dropped, Ragged> multiplier{
         maps,
         args,
@@ -128,15 +130,14 @@ namespace {
 
 using namespace hopper;
 
-std::int64_t round_up(std::int64_t value, std::int64_t to) { return (value + to - 1) / to * to; }
-
 // The call's workspace. The terms share x and how W lies.
 struct Layout {
   HopperPlan plan;
   bool w_is_kn = false;
   std::int64_t m, k, rank;
   std::int64_t k_blocks, units, flags;
-  bool makes_outer = false, copies_s = false, s_is_kn = false;
+  bool makes_outer = false, outer_after = false;  // beside the tiles; by a launch after them
+  bool copies_s = false, s_is_kn = false;
   HopperOuterPlan outer;
   std::size_t flags_at = 0, s_at = 0, h_at = 0, partial_at = 0, bytes = 0;
   std::array<std::size_t, kMostLayers> e_at{};
@@ -159,7 +160,10 @@ struct Layout {
                                            : steps_of_unit<64>(plan.rank_class);
     units = (k_blocks + steps - 1) / steps;
     if (plan.rank_class == 0) return;
-    makes_outer = terms.size() == 1 && hopper_makes_outer(terms[0], facts);
+    if (terms.size() == 1) {
+      const OuterWay way = hopper_outer_way(terms[0], facts);
+      makes_outer = way == OuterWay::kBeside, outer_after = way == OuterWay::kAfter;
+    }
     if (makes_outer) outer = plan_hopper_outer(plan, k, outer_shapes(terms[0]));
     flags = row_flags() + 2 + outer.column_blocks * 2;
     const auto take = [&](std::int64_t of) {
@@ -172,10 +176,11 @@ struct Layout {
     copies_s = terms.size() > 1 || plan.ragged > 0 ||
                !fetched_in_place(s_rows(terms[0]), terms[0].multiply);
     if (copies_s && plan.h_before && terms.size() == 1) {
-      s_is_kn = fetched_in_place(terms[0].pair.shrink, terms[0].multiply);
-      copies_s = !s_is_kn;
+      // Either way round: copied or not, as it lies.
+      copies_s = !fetched_in_place(terms[0].pair.shrink, terms[0].multiply);
+      s_is_kn = !copies_s || terms[0].pair.shrink.stride(1) == 1;
     }
-    if (copies_s) s_at = take(all_s_rows() * s_stride() * 2);
+    if (copies_s) s_at = take((s_is_kn ? k : all_s_rows()) * s_stride() * 2);
     for (std::size_t i = 0; i < terms.size(); ++i) {
       if (!terms[i].pair.present()) continue;
       const ConstTensorView rows = e_rows(terms[i]);
@@ -188,17 +193,18 @@ struct Layout {
     if (dropout != nullptr) {
       mask_steps = round_up((masked_columns(terms[0]) + kTileK - 1) / kTileK, kMaskSteps);
       masks_at = take(mask_bytes());
-      if (makes_outer) turned_masks_at = take(mask_bytes());
+      if (turns_masks(terms[0])) turned_masks_at = take(mask_bytes());
     }
     if (plan.h_parts > 1 || plan.h_every > 0) {
       partial_at = take(plan.items_in_parts() * 2 * kTileM * plan.rank_class * 4);
     }
-    if (!makes_outer) return;
+    if (!makes_outer && !outer_after) return;
     for (std::size_t i = 0; i < terms[0].outer_products.size(); ++i) {
       if (terms[0].outer_products[i].coefficients.present() && !outer.rides) {
         coefficients_at[i] = take(m * h_stride() * 2);
       }
     }
+    if (outer_after) return;
     outer_partial_at = take(outer.column_blocks * outer.segments * 2 * kBesidePartial * 4);
     if (outer.rides) ridden_partial_at = take(units * plan.tile_rows * 4 * kBesidePartial * 4);
   }
@@ -219,9 +225,21 @@ struct Layout {
   static std::int64_t masked_columns(const Term& term) {
     return drops_x(term) ? term.x.dim(1) : term.y.dim(1);
   }
+  // Tiles begin with the pair and mask it.
+  bool masks_first() const { return w_is_kn && dropout != nullptr && plan.h_before; }
+  // The tiles' kernel has masks to apply: an x that is masked may have been used up before it.
+  bool masks_tiles() const { return dropout != nullptr && (w_is_kn || !plan.h_before); }
+  // For who multiplies columns.
+  bool turns_masks(const Term& term) const {
+    return makes_outer || (outer_after && masks_outer(term));
+  }
+  static bool masks_outer(const Term& term) {
+    return std::any_of(term.outer_products.begin(), term.outer_products.end(),
+                       [](const OuterProduct& each) { return each.dropout != nullptr; });
+  }
   std::int64_t mask_bytes() const { return plan.tile_rows * 2 * mask_steps * kMaskBytes; }
   std::int64_t row_flags() const { return plan.tile_rows * 2 * kFlagsOfRowBlock; }
-  std::int64_t s_stride() const { return round_up(k, 8); }
+  std::int64_t s_stride() const { return round_up(s_is_kn ? rank : k, 8); }
   std::int64_t e_stride(const Term& term) const {
     return round_up(w_is_kn ? term.w.dim(1) : term.pair.rank(), 8);
   }
@@ -255,6 +273,12 @@ void launch_product(const Call& call, const Maps& maps, const Arguments& args) {
 template <class T>
 void launch_masked(const Call& call, const Layout& layout, const Maps& maps,
                    const Arguments& args) {
+  if (layout.masks_first()) {
+    if (layout.plan.tile_n == 128) {
+      return launch_product<T, 128, true, false, Drops::kYFirst>(call, maps, args);
+    }
+    return launch_product<T, 256, true, false, Drops::kYFirst>(call, maps, args);
+  }
   if (layout.plan.tile_n == 128) {
     if (layout.w_is_kn) return launch_product<T, 128, true, false, Drops::kY>(call, maps, args);
     return launch_product<T, 128, false, false, Drops::kX>(call, maps, args);
@@ -266,7 +290,7 @@ void launch_masked(const Call& call, const Layout& layout, const Maps& maps,
 
 template <class T>
 void launch(const Call& call, const Layout& layout, const Maps& maps, const Arguments& args) {
-  if (layout.dropout != nullptr) return launch_masked<T>(call, layout, maps, args);
+  if (layout.masks_tiles()) return launch_masked<T>(call, layout, maps, args);
   if (layout.plan.tile_n == 256) {
     if (layout.makes_outer) return launch_product<T, 256, true, true>(call, maps, args);
     if (layout.plan.ragged > 0) {
@@ -284,44 +308,13 @@ void launch(const Call& call, const Layout& layout, const Maps& maps, const Argu
   return launch_product<T, 64, false>(call, maps, args);
 }
 
-template <class T, int Width, bool SIsKN>
-void launch_shrink(const Call& call, const HopperShrinkPlan& plan, const Maps& maps,
-                   const Arguments& args) {
-  Launch how;
-  how.grid = static_cast<unsigned>(plan.clusters * plan.cluster());
-  how.block = kThreads;
-  how.cluster = plan.cluster();
-  how.shared_bytes = Sizes<Width>::kEnd;
-  how.overlaps = true;
-  call.launch(how, shrink<T, Width, SIsKN>, maps, args, ShrinkShape{plan.pair, plan.splits});
-}
-
-// h, and before it a copy of S if TMA can't fetch it as it lies.
-template <class T>
-void make_h(const Call& call, const Layout& layout, const Maps& maps, const Arguments& args) {
-  if (args.copies.of_s > 0) {
-    Launch how;
-    how.grid = static_cast<unsigned>(call.facts().multiprocessors) * 8;
-    how.block = kCopyThreads;
-    how.overlaps = true;
-    call.launch(how, copy_shrink<T>, args.copies);
-  }
-  const HopperShrinkPlan plan = plan_hopper_shrink(layout.m, layout.k, layout.rank, call.facts());
-  if (plan.width == 256) {
-    if (layout.s_is_kn) return launch_shrink<T, 256, true>(call, plan, maps, args);
-    return launch_shrink<T, 256, false>(call, plan, maps, args);
-  }
-  if (layout.s_is_kn) return launch_shrink<T, 128, true>(call, plan, maps, args);
-  return launch_shrink<T, 128, false>(call, plan, maps, args);
-}
-
 void launch_masks(const Call& call, const Layout& layout, const Term& term, std::byte* workspace) {
   MaskArguments args{};
   args.dropout = DropoutArgs(layout.dropout);
   args.row_eights = static_cast<std::uint64_t>(Layout::masked_columns(term)) / 8;
   args.pairs = static_cast<unsigned>(layout.mask_steps / 2);
   args.rows = reinterpret_cast<uint2*>(workspace + layout.masks_at);
-  if (layout.makes_outer) {
+  if (layout.turns_masks(term)) {
     args.columns = reinterpret_cast<std::uint32_t*>(workspace + layout.turned_masks_at);
   }
   Launch how;
@@ -329,6 +322,30 @@ void launch_masks(const Call& call, const Layout& layout, const Term& term, std:
   how.block = kMaskThreads;
   how.overlaps = true;
   call.launch(how, make_masks, args);
+}
+
+// The outer products that are left to a launch after the tiles, by their coefficients as the tiles'
+// kernel, or the one before it, leaves them: s·h of its own, and copies of those that are given.
+void launch_outer(const char* op, const Call& call, const Layout& layout, const Term& term,
+                  float h_scaling, std::byte* workspace) {
+  std::array<HopperOuterJob, kMostOuterJobs> jobs;
+  const std::size_t count = term.outer_products.size();
+  for (std::size_t i = 0; i < count; ++i) {
+    const OuterProduct& from = term.outer_products[i];
+    const bool given = from.coefficients.present();
+    HopperOuterJob& job = jobs[i];
+    job.matrix = from.matrix;
+    job.coefficients = workspace + (given ? layout.coefficients_at[i] : layout.h_at);
+    job.stride = layout.h_stride();
+    // s·h has one in it.
+    job.factor = given ? from.scaling : h_scaling != 0.0f ? from.scaling / h_scaling : 0.0f;
+    job.out = from.out;
+    if (from.dropout == nullptr) continue;
+    job.factor *= from.dropout->scale();
+    job.turned_masks = reinterpret_cast<const std::uint32_t*>(workspace + layout.turned_masks_at);
+    job.mask_steps = layout.mask_steps;
+  }
+  run_hopper_outer(op, call, {jobs.data(), count});
 }
 
 template <class T>
@@ -374,7 +391,6 @@ void run_as(const char* op, const Call& call, std::span<const Term> terms, std::
   if (plan.rank_class == 0) return launch<T>(call, layout, maps, args);
 
   std::byte* const h = workspace + layout.h_at;
-  const bool masks_y = layout.dropout != nullptr && !Layout::drops_x(term);
   args.rank = static_cast<int>(layout.rank);
   args.rank_class = plan.rank_class;
   args.h_stride = static_cast<int>(layout.h_stride());
@@ -423,11 +439,16 @@ void run_as(const char* op, const Call& call, std::span<const Term> terms, std::
     return tensor_map(op, copied ? workspace + at : rows.data(), dtype, rows.dim(0), rows.dim(1),
                       copied ? stride : rows.stride(0), box_rows);
   };
+  HopperShrinkPlan shrink;
+  if (plan.h_before) {
+    const bool masked = layout.dropout != nullptr && Layout::drops_x(term);
+    shrink = plan_hopper_shrink(layout.m, layout.k, layout.rank, call.facts(), masked);
+  }
   // Half of the columns of h, or 64 of them, in a box.
-  const int s_rows = std::max(plan.rank_class, plan.h_before ? 128 : 0) / 2;
+  const int s_rows = plan.h_before ? shrink.s_box_rows(false) : plan.rank_class / 2;
   if (layout.s_is_kn) {
-    const ConstTensorView& s = term.pair.shrink;
-    maps.s = tensor_map(op, s.data(), dtype, s.dim(0), s.dim(1), s.stride(0), kTileK);
+    maps.s = place(term.pair.shrink, layout.copies_s, layout.s_stride(), layout.s_at,
+                   shrink.s_box_rows(true));
   } else if (terms.size() == 1 && plan.ragged == 0) {
     maps.s = place(Layout::s_rows(term), layout.copies_s, layout.s_stride(), layout.s_at, s_rows);
   } else {
@@ -458,13 +479,14 @@ void run_as(const char* op, const Call& call, std::span<const Term> terms, std::
     }
   }
   copies.of_s = copies.count;
+  const bool narrow_h = layout.dropout != nullptr && layout.w_is_kn && !plan.h_before;
   for (std::size_t i = 0; i < terms.size(); ++i) {
     if (!terms[i].pair.present()) continue;
     maps.e[i] = place(layout.e_rows(terms[i]), layout.copies_e[i], layout.e_stride(terms[i]),
                       layout.e_at[i], w_rows);
     maps.h[i] =
         tensor_map(op, h + args.layers[i].first_rank * 2, dtype, layout.m, args.layers[i].rank,
-                   layout.h_stride(), kTileM, masks_y ? kNarrow : kTileK);
+                   layout.h_stride(), kTileM, narrow_h ? kNarrow : kTileK);
   }
   if (layout.makes_outer) {
     OuterArguments& outer = args.outer;
@@ -510,8 +532,19 @@ void run_as(const char* op, const Call& call, std::span<const Term> terms, std::
           tensor_map(op, at, dtype, layout.m, layout.rank, layout.h_stride(), kTileM, kNarrow);
     }
   }
-  if (plan.h_before) make_h<T>(call, layout, maps, args);
+  if (layout.outer_after) {
+    for (std::size_t i = 0; i < term.outer_products.size(); ++i) {
+      const ConstTensorView& given = term.outer_products[i].coefficients;
+      if (given.present()) {
+        add(copy(given, layout.h_stride(), workspace + layout.coefficients_at[i]));
+      }
+    }
+  }
+  if (plan.h_before) launch_hopper_shrink(call, shrink, dtype, layout.s_is_kn, maps, args);
   launch<T>(call, layout, maps, args);
+  if (layout.outer_after) {
+    launch_outer(op, call, layout, term, args.layers[0].scaling, workspace);
+  }
 }
 
 }  // namespace

@@ -63,7 +63,9 @@ HopperPlan plan_hopper(std::int64_t m, std::int64_t n, std::int64_t k, std::int6
 /// What a product may have besides: dropout; ragged columns, which it may without outer products
 /// and where W lies as (N, K).
 struct HopperBesides {
-  bool masked = false, ragged = false;
+  bool masks_x = false, masks_y = false, ragged = false;
+
+  bool masked() const { return masks_x || masks_y; }
 };
 
 /// The same for several of some widths beside each other, with as many columns of h together.
@@ -110,10 +112,19 @@ HopperOuterPlan plan_hopper_outer(const HopperPlan& plan, std::int64_t k,
 /// The same of a term's.
 std::vector<HopperOuterShape> outer_shapes(const Term& term);
 
-/// Whether run_hopper makes the term's outer products too, beside its tiles: there are one or two,
-/// of rank 16 or less, with the dropout of y or none on the first, and the term has time for them.
-/// If not, run_hopper leaves them to its caller; what it takes is not affected.
-bool hopper_makes_outer(const Term& term, const DeviceFacts& facts);
+/// How run_hopper makes a term's outer products.
+enum class OuterWay {
+  kNone,    ///< Not at all, it leaves them to its caller; what it takes is not affected.
+  kBeside,  ///< Beside its tiles: they are of rank 16 or less, and the term has time for them.
+  kAfter,   ///< By a launch after the tiles, of rank 17 and more (hopper_outer.h).
+};
+
+/// Of a term that it takes. There are one or two of them, with the dropout of y or none on the
+/// first.
+OuterWay hopper_outer_way(const Term& term, const DeviceFacts& facts);
+inline bool hopper_makes_outer(const Term& term, const DeviceFacts& facts) {
+  return hopper_outer_way(term, facts) != OuterWay::kNone;
+}
 
 /// Whether a term's base product is one for Hopper at all: on such a device, all of one 16-bit
 /// type, x and W as TMA takes them; "no" says why.

@@ -30,8 +30,9 @@ constexpr int kMostOuter = 2;            // outer products of a term: dA and dB
 constexpr int kBesidePartial = 8 * 128;  // sums of a unit beside a tile, of a warpgroup
 
 // What a dropout masks: nothing; x, on its way to h; what the pair adds to y, and the matrix of the
-// outer product whose columns those of y are.
-enum class Drops { kNothing, kX, kY };
+// outer product whose columns those of y are; what the pair adds to y, where h is there before the
+// tiles, which then begin with it.
+enum class Drops { kNothing, kX, kY, kYFirst };
 
 template <int TileN>
 struct Sizes {

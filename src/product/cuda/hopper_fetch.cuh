@@ -27,16 +27,16 @@ __device__ void store_chunk(const Copy& copy, std::int64_t row, int first,
   *reinterpret_cast<Pack<To, 8>*>(static_cast<To*>(copy.to) + row * copy.stride + first) = out;
 }
 
-// This block's share, by the threads of three warps.
+// The share of a thread, every `step`-th piece.
 template <class From, class To>
-__device__ void copy_share_as(const Copy& copy, int thread) {
+__device__ void copy_share_as(const Copy& copy, unsigned first_chunk, unsigned step) {
   const From* const from = static_cast<const From*>(copy.from);
   const unsigned chunks = static_cast<unsigned>(copy.stride) / 8;
-  const unsigned end = static_cast<unsigned>(copy.outer) * chunks, step = gridDim.x * kCopyThreads;
+  const unsigned end = static_cast<unsigned>(copy.outer) * chunks;
   const bool whole = copy.inner_stride == 1 && copy.inner % 8 == 0 &&
                      copy.outer_stride * sizeof(From) % 16 == 0 &&
                      reinterpret_cast<std::uintptr_t>(from) % 16 == 0;
-  unsigned chunk = blockIdx.x * kCopyThreads + thread;
+  unsigned chunk = first_chunk;
   if (whole) {
     constexpr int kAtOnce = sizeof(From) == 4 ? 1 : 2;  // loads on their way
     for (; chunk < end; chunk += step * kAtOnce) {
@@ -72,15 +72,17 @@ __device__ void copy_share_as(const Copy& copy, int thread) {
   }
 }
 
+// By the threads of three warps of each block.
 template <class To>
 __device__ void copy_share(const Copy& copy, int thread) {
+  const unsigned first = blockIdx.x * kCopyThreads + thread, step = gridDim.x * kCopyThreads;
   switch (copy.dtype) {
     case DType::kFloat16:
-      return copy_share_as<__half, To>(copy, thread);
+      return copy_share_as<__half, To>(copy, first, step);
     case DType::kBFloat16:
-      return copy_share_as<__nv_bfloat16, To>(copy, thread);
+      return copy_share_as<__nv_bfloat16, To>(copy, first, step);
     default:
-      return copy_share_as<float, To>(copy, thread);
+      return copy_share_as<float, To>(copy, first, step);
   }
 }
 
@@ -449,6 +451,15 @@ __device__ void fetch(const Maps& maps, const Arguments& args, const Block<TileN
     const int of = layer_of<kAlone>(args, column);
     const int m0 = (row * 2 + block.rank) * kTileM;
     const int n0 = (column - args.layers[of].first_column) * TileN;
+    const auto fill_pair = [&] {
+      for (int r = 0; r < args.layers[of].rank; r += kTileK) {
+        fill(maps.h[of], maps.h[of], kXBytes, maps.e[of], m0, n0, r);
+      }
+    };
+    if constexpr (Dropped == Drops::kYFirst) {
+      seen.wait(kSeenAll);
+      fill_pair();
+    }
     int i = 0;
     const auto fill_until = [&](int end) {
       for (; i < end; ++i) fill(maps.x, maps.x_end, args.end_bytes, maps.w[of], m0, n0, i * kTileK);
@@ -469,6 +480,7 @@ __device__ void fetch(const Maps& maps, const Arguments& args, const Block<TileN
       }
     }
     fill_until(args.k_blocks);
+    if constexpr (Dropped == Drops::kYFirst) return;
     const int of_first = kSeenCopies + (Outer && args.outer.late ? 2 : 1);
     const int until = units.first_tile ? of_first : ++count;
     units.first_tile = false;
@@ -477,9 +489,7 @@ __device__ void fetch(const Maps& maps, const Arguments& args, const Block<TileN
     if constexpr (Dropped == Drops::kY) {
       fill_masked_pair(m0, n0);
     } else {
-      for (int r = 0; r < args.layers[of].rank; r += kTileK) {
-        fill(maps.h[of], maps.h[of], kXBytes, maps.e[of], m0, n0, r);
-      }
+      fill_pair();
     }
   });
 }

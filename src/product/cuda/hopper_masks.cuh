@@ -5,6 +5,7 @@
 #include "backend/cuda/philox.cuh"
 #include "backend/cuda/sm90.cuh"
 #include "product/cuda/hopper_block.cuh"
+#include "product/cuda/hopper_mask_bits.cuh"
 
 // Dropout in the kernel of hopper.cu: one bit an element, 1 if it is kept, made by a kernel of its
 // own before it. Philox is bound by the integer units; made by warps beside the products, or by
@@ -89,30 +90,6 @@ __device__ inline const uint2* masks_at(const uint2* masks, const Arguments& arg
   return masks + (std::int64_t{row_block} * args.mask_steps + step) * kTileM;
 }
 
-// All ones in each half of which the element is kept, from a word shifted so that their bits are on
-// top of bytes 0 and 2, or 1 and 3: the permutation has those bytes' signs.
-__device__ inline std::uint32_t even_mask(std::uint32_t word) {
-  std::uint32_t mask;
-  asm("prmt.b32 %0, %1, %1, 0xAA88;" : "=r"(mask) : "r"(word));
-  return mask;
-}
-__device__ inline std::uint32_t odd_mask(std::uint32_t word) {
-  std::uint32_t mask;
-  asm("prmt.b32 %0, %1, %1, 0xBB99;" : "=r"(mask) : "r"(word));
-  return mask;
-}
-
-// Masks fragment i (of 16 along K) of what goes through registers, as wgmma takes it, by the words
-// of this thread's two rows.
-__device__ inline void mask_fragment(std::uint32_t (&a)[4], std::uint32_t first,
-                                     std::uint32_t second, int i, int thread) {
-  const int shift = thread % 4 + (i % 2 == 0 ? 4 : 0);
-  a[0] &= even_mask(first << shift);
-  a[1] &= even_mask(second << shift);
-  a[2] &= odd_mask(first << shift);
-  a[3] &= odd_mask(second << shift);
-}
-
 // The words of a thread's two rows and a step of 64 columns; those of the first row are at `row` in
 // shared memory.
 __device__ inline void load_mask_words(std::uint32_t (&words)[2][2], std::uint32_t row) {
@@ -162,48 +139,25 @@ __device__ inline void add_if_kept(float& sum, float value, std::uint32_t word, 
                : "f"(value), "r"(word & bit));
 }
 
-#endif
-
-// A thread makes the 64 bits of a row and step, from eight counters. Rows and columns past the end
-// of the matrix have bits that nobody uses.
-__global__ void __launch_bounds__(kMaskThreads)
-    make_masks(const __grid_constant__ MaskArguments args) {
-#ifdef __CUDA_ARCH_FEAT_SM90_ALL
-  // The product starts when all blocks have come so far: what was before this kernel has ended, and
-  // only masks are left to wait for.
-  wait_for_kernel_before();
-  let_next_kernel_start();
-  const Masks masks = args.dropout.masks();
-  const unsigned row_block = blockIdx.x / args.pairs, lane = threadIdx.x % 32;
-  const unsigned step = (blockIdx.x - row_block * args.pairs) * 2 + threadIdx.x / kTileM;
-  // Rows in the order of bits, so that turned round they are.
-  const unsigned row = threadIdx.x % kTileM / 32 * 32 + element_of_bit(lane);
-  const std::uint64_t first =
-      masks.offset + step * 8 + (std::uint64_t{row_block} * kTileM + row) * args.row_eights;
-  const std::uint32_t low = static_cast<std::uint32_t>(first);
-  const std::uint32_t high = static_cast<std::uint32_t>(first >> 32);
-  std::uint32_t bits[2];
-  if (low <= 0xfffffff8u) {  // eight counters with one upper half
-#pragma unroll
-    for (int i = 0; i < 2; ++i) {
-      bits[i] = kept_bits(masks.threshold,
-                          [&](int j) { return philox_words(low + i * 4 + j, high, masks.seed); });
-    }
-  } else {
-#pragma unroll
-    for (int i = 0; i < 2; ++i) {
-      bits[i] = kept_bits(masks.threshold,
-                          [&](int j) { return philox_words(first + i * 4 + j, masks.seed); });
-    }
-  }
-  const std::uint64_t piece = std::uint64_t{row_block} * args.pairs * 2 + step;
-  args.rows[piece * kTileM + row] = make_uint2(bits[0], bits[1]);
-  if (args.columns == nullptr) return;
-  std::uint32_t* const to =
-      args.columns + piece * (kMaskBytes / 4) + threadIdx.x % kTileM / 32 * 64;
-  to[element_of_bit(lane)] = turn_bits(bits[0], lane);
-  to[element_of_bit(lane) + 32] = turn_bits(bits[1], lane);
-#endif
+// value = 0 unless it is kept, by the same bit.
+__device__ inline void zero_if_dropped(float& value, std::uint32_t word, int eight, bool odd) {
+  const std::uint32_t bit = 8u << ((odd ? 16 : 0) + eight % 2 * 8 + eight / 2 * 4);
+  asm volatile(
+      "{\n.reg .pred dropped;\nsetp.eq.b32 dropped, %1, 0;\n@dropped mov.f32 %0, 0f00000000;\n}"
+      : "+f"(value)
+      : "r"(word & bit));
 }
+
+// The words of a row and step, from memory: here and now, so that products hide the time.
+__device__ inline uint2 load_mask(const uint2* from) {
+  uint2 words;
+  asm volatile("ld.global.cg.v2.u32 {%0, %1}, [%2];"
+               : "=r"(words.x), "=r"(words.y)
+               : "l"(from)
+               : "memory");
+  return words;
+}
+
+#endif
 
 }  // namespace graft::cuda::hopper

@@ -24,8 +24,9 @@ struct Multiplier {
   static constexpr bool kBesideH = TileN == 256 && Dropped == Drops::kNothing && !HasRagged;
   static constexpr bool kBeside = kBesideH || Outer || Dropped == Drops::kX;
   static constexpr bool kAlone = is_alone(Outer, Dropped);
+  static constexpr bool kPairFirst = Dropped == Drops::kYFirst;
   // A gradient has no bias.
-  static constexpr bool kBias = !Outer && Dropped != Drops::kY;
+  static constexpr bool kBias = !Outer && Dropped != Drops::kY && !kPairFirst;
 
   const Maps& maps;
   const Arguments& args;
@@ -62,9 +63,10 @@ struct Multiplier {
     release_before();
   }
 
-  // sum += x · W over the first 16 · Steps of the slot's 64.
+  // sum = x · W over the first 16 · Steps of the slot's 64, or += with `adds`. If it `follows`
+  // another slot's products, these are done before it ends, and their slot is released.
   template <int Steps>
-  __device__ void step(float (&sum)[TileN / 2], bool first) {
+  __device__ void step(float (&sum)[TileN / 2], bool adds, bool follows) {
     block.full(at.index).wait(at.parity);
     const std::uint32_t slot = block.slot(at);
     const std::uint64_t a = tile_descriptor(slot + half * kHalfXBytes, 16);
@@ -73,14 +75,18 @@ struct Multiplier {
 #pragma unroll
     for (int i = 0; i < Steps; ++i) {
       // 16 elements of a row are 32 bytes; 16 rows are 2048. Descriptors count in 16.
-      wgmma<TileN, WIsKN, T>(sum, a + i * 2, b + i * (WIsKN ? 128 : 2), !first || i > 0);
+      wgmma<TileN, WIsKN, T>(sum, a + i * 2, b + i * (WIsKN ? 128 : 2), adds || i > 0);
     }
     wgmma_commit();
-    if (!first) {
+    if (follows) {
       wgmma_wait<1>();
       release_before();
     }
     advance();
+  }
+  template <int Steps>
+  __device__ void next_step(float (&sum)[TileN / 2]) {
+    step<Steps>(sum, true, true);
   }
 
   // h of this warpgroup's rows, over K or a part of it.
@@ -337,7 +343,8 @@ struct Multiplier {
 
   // The cluster's item number `count`.
   __device__ void make_h(float (&sum)[TileN / 2], const Items& item, int count) {
-    if constexpr (Outer && TileN == 256) {
+    if constexpr (kPairFirst) {  // it was made before
+    } else if constexpr (Outer && TileN == 256) {
       shrink_with_outer(item, count);
     } else if constexpr (Dropped == Drops::kX) {
       shrink_masked(sum, item);
@@ -346,17 +353,8 @@ struct Multiplier {
     } else if constexpr (kAlone) {
       shrink<16>(sum, item);  // there is no other rank with outer products or masks
     } else {
-      switch (args.rank_class) {
-        case 16:
-          return shrink<16>(sum, item);
-        case 64:
-          return shrink<64>(sum, item);
-        case 128:
-          if constexpr (TileN >= 128) return shrink<128>(sum, item);
-          break;
-        default:
-          if constexpr (TileN >= 256) return shrink<256>(sum, item);
-      }
+      if (args.rank_class == 16) return shrink<16>(sum, item);
+      shrink<64>(sum, item);  // wider ones have a launch of their own
     }
   }
 
@@ -373,10 +371,11 @@ struct Multiplier {
         bias = load_as_float(layer.bias, layer.bias_dtype, n * layer.bias_stride);
       }
     }
-    step<4>(sum, true);
+    if constexpr (kPairFirst) start_with_masked_pair(sum, place_of(args, tile));
+    step<4>(sum, kPairFirst, false);
     int i = 1;
     const auto steps_until = [&](int end) {
-      for (; i < end; ++i) step<4>(sum, false);
+      for (; i < end; ++i) next_step<4>(sum);
     };
     if constexpr (kBesideH) {
       if (units.first_tile && beside_tile(args, block.cluster)) {
@@ -418,17 +417,50 @@ struct Multiplier {
     if constexpr (Dropped == Drops::kY) {
       add_masked_pair(sum);
     } else {
-      int r = args.layers[of].rank;
-      for (; r > 32; r -= kTileK) step<4>(sum, false);
+      int r = kPairFirst ? 0 : args.layers[of].rank;
+      for (; r > 32; r -= kTileK) next_step<4>(sum);
       if (r > 16) {
-        step<2>(sum, false);
+        next_step<2>(sum);
       } else if (r > 0) {
-        step<1>(sum, false);
+        next_step<1>(sum);
       }
       finish_products();
     }
     if (has_bias) add_bias(sum, bias, biased);
     store_tile(sum, maps.y[of], row_block * kTileM + half * kHalfM, n0);
+  }
+
+  // sum = mask ∘ (h · E), to which the tile's other products are added: so it takes no registers
+  // but those of the mask, which is read meanwhile.
+  __device__ void start_with_masked_pair(float (&sum)[TileN / 2], const TilePlace& place) {
+    const int row = half * kHalfM + thread / 32 * 16 + thread % 32 / 4;
+    const uint2* const masks =
+        masks_at(args.masks, args, place.row * 2 + block.rank, place.column * (TileN / 64)) + row;
+    uint2 words[TileN / 64][2];
+#pragma unroll
+    for (int i = 0; i < TileN / 64; ++i) {
+      words[i][0] = load_mask(masks + i * kTileM);
+      words[i][1] = load_mask(masks + i * kTileM + 8);
+    }
+    int r = args.layers[0].rank;
+    bool follows = false;
+    for (; r > 32; r -= kTileK, follows = true) step<4>(sum, follows, follows);
+    if (r > 0) step<2>(sum, follows, follows);
+    finish_products();
+#pragma unroll
+    for (int i = 0; i < TileN / 64; ++i) {
+#pragma unroll
+      for (int lower = 0; lower < 2; ++lower) {
+#pragma unroll
+        for (int j = 0; j < 8; ++j) {
+          const uint2 both = words[i][lower];
+          const std::uint32_t word = (j < 4 ? both.x : both.y) << thread % 4;
+          const int at_column = i * 32 + j * 4 + lower * 2;
+          zero_if_dropped(sum[at_column], word, j % 4, false);
+          zero_if_dropped(sum[at_column + 1], word, j % 4, true);
+        }
+      }
+    }
   }
 
   // sum += mask ∘ (h · E), 64 columns at a time, or 32 where registers are short; for rank 16 and

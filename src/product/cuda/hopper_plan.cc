@@ -2,6 +2,7 @@
 #include <array>
 #include <cstdint>
 
+#include "backend/cuda/integers.h"
 #include "backend/cuda/tensor_map.h"
 #include "graft/lora.h"
 #include "product/cuda/hopper.h"
@@ -17,17 +18,14 @@ constexpr std::size_t kMostLayers = 3;  // of one launch, hopper_block.cuh's
 // two staging buffers of 16 KB, and barriers.
 constexpr std::size_t kSharedBytes = 227 * 1024;
 
-std::int64_t divide_up(std::int64_t a, std::int64_t b) { return (a + b - 1) / b; }
-
 // The time of a tile, in those of 256 columns: of fewer ones a little more than their share, for x
 // is read for fewer products.
 double tile_time(int tile_n) { return tile_n == 256 ? 1.0 : tile_n == 128 ? 0.51 : 0.32; }
 
 // The time of one item, in those of a wide tile of the same K: reading x takes 0.38 of it (80 to 90
-// GB/s a multiprocessor), the products of more columns than 64 longer. Each part of a split K has
-// its own start, and its sums go through memory.
+// GB/s a multiprocessor). Each part of a split K has its own start, and its sums go through memory.
 double item_time(int rank_class, int parts, double k_blocks) {
-  const double whole = rank_class <= 64 ? 0.38 : rank_class == 128 ? 0.65 : 1.15;
+  const double whole = 0.38;
   const double of_sums = rank_class <= 16 ? 2.5 : 12.0;
   return whole / parts + (parts > 1 ? of_sums : 1.0) / k_blocks;
 }
@@ -63,21 +61,23 @@ int rank_class_of(std::int64_t rank) {
 // Ranks up to which h is made beside the tiles: of more, blocks that have a tile less than others
 // have no time for it.
 constexpr std::int64_t kMostBeside = 64;
+constexpr std::int64_t kMostMaskedBeside = 16;  // x and pairs that are masked go through registers
 
 // Tiles and clusters, with tiles of this width, and so many ragged columns.
 HopperPlan divided(int tile_n, std::int64_t m, std::span<const std::int64_t> widths,
-                   std::int64_t rank, const DeviceFacts& facts, int ragged = 0) {
+                   std::int64_t rank, const DeviceFacts& facts, HopperBesides besides,
+                   int ragged = 0) {
   HopperPlan plan;
   plan.tile_n = tile_n;
   plan.tile_rows = divide_up(m, kClusterRows);
   for (const std::int64_t n : widths) plan.tile_cols += divide_up(n - ragged, tile_n);
   plan.rank_class = ragged > 0 ? kRaggedClass : rank_class_of(rank);
   plan.ragged = ragged;
-  plan.h_before = rank > kMostBeside;
+  plan.h_before = rank > (besides.masked() ? kMostMaskedBeside : kMostBeside);
   // One that has no tile may still make h.
   const bool makes_h = plan.rank_class > 0 && !plan.h_before;
   const std::int64_t useful = plan.tiles() + (makes_h ? plan.tile_rows : 0);
-  plan.clusters = static_cast<int>(std::min<std::int64_t>(facts.clusters, useful));
+  plan.clusters = static_cast<int>(std::min<std::int64_t>(facts.clusters_of[2], useful));
   const std::int64_t last = plan.tiles() % plan.clusters;
   plan.light_clusters = last == 0 ? 0 : plan.clusters - static_cast<int>(last);
   return plan;
@@ -131,7 +131,7 @@ double share_items_best(HopperPlan& plan, std::int64_t k_blocks, bool masked,
   for (const int parts : {2, 3, 4}) {
     HopperPlan other = plan;
     const std::int64_t items = plan.tile_rows * parts;
-    if (k_blocks < 8 * parts || plan.tiles() + items > facts.clusters) break;
+    if (k_blocks < 8 * parts || plan.tiles() + items > facts.clusters_of[2]) break;
     other.clusters = static_cast<int>(plan.tiles() + items);
     other.light_clusters = static_cast<int>(items);
     other.light_parts = other.h_parts = parts;
@@ -164,21 +164,20 @@ HopperPlan plan_hopper(std::int64_t m, std::span<const std::int64_t> widths, std
     double time =
         static_cast<double>(divide_up(plan.tiles(), plan.clusters)) * tile_time(plan.tile_n);
     if (plan.rank_class > 0 && !plan.h_before)
-      time += share_items_best(plan, k_blocks, besides.masked, facts);
+      time += share_items_best(plan, k_blocks, besides.masked(), facts);
     if (best_time > 0 && time >= best_time) return;
     best = plan;
     best_time = time;
   };
-  consider(divided(256, m, widths, rank, facts));
+  consider(divided(256, m, widths, rank, facts, besides));
   for (const int tile_n : {128, 64}) {
-    // A narrower tile has no registers for a wider h.
-    if (rank > kMostBeside || rank_class_of(rank) <= tile_n)
-      consider(divided(tile_n, m, widths, rank, facts));
+    if (tile_n == 64 && besides.masks_y && rank > kMostMaskedBeside) break;  // no such kernel
+    consider(divided(tile_n, m, widths, rank, facts, besides));
   }
   const std::int64_t ragged = widths[0] % 256;
-  if (besides.ragged && !besides.masked && widths.size() == 1 && ragged > 0 &&
+  if (besides.ragged && !besides.masked() && widths.size() == 1 && ragged > 0 &&
       ragged <= kMostRagged && widths[0] > ragged && rank <= kMostRankOfRagged) {
-    consider(divided(256, m, widths, rank, facts, static_cast<int>(ragged)));
+    consider(divided(256, m, widths, rank, facts, besides, static_cast<int>(ragged)));
   }
   return best;
 }
@@ -195,7 +194,9 @@ HopperPlan plan_hopper(std::span<const Term> terms, const DeviceFacts& facts) {
   std::array<std::int64_t, kMostLayers> widths{};
   for (std::size_t i = 0; i < terms.size(); ++i) widths[i] = terms[i].y.dim(1);
   const bool ragged = terms[0].outer_products.empty() && !takes_tensor_map(terms[0].w);
-  const HopperBesides besides{drops(terms[0]), ragged};
+  const LowRank& pair = terms[0].pair;
+  const HopperBesides besides{pair.input_dropout != nullptr, pair.output_dropout != nullptr,
+                              ragged};
   return plan_hopper(terms[0].x.dim(0), {widths.data(), terms.size()}, terms[0].x.dim(1),
                      hopper_ranks(terms), facts, besides);
 }
@@ -282,17 +283,13 @@ std::vector<HopperOuterShape> outer_shapes(const Term& term) {
   return shapes;
 }
 
-bool hopper_makes_outer(const Term& term, const DeviceFacts& facts) {
+namespace {
+
+bool makes_outer_beside(const Term& term, const DeviceFacts& facts) {
   const auto& outer = term.outer_products;
-  if (outer.empty() || outer.size() > 2 || !term.pair.present()) return false;
   // A forward product's kernel has no units.
   if (!takes_tensor_map(term.w) || term.bias.present()) return false;
   for (const OuterProduct& each : outer) {
-    // By the masks that the tiles are masked by, and of the first one.
-    const bool known = each.dropout == term.pair.output_dropout && &each == &outer.front();
-    if (each.dropout != nullptr && !known) return false;
-    if (each.matrix.dtype() != term.multiply) return false;
-    if (!takes_tensor_map(each.matrix)) return false;
     if (!each.coefficients.present() && term.pair.scaling == 0.0f) return false;
   }
   const HopperOuterPlan plan =
@@ -301,11 +298,35 @@ bool hopper_makes_outer(const Term& term, const DeviceFacts& facts) {
   return plan.every > 0 && (!drops(term) || plan.unit_cols == 128);
 }
 
+bool makes_outer_after(const Term& term) {
+  if (term.pair.rank() <= 16) return false;
+  // Coefficients are converted, in eights that are counted in 32 bits.
+  constexpr std::int64_t kMostEights = std::int64_t{1} << 30;
+  return term.x.dim(0) * divide_up(term.pair.rank(), 8) <= kMostEights;
+}
+
+}  // namespace
+
+OuterWay hopper_outer_way(const Term& term, const DeviceFacts& facts) {
+  const auto& outer = term.outer_products;
+  if (outer.empty() || outer.size() > 2 || !term.pair.present()) return OuterWay::kNone;
+  for (const OuterProduct& each : outer) {
+    if (each.matrix.dtype() != term.multiply || !takes_tensor_map(each.matrix)) {
+      return OuterWay::kNone;
+    }
+    // By the masks that the tiles are masked by, and of the first one.
+    const bool known = each.dropout == term.pair.output_dropout && &each == &outer.front();
+    if (each.dropout != nullptr && !known) return OuterWay::kNone;
+  }
+  if (makes_outer_beside(term, facts)) return OuterWay::kBeside;
+  return makes_outer_after(term) ? OuterWay::kAfter : OuterWay::kNone;
+}
+
 namespace {
 
 // Dropout is on x forward and on what the pair adds to y backward: for each there are kernels of
-// the order that W has there. Masks are made in eights of a row, and applied to what goes through
-// registers, of ranks up to 16.
+// the order that W has there. Masks are made in eights of a row.
+// Where hopper_rows may have the base product, it and a pair of its own are faster.
 Support takes_dropout(const Term& term, const DeviceFacts& facts) {
   const LowRank& pair = term.pair;
   const bool drops_x = pair.input_dropout != nullptr, drops_y = pair.output_dropout != nullptr;
@@ -316,8 +337,11 @@ Support takes_dropout(const Term& term, const DeviceFacts& facts) {
   const std::int64_t columns = drops_x ? term.x.dim(1) : term.y.dim(1);
   if (columns % 8 != 0) return Support::no("dropout: masks are made in eights of a row");
   const HopperPlan plan = plan_hopper({&term, 1}, facts);
-  if (plan.rank_class > 16) return Support::no("dropout with a rank above 16");
-  if (plan.tile_n < 128) return Support::no("dropout with few tiles");
+  constexpr std::int64_t kMostRowsApart = 128;
+  if (plan.rank_class > 16 && term.x.dim(0) <= kMostRowsApart) {
+    return Support::no("dropout of few rows");
+  }
+  if (plan.tile_n < 128 && !plan.h_before) return Support::no("dropout with few tiles");
   return {};
 }
 
@@ -344,7 +368,7 @@ Support suits_hopper(const Term& term, const DeviceFacts& facts) {
 
 Support hopper_takes(const Term& term, const DeviceFacts& facts) {
   if (Support suits = suits_hopper(term, facts); !suits) return suits;
-  if (facts.clusters < 1) return Support::no("no two blocks side by side");
+  if (facts.clusters_of[2] < 1) return Support::no("no two blocks side by side");
   if (!takes_tensor_map(term.y)) return Support::no("y: TMA needs dense rows at 16 bytes");
   // Loads end with the last element of a row; stores end with its 16 bytes.
   if (term.y.dim(1) % 8 != 0) return Support::no("y: TMA stores whole 16 bytes");

@@ -1,6 +1,7 @@
 #include <algorithm>
 #include <cstdint>
 
+#include "backend/cuda/integers.h"
 #include "backend/cuda/tensor_map.h"
 #include "backend/cuda/wgmma.cuh"
 #include "product/cuda/hopper_rows.h"
@@ -247,8 +248,6 @@ __global__ void __launch_bounds__(Sizes<Rows, Columns>::kThreads, Sizes<Rows, Co
 namespace {
 
 using namespace hopper_rows;
-
-std::int64_t divide_up(std::int64_t a, std::int64_t b) { return (a + b - 1) / b; }
 
 template <class T, int Rows, int Columns, bool WIsKN>
 void launch(const Call& call, const HopperRowsPlan& plan, const Maps& maps, const Arguments& args) {

@@ -2,6 +2,7 @@
 #include <cstdint>
 #include <string>
 
+#include "backend/cuda/integers.h"
 #include "product/cuda/hopper.h"
 #include "product/cuda/hopper_rows.h"
 
@@ -19,8 +20,6 @@ constexpr std::size_t kHalfSharedBytes = 113 * 1024, kSharedBytes = 227 * 1024;
 // take more where each could have its own.
 constexpr int kMostShrinkBytes = 68 * 1024;
 constexpr std::size_t kBesideShrinkBytes = 158 * 1024;
-
-std::int64_t divide_up(std::int64_t a, std::int64_t b) { return (a + b - 1) / b; }
 
 }  // namespace
 

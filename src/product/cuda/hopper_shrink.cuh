@@ -6,8 +6,9 @@
 #include "backend/cuda/wgmma.cuh"
 #include "product/cuda/hopper_block.cuh"
 #include "product/cuda/hopper_fetch.cuh"
+#include "product/cuda/hopper_masks.cuh"
 
-// h = x·S of wide ranks, before the kernel of hopper.cu, which then finds s·h where it would else
+// h = x·S of wide ranks, or of an x that is masked, before the kernel of hopper.cu, which then finds s·h where it would else
 // have made it:
 //
 //                       S (64, r) of this step
@@ -29,18 +30,23 @@
 // 4096 rows and features and rank 256 are 8.6 GFLOP, 9.6 µs of 128 multiprocessors' matrix units;
 // 34 MB of x from memory, 8 µs; and 256 KB of x and as much of S a multiprocessor from L2.
 //
+// An x that is masked (hopper_masks.cuh has the bits) goes through registers on its way to the
+// matrix units, of any rank above 16; the factor of what is kept is part of h's.
+//
 // The next kernel, the product, may take the place of these blocks one by one; it begins with what
-// needs no h.
+// needs no h. Some clusters of this kernel copy what TMA could not fetch as it lies.
 
 namespace graft::cuda::hopper {
 
 struct ShrinkShape {
+  int copy_blocks;  // the first ones, whole clusters, that copy E
   int pair, splits;
+  bool after_masks;  // the kernel before makes masks alone, and lets this one start before it ends
 };
 
 #ifdef __CUDA_ARCH_FEAT_SM90_ALL
 
-template <class T, int Width, bool SIsKN>
+template <class T, int Width, bool SIsKN, bool Masked>
 struct Shrinker {
   using Size = Sizes<Width>;
   const Maps& maps;
@@ -55,62 +61,110 @@ struct Shrinker {
   __device__ int end() const { return (part() + 1) * args.k_blocks / splits; }
   __device__ int block_of(int of_part, int of_member) const { return of_part * pair + of_member; }
 
-  // One thread: fills the ring.
+  // Mask bits of a slot's x (128, 64).
+  __device__ std::uint32_t masks_of(int slot) const {
+    return block.shared + Size::kStaging + slot * kMaskBytes;
+  }
+
+  // One thread: fills the ring. Masks may be what the kernel before is still making, and come last
+  // while the ring is filled for the first time.
   __device__ void fetch() const {
+    const int first_round = min(begin() + Size::kSlots, end());
     Slot at{0, 1};
-    const auto both = static_cast<std::uint16_t>(((1 << pair) - 1) << block_of(part(), 0));
-    const int m0 = row_block() * kTileM;
-    for (int step = begin(); step < end(); ++step) {
-      const Barrier full = block.full(at.index);
-      const std::uint32_t slot = block.slot(at);
-      block.empty(at.index).wait(at.parity);
-      full.arrive_and_expect(Size::kSlotBytes);
-      load_box(slot, maps.x, full, step * kTileK, m0);
-      // Half of S for both, or all of it.
-      for (int half = member(); half < 2; half += pair) {
-        const std::uint32_t to = slot + kXBytes + half * (Width / 2) * kRowBytes;
-        const int column = half * (Width / 2);
-        if constexpr (SIsKN) {
-#pragma unroll
-          for (int i = 0; i < Width / 2; i += 64) {
-            load_box(to + i * kRowBytes, maps.s, full, column + i, step * kTileK, both);
-          }
-        } else {
-          load_box(to, maps.s, full, step * kTileK, column, both);
-        }
-      }
-      at.advance<Size::kSlots>();
+    for (int step = begin(); step < first_round; ++step) fetch_step(at, step);
+    if constexpr (Masked) {
+      wait_for_kernel_before();
+      for (int step = begin(); step < first_round; ++step) fetch_masks(step - begin(), step);
+    }
+    for (int step = first_round; step < end(); ++step) {
+      const int slot = at.index;
+      fetch_step(at, step);
+      if constexpr (Masked) fetch_masks(slot, step);
     }
   }
 
+  __device__ void fetch_masks(int slot, int step) const {
+    load_bytes(masks_of(slot), masks_at(args.masks, args, row_block(), step), block.full(slot),
+               kMaskBytes);
+  }
+
+  __device__ void fetch_step(Slot& at, int step) const {
+    const auto both = static_cast<std::uint16_t>(((1 << pair) - 1) << block_of(part(), 0));
+    const Barrier full = block.full(at.index);
+    const std::uint32_t slot = block.slot(at), s = slot + kXBytes;
+    block.empty(at.index).wait(at.parity);
+    full.arrive_and_expect(Size::kSlotBytes + (Masked ? kMaskBytes : 0));
+    load_box(slot, maps.x, full, step * kTileK, row_block() * kTileM);
+    // Half of S for both, or all of it.
+    for (int half = member(); half < 2; half += pair) {
+      const int column = half * (Width / 2);
+      if constexpr (SIsKN && Width == 64) {
+        // One box of 64 columns: half of its rows.
+        load_box(s + half * (kBoxBytes / 2), maps.s, full, 0, step * kTileK + half * (kTileK / 2),
+                 both);
+      } else if constexpr (SIsKN) {
+#pragma unroll
+        for (int i = 0; i < Width / 2; i += 64) {
+          load_box(s + (column + i) * kRowBytes, maps.s, full, column + i, step * kTileK, both);
+        }
+      } else {
+        load_box(s + column * kRowBytes, maps.s, full, step * kTileK, column, both);
+      }
+    }
+    at.advance<Size::kSlots>();
+  }
+
+  // By each warp: others may not have read all of it.
   __device__ void release(int slot, int thread) const {
-    if (thread < pair) block.empty(slot).arrive_at(block_of(part(), thread));
+    if (thread % 32 < pair) block.empty(slot).arrive_at(block_of(part(), thread % 32));
   }
 
   // Warpgroups 1 and 2: 64 rows each.
   __device__ void multiply(float (&sum)[Width / 2], int half, int thread) const {
+    std::uint32_t even[4][4], odd[4][4];
     Slot at{0, 0};
-    int before = 0;
-    for (int step = begin(); step < end(); ++step) {
-      const bool first = step == begin();
-      block.full(at.index).wait(at.parity);
-      const std::uint32_t slot = block.slot(at);
-      const std::uint64_t a = tile_descriptor(slot + half * kHalfXBytes, 16);
-      const std::uint64_t b = tile_descriptor(slot + kXBytes, SIsKN ? kBoxBytes : 16);
-      wgmma_fence();
-#pragma unroll
-      for (int i = 0; i < kTileK / 16; ++i) {
-        wgmma<Width, SIsKN, T>(sum, a + i * 2, b + i * (SIsKN ? 128 : 2), !first || i > 0);
-      }
-      wgmma_commit();
-      if (!first) {
-        wgmma_wait<1>();
-        release(before, thread);
-      }
-      before = at.index;
-      at.advance<Size::kSlots>();
+    int before = 0, step = begin();
+    for (; step + 1 < end(); step += 2) {
+      multiply_step(sum, even, at, before, step == begin(), half, thread);
+      multiply_step(sum, odd, at, before, false, half, thread);
     }
+    if (step < end()) multiply_step(sum, even, at, before, step == begin(), half, thread);
     wgmma_wait<0>();
+  }
+
+  // Those of x that are masked go through registers, `a`: in turns, since the products of the step
+  // before still read theirs.
+  __device__ void multiply_step(float (&sum)[Width / 2], std::uint32_t (&a)[4][4], Slot& at,
+                                int& before, bool first, int half, int thread) const {
+    block.full(at.index).wait(at.parity);
+    const std::uint32_t slot = block.slot(at);
+    const std::uint64_t s = tile_descriptor(slot + kXBytes, SIsKN ? kBoxBytes : 16);
+    if constexpr (Masked) {
+      const int lane = thread % 32, warp_row = half * kHalfM + thread / 32 * 16;
+      const int row = warp_row + lane % 16;
+      const std::uint32_t from = slot + row * kRowBytes + ((lane / 16 ^ row % 8) << 4);
+#pragma unroll
+      for (int i = 0; i < 4; ++i) load_matrices(a[i], from ^ (i * 32));
+      mask_rows(a, masks_of(at.index) + (warp_row + lane / 4) * 8, thread);
+    }
+    wgmma_fence();
+#pragma unroll
+    for (int i = 0; i < kTileK / 16; ++i) {
+      const std::uint64_t b = s + i * (SIsKN ? 128 : 2);
+      if constexpr (Masked) {
+        wgmma<Width, SIsKN, T>(sum, a[i], b, !first || i > 0);
+      } else {
+        const std::uint64_t x = tile_descriptor(slot + half * kHalfXBytes, 16);
+        wgmma<Width, SIsKN, T>(sum, x + i * 2, b, !first || i > 0);
+      }
+    }
+    wgmma_commit();
+    if (!first) {
+      wgmma_wait<1>();
+      release(before, thread);
+    }
+    before = at.index;
+    at.advance<Size::kSlots>();
   }
 
   __device__ void store(int half, int thread, int eight, const float4& value) const {
@@ -170,20 +224,73 @@ struct Shrinker {
 
 #endif
 
+#ifdef __CUDA_ARCH_FEAT_SM90_ALL
+
+// The share of a thread of a copy whose rows lie across the memory of its matrix: eight rows and
+// eight of their elements at a time, so that what is read is dense as well as what is written.
+template <class From, class To>
+__device__ void copy_turned_as(const Copy& copy, unsigned first, unsigned step) {
+  const From* const from = static_cast<const From*>(copy.from);
+  const bool dense = copy.outer_stride == 1 && copy.outer % 8 == 0 &&
+                     copy.inner_stride * sizeof(From) % 16 == 0 &&
+                     reinterpret_cast<std::uintptr_t>(from) % 16 == 0;
+  if (!dense) return copy_share_as<From, To>(copy, first, step);
+  const unsigned down = static_cast<unsigned>(copy.outer) / 8;
+  const unsigned across = static_cast<unsigned>(copy.stride) / 8;
+  // Neighbours write 32 bytes of a row together.
+  for (unsigned i = first; i < down * ((across + 1) / 2 * 2); i += step) {
+    const unsigned row = i / 2 % down * 8, chunk = i / 2 / down * 2 + i % 2;
+    if (chunk >= across) continue;
+    Pack<To, 8> in[8];
+#pragma unroll
+    for (int j = 0; j < 8; ++j) {
+      const int at = static_cast<int>(chunk) * 8 + j;
+      Pack<From, 8> read{};
+      if (at < copy.inner) {
+        read = *reinterpret_cast<const Pack<From, 8>*>(from + row + at * copy.inner_stride);
+      }
+#pragma unroll
+      for (int r = 0; r < 8; ++r) in[j].values[r] = from_float<To>(to_float(read.values[r]));
+    }
+#pragma unroll
+    for (int r = 0; r < 8; ++r) {
+      Pack<To, 8> out;
+#pragma unroll
+      for (int j = 0; j < 8; ++j) out.values[j] = in[j].values[r];
+      *reinterpret_cast<Pack<To, 8>*>(static_cast<To*>(copy.to) +
+                                      std::int64_t{row + r} * copy.stride + chunk * 8) = out;
+    }
+  }
+}
+
+// The share of a thread, one of so many blocks.
+template <class To>
+__device__ void copy_turned(const Copy& copy, unsigned blocks) {
+  const unsigned first = blockIdx.x * blockDim.x + threadIdx.x, step = blocks * blockDim.x;
+  switch (copy.dtype) {
+    case DType::kFloat16:
+      return copy_turned_as<__half, To>(copy, first, step);
+    case DType::kBFloat16:
+      return copy_turned_as<__nv_bfloat16, To>(copy, first, step);
+    default:
+      return copy_turned_as<float, To>(copy, first, step);
+  }
+}
+
+#endif
+
 // Copies what TMA can't fetch as it lies: the first `of_s` copies.
 template <class T>
 __global__ void __launch_bounds__(kCopyThreads) copy_shrink(const __grid_constant__ Copies copies) {
 #ifdef __CUDA_ARCH_FEAT_SM90_ALL
   wait_for_kernel_before();
   let_next_kernel_start();
-  for (int i = 0; i < copies.of_s; ++i) {
-    copy_share<T>(copies.list[i], static_cast<int>(threadIdx.x));
-  }
+  for (int i = 0; i < copies.of_s; ++i) copy_turned<T>(copies.list[i], gridDim.x);
   fence_async();
 #endif
 }
 
-template <class T, int Width, bool SIsKN>
+template <class T, int Width, bool SIsKN, bool Masked>
 __global__ void __launch_bounds__(kThreads, 1)
     shrink(const __grid_constant__ Maps maps, const __grid_constant__ Arguments args,
            const ShrinkShape shape) {
@@ -192,31 +299,37 @@ __global__ void __launch_bounds__(kThreads, 1)
   extern __shared__ __align__(1024) unsigned char shared[];
   const int pair = shape.pair, splits = shape.splits;
   const Block<Width> block{shared_address(shared), static_cast<int>(cluster_rank()),
-                           static_cast<int>(blockIdx.x) / (pair * splits)};
-  const Shrinker<T, Width, SIsKN> shrinker{maps, args, block, pair, splits};
+                           (static_cast<int>(blockIdx.x) - shape.copy_blocks) / (pair * splits)};
+  const Shrinker<T, Width, SIsKN, Masked> shrinker{maps, args, block, pair, splits};
   if (threadIdx.x == 0) {
     for (int i = 0; i < Size::kSlots; ++i) {
       block.full(i).init(1);
-      block.empty(i).init(2 * pair);  // two warpgroups, of each block of the pair
+      block.empty(i).init(8 * pair);  // the warps that multiply, of each block of the pair
     }
     publish_barriers();
     prefetch(maps.x);
     prefetch(maps.s);
   }
-  wait_for_kernel_before();
+  // Of masks, who fetches them waits, or who fetches none: when this kernel has ended, so have
+  // they.
+  if (!shape.after_masks) wait_for_kernel_before();
   let_next_kernel_start();
+  if (static_cast<int>(blockIdx.x) < shape.copy_blocks) {  // E, which the product's tiles end with
+    for (int i = args.copies.of_s; i < args.copies.count; ++i) {
+      copy_turned<T>(args.copies.list[i], shape.copy_blocks);
+    }
+    fence_async();
+    return;
+  }
   cluster_sync();
 
   const int warpgroup = static_cast<int>(threadIdx.x) / 128;
   const int half = warpgroup - 1, thread = static_cast<int>(threadIdx.x) % 128;
   if (warpgroup == 0) {
     shrink_registers<56>();
-    if (thread == 0) shrinker.fetch();
-    if (thread >= 32) {  // E, which the product's tiles end with
-      for (int i = args.copies.of_s; i < args.copies.count; ++i) {
-        copy_share<T>(args.copies.list[i], thread - 32);
-      }
-      fence_async();
+    if (thread == 0) {
+      shrinker.fetch();
+      if (!Masked && shape.after_masks) wait_for_kernel_before();
     }
     __syncwarp();
     if (splits > 1) cluster_sync();

@@ -1,6 +1,7 @@
 #include <algorithm>
 #include <cstddef>
 
+#include "backend/cuda/integers.h"
 #include "product/cuda/hopper_shrink.h"
 
 namespace graft::cuda {
@@ -9,12 +10,10 @@ namespace {
 constexpr std::int64_t kRows = 128, kDepth = 64;
 constexpr int kMostBlocks = 8;  // of a cluster
 
-std::int64_t divide_up(std::int64_t a, std::int64_t b) { return (a + b - 1) / b; }
-
 }  // namespace
 
 HopperShrinkPlan plan_hopper_shrink(std::int64_t m, std::int64_t k, std::int64_t rank,
-                                    const DeviceFacts& facts) {
+                                    const DeviceFacts& facts, bool masked) {
   const std::int64_t row_blocks = divide_up(m, kRows), steps = divide_up(k, kDepth);
   HopperShrinkPlan best;
   double best_time = 0;
@@ -22,9 +21,10 @@ HopperShrinkPlan plan_hopper_shrink(std::int64_t m, std::int64_t k, std::int64_t
     for (const int splits : {1, 2, 3, 4, 8}) {
       if (splits * pair > kMostBlocks || splits > steps) break;
       HopperShrinkPlan plan;
-      plan.width = rank <= 128 ? 128 : 256;
+      plan.width = rank <= 64 ? 64 : rank <= 128 ? 128 : 256;
       plan.pair = pair;
       plan.splits = splits;
+      plan.masked = masked;
       plan.clusters = divide_up(row_blocks, pair);
       const std::int64_t at_once =
           std::max(1, facts.clusters_of[static_cast<std::size_t>(plan.cluster())]);

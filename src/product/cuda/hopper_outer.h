@@ -1,0 +1,56 @@
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <span>
+
+#include "backend/cuda/call.h"
+#include "backend/cuda/device.h"
+#include "graft/tensor_view.h"
+
+// Outer products of many rows on Hopper by a launch of their own: dA and dB where there is no time
+// for them beside the tiles of hopper.cu. hopper_outer.cuh has the picture.
+
+namespace graft::cuda {
+
+/// Of one launch, at most.
+inline constexpr std::size_t kMostOuterJobs = 2;
+
+/// out (rank, cols) = factor · coefficientsᵀ · matrix, summed over all rows; or of mask ∘ matrix.
+struct HopperOuterJob {
+  ConstTensorView matrix;              ///< (M, cols), 16-bit elements as TMA takes them.
+  const void* coefficients = nullptr;  ///< (M, rank) of the same type, at 16 bytes.
+  std::int64_t stride = 0;             ///< From one of its rows to the next: a multiple of eight.
+  float factor = 1.0f;                 ///< Multiplies the sum, with masks also by their scale.
+  TensorView out;                      ///< (rank, cols) float32, any strides; overwritten.
+  /// The bits of columns that hopper_masks.cuh's kernel makes, with so many steps a row; null:
+  /// none.
+  const std::uint32_t* turned_masks = nullptr;
+  std::int64_t mask_steps = 0;
+};
+
+/// How such products are shared out. A block sums a tile of features (columns of a matrix) by all
+/// ranks over a part of the rows.
+struct HopperOuterLaunch {
+  int width = 0;     ///< Ranks that a block sums: 64, 128 or 256.
+  int features = 0;  ///< Of a block: 256, or 128 by 256 ranks.
+  int pair = 1;      ///< Tiles side by side that share what they fetch of coefficients: 1 or 2.
+  int splits = 1;    ///< Parts of the rows. Blocks of all parts and of a pair are a cluster.
+  std::int64_t clusters = 0;
+
+  int cluster() const { return pair * splits; }
+  /// Clusters of a product with so many columns.
+  std::int64_t clusters_of(std::int64_t cols) const {
+    return (cols + features * pair - 1) / (features * pair);
+  }
+};
+
+/// For products over m rows, of so many columns each.
+HopperOuterLaunch plan_hopper_outer_launch(std::int64_t m, std::span<const std::int64_t> cols,
+                                           std::int64_t rank, const DeviceFacts& facts);
+
+/// Puts one or two products of the same rows and rank (1 to 256) on the call's stream, in one
+/// launch. Rows are one at least.
+void run_hopper_outer(const char* op, const Call& call, std::span<const HopperOuterJob> jobs);
+
+}  // namespace graft::cuda
