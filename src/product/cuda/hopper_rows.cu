@@ -111,7 +111,8 @@ __device__ void copy_h(const Block<Rows, Columns>& block, int thread) {
   constexpr int kFour = 4, kMostParts = kMostShrinkParts;
   const Arguments& args = block.args;
   const int of_row = block.ranks() / kFour;
-  for (int item = thread; item < block.own_eights() * 8 * of_row; item += Sizes<Rows, Columns>::kCopiers) {
+  for (int item = thread; item < block.own_eights() * 8 * of_row;
+       item += Sizes<Rows, Columns>::kCopiers) {
     const int own = item >> (args.rank_bits - 2), r = (item & (of_row - 1)) * kFour;
     const int row = block.eight_of(own / 8) * 8 + own % 8;
     float4 parts[kMostParts];
@@ -120,8 +121,8 @@ __device__ void copy_h(const Block<Rows, Columns>& block, int thread) {
 #pragma unroll
     for (int p = 0; p < kMostParts; ++p) {
       if (p < args.parts) {
-        parts[p] = __ldcg(reinterpret_cast<const float4*>(
-            from + ((std::int64_t{p} * args.m) << args.rank_bits)));
+        parts[p] = __ldcg(
+            reinterpret_cast<const float4*>(from + ((std::int64_t{p} * args.m) << args.rank_bits)));
       }
     }
     float total[kFour] = {};
@@ -140,10 +141,10 @@ __device__ void copy_h(const Block<Rows, Columns>& block, int thread) {
         args.h[std::int64_t{block.m0 + row} * args.rank + r + e] = total[e];
       }
     }
-    asm volatile("st.shared.v2.b32 [%0], {%1, %2};" ::"r"(block.scaled() + row * block.row_bytes() +
-                                                          r * 2),
-                 "r"(pack2<T>(scaled[0], scaled[1])), "r"(pack2<T>(scaled[2], scaled[3]))
-                 : "memory");
+    asm volatile(
+        "st.shared.v2.b32 [%0], {%1, %2};" ::"r"(block.scaled() + row * block.row_bytes() + r * 2),
+        "r"(pack2<T>(scaled[0], scaled[1])), "r"(pack2<T>(scaled[2], scaled[3]))
+        : "memory");
   }
 }
 
@@ -226,7 +227,8 @@ __global__ void __launch_bounds__(Sizes<Rows, Columns>::kThreads, Sizes<Rows, Co
   let_next_kernel_start();
   if (thread >= Size::kMultipliers) {
     if (thread == Size::kMultipliers) fetch<Rows, Columns, WIsKN>(maps, block);
-    if (thread >= Size::kMultipliers + 32) copy_operands<T>(block, thread - Size::kMultipliers - 32);
+    if (thread >= Size::kMultipliers + 32)
+      copy_operands<T>(block, thread - Size::kMultipliers - 32);
     __syncwarp();
   } else if (block.rows <= Size::kFewRows) {
     multiply<T, Size::kFewRows, Rows, Columns, WIsKN>(block, thread / 128, thread % 128);
@@ -295,8 +297,8 @@ void launch_shrink(const char* op, const Call& call, const HopperRowsPlan& plan,
              (args.along == Along::kRanks && args.rank % 8 != 0);
   args.parts = parts;
   ShrinkMaps maps{};
-  maps.x = tensor_map(op, term.x.data(), term.multiply, args.m, args.k, term.x.stride(0),
-                      kShrinkRows);
+  maps.x =
+      tensor_map(op, term.x.data(), term.multiply, args.m, args.k, term.x.stride(0), kShrinkRows);
   if (args.along == Along::kK) {
     const ConstTensorView s = pair.shrink.transposed();
     maps.s = tensor_map(op, s.data(), s.dtype(), s.dim(0), s.dim(1), s.stride(0), plan.rank_columns,

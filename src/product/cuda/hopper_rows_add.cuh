@@ -43,7 +43,8 @@ struct Adder {
       float4 values[kTurn][2];
 #pragma unroll
       for (int turn = 0; turn < kTurn; ++turn) {
-        const std::uint32_t from = left + (block.eight_of(i + turn * kTeams) * 128 + of_thread) * 16;
+        const std::uint32_t from =
+            left + (block.eight_of(i + turn * kTeams) * 128 + of_thread) * 16;
 #pragma unroll
         for (int j = 0; j < 2; ++j) {
           const bool exists = i + turn * kTeams < own && first + j < blocks;

@@ -45,7 +45,7 @@ struct Arguments {
   int rank = 0;       // 0: no pair
   int rank_bits = 0;  // log2 of the ranks that there is room for: 16, 32 or 64
   float scaling = 1.0f;
-  Operand expand;  // E as (N, rank)
+  Operand expand;                  // E as (N, rank)
   const float* h_parts = nullptr;  // (of K, M, ranks), which are added up
   int parts = 0;
   const void* bias = nullptr;

@@ -20,9 +20,9 @@
 //     └───────────┘  └─────┘
 //
 // It should be over soon and be in nobody's way, so that there are many small blocks, each with 16
-// rows, 16 ranks and a part of K: all that a warp needs is on its way at once. The warps' sums are added up
-// in shared memory, and those of the parts by who reads them. 64 rows of 4096 features are 32
-// blocks, with 32 KB each of x and S.
+// rows, 16 ranks and a part of K: all that a warp needs is on its way at once. The warps' sums are
+// added up in shared memory, and those of the parts by who reads them. 64 rows of 4096 features are
+// 32 blocks, with 32 KB each of x and S.
 
 namespace graft::cuda::hopper_rows {
 
@@ -38,13 +38,13 @@ struct ShrinkMaps {
 
 struct ShrinkArguments {
   int m = 0, k = 0;
-  int steps = 0;      // of K
+  int steps = 0;  // of K
   int rank = 0;
   int rank_bits = 0;  // log2 of the ranks that there is room for: 16, 32 or 64
   int slot_bytes = 0;
   Operand shrink;  // S as (rank, K)
   Along along = Along::kNone;
-  bool odd = false;  // S can't be read as matrices
+  bool odd = false;        // S can't be read as matrices
   float* parts = nullptr;  // (parts of K, M, ranks that there is room for)
 };
 
