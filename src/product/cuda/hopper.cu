@@ -71,9 +71,10 @@ __global__ void __launch_bounds__(kThreads, 1)
     }
     block.seen().set(0);
     block.left().set(0);
-    block.given().set(0);
     block.sums().init(2);  // two blocks
     block.taken().init(2);
+    block.unit_full().init(1);
+    block.unit_empty().init(2);  // two warpgroups
     publish_barriers();
     prefetch(maps.x);
     prefetch(maps.w[0]);
@@ -505,6 +506,7 @@ void run_as(const char* op, const Call& call, std::span<const Term> terms, std::
     outer.of_first_tile = static_cast<int>(layout.outer.of_first_tile);
     outer.of_tile = static_cast<int>(layout.outer.of_tile);
     outer.late = layout.outer.late;
+    outer.apart = layout.outer.apart;
     outer.ahead = static_cast<int>(layout.outer.ahead);
     outer.in_cluster = layout.outer.in_cluster;
     outer.segments = static_cast<int>(layout.outer.segments);

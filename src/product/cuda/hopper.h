@@ -97,9 +97,10 @@ struct HopperOuterPlan {
   int first = 0;  ///< Steps before the first one in a first tile: coefficients are copied.
   std::int64_t of_first_tile = 0, of_tile = 0;  ///< Units of a first tile and of another, at most.
   bool late = false;                            ///< Those of h are at the end of the first tile.
+  int apart = 2;                                ///< Steps from one of these to the next.
   std::int64_t ahead = 0;                       ///< Steps of that tile which are left then.
-  /// Each cluster has one tile and makes at most one whole column block of a product, whose sums
-  /// need not go through memory.
+  /// Each cluster has one tile and makes at most one whole column block of a product, in units that
+  /// have a place of their own in shared memory, and sums that need not go through memory.
   bool in_cluster = false;
   std::array<std::size_t, 2> order{};     ///< Of the products: given coefficients first.
   std::array<std::int64_t, 2> units{};    ///< Of each product.

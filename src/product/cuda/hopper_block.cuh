@@ -46,10 +46,11 @@ struct Sizes {
   static constexpr int kArrived = kEmpty + kSlots * 8;
   static constexpr int kSeen = kArrived + 12;  // kArrived: of two warpgroups, and of those that add
   static constexpr int kLeft = kSeen + 4;
-  static constexpr int kGiven = kLeft + 4;
   static constexpr int kSums = kLeft + 8;  // kSums, kTaken: barriers of sums that meet in a cluster
   static constexpr int kTaken = kSums + 8;
-  static constexpr int kEnd = kTaken + 8;
+  static constexpr int kUnitFull = kTaken + 8;  // of a unit that has a place of its own
+  static constexpr int kUnitEmpty = kUnitFull + 8;
+  static constexpr int kEnd = kUnitEmpty + 8;
 };
 
 // A unit of an outer product is 128 rows by 128 columns, 64 of which are a warpgroup's; by 64 where
@@ -160,7 +161,7 @@ struct OuterArguments {
   int first;                   // steps before the first one in a cluster's first tile
   int of_first_tile, of_tile;  // units that go between a tile's steps, at most
   bool late;                   // those of h are at the end of that tile
-  int ahead;                   // steps of it that are left then
+  int apart, ahead;            // steps between them; that are left then
   bool in_cluster;             // each cluster makes all of a column block: see `add_in_cluster`
   int segments;                // sums of one column block that go through memory, at most
   float* partial;              // [column block][segment][half] of kBesidePartial
@@ -266,16 +267,19 @@ struct Block {
   __device__ std::uint32_t masks_of_outer(Slot at) const {
     return slot(at) + 2 * kXBytes + kNarrowBytes;
   }
-  // Sums that meet in the cluster, for its blocks to add up: product, eight of its rows, warpgroup.
-  // They are where no tile is staged before an only one has been made.
-  __device__ std::uint32_t sums_at(int product, int eight, int half, int thread) const {
-    return shared + Size::kStaging + (((product * 2 + eight) * 2 + half) * 128 + thread) * 16;
+  // Where no tile is staged before an only one has been made, units of outer products that a
+  // cluster makes whole column blocks of have a place of their own. Sums that meet in the cluster,
+  // for its blocks to add up: eight of the product's rows, warpgroup.
+  __device__ std::uint32_t sums_at(int eight, int half, int thread) const {
+    return shared + Size::kStaging + ((eight * 2 + half) * 128 + thread) * 16;
   }
-  // Coefficients that are given, of a cluster row, behind the sums: in shared memory once for all.
-  __device__ std::uint32_t given_at(int row) const {
-    return shared + Size::kStaging + kStagingBytes / 2 + row * kNarrowBytes;
+  // A unit's matrix, and its coefficients by cluster rows, of which there are kMostUnitRows.
+  __device__ std::uint32_t unit_matrix() const { return shared + Size::kStaging + kBoxBytes; }
+  __device__ std::uint32_t unit_coefficients(int row) const {
+    return unit_matrix() + kXBytes + row * kNarrowBytes;
   }
-  __device__ Count given() const { return {shared + Size::kGiven}; }
+  __device__ Barrier unit_full() const { return {shared + Size::kUnitFull}; }
+  __device__ Barrier unit_empty() const { return {shared + Size::kUnitEmpty}; }
   // Both blocks have left their sums; both have taken them all.
   __device__ Barrier sums() const { return {shared + Size::kSums}; }
   __device__ Barrier taken() const { return {shared + Size::kTaken}; }
@@ -411,7 +415,7 @@ struct Units {
     return first_tile ? args.outer.first + i * args.outer.every : (i + 1) * args.outer.every;
   }
   __device__ int step_at_end(int i, int count) const {
-    return args.k_blocks - 1 - args.outer.ahead - 2 * (count - 1 - i);
+    return args.k_blocks - 1 - args.outer.ahead - args.outer.apart * (count - 1 - i);
   }
 
   __device__ const OuterPart& of() const { return args.outer.parts[part]; }

@@ -126,17 +126,48 @@ __device__ inline void wait_for_late(const std::uint32_t* flag, std::uint32_t co
 
 constexpr int kAddThreads = 64;  // the last two warps of warpgroup 0
 
-// A cluster that makes all of a column block adds its sums up without memory, always in the same
-// order: its four warpgroups have those of other rows each. Block `rank` adds up eight of the
+// Given coefficients of all of this block's rows, as TMA would fetch them.
+template <int TileN, class T>
+__device__ void put_given(const Arguments& args, const Block<TileN>& block, int thread) {
+  for (int i = thread; i < args.tile_rows * kTileM * 2; i += kAddThreads) {
+    const int row = i / 2 / kTileM, at_row = i / 2 % kTileM;
+    put_coefficients<T>(args, block.unit_coefficients(row),
+                        (row * 2 + block.rank) * kTileM + at_row, i % 2);
+  }
+  fence_async_shared();
+  named_sync(5, kAddThreads);
+}
+
+// A cluster that makes all of a column block of a product, beside an only tile: one thread fetches
+// the units, to a place of their own, and all add up, without memory and always in the same order,
+// what the four warpgroups have summed up over other rows each. Block `rank` adds up eight of the
 // product's 16 rows.
-template <int TileN>
-__device__ void add_in_cluster(const Arguments& args, const Block<TileN>& block, int thread) {
+template <int TileN, class T>
+__device__ void make_in_cluster(const Maps& maps, const Arguments& args, const Block<TileN>& block,
+                                int thread) {
   const Units units(args, block.cluster);
-  if (!units.has_some()) return;
+  const int column = units.worker() * outer_columns(TileN);
+  const auto first_row = [&](int row) { return (row * 2 + block.rank) * kTileM; };
+  int unit = 0, left = 0;
   std::uint32_t parity = 0;
-  int left = 0;
   for (int i = 0; i < args.outer.count; ++i) {
+    const OuterPart& part = args.outer.parts[i];
     if (!units.has(i)) continue;
+    if (thread == 0) {
+      for (int row = 0; row < args.tile_rows; ++row, ++unit) {
+        if (unit > 0) block.unit_empty().wait((unit - 1) % 2);
+        if (part.of_h) {
+          prefetch_box(maps.matrix[i], column, first_row(row));  // nobody has read it before
+          block.seen().wait(kSeenCopies + 1);
+        }
+        const Barrier full = block.unit_full();
+        full.arrive_and_expect(kXBytes + (part.of_h ? kNarrowBytes : 0));
+        load_box(block.unit_matrix(), maps.matrix[i], full, column, first_row(row));
+        if (part.of_h) {
+          load_box(block.unit_coefficients(row), maps.coefficients[i], full, 0, first_row(row));
+        }
+      }
+    }
     block.left().wait_late(left += 2);
     if (thread < 2) block.sums().release_at(thread);
     block.sums().wait_for_others(parity);
@@ -146,19 +177,16 @@ __device__ void add_in_cluster(const Arguments& args, const Block<TileN>& block,
       const int at = j * kAddThreads + thread;
       float4 from[4];
 #pragma unroll
-      for (int k = 0; k < 4; ++k) {
-        from[k] = load_there(block.sums_at(i, block.rank, k % 2, at), k / 2);
-      }
+      for (int k = 0; k < 4; ++k) from[k] = load_there(block.sums_at(block.rank, k % 2, at), k / 2);
       const float4 total = make_float4(from[0].x + from[1].x + from[2].x + from[3].x,
                                        from[0].y + from[1].y + from[2].y + from[3].y,
                                        from[0].z + from[1].z + from[2].z + from[3].z,
                                        from[0].w + from[1].w + from[2].w + from[3].w);
-      store_outer(args, args.outer.parts[i], units.worker() * outer_columns(TileN),
-                  block.rank * 128 + at, total);
+      store_outer(args, part, column, block.rank * 128 + at, total);
     }
+    named_sync(5, kAddThreads);
+    if (thread < 2) block.taken().release_at(thread);
   }
-  named_sync(5, kAddThreads);
-  if (thread < 2) block.taken().release_at(thread);
 }
 
 // Warpgroup 0, the last two warps: what units beside tiles have summed up was left in memory; the
@@ -252,9 +280,6 @@ __device__ void add_sums(const Arguments& args, const Block<TileN>& block, int t
         }
       }
     }
-    if (TileN == 128 && outer.in_cluster) {
-      return add_in_cluster(args, block, thread);
-    }
     for (Units units(args, block.cluster); units.any(); units.advance_column()) {
       const OuterPart& part = units.of();
       const int column = part.first_block + units.column();
@@ -277,20 +302,6 @@ __device__ void add_sums(const Arguments& args, const Block<TileN>& block, int t
       }
     }
   }
-}
-
-// Given coefficients of all of this block's rows, where they stay, for a column block that is made
-// in a cluster.
-template <int TileN, class T>
-__device__ void put_given(const Arguments& args, const Block<TileN>& block, int thread) {
-  if (args.outer.coefficients == nullptr) return;
-  for (int i = thread; i < args.tile_rows * kTileM * 2; i += kAddThreads) {
-    const int row = i / 2 / kTileM, at_row = i / 2 % kTileM;
-    put_coefficients<T>(args, block.given_at(row), (row * 2 + block.rank) * kTileM + at_row, i % 2);
-  }
-  fence_async_shared();
-  named_sync(5, kAddThreads);
-  if (thread == 0) block.given().set(1);
 }
 
 // Warpgroup 0, the warps that don't fetch: copy this block's share, and then, one thread, watch the
@@ -333,7 +344,10 @@ __device__ void prepare(const Maps& maps, const Arguments& args, const Block<Til
     has_seen(kSeenS);
   }
   if constexpr (Outer && TileN == 128) {
-    if (args.outer.in_cluster && thread >= 32) put_given<TileN, T>(args, block, thread - 32);
+    // Those that make no unit have other things there.
+    const bool puts = args.outer.in_cluster && args.outer.coefficients != nullptr &&
+                      Units(args, block.cluster).has_some();
+    if (puts && thread >= 32) put_given<TileN, T>(args, block, thread - 32);
   }
   if (copies.count > copies.of_s) {
     for (int i = copies.of_s; i < copies.count; ++i) copy_share<T>(copies.list[i], thread);
@@ -351,7 +365,11 @@ __device__ void prepare(const Maps& maps, const Arguments& args, const Block<Til
     }
   }
   if constexpr (TileN == 256 || Outer) {  // only there are units beside tiles
-    if (thread >= 32) return add_sums<TileN, Outer, T>(args, block, thread - 32);
+    if (Outer && TileN == 128 && args.outer.in_cluster) {
+      if (thread >= 32) return make_in_cluster<TileN, T>(maps, args, block, thread - 32);
+    } else if (thread >= 32) {
+      return add_sums<TileN, Outer, T>(args, block, thread - 32);
+    }
   }
   if (thread != 0) return;
 
@@ -484,17 +502,11 @@ __device__ void fetch(const Maps& maps, const Arguments& args, const Block<TileN
     constexpr int kColumns = outer_columns(TileN), kBoxes = kColumns / 64;
     const int part = units.part, column = units.column() * kColumns;
     const int m0 = (units.row() * 2 + block.rank) * kTileM;
-    const bool in_cluster = TileN == 128 && args.outer.in_cluster && !units.of().of_h;
-    if (in_cluster) {
-      block.given().wait(1);
-    } else {
-      seen.wait(units.of().of_h ? kSeenCopies + (args.outer.late ? 1 : 2) : kSeenCopies);
-    }
+    seen.wait(units.of().of_h ? kSeenCopies + (args.outer.late ? 1 : 2) : kSeenCopies);
     const Barrier full = block.full(at.index);
     block.empty(at.index).wait(at.parity);
     const bool masked = Dropped == Drops::kY && units.of().masked;
-    full.arrive_and_expect(kBoxes * kXBytes + (in_cluster ? 0 : kNarrowBytes) +
-                           (masked ? kBoxes * kMaskBytes : 0));
+    full.arrive_and_expect(kBoxes * kXBytes + kNarrowBytes + (masked ? kBoxes * kMaskBytes : 0));
     if (masked) {
       wait_for_kernel_before();
       load_bytes(block.masks_of_outer(at),
@@ -505,7 +517,7 @@ __device__ void fetch(const Maps& maps, const Arguments& args, const Block<TileN
     for (int i = 0; i < kBoxes; ++i) {
       load_box(to + i * kXBytes, maps.matrix[part], full, column + i * 64, m0);
     }
-    if (!in_cluster) load_box(to + kBoxes * kXBytes, maps.coefficients[part], full, 0, m0);
+    load_box(to + kBoxes * kXBytes, maps.coefficients[part], full, 0, m0);
     at.advance<Size::kSlots>();
     units.advance();
     if (!units.any()) return;
@@ -543,7 +555,8 @@ __device__ void fetch(const Maps& maps, const Arguments& args, const Block<TileN
       });
     }
     if constexpr (Outer) {
-      const int spread = units.of_tile(), at_end = units.at_end();
+      const bool in_ring = TileN != 128 || !args.outer.in_cluster;
+      const int spread = in_ring ? units.of_tile() : 0, at_end = in_ring ? units.at_end() : 0;
       for (int u = 0; u < spread + at_end; ++u) {
         fill_until(u < spread ? units.step_of(u) : units.step_at_end(u - spread, at_end));
         fill_unit();

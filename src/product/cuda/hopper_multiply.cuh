@@ -40,6 +40,7 @@ struct Multiplier {
   // Sums of a unit beside the tile, 64 rows by 16, in two halves that don't wait for each other: of
   // h, or of an outer product.
   float side[2][8];
+  int left = 0;  // sums that were left in the cluster
 
   __device__ void sync() const { named_sync(1 + half, 128); }
 
@@ -383,11 +384,17 @@ struct Multiplier {
       for (int u = 0; u < spread + at_end; ++u) {
         const int at_step = u < spread ? units.step_of(u) : units.step_at_end(u - spread, at_end);
         steps_until(at_step);
-        outer_unit(units.starts());
+        const bool in_cluster = TileN == 128 && args.outer.in_cluster;
+        if (in_cluster) {
+          unit_in_cluster(u, units.starts());
+        } else {
+          outer_unit(units.starts());
+        }
         next_step<4>(sum);
         ++i;
-        if (TileN == 128 && args.outer.in_cluster) {
-          if (units.ends()) leave_in_cluster(units.part);
+        if (in_cluster) {
+          if (thread == 0) block.unit_empty().arrive();
+          if (units.ends()) leave_in_cluster();
         } else if (units.ends()) {
           leave_sums(outer_partial(args, units.of().first_block + units.column(),
                                    units.share() * 2 + block.rank, half));
@@ -415,7 +422,7 @@ struct Multiplier {
     }
     if (has_bias) add_bias(sum, bias, biased);
     if constexpr (Outer && TileN == 128) {
-      if (args.outer.in_cluster && units.has_some()) block.taken().wait_for_others(0);
+      if (args.outer.in_cluster) wait_until_taken();
     }
     store_tile(sum, maps.y[of], row_block * kTileM + half * kHalfM, n0);
   }
@@ -565,12 +572,10 @@ struct Multiplier {
     const int piece = thread / 32 * 2 + lane / 8 % 2;
     const std::uint32_t mine = half * (kByColumns ? kXBytes : kHalfXBytes);
     if constexpr (Dropped == Drops::kNothing) {
-      const bool in_cluster = TileN == 128 && args.outer.in_cluster && !units.of().of_h;
-      const std::uint32_t coefficients =
-          (in_cluster ? block.given_at(units.row()) : slot + outer_columns(TileN) / 64 * kXBytes) +
-          (kByColumns ? 0 : half * kHalfM * kNarrowRowBytes);
       wgmma_fence();
-      multiply_outer<kFragments>(side, slot + mine, coefficients, starts);
+      multiply_outer<kFragments>(
+          side, slot + mine,
+          slot + (kByColumns ? 2 * kXBytes : kXBytes + half * kHalfM * kNarrowRowBytes), starts);
       wgmma_commit();
       return end_side();
     }
@@ -596,15 +601,30 @@ struct Multiplier {
     if (thread == 0) block.left().raise();
   }
 
-  // Leaves them for `add_in_cluster`.
-  __device__ void leave_in_cluster(int product) {
+  // The same of a unit in the place of its own, where its slot's products are this warpgroup's
+  // rows.
+  __device__ void unit_in_cluster(int unit, bool starts) {
+    block.unit_full().wait(unit % 2);
+    wgmma_fence();
+    multiply_outer<4>(side, block.unit_matrix() + half * kHalfXBytes,
+                      block.unit_coefficients(units.row()) + half * kHalfM * kNarrowRowBytes,
+                      starts);
+    wgmma_commit();
+  }
+  // Leaves the sums of a column block for `make_in_cluster`, where those before have been taken.
+  __device__ void leave_in_cluster() {
+    wait_until_taken();
+    ++left;
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
       const auto sum = [&](int j) { return side[0][i * 4 + j] + side[1][i * 4 + j]; };
-      store_floats(block.sums_at(product, i, half, thread), sum(0), sum(1), sum(2), sum(3));
+      store_floats(block.sums_at(i, half, thread), sum(0), sum(1), sum(2), sum(3));
     }
     sync();
     if (thread == 0) block.left().raise();
+  }
+  __device__ void wait_until_taken() const {
+    if (left > 0) block.taken().wait_for_others((left - 1) % 2);
   }
 
   // Whether this warpgroup is the last of `count` that left something in memory for each other.

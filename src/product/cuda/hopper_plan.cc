@@ -45,8 +45,8 @@ constexpr int kBetween = 2;
 // Where a cluster makes whole column blocks: cluster rows whose given coefficients there is room
 // for, and steps until they are there. Its last units come when h has just been made, after three
 // quarters of the tile, and what is left hides how their sums are added up.
-constexpr std::int64_t kMostGivenRows = 4;
-constexpr int kUntilGiven = 8;
+constexpr std::int64_t kMostUnitRows = 2;
+constexpr int kUntilGiven = 14;
 
 // Beside an h of up to 16 columns there are up to 16 of y in a product of 32, which takes no
 // longer: it is x that it waits for.
@@ -247,7 +247,7 @@ HopperOuterPlan plan_hopper_outer(const HopperPlan& plan, std::int64_t k,
     return divide_up(each.cols, outer.unit_cols) <= workers;
   };
   outer.in_cluster = plan.tile_n == 128 && plan.tiles() <= plan.clusters && plan.heavy_items == 0 &&
-                     plan.tile_rows <= kMostGivenRows &&
+                     plan.tile_rows <= kMostUnitRows &&
                      std::count_if(products.begin(), products.end(), is_given) <= 1 &&
                      std::all_of(products.begin(), products.end(), fits);
   std::int64_t given = 0, made = 0;  // units of a cluster
@@ -269,9 +269,10 @@ HopperOuterPlan plan_hopper_outer(const HopperPlan& plan, std::int64_t k,
   outer.first = plan.tile_n == 256 ? kUntilCopies : 2 * kUntilCopies;
   if (outer.in_cluster) {
     outer.first = kUntilGiven;
-    outer.ahead = std::max<std::int64_t>(0, steps / 4 - 4);
+    outer.apart = steps >= 48 ? 6 : 4;
+    outer.ahead = std::max<std::int64_t>(0, steps / 4 - 6);
   }
-  const std::int64_t at_end = outer.late ? 2 * made + outer.ahead : 0;
+  const std::int64_t at_end = outer.late ? outer.apart * made + outer.ahead : 0;
   if (at_end >= steps) return {};
   // First tiles are left alone where the others have time enough: h is late beside them.
   for (const bool in_first : {false, true}) {
