@@ -8,8 +8,8 @@
 #include "product/cuda/hopper_fetch.cuh"
 #include "product/cuda/hopper_masks.cuh"
 
-// h = x·S of wide ranks, or of an x that is masked, before the kernel of hopper.cu, which then finds s·h where it would else
-// have made it:
+// h = x·S of wide ranks, or of an x that is masked, before the kernel of hopper.cu, which then
+// finds s·h where it would else have made it:
 //
 //                       S (64, r) of this step
 //                      ┌─────┬─────┐
