@@ -266,6 +266,16 @@ TEST(LoraEverywhere, FewAndMiddlingRows) {
   }
 }
 
+// Ranks whose dA and dB a GPU makes by a launch of their own.
+TEST(LoraEverywhere, WideRanksOfManyRows) {
+  const std::vector<std::array<int, 4>> shapes = {
+      {200, 40, 136, 17}, {261, 72, 24, 48}, {133, 136, 40, 100}, {150, 24, 40, 200}};
+  for (const DType adapter : {kBF16, kF32}) {
+    check_shapes({kBF16, kBF16, adapter}, shapes);
+    if (test::testing_on_cuda()) check_shapes({kF16, kF16, adapter == kBF16 ? kF16 : kF32}, shapes);
+  }
+}
+
 // Deltas of few features, ranks in fours and aligned rows, which a GPU makes in one launch: every
 // number of rows and ranks that a block has, A and B with their ranks together or apart.
 TEST(LoraEverywhere, SmallDeltas) {

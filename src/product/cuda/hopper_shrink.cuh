@@ -315,7 +315,7 @@ __global__ void __launch_bounds__(kThreads, 1)
   if (!shape.after_masks) wait_for_kernel_before();
   let_next_kernel_start();
   if (static_cast<int>(blockIdx.x) < shape.copy_blocks) {  // E, which the product's tiles end with
-    for (int i = args.copies.of_s; i < args.copies.count; ++i) {
+    for (int i = args.copies.of_s; i < args.copies.of_pair; ++i) {
       copy_turned<T>(args.copies.list[i], shape.copy_blocks);
     }
     fence_async();
