@@ -191,6 +191,10 @@ TEST(HopperPlan, OuterProductsBesideTiles) {
   EXPECT_GT(in_cluster.ahead, 0);
   constexpr std::array<HopperOuterShape, 2> kWider{{{4096, true}, {8192, false}}};
   EXPECT_FALSE(plan_hopper_outer(few, 8192, kWider).in_cluster);
+  // h is there when its first unit comes, and there is room for two cluster rows alone.
+  EXPECT_GE(64 - 1 - in_cluster.ahead - in_cluster.apart, 64 * 3 / 5);
+  constexpr std::array<HopperOuterShape, 2> kRows{{{2048, true}, {3000, false}}};
+  EXPECT_FALSE(plan_hopper_outer(plan_hopper(640, 2048, 3000, 16, kH200), 3000, kRows).in_cluster);
   constexpr std::array<HopperOuterShape, 2> kNarrow{{{2048, true}, {2048, false}}};
   const HopperPlan plan = plan_hopper(8192, 2048, 2048, 16, kH200);
   expect_room(plan, 2048, plan_hopper_outer(plan, 2048, kNarrow));
