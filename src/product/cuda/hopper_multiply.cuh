@@ -149,7 +149,9 @@ struct Multiplier {
     const std::uint32_t coefficients = block.shared + Size::kStaging + count % 2 * kNarrowBytes;
     const bool rides = args.outer.rides;
     if (rides) {
-      put_coefficients<T>(args, coefficients, row_block * kTileM + thread, half);
+      float values[8];
+      load_coefficients(values, args, row_block * kTileM + thread, half);
+      put_coefficients<T>(values, coefficients, thread, half);
       fence_async_shared();
       named_sync(3, 256);
     }
