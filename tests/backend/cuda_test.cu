@@ -416,7 +416,7 @@ void expect_new_masks(const Stream& stream, Context& context, Layer& layer) {
   must(cudaGraphInstantiate(&ready, graph, 0));
   for (const std::uint64_t offset : {0, 1000, 2000}) {
     const std::uint64_t values[] = {42, offset, offset + 5};
-    must(cudaMemcpy(state, values, sizeof values, cudaMemcpyHostToDevice));
+    must(cudaMemcpyAsync(state, values, sizeof values, cudaMemcpyHostToDevice, stream));
     must(cudaGraphLaunch(ready, stream));
     stream.wait();
     const auto replayed = layer.results();

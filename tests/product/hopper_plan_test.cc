@@ -12,9 +12,10 @@
 namespace graft::cuda {
 namespace {
 
-constexpr DeviceFacts kH200{9, 0, 132, 232448, 52428800, 66, {0, 132, 66, 43, 30, 23, 20, 15, 15}};
-constexpr DeviceFacts kH100Pcie{9, 0, 114, 232448, 52428800, 57};
-constexpr DeviceFacts kSeventh{9, 0, 16, 232448, 52428800, 7};  // a part of one, with lone ones
+constexpr DeviceFacts kH200{9, 0, 132, 232448, 52428800, {0, 132, 66, 43, 30, 23, 20, 15, 15}};
+constexpr DeviceFacts kH100Pcie{9, 0, 114, 232448, 52428800, {0, 114, 57}};
+constexpr DeviceFacts kSeventh{9,      0,        16,
+                               232448, 52428800, {0, 16, 7}};  // a part of one, with lone ones
 
 // dA and dB of 4096 features.
 constexpr std::array<HopperOuterShape, 2> kBoth{{{4096, true}, {4096, false}}};
@@ -91,7 +92,7 @@ TEST(HopperPlan, SharesAllWorkOut) {
           const HopperPlan plan = plan_hopper(m, n, 4096, rank, facts);
           SCOPED_TRACE(testing::Message() << m << " " << n << " " << rank);
           ASSERT_GE(plan.clusters, 1);
-          ASSERT_LE(plan.clusters, facts.clusters);
+          ASSERT_LE(plan.clusters, facts.clusters_of[2]);
           ASSERT_LT(plan.light_clusters, plan.clusters);
           ASSERT_GE(plan.tile_rows * 256, m);
           ASSERT_GE(plan.tile_cols * plan.tile_n + plan.ragged, n);
@@ -292,18 +293,20 @@ TEST_F(HopperTakes, Dropout) {
       EXPECT_TRUE(hopper_takes(backward(m, 4096, 4096, rank), kH200));
       EXPECT_LE(bytes_of(forward(m, 4096, 4096, rank)), std::size_t{32} << 20);
     }
-    EXPECT_FALSE(hopper_takes(forward(m, 4096, 4096, 17), kH200));
     for (const std::int64_t rank : {17, 64, 128, 256}) {
-      const Term term = backward(m, 4096, 4096, rank);
-      EXPECT_TRUE(hopper_takes(term, kH200));
-      const HopperPlan plan = plan_hopper({&term, 1}, kH200);
-      EXPECT_TRUE(plan.h_before);
-      EXPECT_GE(plan.tile_n, 128);
-      EXPECT_LE(bytes_of(term), std::size_t{32} << 20);
+      for (const Term& term : {forward(m, 4096, 4096, rank), backward(m, 4096, 4096, rank)}) {
+        EXPECT_TRUE(hopper_takes(term, kH200));
+        EXPECT_TRUE(plan_hopper({&term, 1}, kH200).h_before);
+        EXPECT_LE(bytes_of(term), std::size_t{32} << 20);
+      }
     }
   }
-  EXPECT_TRUE(hopper_takes(backward(129, 64, 4096, 17), kH200));
-  EXPECT_FALSE(hopper_takes(backward(128, 4096, 4096, 17), kH200));
+  for (const auto& [m, takes] : {std::pair{129, true}, {128, false}}) {
+    EXPECT_EQ(hopper_takes(forward(m, 4096, 4096, 17), kH200).yes, takes);
+    EXPECT_EQ(hopper_takes(backward(m, 64, 4096, 17), kH200).yes, takes);
+  }
+  const Term narrow = backward(256, 4096, 4096, 17);
+  EXPECT_EQ(plan_hopper({&narrow, 1}, kH200).tile_n, 128);
   // A group of eight elements has one counter: it must not go round the end of a row.
   Term odd = forward(4096, 4096, 4096, 16);
   odd.x = ConstTensorView(memory_, DType::kBFloat16, std::array<std::int64_t, 2>{4096, 4095},
@@ -341,9 +344,27 @@ TEST_F(HopperTakes, OuterProductsOfMaskedRowsBesideTiles) {
   EXPECT_FALSE(hopper_makes_outer(term, kH200));
 }
 
+TEST_F(HopperTakes, OuterProductsBesideTilesOrAfterThem) {
+  for (const std::int64_t rank : {16, 17, 64, 128, 256}) {
+    Term term = this->term(4096, 4096, 4096);
+    const auto matrix = [&](std::int64_t rows, std::int64_t cols) {
+      return ConstTensorView(memory_, DType::kBFloat16, {rows, cols}, kDevice);
+    };
+    term.w = matrix(4096, 4096);
+    term.pair.shrink = matrix(4096, rank), term.pair.expand = matrix(rank, 4096);
+    const TensorView out(memory_, DType::kFloat32, {rank, 4096}, kDevice);
+    term.outer_products.push_back({{}, matrix(4096, 4096), nullptr, 1.0f, out});
+    term.outer_products.push_back({matrix(4096, rank), matrix(4096, 4096), nullptr, 1.0f, out});
+    const OuterWay way = rank == 16 ? OuterWay::kBeside : OuterWay::kAfter;
+    EXPECT_EQ(hopper_outer_way(term, kH200), way) << rank;
+    term.outer_products.push_back(term.outer_products.back());
+    EXPECT_EQ(hopper_outer_way(term, kH200), OuterWay::kNone) << rank;
+  }
+}
+
 TEST_F(HopperTakes, NoDeviceWithoutClusters) {
   DeviceFacts lone = kH200;
-  lone.clusters = 0;
+  lone.clusters_of = {};
   EXPECT_FALSE(hopper_takes(term(100, 264, 72), lone));
 }
 

@@ -2,6 +2,9 @@
 
 #include <cuda_runtime_api.h>
 
+#include <array>
+#include <atomic>
+#include <cstdint>
 #include <string>
 
 #include "checks.h"
@@ -13,6 +16,40 @@ namespace {
 // What a block has without being asked for it: 48 KB, of which a kernel's own variables take a
 // part.
 constexpr std::size_t kPlainSharedBytes = 40 * 1024;
+
+// Blocks of a kernel may have all the shared memory there is on the current device.
+cudaError_t raise_shared_limit(int device, const void* kernel) {
+  cudaFuncAttributes own{};
+  if (const cudaError_t error = cudaFuncGetAttributes(&own, kernel)) return error;
+  int most = 0;
+  if (const cudaError_t error =
+          cudaDeviceGetAttribute(&most, cudaDevAttrMaxSharedMemoryPerBlockOptin, device)) {
+    return error;
+  }
+  return cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                              most - static_cast<int>(own.sharedSizeBytes));
+}
+
+// The same once for a kernel and device, and not at each launch, of which it takes half a
+// microsecond. Whoever comes at the same time says the same; a kernel that finds the table full is
+// told every time.
+cudaError_t allow_shared(int device, const void* kernel) {
+  constexpr std::size_t kPlaces = 256;
+  static std::array<std::array<std::atomic<const void*>, kPlaces>, kMostDevices> told;
+  auto& places = told[static_cast<std::size_t>(device)];
+  const std::size_t first = reinterpret_cast<std::uintptr_t>(kernel) / 16;
+  std::atomic<const void*>* free = nullptr;
+  for (std::size_t i = 0; i < kPlaces && free == nullptr; ++i) {
+    std::atomic<const void*>& place = places[(first + i) % kPlaces];
+    const void* const known = place.load(std::memory_order_acquire);
+    if (known == kernel) return cudaSuccess;
+    if (known == nullptr) free = &place;
+  }
+  const cudaError_t error = raise_shared_limit(device, kernel);
+  const void* none = nullptr;
+  if (error == cudaSuccess && free != nullptr) free->compare_exchange_strong(none, kernel);
+  return error;
+}
 
 }  // namespace
 
@@ -63,8 +100,7 @@ std::byte* Call::workspace(std::size_t bytes) {
 
 void Call::launch(const Launch& how, const void* kernel, void** arguments) const {
   if (how.shared_bytes > kPlainSharedBytes) {
-    const cudaError_t error = cudaFuncSetAttribute(
-        kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(how.shared_bytes));
+    const cudaError_t error = allow_shared(place_.device, kernel);
     if (error != cudaSuccess) fail("shared memory", error);
   }
   if (place_.launch != nullptr) return hand_over(how, kernel, arguments);

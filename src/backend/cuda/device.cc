@@ -11,8 +11,6 @@
 namespace graft::cuda {
 namespace {
 
-constexpr int kMostDevices = 64;  // of one process; CUDA itself counts up to fewer
-
 struct Entry {
   std::once_flag asked;
   Support support;
@@ -37,7 +35,6 @@ void ask(int index, Entry& entry) {
       facts.clusters_of[static_cast<std::size_t>(blocks)] =
           count_clusters(index, facts.shared_bytes, blocks);
     }
-    facts.clusters = facts.clusters_of[2];
   }
   entry.support = supports_facts(index, facts);
 }

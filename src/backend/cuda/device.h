@@ -7,17 +7,18 @@
 
 namespace graft::cuda {
 
+/// Of one process; CUDA itself counts up to fewer.
+inline constexpr int kMostDevices = 64;
+
 /// What calls are planned for. A plain value, so that plans can be tested for any GPU.
 struct DeviceFacts {
   int major = 0, minor = 0;      ///< Compute capability.
   int multiprocessors = 0;       ///< That run blocks side by side.
   std::size_t shared_bytes = 0;  ///< Shared memory that one block can have.
   std::size_t l2_bytes = 0;      ///< The cache that all of them share.
-  /// Clusters of two blocks, each with all of a multiprocessor's shared memory, that run side by
-  /// side: fewer than half the multiprocessors where some have no neighbour, as on a part of a GPU.
-  /// 0: not known, or none.
-  int clusters = 0;
-  /// The same of clusters of as many blocks as the index says, up to 8.
+  /// Clusters of as many blocks as the index says, up to 8, each block with all of a
+  /// multiprocessor's shared memory, that run side by side: of two, fewer than half the
+  /// multiprocessors where some have no neighbour, as on a part of a GPU. 0: not known, or none.
   std::array<int, 9> clusters_of{};
 };
 

@@ -1,6 +1,7 @@
 #include <algorithm>
 #include <span>
 
+#include "backend/cuda/integers.h"
 #include "product/cuda/ampere.h"
 #include "product/cuda/ampere_outer.cuh"
 #include "product/cuda/ampere_shrink.cuh"
@@ -12,12 +13,9 @@ using namespace ampere;
 
 namespace {
 
-std::int64_t ceil_div(std::int64_t a, std::int64_t b) { return (a + b - 1) / b; }
-std::int64_t round_up(std::int64_t a, std::int64_t b) { return ceil_div(a, b) * b; }
-
 // Blocks of a launch over so many elements, 256 at a time.
 unsigned blocks_for(std::int64_t elements, std::int64_t most) {
-  return static_cast<unsigned>(std::clamp<std::int64_t>(ceil_div(elements, 256), 1, most));
+  return static_cast<unsigned>(std::clamp<std::int64_t>(divide_up(elements, 256), 1, most));
 }
 
 // What a call's workspace is cut into; null where a part is not needed.
@@ -48,7 +46,7 @@ struct Sizes {
 };
 
 // Flags of h, where it is made beside tiles.
-std::int64_t flags_of(std::int64_t m) { return ceil_div(m, kTileRows); }
+std::int64_t flags_of(std::int64_t m) { return divide_up(m, kTileRows); }
 
 bool needs_own_h(const Term& term) {
   if (term.pair.h.present()) return false;
@@ -59,7 +57,7 @@ bool needs_own_h(const Term& term) {
 int rank_of(const OuterProduct& each) { return static_cast<int>(each.out.dim(0)); }
 
 std::int64_t blocks_of(const OuterProduct& each) {
-  return ceil_div(each.matrix.dim(1), kOuterCols) * ceil_div(rank_of(each), kOuterRanks);
+  return divide_up(each.matrix.dim(1), kOuterCols) * divide_up(rank_of(each), kOuterRanks);
 }
 
 AmpereShares cut_of(const Term& term, const DeviceFacts& facts) {
@@ -191,8 +189,8 @@ void finish_parts(const Launches& launch, const Term& term, const AmpereShape& s
   args.count = plan.splits;
   args.m = shape.m, args.n = shape.n;
   set_output(args, term);
-  launch(dim3(static_cast<unsigned>(ceil_div(shape.n, 256)),
-              static_cast<unsigned>(ceil_div(shape.m, kFinishRows))),
+  launch(dim3(static_cast<unsigned>(divide_up(shape.n, 256)),
+              static_cast<unsigned>(divide_up(shape.m, kFinishRows))),
          0, finish_rows<T>, args);
 }
 
@@ -232,7 +230,7 @@ void run_outer(const Launches& launch, const Term& term, std::span<const OuterPr
   if (const unsigned blocks = args.jobs[0].blocks + args.jobs[1].blocks; blocks > 0) {
     launch(blocks, 0, outer<T>, args);
   }
-  launch(static_cast<unsigned>(ceil_div(outputs, 256)), 0, sum_shares<256>, sum);
+  launch(static_cast<unsigned>(divide_up(outputs, 256)), 0, sum_shares<256>, sum);
 }
 
 // h, then tiles that go on over the pair.
@@ -283,7 +281,7 @@ void run_tiles(const Launches& launch, const Term& term, const AmpereShape& shap
       shrink_by_tiles<T>(launch, term, shrink_args, reinterpret_cast<float*>(workspace.parts),
                          launch.call.facts());
     } else if (plan.shrink_blocks == 0) {
-      const std::int64_t blocks = std::min<std::int64_t>(ceil_div(sizes.m, kShrinkRows), 1 << 20);
+      const std::int64_t blocks = std::min<std::int64_t>(divide_up(sizes.m, kShrinkRows), 1 << 20);
       launch(static_cast<unsigned>(blocks), kShrinkSharedBytes, shrink<T>, shrink_args);
     }
   }

@@ -1,6 +1,7 @@
 #include <algorithm>
 #include <string>
 
+#include "backend/cuda/integers.h"
 #include "product/cuda/ampere.h"
 
 namespace graft::cuda {
@@ -12,8 +13,6 @@ constexpr std::int64_t kMostSplits = 16;
 // Ranks are padded to sixteens, and multiplied 64 at a time by shrinks and outer products.
 constexpr int kWideRanks = 64;
 constexpr std::int64_t kMostDepth = std::int64_t{1} << 30;  // steps over K are counted in int
-
-std::int64_t ceil_div(std::int64_t a, std::int64_t b) { return (a + b - 1) / b; }
 
 std::size_t shared_bytes_of(int tile_n) {
   return static_cast<std::size_t>(kStages * (kTileRows + tile_n) * kDepth * 2);
@@ -70,7 +69,7 @@ AmpereShape AmpereShape::of_shrink(const Term& term) {
   AmpereShape shape;
   shape.m = term.x.dim(0);
   shape.k = term.x.dim(1);
-  shape.n = ceil_div(term.pair.rank(), 16) * 16;
+  shape.n = divide_up(term.pair.rank(), 16) * 16;
   shape.base = shape.output = true;
   shape.elements = !ampere_copies(term.x, 0, 1, term.multiply);
   return shape;
@@ -82,10 +81,10 @@ namespace {
 // only ratios count. A wide tile is less than two narrow ones: 64 × 64 a warp reads shared memory a
 // quarter less often than 64 × 32, and L2 too.
 double time_of(const AmpereShape& shape, int tile_n, std::int64_t splits, std::int64_t sms) {
-  const std::int64_t steps = ceil_div(ceil_div(shape.k, kDepth), splits);
-  const std::int64_t blocks = ceil_div(shape.m, kTileRows) * ceil_div(shape.n, tile_n) * splits;
+  const std::int64_t steps = divide_up(divide_up(shape.k, kDepth), splits);
+  const std::int64_t blocks = divide_up(shape.m, kTileRows) * divide_up(shape.n, tile_n) * splits;
   const double per_step = tile_n == 256 ? 1.0 : 0.6, start_and_end = 2.0;
-  double time = static_cast<double>(ceil_div(blocks, sms)) *
+  double time = static_cast<double>(divide_up(blocks, sms)) *
                 (static_cast<double>(steps) * per_step + start_and_end);
   if (splits > 1) {
     // a launch, and parts that are written and read
@@ -99,14 +98,14 @@ double time_of(const AmpereShape& shape, int tile_n, std::int64_t splits, std::i
 AmperePlan plan_ampere(const AmpereShape& shape, const DeviceFacts& facts) {
   AmperePlan plan;
   if (!shape.output || shape.m == 0 || shape.n == 0) return plan;
-  const std::int64_t rows = ceil_div(shape.m, kTileRows), sms = facts.multiprocessors;
+  const std::int64_t rows = divide_up(shape.m, kTileRows), sms = facts.multiprocessors;
   const bool wide_fits = !shape.elements && facts.shared_bytes >= shared_bytes_of(256);
-  const std::int64_t steps = ceil_div(shape.k, kDepth);
+  const std::int64_t steps = divide_up(shape.k, kDepth);
   double best = 0.0;
   for (const int tile_n : {128, 256}) {
     if (tile_n == 256 && !wide_fits) continue;
     for (std::int64_t splits = 1; splits <= kMostSplits; ++splits) {
-      const std::int64_t tiles = rows * ceil_div(shape.n, tile_n);
+      const std::int64_t tiles = rows * divide_up(shape.n, tile_n);
       // Parts are worth it while all of them run at once, each over a few steps.
       if (splits > 1 && (tiles * splits > sms || steps < 4 * splits || !shape.base)) break;
       const double time = time_of(shape, tile_n, splits, sms);
@@ -117,9 +116,9 @@ AmperePlan plan_ampere(const AmpereShape& shape, const DeviceFacts& facts) {
       plan.splits = static_cast<int>(splits);
     }
   }
-  plan.split_depth = ceil_div(steps, plan.splits) * kDepth;
+  plan.split_depth = divide_up(steps, plan.splits) * kDepth;
   // whole steps each: the last parts may be left without any
-  if (shape.k > 0) plan.splits = static_cast<int>(ceil_div(shape.k, plan.split_depth));
+  if (shape.k > 0) plan.splits = static_cast<int>(divide_up(shape.k, plan.split_depth));
   plan.shared_bytes = shared_bytes_of(plan.tile_n);
   if (shape.rank == 0 || !shape.base || shape.masked || shape.dropped || plan.splits > 1) {
     return plan;
@@ -128,10 +127,10 @@ AmperePlan plan_ampere(const AmpereShape& shape, const DeviceFacts& facts) {
   // the same K (or 0.3 of a narrow one's), if the rank is 16 or less; of more ranks, 32 rows at a
   // time and 64 ranks a pass. What the idle blocks of the last round do within a tile's time costs
   // nothing.
-  const std::int64_t passes = 2 * ceil_div(shape.rank, kWideRanks) - (shape.rank <= 16 ? 1 : 0);
+  const std::int64_t passes = 2 * divide_up(shape.rank, kWideRanks) - (shape.rank <= 16 ? 1 : 0);
   const std::int64_t most = (plan.tile_n == 256 ? 5 : 2) / passes;
-  const std::int64_t idle = ceil_div(plan.tiles, sms) * sms - plan.tiles;
-  const std::int64_t units = ceil_div(shape.m, 64);
+  const std::int64_t idle = divide_up(plan.tiles, sms) * sms - plan.tiles;
+  const std::int64_t units = divide_up(shape.m, 64);
   if (idle > 0 && units <= idle * most) {
     plan.shrink_blocks = static_cast<unsigned>(std::min(idle, units));
   }
@@ -143,8 +142,8 @@ AmpereShares plan_ampere_outer(std::int64_t m, std::int64_t blocks, const Device
   const std::int64_t wanted =
       std::max<std::int64_t>(1, facts.multiprocessors / std::max<std::int64_t>(1, blocks));
   AmpereShares shares;
-  shares.rows = std::max<std::int64_t>(256, ceil_div(ceil_div(m, wanted), 64) * 64);
-  shares.count = ceil_div(m, shares.rows);
+  shares.rows = std::max<std::int64_t>(256, divide_up(divide_up(m, wanted), 64) * 64);
+  shares.count = divide_up(m, shares.rows);
   return shares;
 }
 

@@ -427,7 +427,7 @@ struct TileProduct {
             const int c = i * kShare + (m - kFirst) / kGap;
             if (c < kCopies) copy(c);
           }
-          mma_in_order<T>(sums[r][n], f[i % 2].x[r], f[i % 2].w[n]);
+          mma<T>(sums[r][n], f[i % 2].x[r], f[i % 2].w[n]);
         }
       }
       free = now, now = next;

@@ -38,15 +38,6 @@ struct FloatsArgs {
   bool accumulate;
 };
 
-/// 16 bytes that are read once: they are not kept in L1, where x is.
-__device__ __forceinline__ float4 load_once(const float* from) {
-  float4 four;
-  asm volatile("ld.global.nc.L1::no_allocate.v4.f32 {%0,%1,%2,%3}, [%4];"
-               : "=f"(four.x), "=f"(four.y), "=f"(four.z), "=f"(four.w)
-               : "l"(from));
-  return four;
-}
-
 /// kRows: the rows, or more.
 template <int kRows>
 __global__ void __launch_bounds__(32 * kWarps, 1)
@@ -64,19 +55,22 @@ __global__ void __launch_bounds__(32 * kWarps, 1)
   float sums[kRows * kOutputs] = {};  // [row][output]
 #pragma unroll 1
   for (std::int64_t begin = 4 * lane; begin < args.k; begin += 128 * kSteps) {
-    float4 loaded[kSteps][kOutputs];
+    uint4 loaded[kSteps][kOutputs];
 #pragma unroll
     for (int step = 0; step < kSteps; ++step) {
       const std::int64_t k = begin + 128 * step;
 #pragma unroll
       for (int i = 0; i < kOutputs; ++i) {
-        loaded[step][i] = k < args.k ? load_once(w[i] + k) : make_float4(0, 0, 0, 0);
+        loaded[step][i] = k < args.k ? load_streamed(w[i] + k) : uint4{0, 0, 0, 0};
       }
     }
 #pragma unroll
     for (int step = 0; step < kSteps; ++step) {
       const std::int64_t k = begin + 128 * step;
       if (k >= args.k) break;
+      float of_w[kOutputs][4];
+#pragma unroll
+      for (int i = 0; i < kOutputs; ++i) few::unpack<float>(loaded[step][i], of_w[i]);
 #pragma unroll
       for (int row = 0; row < kRows; row += kBatch) {
         float4 x[kRows < kBatch ? kRows : kBatch];
@@ -90,8 +84,8 @@ __global__ void __launch_bounds__(32 * kWarps, 1)
 #pragma unroll
           for (int j = 0; j < kOutputs; ++j) {
             float& sum = sums[(row + i) * kOutputs + j];
-            sum = fmaf(x[i].x, loaded[step][j].x, sum), sum = fmaf(x[i].y, loaded[step][j].y, sum);
-            sum = fmaf(x[i].z, loaded[step][j].z, sum), sum = fmaf(x[i].w, loaded[step][j].w, sum);
+            sum = fmaf(x[i].x, of_w[j][0], sum), sum = fmaf(x[i].y, of_w[j][1], sum);
+            sum = fmaf(x[i].z, of_w[j][2], sum), sum = fmaf(x[i].w, of_w[j][3], sum);
           }
         }
       }

@@ -25,10 +25,11 @@ using namespace ampere;
 
 namespace {
 
-struct FewArgs {
-  Operand x, w;  ///< (M, K), (N, K); both can be copied.
-  std::int64_t n = 0, k = 0;
-  int m = 0, rank = 0;
+/// A layer: its W, what its pair adds to the sums, and its y.
+struct FewLayer {
+  Operand w;  ///< (N, K), which can be copied.
+  std::int64_t n = 0;
+  int rank = 0;
   const float* scaled = nullptr;  ///< s·h (M, rank)
   Operand expand;                 ///< E as (N, rank)
   DropoutArgs mask;               ///< On what the pair adds.
@@ -38,23 +39,27 @@ struct FewArgs {
   void* y = nullptr;
   std::int64_t y_stride = 0;
   bool y_float = false, accumulate = false;
+  unsigned first_block = 0;  ///< Of those that share a launch: they follow each other.
+
+  /// `from` is s·h of the term.
+  FewLayer(const Term& term, const float* from)
+      : w(operand_of(term.w, 1, 0, term.multiply)), n(term.y.dim(1)) {
+    set_output(*this, term);
+    const LowRank& pair = term.pair;
+    if (!pair.present()) return;
+    rank = static_cast<int>(pair.rank());
+    scaled = from;
+    expand = operand_of(pair.expand, 1, 0, term.multiply);
+    mask = DropoutArgs(pair.output_dropout);
+  }
+  FewLayer() = default;
 };
 
-/// A layer of `rows_of_layers`.
-struct OneRowLayer {
-  const void* w = nullptr;  ///< (N, K)
-  std::int64_t w_stride = 0, n = 0;
-  int rank = 0;
-  const float* scaled = nullptr;  ///< s·h (rank)
-  Operand expand;                 ///< E as (N, rank)
-  DropoutArgs mask;               ///< On what the pair adds.
-  const void* bias = nullptr;
-  std::int64_t bias_stride = 0;
-  DType bias_dtype = DType::kFloat32;
-  void* y = nullptr;
-  std::int64_t y_stride = 0;
-  bool y_float = false, accumulate = false;
-  unsigned first_block = 0;  ///< Layers follow each other.
+struct FewArgs {
+  Operand x;  ///< (M, K), which can be copied.
+  std::int64_t k;
+  int m;
+  FewLayer layer;
 };
 
 struct OneRowArgs {
@@ -62,7 +67,7 @@ struct OneRowArgs {
   std::int64_t k = 0;
   int count = 0;       ///< Of layers.
   bool paired = true;  ///< A launch before makes s·h, and has waited for what was before it.
-  OneRowLayer layers[few::kMostLayers];
+  FewLayer layers[few::kMostLayers];
 };
 
 __device__ __forceinline__ float warp_sum(float value) {
@@ -81,8 +86,8 @@ __device__ __forceinline__ uint4 load8(const Operand& from, std::int64_t i, std:
 }
 
 /// bias, y += and the rounding of element (row, n) of y.
-template <class T, class Args>
-__device__ __forceinline__ void store_few(const Args& a, int row, std::int64_t n, float value) {
+template <class T>
+__device__ __forceinline__ void store_few(const FewLayer& a, int row, std::int64_t n, float value) {
   if (a.bias != nullptr) value += load_as_float(a.bias, a.bias_dtype, n * a.bias_stride);
   const std::int64_t at = row * a.y_stride + n;
   if (a.y_float) {
@@ -98,7 +103,8 @@ __device__ __forceinline__ void store_few(const Args& a, int row, std::int64_t n
 constexpr int kInFlight = 16;
 
 template <class T>
-__global__ void __launch_bounds__(256, 2) one_row(const __grid_constant__ FewArgs a) {
+__global__ void __launch_bounds__(256, 2) one_row(const __grid_constant__ FewArgs args) {
+  const FewLayer& a = args.layer;
   if (a.rank == 0) {
     wait_for_kernel_before();
     let_next_kernel_start();
@@ -107,14 +113,14 @@ __global__ void __launch_bounds__(256, 2) one_row(const __grid_constant__ FewArg
   const std::int64_t n = std::int64_t{blockIdx.x} * 8 + threadIdx.x / 32;
   if (n >= a.n) return;
   float sums[2] = {};
-  for (std::int64_t k0 = 8 * lane; k0 < a.k; k0 += kInFlight * 256) {
+  for (std::int64_t k0 = 8 * lane; k0 < args.k; k0 += kInFlight * 256) {
     Eight<T> w[kInFlight];
 #pragma unroll
-    for (int i = 0; i < kInFlight; ++i) w[i].bits = load8<T, true>(a.w, n, k0 + i * 256, a.k);
+    for (int i = 0; i < kInFlight; ++i) w[i].bits = load8<T, true>(a.w, n, k0 + i * 256, args.k);
 #pragma unroll
     for (int i = 0; i < kInFlight; ++i) {
       Eight<T> x;
-      x.bits = load8<T, false>(a.x, 0, k0 + i * 256, a.k);
+      x.bits = load8<T, false>(args.x, 0, k0 + i * 256, args.k);
 #pragma unroll
       for (int e = 0; e < 8; ++e) {
         sums[e % 2] += to_float(w[i].values[e]) * to_float(x.values[e]);
@@ -158,7 +164,7 @@ constexpr int kWarpOutputs = 4;
 template <class T>
 __global__ void __launch_bounds__(256, 2) rows_of_layers(const __grid_constant__ OneRowArgs args) {
   constexpr int kOutputs = kWarpOutputs, kSteps = kInFlight / kOutputs, kTurn = kSteps * 256;
-  const OneRowLayer& a = args.layers[few::layer_of_block(args)];
+  const FewLayer& a = args.layers[few::layer_of_block(args)];
   if (!args.paired) wait_for_kernel_before();
   // Where there is a pair, few_shrink has waited for all that is older than this call.
   let_next_kernel_start();
@@ -169,7 +175,7 @@ __global__ void __launch_bounds__(256, 2) rows_of_layers(const __grid_constant__
   const T* w[kOutputs];  // of outputs that are not there, the last one's
 #pragma unroll
   for (int j = 0; j < kOutputs; ++j) {
-    w[j] = static_cast<const T*>(a.w) + min(n + j, a.n - 1) * a.w_stride + 8 * lane;
+    w[j] = static_cast<const T*>(a.w.data) + min(n + j, a.n - 1) * a.w.outer + 8 * lane;
   }
   const T* x = static_cast<const T*>(args.x) + 8 * lane;
   uint4 loaded[kSteps][kOutputs];
@@ -257,7 +263,8 @@ __global__ void __launch_bounds__(256, 2) rows_of_layers(const __grid_constant__
 constexpr int kFewOutputs = 16;
 
 template <class T, int Tiles>
-__global__ void __launch_bounds__(256, 2) few_rows(const __grid_constant__ FewArgs a) {
+__global__ void __launch_bounds__(256, 2) few_rows(const __grid_constant__ FewArgs args) {
+  const FewLayer& a = args.layer;
   constexpr int kRows = 8 * Tiles, kUnroll = 8 / Tiles;
   __shared__ float sums[8][kFewOutputs][kRows];
   __shared__ float expand[kFewOutputs][kMaxLoraRank + 1];
@@ -289,7 +296,7 @@ __global__ void __launch_bounds__(256, 2) few_rows(const __grid_constant__ FewAr
       mma<T>(acc[t], second, x1);
     }
   };
-  for (std::int64_t turn = warp * 32 + 8 * q; turn < a.k + 8 * q; turn += 8 * kUnroll * 32) {
+  for (std::int64_t turn = warp * 32 + 8 * q; turn < args.k + 8 * q; turn += 8 * kUnroll * 32) {
     uint4 w[kUnroll][2], x[kUnroll][Tiles];
 #pragma unroll
     for (int u = 0; u < kUnroll; ++u) {
@@ -297,7 +304,7 @@ __global__ void __launch_bounds__(256, 2) few_rows(const __grid_constant__ FewAr
 #pragma unroll
       for (int half = 0; half < 2; ++half) {
         const std::int64_t n = n0 + 8 * half + g;
-        w[u][half] = n < a.n ? load8<T, true>(a.w, n, k, a.k) : uint4{0, 0, 0, 0};
+        w[u][half] = n < a.n ? load8<T, true>(a.w, n, k, args.k) : uint4{0, 0, 0, 0};
       }
     }
 #pragma unroll
@@ -305,7 +312,8 @@ __global__ void __launch_bounds__(256, 2) few_rows(const __grid_constant__ FewAr
       const std::int64_t k = turn + u * 8 * 32;
 #pragma unroll
       for (int t = 0; t < Tiles; ++t) {
-        x[u][t] = 8 * t + g < a.m ? load8<T, false>(a.x, 8 * t + g, k, a.k) : uint4{0, 0, 0, 0};
+        x[u][t] =
+            8 * t + g < args.m ? load8<T, false>(args.x, 8 * t + g, k, args.k) : uint4{0, 0, 0, 0};
       }
     }
 #pragma unroll
@@ -319,13 +327,13 @@ __global__ void __launch_bounds__(256, 2) few_rows(const __grid_constant__ FewAr
   if (a.rank > 0) {
     wait_for_kernel_before();
     let_next_kernel_start();
-    for (int i = static_cast<int>(threadIdx.x); i < a.m * a.rank; i += 256) {
+    for (int i = static_cast<int>(threadIdx.x); i < args.m * a.rank; i += 256) {
       scaled[i] = __ldcg(a.scaled + i);
     }
   }
   __syncthreads();
   const Masks masks = a.mask.any() ? a.mask.masks() : Masks{};
-  for (int i = static_cast<int>(threadIdx.x); i < kFewOutputs * a.m; i += 256) {
+  for (int i = static_cast<int>(threadIdx.x); i < kFewOutputs * args.m; i += 256) {
     const int n = i % kFewOutputs, row = i / kFewOutputs;
     if (n0 + n >= a.n) continue;
     float sum = 0.0f;
@@ -348,19 +356,10 @@ void run_one_row(const Call& call, std::span<const Term> terms, float* scaled) {
   constexpr std::int64_t kOfBlock = 8 * kWarpOutputs;
   unsigned blocks = 0;
   for (const Term& term : terms) {
-    OneRowLayer& layer = args.layers[args.count++];
-    const Operand w = operand_of(term.w, 1, 0, term.multiply);
-    layer.w = w.data, layer.w_stride = w.outer, layer.n = term.y.dim(1);
+    FewLayer& layer = args.layers[args.count++] = FewLayer(term, scaled);
     layer.first_block = blocks;
     blocks += static_cast<unsigned>((layer.n + kOfBlock - 1) / kOfBlock);
-    set_output(layer, term);
-    const LowRank& pair = term.pair;
-    if (!pair.present()) continue;
-    layer.rank = static_cast<int>(pair.rank());
-    layer.scaled = scaled;
-    scaled += pair.rank();
-    layer.expand = operand_of(pair.expand, 1, 0, term.multiply);
-    layer.mask = DropoutArgs(pair.output_dropout);
+    scaled += layer.rank;
   }
   call.launch({.grid = blocks, .block = 256, .overlaps = call.facts().major >= 9},
               rows_of_layers<T>, args);
@@ -369,26 +368,15 @@ void run_one_row(const Call& call, std::span<const Term> terms, float* scaled) {
 template <class T>
 void run_typed(const Call& call, std::span<const Term> terms, float* scaled) {
   const Term& term = terms[0];
-  const LowRank& pair = term.pair;
   const bool overlaps = call.facts().major >= 9;
-  if (terms.size() > 1 || (term.x.dim(0) == 1 && pair.present() && overlaps)) {
+  if (terms.size() > 1 || (term.x.dim(0) == 1 && term.pair.present() && overlaps)) {
     return run_one_row<T>(call, terms, scaled);
   }
-  FewArgs args;
-  args.x = operand_of(term.x, 0, 1, term.multiply);
-  args.w = operand_of(term.w, 1, 0, term.multiply);
-  args.m = static_cast<int>(term.x.dim(0));
-  args.k = term.x.dim(1);
-  args.n = term.y.dim(1);
-  if (few::launch_shrink<T>(call, terms, scaled)) {
-    args.rank = static_cast<int>(pair.rank());
-    args.scaled = scaled;
-    args.expand = operand_of(pair.expand, 1, 0, term.multiply);
-    args.mask = DropoutArgs(pair.output_dropout);
-  }
-  set_output(args, term);
+  few::launch_shrink<T>(call, terms, scaled);
+  const FewArgs args{operand_of(term.x, 0, 1, term.multiply), term.x.dim(1),
+                     static_cast<int>(term.x.dim(0)), FewLayer(term, scaled)};
   const int outputs = args.m == 1 ? 8 : kFewOutputs;
-  const Launch how{.grid = static_cast<unsigned>((args.n + outputs - 1) / outputs),
+  const Launch how{.grid = static_cast<unsigned>((args.layer.n + outputs - 1) / outputs),
                    .overlaps = overlaps};
   void (*kernel)(FewArgs) = args.m == 1   ? one_row<T>
                             : args.m <= 8 ? few_rows<T, 1>

@@ -11,6 +11,7 @@
 #include <algorithm>
 
 #include "backend/cuda/call.h"
+#include "backend/cuda/integers.h"
 #include "product/cuda/general.cuh"
 #include "product/cuda/paths.h"
 
@@ -23,9 +24,6 @@ constexpr int kNarrowRows = 128, kNarrowCols = 32, kNarrowDepth = 32;
 constexpr std::int64_t kLeastSplit = 256;  // depths that are worth a block and a partial sum
 constexpr int kMostSplits = 64;
 
-std::int64_t ceil_div(std::int64_t a, std::int64_t b) { return (a + b - 1) / b; }
-std::int64_t round_up(std::int64_t a, std::int64_t b) { return ceil_div(a, b) * b; }
-
 // How a product is cut up.
 struct Cut {
   std::int64_t tiles = 0;
@@ -35,14 +33,14 @@ struct Cut {
   // `blocks` that fill the device once.
   Cut(std::int64_t rows, std::int64_t cols, std::int64_t depth, int tile_rows, int tile_cols,
       int step, std::int64_t blocks)
-      : tiles(ceil_div(rows, tile_rows) * ceil_div(cols, tile_cols)) {
+      : tiles(divide_up(rows, tile_rows) * divide_up(cols, tile_cols)) {
     std::int64_t parts = 1;
     if (tiles > 0) {
       parts =
           std::clamp<std::int64_t>(std::min(blocks / tiles, depth / kLeastSplit), 1, kMostSplits);
     }
-    split_depth = std::max<std::int64_t>(round_up(ceil_div(depth, parts), step), step);
-    splits = static_cast<int>(std::max<std::int64_t>(1, ceil_div(depth, split_depth)));
+    split_depth = std::max<std::int64_t>(round_up(divide_up(depth, parts), step), step);
+    splits = static_cast<int>(std::max<std::int64_t>(1, divide_up(depth, split_depth)));
   }
 
   std::size_t partial_bytes(std::int64_t rows, std::int64_t cols) const {
@@ -63,7 +61,7 @@ int tile_size(const Term& term, const DeviceFacts& facts) {
   const std::int64_t rows = term.y.dim(0), cols = term.y.dim(1);
   const std::int64_t parts =
       std::clamp<std::int64_t>(base_depth(term) / kLeastSplit, 1, kMostSplits);
-  const std::int64_t blocks = ceil_div(rows, kWideTile) * ceil_div(cols, kWideTile) * parts;
+  const std::int64_t blocks = divide_up(rows, kWideTile) * divide_up(cols, kWideTile) * parts;
   const bool large = std::min(rows, cols) > kSmallTile && 2 * blocks > facts.multiprocessors;
   return large ? kWideTile : kSmallTile;
 }
@@ -269,7 +267,7 @@ void sum_partials(const Call& call, const float* partials, int splits, const Con
   args.rows = out.dim(0), args.cols = out.dim(1), args.splits = splits;
   set_bias(args, bias);
   args.out = output_of(out, accumulate);
-  const std::int64_t blocks = args.rows * ceil_div(args.cols, kSumRun);
+  const std::int64_t blocks = args.rows * divide_up(args.cols, kSumRun);
   call.launch({.grid = static_cast<unsigned>(blocks), .block = kSumThreads}, sum_kernel, args);
 }
 

@@ -3,6 +3,7 @@
 #include <cstdint>
 #include <span>
 
+#include "backend/cuda/integers.h"
 #include "backend/cuda/tensor_map.h"
 #include "product/cuda/hopper.h"
 #include "product/cuda/hopper_block.cuh"
@@ -81,7 +82,7 @@ __global__ void __launch_bounds__(kThreads, 1)
   if constexpr (Dropped == Drops::kNothing) {
     if (!args.h_before) {
       wait_for_kernel_before();
-      let_next_kernel_start();
+      if (!args.outer_follows) let_next_kernel_start();
     }
   }
 
@@ -128,8 +129,6 @@ __global__ void __launch_bounds__(kThreads, 1)
 namespace {
 
 using namespace hopper;
-
-std::int64_t round_up(std::int64_t value, std::int64_t to) { return (value + to - 1) / to * to; }
 
 // The call's workspace. The terms share x and how W lies.
 struct Layout {
@@ -228,6 +227,8 @@ struct Layout {
   }
   // Tiles begin with the pair and mask it.
   bool masks_first() const { return w_is_kn && dropout != nullptr && plan.h_before; }
+  // The tiles' kernel has masks to apply: an x that is masked may have been used up before it.
+  bool masks_tiles() const { return dropout != nullptr && (w_is_kn || !plan.h_before); }
   // For who multiplies columns.
   bool turns_masks(const Term& term) const {
     return makes_outer || (outer_after && masks_outer(term));
@@ -289,7 +290,7 @@ void launch_masked(const Call& call, const Layout& layout, const Maps& maps,
 
 template <class T>
 void launch(const Call& call, const Layout& layout, const Maps& maps, const Arguments& args) {
-  if (layout.dropout != nullptr) return launch_masked<T>(call, layout, maps, args);
+  if (layout.masks_tiles()) return launch_masked<T>(call, layout, maps, args);
   if (layout.plan.tile_n == 256) {
     if (layout.makes_outer) return launch_product<T, 256, true, true>(call, maps, args);
     if (layout.plan.ragged > 0) {
@@ -344,7 +345,7 @@ void launch_outer(const char* op, const Call& call, const Layout& layout, const 
     job.turned_masks = reinterpret_cast<const std::uint32_t*>(workspace + layout.turned_masks_at);
     job.mask_steps = layout.mask_steps;
   }
-  run_hopper_outer(op, call, {jobs.data(), count});
+  run_hopper_outer(op, call, {jobs.data(), count}, true);
 }
 
 template <class T>
@@ -489,6 +490,7 @@ void run_as(const char* op, const Call& call, std::span<const Term> terms, std::
         tensor_map(op, h + args.layers[i].first_rank * 2, dtype, layout.m, args.layers[i].rank,
                    layout.h_stride(), kTileM, narrow_h ? kNarrow : kTileK);
   }
+  copies.of_pair = copies.count;
   if (layout.makes_outer) {
     OuterArguments& outer = args.outer;
     outer.every = layout.outer.every;
@@ -534,6 +536,7 @@ void run_as(const char* op, const Call& call, std::span<const Term> terms, std::
     }
   }
   if (layout.outer_after) {
+    args.outer_follows = true;
     for (std::size_t i = 0; i < term.outer_products.size(); ++i) {
       const ConstTensorView& given = term.outer_products[i].coefficients;
       if (given.present()) {

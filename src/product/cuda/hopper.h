@@ -63,7 +63,9 @@ HopperPlan plan_hopper(std::int64_t m, std::int64_t n, std::int64_t k, std::int6
 /// What a product may have besides: dropout; ragged columns, which it may without outer products
 /// and where W lies as (N, K).
 struct HopperBesides {
-  bool masked = false, ragged = false;
+  bool masks_x = false, masks_y = false, ragged = false;
+
+  bool masked() const { return masks_x || masks_y; }
 };
 
 /// The same for several of some widths beside each other, with as many columns of h together.

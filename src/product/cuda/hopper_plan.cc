@@ -2,6 +2,7 @@
 #include <array>
 #include <cstdint>
 
+#include "backend/cuda/integers.h"
 #include "backend/cuda/tensor_map.h"
 #include "graft/lora.h"
 #include "product/cuda/hopper.h"
@@ -16,8 +17,6 @@ constexpr std::size_t kMostLayers = 3;  // of one launch, hopper_block.cuh's
 // What a block of the kernel has in shared memory, hopper.cu's kSharedBytes: four slots of 48 KB,
 // two staging buffers of 16 KB, and barriers.
 constexpr std::size_t kSharedBytes = 227 * 1024;
-
-std::int64_t divide_up(std::int64_t a, std::int64_t b) { return (a + b - 1) / b; }
 
 // The time of a tile, in those of 256 columns: of fewer ones a little more than their share, for x
 // is read for fewer products.
@@ -74,11 +73,11 @@ HopperPlan divided(int tile_n, std::int64_t m, std::span<const std::int64_t> wid
   for (const std::int64_t n : widths) plan.tile_cols += divide_up(n - ragged, tile_n);
   plan.rank_class = ragged > 0 ? kRaggedClass : rank_class_of(rank);
   plan.ragged = ragged;
-  plan.h_before = rank > (besides.masked ? kMostMaskedBeside : kMostBeside);
+  plan.h_before = rank > (besides.masked() ? kMostMaskedBeside : kMostBeside);
   // One that has no tile may still make h.
   const bool makes_h = plan.rank_class > 0 && !plan.h_before;
   const std::int64_t useful = plan.tiles() + (makes_h ? plan.tile_rows : 0);
-  plan.clusters = static_cast<int>(std::min<std::int64_t>(facts.clusters, useful));
+  plan.clusters = static_cast<int>(std::min<std::int64_t>(facts.clusters_of[2], useful));
   const std::int64_t last = plan.tiles() % plan.clusters;
   plan.light_clusters = last == 0 ? 0 : plan.clusters - static_cast<int>(last);
   return plan;
@@ -132,7 +131,7 @@ double share_items_best(HopperPlan& plan, std::int64_t k_blocks, bool masked,
   for (const int parts : {2, 3, 4}) {
     HopperPlan other = plan;
     const std::int64_t items = plan.tile_rows * parts;
-    if (k_blocks < 8 * parts || plan.tiles() + items > facts.clusters) break;
+    if (k_blocks < 8 * parts || plan.tiles() + items > facts.clusters_of[2]) break;
     other.clusters = static_cast<int>(plan.tiles() + items);
     other.light_clusters = static_cast<int>(items);
     other.light_parts = other.h_parts = parts;
@@ -165,18 +164,18 @@ HopperPlan plan_hopper(std::int64_t m, std::span<const std::int64_t> widths, std
     double time =
         static_cast<double>(divide_up(plan.tiles(), plan.clusters)) * tile_time(plan.tile_n);
     if (plan.rank_class > 0 && !plan.h_before)
-      time += share_items_best(plan, k_blocks, besides.masked, facts);
+      time += share_items_best(plan, k_blocks, besides.masked(), facts);
     if (best_time > 0 && time >= best_time) return;
     best = plan;
     best_time = time;
   };
   consider(divided(256, m, widths, rank, facts, besides));
   for (const int tile_n : {128, 64}) {
-    if (tile_n == 64 && besides.masked && rank > kMostMaskedBeside) break;  // no such kernel
+    if (tile_n == 64 && besides.masks_y && rank > kMostMaskedBeside) break;  // no such kernel
     consider(divided(tile_n, m, widths, rank, facts, besides));
   }
   const std::int64_t ragged = widths[0] % 256;
-  if (besides.ragged && !besides.masked && widths.size() == 1 && ragged > 0 &&
+  if (besides.ragged && !besides.masked() && widths.size() == 1 && ragged > 0 &&
       ragged <= kMostRagged && widths[0] > ragged && rank <= kMostRankOfRagged) {
     consider(divided(256, m, widths, rank, facts, besides, static_cast<int>(ragged)));
   }
@@ -195,7 +194,9 @@ HopperPlan plan_hopper(std::span<const Term> terms, const DeviceFacts& facts) {
   std::array<std::int64_t, kMostLayers> widths{};
   for (std::size_t i = 0; i < terms.size(); ++i) widths[i] = terms[i].y.dim(1);
   const bool ragged = terms[0].outer_products.empty() && !takes_tensor_map(terms[0].w);
-  const HopperBesides besides{drops(terms[0]), ragged};
+  const LowRank& pair = terms[0].pair;
+  const HopperBesides besides{pair.input_dropout != nullptr, pair.output_dropout != nullptr,
+                              ragged};
   return plan_hopper(terms[0].x.dim(0), {widths.data(), terms.size()}, terms[0].x.dim(1),
                      hopper_ranks(terms), facts, besides);
 }
@@ -324,7 +325,7 @@ OuterWay hopper_outer_way(const Term& term, const DeviceFacts& facts) {
 namespace {
 
 // Dropout is on x forward and on what the pair adds to y backward: for each there are kernels of
-// the order that W has there. Masks are made in eights of a row. x is masked for ranks up to 16.
+// the order that W has there. Masks are made in eights of a row.
 // Where hopper_rows may have the base product, it and a pair of its own are faster.
 Support takes_dropout(const Term& term, const DeviceFacts& facts) {
   const LowRank& pair = term.pair;
@@ -340,8 +341,7 @@ Support takes_dropout(const Term& term, const DeviceFacts& facts) {
   if (plan.rank_class > 16 && term.x.dim(0) <= kMostRowsApart) {
     return Support::no("dropout of few rows");
   }
-  if (plan.rank_class > 16 && drops_x) return Support::no("dropout of x with a rank above 16");
-  if (plan.tile_n < 128) return Support::no("dropout with few tiles");
+  if (plan.tile_n < 128 && !plan.h_before) return Support::no("dropout with few tiles");
   return {};
 }
 
@@ -368,7 +368,7 @@ Support suits_hopper(const Term& term, const DeviceFacts& facts) {
 
 Support hopper_takes(const Term& term, const DeviceFacts& facts) {
   if (Support suits = suits_hopper(term, facts); !suits) return suits;
-  if (facts.clusters < 1) return Support::no("no two blocks side by side");
+  if (facts.clusters_of[2] < 1) return Support::no("no two blocks side by side");
   if (!takes_tensor_map(term.y)) return Support::no("y: TMA needs dense rows at 16 bytes");
   // Loads end with the last element of a row; stores end with its 16 bytes.
   if (term.y.dim(1) % 8 != 0) return Support::no("y: TMA stores whole 16 bytes");

@@ -13,12 +13,10 @@ template <class T, int Width, int Blocks, bool SIsKN, bool Masked>
 void launch(const Call& call, const HopperShrinkPlan& plan, const Maps& maps,
             const Arguments& args) {
   const int size = plan.cluster();
-  // E alone is copied beside the h that is made whole. Else others copy, where there is room.
-  const int copies = args.copies.count - args.copies.of_s;
-  const bool beside = plan.whole_clusters > 0 && copies <= args.layer_count;
+  // E is copied beside the h that is made whole. Else by others, where there is room.
+  const bool copies = args.copies.of_pair > args.copies.of_s && plan.whole_clusters == 0;
   const std::int64_t at_once = call.facts().clusters_of[static_cast<std::size_t>(size)];
-  const std::int64_t copiers =
-      copies == 0 || beside ? 0 : std::max<std::int64_t>(2, at_once - plan.clusters);
+  const std::int64_t copiers = copies ? std::max<std::int64_t>(2, at_once - plan.clusters) : 0;
   Launch how;
   how.grid = static_cast<unsigned>((plan.clusters + copiers) * size);
   how.block = kThreads;

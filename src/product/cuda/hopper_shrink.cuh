@@ -413,7 +413,7 @@ __global__ void __launch_bounds__(kThreads, 1)
 #ifdef __CUDA_ARCH_FEAT_SM90_ALL
   extern __shared__ __align__(1024) unsigned char shared[];
   const auto copy_e = [&](unsigned thread, unsigned threads) {
-    for (int i = args.copies.of_s; i < args.copies.count; ++i) {
+    for (int i = args.copies.of_s; i < args.copies.of_pair; ++i) {
       copy_turned<T>(args.copies.list[i], thread, threads);
     }
     fence_async();

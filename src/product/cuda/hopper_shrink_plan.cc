@@ -1,6 +1,7 @@
 #include <algorithm>
 #include <cstddef>
 
+#include "backend/cuda/integers.h"
 #include "product/cuda/hopper_shrink.h"
 
 namespace graft::cuda {
@@ -8,8 +9,6 @@ namespace {
 
 constexpr std::int64_t kRows = 128, kDepth = 64;
 constexpr int kMostBlocks = 8;  // of a cluster
-
-std::int64_t divide_up(std::int64_t a, std::int64_t b) { return (a + b - 1) / b; }
 
 // Microseconds until so many row blocks are made in parts of K.
 double time_of_parts(const HopperShrinkPlan& plan, std::int64_t clusters, std::int64_t steps,

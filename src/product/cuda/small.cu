@@ -168,7 +168,7 @@ struct OuterPlan {
     }
     const std::int64_t turns = (term.x.dim(0) + kTurn - 1) / kTurn;
     std::int64_t parts = std::clamp<std::int64_t>(facts.multiprocessors / all, 1, turns);
-    if (facts.major == 9 && facts.clusters >= kCluster) {
+    if (facts.major == 9 && facts.clusters_of[kCluster] > 0) {
       while (cluster < kCluster && cluster < turns) cluster *= 2;
       splits = static_cast<int>(std::max<std::int64_t>(1, parts / cluster));
       parts = cluster * splits;
