@@ -485,9 +485,10 @@ __device__ std::uint32_t packed(float low, float high) {
   }
 }
 
-// Eight of a row of given coefficients; and as TMA would put them into shared memory.
-__device__ inline void load_coefficients(float (&values)[8], const Arguments& args, int row,
-                                         int eight) {
+// Eight of a row of given coefficients, as TMA would put them into shared memory.
+template <class T>
+__device__ void put_coefficients(const Arguments& args, std::uint32_t to, int row, int eight) {
+  float values[8];
   const int rank = args.layers[0].rank;
 #pragma unroll
   for (int i = 0; i < 8; ++i) {
@@ -495,9 +496,6 @@ __device__ inline void load_coefficients(float (&values)[8], const Arguments& ar
     values[i] =
         row < args.m && r < rank ? args.outer.coefficients[std::int64_t{row} * rank + r] : 0.0f;
   }
-}
-template <class T>
-__device__ void put_coefficients(const float (&values)[8], std::uint32_t to, int row, int eight) {
   const int at_row = row % kTileM;
   asm volatile("st.shared.v4.u32 [%0], {%1, %2, %3, %4};" ::"r"(to + at_row * kNarrowRowBytes +
                                                                 ((eight ^ at_row / 4 % 2) << 4)),

@@ -129,39 +129,13 @@ constexpr int kAddThreads = 64;  // the last two warps of warpgroup 0
 // Given coefficients of all of this block's rows, as TMA would fetch them.
 template <int TileN, class T>
 __device__ void put_given(const Arguments& args, const Block<TileN>& block, int thread) {
-  constexpr int kAtOnce = 2;  // loads on their way, times eight
-#pragma unroll 1
-  for (int i = thread; i < args.tile_rows * kTileM * 2; i += kAtOnce * kAddThreads) {
-    float values[kAtOnce][8];
-    const auto row_of = [&](int j) { return (i + j * kAddThreads) / 2 / kTileM; };
-    const auto at_row = [&](int j) { return (i + j * kAddThreads) / 2 % kTileM; };
-#pragma unroll
-    for (int j = 0; j < kAtOnce; ++j) {
-      load_coefficients(values[j], args, (row_of(j) * 2 + block.rank) * kTileM + at_row(j), i % 2);
-    }
-#pragma unroll
-    for (int j = 0; j < kAtOnce; ++j) {
-      put_coefficients<T>(values[j], block.unit_coefficients(row_of(j)), at_row(j), i % 2);
-    }
+  for (int i = thread; i < args.tile_rows * kTileM * 2; i += kAddThreads) {
+    const int row = i / 2 / kTileM, at_row = i / 2 % kTileM;
+    put_coefficients<T>(args, block.unit_coefficients(row),
+                        (row * 2 + block.rank) * kTileM + at_row, i % 2);
   }
   fence_async_shared();
   named_sync(5, kAddThreads);
-}
-
-// A unit of a column block that this cluster makes all of, to its place.
-template <int TileN>
-__device__ void fetch_unit(const Maps& maps, const Arguments& args, const Block<TileN>& block,
-                           int product, int column, int row) {
-  const int first_row = (row * 2 + block.rank) * kTileM;
-  const bool of_h = args.outer.parts[product].of_h;
-  if (of_h) {
-    prefetch_box(maps.matrix[product], column, first_row);  // nobody has read it before
-    block.seen().wait(kSeenCopies + 1);
-  }
-  const Barrier full = block.unit_full();
-  full.arrive_and_expect(kXBytes + (of_h ? kNarrowBytes : 0));
-  load_box(block.unit_matrix(), maps.matrix[product], full, column, first_row);
-  if (of_h) load_box(block.unit_coefficients(row), maps.coefficients[product], full, 0, first_row);
 }
 
 // A cluster that makes all of a column block of a product, beside an only tile: one thread fetches
@@ -173,6 +147,7 @@ __device__ void make_in_cluster(const Maps& maps, const Arguments& args, const B
                                 int thread) {
   const Units units(args, block.cluster);
   const int column = units.worker() * outer_columns(TileN);
+  const auto first_row = [&](int row) { return (row * 2 + block.rank) * kTileM; };
   int unit = 0, left = 0;
   std::uint32_t parity = 0;
   for (int i = 0; i < args.outer.count; ++i) {
@@ -181,7 +156,16 @@ __device__ void make_in_cluster(const Maps& maps, const Arguments& args, const B
     if (thread == 0) {
       for (int row = 0; row < args.tile_rows; ++row, ++unit) {
         if (unit > 0) block.unit_empty().wait((unit - 1) % 2);
-        if (unit > 0 || part.of_h) fetch_unit(maps, args, block, i, column, row);
+        if (part.of_h) {
+          prefetch_box(maps.matrix[i], column, first_row(row));  // nobody has read it before
+          block.seen().wait(kSeenCopies + 1);
+        }
+        const Barrier full = block.unit_full();
+        full.arrive_and_expect(kXBytes + (part.of_h ? kNarrowBytes : 0));
+        load_box(block.unit_matrix(), maps.matrix[i], full, column, first_row(row));
+        if (part.of_h) {
+          load_box(block.unit_coefficients(row), maps.coefficients[i], full, 0, first_row(row));
+        }
       }
     }
     block.left().wait_late(left += 2);
@@ -360,15 +344,10 @@ __device__ void prepare(const Maps& maps, const Arguments& args, const Block<Til
     has_seen(kSeenS);
   }
   if constexpr (Outer && TileN == 128) {
-    // Those that make no unit have other things there. What is given comes first, with its first
-    // unit: the copies take longer.
-    const Units units(args, block.cluster);
-    const bool puts = args.outer.in_cluster && args.outer.coefficients != nullptr && units.has(0);
-    if (puts && thread >= 32) {
-      put_given<TileN, T>(args, block, thread - 32);
-      const int column = units.worker() * outer_columns(TileN);
-      if (thread == 32) fetch_unit(maps, args, block, 0, column, 0);
-    }
+    // Those that make no unit have other things there.
+    const bool puts = args.outer.in_cluster && args.outer.coefficients != nullptr &&
+                      Units(args, block.cluster).has_some();
+    if (puts && thread >= 32) put_given<TileN, T>(args, block, thread - 32);
   }
   if (copies.count > copies.of_s) {
     for (int i = copies.of_s; i < copies.count; ++i) copy_share<T>(copies.list[i], thread);

@@ -149,9 +149,7 @@ struct Multiplier {
     const std::uint32_t coefficients = block.shared + Size::kStaging + count % 2 * kNarrowBytes;
     const bool rides = args.outer.rides;
     if (rides) {
-      float values[8];
-      load_coefficients(values, args, row_block * kTileM + thread, half);
-      put_coefficients<T>(values, coefficients, thread, half);
+      put_coefficients<T>(args, coefficients, row_block * kTileM + thread, half);
       fence_async_shared();
       named_sync(3, 256);
     }

@@ -46,7 +46,7 @@ constexpr int kBetween = 2;
 // for, and steps until they are there. Its last units come when h has just been made, after three
 // quarters of the tile, and what is left hides how their sums are added up.
 constexpr std::int64_t kMostUnitRows = 2;
-constexpr int kUntilGiven = 10;
+constexpr int kUntilGiven = 14;
 
 // Beside an h of up to 16 columns there are up to 16 of y in a product of 32, which takes no
 // longer: it is x that it waits for.
@@ -281,14 +281,14 @@ HopperOuterPlan plan_hopper_outer(const HopperPlan& plan, std::int64_t k,
   outer.first = plan.tile_n == 256 ? kUntilCopies : 2 * kUntilCopies;
   if (outer.in_cluster) {
     outer.first = kUntilGiven;
-    outer.apart = 4;
-    outer.ahead = std::max<std::int64_t>(0, steps / 4 - 7);
+    outer.apart = steps >= 48 ? 6 : 4;
+    outer.ahead = std::max<std::int64_t>(0, steps / 4 - 6);
   }
   const std::int64_t at_end = outer.late ? outer.apart * made + outer.ahead : 0;
   if (at_end >= steps) return {};
   // First tiles are left alone where the others have time enough: h is late beside them.
   for (const bool in_first : {false, true}) {
-    for (int every = outer.in_cluster ? 8 : 16; every >= 2; --every) {
+    for (int every = 16; every >= 2; --every) {
       outer.of_tile = (steps - 1) / every;
       outer.of_first_tile = !in_first || plan.h_every > 0 || steps - at_end <= outer.first
                                 ? 0
