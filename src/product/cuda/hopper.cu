@@ -442,7 +442,9 @@ void run_as(const char* op, const Call& call, std::span<const Term> terms, std::
   HopperShrinkPlan shrink;
   if (plan.h_before) {
     const bool masked = layout.dropout != nullptr && Layout::drops_x(term);
-    shrink = plan_hopper_shrink(layout.m, layout.k, layout.rank, call.facts(), masked);
+    HopperShrinkRoom room;  // unless tiles begin with h
+    if (!layout.masks_first()) room = {plan.light_clusters * 2, plan.tile_n};
+    shrink = plan_hopper_shrink(layout.m, layout.k, layout.rank, call.facts(), room, masked);
   }
   // Half of the columns of h, or 64 of them, in a box.
   const int s_rows = plan.h_before ? shrink.s_box_rows(false) : plan.rank_class / 2;
