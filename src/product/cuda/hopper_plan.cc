@@ -281,14 +281,14 @@ HopperOuterPlan plan_hopper_outer(const HopperPlan& plan, std::int64_t k,
   outer.first = plan.tile_n == 256 ? kUntilCopies : 2 * kUntilCopies;
   if (outer.in_cluster) {
     outer.first = kUntilGiven;
-    outer.apart = steps >= 48 ? 6 : 4;
+    outer.apart = 4;
     outer.ahead = std::max<std::int64_t>(0, steps / 4 - 6);
   }
   const std::int64_t at_end = outer.late ? outer.apart * made + outer.ahead : 0;
   if (at_end >= steps) return {};
   // First tiles are left alone where the others have time enough: h is late beside them.
   for (const bool in_first : {false, true}) {
-    for (int every = 16; every >= 2; --every) {
+    for (int every = outer.in_cluster ? 8 : 16; every >= 2; --every) {
       outer.of_tile = (steps - 1) / every;
       outer.of_first_tile = !in_first || plan.h_every > 0 || steps - at_end <= outer.first
                                 ? 0
@@ -317,7 +317,8 @@ namespace {
 
 // Whether they are made beside the tiles. Where some clusters have one tile or none, or tiles are
 // narrow, a launch of their own takes less: 512 rows of 4096² 25 % of the base instead of 42, 2048
-// rows 13 instead of 19; but 3000 rows 13 instead of 8.
+// rows 13 instead of 19; but 3000 rows 13 instead of 8. Where each cluster makes whole column
+// blocks, 512 rows of 4096² take 20 %.
 bool makes_outer_beside(const Term& term, const DeviceFacts& facts) {
   // A forward product's kernel has no units.
   if (!takes_tensor_map(term.w) || term.bias.present()) return false;
@@ -326,8 +327,9 @@ bool makes_outer_beside(const Term& term, const DeviceFacts& facts) {
   }
   const HopperPlan plan = plan_hopper({&term, 1}, facts);
   const std::int64_t least_tiles = plan.tiles() / plan.clusters;
-  if (plan.tile_n < 256 || least_tiles <= 1) return false;
-  return plan_hopper_outer(plan, term.w.dim(0), outer_shapes(term)).every > 0;
+  const HopperOuterPlan outer = plan_hopper_outer(plan, term.w.dim(0), outer_shapes(term));
+  if (outer.every == 0) return false;
+  return outer.in_cluster ? !drops(term) : plan.tile_n == 256 && least_tiles > 1;
 }
 
 bool makes_outer_after(const Term& term) {
