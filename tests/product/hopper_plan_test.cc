@@ -301,19 +301,23 @@ TEST_F(HopperTakes, Dropout) {
       }
     }
   }
-  for (const auto& [m, takes] : {std::pair{129, true}, {128, false}}) {
-    EXPECT_EQ(hopper_takes(forward(m, 4096, 4096, 17), kH200).yes, takes);
-    EXPECT_EQ(hopper_takes(backward(m, 64, 4096, 17), kH200).yes, takes);
+  // Few tiles: masks are for wider ones than 64 columns, so that x is masked before.
+  for (const std::int64_t rank : {1, 16, 17, 256}) {
+    EXPECT_TRUE(hopper_takes(forward(17, 4096, 4096, rank), kH200));
+    EXPECT_TRUE(hopper_takes(backward(64, 4096, 4096, rank), kH200));
+    EXPECT_FALSE(hopper_takes(backward(63, 4096, 4096, rank), kH200));
+    const Term few = forward(256, 4096, 4096, rank), masked = backward(256, 4096, 4096, rank);
+    EXPECT_EQ(plan_hopper({&few, 1}, kH200).tile_n, 64);
+    EXPECT_TRUE(plan_hopper({&few, 1}, kH200).h_before);
+    EXPECT_EQ(plan_hopper({&masked, 1}, kH200).tile_n, 128);
+    EXPECT_EQ(plan_hopper({&masked, 1}, kH200).h_before, rank > 16);
   }
-  const Term narrow = backward(256, 4096, 4096, 17);
-  EXPECT_EQ(plan_hopper({&narrow, 1}, kH200).tile_n, 128);
   // A group of eight elements has one counter: it must not go round the end of a row.
   Term odd = forward(4096, 4096, 4096, 16);
   odd.x = ConstTensorView(memory_, DType::kBFloat16, std::array<std::int64_t, 2>{4096, 4095},
                           std::array<std::int64_t, 2>{4096, 1}, kDevice);
   EXPECT_FALSE(hopper_takes(odd, kH200));
-  // Few tiles; and a W that lies the other way.
-  EXPECT_FALSE(hopper_takes(forward(64, 4096, 4096, 16), kH200));
+  // And a W that lies the other way.
   Term turned = forward(4096, 4096, 4096, 16);
   turned.w = ConstTensorView(memory_, DType::kBFloat16, {4096, 4096}, kDevice);
   EXPECT_FALSE(hopper_takes(turned, kH200));
@@ -342,6 +346,24 @@ TEST_F(HopperTakes, OuterProductsOfMaskedRowsBesideTiles) {
   std::swap(term.outer_products[0], term.outer_products[1]);
   term.outer_products.back().dropout = &dropout;
   EXPECT_FALSE(hopper_makes_outer(term, kH200));
+}
+
+TEST_F(HopperTakes, OuterProductsBesideTilesOrAfterThem) {
+  for (const std::int64_t rank : {16, 17, 64, 128, 256}) {
+    Term term = this->term(4096, 4096, 4096);
+    const auto matrix = [&](std::int64_t rows, std::int64_t cols) {
+      return ConstTensorView(memory_, DType::kBFloat16, {rows, cols}, kDevice);
+    };
+    term.w = matrix(4096, 4096);
+    term.pair.shrink = matrix(4096, rank), term.pair.expand = matrix(rank, 4096);
+    const TensorView out(memory_, DType::kFloat32, {rank, 4096}, kDevice);
+    term.outer_products.push_back({{}, matrix(4096, 4096), nullptr, 1.0f, out});
+    term.outer_products.push_back({matrix(4096, rank), matrix(4096, 4096), nullptr, 1.0f, out});
+    const OuterWay way = rank == 16 ? OuterWay::kBeside : OuterWay::kAfter;
+    EXPECT_EQ(hopper_outer_way(term, kH200), way) << rank;
+    term.outer_products.push_back(term.outer_products.back());
+    EXPECT_EQ(hopper_outer_way(term, kH200), OuterWay::kNone) << rank;
+  }
 }
 
 TEST_F(HopperTakes, NoDeviceWithoutClusters) {

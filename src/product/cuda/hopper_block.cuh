@@ -75,6 +75,7 @@ struct Copy {
 struct Copies {
   Copy list[2 * kMostLayers + kMostOuter];
   int count = 0, of_s = 0;  // S comes first, if it is copied
+  int of_pair = 0;          // then E, and coefficients of outer products
 };
 
 struct Maps {
@@ -169,6 +170,8 @@ struct Arguments {
   Copies copies;             // S, E, and coefficients of outer products
   std::uint32_t* all_ready;  // raised with every flag of a row block
   OuterArguments outer;
+  // The next kernel makes outer products of h, and may start when all of h is there.
+  bool outer_follows;
 };
 
 #ifdef __CUDA_ARCH_FEAT_SM90_ALL

@@ -16,7 +16,7 @@ void launch(const Call& call, const HopperShrinkPlan& plan, const Maps& maps,
   // Beside the others, if there is room.
   const int at_once = call.facts().clusters_of[static_cast<std::size_t>(plan.cluster())];
   const int copiers =
-      args.copies.count == args.copies.of_s
+      args.copies.of_pair == args.copies.of_s
           ? 0
           : std::max(2, at_once - static_cast<int>(std::min<std::int64_t>(plan.clusters, at_once)));
   how.grid = static_cast<unsigned>((plan.clusters + copiers) * plan.cluster());

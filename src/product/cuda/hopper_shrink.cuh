@@ -8,8 +8,8 @@
 #include "product/cuda/hopper_fetch.cuh"
 #include "product/cuda/hopper_masks.cuh"
 
-// h = x·S of wide ranks, or of an x that is masked, before the kernel of hopper.cu, which then finds s·h where it would else
-// have made it:
+// h = x·S of wide ranks, or of an x that is masked, before the kernel of hopper.cu, which then
+// finds s·h where it would else have made it:
 //
 //                       S (64, r) of this step
 //                      ┌─────┬─────┐
@@ -315,7 +315,7 @@ __global__ void __launch_bounds__(kThreads, 1)
   if (!shape.after_masks) wait_for_kernel_before();
   let_next_kernel_start();
   if (static_cast<int>(blockIdx.x) < shape.copy_blocks) {  // E, which the product's tiles end with
-    for (int i = args.copies.of_s; i < args.copies.count; ++i) {
+    for (int i = args.copies.of_s; i < args.copies.of_pair; ++i) {
       copy_turned<T>(args.copies.list[i], shape.copy_blocks);
     }
     fence_async();
