@@ -362,6 +362,19 @@ TEST_F(CudaManyRows, WideRanksOfManyRows) {
   check({8448, 512, 1024, 256});
   check({16500, 256, 512, 128});
 }
+// h whole, by blocks whose multiprocessors' clusters have a tile less: two row blocks each, one, or
+// one beside others that make the rest in parts; odd steps, rows and columns that are not there.
+TEST_F(CudaManyRows, WideRanksMadeWhole) {
+  const Dropout dropout{0.5f, 5, 3};
+  check({4096, 520, 4096, 128});
+  check({4000, 264, 4096, 72}, kF16, kF32);
+  check({2304, 328, 2048, 100});
+  check({4090, 520, 4096, 256}, kBF16, kF32);
+  check({4096, 72, 4096, 200}, kF16, kF16);
+  check({4090, 520, 4096, 24}, kBF16, kBF16, dropout);
+  check({4096, 264, 4096, 128}, kF16, kF32, dropout);
+  check({4096, 328, 4096, 250}, kBF16, kF32, dropout);
+}
 // A tile's masked pair comes before the rest; h is made of a masked x.
 TEST_F(CudaManyRows, WideRanksWithDropout) {
   const Dropout dropout{0.1f, 7, 0xfffffff0u};

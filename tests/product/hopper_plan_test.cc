@@ -74,6 +74,33 @@ TEST(HopperPlan, WideRanksAreSharedOut) {
   EXPECT_LE(plan_hopper_shrink(4096, 4096, 256, kH200).cluster(), 6);
 }
 
+// The product of 4096 rows and columns has 256 tiles for 66 clusters: eight have a tile less.
+TEST(HopperPlan, WideRanksAreMadeWholeWhereThereIsRoom) {
+  constexpr HopperShrinkRoom kRoom{16, 256};
+  for (const std::int64_t m : {129, 2048, 4000, 4096, 8192}) {
+    for (const std::int64_t rank : {17, 64, 65, 128, 129, 256}) {
+      const HopperShrinkPlan plan = plan_hopper_shrink(m, 4096, rank, kH200, kRoom);
+      SCOPED_TRACE(testing::Message() << m << " " << rank);
+      ASSERT_LE(plan.whole_clusters * plan.cluster(), kRoom.blocks);
+      ASSERT_LE(plan.blocks * plan.width, kRoom.tile_n);
+      const std::int64_t others = plan.clusters - plan.whole_clusters;
+      if (plan.blocks == 2) {
+        ASSERT_EQ(others, 0);
+      }
+      ASSERT_GE((plan.whole_clusters * plan.cluster() * plan.blocks + others * plan.pair) * 128, m);
+      ASSERT_GE(plan.s_box_rows(false), 8);  // what TMA swizzles
+    }
+  }
+  EXPECT_EQ(plan_hopper_shrink(2048, 4096, 128, kH200, kRoom).blocks, 1);
+  EXPECT_EQ(plan_hopper_shrink(4096, 4096, 128, kH200, kRoom).blocks, 2);
+  // Of 256 columns half is as much work as a tile for each.
+  const HopperShrinkPlan half = plan_hopper_shrink(4096, 4096, 256, kH200, kRoom);
+  EXPECT_EQ(half.whole_clusters, 2);
+  EXPECT_EQ(half.clusters, 10);
+  EXPECT_EQ(plan_hopper_shrink(4096, 4096, 256, kH200).whole_clusters, 0);
+  EXPECT_EQ(plan_hopper_shrink(4096, 4096, 256, kH200, {16, 128}).whole_clusters, 0);
+}
+
 TEST(HopperPlan, RankClasses) {
   const std::array<std::array<std::int64_t, 2>, 8> known{
       {{1, 16}, {16, 16}, {17, 64}, {64, 64}, {65, 128}, {128, 128}, {129, 256}, {256, 256}}};

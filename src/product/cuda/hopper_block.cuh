@@ -282,9 +282,9 @@ __device__ inline TilePlace place_of(const Arguments& args, int tile) {
 }
 
 // The tiles of a cluster are every `clusters`-th one. The last clusters, which are not light,
-// begin.
+// begin; or, where h is made before, the first ones: the last ones wait until it is.
 __device__ inline int first_tile_of(const Arguments& args, int cluster) {
-  return args.clusters - 1 - cluster;
+  return args.h_before ? cluster : args.clusters - 1 - cluster;
 }
 __device__ inline int tiles_of(const Arguments& args) { return args.tile_rows * args.tile_cols; }
 

@@ -320,6 +320,7 @@ __device__ void prepare(const Arguments& args, const Block<TileN>& block, int th
     first_tile = false;
   });
   if (!Outer && args.outer_follows) {
+    wait_for_kernel_before();  // of masks, if there are any
     for (int i = 0; i * kTileM < args.m; ++i) wait_for(args.flags + i * kFlagsOfRowBlock, 2);
     let_next_kernel_start();
   }
