@@ -70,12 +70,13 @@ inline constexpr int kFlowThreads = 512, kFlowPacks = 2;
 inline constexpr int kWeightBytes = kFlowThreads * kFlowPacks * 8 * 4;
 RowPlan plan_flow(const DeviceFacts& device, const RowWork& work, int inputs);
 
-/// Rows on their way to a team, as many as keep memory busy, in the shared memory of a block: of
-/// 227 KB of Hopper's, of 99 KB that the least of the others have.
+/// Rows on their way to a team, in the shared memory of a block: of 227 KB of Hopper's, of 99 KB
+/// that the least of the others have. Two keep memory busy; more are more to do after the last one
+/// has come.
 constexpr int flow_stages(int major, int inputs) {
   const int row_bytes = kFlowThreads * kFlowPacks * kPackBytes * inputs;
   const int fit = ((major == 9 ? 224 : 96) * 1024 - kWeightBytes) / row_bytes;
-  return fit < 4 ? fit : 4;
+  return fit < 2 ? fit : 2;
 }
 /// @}
 
