@@ -57,9 +57,12 @@ constexpr int slots_of(int group) {
 
 /// @{
 /// For kernels that have a row for each team (rows.cuh): up to 4 packs a thread, or up to 2 where
-/// rows are short, which takes fewer registers, in blocks of up to 512 threads.
-inline constexpr int kHandThreads = 512, kHandPacks = 4, kFewPacks = 2;
-RowPlan plan_rows(const DeviceFacts& device, const RowWork& work);
+/// rows are short, which takes fewer registers, in blocks of up to 512 threads. Where rows are
+/// long, up to `most_packs`, 4 or 8, so that fewer threads wait for each other and more rows are
+/// under way.
+inline constexpr int kHandThreads = 512, kLongPacks = 8, kHandPacks = 4, kFewPacks = 2;
+inline constexpr int kLongBytes = 8192;  // rows up to which 4 are enough
+RowPlan plan_rows(const DeviceFacts& device, const RowWork& work, int most_packs = kHandPacks);
 /// @}
 
 /// @{
