@@ -362,6 +362,19 @@ TEST_F(CudaManyRows, WideRanksOfManyRows) {
   check({8448, 512, 1024, 256});
   check({16500, 256, 512, 128});
 }
+// h whole, by blocks whose multiprocessors' clusters have a tile less: two row blocks each, one, or
+// one beside others that make the rest in parts; odd steps, rows and columns that are not there.
+TEST_F(CudaManyRows, WideRanksMadeWhole) {
+  const Dropout dropout{0.5f, 5, 3};
+  check({4096, 520, 4096, 128});
+  check({4000, 264, 4096, 72}, kF16, kF32);
+  check({2304, 328, 2048, 100});
+  check({4090, 520, 4096, 256}, kBF16, kF32);
+  check({4096, 72, 4096, 200}, kF16, kF16);
+  check({4090, 520, 4096, 24}, kBF16, kBF16, dropout);
+  check({4096, 264, 4096, 128}, kF16, kF32, dropout);
+  check({4096, 328, 4096, 250}, kBF16, kF32, dropout);
+}
 // A tile's masked pair comes before the rest; h is made of a masked x.
 TEST_F(CudaManyRows, WideRanksWithDropout) {
   const Dropout dropout{0.1f, 7, 0xfffffff0u};
@@ -371,6 +384,36 @@ TEST_F(CudaManyRows, WideRanksWithDropout) {
   check({513, 2056, 264, 128}, kBF16, kF32, dropout);
   check({300, 72, 520, 200}, kF16, kF32, {0.5f, 3});
   check({2304, 1024, 2048, 256}, kBF16, kBF16, dropout);
+}
+// dA and dB by a launch of their own: rows that are no multiple of its steps, tails of features and
+// of ranks, rows in one part and in eight.
+TEST_F(CudaManyRows, OuterProductsAfterTheTiles) {
+  for (const std::int64_t rank : {17, 24, 48, 64, 100, 128, 200, 256}) {
+    check({1000, 520, 264, rank});
+    check({777, 1032, 72, rank}, kF16, kF32);
+  }
+  check({4100, 8192, 8200, 48});
+  check({9000, 264, 8, 64}, kBF16, kF32);
+  check({8192, 128, 256, 256});
+}
+// One of them alone, by the same kernel.
+TEST_F(CudaManyRows, OneOuterProductAfterTheTiles) {
+  Context context(test::cuda_place(nullptr));
+  for (const std::int64_t rank : {24, 128}) {
+    Layer layer({1000, 520, 264, rank}, kBF16, kBF16);
+    lora_linear_forward(context, layer.forward());
+    for (const bool of_a : {false, true}) {
+      LoraLinearBackward backward = layer.backward();
+      if (of_a) {
+        backward.db = {};
+      } else {
+        backward.da = {};
+      }
+      lora_linear_backward(context, backward);
+    }
+    must(cudaDeviceSynchronize());
+    layer.expect_backward();
+  }
 }
 // q, k and v, in one launch: tiles and columns of h lie beside each other.
 TEST_F(CudaManyRows, SiblingsShareALaunch) {

@@ -261,11 +261,19 @@ TEST(LoraEverywhere, Float16ActivationsOverABFloat16Weight) { check_on_gpus({kF1
 // Layers whose rows are whole 16 bytes: a few rows, more, and more than a tile of them on a GPU; K
 // in several parts, odd columns, every number of ranks that h has room for.
 TEST(LoraEverywhere, FewAndMiddlingRows) {
-  const std::vector<std::array<int, 4>> shapes = {{7, 1032, 248, 64},
-                                                  {24, 200, 131, 13},
-                                                  {64, 584, 136, 16},
-                                                  {100, 392, 264, 33},
-                                                  {140, 72, 200, 24}};
+  const std::vector<std::array<int, 4>> shapes = {{7, 1032, 248, 64},  {24, 200, 131, 13},
+                                                  {64, 584, 136, 16},  {70, 12360, 72, 16},
+                                                  {100, 392, 264, 33}, {140, 72, 200, 24}};
+  for (const DType adapter : {kBF16, kF32}) {
+    check_shapes({kBF16, kBF16, adapter}, shapes);
+    if (test::testing_on_cuda()) check_shapes({kF16, kF16, adapter == kBF16 ? kF16 : kF32}, shapes);
+  }
+}
+
+// Ranks whose dA and dB a GPU makes by a launch of their own.
+TEST(LoraEverywhere, WideRanksOfManyRows) {
+  const std::vector<std::array<int, 4>> shapes = {
+      {200, 40, 136, 17}, {261, 72, 24, 48}, {133, 136, 40, 100}, {150, 24, 40, 200}};
   for (const DType adapter : {kBF16, kF32}) {
     check_shapes({kBF16, kBF16, adapter}, shapes);
     if (test::testing_on_cuda()) check_shapes({kF16, kF16, adapter == kBF16 ? kF16 : kF32}, shapes);

@@ -188,13 +188,13 @@ TEST(CudaPaths, FewAndMiddlingRowsOnHopper) {
   EXPECT_EQ(path(outer), "hopper_rows");  // which leaves them to a term of their own
 }
 
-// Hopper's tiles mask the pair themselves, but for few rows.
+// Hopper's tiles mask the pair, or its h is made of a masked x.
 TEST(CudaPaths, DropoutOnHopper) {
   const Dropout dropout{0.1f};
   for (const auto& [m, rank, path] : {std::tuple{4096, 16, "hopper"},
                                       {4096, 17, "hopper"},
                                       {4096, 256, "hopper"},
-                                      {128, 17, "hopper_rows+ampere"}}) {
+                                      {128, 17, "hopper"}}) {
     Term forward = delta(kBF16, kF32, m, 4096, 4096, rank);
     forward.w = matrix(kBF16, 4096, 4096).transposed();
     forward.pair.input_dropout = &dropout;
@@ -203,6 +203,8 @@ TEST(CudaPaths, DropoutOnHopper) {
     backward.w = matrix(kBF16, 4096, 4096);
     backward.pair.output_dropout = &dropout;
     EXPECT_STREQ(path_name(backward, kH200), path);
+    backward.x = matrix(kBF16, 63, 4096), backward.y = matrix(kBF16, 63, 4096);
+    EXPECT_STREQ(path_name(backward, kH200), "hopper_rows+ampere");
   }
 }
 

@@ -74,6 +74,33 @@ TEST(HopperPlan, WideRanksAreSharedOut) {
   EXPECT_LE(plan_hopper_shrink(4096, 4096, 256, kH200).cluster(), 6);
 }
 
+// The product of 4096 rows and columns has 256 tiles for 66 clusters: eight have a tile less.
+TEST(HopperPlan, WideRanksAreMadeWholeWhereThereIsRoom) {
+  constexpr HopperShrinkRoom kRoom{16, 256};
+  for (const std::int64_t m : {129, 2048, 4000, 4096, 8192}) {
+    for (const std::int64_t rank : {17, 64, 65, 128, 129, 256}) {
+      const HopperShrinkPlan plan = plan_hopper_shrink(m, 4096, rank, kH200, kRoom);
+      SCOPED_TRACE(testing::Message() << m << " " << rank);
+      ASSERT_LE(plan.whole_clusters * plan.cluster(), kRoom.blocks);
+      ASSERT_LE(plan.blocks * plan.width, kRoom.tile_n);
+      const std::int64_t others = plan.clusters - plan.whole_clusters;
+      if (plan.blocks == 2) {
+        ASSERT_EQ(others, 0);
+      }
+      ASSERT_GE((plan.whole_clusters * plan.cluster() * plan.blocks + others * plan.pair) * 128, m);
+      ASSERT_GE(plan.s_box_rows(false), 8);  // what TMA swizzles
+    }
+  }
+  EXPECT_EQ(plan_hopper_shrink(2048, 4096, 128, kH200, kRoom).blocks, 1);
+  EXPECT_EQ(plan_hopper_shrink(4096, 4096, 128, kH200, kRoom).blocks, 2);
+  // Of 256 columns half is as much work as a tile for each.
+  const HopperShrinkPlan half = plan_hopper_shrink(4096, 4096, 256, kH200, kRoom);
+  EXPECT_EQ(half.whole_clusters, 2);
+  EXPECT_EQ(half.clusters, 10);
+  EXPECT_EQ(plan_hopper_shrink(4096, 4096, 256, kH200).whole_clusters, 0);
+  EXPECT_EQ(plan_hopper_shrink(4096, 4096, 256, kH200, {16, 128}).whole_clusters, 0);
+}
+
 TEST(HopperPlan, RankClasses) {
   const std::array<std::array<std::int64_t, 2>, 8> known{
       {{1, 16}, {16, 16}, {17, 64}, {64, 64}, {65, 128}, {128, 128}, {129, 256}, {256, 256}}};
@@ -301,19 +328,23 @@ TEST_F(HopperTakes, Dropout) {
       }
     }
   }
-  for (const auto& [m, takes] : {std::pair{129, true}, {128, false}}) {
-    EXPECT_EQ(hopper_takes(forward(m, 4096, 4096, 17), kH200).yes, takes);
-    EXPECT_EQ(hopper_takes(backward(m, 64, 4096, 17), kH200).yes, takes);
+  // Few tiles: masks are for wider ones than 64 columns, so that x is masked before.
+  for (const std::int64_t rank : {1, 16, 17, 256}) {
+    EXPECT_TRUE(hopper_takes(forward(17, 4096, 4096, rank), kH200));
+    EXPECT_TRUE(hopper_takes(backward(64, 4096, 4096, rank), kH200));
+    EXPECT_FALSE(hopper_takes(backward(63, 4096, 4096, rank), kH200));
+    const Term few = forward(256, 4096, 4096, rank), masked = backward(256, 4096, 4096, rank);
+    EXPECT_EQ(plan_hopper({&few, 1}, kH200).tile_n, 64);
+    EXPECT_TRUE(plan_hopper({&few, 1}, kH200).h_before);
+    EXPECT_EQ(plan_hopper({&masked, 1}, kH200).tile_n, 128);
+    EXPECT_EQ(plan_hopper({&masked, 1}, kH200).h_before, rank > 16);
   }
-  const Term narrow = backward(256, 4096, 4096, 17);
-  EXPECT_EQ(plan_hopper({&narrow, 1}, kH200).tile_n, 128);
   // A group of eight elements has one counter: it must not go round the end of a row.
   Term odd = forward(4096, 4096, 4096, 16);
   odd.x = ConstTensorView(memory_, DType::kBFloat16, std::array<std::int64_t, 2>{4096, 4095},
                           std::array<std::int64_t, 2>{4096, 1}, kDevice);
   EXPECT_FALSE(hopper_takes(odd, kH200));
-  // Few tiles; and a W that lies the other way.
-  EXPECT_FALSE(hopper_takes(forward(64, 4096, 4096, 16), kH200));
+  // And a W that lies the other way.
   Term turned = forward(4096, 4096, 4096, 16);
   turned.w = ConstTensorView(memory_, DType::kBFloat16, {4096, 4096}, kDevice);
   EXPECT_FALSE(hopper_takes(turned, kH200));
@@ -342,6 +373,24 @@ TEST_F(HopperTakes, OuterProductsOfMaskedRowsBesideTiles) {
   std::swap(term.outer_products[0], term.outer_products[1]);
   term.outer_products.back().dropout = &dropout;
   EXPECT_FALSE(hopper_makes_outer(term, kH200));
+}
+
+TEST_F(HopperTakes, OuterProductsBesideTilesOrAfterThem) {
+  for (const std::int64_t rank : {16, 17, 64, 128, 256}) {
+    Term term = this->term(4096, 4096, 4096);
+    const auto matrix = [&](std::int64_t rows, std::int64_t cols) {
+      return ConstTensorView(memory_, DType::kBFloat16, {rows, cols}, kDevice);
+    };
+    term.w = matrix(4096, 4096);
+    term.pair.shrink = matrix(4096, rank), term.pair.expand = matrix(rank, 4096);
+    const TensorView out(memory_, DType::kFloat32, {rank, 4096}, kDevice);
+    term.outer_products.push_back({{}, matrix(4096, 4096), nullptr, 1.0f, out});
+    term.outer_products.push_back({matrix(4096, rank), matrix(4096, 4096), nullptr, 1.0f, out});
+    const OuterWay way = rank == 16 ? OuterWay::kBeside : OuterWay::kAfter;
+    EXPECT_EQ(hopper_outer_way(term, kH200), way) << rank;
+    term.outer_products.push_back(term.outer_products.back());
+    EXPECT_EQ(hopper_outer_way(term, kH200), OuterWay::kNone) << rank;
+  }
 }
 
 TEST_F(HopperTakes, NoDeviceWithoutClusters) {

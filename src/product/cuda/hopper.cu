@@ -82,7 +82,7 @@ __global__ void __launch_bounds__(kThreads, 1)
   if constexpr (Dropped == Drops::kNothing) {
     if (!args.h_before) {
       wait_for_kernel_before();
-      let_next_kernel_start();
+      if (!args.outer_follows) let_next_kernel_start();
     }
   }
 
@@ -345,7 +345,7 @@ void launch_outer(const char* op, const Call& call, const Layout& layout, const 
     job.turned_masks = reinterpret_cast<const std::uint32_t*>(workspace + layout.turned_masks_at);
     job.mask_steps = layout.mask_steps;
   }
-  run_hopper_outer(op, call, {jobs.data(), count});
+  run_hopper_outer(op, call, {jobs.data(), count}, true);
 }
 
 template <class T>
@@ -442,7 +442,9 @@ void run_as(const char* op, const Call& call, std::span<const Term> terms, std::
   HopperShrinkPlan shrink;
   if (plan.h_before) {
     const bool masked = layout.dropout != nullptr && Layout::drops_x(term);
-    shrink = plan_hopper_shrink(layout.m, layout.k, layout.rank, call.facts(), masked);
+    HopperShrinkRoom room;  // unless tiles begin with h
+    if (!layout.masks_first()) room = {plan.light_clusters * 2, plan.tile_n};
+    shrink = plan_hopper_shrink(layout.m, layout.k, layout.rank, call.facts(), room, masked);
   }
   // Half of the columns of h, or 64 of them, in a box.
   const int s_rows = plan.h_before ? shrink.s_box_rows(false) : plan.rank_class / 2;
@@ -488,6 +490,7 @@ void run_as(const char* op, const Call& call, std::span<const Term> terms, std::
         tensor_map(op, h + args.layers[i].first_rank * 2, dtype, layout.m, args.layers[i].rank,
                    layout.h_stride(), kTileM, narrow_h ? kNarrow : kTileK);
   }
+  copies.of_pair = copies.count;
   if (layout.makes_outer) {
     OuterArguments& outer = args.outer;
     outer.every = layout.outer.every;
@@ -533,6 +536,7 @@ void run_as(const char* op, const Call& call, std::span<const Term> terms, std::
     }
   }
   if (layout.outer_after) {
+    args.outer_follows = true;
     for (std::size_t i = 0; i < term.outer_products.size(); ++i) {
       const ConstTensorView& given = term.outer_products[i].coefficients;
       if (given.present()) {

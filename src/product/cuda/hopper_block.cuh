@@ -75,6 +75,7 @@ struct Copy {
 struct Copies {
   Copy list[2 * kMostLayers + kMostOuter];
   int count = 0, of_s = 0;  // S comes first, if it is copied
+  int of_pair = 0;          // then E, and coefficients of outer products
 };
 
 struct Maps {
@@ -169,6 +170,8 @@ struct Arguments {
   Copies copies;             // S, E, and coefficients of outer products
   std::uint32_t* all_ready;  // raised with every flag of a row block
   OuterArguments outer;
+  // The next kernel makes outer products of h, and may start when all of h is there.
+  bool outer_follows;
 };
 
 #ifdef __CUDA_ARCH_FEAT_SM90_ALL
@@ -279,9 +282,9 @@ __device__ inline TilePlace place_of(const Arguments& args, int tile) {
 }
 
 // The tiles of a cluster are every `clusters`-th one. The last clusters, which are not light,
-// begin.
+// begin; or, where h is made before, the first ones: the last ones wait until it is.
 __device__ inline int first_tile_of(const Arguments& args, int cluster) {
-  return args.clusters - 1 - cluster;
+  return args.h_before ? cluster : args.clusters - 1 - cluster;
 }
 __device__ inline int tiles_of(const Arguments& args) { return args.tile_rows * args.tile_cols; }
 

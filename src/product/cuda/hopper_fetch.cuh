@@ -259,11 +259,19 @@ __device__ void add_sums(const Arguments& args, const Block<TileN>& block, int t
 // one barrier of all blocks says that its copy is there and that the flags are zero.
 template <int TileN, bool Outer, class T>
 __device__ void prepare(const Arguments& args, const Block<TileN>& block, int thread) {
-  if (args.h_before) {  // the kernel before has made all of it
-    if (thread != 0) return;
-    wait_for_kernel_before();
+  if (args.h_before) {  // the kernel before has made all but what the next one reads
+    if (thread == 0) {
+      wait_for_kernel_before();
+      fence_async();
+      block.seen().set(kSeenAll);
+    }
+    for (int i = args.copies.of_pair; i < args.copies.count; ++i) {
+      copy_share<T>(args.copies.list[i], thread);
+    }
     fence_async();
-    return block.seen().set(kSeenAll);
+    named_sync(4, kCopyThreads);
+    if (thread == 0) let_next_kernel_start();
+    return;
   }
   if (blockIdx.x == 0) {
     for (int i = thread; i < args.flag_count; i += kCopyThreads) args.flags[i] = 0;
@@ -311,6 +319,10 @@ __device__ void prepare(const Arguments& args, const Block<TileN>& block, int th
     if (Outer && first_tile && !args.outer.late) wait_for_all();
     first_tile = false;
   });
+  if (!Outer && args.outer_follows) {
+    for (int i = 0; i * kTileM < args.m; ++i) wait_for(args.flags + i * kFlagsOfRowBlock, 2);
+    let_next_kernel_start();
+  }
 }
 
 // Warpgroup 0, one thread: fills the ring.

@@ -650,7 +650,8 @@ struct Multiplier {
 #pragma unroll
     for (int i = 0; i < TileN / 64; ++i) {
       const std::uint32_t buffer = staging + i % 2 * kBoxBytes;
-      if (thread == 0) wait_for_store_reads<1>();
+      // A tile of 64 columns begins with the buffer that the one before it ended with.
+      if (thread == 0) wait_for_store_reads<TileN == 64 ? 0 : 1>();
       sync();
 #pragma unroll
       for (int j = 0; j < 4; ++j) {

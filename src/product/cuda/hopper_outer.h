@@ -29,20 +29,15 @@ struct HopperOuterJob {
   std::int64_t mask_steps = 0;
 };
 
-/// How such products are shared out. A block sums a tile of features (columns of a matrix) by all
-/// ranks over a part of the rows.
+/// How such products are shared out. A block sums a tile of 128 features (columns of a matrix) by
+/// all ranks over a part of the rows.
 struct HopperOuterLaunch {
-  int width = 0;     ///< Ranks that a block sums: 64, 128 or 256.
-  int features = 0;  ///< Of a block: 256, or 128 by 256 ranks.
-  int pair = 1;      ///< Tiles side by side that share what they fetch of coefficients: 1 or 2.
-  int splits = 1;    ///< Parts of the rows. Blocks of all parts and of a pair are a cluster.
-  std::int64_t clusters = 0;
+  int width = 0;              ///< Ranks that a block sums: 64, 128 or 256.
+  int splits = 1;             ///< Parts of the rows: 1, 2, 3, 4 or 8, the blocks of a cluster.
+  std::int64_t clusters = 0;  ///< Tiles of all products.
 
-  int cluster() const { return pair * splits; }
-  /// Clusters of a product with so many columns.
-  std::int64_t clusters_of(std::int64_t cols) const {
-    return (cols + features * pair - 1) / (features * pair);
-  }
+  static constexpr int kFeatures = 128;
+  static std::int64_t tiles_of(std::int64_t cols) { return (cols + kFeatures - 1) / kFeatures; }
 };
 
 /// For products over m rows, of so many columns each.
@@ -50,7 +45,10 @@ HopperOuterLaunch plan_hopper_outer_launch(std::int64_t m, std::span<const std::
                                            std::int64_t rank, const DeviceFacts& facts);
 
 /// Puts one or two products of the same rows and rank (1 to 256) on the call's stream, in one
-/// launch. Rows are one at least.
-void run_hopper_outer(const char* op, const Call& call, std::span<const HopperOuterJob> jobs);
+/// launch. Rows are one at least. `early`: the kernel before lets this one start when all that it
+/// reads is there, so that it does not wait for that one's end, and takes the multiprocessors that
+/// are idle until then.
+void run_hopper_outer(const char* op, const Call& call, std::span<const HopperOuterJob> jobs,
+                      bool early = false);
 
 }  // namespace graft::cuda

@@ -63,6 +63,15 @@ int rank_class_of(std::int64_t rank) {
 constexpr std::int64_t kMostBeside = 64;
 constexpr std::int64_t kMostMaskedBeside = 16;  // x and pairs that are masked go through registers
 
+// What the launch before takes, in steps of a wide tile.
+constexpr double kBefore = 8;
+
+// A tile of 64 columns has no masks.
+std::int64_t most_beside(int tile_n, HopperBesides besides) {
+  if (!besides.masked()) return kMostBeside;
+  return tile_n == 64 ? 0 : kMostMaskedBeside;
+}
+
 // Tiles and clusters, with tiles of this width, and so many ragged columns.
 HopperPlan divided(int tile_n, std::int64_t m, std::span<const std::int64_t> widths,
                    std::int64_t rank, const DeviceFacts& facts, HopperBesides besides,
@@ -73,7 +82,7 @@ HopperPlan divided(int tile_n, std::int64_t m, std::span<const std::int64_t> wid
   for (const std::int64_t n : widths) plan.tile_cols += divide_up(n - ragged, tile_n);
   plan.rank_class = ragged > 0 ? kRaggedClass : rank_class_of(rank);
   plan.ragged = ragged;
-  plan.h_before = rank > (besides.masked() ? kMostMaskedBeside : kMostBeside);
+  plan.h_before = rank > most_beside(tile_n, besides);
   // One that has no tile may still make h.
   const bool makes_h = plan.rank_class > 0 && !plan.h_before;
   const std::int64_t useful = plan.tiles() + (makes_h ? plan.tile_rows : 0);
@@ -163,15 +172,18 @@ HopperPlan plan_hopper(std::int64_t m, std::span<const std::int64_t> widths, std
   const auto consider = [&](HopperPlan plan) {
     double time =
         static_cast<double>(divide_up(plan.tiles(), plan.clusters)) * tile_time(plan.tile_n);
-    if (plan.rank_class > 0 && !plan.h_before)
+    if (plan.h_before) {
+      time += kBefore / static_cast<double>(k_blocks);
+    } else if (plan.rank_class > 0) {
       time += share_items_best(plan, k_blocks, besides.masked(), facts);
+    }
     if (best_time > 0 && time >= best_time) return;
     best = plan;
     best_time = time;
   };
   consider(divided(256, m, widths, rank, facts, besides));
   for (const int tile_n : {128, 64}) {
-    if (tile_n == 64 && besides.masks_y && rank > kMostMaskedBeside) break;  // no such kernel
+    if (tile_n == 64 && besides.masks_y) break;
     consider(divided(tile_n, m, widths, rank, facts, besides));
   }
   const std::int64_t ragged = widths[0] % 256;
@@ -299,7 +311,7 @@ bool makes_outer_beside(const Term& term, const DeviceFacts& facts) {
 }
 
 bool makes_outer_after(const Term& term) {
-  if (term.pair.rank() <= 16) return false;
+  if (term.pair.rank() <= 16 && !drops(term)) return false;
   // Coefficients are converted, in eights that are counted in 32 bits.
   constexpr std::int64_t kMostEights = std::int64_t{1} << 30;
   return term.x.dim(0) * divide_up(term.pair.rank(), 8) <= kMostEights;
@@ -326,8 +338,7 @@ namespace {
 
 // Dropout is on x forward and on what the pair adds to y backward: for each there are kernels of
 // the order that W has there. Masks are made in eights of a row.
-// Where hopper_rows may have the base product, it and a pair of its own are faster.
-Support takes_dropout(const Term& term, const DeviceFacts& facts) {
+Support takes_dropout(const Term& term) {
   const LowRank& pair = term.pair;
   const bool drops_x = pair.input_dropout != nullptr, drops_y = pair.output_dropout != nullptr;
   if (!drops(term)) return {};
@@ -336,12 +347,9 @@ Support takes_dropout(const Term& term, const DeviceFacts& facts) {
   if (drops_y && term.bias.present()) return Support::no("dropout and a bias");
   const std::int64_t columns = drops_x ? term.x.dim(1) : term.y.dim(1);
   if (columns % 8 != 0) return Support::no("dropout: masks are made in eights of a row");
-  const HopperPlan plan = plan_hopper({&term, 1}, facts);
-  constexpr std::int64_t kMostRowsApart = 128;
-  if (plan.rank_class > 16 && term.x.dim(0) <= kMostRowsApart) {
-    return Support::no("dropout of few rows");
-  }
-  if (plan.tile_n < 128 && !plan.h_before) return Support::no("dropout with few tiles");
+  // Of few rows hopper_rows' base product and a pair of its own are no slower.
+  constexpr std::int64_t kLeastRows = 64;
+  if (drops_y && term.x.dim(0) < kLeastRows) return Support::no("dropout of few rows");
   return {};
 }
 
@@ -376,7 +384,7 @@ Support hopper_takes(const Term& term, const DeviceFacts& facts) {
   if (term.pair.rank() < 1 || term.pair.rank() > kMaxLoraRank) return Support::no("rank");
   constexpr std::int64_t kMostFeatures = std::int64_t{1} << 26;  // copies are counted in 32 bits
   if (std::max(term.x.dim(1), term.y.dim(1)) > kMostFeatures) return Support::no("too wide");
-  return takes_dropout(term, facts);
+  return takes_dropout(term);
 }
 
 }  // namespace graft::cuda

@@ -23,6 +23,10 @@ inline constexpr int kRowBytes = 128;  ///< Of a tile of x or W in shared memory
 inline constexpr int kMostSlots = 16;
 inline constexpr int kBarrierBytes = 2 * 8 * kMostSlots;
 inline constexpr int kPadding = 8;  ///< Elements behind a row of E or h, against bank conflicts.
+/// Of the launch that makes h: rows and ranks of a block, its warps and parts of K at most, and
+/// slots of a warp.
+inline constexpr int kShrinkRows = 16, kShrinkRanks = 16, kShrinkWarps = 8, kMostShrinkParts = 8,
+                     kShrinkSlots = 2;
 }  // namespace hopper_rows
 
 struct HopperRowsPlan {
@@ -36,6 +40,13 @@ struct HopperRowsPlan {
   int slots = 0;                  ///< Of a block's ring.
   int slot_bytes = 0;
   std::size_t shared_bytes = 0;  ///< Of a block, all together.
+
+  /// h is made by a launch before, in parts of K that are added up by who reads them. Without a
+  /// pair there are none.
+  int shrink_parts = 0;
+  int shrink_warps = 0;  ///< Of a block of it: steps go round them.
+  int shrink_slot_bytes = 0;
+  std::size_t shrink_shared_bytes = 0;
 };
 
 /// For y (m, n) over k, with a pair of `rank`, 0 for none, whose S has elements of `shrink_bytes`.
@@ -45,7 +56,11 @@ HopperRowsPlan plan_hopper_rows(std::int64_t m, std::int64_t n, std::int64_t k, 
 /// Whether a term runs here; "no" says why, and then another path has to take it.
 Support hopper_rows_takes(const Term& term, const DeviceFacts& facts);
 
-/// Runs it, in one launch without workspace: y, and h where it is asked for, but no outer products.
-void run_hopper_rows(const char* op, const Call& call, const Term& term);
+/// Bytes of workspace that `run_hopper_rows` takes.
+std::size_t hopper_rows_workspace(const Term& term, const DeviceFacts& facts);
+
+/// Runs it: y, and h where it is asked for, but no outer products. `workspace` is aligned to 256
+/// and has hopper_rows_workspace bytes of any contents.
+void run_hopper_rows(const char* op, const Call& call, const Term& term, std::byte* workspace);
 
 }  // namespace graft::cuda

@@ -11,6 +11,12 @@
 
 namespace graft::cuda::hopper_rows {
 
+__device__ inline std::uint32_t load_word(std::uint32_t from) {
+  std::uint32_t word;
+  asm volatile("ld.shared.b32 %0, [%1];" : "=r"(word) : "r"(from) : "memory");
+  return word;
+}
+
 // y of this block's own rows, in eights: a warp has 16 columns, of all eights or of every other.
 template <class T, int Rows, int Columns>
 struct Adder {
@@ -29,14 +35,6 @@ struct Adder {
         team(t / 32 / kWarps),
         own(of.own_eights()) {}
 
-  // Eight rows as the matrix units left them, summed over the cluster's blocks.
-  struct Sums {
-    float y[4] = {};
-    std::uint32_t h[kMostRanks / 16][2];  // s·h as mma takes it
-  };
-
-  __device__ int eight_of(int i) const { return block.part + (i << block.args.split_bits); }
-
   // 16 bytes of each of kTurn eights from own eight i on, which a thread of a warpgroup left.
   __device__ void add_left(float (&sum)[kTurn][4], int i, std::uint32_t left, int of_thread) const {
     const int blocks = 1 << block.args.split_bits;
@@ -45,7 +43,8 @@ struct Adder {
       float4 values[kTurn][2];
 #pragma unroll
       for (int turn = 0; turn < kTurn; ++turn) {
-        const std::uint32_t from = left + (eight_of(i + turn * kTeams) * 128 + of_thread) * 16;
+        const std::uint32_t from =
+            left + (block.eight_of(i + turn * kTeams) * 128 + of_thread) * 16;
 #pragma unroll
         for (int j = 0; j < 2; ++j) {
           const bool exists = i + turn * kTeams < own && first + j < blocks;
@@ -64,65 +63,23 @@ struct Adder {
     }
   }
 
-  // The sums of W's part and of h, from own eight i on.
-  __device__ void add(Sums (&sums)[kTurn], int i) const {
-    const Arguments& args = block.args;
-    const int g = lane / 4, q = lane % 4;
-    // Odd shrinkers share K, too.
-    const int left_end = args.odd ? 128 : block.ranks() * 2;
-#pragma unroll
-    for (int r0 = 0; r0 < kMostRanks; r0 += 16) {
-      if (r0 >= args.rank) break;
-      float part[kTurn][4] = {};
-#pragma unroll 1
-      for (int left = r0 * 2; left < left_end; left += block.ranks() * 2) {
-        add_left(part, i, block.shared + Size::kHAt, left + lane);
-      }
-#pragma unroll
-      for (int turn = 0; turn < kTurn; ++turn) {
-        const int row = block.m0 + eight_of(i + turn * kTeams) * 8 + 2 * q;
-#pragma unroll
-        for (int half = 0; half < 2; ++half) {
-          // The lane has rank r of rows 2q and 2q + 1, and wants ranks 2q and 2q + 1 of row g.
-          const int r = r0 + half * 8 + g;
-          float low = part[turn][half * 2], high = part[turn][half * 2 + 1];
-          if (args.h != nullptr && block.n0 == 0 && warp == 0 && r < args.rank) {
-            float* const to = args.h + std::int64_t{row} * args.rank + r;
-            const bool exists = i + turn * kTeams < own;
-            if (exists && row < args.m) to[0] = low;
-            if (exists && row + 1 < args.m) to[args.rank] = high;
-          }
-          low = r < args.rank ? low * args.scaling : 0.0f;
-          high = r < args.rank ? high * args.scaling : 0.0f;
-          sums[turn].h[r0 / 16][half] = turned(pack2<T>(low, high));
-        }
-      }
-    }
-    float part[kTurn][4] = {};
-    add_left(part, i, block.shared + warp / 4 * (Rows / 8) * 2048, thread % 128);
-#pragma unroll
-    for (int turn = 0; turn < kTurn; ++turn) {
-#pragma unroll
-      for (int e = 0; e < 4; ++e) sums[turn].y[e] = part[turn][e];
-    }
-  }
-
   // The pair's part and the bias, of own eight i; and stores.
-  __device__ void finish(Sums& sums, int i) const {
+  __device__ void finish(float (&sum)[4], int i) const {
     const Arguments& args = block.args;
     const int g = lane / 4, q = lane % 4, n0 = block.n0 + warp * 16;
-    float(&sum)[4] = sums.y;
     const std::uint32_t expand = block.expand() +
                                  (warp * 16 + lane / 8 % 2 * 8 + lane % 8) * block.row_bytes() +
                                  lane / 16 * 16;
+    const std::uint32_t scaled =
+        block.scaled() + (block.eight_of(i) * 8 + g) * block.row_bytes() + q * 4;
 #pragma unroll
     for (int r0 = 0; r0 < kMostRanks; r0 += 16) {
       if (r0 >= args.rank) break;
       std::uint32_t a[4];
       load_matrices(a, expand + r0 * 2);
-      mma<T>(sum, a, sums.h[r0 / 16]);
+      mma<T>(sum, a, {load_word(scaled + r0 * 2), load_word(scaled + r0 * 2 + 16)});
     }
-    const int row = block.m0 + eight_of(i) * 8 + g;
+    const int row = block.m0 + block.eight_of(i) * 8 + g;
     T* const y = static_cast<T*>(args.y) + row * args.y_stride;
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
@@ -151,8 +108,8 @@ struct Adder {
   __device__ void run() const {
 #pragma unroll 1
     for (int i = team, next; true; i = next) {
-      Sums sums[kTurn];
-      add(sums, i);
+      float sums[kTurn][4] = {};
+      add_left(sums, i, block.shared + warp / 4 * (Rows / 8) * 2048, thread % 128);
       next = i + kTurn * kTeams;
       // Nothing is read of the others after this.
       if (next >= own) cluster_arrive();

@@ -26,36 +26,28 @@ struct Sizes {
   static constexpr int kWBytes = Columns * kRowBytes;
   static constexpr int kFewRows = Rows <= 64 ? 16 : 64;  // for which wgmma need not take them all
   static constexpr int kMultipliers = kGroups * 128;
-  static constexpr int kConsumers = kMultipliers + 128;
-  static constexpr int kThreads = kConsumers + 64;
+  static constexpr int kCopiers = 96;  // threads that copy E, the bias and h
+  static constexpr int kThreads = kMultipliers + 32 + kCopiers;
   static constexpr int kMostBlocks = Rows <= 64 ? 2 : 1;  // of a multiprocessor
-  // What a block leaves for its cluster where its ring was: sums of yᵀ, and behind them of hᵀ, as
-  // the matrix units' registers have them. Of eight rows each thread of a warpgroup has 16 bytes.
-  static constexpr int kHAt = Rows * Columns * 4;
-  static constexpr int kLeftBytes = kHAt + Rows * static_cast<int>(kMostHopperRowsRank) * 4;
 };
 
 struct Maps {
-  CUtensorMap x, w, s;
+  CUtensorMap x, w;
 };
-
-// How S lies in memory and in a slot: rows along K, in boxes of 128 bytes; or rows along its ranks
-// without gaps, which come as they are; or in a way that TMA can't take.
-enum class Along : std::uint8_t { kNone, kK, kRanks };
 
 struct Arguments {
   int m = 0, n = 0, k = 0;
   int steps = 0;       // of K
-  int split_bits = 0;  // log2 of a cluster's blocks
+  int split_bits = 0;  // log2 of a tile's blocks, which share K
   int slots = 0;
   int slot_bytes = 0;
   int box_rows = 0;   // of x that are fetched, and have room in a slot
   int rank = 0;       // 0: no pair
   int rank_bits = 0;  // log2 of the ranks that there is room for: 16, 32 or 64
   float scaling = 1.0f;
-  Operand shrink, expand;  // S as (rank, K), E as (N, rank)
-  Along along = Along::kNone;
-  bool odd = false;  // S can't be read as matrices
+  Operand expand;                  // E as (N, rank)
+  const float* h_parts = nullptr;  // (of K, M, ranks), which are added up
+  int parts = 0;
   const void* bias = nullptr;
   std::int64_t bias_stride = 0;
   DType bias_dtype = DType::kFloat32;
@@ -94,28 +86,31 @@ struct Block {
   __device__ int steps() const { return end - begin; }
   __device__ int after(int step) const { return step + 1 == end ? begin : step + 1; }
 
-  // A slot has x, W and S of a step. The matrix units may read as many rows of x as a tile has, and
+  // A slot has x and W of a step. The matrix units may read as many rows of x as a tile has, and
   // find W where there are none.
   __device__ std::uint32_t slot(int index) const { return shared + index * args.slot_bytes; }
   __device__ int w_at() const { return args.box_rows * kRowBytes; }
-  __device__ int shrink_at() const { return w_at() + Size::kWBytes; }
   __device__ std::uint32_t barriers() const { return slot(args.slots); }
   __device__ Barrier full(int index) const { return {barriers() + index * 8}; }
   __device__ Barrier empty(int index) const { return {barriers() + (kMostSlots + index) * 8}; }
   __device__ std::uint32_t bias() const { return barriers() + kBarrierBytes; }
   // E (Columns, ranks), rows a little longer.
   __device__ std::uint32_t expand() const { return bias() + Columns * 4; }
+  // s·h (Rows, ranks), likewise.
+  __device__ std::uint32_t scaled() const { return expand() + Columns * row_bytes(); }
   __device__ int ranks() const { return 1 << args.rank_bits; }
   __device__ std::uint32_t row_bytes() const { return (ranks() + kPadding) * 2; }
 
   // Every so many-th eight rows of the tile are this block's to add up.
+  __device__ int eight_of(int i) const { return part + (i << args.split_bits); }
   __device__ int own_eights() const {
     const int eights = (rows + 7) / 8;
     return (eights - part + (1 << args.split_bits) - 1) >> args.split_bits;
   }
 };
 
-// A thread's sums of Width rows to where its cluster finds them.
+// A thread's sums of Width rows to where its cluster finds them, in place of the ring, as the
+// matrix units' registers have them: of eight rows each thread of a warpgroup has 16 bytes.
 template <int Width, int Rows, int Columns>
 __device__ void leave(const Block<Rows, Columns>& block, std::uint32_t left,
                       const float (&sum)[Rows / 2], int thread) {

@@ -15,6 +15,12 @@ using namespace hopper_rows;
 // this one ends.
 constexpr std::size_t kHalfSharedBytes = 113 * 1024, kSharedBytes = 227 * 1024;
 
+// Of a block that makes h; and of one beside it. Behind a launch that has been waited for, half of
+// shared memory would let two blocks crowd on one multiprocessor and leave another without, so they
+// take more where each could have its own.
+constexpr int kMostShrinkBytes = 68 * 1024;
+constexpr std::size_t kBesideShrinkBytes = 158 * 1024;
+
 }  // namespace
 
 HopperRowsPlan plan_hopper_rows(std::int64_t m, std::int64_t n, std::int64_t k, std::int64_t rank,
@@ -38,14 +44,37 @@ HopperRowsPlan plan_hopper_rows(std::int64_t m, std::int64_t n, std::int64_t k, 
   }
 
   plan.box_rows = static_cast<int>(std::min<std::int64_t>(divide_up(m, 8) * 8, plan.tile_rows));
-  plan.slot_bytes =
-      (plan.box_rows + plan.tile_columns) * kRowBytes + plan.rank_columns * kStep * shrink_bytes;
-  const int expand_bytes = rank == 0 ? 0 : plan.tile_columns * (plan.rank_columns + kPadding) * 2;
+  plan.slot_bytes = (plan.box_rows + plan.tile_columns) * kRowBytes;
+  const int expand_bytes =
+      rank == 0 ? 0 : (plan.tile_columns + plan.tile_rows) * (plan.rank_columns + kPadding) * 2;
   const int rest = kBarrierBytes + plan.tile_columns * 4 + expand_bytes;  // a bias among it
-  const int room = static_cast<int>(plan.tile_rows == 64 ? kHalfSharedBytes : kSharedBytes);
+  const bool one_each = tiles * plan.splits <= facts.multiprocessors;
+  const std::size_t most = plan.tile_rows == 64 ? kHalfSharedBytes : kSharedBytes;
+  const int room = static_cast<int>(rank > 0 && one_each ? kBesideShrinkBytes : most);
   plan.slots = std::min((room - rest) / plan.slot_bytes, kMostSlots);
   plan.shared_bytes = static_cast<std::size_t>(plan.slots * plan.slot_bytes + rest);
+  if (rank == 0) return plan;
+
+  // A step a warp, if that isn't too many parts; and as many warps as a small block has room for.
+  plan.shrink_slot_bytes = kShrinkRows * kRowBytes + plan.rank_columns * kStep * shrink_bytes;
+  plan.shrink_warps = kShrinkWarps;
+  const auto shrink_bytes_of = [&] {
+    return plan.shrink_warps * kShrinkSlots * (plan.shrink_slot_bytes + 8);
+  };
+  while (shrink_bytes_of() > kMostShrinkBytes) plan.shrink_warps /= 2;
+  plan.shrink_shared_bytes = static_cast<std::size_t>(shrink_bytes_of());
+  plan.shrink_parts = static_cast<int>(
+      std::min<std::int64_t>(divide_up(steps, plan.shrink_warps), kMostShrinkParts));
   return plan;
+}
+
+std::size_t hopper_rows_workspace(const Term& term, const DeviceFacts& facts) {
+  if (!term.pair.present()) return 0;
+  const std::int64_t m = term.x.dim(0);
+  const HopperRowsPlan plan =
+      plan_hopper_rows(m, term.y.dim(1), term.x.dim(1), term.pair.rank(),
+                       static_cast<int>(size_of(term.pair.shrink.dtype())), facts);
+  return static_cast<std::size_t>(plan.shrink_parts * m * plan.rank_columns) * sizeof(float);
 }
 
 Support hopper_rows_takes(const Term& term, const DeviceFacts& facts) {

@@ -1,15 +1,54 @@
 #pragma once
 
+#include <cuda.h>
+
 #include <cstdint>
 
 #include "backend/cuda/mma.cuh"
-#include "product/cuda/hopper_rows_block.cuh"
+#include "backend/cuda/sm90.cuh"
+#include "product/cuda/ampere_operand.cuh"
+#include "product/cuda/hopper_rows.h"
 
-// The shrinkers of the kernel in hopper_rows.cu: the warpgroup that makes h.
-
-#ifdef __CUDA_ARCH_FEAT_SM90_ALL
+// h = x·S of few and middling rows, by a launch before the product of hopper_rows.cu, which reads W
+// meanwhile and waits for h only when it has summed over all of K:
+//
+//                     S (64, 16) of a step
+//                    ┌─────┐
+//      x (16, 64)    └─────┘
+//     ┌───────────┐  ┌─────┐
+//     │           │  │  h  │  a warp; the next step is the next warp's
+//     └───────────┘  └─────┘
+//
+// It should be over soon and be in nobody's way, so that there are many small blocks, each with 16
+// rows, 16 ranks and a part of K: all that a warp needs is on its way at once. The warps' sums are
+// added up in shared memory, and those of the parts by who reads them. 64 rows of 4096 features are
+// 32 blocks, with 32 KB each of x and S.
 
 namespace graft::cuda::hopper_rows {
+
+using namespace ampere;
+
+// How S lies in memory and in a slot: rows along K, in boxes of 128 bytes; or rows along its ranks
+// without gaps, which come as they are; or in a way that TMA can't take.
+enum class Along : std::uint8_t { kNone, kK, kRanks };
+
+struct ShrinkMaps {
+  CUtensorMap x, s;
+};
+
+struct ShrinkArguments {
+  int m = 0, k = 0;
+  int steps = 0;  // of K
+  int rank = 0;
+  int rank_bits = 0;  // log2 of the ranks that there is room for: 16, 32 or 64
+  int slot_bytes = 0;
+  Operand shrink;  // S as (rank, K)
+  Along along = Along::kNone;
+  bool odd = false;        // S can't be read as matrices
+  float* parts = nullptr;  // (parts of K, M, ranks that there is room for)
+};
+
+#ifdef __CUDA_ARCH_FEAT_SM90_ALL
 
 // S as (rank, K) as the matrix units take it, of which `left` of K exist.
 __device__ inline void cut(std::uint32_t (&a)[4], int left, int lane) {
@@ -22,249 +61,196 @@ __device__ inline void cut(std::uint32_t (&a)[4], int left, int lane) {
   }
 }
 
-// hᵀ of a block's part of K: Sᵀ · xᵀ, like yᵀ, but with Sᵀ in registers. A warp has 16 of the
-// matrix units' 64 rows, which are ranks; warps that have none put zeros there. The time from a
-// step's arrival to its products is what bounds this: while a step is multiplied, the next one's S
-// is read, from addresses that are worked out beforehand.
-template <class T, int Rows, int Columns>
+// What a warp does: hᵀ = Sᵀ · xᵀ of 16 rows, 16 ranks and every so many-th step.
+template <class T>
 struct Shrinker {
-  const Block<Rows, Columns>& block;
-  int lane, rank0;
-  int s_at, s_way;  // in a slot, of the first 16 of K; to the next
-
-  __device__ Shrinker(const Block<Rows, Columns>& of, int thread)
-      : block(of), lane(thread % 32), rank0(thread / 32 * 16) {
-    const Arguments& args = block.args;
-    // Of four matrices, ranks 0-7 and 8-15 of the first eight of K, then of the others, each lane
-    // has a row.
-    const int i = lane / 8, low = lane % 8, k = i / 2 * 8, r = rank0 + i % 2 * 8;
-    s_way = args.rank * 32;
-    s_at = block.shrink_at() + (args.along != Along::kRanks
-                                    ? (r + low) * kRowBytes + ((k * 2) ^ (low << 4))
-                                    : (k + low) * s_way / 16 + r * 2);
-  }
-
-  // S of a step to registers.
-  __device__ void load(std::uint32_t (&s)[kStep / 16][4], std::uint32_t slot, int step) const {
-    if (rank0 >= block.ranks()) return;
-    if (block.args.along != Along::kRanks) {
-#pragma unroll
-      for (int j = 0; j < kStep / 16; ++j) load_matrices(s[j], slot + (s_at ^ (j * 32)));
-    } else {
-#pragma unroll
-      for (int j = 0; j < kStep / 16; ++j) load_matrices_turned(s[j], slot + s_at + j * s_way);
-    }
-    const int left = block.args.k - step * kStep;
-    if (left >= kStep) return;
-#pragma unroll
-    for (int j = 0; j < kStep / 16; ++j) cut(s[j], left - j * 16, lane);
-  }
-
-  template <int Width>
-  __device__ void run(float (&sum)[Rows / 2]) const {
-    Slot at{0, 0};
-    int step = block.first, before = 0;
-    std::uint32_t s[2][kStep / 16][4] = {};
-#pragma unroll 1
-    for (int first = 0; first < block.steps(); first += 2) {
-#pragma unroll
-      for (int turn = 0; turn < 2; ++turn) {
-        const int i = first + turn;
-        if (i == block.steps()) break;
-        block.full(at.index).wait(at.parity);
-        const std::uint32_t slot = block.slot(at.index);
-        load(s[turn], slot, step);
-        const std::uint64_t x = tile_descriptor(slot, 16);
-        wgmma_fence();
-#pragma unroll
-        for (int j = 0; j < kStep / 16; ++j) {
-          wgmma<Width, false, T>(sum, s[turn][j], x + j * 2, i > 0 || j > 0);
-        }
-        wgmma_commit();
-        wgmma_wait<1>();
-        if (i > 0 && lane == 0) block.empty(before).arrive();
-        before = at.index;
-        at.advance(block.args.slots);
-        step = block.after(step);
-      }
-    }
-    wgmma_wait<0>();
-  }
-};
-
-// The same of S as floats, in rows that are no whole 16 bytes, or that TMA couldn't fetch: by
-// mma.sync, for which S is put together from single elements. A unit is 16 ranks by 16 of K. The
-// warps share the ranks, and what is left of them goes round the steps: a warp makes all four units
-// of its step, so that they hide each other's latency, and works out beforehand where its part of a
-// slot lies.
-template <class T, int Rows, int Columns>
-struct OddShrinker {
-  const Block<Rows, Columns>& block;
-  int lane, rank0;
-  int turn, turns;  // steps turn, turn + turns, ... are this warp's
+  const ShrinkArguments& args;
+  int r0, lane;
+  int size;  // of S's elements
   bool floats, along_k;
-  int size;
-  int s_at, x_at;  // in a slot, of the first unit
 
-  __device__ OddShrinker(const Block<Rows, Columns>& of, int thread)
-      : block(of), lane(thread % 32) {
-    const Arguments& args = block.args;
-    const int warp = thread / 32, bits = args.rank_bits - 4;
-    rank0 = (warp & ((1 << bits) - 1)) * 16;
-    turn = warp >> bits;
-    turns = 4 >> bits;
+  __device__ Shrinker(const ShrinkArguments& arguments, int first_rank, int of_lane)
+      : args(arguments), r0(first_rank), lane(of_lane) {
     floats = args.shrink.dtype == DType::kFloat32;
-    size = floats ? 4 : 2;
     along_k = args.along != Along::kRanks;
-    const int i = lane / 8, low = lane % 8;
-    s_at = block.shrink_at() + place(rank0 + lane / 4, lane % 4 * 2);
-    x_at = (i / 2 * 8 + low) * kRowBytes + ((i % 2 ^ low) << 4);
+    size = floats ? 4 : 2;
   }
 
-  // Element (r, k) of S in a slot. Along K rows are swizzled, so that the way from a unit to the
-  // next, a power of two, turns bits over.
+  // Element (r, k) of S in a slot. Along K rows are swizzled.
   __device__ int place(int r, int k) const {
-    if (!along_k) return (k * block.args.rank + r) * size;
+    if (!along_k) return (k * args.rank + r) * size;
     const int column = k * size;
-    return column / kRowBytes * (kRowBytes << block.args.rank_bits) + r * kRowBytes +
+    return column / kRowBytes * (kRowBytes << args.rank_bits) + r * kRowBytes +
            ((column % kRowBytes) ^ (r % 8 << 4));
   }
 
   // What TMA couldn't fetch.
-  __device__ void copy(std::uint32_t s, int k_first, int k_in_step) const {
-    const Arguments& args = block.args;
-    const int r = rank0 + lane / 2, k = k_in_step + lane % 2 * 8;
-#pragma unroll
-    for (int e = 0; e < 8; ++e) {
+  __device__ void copy(std::uint32_t s, int k0) const {
+#pragma unroll 4
+    for (int i = lane; i < kStep * kShrinkRanks; i += 32) {
+      const int r = r0 + i % kShrinkRanks, k = i / kShrinkRanks;
+      const bool exists = r < args.rank && k0 + k < args.k;
       const char* const from =
           static_cast<const char*>(args.shrink.data) +
-          (r * args.shrink.outer + (k_first + k + e) * args.shrink.inner) * size;
-      const bool exists = r < args.rank && k_first + k + e < args.k;
-      const std::uint32_t to = s + place(r, k + e);
+          (r * args.shrink.outer + std::int64_t{k0 + k} * args.shrink.inner) * size;
       if (floats) {
         const float value = exists ? *reinterpret_cast<const float*>(from) : 0.0f;
-        asm volatile("st.shared.f32 [%0], %1;" ::"r"(to), "f"(value) : "memory");
+        asm volatile("st.shared.f32 [%0], %1;" ::"r"(s + place(r, k)), "f"(value) : "memory");
       } else {
         const std::uint16_t value = exists ? *reinterpret_cast<const std::uint16_t*>(from) : 0;
-        asm volatile("st.shared.b16 [%0], %1;" ::"r"(to), "h"(value) : "memory");
+        asm volatile("st.shared.b16 [%0], %1;" ::"r"(s + place(r, k)), "h"(value) : "memory");
       }
     }
     __syncwarp();
   }
 
-  // Elements (r, k) and (r, k + 1), at `at`, as a pair.
-  __device__ std::uint32_t pair(std::uint32_t at) const {
-    const std::uint32_t next = along_k ? size : block.args.rank * size;
+  // Elements (r, k) and (r, k + 1), rounded, as a pair.
+  __device__ std::uint32_t pair(std::uint32_t s, int r, int k) const {
+    const std::uint32_t first = s + place(r, k), second = s + place(r, k + 1);
     if (floats) {
       float low, high;
-      asm volatile("ld.shared.f32 %0, [%1];" : "=f"(low) : "r"(at) : "memory");
-      asm volatile("ld.shared.f32 %0, [%1];" : "=f"(high) : "r"(at + next) : "memory");
+      asm volatile("ld.shared.f32 %0, [%1];" : "=f"(low) : "r"(first) : "memory");
+      asm volatile("ld.shared.f32 %0, [%1];" : "=f"(high) : "r"(second) : "memory");
       return pack2<T>(low, high);
     }
     std::uint16_t low, high;
-    asm volatile("ld.shared.b16 %0, [%1];" : "=h"(low) : "r"(at) : "memory");
-    asm volatile("ld.shared.b16 %0, [%1];" : "=h"(high) : "r"(at + next) : "memory");
+    asm volatile("ld.shared.b16 %0, [%1];" : "=h"(low) : "r"(first) : "memory");
+    asm volatile("ld.shared.b16 %0, [%1];" : "=h"(high) : "r"(second) : "memory");
     return low | std::uint32_t{high} << 16;
   }
 
-  // Sᵀ of a unit as mma takes it, of the slot at `slot`.
-  __device__ void operand(std::uint32_t (&a)[4], std::uint32_t slot, int unit) const {
-    std::uint32_t s = slot + s_at;
+  // Sᵀ as mma takes it, 16 of K from k on.
+  __device__ void operand(std::uint32_t (&a)[4], std::uint32_t s, int k) const {
+    if (args.odd) {
+#pragma unroll
+      for (int i = 0; i < 4; ++i) {
+        a[i] = pair(s, r0 + lane / 4 + i % 2 * 8, k + lane % 4 * 2 + i / 2 * 8);
+      }
+      return;
+    }
+    // Of four matrices, ranks 0-7 and 8-15 of the first eight of K, then of the others, each lane
+    // has a row.
+    const int i = lane / 8, low = lane % 8;
     if (along_k) {
-      const int column = unit * 16 * size;  // whole rows on, and what is left turns bits over
-      s = (s + column / kRowBytes * (kRowBytes << block.args.rank_bits)) ^ column % kRowBytes;
+      load_matrices(a, s + place(r0 + i % 2 * 8 + low, k + i / 2 * 8));
     } else {
-      s += unit * 16 * block.args.rank * size;
-    }
-    // Eight ranks and eight of K on.
-    const std::uint32_t down = along_k ? 8 * kRowBytes : 8 * size;
-    const std::uint32_t on = along_k ? s ^ (8 * size) : s + 8 * block.args.rank * size;
-    a[0] = pair(s), a[1] = pair(s + down), a[2] = pair(on), a[3] = pair(on + down);
-  }
-
-  // A part of a unit is its 16 of K by 32 rows of x, of which those are read that there are. While
-  // one is multiplied, the next is read.
-  static constexpr int kParts = Rows / 32;
-
-  __device__ void load_x(std::uint32_t (&b)[2][4], std::uint32_t slot, int at) const {
-    const std::uint32_t x = (slot + x_at) ^ (at / kParts * 32);
-#pragma unroll
-    for (int j = 0; j < 2; ++j) {
-      const int row = at % kParts * 32 + j * 16;
-      if (row < block.rows) load_matrices(b[j], x + row * kRowBytes);
+      load_matrices_turned(a, s + place(r0 + i % 2 * 8, k + i / 2 * 8 + low));
     }
   }
 
-  __device__ void make_step(float (&sum)[Rows / 8][4], std::uint32_t slot, int step) const {
-    constexpr int kUnits = kStep / 16;
-    const int left = block.args.k - step * kStep;
-    if (block.args.along == Along::kNone) {
-#pragma unroll 1
-      for (int unit = 0; unit < kUnits; ++unit) {
-        copy(slot + block.shrink_at(), step * kStep, unit * 16);
-      }
-    }
-    constexpr int kBuffers = Columns > 64 ? 1 : 2;  // as registers allow
-    std::uint32_t a[kBuffers][4], b[kBuffers][2][4];
-    const auto load = [&](int at) {
-      if (at % kParts == 0) operand(a[at / kParts % kBuffers], slot, at / kParts);
-      load_x(b[at % kBuffers], slot, at);
-    };
-    if (kBuffers == 2) load(0);
-#pragma unroll
-    for (int at = 0; at < kUnits * kParts; ++at) {
-      const int next = at + kBuffers - 1, unit = at / kParts;
-      if (next < kUnits * kParts) load(next);
-      if (at % kParts == 0) cut(a[unit % kBuffers], left - unit * 16, lane);
-#pragma unroll
-      for (int j = 0; j < 2; ++j) {
-        const int row = at % kParts * 32 + j * 16;
-        if (row >= block.rows) continue;
-        const auto& x = b[at % kBuffers][j];
-        mma<T>(sum[row / 8], a[unit % kBuffers], {x[0], x[1]});
-        mma<T>(sum[row / 8 + 1], a[unit % kBuffers], {x[2], x[3]});
-      }
+  // Adds a step that is in a slot, x and behind it S, to the sums of two eights of rows.
+  __device__ void add_step(float (&sum)[2][4], std::uint32_t slot, int step) const {
+    const std::uint32_t s = slot + kShrinkRows * kRowBytes;
+    if (args.along == Along::kNone) copy(s, step * kStep);
+    const int i = lane / 8, low = lane % 8, left = args.k - step * kStep;
+#pragma unroll 2
+    for (int k = 0; k < kStep; k += 16) {
+      std::uint32_t x[4];  // two eights of rows, each of two eights of K
+      load_matrices(x, slot + (i / 2 * 8 + low) * kRowBytes + ((k * 2 + i % 2 * 16) ^ (low << 4)));
+      std::uint32_t a[4];
+      operand(a, s, k);
+      cut(a, left - k, lane);
+      mma<T>(sum[0], a, {x[0], x[1]});
+      mma<T>(sum[1], a, {x[2], x[3]});
     }
   }
 
-  __device__ void run(float (&sum)[Rows / 8][4]) const {
-    Slot at{0, 0};
-    int step = block.first;
-    const auto advance = [&](int steps) {
-      for (int i = 0; i < steps; ++i) {
-        at.advance(block.args.slots);
-        step = block.after(step);
-      }
-    };
-    advance(turn);
-#pragma unroll 1
-    for (int i = turn; i < block.steps(); i += turns) {
-      block.full(at.index).wait(at.parity);
-      make_step(sum, block.slot(at.index), step);
-      __syncwarp();
-      if (lane == 0) block.empty(at.index).arrive();
-      advance(turns);
+  // Leaves the sums at `to`, (16 rows, 16 ranks).
+  __device__ void leave(const float (&sum)[2][4], std::uint32_t to) const {
+#pragma unroll
+    for (int e = 0; e < 8; ++e) {
+      const int row = e / 4 * 8 + lane % 4 * 2 + e % 2, r = lane / 4 + e % 4 / 2 * 8;
+      asm volatile("st.shared.f32 [%0], %1;" ::"r"(to + (row * kShrinkRanks + r) * 4),
+                   "f"(sum[e / 4][e % 4])
+                   : "memory");
     }
   }
 };
 
-template <class T, int Width, int Rows, int Columns>
-__device__ void shrink(const Block<Rows, Columns>& block, int thread) {
-  using Size = Sizes<Rows, Columns>;
-  const std::uint32_t left = block.shared + Size::kHAt;
-  if (block.args.odd) {
-    float sum[Rows / 8][4] = {};
-    OddShrinker<T, Rows, Columns>(block, thread).run(sum);
-    named_sync(1, Size::kConsumers);  // the ring is free
-    leave<Rows>(block, left, reinterpret_cast<const float(&)[Rows / 2]>(sum), thread);
-  } else {
-    float sum[Rows / 2];
-    Shrinker<T, Rows, Columns>(block, thread).template run<Width>(sum);
-    named_sync(1, Size::kConsumers);
-    if (thread < block.ranks() * 2) leave<Width>(block, left, sum, thread);
+#endif
+
+// Block (part of K, 16 rows, 16 ranks).
+template <class T>
+__global__ void __launch_bounds__(kShrinkWarps * 32, 3)
+    shrink(const __grid_constant__ ShrinkMaps maps, const __grid_constant__ ShrinkArguments args) {
+#ifdef __CUDA_ARCH_FEAT_SM90_ALL
+  extern __shared__ __align__(1024) unsigned char shared[];
+  const int warps = static_cast<int>(blockDim.x) / 32;
+  const int warp = static_cast<int>(threadIdx.x) / 32, lane = static_cast<int>(threadIdx.x) % 32;
+  const int part = static_cast<int>(blockIdx.x), parts = static_cast<int>(gridDim.x);
+  const int row0 = static_cast<int>(blockIdx.y) * kShrinkRows;
+  const int r0 = static_cast<int>(blockIdx.z) * kShrinkRanks;
+  const int begin = static_cast<int>(std::int64_t{args.steps} * part / parts);
+  const int end = static_cast<int>(std::int64_t{args.steps} * (part + 1) / parts);
+  const auto slot_of = [&](int of_warp, int turn) {
+    return shared_address(shared) + (of_warp * kShrinkSlots + turn) * args.slot_bytes;
+  };
+  const auto full = [&](int turn) {
+    return Barrier{slot_of(warps, 0) + (warp * kShrinkSlots + turn) * 8};
+  };
+  if (lane == 0) {
+    for (int turn = 0; turn < kShrinkSlots; ++turn) full(turn).init(1);
+    publish_barriers();
+    if (warp == 0) {
+      prefetch(maps.x);
+      if (args.along == Along::kK) prefetch(maps.s);
+    }
   }
+  __syncwarp();
+  wait_for_kernel_before();
+  let_next_kernel_start();
+
+  const Shrinker<T> shrinker(args, r0, lane);
+  const auto fetch = [&](int step, int turn) {
+    if (lane != 0 || step >= end) return;
+    const int ranks = 1 << args.rank_bits;
+    const std::uint32_t slot = slot_of(warp, turn), s = slot + kShrinkRows * kRowBytes;
+    int s_bytes = 0;
+    if (args.along == Along::kK) s_bytes = ranks * kStep * shrinker.size;
+    if (args.along == Along::kRanks) {
+      s_bytes = min(kStep, args.k - step * kStep) * args.rank * shrinker.size;
+    }
+    full(turn).arrive_and_expect(kShrinkRows * kRowBytes + s_bytes);
+    load_box(slot, maps.x, full(turn), step * kStep, row0);
+    if (args.along == Along::kK) {
+      const int box = kRowBytes / shrinker.size;
+      for (int k = 0; k < kStep; k += box) {
+        load_box(s + k * ranks * shrinker.size, maps.s, full(turn), step * kStep + k, 0);
+      }
+    } else if (args.along == Along::kRanks) {
+      load_bytes(s,
+                 static_cast<const char*>(args.shrink.data) +
+                     std::int64_t{step} * kStep * args.rank * shrinker.size,
+                 full(turn), s_bytes);
+    }
+  };
+#pragma unroll
+  for (int turn = 0; turn < kShrinkSlots; ++turn) fetch(begin + warp + turn * warps, turn);
+
+  float sum[2][4] = {};
+  Slot at{0, 0};
+#pragma unroll 1
+  for (int step = begin + warp; step < end; step += warps) {
+    full(at.index).wait(at.parity);
+    shrinker.add_step(sum, slot_of(warp, at.index), step);
+    __syncwarp();
+    fetch(step + kShrinkSlots * warps, at.index);
+    at.advance<kShrinkSlots>();
+  }
+  shrinker.leave(sum, slot_of(warp, 0));
+  __syncthreads();
+  for (int i = static_cast<int>(threadIdx.x); i < kShrinkRows * kShrinkRanks; i += warps * 32) {
+    const int row = row0 + i / kShrinkRanks, r = r0 + i % kShrinkRanks;
+    if (row >= args.m) break;
+    float total = 0.0f;
+    for (int w = 0; w < warps; ++w) {
+      float value;
+      asm volatile("ld.shared.f32 %0, [%1];" : "=f"(value) : "r"(slot_of(w, 0) + i * 4) : "memory");
+      total += value;
+    }
+    args.parts[((std::int64_t{part} * args.m + row) << args.rank_bits) + r] = total;
+  }
+#endif
 }
 
 }  // namespace graft::cuda::hopper_rows
-
-#endif

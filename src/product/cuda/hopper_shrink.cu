@@ -9,31 +9,46 @@ namespace {
 
 using namespace hopper;
 
-template <class T, int Width, bool SIsKN, bool Masked>
+template <class T, int Width, int Blocks, bool SIsKN, bool Masked>
 void launch(const Call& call, const HopperShrinkPlan& plan, const Maps& maps,
             const Arguments& args) {
+  const int size = plan.cluster();
+  // E is copied beside the h that is made whole. Else by others, where there is room.
+  const bool copies = args.copies.of_pair > args.copies.of_s && plan.whole_clusters == 0;
+  const std::int64_t at_once = call.facts().clusters_of[static_cast<std::size_t>(size)];
+  const std::int64_t copiers = copies ? std::max<std::int64_t>(2, at_once - plan.clusters) : 0;
   Launch how;
-  // Beside the others, if there is room.
-  const int at_once = call.facts().clusters_of[static_cast<std::size_t>(plan.cluster())];
-  const int copiers =
-      args.copies.count == args.copies.of_s
-          ? 0
-          : std::max(2, at_once - static_cast<int>(std::min<std::int64_t>(plan.clusters, at_once)));
-  how.grid = static_cast<unsigned>((plan.clusters + copiers) * plan.cluster());
+  how.grid = static_cast<unsigned>((plan.clusters + copiers) * size);
   how.block = kThreads;
-  how.cluster = plan.cluster();
-  how.shared_bytes = Sizes<Width>::kEnd;
+  how.cluster = size;
+  how.shared_bytes = ShrinkSizes<Width, Blocks>::kEnd;
   how.overlaps = true;
-  call.launch(how, shrink<T, Width, SIsKN, Masked>, maps, args,
-              ShrinkShape{copiers * plan.cluster(), plan.pair, plan.splits,
-                          args.masks != nullptr && args.copies.of_s == 0});
+  ShrinkShape shape{};
+  shape.copy_blocks = static_cast<int>(copiers) * size;
+  shape.whole_clusters = static_cast<int>(plan.whole_clusters);
+  shape.pair = plan.pair, shape.splits = plan.splits;
+  shape.s_box_rows = plan.s_box_rows(SIsKN);
+  shape.after_masks = args.masks != nullptr && args.copies.of_s == 0;
+  call.launch(how, shrink<T, Width, Blocks, SIsKN, Masked>, maps, args, shape);
 }
 
-template <class T, int Width, bool SIsKN>
+template <class T, int Width, int Blocks, bool SIsKN>
 void launch(const Call& call, const HopperShrinkPlan& plan, const Maps& maps,
             const Arguments& args) {
-  if (plan.masked) return launch<T, Width, SIsKN, true>(call, plan, maps, args);
-  launch<T, Width, SIsKN, false>(call, plan, maps, args);
+  if (plan.masked) return launch<T, Width, Blocks, SIsKN, true>(call, plan, maps, args);
+  launch<T, Width, Blocks, SIsKN, false>(call, plan, maps, args);
+}
+
+template <class T, bool SIsKN>
+void launch(const Call& call, const HopperShrinkPlan& plan, const Maps& maps,
+            const Arguments& args) {
+  if (plan.width == 256) return launch<T, 256, 1, SIsKN>(call, plan, maps, args);
+  if (plan.width == 128) {
+    if (plan.blocks == 2) return launch<T, 128, 2, SIsKN>(call, plan, maps, args);
+    return launch<T, 128, 1, SIsKN>(call, plan, maps, args);
+  }
+  if (plan.blocks == 2) return launch<T, 64, 2, SIsKN>(call, plan, maps, args);
+  launch<T, 64, 1, SIsKN>(call, plan, maps, args);
 }
 
 template <class T>
@@ -46,16 +61,8 @@ void launch(const Call& call, const HopperShrinkPlan& plan, bool s_is_kn, const 
     how.overlaps = true;
     call.launch(how, copy_shrink<T>, args.copies);
   }
-  if (plan.width == 256) {
-    if (s_is_kn) return launch<T, 256, true>(call, plan, maps, args);
-    return launch<T, 256, false>(call, plan, maps, args);
-  }
-  if (plan.width == 128) {
-    if (s_is_kn) return launch<T, 128, true>(call, plan, maps, args);
-    return launch<T, 128, false>(call, plan, maps, args);
-  }
-  if (s_is_kn) return launch<T, 64, true>(call, plan, maps, args);
-  launch<T, 64, false>(call, plan, maps, args);
+  if (s_is_kn) return launch<T, true>(call, plan, maps, args);
+  launch<T, false>(call, plan, maps, args);
 }
 
 }  // namespace

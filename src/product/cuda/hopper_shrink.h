@@ -16,24 +16,37 @@ struct Maps;
 struct Arguments;
 }  // namespace hopper
 
-/// How h = x·S is shared out. A block makes 128 rows of it, all columns, over a part of K.
+/// How h = x·S is shared out: hopper_shrink.cuh has the picture. A block makes all columns of some
+/// row blocks (128 rows). Clusters of one size come in two kinds: the first ones make theirs whole,
+/// and all of their blocks share S; those after them make theirs in parts of K.
 struct HopperShrinkPlan {
-  int width = 0;  ///< Columns of h that a block makes: 64, 128 or 256.
-  int pair = 1;   ///< Row blocks that share what they fetch of S: 1 or 2.
-  int splits =
-      1;  ///< Parts of K: 1, 2, 3, 4 or 8. Blocks of all parts and of a pair are a cluster.
-  std::int64_t clusters = 0;
-  bool masked = false;  ///< x is, by Arguments::masks.
+  int width = 0;   ///< Columns of h that a block makes: 64, 128 or 256.
+  int blocks = 1;  ///< Row blocks of a block: 2 only where all is made whole.
+  int pair = 1;    ///< Of those in parts: blocks that share what they fetch of S: 1 or 2.
+  int splits = 1;  ///< Parts of K: 1, 2, 3, 4 or 8.
+  std::int64_t whole_clusters = 0, clusters = 0;  ///< The latter are all.
+  bool masked = false;                            ///< x is, by Arguments::masks.
 
-  int cluster() const { return pair * splits; }
+  int cluster() const { return pair * splits; }  ///< Blocks of a cluster.
   /// Rows of the boxes of 64 columns in which S is fetched where it lies as (K, rank), or as (rank,
   /// K): for the map of S.
-  int s_box_rows(bool s_is_kn) const { return !s_is_kn ? width / 2 : width == 64 ? 32 : 64; }
+  int s_box_rows(bool s_is_kn) const {
+    const int share = width / (whole_clusters > 0 ? cluster() : pair);
+    return s_is_kn && share > 64 ? 64 : share;
+  }
+};
+
+/// Multiprocessors that the product needs a tile's time later than the others, of tiles of so many
+/// columns.
+struct HopperShrinkRoom {
+  std::int64_t blocks = 0;
+  int tile_n = 0;
 };
 
 /// For h (m, rank) over k.
 HopperShrinkPlan plan_hopper_shrink(std::int64_t m, std::int64_t k, std::int64_t rank,
-                                    const DeviceFacts& facts, bool masked = false);
+                                    const DeviceFacts& facts, HopperShrinkRoom room = {},
+                                    bool masked = false);
 
 /// Makes h as Arguments has it (h, h_scale, layers), in the type `dtype` that is multiplied, of the
 /// x behind Maps::x and the S behind Maps::s; and makes the copies of Arguments. If there are

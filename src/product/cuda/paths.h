@@ -41,7 +41,8 @@ enum class Path : std::uint8_t {
 /// 128 rows, what kHopper does not take.
 ///
 /// kHopper: x, W and y of one half type and dense rows at 16 bytes, y a multiple of 8 wide; with
-/// dropout, rank 16 or less and a multiple of 8 features; on compute capability 9.0.
+/// dropout a multiple of 8 features, and 64 rows or more where it masks y; on compute capability
+/// 9.0.
 ///
 /// kAmpere: float16 and bfloat16 products of any shape and strides.
 ///

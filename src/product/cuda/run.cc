@@ -53,7 +53,8 @@ struct HopperTerms {
       use_h(nullptr);
       rest_bytes = ampere_workspace(outer, facts);
     }
-    if (!few) rest_bytes = std::max(rest_bytes, hopper_workspace_bytes({&tiles, 1}, facts));
+    rest_bytes = std::max(rest_bytes, few ? hopper_rows_workspace(tiles, facts)
+                                          : hopper_workspace_bytes({&tiles, 1}, facts));
   }
 
   std::size_t bytes() const { return h_bytes + rest_bytes; }
@@ -195,7 +196,7 @@ void run_on_hopper(const char* op, const Call& call, Path path, const Term& term
   HopperTerms terms(path, term, call.facts());
   terms.use_h(workspace);
   if (terms.few) {
-    run_hopper_rows(op, call, terms.tiles);
+    run_hopper_rows(op, call, terms.tiles, workspace + terms.h_bytes);
   } else {
     run_hopper(op, call, {&terms.tiles, 1}, workspace + terms.h_bytes);
   }
