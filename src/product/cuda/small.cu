@@ -99,7 +99,7 @@ Plan plan_of(const Term& term, const DeviceFacts& facts) {
   if (whole && floats && rows <= 4 * processors) return plan(Kind::kFourRows, 4, rows, 0);
   if (!floats) return plan(Kind::kHalf, kHalfRows, 2 * processors, half_bytes(rank));
   const std::size_t most = bytes_of<parts::PartsShared<8>>(rank);
-  if (blocks(32) > processors && most <= facts.shared_bytes) {
+  if (facts.major >= 9 && blocks(32) > processors && most <= facts.shared_bytes) {
     return plan(Kind::kParts32, 32, processors, most);
   }
   return plan(Kind::kParts16, 16, processors, bytes_of<parts::PartsShared<4>>(rank));

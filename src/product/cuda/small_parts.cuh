@@ -21,6 +21,12 @@ namespace parts {
 // As small.cuh has them.
 constexpr int kWarps = 16, kThreads = 32 * kWarps, kSlice = kAtOnce / kWarps;
 
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 900
+constexpr int kMostRun = 4;  // registers for 32 rows would not do there
+#else
+constexpr int kMostRun = 8;
+#endif
+
 template <int kRun>
 struct PartsShared {
   // Rows lie so far apart that what a warp reads at once is in different banks.
@@ -73,22 +79,31 @@ __device__ __forceinline__ void parts_shrink(const float* x, const float* a, int
     for (int i = 0; i < 2; ++i) {
       const int k = deep + 8 * i;
       if (k >= end) break;
-      TwoParts right[kTiles][2];
-#pragma unroll
-      for (int t = 0; t < kTiles; ++t) {
-        const float2 two =
-            kAlong ? *reinterpret_cast<const float2*>(a + (along ^ k) + 8 * t * kSlice)
-                   : make_float2(a[(at[0] ^ 8 * t) + k * kRanks], a[(at[1] ^ 8 * t) + k * kRanks]);
-        right[t][0] = in_parts(two.x), right[t][1] = in_parts(two.y);
-      }
+      TwoParts left[kRun / 4][4];
 #pragma unroll
       for (int m = 0; m < kRun / 4; ++m) {
         // Of rows that are not there, what lies there: their sums are not used.
         const float2 top = *reinterpret_cast<const float2*>(my_x + 16 * m * Shared::kXLd + k),
                      low = *reinterpret_cast<const float2*>(my_x + (16 * m + 8) * Shared::kXLd + k);
-        const TwoParts left[4] = {in_parts(top.x), in_parts(low.x), in_parts(top.y),
-                                  in_parts(low.y)};
-        mma_parts<kTiles>(of_16[m], left, right);
+        left[m][0] = in_parts(top.x), left[m][1] = in_parts(low.x);
+        left[m][2] = in_parts(top.y), left[m][3] = in_parts(low.y);
+      }
+      constexpr int kPair = kTiles < 2 ? kTiles : 2;  // tiles at once: more would take registers
+#pragma unroll
+      for (int first = 0; first < kTiles; first += kPair) {
+        TwoParts right[kPair][2];
+#pragma unroll
+        for (int t = 0; t < kPair; ++t) {
+          const int bits = 8 * (first + t);
+          const float2 two =
+              kAlong ? *reinterpret_cast<const float2*>(a + (along ^ k) + bits * kSlice)
+                     : make_float2(a[(at[0] ^ bits) + k * kRanks], a[(at[1] ^ bits) + k * kRanks]);
+          right[t][0] = in_parts(two.x), right[t][1] = in_parts(two.y);
+        }
+#pragma unroll
+        for (int m = 0; m < kRun / 4; ++m) {
+          mma_parts<kPair>(reinterpret_cast<float(&)[kPair][4]>(of_16[m][first]), left[m], right);
+        }
       }
     }
 #pragma unroll
@@ -108,6 +123,7 @@ __device__ __forceinline__ void copy16(float* to, const float* from) {
 
 template <int kRun>
 __global__ void __launch_bounds__(kThreads, 1) small_parts(const __grid_constant__ SmallArgs args) {
+  if constexpr (kRun > kMostRun) return;
   using Shared = PartsShared<kRun>;
   constexpr int kRows = Shared::kRows, kXLd = Shared::kXLd;
   extern __shared__ __align__(16) float shared[];
