@@ -376,20 +376,28 @@ TEST_F(HopperTakes, OuterProductsOfMaskedRowsBesideTiles) {
 }
 
 TEST_F(HopperTakes, OuterProductsBesideTilesOrAfterThem) {
-  for (const std::int64_t rank : {16, 17, 64, 128, 256}) {
-    Term term = this->term(4096, 4096, 4096);
+  // Many tiles; one a cluster; narrow ones.
+  for (const auto& [m, rank] : {std::pair{4096, 16},
+                                {4096, 17},
+                                {4096, 64},
+                                {4096, 256},
+                                {3000, 1},
+                                {512, 16},
+                                {2048, 16},
+                                {1280, 16}}) {
+    Term term = this->term(m, 4096, 4096);
     const auto matrix = [&](std::int64_t rows, std::int64_t cols) {
       return ConstTensorView(memory_, DType::kBFloat16, {rows, cols}, kDevice);
     };
     term.w = matrix(4096, 4096);
     term.pair.shrink = matrix(4096, rank), term.pair.expand = matrix(rank, 4096);
     const TensorView out(memory_, DType::kFloat32, {rank, 4096}, kDevice);
-    term.outer_products.push_back({{}, matrix(4096, 4096), nullptr, 1.0f, out});
-    term.outer_products.push_back({matrix(4096, rank), matrix(4096, 4096), nullptr, 1.0f, out});
-    const OuterWay way = rank == 16 ? OuterWay::kBeside : OuterWay::kAfter;
-    EXPECT_EQ(hopper_outer_way(term, kH200), way) << rank;
+    term.outer_products.push_back({{}, matrix(m, 4096), nullptr, 1.0f, out});
+    term.outer_products.push_back({matrix(m, rank), matrix(m, 4096), nullptr, 1.0f, out});
+    const OuterWay way = rank <= 16 && m >= 3000 ? OuterWay::kBeside : OuterWay::kAfter;
+    EXPECT_EQ(hopper_outer_way(term, kH200), way) << m << ' ' << rank;
     term.outer_products.push_back(term.outer_products.back());
-    EXPECT_EQ(hopper_outer_way(term, kH200), OuterWay::kNone) << rank;
+    EXPECT_EQ(hopper_outer_way(term, kH200), OuterWay::kNone) << m << ' ' << rank;
   }
 }
 

@@ -39,12 +39,14 @@
 // which TMA stores it while the next tile begins. A step is 128·256·64 products, 1024 clocks of a
 // multiprocessor's matrix units, for which 32 KB come in: 16 of x and half of W's 32.
 //
-// The pair is the last step of every tile, with h in x's place and E in W's. h is made in the same
-// ring, by who has the time (see HopperPlan): by blocks that have a tile less than others, before
-// they turn to their tiles, when a slot holds x (128, 128) and S (128, r); or by the others, in
-// units of the same kind between steps of their first tile. h goes to memory, and a flag of the row
-// block is raised, which whoever fetches h waits for. The outer products of a backward pass are
-// made in units between steps of the later tiles.
+// The pair is the last step of every tile, with h in x's place and E in W's. Where what it adds to
+// y is masked, and h so wide that it is made before, it is the first one: its sums are masked where
+// they are, in the registers that the others are then added to. h is made in the same ring, by who
+// has the time (see HopperPlan): by blocks that have a tile less than others, before they turn to
+// their tiles, when a slot holds x (128, 128) and S (128, r); or by the others, in units of the
+// same kind between steps of their first tile. h goes to memory, and a flag of the row block is
+// raised, which whoever fetches h waits for. The outer products of a backward pass are made in
+// units between steps of the later tiles.
 //
 // So blocks wait for each other. The kernel is launched cooperatively: all blocks run at once, or
 // none does, which is why roles can follow from blockIdx; and a block makes its share of h before

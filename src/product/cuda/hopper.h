@@ -116,7 +116,7 @@ std::vector<HopperOuterShape> outer_shapes(const Term& term);
 enum class OuterWay {
   kNone,    ///< Not at all, it leaves them to its caller; what it takes is not affected.
   kBeside,  ///< Beside its tiles: they are of rank 16 or less, and the term has time for them.
-  kAfter,   ///< By a launch after the tiles, of rank 17 and more (hopper_outer.h).
+  kAfter,   ///< By a launch after the tiles, of any rank (hopper_outer.h).
 };
 
 /// Of a term that it takes. There are one or two of them, with the dropout of y or none on the

@@ -269,6 +269,7 @@ __device__ void prepare(const Arguments& args, const Block<TileN>& block, int th
       copy_share<T>(args.copies.list[i], thread);
     }
     fence_async();
+    __threadfence();  // the next kernel reads the copies without waiting for this one's end
     named_sync(4, kCopyThreads);
     if (thread == 0) let_next_kernel_start();
     return;
@@ -320,6 +321,7 @@ __device__ void prepare(const Arguments& args, const Block<TileN>& block, int th
     first_tile = false;
   });
   if (!Outer && args.outer_follows) {
+    wait_for_kernel_before();  // of masks, if there are any
     for (int i = 0; i * kTileM < args.m; ++i) wait_for(args.flags + i * kFlagsOfRowBlock, 2);
     let_next_kernel_start();
   }
