@@ -85,6 +85,52 @@ __device__ void softmax_of_row(const RowPlan& plan, std::int64_t rows, int colum
   }
 }
 
+// The same of 16 bits where registers have no room for all of a row's floats: what is kept are the
+// packs, and powers are made twice.
+template <class T>
+__device__ void softmax_of_long_row(const RowPlan& plan, std::int64_t rows, int columns,
+                                    const ForwardArgs& p, Exchange& exchange) {
+  constexpr int kPack = kPackSize<T>, kPacks = kLongPacks;
+  Team<false> team(plan, exchange);
+  const RowInHand<T, kPacks> hand(plan, team, columns);
+  if (hand.row() >= rows) return;
+  Pack<T, kPack> packs[kPacks];
+  hand.load(p.x, -INFINITY, packs);
+  team.begin();
+#pragma unroll
+  for (int k = 0; k < kPacks; ++k) keep_packed(packs[k]);
+  const auto visit = [&](auto each) {
+#pragma unroll
+    for (int k = 0; k < kPacks; ++k) {
+      if (!hand.has(k)) continue;
+      float z[kPack];
+      unpack(packs[k], z);
+#pragma unroll
+      for (int e = 0; e < kPack; ++e) z[e] *= p.power.before;
+      each(k, z);
+      keep_packed(packs[k]);
+    }
+  };
+  float largest[1] = {-INFINITY}, sum[1] = {0};
+  visit([&](int, const float(&z)[kPack]) {
+#pragma unroll
+    for (int e = 0; e < kPack; ++e) largest[0] = fmaxf(largest[0], z[e]);
+  });
+  team.reduce(largest, Largest());
+  visit([&](int, const float(&z)[kPack]) {
+#pragma unroll
+    for (int e = 0; e < kPack; ++e) sum[0] += p.power.template of<T>(z[e], largest[0]);
+  });
+  team.reduce(sum, Add());
+  const float share = 1.0f / sum[0];
+  T* const y = hand.mine(p.y);
+  visit([&](int k, float(&z)[kPack]) {
+#pragma unroll
+    for (int e = 0; e < kPack; ++e) z[e] = p.power.template of<T>(z[e], largest[0]) * share;
+    store(z, y + k * hand.kApart);
+  });
+}
+
 template <int Packs>
 __global__ void __launch_bounds__(kHandThreads, kHandBlocks)
     softmax_rows(const __grid_constant__ RowPlan plan, std::int64_t rows, int columns, DType dtype,
@@ -93,7 +139,11 @@ __global__ void __launch_bounds__(kHandThreads, kHandBlocks)
   wait_for_kernel_before();
   let_next_kernel_start();
   with_type(dtype, [&]<class T>(std::type_identity<T>) {
-    softmax_of_row<T, Packs>(plan, rows, columns, p, exchange);
+    if constexpr (Packs <= kHandPacks) {
+      softmax_of_row<T, Packs>(plan, rows, columns, p, exchange);
+    } else if constexpr (sizeof(T) == 2) {
+      softmax_of_long_row<T>(plan, rows, columns, p, exchange);
+    }
   });
 }
 
@@ -213,13 +263,17 @@ void softmax_forward(Context& context, const SoftmaxForward& p) {
   call.reaches("x", p.x), call.reaches("y", p.y);
   const std::int64_t rows = p.x.dim(0), columns = p.x.dim(1);
   if (p.x.size() == 0) return;
-  const RowPlan plan = plan_rows(call.facts(), {.rows = rows,
-                                                .columns = columns,
-                                                .element_bytes = size_of(p.x.dtype()),
-                                                .in_packs = in_packs({p.x, p.y})});
+  const RowPlan plan = plan_rows(call.facts(),
+                                 {.rows = rows,
+                                  .columns = columns,
+                                  .element_bytes = size_of(p.x.dtype()),
+                                  .in_packs = in_packs({p.x, p.y})},
+                                 p.x.dtype() == DType::kFloat32 ? kHandPacks : kLongPacks);
   const ForwardArgs args{matrix_of(p.x), Power(p.scale), matrix_of(p.y)};
   if (plan.fits) {
-    const auto kernel = plan.packs > kFewPacks ? softmax_rows<kHandPacks> : softmax_rows<kFewPacks>;
+    const auto kernel = plan.packs > kHandPacks  ? softmax_rows<kLongPacks>
+                        : plan.packs > kFewPacks ? softmax_rows<kHandPacks>
+                                                 : softmax_rows<kFewPacks>;
     launch_rows(call, plan, kernel, rows, static_cast<int>(columns), p.x.dtype(), args);
   } else {
     launch_rows(call, any_rows_plan(rows, columns), softmax_any_rows, rows, columns, p.x.dtype(),

@@ -37,10 +37,15 @@ void expect_columns_dealt(const RowPlan& plan, const RowWork& work) {
 
 void expect_sound(const DeviceFacts& device, const RowWork& work) {
   SCOPED_TRACE(text_of(device, work));
-  if (const RowPlan plan = plan_rows(device, work); plan.fits) {
+  for (const int most_packs : {kHandPacks, kLongPacks}) {
+    const RowPlan plan = plan_rows(device, work, most_packs);
+    if (!plan.fits) continue;
     expect_columns_dealt(plan, work);
     EXPECT_LE(plan.threads(), kHandThreads);
-    EXPECT_LE(plan.packs, kHandPacks);
+    EXPECT_LE(plan.packs, most_packs);
+    if (work.columns * static_cast<std::int64_t>(work.element_bytes) <= kLongBytes) {
+      EXPECT_LE(plan.packs, kHandPacks) << "more for a thread than short rows need";
+    }
     EXPECT_LT(plan.group * (plan.packs - 1) * (kPackBytes / static_cast<int>(work.element_bytes)),
               plan.part)
         << "packs that no thread needs";
@@ -120,6 +125,15 @@ TEST(RowPlan, WarpsHaveAsMuchToDoAsOthers) {
   const RowPlan plan = plan_rows(kH200, {4096, 1280, 2, true});
   EXPECT_EQ(plan.group, 64);
   EXPECT_EQ(plan.packs, 3);
+}
+
+TEST(RowPlan, LongRowsAreMoreForAThreadRatherThanMoreThreads) {
+  EXPECT_EQ(plan_rows(kH200, {4096, 4096, 2, true}, kLongPacks).packs, 4);
+  const RowPlan plan = plan_rows(kH200, {2048, 32768, 2, true}, kLongPacks);
+  EXPECT_EQ(plan.packs, 8);
+  EXPECT_EQ(plan.group, 512);
+  EXPECT_EQ(plan.cluster, 1);
+  EXPECT_EQ(plan_rows(kH200, {2048, 32768, 2, true}).cluster, 2);
 }
 
 TEST(RowPlan, LeavesToOthersWhatIsNotInPacks) {

@@ -56,6 +56,20 @@ __device__ inline float load_as_float(const void* data, DType dtype, std::int64_
   }
 }
 
+/// Stores an element of any type.
+__device__ inline void store_from_float(void* data, DType dtype, std::int64_t index, float value) {
+  switch (dtype) {
+    case DType::kFloat16:
+      static_cast<__half*>(data)[index] = from_float<__half>(value);
+      break;
+    case DType::kBFloat16:
+      static_cast<__nv_bfloat16*>(data)[index] = from_float<__nv_bfloat16>(value);
+      break;
+    default:
+      static_cast<float*>(data)[index] = value;
+  }
+}
+
 /// `with_type(dtype, [&]<class T>(std::type_identity<T>) { ... })` for the device type of a
 /// floating `dtype`: in code of the host, and in kernels that know their types when they run. The
 /// pragma says that the body's own side need not be checked here.

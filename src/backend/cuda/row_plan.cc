@@ -39,10 +39,13 @@ int most_cluster(const DeviceFacts& device) { return device.major >= 9 ? kMostCl
 
 }  // namespace
 
-RowPlan plan_rows(const DeviceFacts& device, const RowWork& work) {
+RowPlan plan_rows(const DeviceFacts& device, const RowWork& work, int most_packs) {
   if (!has_rows(work)) return {};
+  if (work.columns * static_cast<std::int64_t>(work.element_bytes) <= kLongBytes) {
+    most_packs = kHandPacks;
+  }
   for (int cluster = 1; cluster <= most_cluster(device); cluster *= 2) {
-    RowPlan plan = team_of(work, cluster, kHandPacks, kHandThreads);
+    RowPlan plan = team_of(work, cluster, most_packs, kHandThreads);
     if (!plan.fits) continue;
     // Warps that have a row each are put together, so that a multiprocessor's blocks are enough.
     if (plan.group == kWarp && cluster == 1) plan.groups = 4;

@@ -57,9 +57,12 @@ constexpr int slots_of(int group) {
 
 /// @{
 /// For kernels that have a row for each team (rows.cuh): up to 4 packs a thread, or up to 2 where
-/// rows are short, which takes fewer registers, in blocks of up to 512 threads.
-inline constexpr int kHandThreads = 512, kHandPacks = 4, kFewPacks = 2;
-RowPlan plan_rows(const DeviceFacts& device, const RowWork& work);
+/// rows are short, which takes fewer registers, in blocks of up to 512 threads. Where rows are
+/// long, up to `most_packs`, 4 or 8, so that fewer threads wait for each other and more rows are
+/// under way.
+inline constexpr int kHandThreads = 512, kLongPacks = 8, kHandPacks = 4, kFewPacks = 2;
+inline constexpr int kLongBytes = 8192;  // rows up to which 4 are enough
+RowPlan plan_rows(const DeviceFacts& device, const RowWork& work, int most_packs = kHandPacks);
 /// @}
 
 /// @{
@@ -70,12 +73,13 @@ inline constexpr int kFlowThreads = 512, kFlowPacks = 2;
 inline constexpr int kWeightBytes = kFlowThreads * kFlowPacks * 8 * 4;
 RowPlan plan_flow(const DeviceFacts& device, const RowWork& work, int inputs);
 
-/// Rows on their way to a team, as many as keep memory busy, in the shared memory of a block: of
-/// 227 KB of Hopper's, of 99 KB that the least of the others have.
+/// Rows on their way to a team, in the shared memory of a block: of 227 KB of Hopper's, of 99 KB
+/// that the least of the others have. Two keep memory busy; more are more to do after the last one
+/// has come.
 constexpr int flow_stages(int major, int inputs) {
   const int row_bytes = kFlowThreads * kFlowPacks * kPackBytes * inputs;
   const int fit = ((major == 9 ? 224 : 96) * 1024 - kWeightBytes) / row_bytes;
-  return fit < 4 ? fit : 4;
+  return fit < 2 ? fit : 2;
 }
 /// @}
 

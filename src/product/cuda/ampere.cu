@@ -173,25 +173,27 @@ void shrink_by_tiles(const Launches& launch, const Term& term, const ShrinkArgs&
   FinishArgs finish_args;
   finish_args.parts = parts;
   finish_args.m = shrink.m;
+  finish_args.dtype = term.multiply;
   finish_args.count = plan.splits;
   finish_args.rank = shrink.rank, finish_args.ranks = shrink.ranks;
   finish_args.scaling = shrink.scaling;
   finish_args.h = shrink.h, finish_args.scaled = shrink.scaled;
-  launch(blocks_for(shrink.m * shrink.ranks, 4 * facts.multiprocessors), 0, finish<T>, finish_args);
+  launch(blocks_for(shrink.m * shrink.ranks, 4 * facts.multiprocessors), 0, finish<256>,
+         finish_args);
 }
 
 // Adds up the parts of y.
-template <class T>
 void finish_parts(const Launches& launch, const Term& term, const AmpereShape& shape,
                   const AmperePlan& plan, const Workspace& workspace) {
   FinishRowsArgs args;
   args.parts = reinterpret_cast<const float*>(workspace.parts);
   args.count = plan.splits;
   args.m = shape.m, args.n = shape.n;
+  args.dtype = term.multiply;
   set_output(args, term);
   launch(dim3(static_cast<unsigned>(divide_up(shape.n, 256)),
               static_cast<unsigned>(divide_up(shape.m, kFinishRows))),
-         0, finish_rows<T>, args);
+         0, finish_rows<256>, args);
 }
 
 // One or two outer products.
@@ -247,6 +249,7 @@ void run_tiles(const Launches& launch, const Term& term, const AmpereShape& shap
     prepare_args.shrink = operand_of(pair.shrink, 1, 0, term.multiply);
     prepare_args.k = sizes.k, prepare_args.padded_k = sizes.padded_k;
     prepare_args.n = sizes.n;
+    prepare_args.dtype = term.multiply;
     prepare_args.rank = sizes.rank, prepare_args.ranks = sizes.ranks;
     prepare_args.packed_shrink = workspace.shrink;
     std::int64_t work = sizes.ranks * sizes.padded_k;
@@ -266,7 +269,8 @@ void run_tiles(const Launches& launch, const Term& term, const AmpereShape& shap
       prepare_args.zeros = flags_of(sizes.m);
     }
     work = std::max(work, sizes.ranks * prepare_args.padded_n);
-    launch(blocks_for(work, 4 * launch.call.facts().multiprocessors), 0, prepare<T>, prepare_args);
+    launch(blocks_for(work, 4 * launch.call.facts().multiprocessors), 0, prepare<256>,
+           prepare_args);
 
     shrink_args.x = operand_of(term.x, 0, 1, term.multiply);
     shrink_args.m = sizes.m, shrink_args.k = sizes.k;
@@ -321,7 +325,7 @@ void run_tiles(const Launches& launch, const Term& term, const AmpereShape& shap
     }
     launch_tiles<T>(launch, plan, way, args);
     if (plan.splits > 1) {
-      finish_parts<T>(launch, term, shape, plan, workspace);
+      finish_parts(launch, term, shape, plan, workspace);
     }
   }
 }

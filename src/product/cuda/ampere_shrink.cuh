@@ -216,24 +216,26 @@ struct FinishArgs {
   std::int64_t m = 0;
   int count = 0, rank = 0, ranks = 0;
   float scaling = 1.0f;
-  float* h = nullptr;      ///< (M, rank), unscaled; null: not wanted.
-  void* scaled = nullptr;  ///< (M, ranks): s·h of the multiply type; null: not wanted.
+  float* h = nullptr;             ///< (M, rank), unscaled; null: not wanted.
+  void* scaled = nullptr;         ///< (M, ranks): s·h of the multiply type; null: not wanted.
+  DType dtype = DType::kFloat16;  ///< The multiply type.
 };
 
-template <class T>
-__global__ void __launch_bounds__(256) finish(const __grid_constant__ FinishArgs a) {
+/// A template, as a header's kernels have to be.
+template <int kThreads>
+__global__ void __launch_bounds__(kThreads) finish(const __grid_constant__ FinishArgs a) {
   wait_for_kernel_before();
   let_next_kernel_start();
   const std::int64_t size = a.m * a.ranks;
-  for (std::int64_t i = std::int64_t{blockIdx.x} * 256 + threadIdx.x; i < size;
-       i += std::int64_t{gridDim.x} * 256) {
+  for (std::int64_t i = std::int64_t{blockIdx.x} * kThreads + threadIdx.x; i < size;
+       i += std::int64_t{gridDim.x} * kThreads) {
     float sum = 0.0f;
     for (int part = 0; part < a.count; ++part) sum += a.parts[part * size + i];
     const std::int64_t row = i / a.ranks;
     const int rank = static_cast<int>(i % a.ranks);
     if (a.h != nullptr && rank < a.rank) a.h[row * a.rank + rank] = sum;
     if (a.scaled != nullptr) {
-      static_cast<T*>(a.scaled)[i] = from_float<T>(rank < a.rank ? a.scaling * sum : 0.0f);
+      store_from_float(a.scaled, a.dtype, i, rank < a.rank ? a.scaling * sum : 0.0f);
     }
   }
 }
@@ -249,16 +251,18 @@ struct FinishRowsArgs {
   void* y = nullptr;
   std::int64_t y_stride = 0;
   bool y_float = false, accumulate = false;
+  DType dtype = DType::kFloat16;  ///< The multiply type, which y has unless it is float32.
 };
 
 /// A thread has a column of so many rows.
 inline constexpr int kFinishRows = 2;
 
-template <class T>
-__global__ void __launch_bounds__(256) finish_rows(const __grid_constant__ FinishRowsArgs a) {
+/// A template, as a header's kernels have to be.
+template <int kThreads>
+__global__ void __launch_bounds__(kThreads) finish_rows(const __grid_constant__ FinishRowsArgs a) {
   wait_for_kernel_before();
   let_next_kernel_start();
-  const std::int64_t n = std::int64_t{blockIdx.x} * 256 + threadIdx.x;
+  const std::int64_t n = std::int64_t{blockIdx.x} * kThreads + threadIdx.x;
   const std::int64_t row0 = std::int64_t{blockIdx.y} * kFinishRows;
   if (n >= a.n) return;
   const float bias =
@@ -276,13 +280,8 @@ __global__ void __launch_bounds__(256) finish_rows(const __grid_constant__ Finis
     if (row0 + r >= a.m) break;
     const float value = sums[r] + bias;
     const std::int64_t at = (row0 + r) * a.y_stride + n;
-    if (a.y_float) {
-      float* y = static_cast<float*>(a.y) + at;
-      *y = a.accumulate ? *y + value : value;
-    } else {
-      T* y = static_cast<T*>(a.y) + at;
-      *y = from_float<T>(a.accumulate ? to_float(*y) + value : value);
-    }
+    const DType dtype = a.y_float ? DType::kFloat32 : a.dtype;
+    store_from_float(a.y, dtype, at, a.accumulate ? load_as_float(a.y, dtype, at) + value : value);
   }
 }
 
@@ -292,6 +291,7 @@ struct PrepareArgs {
   Operand expand;  ///< As (N, rank).
   std::int64_t k = 0, n = 0, padded_k = 0, padded_n = 0;
   int rank = 0, ranks = 0;
+  DType dtype = DType::kFloat16;  ///< The multiply type.
   void* packed_shrink = nullptr;  ///< (ranks, padded_k)
   void* packed_expand = nullptr;  ///< (N, ranks), or (ranks, padded_n) if `expand_along_n`.
   bool expand_along_n = false;
@@ -299,30 +299,33 @@ struct PrepareArgs {
   std::int64_t zeros = 0;
 };
 
-template <class T>
-__global__ void __launch_bounds__(256) prepare(const __grid_constant__ PrepareArgs a) {
+/// A template, as a header's kernels have to be.
+template <int kThreads>
+__global__ void __launch_bounds__(kThreads) prepare(const __grid_constant__ PrepareArgs a) {
   wait_for_kernel_before();
   let_next_kernel_start();
-  const std::int64_t first = std::int64_t{blockIdx.x} * 256 + threadIdx.x;
-  const std::int64_t step = std::int64_t{gridDim.x} * 256;
+  const std::int64_t first = std::int64_t{blockIdx.x} * kThreads + threadIdx.x;
+  const std::int64_t step = std::int64_t{gridDim.x} * kThreads;
   for (std::int64_t i = first; i < a.zeros; i += step) a.zeroed[i] = 0;
   if (a.packed_shrink != nullptr) {
     for (std::int64_t i = first; i < a.ranks * a.padded_k; i += step) {
       const std::int64_t r = i / a.padded_k, k = i % a.padded_k;
-      static_cast<T*>(a.packed_shrink)[i] = from_float<T>(
-          r < a.rank && k < a.k ? load_as_float(a.shrink.data, a.shrink.dtype,
-                                                r * a.shrink.outer + k * a.shrink.inner)
-                                : 0.0f);
+      store_from_float(a.packed_shrink, a.dtype, i,
+                       r < a.rank && k < a.k
+                           ? load_as_float(a.shrink.data, a.shrink.dtype,
+                                           r * a.shrink.outer + k * a.shrink.inner)
+                           : 0.0f);
     }
   }
   if (a.packed_expand != nullptr) {
     for (std::int64_t i = first; i < a.ranks * a.padded_n; i += step) {
       const std::int64_t r = a.expand_along_n ? i / a.padded_n : i % a.ranks;
       const std::int64_t n = a.expand_along_n ? i % a.padded_n : i / a.ranks;
-      static_cast<T*>(a.packed_expand)[i] = from_float<T>(
-          r < a.rank && n < a.n ? load_as_float(a.expand.data, a.expand.dtype,
-                                                n * a.expand.outer + r * a.expand.inner)
-                                : 0.0f);
+      store_from_float(a.packed_expand, a.dtype, i,
+                       r < a.rank && n < a.n
+                           ? load_as_float(a.expand.data, a.expand.dtype,
+                                           n * a.expand.outer + r * a.expand.inner)
+                           : 0.0f);
     }
   }
 }

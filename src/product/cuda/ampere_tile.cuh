@@ -1,5 +1,8 @@
 #pragma once
 
+#include <iterator>
+#include <type_traits>
+
 #include "backend/cuda/mma.cuh"
 #include "backend/cuda/philox.cuh"
 #include "product/cuda/ampere_operand.cuh"
@@ -97,54 +100,92 @@ __device__ __forceinline__ int swizzled(int r, int c) {
   return r * Depth * 2 + ((c ^ (Depth == 64 ? r & 7 : (r >> 1) & 3)) * 16);
 }
 
-/// Where a thread's chunks of an operand come from, step after step. Along k it has chunk c of rows
-/// r, r + kPass, … of the tile; along n, chunk c of k = r, r + kPass, …. Chunks that do not exist
-/// are filled with zeros, so that a step past the last one is a step like any other. Chunks are
-/// whole: rows of what is copied are eights of elements.
-template <class T, int kRows, int kDepth, bool kAlongN>
-struct Feed {
-  static constexpr int kChunks = (kAlongN ? kRows : kDepth) / 8, kPass = kTileThreads / kChunks;
-  static constexpr int kPasses = (kAlongN ? kDepth : kRows) / kPass;
-  static constexpr int kPassBytes = kPass * kChunks * 16;  // from a pass to the next, in a stage
-  static_assert(kPass % 8 == 0);                           // the swizzle stays the same
+/// threadIdx.x, of which nothing is found ahead of the loop over K: it has no registers for it.
+__device__ __forceinline__ int thread_here() {
+  int thread = static_cast<int>(threadIdx.x);
+  asm volatile("" : "+r"(thread));
+  return thread;
+}
+
+/// Where a thread's chunks of an operand come from, step after step. Chunks that do not exist are
+/// filled with zeros, so that a step past the last one is a step like any other. Chunks are whole:
+/// rows of what is copied are eights of elements.
+///
+/// Along k: chunk c of rows r, r + kPass, … of the tile.
+template <int kRows, int kDepth>
+struct FeedAlongK {
+  static constexpr int kChunks = kDepth / 8, kPass = kTileThreads / kChunks;
+  static constexpr int kCopies = kRows / kPass;
+  static constexpr int kPassBytes = kPass * kDepth * 2;  // from a copy to the next, in a stage
+  static_assert(kPass % 8 == 0);                         // the swizzle stays the same
 
   const char* at = nullptr;     // the first chunk of the next step
-  std::int64_t pass_bytes = 0;  // from a pass to the next, in memory: the same for all threads
-  int exist = 0;                // rows, or along n k, from pass 0's chunk on, that exist
+  std::int64_t pass_bytes = 0;  // from a copy to the next, in memory: the same for all threads
+  int rows = 0, left = 0;       // that exist: rows from the first on, and k from the chunk on
 
-  __device__ __forceinline__ static int row() { return static_cast<int>(threadIdx.x) / kChunks; }
-  __device__ __forceinline__ static int chunk() { return static_cast<int>(threadIdx.x) % kChunks; }
-  /// Where in a stage's part the first pass's chunk goes.
+  __device__ __forceinline__ static int row() { return thread_here() / kChunks; }
+  __device__ __forceinline__ static int chunk() { return thread_here() % kChunks; }
+  /// Where in a stage's part the first chunk goes.
   __device__ __forceinline__ static std::uint32_t place() {
-    return kAlongN ? row() * kRows * 2 + ((chunk() ^ (row() & 7)) * 16)
-                   : swizzled<kDepth>(row(), chunk());
+    return swizzled<kDepth>(row(), chunk());
   }
-  /// Rows [first, first + kRows) of `count`, from k = 0 on; `stride` between rows, or along n
-  /// between k.
+  /// Rows [first, first + kRows) of `count`, from k = 0 to `depth`; `stride` between rows.
   __device__ __forceinline__ void start(const void* data, std::int64_t stride, std::int64_t first,
-                                        std::int64_t count, std::int64_t depth) {
+                                        std::int64_t count, int depth) {
     const int r = row(), c = chunk();
+    at = static_cast<const char*>(data) + ((first + r) * stride + 8 * c) * 2;
     pass_bytes = kPass * stride * 2;
-    if constexpr (kAlongN) {
-      at = static_cast<const char*>(data) + (r * stride + first + 8 * c) * 2;
-      exist = first + 8 * c < count ? static_cast<int>(depth) - r : 0;
-    } else {
-      at = static_cast<const char*>(data) + ((first + r) * stride + 8 * c) * 2;
-      exist = 8 * c < depth ? static_cast<int>(min(count - first, std::int64_t{kRows})) - r : 0;
-    }
+    left = depth - 8 * c;
+    rows = left > 0 ? static_cast<int>(min(count - first, std::int64_t{kRows})) - r : 0;
   }
-  __device__ __forceinline__ void copy(int p, std::uint32_t to) const {
-    copy_async(to + p * kPassBytes, at + p * pass_bytes, exist > p * kPass);
+  __device__ __forceinline__ void copy(int c, std::uint32_t to) const {
+    copy_async(to + c * kPassBytes, at + c * pass_bytes, rows > c * kPass);
   }
-  /// `left`: k from the next step's chunks of this thread on.
-  __device__ __forceinline__ void next_step(int left) {
-    if constexpr (kAlongN) {
-      at += pass_bytes * kPasses;
-      exist -= kDepth;
-    } else {
-      at += kDepth * 2;
-      if (left <= 0) exist = 0;
+  /// On to the next step's.
+  __device__ __forceinline__ void advance() {
+    left -= kDepth;
+    if (left <= 0) rows = 0;
+    at += kDepth * 2;
+  }
+};
+
+/// Along n: rows are k, and a thread has chunks c, c + 8, … of k = r, r + kPass, ….
+template <int kRows, int kDepth>
+struct FeedAlongN {
+  static constexpr int kChunks = 8, kPass = kTileThreads / kChunks;
+  static constexpr int kPasses = kDepth / kPass, kPer = kRows / 64;
+  static constexpr int kCopies = kPasses * kPer;
+  static constexpr int kPassBytes = kPass * kRows * 2;
+
+  const char* at[kPasses];
+  std::int64_t step_bytes = 0;
+  int cols = 0, left = 0;  // that exist, from this thread's first chunk on
+
+  __device__ __forceinline__ static std::uint32_t place() {
+    const int r = thread_here() / kChunks, c = thread_here() % kChunks;
+    return r * kRows * 2 + (c ^ (r & 7)) * 16;
+  }
+  /// Columns [first, first + kRows) of `count`, from k = 0 to `depth`; `stride` between k.
+  __device__ __forceinline__ void start(const void* data, std::int64_t stride, std::int64_t first,
+                                        std::int64_t count, int depth) {
+    const int r = thread_here() / kChunks, c = thread_here() % kChunks;
+#pragma unroll
+    for (int p = 0; p < kPasses; ++p) {
+      at[p] = static_cast<const char*>(data) + ((r + p * kPass) * stride + first + 8 * c) * 2;
     }
+    step_bytes = kDepth * stride * 2;
+    cols = static_cast<int>(min(count - first, std::int64_t{kRows})) - 8 * c;
+    left = depth - r;
+  }
+  __device__ __forceinline__ void copy(int i, std::uint32_t to) const {
+    const int p = i / kPer, c = i % kPer;
+    const bool exists = (left > p * kPass ? cols : 0) > 64 * c;
+    copy_async(to + p * kPassBytes + c * 128, at[p] + c * 128, exists);
+  }
+  __device__ __forceinline__ void advance() {
+    left -= kDepth;
+#pragma unroll
+    for (int p = 0; p < kPasses; ++p) at[p] += step_bytes;
   }
 };
 
@@ -193,25 +234,31 @@ struct TileProduct {
   static constexpr int kDepth = Shape::kDepth, kStages = Shape::kStages, kSixteens = kDepth / 16;
   static constexpr bool kWAlongN = kWay == Way::kAlongN;
   using Sums = float[4][Shape::kBlocksN][4];
-  using FeedX = Feed<T, kTileRows, kDepth, false>;
-  using FeedW = Feed<T, Shape::kN, kDepth, kWAlongN>;
-  static constexpr int kCopies = FeedX::kPasses + FeedW::kPasses;
+  using FeedX = FeedAlongK<kTileRows, kDepth>;
+  using FeedW =
+      std::conditional_t<kWAlongN, FeedAlongN<Shape::kN, kDepth>, FeedAlongK<Shape::kN, kDepth>>;
+  static constexpr int kCopies = FeedX::kCopies + FeedW::kCopies;
+  static_assert(kStages == 3);
 
   const TileArgs& a;
   unsigned char* shared;
-  // Where this lane's ldmatrix rows start in the first stage, and its copies go there.
-  std::uint32_t lane_x, lane_w, to_x, to_w;
+  // Where this lane's ldmatrix rows start in the first stage, for each swizzle that a step needs:
+  // of x for each sixteenth of its k; of W too, or along n for each two eights of columns. And
+  // where its copies go there.
+  std::uint32_t lane_x[kSixteens], lane_w[kWAlongN ? Shape::kBlocksN / 2 : kSixteens], to_x, to_w;
 
   // Tiles are counted in 32 bits, as a launch's blocks are; parts of K count too.
   unsigned tile = 0, fed = 0;  // the one that is summed, and the one whose steps are copied
   bool flows;                  // whether copies go on from a tile to the next
 
-  // The run of steps that is fed, and k from the next step's chunks of x of this thread on.
+  // The run of steps that is fed, in which the base's are followed by the pair's. What copies come
+  // from now ends before `step` of the run, `until` steps ahead.
   FeedX x;
   FeedW w;
-  int left = 0, step = 0, pair_from = 0, steps = 0;
-  // The stages, in bytes, that are multiplied and copied to.
-  int now = 0, free = 0;
+  int until = 0, step = 0, pair_from = 0, steps = 0;
+  bool feeds_base = false;
+  // The stages, in bytes, that are multiplied, multiplied next, and copied to.
+  int now = 0, next = 0, free = 0;
   Fragments<Shape> f[2];
   [[no_unique_address]] Carried<T, kTileRows, kDepth> carried_x;
   [[no_unique_address]] Carried<T, Shape::kN, kDepth> carried_w;
@@ -221,17 +268,23 @@ struct TileProduct {
     const int warp = static_cast<int>(threadIdx.x) / 32, lane = static_cast<int>(threadIdx.x) % 32;
     const int warp_row = warp / 4 * 64, warp_col = warp % 4 * Shape::kWarpN;
     const std::uint32_t base = shared_address(memory);
+    // The swizzle is an exclusive or of address bits that nothing else sets: stages and rows are
+    // whole 128 bytes.
     // x: matrices (rows 0-7, k 0-7), (rows 8-15, k 0-7), (rows 0-7, k 8-15), (rows 8-15, k 8-15)
-    lane_x = base + swizzled<kDepth>(warp_row + lane % 16, lane / 16);
-    lane_w = base + Shape::kBytesX;
+    const std::uint32_t first_x = base + swizzled<kDepth>(warp_row + lane % 16, lane / 16);
+#pragma unroll
+    for (int i = 0; i < kSixteens; ++i) lane_x[i] = first_x ^ (i * 32);
+    std::uint32_t first_w = base + Shape::kBytesX;
     if constexpr (kWAlongN) {
       // (k 0-7, n 0-7), (k 8-15, n 0-7), (k 0-7, n 8-15), (k 8-15, n 8-15), transposed on the way
       const int rw = lane % 16;
-      lane_w += rw * Shape::kN * 2 + ((warp_col / 8 + lane / 16) ^ (rw & 7)) * 16;
+      first_w += rw * Shape::kN * 2 + ((warp_col / 8 + lane / 16) ^ (rw & 7)) * 16;
     } else {
       // (n 0-7, k 0-7), (n 0-7, k 8-15), (n 8-15, k 0-7), (n 8-15, k 8-15)
-      lane_w += swizzled<kDepth>(warp_col + lane % 8 + lane / 16 * 8, lane / 8 % 2);
+      first_w += swizzled<kDepth>(warp_col + lane % 8 + lane / 16 * 8, lane / 8 % 2);
     }
+#pragma unroll
+    for (int i = 0; i < static_cast<int>(std::size(lane_w)); ++i) lane_w[i] = first_w ^ (i * 32);
     to_x = base + FeedX::place(), to_w = base + Shape::kBytesX + FeedW::place();
     // What has use for shared memory at a tile's end waits for its next tile; no steps don't flow.
     flows = stores_directly() && !(a.ranks > 0 && a.mask.any()) && (a.k > 0 || a.ranks > 0);
@@ -249,10 +302,11 @@ struct TileProduct {
     const unsigned blocks_n = static_cast<unsigned>((a.n + Shape::kN - 1) / Shape::kN);
     const unsigned whole = of / a.splits;
     const unsigned group = whole / (kRasterRows * blocks_n);
-    const unsigned in_group = whole % (kRasterRows * blocks_n);
+    const unsigned in_group = whole - group * (kRasterRows * blocks_n);
     const unsigned rows = min(blocks_m - group * kRasterRows, kRasterRows);
-    return {std::int64_t{group * kRasterRows + in_group % rows} * kTileRows,
-            std::int64_t{in_group / rows} * Shape::kN, static_cast<int>(of % a.splits)};
+    const unsigned col = in_group / rows;
+    return {std::int64_t{group * kRasterRows + in_group - col * rows} * kTileRows,
+            std::int64_t{col} * Shape::kN, static_cast<int>(of - whole * a.splits)};
   }
   __device__ __forceinline__ bool last(int split) const { return split + 1 == a.splits; }
   /// K of a part.
@@ -274,35 +328,43 @@ struct TileProduct {
   }
 
   /// Fragment `j` of sixteenth `i` of the k of a stage into registers, in the order in which they
-  /// are multiplied: W's first, x's first, the rest of W's, the rest of x's. The swizzle is an
-  /// exclusive or of address bits that nothing else sets: stages and rows are whole 128 bytes.
+  /// are multiplied: W's first, x's first, the rest of W's, the rest of x's.
   static constexpr int kLoadsW = Shape::kBlocksN / 2, kLoads = 4 + kLoadsW;
   __device__ __forceinline__ void load(int stage, int i, int j, Fragments<Shape>& f) const {
     if (j == 1 || j > kLoadsW) {
-      const int r = j == 1 ? 0 : j - kLoadsW;
-      ldmatrix(((lane_x + stage) ^ (i * 32)) + r * 16 * kDepth * 2, f.x[r][0], f.x[r][1], f.x[r][2],
-               f.x[r][3]);
-      return;
-    }
-    const int n = j == 0 ? 0 : 2 * (j - 1);
-    if constexpr (kWAlongN) {
-      ldmatrix_trans(((lane_w + stage) ^ (n * 16)) + i * 16 * Shape::kN * 2, f.w[n][0], f.w[n][1],
-                     f.w[n + 1][0], f.w[n + 1][1]);
+      load_x(lane_x[i] + stage, j == 1 ? 0 : j - kLoadsW, f);
     } else {
-      ldmatrix(((lane_w + stage) ^ (i * 32)) + n * 8 * kDepth * 2, f.w[n][0], f.w[n][1],
-               f.w[n + 1][0], f.w[n + 1][1]);
+      const int n = j == 0 ? 0 : j - 1;
+      load_w(kWAlongN ? lane_w[n] + stage + i * 16 * Shape::kN * 2 : lane_w[i] + stage, n, f);
     }
   }
+  __device__ __forceinline__ static void load_x(std::uint32_t from, int r, Fragments<Shape>& f) {
+    ldmatrix(from + r * 16 * kDepth * 2, f.x[r][0], f.x[r][1], f.x[r][2], f.x[r][3]);
+  }
+  __device__ __forceinline__ static void load_w(std::uint32_t from, int n, Fragments<Shape>& f) {
+    auto& w = f.w;
+    if constexpr (kWAlongN) {
+      ldmatrix_trans(from, w[2 * n][0], w[2 * n][1], w[2 * n + 1][0], w[2 * n + 1][1]);
+    } else {
+      ldmatrix(from + n * 16 * kDepth * 2, w[2 * n][0], w[2 * n][1], w[2 * n + 1][0],
+               w[2 * n + 1][1]);
+    }
+  }
+  /// All of a sixteenth that is not known when compiling.
   __device__ __forceinline__ void load(int stage, int i, Fragments<Shape>& f) const {
 #pragma unroll
-    for (int j = 0; j < kLoads; ++j) load(stage, i, j, f);
+    for (int r = 0; r < 4; ++r) load_x((lane_x[0] ^ (i * 32)) + stage, r, f);
+#pragma unroll
+    for (int n = 0; n < kLoadsW; ++n) {
+      load_w((kWAlongN ? lane_w[n] + i * 16 * Shape::kN * 2 : lane_w[0] ^ (i * 32)) + stage, n, f);
+    }
   }
 
   /// The run of steps of a tile. Round 0 is the pair's alone, where that is masked; round 1 is the
   /// base's, going on over the pair's steps unless they have been.
   __device__ __forceinline__ void feed(unsigned of, int round) {
     const int split = static_cast<int>(of % a.splits);
-    fed = of, step = 0;
+    fed = of, step = until = 0;
     pair_from = round == 0 ? 0 : base_steps(split);
     steps = pair_from + (round == 0 || !masked(split) ? pair_steps(split) : 0);
   }
@@ -315,59 +377,69 @@ struct TileProduct {
     while (load_acquire(ready) < units) {
     }
   }
-  /// Before the copies of a step: where they come from, if that is new.
-  __device__ __forceinline__ void begin_step() {
+  /// Where copies come from when those of a source have all been sent off: from the base's
+  /// operands, the pair's, the next tile's, or nowhere.
+  __device__ __forceinline__ void turn() {
     if (step == steps && flows && fed + stride() < a.tiles) feed(fed + stride(), 1);
-    const bool pair = step == pair_from;
-    if (step < steps && (step == 0 || pair)) {
-      const Place at = place_of(fed);
-      if (pair && a.shrink_blocks > 0) wait_for_h(at.row0);
-      const std::int64_t k = pair ? 0 : at.split * a.split_depth;
-      const std::int64_t count = pair ? a.ranks : depth(at.split);
-      const T* from_x = static_cast<const T*>(pair ? a.scaled : a.x.data) + k;
-      const T* from_w = static_cast<const T*>(pair ? a.expand : a.w.data);
-      const std::int64_t stride_w = pair ? a.expand_stride : kWAlongN ? a.w.inner : a.w.outer;
-      x.start(from_x, pair ? a.ranks : a.x.outer, at.row0, a.m, count);
-      w.start(from_w + (kWAlongN ? k * stride_w : k), stride_w, at.col0, a.n, count);
-      left = static_cast<int>(count) - 8 * FeedX::chunk();
+    if (step == steps) {
+      feeds_base = false;
+      until = 1 << 30;
+      return;
     }
+    const Place at = place_of(fed);
+    const bool pair = step == pair_from;
+    if (pair && a.shrink_blocks > 0) wait_for_h(at.row0);
+    const std::int64_t k = pair ? 0 : at.split * a.split_depth;
+    const int count = pair ? a.ranks : static_cast<int>(depth(at.split));
+    const T* from_x = static_cast<const T*>(pair ? a.scaled : a.x.data) + k;
+    const T* from_w = static_cast<const T*>(pair ? a.expand : a.w.data);
+    const std::int64_t stride_w = pair ? a.expand_stride : kWAlongN ? a.w.inner : a.w.outer;
+    x.start(from_x, pair ? a.ranks : a.x.outer, at.row0, a.m, count);
+    w.start(from_w + (kWAlongN ? k * stride_w : k), stride_w, at.col0, a.n, count);
+    feeds_base = !pair;
+    until = (pair ? steps : pair_from) - step;
+    step += until;
+  }
+  /// Before the copies of a step.
+  __device__ __forceinline__ void begin_step() {
+    if (until == 0) turn();
     if constexpr (kWay == Way::kAny) {
-      if (step < pair_from && !(a.x.copies && a.w.copies)) {
+      if (feeds_base && !(a.x.copies && a.w.copies)) {
         const Place at = place_of(fed);
-        const std::int64_t k0 = at.split * a.split_depth + std::int64_t{step} * kDepth;
+        const std::int64_t k0 = at.split * a.split_depth + std::int64_t{pair_from - until} * kDepth;
         if (!a.x.copies) carried_x.fetch(a.x, at.row0, a.m, k0, a.k);
         if (!a.w.copies) carried_w.fetch(a.w, at.col0, a.n, k0, a.k);
       }
     }
+    --until;
   }
   /// Copy `c` of a step, which there are kCopies of.
   __device__ __forceinline__ void copy(int c) {
-    const bool elements = kWay == Way::kAny && step < pair_from;
-    if (c < FeedX::kPasses) {
+    const bool elements = kWay == Way::kAny && feeds_base;
+    if (c < FeedX::kCopies) {
       if (!elements || a.x.copies) x.copy(c, to_x + free);
     } else {
-      if (!elements || a.w.copies) w.copy(c - FeedX::kPasses, to_w + free);
+      if (!elements || a.w.copies) w.copy(c - FeedX::kCopies, to_w + free);
     }
   }
   __device__ __forceinline__ void end_step() {
     if constexpr (kWay == Way::kAny) {
-      if (step < pair_from && !a.x.copies) carried_x.store(a.x, shared + free);
-      if (step < pair_from && !a.w.copies) carried_w.store(a.w, shared + free + Shape::kBytesX);
+      if (feeds_base && !a.x.copies) carried_x.store(a.x, shared + free);
+      if (feeds_base && !a.w.copies) carried_w.store(a.w, shared + free + Shape::kBytesX);
     }
-    left -= kDepth;
-    x.next_step(left);
-    w.next_step(left);
-    ++step;
+    x.advance();
+    w.advance();
     commit_copies();
-  }
-  __device__ __forceinline__ static int after(int stage) {
-    return stage + Shape::kStageBytes == Shape::kSharedBytes ? 0 : stage + Shape::kStageBytes;
   }
   __device__ __forceinline__ void copy_step() {
     begin_step();
 #pragma unroll
     for (int c = 0; c < kCopies; ++c) copy(c);
     end_step();
+  }
+  __device__ __forceinline__ void next_stage() {
+    const int was = now;
+    now = next, next = free, free = was;
   }
   /// Until the oldest step that is on its way has landed for all warps.
   __device__ __forceinline__ static void landed() {
@@ -385,7 +457,7 @@ struct TileProduct {
       free += Shape::kStageBytes;
     }
     landed();
-    now = 0;
+    now = 0, next = Shape::kStageBytes;
     load(now, 0, f[0]);
   }
 
@@ -408,7 +480,6 @@ struct TileProduct {
     const int sixteens = of_base + of_pair > 0 ? (k + 15) / 16 : 0;
 #pragma unroll 1
     for (int whole = of_base + of_pair - (sixteens > 0 ? 1 : 0); whole > 0; --whole) {
-      const int next = after(now);
       begin_step();
 #pragma unroll
       for (int i = 0; i < kSixteens; ++i) {
@@ -430,7 +501,7 @@ struct TileProduct {
           mma<T>(sums[r][n], f[i % 2].x[r], f[i % 2].w[n]);
         }
       }
-      free = now, now = next;
+      next_stage();
     }
     if (sixteens > 0) {
       copy_step();
@@ -444,7 +515,7 @@ struct TileProduct {
         }
       }
       landed();
-      free = now, now = after(now);
+      next_stage();
       load(now, 0, f[0]);
     }
     if (!flows) {
@@ -460,7 +531,7 @@ struct TileProduct {
     const Place at = place_of(tile);
     const Masks masks = a.mask.masks();
 #pragma unroll 1
-    for (int i = static_cast<int>(threadIdx.x); i < kTileRows * kGroups; i += kTileThreads) {
+    for (int i = thread_here(); i < kTileRows * kGroups; i += kTileThreads) {
       const std::int64_t row = at.row0 + i / kGroups, col = at.col0 + i % kGroups * 8;
       unsigned kept = 0;
       if (row < a.m && col < a.n) {
@@ -481,7 +552,7 @@ struct TileProduct {
       shared[i] = static_cast<unsigned char>(kept);
     }
     __syncthreads();
-    const int warp = static_cast<int>(threadIdx.x) / 32, lane = static_cast<int>(threadIdx.x) % 32;
+    const int thread = thread_here(), warp = thread / 32, lane = thread % 32;
     const int g = lane / 4, q = lane % 4;
 #pragma unroll
     for (int r = 0; r < 4; ++r) {
@@ -504,10 +575,10 @@ struct TileProduct {
   /// Adds bias to the sums of a tile, by way of `staged`, a float a column.
   __device__ __forceinline__ void add_bias(float* staged, Sums& sums) const {
     if (a.bias == nullptr) return;
-    const int warp = static_cast<int>(threadIdx.x) / 32, lane = static_cast<int>(threadIdx.x) % 32;
-    if (threadIdx.x < Shape::kN) {
-      const std::int64_t col = min(place_of(tile).col0 + threadIdx.x, a.n - 1);
-      staged[threadIdx.x] = load_as_float(a.bias, a.bias_dtype, col * a.bias_stride);
+    const int thread = thread_here(), warp = thread / 32, lane = thread % 32;
+    if (thread < Shape::kN) {
+      const std::int64_t col = min(place_of(tile).col0 + thread, a.n - 1);
+      staged[thread] = load_as_float(a.bias, a.bias_dtype, col * a.bias_stride);
     }
     __syncthreads();
 #pragma unroll
@@ -536,13 +607,6 @@ struct TileProduct {
     };
     swap(v[0], v[1], odd, 1), swap(v[2], v[3], odd, 1);
     swap(v[0], v[2], high, 2), swap(v[1], v[3], high, 2);
-  }
-
-  /// threadIdx.x, of which nothing is found ahead of the loop over K.
-  __device__ __forceinline__ static int thread_here() {
-    int thread = static_cast<int>(threadIdx.x);
-    asm volatile("" : "+r"(thread));
-    return thread;
   }
 
   /// y of a tile, straight from registers. Lane 4g + q has columns 2q and 2q + 1 of each eight
