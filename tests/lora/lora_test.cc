@@ -252,6 +252,10 @@ void check_on_gpus(Types types) {
 
 TEST(LoraEverywhere, Float16) { check_on_gpus({kF16, kF16, kF16}); }
 TEST(LoraEverywhere, Float16WithAFloat32Adapter) { check_on_gpus({kF16, kF16, kF32}); }
+TEST(LoraEverywhere, Float32WithABFloat16Adapter) {
+  check_shapes({kF32, kF32, kBF16},
+               {{13, 17, 31, 1}, {29, 64, 65, 16}, {57, 23, 64, 33}, {417, 40, 101, 20}});
+}
 TEST(LoraEverywhere, Float16ActivationsOverABFloat16Weight) { check_on_gpus({kF16, kBF16, kF16}); }
 
 // Layers whose rows are whole 16 bytes: a few rows, more, and more than a tile of them on a GPU; K

@@ -28,6 +28,18 @@ __device__ inline T from_float(float value) {
   }
 }
 
+/// Two floats as a pair of T, the first in the low half.
+template <class T>
+__device__ inline std::uint32_t pack2(float low, float high) {
+  if constexpr (std::is_same_v<T, __half>) {
+    const __half2 pair = __floats2half2_rn(low, high);
+    return *reinterpret_cast<const std::uint32_t*>(&pair);
+  } else {
+    const __nv_bfloat162 pair = __floats2bfloat162_rn(low, high);
+    return *reinterpret_cast<const std::uint32_t*>(&pair);
+  }
+}
+
 /// `value` as it is after a trip through T.
 template <class T>
 __device__ inline float rounded(float value) {
@@ -84,6 +96,15 @@ __host__ __device__ decltype(auto) with_type(DType dtype, Body&& body) {
     default:
       return body(std::type_identity<float>{});
   }
+}
+
+/// The same of a half type: kernels that are made for both know which when they run, since they
+/// load, store and wait alike.
+#pragma nv_exec_check_disable
+template <class Body>
+__host__ __device__ decltype(auto) with_half(DType dtype, Body&& body) {
+  if (dtype == DType::kFloat16) return body(std::type_identity<__half>{});
+  return body(std::type_identity<__nv_bfloat16>{});
 }
 
 }  // namespace graft::cuda

@@ -76,18 +76,6 @@ __device__ inline uint4 gather8(const Operand& from, std::int64_t i, std::int64_
   }
 }
 
-/// Two floats as a pair of T, the first in the low half.
-template <class T>
-__device__ inline std::uint32_t pack2(float low, float high) {
-  if constexpr (std::is_same_v<T, __half>) {
-    const __half2 pair = __floats2half2_rn(low, high);
-    return *reinterpret_cast<const std::uint32_t*>(&pair);
-  } else {
-    const __nv_bfloat162 pair = __floats2bfloat162_rn(low, high);
-    return *reinterpret_cast<const std::uint32_t*>(&pair);
-  }
-}
-
 /// The same along k where `floats`, with k whole eights.
 template <class T>
 __device__ inline uint4 floats8(const Operand& from, std::int64_t i, std::int64_t k) {

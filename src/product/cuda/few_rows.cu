@@ -56,6 +56,7 @@ struct FewLayer {
 };
 
 struct FewArgs {
+  DType dtype;
   Operand x;  ///< (M, K), which can be copied.
   std::int64_t k;
   int m;
@@ -63,6 +64,7 @@ struct FewArgs {
 };
 
 struct OneRowArgs {
+  DType dtype = DType::kBFloat16;
   const void* x = nullptr;  ///< (1, K)
   std::int64_t k = 0;
   int count = 0;       ///< Of layers.
@@ -103,7 +105,7 @@ __device__ __forceinline__ void store_few(const FewLayer& a, int row, std::int64
 constexpr int kInFlight = 16;
 
 template <class T>
-__global__ void __launch_bounds__(256, 2) one_row(const __grid_constant__ FewArgs args) {
+__device__ __forceinline__ void make_one_row(const FewArgs& args) {
   const FewLayer& a = args.layer;
   if (a.rank == 0) {
     wait_for_kernel_before();
@@ -162,7 +164,7 @@ constexpr int kWarpOutputs = 4;
 /// One row of several layers, or of one with a pair: a warp four outputs, and the next step of W on
 /// its way as soon as one has been used.
 template <class T>
-__global__ void __launch_bounds__(256, 2) rows_of_layers(const __grid_constant__ OneRowArgs args) {
+__device__ __forceinline__ void make_rows_of_layers(const OneRowArgs& args) {
   constexpr int kOutputs = kWarpOutputs, kSteps = kInFlight / kOutputs, kTurn = kSteps * 256;
   const FewLayer& a = args.layers[few::layer_of_block(args)];
   if (!args.paired) wait_for_kernel_before();
@@ -262,13 +264,18 @@ __global__ void __launch_bounds__(256, 2) rows_of_layers(const __grid_constant__
 /// Outputs of a block, and the ranks of E that it keeps in shared memory at once.
 constexpr int kFewOutputs = 16;
 
+template <int Tiles>
+struct FewShared {
+  float sums[8][kFewOutputs][8 * Tiles];
+  float expand[kFewOutputs][kMaxLoraRank + 1];
+  float scaled[8 * Tiles * kMaxLoraRank];
+};
+
 template <class T, int Tiles>
-__global__ void __launch_bounds__(256, 2) few_rows(const __grid_constant__ FewArgs args) {
+__device__ __forceinline__ void make_few_rows(const FewArgs& args, FewShared<Tiles>& shared) {
   const FewLayer& a = args.layer;
-  constexpr int kRows = 8 * Tiles, kUnroll = 8 / Tiles;
-  __shared__ float sums[8][kFewOutputs][kRows];
-  __shared__ float expand[kFewOutputs][kMaxLoraRank + 1];
-  __shared__ float scaled[kRows * kMaxLoraRank];
+  constexpr int kUnroll = 8 / Tiles;
+  auto& [sums, expand, scaled] = shared;
   if (a.rank == 0) {
     wait_for_kernel_before();
     let_next_kernel_start();
@@ -348,11 +355,26 @@ __global__ void __launch_bounds__(256, 2) few_rows(const __grid_constant__ FewAr
   }
 }
 
-template <class T>
+__global__ void __launch_bounds__(256, 2) one_row(const __grid_constant__ FewArgs args) {
+  with_half(args.dtype, [&]<class T>(std::type_identity<T>) { make_one_row<T>(args); });
+}
+
+__global__ void __launch_bounds__(256, 2) rows_of_layers(const __grid_constant__ OneRowArgs args) {
+  with_half(args.dtype, [&]<class T>(std::type_identity<T>) { make_rows_of_layers<T>(args); });
+}
+
+template <int Tiles>
+__global__ void __launch_bounds__(256, 2) few_rows(const __grid_constant__ FewArgs args) {
+  __shared__ FewShared<Tiles> shared;
+  with_half(args.dtype,
+            [&]<class T>(std::type_identity<T>) { make_few_rows<T, Tiles>(args, shared); });
+}
+
 void run_one_row(const Call& call, std::span<const Term> terms, float* scaled) {
   OneRowArgs args;
+  args.dtype = terms[0].multiply;
   args.x = terms[0].x.data(), args.k = terms[0].x.dim(1);
-  args.paired = few::launch_shrink<T>(call, terms, scaled);
+  args.paired = few::launch_shrink<__half>(call, terms, scaled);
   constexpr std::int64_t kOfBlock = 8 * kWarpOutputs;
   unsigned blocks = 0;
   for (const Term& term : terms) {
@@ -361,27 +383,8 @@ void run_one_row(const Call& call, std::span<const Term> terms, float* scaled) {
     blocks += static_cast<unsigned>((layer.n + kOfBlock - 1) / kOfBlock);
     scaled += layer.rank;
   }
-  call.launch({.grid = blocks, .block = 256, .overlaps = call.facts().major >= 9},
-              rows_of_layers<T>, args);
-}
-
-template <class T>
-void run_typed(const Call& call, std::span<const Term> terms, float* scaled) {
-  const Term& term = terms[0];
-  const bool overlaps = call.facts().major >= 9;
-  if (terms.size() > 1 || (term.x.dim(0) == 1 && term.pair.present() && overlaps)) {
-    return run_one_row<T>(call, terms, scaled);
-  }
-  few::launch_shrink<T>(call, terms, scaled);
-  const FewArgs args{operand_of(term.x, 0, 1, term.multiply), term.x.dim(1),
-                     static_cast<int>(term.x.dim(0)), FewLayer(term, scaled)};
-  const int outputs = args.m == 1 ? 8 : kFewOutputs;
-  const Launch how{.grid = static_cast<unsigned>((args.layer.n + outputs - 1) / outputs),
-                   .overlaps = overlaps};
-  void (*kernel)(FewArgs) = args.m == 1   ? one_row<T>
-                            : args.m <= 8 ? few_rows<T, 1>
-                                          : few_rows<T, 2>;
-  call.launch(how, kernel, args);
+  call.launch({.grid = blocks, .block = 256, .overlaps = call.facts().major >= 9}, rows_of_layers,
+              args);
 }
 
 }  // namespace
@@ -416,11 +419,19 @@ std::size_t few_rows_workspace(std::span<const Term> terms) {
 
 void run_few_rows(const Call& call, std::span<const Term> terms, std::byte* workspace) {
   float* const scaled = reinterpret_cast<float*>(workspace);
-  if (terms[0].multiply == DType::kFloat16) {
-    run_typed<__half>(call, terms, scaled);
-  } else {
-    run_typed<__nv_bfloat16>(call, terms, scaled);
+  const Term& term = terms[0];
+  const bool overlaps = call.facts().major >= 9;
+  if (terms.size() > 1 || (term.x.dim(0) == 1 && term.pair.present() && overlaps)) {
+    return run_one_row(call, terms, scaled);
   }
+  few::launch_shrink<__half>(call, terms, scaled);
+  const FewArgs args{term.multiply, operand_of(term.x, 0, 1, term.multiply), term.x.dim(1),
+                     static_cast<int>(term.x.dim(0)), FewLayer(term, scaled)};
+  const int outputs = args.m == 1 ? 8 : kFewOutputs;
+  const Launch how{.grid = static_cast<unsigned>((args.layer.n + outputs - 1) / outputs),
+                   .overlaps = overlaps};
+  void (*kernel)(FewArgs) = args.m == 1 ? one_row : args.m <= 8 ? few_rows<1> : few_rows<2>;
+  call.launch(how, kernel, args);
 }
 
 }  // namespace graft::cuda

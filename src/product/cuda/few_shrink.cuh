@@ -49,6 +49,7 @@ struct ShrinkLayer {
 };
 
 struct ShrinkArgs {
+  DType dtype;    ///< Of x.
   const void* x;  ///< (M, K); rows are dense and start at 16 bytes.
   std::int64_t x_stride, k;
   int m, count;  ///< Rows; layers.
@@ -213,10 +214,7 @@ __device__ __forceinline__ void sum_elements(const ShrinkArgs& args, const Shrin
 
 /// kRows: 1, or kShrinkRows.
 template <class T, int kRows>
-__global__ void __launch_bounds__(kShrinkThreads, sizeof(T) == 4 ? 4
-                                                  : kRows == 1   ? 3
-                                                                 : 2)
-    few_shrink(const __grid_constant__ ShrinkArgs args) {
+__device__ __forceinline__ void make_scaled(const ShrinkArgs& args) {
   constexpr int kSums = kRows * kMany<T>;
   __shared__ float of_warps[kShrinkWarps][kSums];
   wait_for_kernel_before();
@@ -261,6 +259,18 @@ __global__ void __launch_bounds__(kShrinkThreads, sizeof(T) == 4 ? 4
   layer.scaled[at] = layer.scaling * sum;
 }
 
+template <int kRows>
+__global__ void __launch_bounds__(kShrinkThreads, 4)
+    float_shrink(const __grid_constant__ ShrinkArgs args) {
+  make_scaled<float, kRows>(args);
+}
+
+template <int kRows>
+__global__ void __launch_bounds__(kShrinkThreads, kRows == 1 ? 3 : 2)
+    half_shrink(const __grid_constant__ ShrinkArgs args) {
+  with_half(args.dtype, [&]<class T>(std::type_identity<T>) { make_scaled<T, kRows>(args); });
+}
+
 /// Whether vectors of `many` along an axis of `view` start at 16 bytes.
 inline bool is_vectors(const ConstTensorView& view, int across, int along, std::int64_t many) {
   const auto bytes = static_cast<std::int64_t>(size_of(view.dtype()));
@@ -270,11 +280,12 @@ inline bool is_vectors(const ConstTensorView& view, int across, int along, std::
 }
 
 /// Makes s·h of all terms that have a pair, each (M, rank), one after another from `scaled` on.
-/// False if none has.
+/// False if none has. T: float, or a half type for both of them.
 template <class T>
 bool launch_shrink(const Call& call, std::span<const Term> terms, float* scaled) {
   ShrinkArgs args{};
   const ConstTensorView& x = terms[0].x;
+  args.dtype = x.dtype();
   args.x = x.data(), args.x_stride = x.stride(0), args.k = x.dim(1);
   args.m = static_cast<int>(x.dim(0));
   unsigned blocks = 0;
@@ -306,7 +317,11 @@ bool launch_shrink(const Call& call, std::span<const Term> terms, float* scaled)
         {.grid = {blocks, groups, 1}, .block = kShrinkThreads, .overlaps = call.facts().major >= 9},
         kernel, args);
   };
-  args.m == 1 ? launch(few_shrink<T, 1>, 1) : launch(few_shrink<T, kShrinkRows>, kShrinkRows);
+  if constexpr (std::is_same_v<T, float>) {
+    args.m == 1 ? launch(float_shrink<1>, 1) : launch(float_shrink<kShrinkRows>, kShrinkRows);
+  } else {
+    args.m == 1 ? launch(half_shrink<1>, 1) : launch(half_shrink<kShrinkRows>, kShrinkRows);
+  }
   return true;
 }
 

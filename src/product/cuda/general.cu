@@ -146,11 +146,8 @@ void run_narrow(const Call& call, TileArgs args, const TensorView& out, float* p
   args.out = cut.splits == 1 ? output_of(out, false) : partials_of(partials, args.rows, args.cols);
   const Launch how{.grid = cut.grid(), .block = kTileThreads};
   constexpr int kRows = kNarrowRows, kCols = kNarrowCols, kDepth = kNarrowDepth;
-  if (args.multiply == DType::kFloat32 && is_float(args.base)) {
-    call.launch(how, narrow_tile<kRows, kCols, kDepth, Read::kFloats>, args);
-  } else {
-    call.launch(how, narrow_tile<kRows, kCols, kDepth, Read::kAny>, args);
-  }
+  args.floats = args.multiply == DType::kFloat32 && is_float(args.base);
+  call.launch(how, narrow_tile<kRows, kCols, kDepth>, args);
   if (cut.splits > 1) sum_partials(call, partials, cut.splits, {}, false, out);
 }
 
@@ -178,24 +175,19 @@ void run_outer(const Call& call, const OuterProduct& outer, const ConstTensorVie
              partials);
 }
 
-void launch_tiles(const Call& call, const Launch& how, bool small, const TileArgs& args) {
-  const auto is_float = [](const Side& side) { return side.dtype == DType::kFloat32; };
-  const bool floats =
-      args.multiply == DType::kFloat32 && is_float(args.base.a) && is_float(args.base.b);
-  const bool vectors = floats && reads_along_depth(args.base.a);
+void launch_tiles(const Call& call, const Launch& how, bool small, TileArgs args) {
+  args.floats = args.multiply == DType::kFloat32 && is_float(args.base) && is_float(args.pair);
+  const bool vectors = args.floats && reads_along_depth(args.base.a);
   constexpr int kWide = kWideTile, kDepth = kWideDepth, kSmall = kSmallTile;
-  if (small && floats) {
-    call.launch(how, term_tile<kSmall, kSmall, kSmallDepth, Read::kFloats, Read::kFloats>, args);
-  } else if (small) {
-    call.launch(how, term_tile<kSmall, kSmall, kSmallDepth, Read::kAny, Read::kAny>, args);
+  if (small) {
+    call.launch(how, elements_tile<kSmall, kSmall, kSmallDepth>, args);
   } else if (vectors && reads_along_depth(args.base.b)) {
-    call.launch(how, term_tile<kWide, kWide, kDepth, Read::kAlongDepth, Read::kAlongDepth>, args);
+    call.launch(how, vectors_tile<kWide, kWide, kDepth, Read::kAlongDepth, Read::kAlongDepth>,
+                args);
   } else if (vectors && reads_along_wide(args.base.b)) {
-    call.launch(how, term_tile<kWide, kWide, kDepth, Read::kAlongDepth, Read::kAlongWide>, args);
-  } else if (floats) {
-    call.launch(how, term_tile<kWide, kWide, kDepth, Read::kFloats, Read::kFloats>, args);
+    call.launch(how, vectors_tile<kWide, kWide, kDepth, Read::kAlongDepth, Read::kAlongWide>, args);
   } else {
-    call.launch(how, term_tile<kWide, kWide, kDepth, Read::kAny, Read::kAny>, args);
+    call.launch(how, elements_tile<kWide, kWide, kDepth>, args);
   }
 }
 

@@ -57,6 +57,7 @@ struct TileArgs {
   std::int64_t rows = 0, cols = 0;
   Phase pair, base;
   DType multiply = DType::kFloat32;  // what operands are rounded to
+  bool floats = false;               // that, and the base's operands, are float32
   float scale = 1.0f;
   // Splits of the depth of the base, `split_depth` each; the pair belongs to the first.
   std::int64_t split_depth = 0;
@@ -507,10 +508,13 @@ __device__ void find_tile(const TileArgs& args, std::int64_t& row, std::int64_t&
   col = static_cast<std::int64_t>(within / height) * kCols;
 }
 
+/// Shared memory of a tile: two steps.
+template <int kRows, int kCols, int kDepth>
+using TileShared = float[2 * kDepth * (kRows + kCols)];
+
 /// y of a term.
 template <int kRows, int kCols, int kDepth, Read kA, Read kB>
-__device__ void make_term_tile(const TileArgs& args) {
-  __shared__ __align__(16) float shared[2 * kDepth * (kRows + kCols)];
+__device__ __forceinline__ void make_term_tile(const TileArgs& args, float* shared) {
   std::int64_t row, col;
   find_tile<kRows, kCols>(args, row, col);
   Sums<kRows, kCols> sums;
@@ -527,17 +531,28 @@ __device__ void make_term_tile(const TileArgs& args) {
   store_sums(args, row, col, sums);
 }
 
+/// By vectors of float32.
 template <int kRows, int kCols, int kDepth, Read kA, Read kB>
-__global__ void __launch_bounds__(kTileThreads, kRows >= 128 ? 1 : 2)
-    term_tile(const __grid_constant__ TileArgs args) {
-  make_term_tile<kRows, kCols, kDepth, kA, kB>(args);
+__global__ void __launch_bounds__(kTileThreads, 1)
+    vectors_tile(const __grid_constant__ TileArgs args) {
+  __shared__ __align__(16) TileShared<kRows, kCols, kDepth> shared;
+  make_term_tile<kRows, kCols, kDepth, kA, kB>(args, shared);
 }
 
-/// Few columns, and dropout on A: h = drop(x)·S, and an outer product's transpose,
-/// drop(matrix)ᵀ · coefficients.
+/// Element by element.
+template <int kRows, int kCols, int kDepth>
+__global__ void __launch_bounds__(kTileThreads, kRows >= 128 ? 1 : 2)
+    elements_tile(const __grid_constant__ TileArgs args) {
+  __shared__ __align__(16) TileShared<kRows, kCols, kDepth> shared;
+  if (args.floats) {
+    make_term_tile<kRows, kCols, kDepth, Read::kFloats, Read::kFloats>(args, shared);
+  } else {
+    make_term_tile<kRows, kCols, kDepth, Read::kAny, Read::kAny>(args, shared);
+  }
+}
+
 template <int kRows, int kCols, int kDepth, Read kRead>
-__global__ void __launch_bounds__(kTileThreads) narrow_tile(const __grid_constant__ TileArgs args) {
-  __shared__ __align__(16) float shared[2 * kDepth * (kRows + kCols)];
+__device__ __forceinline__ void make_narrow_tile(const TileArgs& args, float* shared) {
   std::int64_t row, col;
   find_tile<kRows, kCols>(args, row, col);
   Sums<kRows, kCols> sums;
@@ -552,6 +567,18 @@ __global__ void __launch_bounds__(kTileThreads) narrow_tile(const __grid_constan
                                                        KeepsAll{}, shared, sums);
   }
   store_sums(args, row, col, sums);
+}
+
+/// Few columns, and dropout on A: h = drop(x)·S, and an outer product's transpose,
+/// drop(matrix)ᵀ · coefficients.
+template <int kRows, int kCols, int kDepth>
+__global__ void __launch_bounds__(kTileThreads) narrow_tile(const __grid_constant__ TileArgs args) {
+  __shared__ __align__(16) TileShared<kRows, kCols, kDepth> shared;
+  if (args.floats) {
+    make_narrow_tile<kRows, kCols, kDepth, Read::kFloats>(args, shared);
+  } else {
+    make_narrow_tile<kRows, kCols, kDepth, Read::kAny>(args, shared);
+  }
 }
 
 }  // namespace graft::cuda

@@ -44,10 +44,10 @@ void launch(const Call& call, const HopperShrinkPlan& plan, const Maps& maps,
             const Arguments& args) {
   if (plan.width == 256) return launch<T, 256, 1, SIsKN>(call, plan, maps, args);
   if (plan.width == 128) {
-    if (plan.blocks == 2) return launch<T, 128, 2, SIsKN>(call, plan, maps, args);
+    if (plan.blocks == 2) return launch<T, 128, 2, SIsKN, false>(call, plan, maps, args);
     return launch<T, 128, 1, SIsKN>(call, plan, maps, args);
   }
-  if (plan.blocks == 2) return launch<T, 64, 2, SIsKN>(call, plan, maps, args);
+  if (plan.blocks == 2) return launch<T, 64, 2, SIsKN, true>(call, plan, maps, args);
   launch<T, 64, 1, SIsKN>(call, plan, maps, args);
 }
 

@@ -25,10 +25,12 @@ double time_of_parts(const HopperShrinkPlan& plan, std::int64_t clusters, std::i
 }
 
 // All row blocks whole, if there is room for them: one a block, or two. Two of 128 columns that are
-// masked take longer than a tile: what comes through registers saves shared memory nothing.
+// masked take longer than a tile; of 64 that are not, h is made beside the tiles where there is
+// room.
 bool make_whole(HopperShrinkPlan& plan, std::int64_t row_blocks, HopperShrinkRoom room) {
   for (const int blocks : {1, 2}) {
-    if (blocks * plan.width > (plan.masked && blocks == 2 ? 128 : room.tile_n)) break;
+    if (blocks * plan.width > room.tile_n) break;
+    if (blocks == 2 && plan.width != (plan.masked ? 64 : 128)) break;
     for (const int size : {8, 4, 2, 1}) {
       const std::int64_t clusters = divide_up(row_blocks, blocks * size);
       if (clusters * size > room.blocks) continue;

@@ -14,7 +14,6 @@
 //     row    whole 512s, A and B dense    1 row a block, up to 132 rows; in float32 4 up to 528
 //     half   half types                   16 rows at a time in the matrix units
 //     parts  float32                      16 or 32 rows at a time there, a float in two parts
-//     rows   float32, rank 4 or 8         16 rows at a time, up to 4224, A and B as they are
 //
 // Backward is the same with dy, B and A transposed, and one launch more for dA and dB
 // (small_outer.cuh), or two.
@@ -26,6 +25,7 @@
 #include <algorithm>
 
 #include "backend/cuda/call.h"
+#include "backend/cuda/integers.h"
 #include "product/cuda/paths.h"
 #include "product/cuda/small.cuh"
 #include "product/cuda/small_half.cuh"
@@ -33,7 +33,6 @@
 #include "product/cuda/small_outer.cuh"
 #include "product/cuda/small_parts.cuh"
 #include "product/cuda/small_row.cuh"
-#include "product/cuda/small_rows.cuh"
 
 namespace graft::cuda {
 namespace small {
@@ -53,11 +52,12 @@ bool ranks_are_vectors(const ConstTensorView& a) {
   return is_vectors(a, a.dtype() != DType::kFloat32 && a.dim(1) % 16 != 0 ? 8 : 16);
 }
 
-enum class Kind : std::uint8_t { kOneRow, kFourRows, kHalf, kRows16, kParts16, kParts32 };
+enum class Kind : std::uint8_t { kOneRow, kFourRows, kHalf, kParts16, kParts32 };
 
 struct Plan {
   Kind kind;
   int rows;             // at a time
+  unsigned threads;     // of a block
   unsigned row_blocks;  // that share the rows
   int block_cols;
   std::size_t shared_bytes;
@@ -77,7 +77,7 @@ Plan plan_of(const Term& term, const DeviceFacts& facts) {
   const std::int64_t rows = term.x.dim(0), depth = term.x.dim(1), cols = term.y.dim(1);
   const std::int64_t rank = pair.rank(), processors = facts.multiprocessors;
   const bool floats = term.multiply == DType::kFloat32;
-  const auto blocks = [&](std::int64_t at_once) { return (rows + at_once - 1) / at_once; };
+  const auto blocks = [&](std::int64_t at_once) { return divide_up(rows, at_once); };
   const auto is_whole = [&](const ConstTensorView& view) {
     return view.dtype() == term.multiply && view.stride(0) == view.dim(1) &&
            is_vectors(view, std::min<std::int64_t>(16, 4 * size_of(view.dtype())));
@@ -85,57 +85,54 @@ Plan plan_of(const Term& term, const DeviceFacts& facts) {
   const bool whole = is_whole(pair.shrink) && is_whole(pair.expand) && depth % 512 == 0 &&
                      cols % 512 == 0 && (rank & (rank - 1)) == 0;
   const auto plan = [&](Kind kind, int at_once, std::int64_t most, std::size_t bytes) -> Plan {
-    const std::int64_t parts = (cols + kAtOnce - 1) / kAtOnce;
     const int block_cols =
-        static_cast<int>(((cols + parts - 1) / parts + kSlice - 1) / kSlice * kSlice);
-    return {kind, at_once, static_cast<unsigned>(std::min(blocks(at_once), most)), block_cols,
+        static_cast<int>(round_up(divide_up(cols, divide_up(cols, kAtOnce)), kSlice));
+    const bool in_parts = kind == Kind::kParts16 || kind == Kind::kParts32;
+    return {kind,
+            at_once,
+            static_cast<unsigned>(in_parts ? parts::kThreads : kThreads),
+            static_cast<unsigned>(std::min(blocks(at_once), most)),
+            block_cols,
             bytes};
   };
   if (whole && rows <= processors) return plan(Kind::kOneRow, 1, rows, 0);
   if (whole && floats && rows <= 4 * processors) return plan(Kind::kFourRows, 4, rows, 0);
   if (!floats) return plan(Kind::kHalf, kHalfRows, 2 * processors, half_bytes(rank));
-  const std::size_t most = bytes_of<PartsShared<8>>(rank);
-  if (blocks(32) > processors && most <= facts.shared_bytes) {
+  const std::size_t most = bytes_of<parts::PartsShared<8>>(rank);
+  if (facts.major >= 9 && blocks(32) > processors && most <= facts.shared_bytes) {
     return plan(Kind::kParts32, 32, processors, most);
   }
-  // Of operands that are transposed, as backward has them, parts are faster at any rank.
-  const bool plain = rank <= 8 && pair.shrink.stride(1) == 1 && pair.expand.stride(1) == 1;
-  return plain ? plan(Kind::kRows16, 16, processors, bytes_of<RowsShared<4>>(rank))
-               : plan(Kind::kParts16, 16, processors, bytes_of<PartsShared<4>>(rank));
+  return plan(Kind::kParts16, 16, processors, bytes_of<parts::PartsShared<4>>(rank));
 }
 
-template <class T, int kRows>
-void launch_row(const Call& call, const Launch& how, const SmallArgs& args) {
-  if (args.rank <= 8) return call.launch(how, small_row<T, 8, kRows>, args);
-  if (args.rank == 16) return call.launch(how, small_row<T, 16, kRows>, args);
-  call.launch(how, small_row<T, 32, kRows>, args);
+// Of a kernel for one, two or four eights of ranks.
+using Kernel = void (*)(SmallArgs);
+Kernel of_rank(std::int64_t rank, Kernel eight, Kernel sixteen, Kernel all) {
+  return rank <= 8 ? eight : rank <= 16 ? sixteen : all;
 }
 
-template <class T>
-void launch_typed(const Call& call, const Plan& plan, const Launch& how, const SmallArgs& args) {
-  switch (plan.kind) {
+Kernel kernel_of(Kind kind, DType dtype, const SmallArgs& args) {
+  const bool dense = args.a_vectors || args.b_vectors;
+  const bool along = !dense && args.a_along && args.b_along;
+  switch (kind) {
     case Kind::kOneRow:
-      return launch_row<T, 1>(call, how, args);
+      return with_type(dtype, [&]<class T>(std::type_identity<T>) {
+        return of_rank(args.rank, small_row<T, 8, 1>, small_row<T, 16, 1>, small_row<T, 32, 1>);
+      });
     case Kind::kFourRows:
-      return launch_row<float, 4>(call, how, args);
+      return of_rank(args.rank, small_row<float, 8, 4>, small_row<float, 16, 4>,
+                     small_row<float, 32, 4>);
     case Kind::kHalf:
-      if constexpr (!std::is_same_v<T, float>) {
-        const auto launch = [&]<bool kAlong>(std::bool_constant<kAlong>) {
-          if (args.rank <= 16) return call.launch(how, small_half<T, 16, kAlong>, args);
-          call.launch(how, small_half<T, 32, kAlong>, args);
-        };
-        const bool dense = args.a_vectors || args.b_vectors;
-        if (!dense && args.a_along && args.b_along) return launch(std::true_type{});
-        launch(std::false_type{});
-      }
-      return;
-    case Kind::kRows16:
-      return call.launch(how, small_rows<4>, args);
+      return with_half(dtype, [&]<class T>(std::type_identity<T>) -> Kernel {
+        if (along) return args.rank <= 16 ? small_half<T, 16, true> : small_half<T, 32, true>;
+        return args.rank <= 16 ? small_half<T, 16, false> : small_half<T, 32, false>;
+      });
     case Kind::kParts16:
-      return call.launch(how, small_parts<4>, args);
+      return parts::small_parts<4>;
     case Kind::kParts32:
-      return call.launch(how, small_parts<8>, args);
+      return parts::small_parts<8>;
   }
+  return nullptr;
 }
 
 // How the rows of outer products are split: over blocks of a cluster, which add up their sums, and
@@ -208,6 +205,7 @@ void run_outer(const Call& call, const Term& term, const float* h, std::byte* wo
   const OuterPlan plan(term, call.facts());
   OuterArgs args{};
   args.rows = static_cast<int>(term.x.dim(0)), args.rank = static_cast<int>(term.pair.rank());
+  args.dtype = term.x.dtype(), args.block_cols = plan.cols;
   args.split_rows = plan.split_rows, args.splits = plan.splits, args.cluster = plan.cluster;
   args.parts = plan.splits == 1 ? nullptr : reinterpret_cast<float*>(workspace);
   const bool halves = term.x.dtype() != DType::kFloat32;
@@ -228,22 +226,20 @@ void run_outer(const Call& call, const Term& term, const float* h, std::byte* wo
                ranks = static_cast<unsigned>(args.rank);
     const dim3 grid{blocks, splits, (ranks + kLongRanks - 1) / kLongRanks};
     call.launch({.grid = grid, .block = kThreads, .overlaps = true}, long_outer, args);
-    if (splits == 1) return;
-    call.launch({.grid = {blocks, ranks, 1}, .block = kThreads, .overlaps = true}, sum_long, args);
-    return;
+  } else {
+    const std::size_t shared_bytes = with_type(args.dtype, [&]<class T>(std::type_identity<T>) {
+      return OuterShared<T>::kBytes + (plan.cluster > 1 ? OuterShared<T>::kLetters : 0);
+    });
+    call.launch({.grid = {static_cast<unsigned>(plan.splits * plan.cluster), blocks, 1},
+                 .block = kThreads,
+                 .shared_bytes = shared_bytes,
+                 .cluster = plan.cluster,
+                 .overlaps = true},
+                halves ? small_half_outer : small_outer, args);
   }
-  with_type(term.x.dtype(), [&]<class T>(std::type_identity<T>) {
-    call.launch(
-        {.grid = {static_cast<unsigned>(plan.splits * plan.cluster), blocks, 1},
-         .block = kThreads,
-         .shared_bytes = OuterShared<T>::kBytes + (plan.cluster > 1 ? OuterShared<T>::kLetters : 0),
-         .cluster = plan.cluster,
-         .overlaps = true},
-        small_outer<T>, args);
-  });
   if (plan.splits == 1) return;
-  const unsigned fours = static_cast<unsigned>(args.rank) * blocks * (kOuterCols / 4);
-  call.launch({.grid = (fours + kThreads - 1) / kThreads, .block = kThreads, .overlaps = true},
+  const unsigned sums = static_cast<unsigned>(args.rank * plan.cols) * blocks;
+  call.launch({.grid = (sums + kThreads - 1) / kThreads, .block = kThreads, .overlaps = true},
               sum_outer, args);
 }
 
@@ -301,11 +297,10 @@ void run_small(const Call& call, const Term& term, std::byte* workspace) {
   const unsigned parts =
       rows_only ? 1u : static_cast<unsigned>((args.cols + plan.block_cols - 1) / plan.block_cols);
   const Launch how{.grid = {plan.row_blocks, parts, 1},
-                   .block = kThreads,
+                   .block = plan.threads,
                    .shared_bytes = plan.shared_bytes,
                    .overlaps = true};
-  with_type(term.multiply,
-            [&]<class T>(std::type_identity<T>) { launch_typed<T>(call, plan, how, args); });
+  call.launch(how, kernel_of(plan.kind, term.multiply, args), args);
   if (!term.outer_products.empty()) run_outer(call, term, args.h, workspace + own_h);
 }
 

@@ -17,24 +17,12 @@ namespace graft::cuda::small {
 //
 //     sums[16][2][4] += c[row][16] · matrix[row][2][4]
 //
-// Of the matrix, a lane has four rows under way at once; c of 512 rows lies in shared memory, where
-// all lanes read the same of it: 4 loads for 128 multiply-adds. The warps' sums are added there
-// too, four ranks at a time, in order.
+// Of the matrix, a lane has the next four rows under way while it multiplies four; c of 512 rows
+// lies in shared memory, where all lanes read the same of it: 4 loads for 128 multiply-adds. The
+// warps' sums are added there too, four ranks at a time, in order.
 constexpr int kLongCols = 256, kLongRanks = 16, kLongRows = 512;
 constexpr int kLongTurn = 4;  // ranks that go through shared memory at once
 static_assert(kLongTurn * kLongCols == 4 * kThreads && kLongCols == kThreads);
-
-/// Writes four neighbours of a side's sums.
-__device__ inline void store_long(const OuterArgs& args, int block, int rank, int col,
-                                  const float4& sum) {
-  const bool second = block >= args.sides[0].blocks;
-  const OuterSide side = second ? args.sides[1] : args.sides[0];
-  col += (second ? block - args.sides[0].blocks : block) * kLongCols;
-  if (col >= side.cols) return;
-  float* const to = side.out + rank * side.out_row + col * side.out_col;
-  to[0] = side.after * sum.x, to[side.out_col] = side.after * sum.y;
-  to[2 * side.out_col] = side.after * sum.z, to[3 * side.out_col] = side.after * sum.w;
-}
 
 __global__ void __launch_bounds__(kThreads, 1) long_outer(const __grid_constant__ OuterArgs args) {
   __shared__ __align__(16) union {
@@ -59,17 +47,35 @@ __global__ void __launch_bounds__(kThreads, 1) long_outer(const __grid_constant_
       prefetch(line + row * side.stride);
     }
   }
+  const bool here[2] = {col < side.cols, col + kLongCols / 2 < side.cols};
+  constexpr int kBatch = 4, kAtATime = kWarps * kBatch;
+  const float* at = static_cast<const float*>(side.matrix) + (begin + warp) * side.stride + col;
+  const std::int64_t step = kWarps * side.stride;
+  Words<float, 4> next[kBatch][2];
+  const auto load = [&](int row) {
+#pragma unroll
+    for (int j = 0; j < kBatch; ++j) {
+#pragma unroll
+      for (int half = 0; half < 2; ++half) {
+        next[j][half] = {};
+        if (row + j * kWarps < end && here[half]) {
+          next[j][half] = load_words<float, 4>(at + half * (kLongCols / 2));
+        }
+      }
+      at += step;
+    }
+  };
+  // The matrix is older than the kernel before this one, which has waited for what made it. Its c
+  // may not be.
+  load(begin + warp);
   wait_for_kernel_before();
   let_next_kernel_start();
 
   float sums[kLongRanks][2][4] = {};  // columns of two stretches of 128
-  const float* const from = static_cast<const float*>(side.matrix) + col;
-  const bool here[2] = {col < side.cols, col + kLongCols / 2 < side.cols};
   for (int chunk = begin; chunk < end; chunk += kLongRows) {
     if (chunk > begin) __syncthreads();
     const int rows = min(end - chunk, kLongRows);
     // Zeros for ranks that are not there, and for rows up to the end of a batch.
-    constexpr int kBatch = 4, kAtATime = kWarps * kBatch;
     const int padded = (rows + kAtATime - 1) / kAtATime * kAtATime;
     for (int i = thread; i < padded * (kLongRanks / 4); i += kThreads) {
       const int row = i / (kLongRanks / 4), rank = i % (kLongRanks / 4) * 4;
@@ -81,22 +87,12 @@ __global__ void __launch_bounds__(kThreads, 1) long_outer(const __grid_constant_
       *reinterpret_cast<float4*>(&shared.coefficients[row][rank]) = four;
     }
     __syncthreads();
-    const float* at = from + (chunk + warp) * side.stride;
-    const std::int64_t step = kWarps * side.stride;
 #pragma unroll 1
     for (int row = warp; row < rows; row += kAtATime) {
       Words<float, 4> values[kBatch][2];
 #pragma unroll
-      for (int j = 0; j < kBatch; ++j) {
-#pragma unroll
-        for (int half = 0; half < 2; ++half) {
-          values[j][half] = {};
-          if (row + j * kWarps < rows && here[half]) {
-            values[j][half] = load_words<float, 4>(at + half * (kLongCols / 2));
-          }
-        }
-        at += step;
-      }
+      for (int j = 0; j < kBatch; ++j) values[j][0] = next[j][0], values[j][1] = next[j][1];
+      load(chunk + row + kAtATime);
 #pragma unroll
       for (int j = 0; j < kBatch; ++j) {
 #pragma unroll
@@ -142,7 +138,7 @@ __global__ void __launch_bounds__(kThreads, 1) long_outer(const __grid_constant_
     const int rank = first_rank + turn + of_turn;
     if (rank >= args.rank) continue;
     if (args.parts == nullptr) {
-      store_long(args, block, rank, my_col, sum);
+      store_outer(args, rank, block * kLongCols + my_col, {sum.x, sum.y, sum.z, sum.w});
     } else {
       const std::int64_t width = std::int64_t{gridDim.x} * kLongCols;
       *reinterpret_cast<float4*>(args.parts +
@@ -150,24 +146,6 @@ __global__ void __launch_bounds__(kThreads, 1) long_outer(const __grid_constant_
                                  block * kLongCols + my_col) = sum;
     }
   }
-}
-
-/// The sum of the parts, a rank and 256 columns a block, with a column a thread.
-__global__ void __launch_bounds__(kThreads) sum_long(const __grid_constant__ OuterArgs args) {
-  __shared__ __align__(16) float sums[kLongCols];
-  const int thread = static_cast<int>(threadIdx.x), block = static_cast<int>(blockIdx.x);
-  const int rank = static_cast<int>(blockIdx.y);
-  wait_for_kernel_before();
-  let_next_kernel_start();
-  const std::int64_t width = std::int64_t{gridDim.x} * kLongCols, step = args.rank * width;
-  const float* const from = args.parts + rank * width + block * kLongCols + thread;
-  float sum = 0;
-#pragma unroll 16
-  for (int split = 0; split < args.splits; ++split) sum += from[split * step];
-  sums[thread] = sum;
-  __syncthreads();
-  if (thread >= kLongCols / 4) return;
-  store_long(args, block, rank, 4 * thread, *reinterpret_cast<const float4*>(&sums[4 * thread]));
 }
 
 }  // namespace graft::cuda::small

@@ -35,6 +35,8 @@ struct OuterSide {
 
 struct OuterArgs {
   OuterSide sides[2];
+  DType dtype;  // of the matrices
+  int block_cols;
   int rows, rank, split_rows, cluster;
   int splits;    // clusters of blocks that share columns
   float* parts;  // [split][rank][column of all blocks]; null: there is one split
@@ -55,16 +57,18 @@ struct OuterShared {
   static_assert(kRowWarps * kOuterRanks * kSumsLd * 4 <= kRing * static_cast<int>(sizeof(T)));
 };
 
-/// Writes four neighbours of a side's sums.
-__device__ inline void store_outer(const OuterArgs& args, int block, int rank, int col,
-                                   const float4& sum) {
-  const bool second = block >= args.sides[0].blocks;
+/// Writes neighbours of the sums, which begin at `col` of the columns of all blocks.
+template <int kCount>
+__device__ inline void store_outer(const OuterArgs& args, int rank, int col,
+                                   const float (&sums)[kCount]) {
+  const int of_first = args.sides[0].blocks * args.block_cols;
+  const bool second = col >= of_first;
   const OuterSide& side = second ? args.sides[1] : args.sides[0];
-  col += (second ? block - args.sides[0].blocks : block) * kOuterCols;
+  if (second) col -= of_first;
   if (col >= side.cols) return;
   float* const to = side.out + rank * side.out_row + col * side.out_col;
-  to[0] = side.after * sum.x, to[side.out_col] = side.after * sum.y;
-  to[2 * side.out_col] = side.after * sum.z, to[3 * side.out_col] = side.after * sum.w;
+#pragma unroll
+  for (int i = 0; i < kCount; ++i) to[i * side.out_col] = side.after * sums[i];
 }
 
 /// One turn of a warp in half types: its 16 rows at `ring`, their c at `c`.
@@ -132,7 +136,7 @@ __device__ __forceinline__ void outer_turn(const float* ring, const float* c, bo
 }
 
 template <class T>
-__global__ void __launch_bounds__(kThreads, 2) small_outer(const __grid_constant__ OuterArgs args) {
+__device__ __forceinline__ void make_outer(const OuterArgs& args) {
   using Shared = OuterShared<T>;
   constexpr int kPack = 16 / sizeof(T), kPacks = kWarpCols / kPack, kOfRow = 32 / kPacks;
   extern __shared__ __align__(128) unsigned char memory[];
@@ -273,7 +277,9 @@ __global__ void __launch_bounds__(kThreads, 2) small_outer(const __grid_constant
   const int split = static_cast<int>(blockIdx.x) / args.cluster;
   const auto store = [&](int four, const float4& sum) {
     const int rank = four / fours_of_rank, col = four % fours_of_rank * 4;
-    if (args.parts == nullptr) return store_outer(args, block, rank, col, sum);
+    if (args.parts == nullptr) {
+      return store_outer(args, rank, block * kOuterCols + col, {sum.x, sum.y, sum.z, sum.w});
+    }
     const std::int64_t width = std::int64_t{gridDim.y} * kOuterCols;
     *reinterpret_cast<float4*>(args.parts + (std::int64_t{split} * args.rank + rank) * width +
                                block * kOuterCols + col) = sum;
@@ -312,22 +318,28 @@ __global__ void __launch_bounds__(kThreads, 2) small_outer(const __grid_constant
 #endif
 }
 
-/// The sums of the splits' parts, four columns of a rank a thread.
+__global__ void __launch_bounds__(kThreads, 2) small_outer(const __grid_constant__ OuterArgs args) {
+  make_outer<float>(args);
+}
+
+__global__ void __launch_bounds__(kThreads, 2)
+    small_half_outer(const __grid_constant__ OuterArgs args) {
+  with_half(args.dtype, [&]<class T>(std::type_identity<T>) { make_outer<T>(args); });
+}
+
+/// The sums of the splits' parts, a column of a rank a thread.
 __global__ void __launch_bounds__(kThreads) sum_outer(const __grid_constant__ OuterArgs args) {
   wait_for_kernel_before();
   let_next_kernel_start();
-  const int width = (args.sides[0].blocks + args.sides[1].blocks) * kOuterCols;
-  const int at = static_cast<int>(blockIdx.x * kThreads + threadIdx.x) * 4;
+  const int width = (args.sides[0].blocks + args.sides[1].blocks) * args.block_cols;
+  const int at = static_cast<int>(blockIdx.x * kThreads + threadIdx.x);
   if (at >= args.rank * width) return;
   const std::int64_t step = std::int64_t{args.rank} * width;
-  float4 sum = make_float4(0, 0, 0, 0);
-#pragma unroll 8
-  for (int split = 0; split < args.splits; ++split) {
-    const float4 one = *reinterpret_cast<const float4*>(args.parts + split * step + at);
-    sum.x += one.x, sum.y += one.y, sum.z += one.z, sum.w += one.w;
-  }
-  const int col = at % width;
-  store_outer(args, col / kOuterCols, at / width, col % kOuterCols, sum);
+  const float* const from = args.parts + at;
+  float sum = 0;
+#pragma unroll 16
+  for (int split = 0; split < args.splits; ++split) sum += from[split * step];
+  store_outer(args, at / width, at % width, {sum});
 }
 
 }  // namespace graft::cuda::small

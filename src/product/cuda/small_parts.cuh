@@ -1,20 +1,32 @@
 #pragma once
 
-#include "product/cuda/small_rows.cuh"
+#include "product/cuda/small.cuh"
 
 namespace graft::cuda::small {
 
 // float32, 16 or 32 rows at a time, of any shape, in the matrix units: a float is multiplied in two
-// parts (mma.cuh), so that the error is float32's. A warp copies what it multiplies, its 64 of K of
+// parts (mma.cuh), so that the error is float32's. A warp copies what it multiplies, its 32 of K of
 // x and of A, to its own part of shared memory, and waits for no other warp. Then come the sums
 // over warps, and s·h in shared memory, in parts; the next rows of x are on their way while a warp
-// makes 64 columns of y. The order of K and of the columns inside a product is free:
+// makes 32 columns of y. Sixteen warps, for what one waits for, others have time for. The order of
+// K and of the columns inside a product is free:
 //
-//     lane 4g + q      x   row g, g + 8      k      2q, 2q + 1 of each 8 of its warp's 64
+//     lane 4g + q      x   row g, g + 8      k      2q, 2q + 1 of each 8 of its warp's 32
 //                      A   k as x            rank   g of each 8
 //                      h   row g, g + 8      ranks  q, q + 4 of each 8
 //                      B   ranks as h        cols   4 · (g / 2) + 16 · (g % 2) .. + 3, one a tile
-//                      y   row g, g + 8      cols   4q .. + 3, 4q + 16 .. + 3 of each 32
+//                      y   row g, g + 8      cols   4q .. + 3, 4q + 16 .. + 3
+namespace parts {
+
+// As small.cuh has them.
+constexpr int kWarps = 16, kThreads = 32 * kWarps, kSlice = kAtOnce / kWarps;
+
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 900
+constexpr int kMostRun = 4;  // registers for 32 rows would not do there
+#else
+constexpr int kMostRun = 8;
+#endif
+
 template <int kRun>
 struct PartsShared {
   // Rows lie so far apart that what a warp reads at once is in different banks.
@@ -31,12 +43,21 @@ struct PartsShared {
                                : 2),
         ranks(8 << log_tiles),
         ld(ranks + 4),
-        a_size(kSlice * ld > ranks * kXLd ? kSlice * ld : ranks * kXLd),
+        a_size(kSlice * ranks),
         b_size(ranks * kBLd),
         a(kWarps * kXSize),
         b(a + kWarps * a_size),
         h(b + kWarps * b_size),
         size(h + 2 * kRows * ld) {}
+
+  // A as [k][rank] and as [rank][k]. Fours lie in another order, so that what is read at once is in
+  // different banks.
+  static __device__ int a_at(int ranks, int k, int rank) {
+    return ((k * ranks + rank) / 4 ^ k / 2 % 4 * 2) * 4 + rank % 4;
+  }
+  static __device__ int along_at(int rank, int k) {
+    return rank * kSlice + (k / 4 ^ rank % 4 * 2) * 4 + k % 4;
+  }
 };
 
 /// Adds to a warp's sums, over k < end of its x and its A: [k][rank], or [rank][k] if kAlong.
@@ -44,10 +65,12 @@ template <int kRun, int kTiles, bool kAlong>
 __device__ __forceinline__ void parts_shrink(const float* x, const float* a, int end,
                                              float (&sums)[kRun / 4][4][4]) {
   using Shared = PartsShared<kRun>;
-  constexpr int kLd = 8 * kTiles + 4;
+  constexpr int kRanks = 8 * kTiles;
   const int lane = static_cast<int>(threadIdx.x) % 32, g = lane / 4, q = lane % 4;
   const float* const my_x = x + g * Shared::kXLd + 2 * q;
-  const float* const my_a = kAlong ? a + g * Shared::kXLd + 2 * q : a + 2 * q * kLd + g;
+  // What k and t add to a place in A are whole eights of fours, or bits that they change.
+  const int along = Shared::along_at(g, 2 * q),
+            at[2] = {Shared::a_at(kRanks, 2 * q, g), Shared::a_at(kRanks, 2 * q + 1, g)};
 #pragma unroll(kTiles == 1 ? 4 : 1)
   for (int deep = 0; deep < end; deep += 16) {
     // The matrix units round their sums towards zero: short ones, which are added up as floats are.
@@ -56,22 +79,31 @@ __device__ __forceinline__ void parts_shrink(const float* x, const float* a, int
     for (int i = 0; i < 2; ++i) {
       const int k = deep + 8 * i;
       if (k >= end) break;
-      TwoParts right[kTiles][2];
-#pragma unroll
-      for (int t = 0; t < kTiles; ++t) {
-        const float2 two = kAlong
-                               ? *reinterpret_cast<const float2*>(my_a + 8 * t * Shared::kXLd + k)
-                               : make_float2(my_a[k * kLd + 8 * t], my_a[(k + 1) * kLd + 8 * t]);
-        right[t][0] = in_parts(two.x), right[t][1] = in_parts(two.y);
-      }
+      TwoParts left[kRun / 4][4];
 #pragma unroll
       for (int m = 0; m < kRun / 4; ++m) {
         // Of rows that are not there, what lies there: their sums are not used.
         const float2 top = *reinterpret_cast<const float2*>(my_x + 16 * m * Shared::kXLd + k),
                      low = *reinterpret_cast<const float2*>(my_x + (16 * m + 8) * Shared::kXLd + k);
-        const TwoParts left[4] = {in_parts(top.x), in_parts(low.x), in_parts(top.y),
-                                  in_parts(low.y)};
-        mma_parts<kTiles>(of_16[m], left, right);
+        left[m][0] = in_parts(top.x), left[m][1] = in_parts(low.x);
+        left[m][2] = in_parts(top.y), left[m][3] = in_parts(low.y);
+      }
+      constexpr int kPair = kTiles < 2 ? kTiles : 2;  // tiles at once: more would take registers
+#pragma unroll
+      for (int first = 0; first < kTiles; first += kPair) {
+        TwoParts right[kPair][2];
+#pragma unroll
+        for (int t = 0; t < kPair; ++t) {
+          const int bits = 8 * (first + t);
+          const float2 two =
+              kAlong ? *reinterpret_cast<const float2*>(a + (along ^ k) + bits * kSlice)
+                     : make_float2(a[(at[0] ^ bits) + k * kRanks], a[(at[1] ^ bits) + k * kRanks]);
+          right[t][0] = in_parts(two.x), right[t][1] = in_parts(two.y);
+        }
+#pragma unroll
+        for (int m = 0; m < kRun / 4; ++m) {
+          mma_parts<kPair>(reinterpret_cast<float(&)[kPair][4]>(of_16[m][first]), left[m], right);
+        }
       }
     }
 #pragma unroll
@@ -85,8 +117,13 @@ __device__ __forceinline__ void parts_shrink(const float* x, const float* a, int
   }
 }
 
+__device__ __forceinline__ void copy16(float* to, const float* from) {
+  copy_async(shared_address(to), from, true);
+}
+
 template <int kRun>
 __global__ void __launch_bounds__(kThreads, 1) small_parts(const __grid_constant__ SmallArgs args) {
+  if constexpr (kRun > kMostRun) return;
   using Shared = PartsShared<kRun>;
   constexpr int kRows = Shared::kRows, kXLd = Shared::kXLd;
   extern __shared__ __align__(16) float shared[];
@@ -111,7 +148,6 @@ __global__ void __launch_bounds__(kThreads, 1) small_parts(const __grid_constant
     for (int i = 0; i < kRun; ++i) {
       if (first + lane / 8 + 4 * i < all_rows) {
         if (k + deep < args.depth) copy16(to + 4 * i * kXLd, from);
-        if (k + deep + 32 < args.depth) copy16(to + 4 * i * kXLd + 32, from + 32);
       }
       from += 4 * args.x_stride;
     }
@@ -123,20 +159,21 @@ __global__ void __launch_bounds__(kThreads, 1) small_parts(const __grid_constant
 #pragma unroll 2
       for (int row = lane >> log_quads; row < kSlice; row += 32 >> log_quads) {
         if (k + row < args.depth)
-          copy16(a + row * at.ld + 4 * quad, from + (k + row) * args.a_row + 4 * quad);
+          copy16(a + Shared::a_at(at.ranks, row, 4 * quad),
+                 from + (k + row) * args.a_row + 4 * quad);
       }
     } else if (args.a_along) {  // [rank][k], as it lies in memory
-      const int deep = lane % 16 * 4;
+      const int deep = lane % 8 * 4;
       if (k + deep >= args.depth) return;
 #pragma unroll 4
-      for (int rank = lane / 16; rank < args.rank; rank += 2) {
-        copy16(a + rank * kXLd + deep, from + k + deep + rank * args.a_col);
+      for (int rank = lane / 8; rank < args.rank; rank += 4) {
+        copy16(a + Shared::along_at(rank, deep), from + k + deep + rank * args.a_col);
       }
     } else {
       for (int row = lane; row < min(kSlice, args.depth - k); row += 32) {
 #pragma unroll 4
         for (int rank = 0; rank < args.rank; ++rank) {
-          a[row * at.ld + rank] = from[(k + row) * args.a_row + rank * args.a_col];
+          a[Shared::a_at(at.ranks, row, rank)] = from[(k + row) * args.a_row + rank * args.a_col];
         }
       }
     }
@@ -147,10 +184,10 @@ __global__ void __launch_bounds__(kThreads, 1) small_parts(const __grid_constant
       b[(args.rank + i / kSlice) * Shared::kBLd + i % kSlice] = 0;
     }
     if (args.b_vectors) {
-      const int col = lane % 16 * 4;
+      const int col = lane % 8 * 4;
       if (first_col + col >= cols) return;
 #pragma unroll 2
-      for (int rank = lane / 16; rank < args.rank; rank += 2) {
+      for (int rank = lane / 8; rank < args.rank; rank += 4) {
         copy16(b + rank * Shared::kBLd + col, from + rank * args.b_row + first_col + col);
       }
     } else if (args.b_along) {
@@ -265,7 +302,7 @@ __global__ void __launch_bounds__(kThreads, 1) small_parts(const __grid_constant
     commit_copies();
 
     if (first_col < cols) {
-      float results[kRun / 4][2][4][4] = {};  // [16 rows][32 cols][tile]
+      float results[kRun / 4][4][4] = {};  // [16 rows][tile]
       const float* my_b = b + q * Shared::kBLd + g / 2 * 4 + g % 2 * 16;
       const TwoParts* my_h = h + g * at.ld + q;
 #pragma unroll 1
@@ -277,19 +314,15 @@ __global__ void __launch_bounds__(kThreads, 1) small_parts(const __grid_constant
           left[m][0] = top[0], left[m][1] = top[8 * at.ld];
           left[m][2] = top[4], left[m][3] = top[8 * at.ld + 4];
         }
+        TwoParts right[4][2];
 #pragma unroll
-        for (int j = 0; j < 2; ++j) {
-          TwoParts right[4][2];
-#pragma unroll
-          for (int i = 0; i < 2; ++i) {
-            const float4 four =
-                *reinterpret_cast<const float4*>(my_b + 4 * i * Shared::kBLd + 32 * j);
-            right[0][i] = in_parts(four.x), right[1][i] = in_parts(four.y);
-            right[2][i] = in_parts(four.z), right[3][i] = in_parts(four.w);
-          }
-#pragma unroll
-          for (int m = 0; m < kRun / 4; ++m) mma_parts<4>(results[m][j], left[m], right);
+        for (int i = 0; i < 2; ++i) {
+          const float4 four = *reinterpret_cast<const float4*>(my_b + 4 * i * Shared::kBLd);
+          right[0][i] = in_parts(four.x), right[1][i] = in_parts(four.y);
+          right[2][i] = in_parts(four.z), right[3][i] = in_parts(four.w);
         }
+#pragma unroll
+        for (int m = 0; m < kRun / 4; ++m) mma_parts<4>(results[m], left[m], right);
       }
 #pragma unroll
       for (int i = 0; i < kRun / 2; ++i) {  // eights of rows
@@ -297,12 +330,12 @@ __global__ void __launch_bounds__(kThreads, 1) small_parts(const __grid_constant
         if (row >= rows) break;
         float* const y = static_cast<float*>(args.y) + (first + row) * args.y_stride;
 #pragma unroll
-        for (int j = 0; j < 4; ++j) {
+        for (int j = 0; j < 2; ++j) {
           const int col = first_col + 4 * q + 16 * j;
           if (col >= cols) break;
           auto* const to = reinterpret_cast<float4*>(y + col);
-          const float(&tiles)[4][4] = results[i / 2][j / 2];
-          const int e = i % 2 * 2 + j % 2;
+          const float(&tiles)[4][4] = results[i / 2];
+          const int e = i % 2 * 2 + j;
           float4 result = make_float4(tiles[0][e], tiles[1][e], tiles[2][e], tiles[3][e]);
           if (args.accumulate) {
             const float4 before = *to;
@@ -316,4 +349,5 @@ __global__ void __launch_bounds__(kThreads, 1) small_parts(const __grid_constant
   }
 }
 
+}  // namespace parts
 }  // namespace graft::cuda::small
