@@ -151,7 +151,9 @@ __device__ void normalize_row(const RowPlan& plan, const NormShape& shape, const
   Pack<T, kPack> s[Packs];
   hand.load(p.inputs[0], 0, s);
   team.begin();
-  if (p.inputs[1].data != nullptr) {
+  // Long rows have no residual, and weight and bias of T: what takes more registers goes without.
+  constexpr bool kIsLong = Packs > kHandPacks;
+  if (!kIsLong && p.inputs[1].data != nullptr) {
     const T* const residual = hand.mine(p.inputs[1]);
     T* const sum = hand.mine(p.sum);
 #pragma unroll
@@ -170,10 +172,14 @@ __device__ void normalize_row(const RowPlan& plan, const NormShape& shape, const
     for (int k = 0; k < Packs; ++k) {
       if (!hand.has(k)) continue;
       float values[kPack];
-      unpack(s[k], values);
+      if constexpr (kIsLong) {
+        unpack_again(s[k], values);
+      } else {
+        unpack(s[k], values);
+      }
 #pragma unroll
       for (int e = 0; e < kPack; ++e) each(values[e]);
-      keep_packed(s[k]);
+      if constexpr (!kIsLong) keep_packed(s[k]);
     }
   });
   if (team.member() == 0 && team.rank() == 0) p.keep(hand.row(), moments);
@@ -192,7 +198,8 @@ __device__ void normalize_row(const RowPlan& plan, const NormShape& shape, const
       store(values, y + k * hand.kApart);
     }
   };
-  if (p.weight.template is<T>() && (p.bias.data == nullptr || p.bias.template is<T>())) {
+  if (kIsLong ||
+      (p.weight.template is<T>() && (p.bias.data == nullptr || p.bias.template is<T>()))) {
     const T* const weights = static_cast<const T*>(p.weight.data) + hand.column(0);
     const T* const biases = static_cast<const T*>(p.bias.data) + hand.column(0);
     finish([&](int k, float(&weight)[kPack], float(&bias)[kPack]) {
@@ -204,7 +211,7 @@ __device__ void normalize_row(const RowPlan& plan, const NormShape& shape, const
         unpack(load_pack<T, kPack>(biases + k * hand.kApart), bias);
       }
     });
-  } else {
+  } else if constexpr (!kIsLong) {
     finish([&](int k, float(&weight)[kPack], float(&bias)[kPack]) {
       p.weight.load(hand.column(k), 1.0f, weight), p.bias.load(hand.column(k), 0.0f, bias);
     });
@@ -219,7 +226,9 @@ __global__ void __launch_bounds__(kHandThreads, kHandBlocks)
   wait_for_kernel_before();
   let_next_kernel_start();
   with_type(dtype, [&]<class T>(std::type_identity<T>) {
-    normalize_row<T, Packs>(plan, shape, p, exchange);
+    if constexpr (Packs <= kHandPacks || std::is_same_v<T, __nv_bfloat16>) {
+      normalize_row<T, Packs>(plan, shape, p, exchange);
+    }
   });
 }
 
@@ -633,11 +642,19 @@ namespace {
 
 void normalize(const Call& call, const NormForward& p) {
   const std::int64_t rows = p.x.dim(0), columns = p.x.dim(1);
-  const RowPlan plan = plan_rows(
-      call.facts(), {.rows = rows,
-                     .columns = columns,
-                     .element_bytes = size_of(p.x.dtype()),
-                     .in_packs = in_packs({p.x, p.residual, p.weight, p.bias, p.y, p.sum})});
+  // What norm_rows<kLongPacks> takes. float16 would take it more registers than there are.
+  const auto is_bfloat16 = [](const ConstTensorView& view) {
+    return view.present() && view.dtype() == DType::kBFloat16;
+  };
+  const bool may_be_long = is_bfloat16(p.x) && is_bfloat16(p.weight) && !p.residual.present() &&
+                           (!p.bias.present() || is_bfloat16(p.bias));
+  const RowPlan plan =
+      plan_rows(call.facts(),
+                {.rows = rows,
+                 .columns = columns,
+                 .element_bytes = size_of(p.x.dtype()),
+                 .in_packs = in_packs({p.x, p.residual, p.weight, p.bias, p.y, p.sum})},
+                may_be_long ? kLongPacks : kHandPacks);
   const NormShape shape = shape_of(p, rows, columns);
   const ForwardArgs args{{matrix_of(p.x), matrix_of(p.residual)},
                          vector_of(p.weight),
@@ -647,7 +664,9 @@ void normalize(const Call& call, const NormForward& p) {
                          p.mean.mutable_data_as<float>(),
                          p.rstd.mutable_data_as<float>()};
   if (plan.fits) {
-    const auto kernel = plan.packs > kFewPacks ? norm_rows<kHandPacks> : norm_rows<kFewPacks>;
+    const auto kernel = plan.packs > kHandPacks  ? norm_rows<kLongPacks>
+                        : plan.packs > kFewPacks ? norm_rows<kHandPacks>
+                                                 : norm_rows<kFewPacks>;
     launch_rows(call, plan, kernel, shape, p.x.dtype(), args);
   } else {
     launch_rows(call, any_rows_plan(rows, columns), norm_any_rows, columns, shape, p.x.dtype(),

@@ -79,6 +79,19 @@ __device__ void keep_packed(Pack<T, N>& pack) {
   asm volatile("" : "+r"(words[0]), "+r"(words[1]), "+r"(words[2]), "+r"(words[3]));
 }
 
+/// The elements of a pack, made from it each time that they are asked for: the pack stays as it is,
+/// also where some of the code that looks at it is skipped.
+__device__ inline void unpack_again(const Pack<__nv_bfloat16, 8>& pack, float (&values)[8]) {
+  std::uint32_t words[4];
+  std::memcpy(words, &pack, sizeof(words));
+#pragma unroll
+  for (int i = 0; i < 4; ++i) {
+    asm volatile("shl.b32 %0, %2, 16;\nand.b32 %1, %2, 0xFFFF0000;\n"
+                 : "=&f"(values[2 * i]), "=f"(values[2 * i + 1])
+                 : "r"(words[i]));
+  }
+}
+
 template <int Bytes>
 using Word = std::conditional_t<
     Bytes % 16 == 0, uint4,
