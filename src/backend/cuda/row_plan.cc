@@ -5,6 +5,8 @@
 #include <limits>
 #include <string>
 
+#include "backend/cuda/integers.h"
+
 namespace graft::cuda {
 namespace {
 
@@ -14,21 +16,19 @@ constexpr int kMostCluster = 8;  // that every GPU with clusters takes
 constexpr int kMostBarriers = 15;
 constexpr std::size_t kOtherShared = 2048;  // what the kernels have besides the rows
 
-std::int64_t ceil_div(std::int64_t value, std::int64_t by) { return (value + by - 1) / by; }
-
 // Threads for a block's part of a row in a cluster of so many, each with up to `most_packs`.
 RowPlan team_of(const RowWork& work, int cluster, int most_packs, int most_threads) {
   RowPlan plan;
   const auto pack = static_cast<std::int64_t>(kPackBytes / work.element_bytes);
-  const std::int64_t packs = ceil_div(work.columns / pack, cluster);  // of a block
-  const std::int64_t group = ceil_div(ceil_div(packs, most_packs), kWarp) * kWarp;
+  const std::int64_t packs = divide_up(work.columns / pack, cluster);  // of a block
+  const std::int64_t group = divide_up(divide_up(packs, most_packs), kWarp) * kWarp;
   // The last block of a cluster has something to do, too.
   plan.fits = group <= most_threads && packs * pack * (cluster - 1) < work.columns;
   if (!plan.fits) return plan;
   plan.cluster = cluster;
   plan.group = static_cast<int>(group);
   plan.slots = slots_of(plan.group);
-  plan.packs = static_cast<int>(ceil_div(packs, group));
+  plan.packs = static_cast<int>(divide_up(packs, group));
   plan.part = static_cast<int>(packs * pack);
   return plan;
 }
@@ -49,7 +49,7 @@ RowPlan plan_rows(const DeviceFacts& device, const RowWork& work, int most_packs
     if (!plan.fits) continue;
     // Warps that have a row each are put together, so that a multiprocessor's blocks are enough.
     if (plan.group == kWarp && cluster == 1) plan.groups = 4;
-    const std::int64_t clusters = ceil_div(work.rows, plan.groups);
+    const std::int64_t clusters = divide_up(work.rows, plan.groups);
     plan.fits = clusters <= std::numeric_limits<int>::max() / plan.cluster;
     plan.blocks = plan.fits ? static_cast<int>(clusters) * plan.cluster : 0;
     return plan;
@@ -76,10 +76,10 @@ RowPlan plan_flow(const DeviceFacts& device, const RowWork& work, int inputs) {
     std::int64_t groups = kFlowThreads / plan.group;
     if (plan.group > kWarp) groups = std::min<std::int64_t>(groups, kMostBarriers);
     // Few rows: all multiprocessors before two rows in one.
-    groups = std::min(groups, ceil_div(work.rows, device.multiprocessors));
+    groups = std::min(groups, divide_up(work.rows, device.multiprocessors));
     plan.groups = static_cast<int>(groups);
     plan.blocks = static_cast<int>(
-        std::min<std::int64_t>(device.multiprocessors, ceil_div(work.rows, groups)));
+        std::min<std::int64_t>(device.multiprocessors, divide_up(work.rows, groups)));
   } else {
     plan.blocks = static_cast<int>(
         plan.cluster *

@@ -355,155 +355,174 @@ void launch_outer(const char* op, const Call& call, const Layout& layout, const 
   run_hopper_outer(op, call, {jobs.data(), count}, true);
 }
 
-template <class T>
-void run_as(const char* op, const Call& call, std::span<const Term> terms, std::byte* workspace) {
-  const Layout layout(terms, call.facts());
+// What the kernels of a call are given, part by part.
+struct Filling {
+  const char* op;
+  const Layout& layout;
+  std::span<const Term> terms;
+  std::byte* workspace;
+  Maps maps{};
+  Arguments args{};
+
   const HopperPlan& plan = layout.plan;
   const Term& term = terms[0];
   const DType dtype = term.multiply;
-  // A block fetches half of a tile's W: as (K, N) in boxes of 64 columns and rows, or half the rows
-  // if there is one box; as (N, K) in one of half a tile.
-  const int w_rows = !layout.w_is_kn ? plan.tile_n / 2 : plan.tile_n == 64 ? kTileK / 2 : kTileK;
-
-  Maps maps{};
-  Arguments args{};
-  maps.x = tensor_map(op, term.x.data(), dtype, layout.m, layout.k, term.x.stride(0), kTileM);
-  if (const int end = static_cast<int>(layout.m % kTileM); end > 0) {
-    maps.x_end = tensor_map(op, term.x.data(), dtype, layout.m, layout.k, term.x.stride(0), end);
-    args.end_bytes = end * kRowBytes;
-  }
-  args.m = static_cast<int>(layout.m);
-  args.k_blocks = static_cast<int>(layout.k_blocks);
-  args.tile_rows = static_cast<int>(plan.tile_rows);
-  args.tile_cols = static_cast<int>(plan.tile_cols);
-  args.clusters = plan.clusters;
-  args.by_tile_rows = Divisor(plan.tile_rows);
-  args.by_group_tiles = Divisor(kGroupRows * plan.tile_cols);
-  args.by_last_rows = Divisor((plan.tile_rows - 1) % kGroupRows + 1);
-  args.layer_count = static_cast<int>(terms.size());
-  int first_column = 0, first_rank = 0;
-  for (std::size_t i = 0; i < terms.size(); ++i) {
-    const Term& of = terms[i];
-    const ConstTensorView w = layout.w_is_kn ? of.w : of.w.transposed();
-    maps.w[i] = tensor_map(op, w.data(), dtype, w.dim(0), w.dim(1), w.stride(0), w_rows);
-    maps.y[i] = tensor_map(op, of.y.data(), dtype, layout.m, of.y.dim(1), of.y.stride(0), kHalfM);
-    Layer& layer = args.layers[i];
-    layer.first_column = first_column;
-    layer.first_rank = first_rank;
-    layer.n = static_cast<int>(of.y.dim(1));
-    layer.rank = static_cast<int>(of.pair.rank());
-    layer.scaling = of.pair.scaling;
-    layer.h_out = of.pair.h.present() ? of.pair.h.mutable_data_as<float>() : nullptr;
-    set_bias(layer, of.bias);
-    first_column += (layer.n + plan.tile_n - 1) / plan.tile_n;
-    first_rank += (layer.rank + 15) / 16 * 16;
-  }
-  if (plan.rank_class == 0) return launch<T>(call, layout, maps, args);
-
   std::byte* const h = workspace + layout.h_at;
-  args.rank = static_cast<int>(layout.rank);
-  args.rank_class = plan.rank_class;
-  args.h_stride = static_cast<int>(layout.h_stride());
-  args.h_scale = 1.0f;
-  if (layout.dropout != nullptr) {
-    // Masks alone are left to apply where what they scale is multiplied by h.
-    args.layers[0].scaling *= layout.dropout->scale();
-    args.masks = reinterpret_cast<const uint2*>(workspace + layout.masks_at);
-    args.turned_masks = reinterpret_cast<const uint2*>(workspace + layout.turned_masks_at);
-    args.mask_steps = static_cast<int>(layout.mask_steps);
-    if (Layout::drops_x(term)) args.h_scale = layout.dropout->scale();
-    launch_masks(call, layout, term, workspace);
-  }
-  args.light_clusters = plan.h_before ? 0 : plan.light_clusters;
-  args.light_rows = static_cast<int>(plan.light_rows());
-  args.light_parts = plan.light_parts;
-  args.h_parts = plan.h_parts;
-  args.by_light_parts = Divisor(plan.light_parts);
-  args.by_h_parts = Divisor(plan.h_parts);
-  args.h_every = plan.h_every;
-  args.h_first = plan.h_first;
-  args.units = static_cast<int>(layout.units);
-  args.units_of_part = static_cast<int>((layout.units + plan.h_parts - 1) / plan.h_parts);
-  args.h_before = plan.h_before;
-  args.h = h;
-  args.partial = reinterpret_cast<float*>(workspace + layout.partial_at);
-  args.flags = reinterpret_cast<std::uint32_t*>(workspace + layout.flags_at);
-  args.flag_count = static_cast<int>(layout.flags);
-  args.all_ready = args.flags + layout.row_flags();
-  args.copied = args.all_ready + 1;
-
-  const auto copy = [](const ConstTensorView& rows, std::int64_t stride, void* to) {
-    return Copy{rows.data(),
-                rows.stride(0),
-                rows.stride(1),
-                rows.dtype(),
-                static_cast<int>(rows.dim(0)),
-                static_cast<int>(rows.dim(1)),
-                static_cast<int>(stride),
-                to};
-  };
   Copies& copies = args.copies;
-  const auto add = [&](const Copy& each) { copies.list[copies.count++] = each; };
+
+  // Rows of W's boxes. A block fetches half of a tile's W: as (K, N) in boxes of 64 columns and
+  // rows, or half the rows if there is one box; as (N, K) in one of half a tile.
+  int w_rows() const {
+    if (!layout.w_is_kn) return plan.tile_n / 2;
+    return plan.tile_n == 64 ? kTileK / 2 : kTileK;
+  }
+
+  // What a product without a pair has.
+  void put_tiles() {
+    maps.x = tensor_map(op, term.x.data(), dtype, layout.m, layout.k, term.x.stride(0), kTileM);
+    if (const int end = static_cast<int>(layout.m % kTileM); end > 0) {
+      maps.x_end = tensor_map(op, term.x.data(), dtype, layout.m, layout.k, term.x.stride(0), end);
+      args.end_bytes = end * kRowBytes;
+    }
+    args.m = static_cast<int>(layout.m);
+    args.k_blocks = static_cast<int>(layout.k_blocks);
+    args.tile_rows = static_cast<int>(plan.tile_rows);
+    args.tile_cols = static_cast<int>(plan.tile_cols);
+    args.clusters = plan.clusters;
+    args.by_tile_rows = Divisor(plan.tile_rows);
+    args.by_group_tiles = Divisor(kGroupRows * plan.tile_cols);
+    args.by_last_rows = Divisor((plan.tile_rows - 1) % kGroupRows + 1);
+    args.layer_count = static_cast<int>(terms.size());
+    int first_column = 0, first_rank = 0;
+    for (std::size_t i = 0; i < terms.size(); ++i) {
+      const Term& of = terms[i];
+      const ConstTensorView w = layout.w_is_kn ? of.w : of.w.transposed();
+      maps.w[i] = tensor_map(op, w.data(), dtype, w.dim(0), w.dim(1), w.stride(0), w_rows());
+      maps.y[i] = tensor_map(op, of.y.data(), dtype, layout.m, of.y.dim(1), of.y.stride(0), kHalfM);
+      Layer& layer = args.layers[i];
+      layer.first_column = first_column;
+      layer.first_rank = first_rank;
+      layer.n = static_cast<int>(of.y.dim(1));
+      layer.rank = static_cast<int>(of.pair.rank());
+      layer.scaling = of.pair.scaling;
+      layer.h_out = of.pair.h.present() ? of.pair.h.mutable_data_as<float>() : nullptr;
+      set_bias(layer, of.bias);
+      first_column += (layer.n + plan.tile_n - 1) / plan.tile_n;
+      first_rank += (layer.rank + 15) / 16 * 16;
+    }
+  }
+
+  // h, its masks, who makes it and by which flags.
+  void put_h() {
+    args.rank = static_cast<int>(layout.rank);
+    args.rank_class = plan.rank_class;
+    args.h_stride = static_cast<int>(layout.h_stride());
+    args.h_scale = 1.0f;
+    if (layout.dropout != nullptr) {
+      // Masks alone are left to apply where what they scale is multiplied by h.
+      args.layers[0].scaling *= layout.dropout->scale();
+      args.masks = reinterpret_cast<const uint2*>(workspace + layout.masks_at);
+      args.turned_masks = reinterpret_cast<const uint2*>(workspace + layout.turned_masks_at);
+      args.mask_steps = static_cast<int>(layout.mask_steps);
+      if (Layout::drops_x(term)) args.h_scale = layout.dropout->scale();
+    }
+    args.light_clusters = plan.h_before ? 0 : plan.light_clusters;
+    args.light_rows = static_cast<int>(plan.light_rows());
+    args.light_parts = plan.light_parts;
+    args.h_parts = plan.h_parts;
+    args.by_light_parts = Divisor(plan.light_parts);
+    args.by_h_parts = Divisor(plan.h_parts);
+    args.h_every = plan.h_every;
+    args.h_first = plan.h_first;
+    args.units = static_cast<int>(layout.units);
+    args.units_of_part = static_cast<int>((layout.units + plan.h_parts - 1) / plan.h_parts);
+    args.h_before = plan.h_before;
+    args.h = h;
+    args.partial = reinterpret_cast<float*>(workspace + layout.partial_at);
+    args.flags = reinterpret_cast<std::uint32_t*>(workspace + layout.flags_at);
+    args.flag_count = static_cast<int>(layout.flags);
+    args.all_ready = args.flags + layout.row_flags();
+    args.copied = args.all_ready + 1;
+  }
+
+  static Copy copy(const ConstTensorView& rows, std::int64_t stride, void* to) {
+    return {rows.data(),
+            rows.stride(0),
+            rows.stride(1),
+            rows.dtype(),
+            static_cast<int>(rows.dim(0)),
+            static_cast<int>(rows.dim(1)),
+            static_cast<int>(stride),
+            to};
+  }
+  void add(const Copy& each) { copies.list[copies.count++] = each; }
+
   // A matrix where it lies, or the copy of it that the kernel will make.
-  const auto place = [&](const ConstTensorView& rows, bool copied, std::int64_t stride,
-                         std::size_t at, int box_rows) {
+  CUtensorMap place(const ConstTensorView& rows, bool copied, std::int64_t stride, std::size_t at,
+                    int box_rows) {
     if (copied) add(copy(rows, stride, workspace + at));
     return tensor_map(op, copied ? workspace + at : rows.data(), dtype, rows.dim(0), rows.dim(1),
                       copied ? stride : rows.stride(0), box_rows);
-  };
-  HopperShrinkPlan shrink;
-  if (plan.h_before) {
-    const bool masked = layout.dropout != nullptr && Layout::drops_x(term);
-    HopperShrinkRoom room;  // unless tiles begin with h
-    if (!layout.masks_first()) room = {plan.light_clusters * 2, plan.tile_n};
-    shrink = plan_hopper_shrink(layout.m, layout.k, layout.rank, call.facts(), room, masked);
   }
-  // Half of the columns of h, or 64 of them, in a box.
-  const int s_rows = plan.h_before ? shrink.s_box_rows(false) : plan.rank_class / 2;
-  if (layout.s_is_kn) {
-    maps.s = place(term.pair.shrink, layout.copies_s, layout.s_stride(), layout.s_at,
-                   shrink.s_box_rows(true));
-  } else if (terms.size() == 1 && plan.ragged == 0) {
-    maps.s = place(Layout::s_rows(term), layout.copies_s, layout.s_stride(), layout.s_at, s_rows);
-  } else {
-    // All S below each other. What is between them makes columns of h that nobody reads.
-    std::byte* const s = workspace + layout.s_at;
-    maps.s = tensor_map(op, s, dtype, layout.all_s_rows(), layout.k, layout.s_stride(), s_rows);
+
+  // S, of a launch before the tiles' if there is one.
+  void put_shrink(const HopperShrinkPlan& shrink) {
+    // Half of the columns of h, or 64 of them, in a box.
+    const int s_rows = plan.h_before ? shrink.s_box_rows(false) : plan.rank_class / 2;
+    if (layout.s_is_kn) {
+      maps.s = place(term.pair.shrink, layout.copies_s, layout.s_stride(), layout.s_at,
+                     shrink.s_box_rows(true));
+    } else if (terms.size() == 1 && plan.ragged == 0) {
+      maps.s = place(Layout::s_rows(term), layout.copies_s, layout.s_stride(), layout.s_at, s_rows);
+    } else {
+      // All S below each other. What is between them makes columns of h that nobody reads.
+      std::byte* const s = workspace + layout.s_at;
+      maps.s = tensor_map(op, s, dtype, layout.all_s_rows(), layout.k, layout.s_stride(), s_rows);
+      for (std::size_t i = 0; i < terms.size(); ++i) {
+        if (!terms[i].pair.present()) continue;
+        add(copy(Layout::s_rows(terms[i]), layout.s_stride(),
+                 s + args.layers[i].first_rank * layout.s_stride() * 2));
+      }
+      if (plan.ragged > 0) put_ragged(s);
+    }
+    copies.of_s = copies.count;
+  }
+
+  // The ragged columns: W's below S, at `s`; E's are read where they lie.
+  void put_ragged(std::byte* s) {
+    const std::int64_t n0 = term.y.dim(1) - plan.ragged;
+    add(copy(columns_from(term.w, n0).transposed(), layout.s_stride(),
+             s + layout.ragged_at() * layout.s_stride() * 2));
+    Ragged& ragged = args.ragged;
+    ragged.count = plan.ragged;
+    ragged.ranks = static_cast<int>(layout.ragged_at());
+    ragged.first = static_cast<int>(n0);
+    ragged.y = term.y.mutable_data_as<std::uint16_t>() + n0;
+    ragged.y_stride = term.y.stride(0);
+    if (term.pair.present()) {
+      const ConstTensorView e = columns_from(term.pair.expand, n0);
+      ragged.e = e.data();
+      ragged.e_rank_stride = e.stride(0), ragged.e_col_stride = e.stride(1);
+      ragged.e_dtype = e.dtype();
+    }
+  }
+
+  // E, and h as the tiles fetch it.
+  void put_expand() {
+    const bool narrow_h = layout.dropout != nullptr && layout.w_is_kn && !plan.h_before;
     for (std::size_t i = 0; i < terms.size(); ++i) {
       if (!terms[i].pair.present()) continue;
-      add(copy(Layout::s_rows(terms[i]), layout.s_stride(),
-               s + args.layers[i].first_rank * layout.s_stride() * 2));
+      maps.e[i] = place(layout.e_rows(terms[i]), layout.copies_e[i], layout.e_stride(terms[i]),
+                        layout.e_at[i], w_rows());
+      maps.h[i] =
+          tensor_map(op, h + args.layers[i].first_rank * 2, dtype, layout.m, args.layers[i].rank,
+                     layout.h_stride(), kTileM, narrow_h ? kNarrow : kTileK);
     }
-    if (plan.ragged > 0) {
-      const std::int64_t n0 = term.y.dim(1) - plan.ragged;
-      add(copy(columns_from(term.w, n0).transposed(), layout.s_stride(),
-               s + layout.ragged_at() * layout.s_stride() * 2));
-      Ragged& ragged = args.ragged;
-      ragged.count = plan.ragged;
-      ragged.ranks = static_cast<int>(layout.ragged_at());
-      ragged.first = static_cast<int>(n0);
-      ragged.y = term.y.mutable_data_as<std::uint16_t>() + n0;
-      ragged.y_stride = term.y.stride(0);
-      if (term.pair.present()) {
-        const ConstTensorView e = columns_from(term.pair.expand, n0);
-        ragged.e = e.data();
-        ragged.e_rank_stride = e.stride(0), ragged.e_col_stride = e.stride(1);
-        ragged.e_dtype = e.dtype();
-      }
-    }
+    copies.of_pair = copies.count;
   }
-  copies.of_s = copies.count;
-  const bool narrow_h = layout.dropout != nullptr && layout.w_is_kn && !plan.h_before;
-  for (std::size_t i = 0; i < terms.size(); ++i) {
-    if (!terms[i].pair.present()) continue;
-    maps.e[i] = place(layout.e_rows(terms[i]), layout.copies_e[i], layout.e_stride(terms[i]),
-                      layout.e_at[i], w_rows);
-    maps.h[i] =
-        tensor_map(op, h + args.layers[i].first_rank * 2, dtype, layout.m, args.layers[i].rank,
-                   layout.h_stride(), kTileM, narrow_h ? kNarrow : kTileK);
-  }
-  copies.of_pair = copies.count;
-  if (layout.makes_outer) {
+
+  // Outer products beside the tiles.
+  void put_outer() {
     OuterArguments& outer = args.outer;
     outer.every = layout.outer.every;
     outer.first = layout.outer.first;
@@ -556,7 +575,9 @@ void run_as(const char* op, const Call& call, std::span<const Term> terms, std::
           tensor_map(op, at, dtype, layout.m, layout.rank, layout.h_stride(), kTileM, kNarrow);
     }
   }
-  if (layout.outer_after) {
+
+  // For outer products after the tiles: copies of the coefficients that are given.
+  void put_outer_after() {
     args.outer_follows = true;
     for (std::size_t i = 0; i < term.outer_products.size(); ++i) {
       const ConstTensorView& given = term.outer_products[i].coefficients;
@@ -565,10 +586,40 @@ void run_as(const char* op, const Call& call, std::span<const Term> terms, std::
       }
     }
   }
-  if (plan.h_before) launch_hopper_shrink(call, shrink, dtype, layout.s_is_kn, maps, args);
-  launch<T>(call, layout, maps, args);
+};
+
+// How h is made by a launch before the tiles'.
+HopperShrinkPlan shrink_plan(const Layout& layout, const Term& term, const DeviceFacts& facts) {
+  const HopperPlan& plan = layout.plan;
+  const bool masked = layout.dropout != nullptr && Layout::drops_x(term);
+  HopperShrinkRoom room;  // unless tiles begin with h
+  if (!layout.masks_first()) room = {plan.light_clusters * 2, plan.tile_n};
+  return plan_hopper_shrink(layout.m, layout.k, layout.rank, facts, room, masked);
+}
+
+template <class T>
+void run_as(const char* op, const Call& call, std::span<const Term> terms, std::byte* workspace) {
+  const Layout layout(terms, call.facts());
+  const Term& term = terms[0];
+  Filling filling{op, layout, terms, workspace};
+  filling.put_tiles();
+  if (layout.plan.rank_class == 0) return launch<T>(call, layout, filling.maps, filling.args);
+
+  HopperShrinkPlan shrink;
+  if (layout.plan.h_before) shrink = shrink_plan(layout, term, call.facts());
+  filling.put_h();
+  filling.put_shrink(shrink);
+  filling.put_expand();
+  if (layout.makes_outer) filling.put_outer();
+  if (layout.outer_after) filling.put_outer_after();
+
+  if (layout.dropout != nullptr) launch_masks(call, layout, term, workspace);
+  if (layout.plan.h_before) {
+    launch_hopper_shrink(call, shrink, term.multiply, layout.s_is_kn, filling.maps, filling.args);
+  }
+  launch<T>(call, layout, filling.maps, filling.args);
   if (layout.outer_after) {
-    launch_outer(op, call, layout, term, args.layers[0].scaling, workspace);
+    launch_outer(op, call, layout, term, filling.args.layers[0].scaling, workspace);
   }
 }
 
