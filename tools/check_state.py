@@ -23,6 +23,8 @@ ALLOWED = {
         "facts of the machine's CUDA devices, asked for once: they never change",
     "graft::cuda::(anonymous namespace)::encode()::found":
         "the driver's function that describes tensors, looked up once: there is one driver",
+    "graft::cuda::(anonymous namespace)::allow_shared(int, void const*)::told":
+        "kernels that were told once how much shared memory they may have: CUDA keeps that for the process",
     # graft_mlx
     "graft::mlx::(anonymous namespace)::fused_flag()::enabled":
         "the switch: for any code that calls the operations, as MLX's default device is",
