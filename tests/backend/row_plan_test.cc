@@ -6,12 +6,13 @@
 #include <string>
 #include <vector>
 
+#include "support/gpus.h"
+
 namespace graft::cuda {
 namespace {
 
 constexpr std::size_t kKilobyte = 1024;
-constexpr DeviceFacts kH200{9, 0, 132, 227 * kKilobyte, 50 << 20};
-constexpr DeviceFacts kA100{8, 0, 108, 163 * kKilobyte, 40 << 20};
+using test::kA100, test::kH200;
 constexpr DeviceFacts kAda{8, 9, 142, 99 * kKilobyte, 72 << 20};
 
 std::string text_of(const DeviceFacts& device, const RowWork& work) {

@@ -275,12 +275,11 @@ TEST(LoraSiblingsEverywhere, Float16WithAFloat32Adapter) {
 
 // Of many rows, each with masks of its own.
 TEST(LoraSiblingsEverywhere, WideRanksWithDropout) {
-  if (!test::testing_on_cuda()) GTEST_SKIP() << "no CPU kernel has tiles so large";
   test::on_each_place([](const test::Place& place) {
     const std::vector<Shape> layers = {
         {264, 64, 0.1f, true}, {72, 17, 0.5f}, {136, 130}, {520, 16, 0.1f}};
     check(place, Siblings(261, 136, layers, {kBF16, kBF16, kF32}));
-    check(place, Siblings(150, 264, layers, {kF16, kF16, kF16}));
+    if (test::testing_on_cuda()) check(place, Siblings(150, 264, layers, {kF16, kF16, kF16}));
   });
 }
 

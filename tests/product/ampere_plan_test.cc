@@ -6,6 +6,7 @@
 
 #include "product/cuda/ampere.h"
 #include "product/cuda/few_rows.h"
+#include "support/gpus.h"
 
 // Plans of the mma.sync path are functions of shapes and of a device's facts: tested for every kind
 // of GPU that it is for, none of which has to be here.
@@ -16,10 +17,9 @@ namespace {
 constexpr DType kF32 = DType::kFloat32, kF16 = DType::kFloat16, kBF16 = DType::kBFloat16;
 constexpr Device kDevice{DeviceType::kCuda, 0};
 
-constexpr DeviceFacts kA100{8, 0, 108, 163 * 1024, 40 << 20};
+using test::kA100, test::kH200;
 constexpr DeviceFacts kRtx3090{8, 6, 82, 99 * 1024, 6 << 20};
 constexpr DeviceFacts kL40{8, 9, 142, 99 * 1024, 96 << 20};
-constexpr DeviceFacts kH200{9, 0, 132, 227 * 1024, 50 << 20};
 constexpr DeviceFacts kRtx5090{12, 0, 170, 99 * 1024, 96 << 20};
 constexpr std::array kDevices{kA100, kRtx3090, kL40, kH200, kRtx5090};
 

@@ -8,6 +8,7 @@
 #include <utility>
 
 #include "product/cuda/paths.h"
+#include "support/gpus.h"
 
 // Which kernels a term runs on: a function of shapes, types and strides, for any device.
 
@@ -35,10 +36,7 @@ Term delta(DType dtype, DType adapter, std::int64_t m, std::int64_t k, std::int6
   return term;
 }
 
-constexpr DeviceFacts kH200{.major = 9,
-                            .multiprocessors = 132,
-                            .shared_bytes = 227 * 1024,
-                            .clusters_of = {0, 132, 66, 43, 30, 23, 20, 15, 15}};
+using test::kH200;
 constexpr DeviceFacts kLittleShared{.major = 8, .multiprocessors = 82, .shared_bytes = 99 * 1024};
 
 std::string path(const Term& term, const DeviceFacts& facts = kH200) {

@@ -4,11 +4,12 @@
 #include <cstdint>
 
 #include "product/cuda/hopper_outer.h"
+#include "support/gpus.h"
 
 namespace graft::cuda {
 namespace {
 
-constexpr DeviceFacts kH200{9, 0, 132, 232448, 52428800, {0, 132, 66, 39, 30, 22, 17, 15, 15}};
+using test::kH200;
 
 HopperOuterLaunch plan(std::int64_t m, std::int64_t k, std::int64_t n, std::int64_t rank) {
   return plan_hopper_outer_launch(m, std::array{k, n}, rank, kH200);

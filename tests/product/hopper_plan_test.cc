@@ -8,12 +8,12 @@
 
 #include "product/cuda/hopper.h"
 #include "product/cuda/hopper_shrink.h"
+#include "support/gpus.h"
 
 namespace graft::cuda {
 namespace {
 
-constexpr DeviceFacts kH200{9, 0, 132, 232448, 52428800, {0, 132, 66, 43, 30, 23, 20, 15, 15}};
-constexpr DeviceFacts kH100Pcie{9, 0, 114, 232448, 52428800, {0, 114, 57}};
+using test::kH100Pcie, test::kH200;
 constexpr DeviceFacts kSeventh{9,      0,        16,
                                232448, 52428800, {0, 16, 7}};  // a part of one, with lone ones
 
@@ -260,6 +260,22 @@ class HopperTakes : public testing::Test {
     return term;
   }
 
+  ConstTensorView matrix(std::int64_t rows, std::int64_t cols) const {
+    return ConstTensorView(memory_, DType::kBFloat16, {rows, cols}, kDevice);
+  }
+
+  // All gradients of a layer of 4096²: dx, dA and dB.
+  Term gradients(std::int64_t m, std::int64_t rank, const Dropout* dropout = nullptr) {
+    Term term = this->term(m, 4096, 4096);
+    term.w = matrix(4096, 4096);
+    term.pair.shrink = matrix(4096, rank), term.pair.expand = matrix(rank, 4096);
+    term.pair.output_dropout = dropout;
+    const TensorView out(memory_, DType::kFloat32, {rank, 4096}, kDevice);
+    term.outer_products.push_back({{}, matrix(m, 4096), dropout, 1.0f, out});
+    term.outer_products.push_back({matrix(m, rank), matrix(m, 4096), nullptr, 1.0f, out});
+    return term;
+  }
+
   alignas(16) unsigned char memory_[16];
 };
 
@@ -273,7 +289,7 @@ TEST_F(HopperTakes, HalfTypesWithAlignedRows) {
 
 TEST_F(HopperTakes, BothOrdersOfW) {
   Term backward = term(100, 264, 72);
-  backward.w = ConstTensorView(memory_, DType::kBFloat16, {72, 264}, kDevice);
+  backward.w = matrix(72, 264);
   EXPECT_TRUE(hopper_takes(backward, kH200));
 }
 
@@ -283,8 +299,8 @@ TEST_F(HopperTakes, TermsOfOneXTogether) {
   EXPECT_EQ(hopper_takes_together(terms), 3u);
   EXPECT_EQ(hopper_takes_together(std::span(terms).first(2)), 2u);
   const auto with_rank = [&](Term& of, std::int64_t rank) {
-    of.pair.shrink = ConstTensorView(memory_, DType::kBFloat16, {72, rank}, kDevice);
-    of.pair.expand = ConstTensorView(memory_, DType::kBFloat16, {rank, of.y.dim(1)}, kDevice);
+    of.pair.shrink = matrix(72, rank);
+    of.pair.expand = matrix(rank, of.y.dim(1));
   };
   with_rank(terms[0], 13), with_rank(terms[1], 200);
   EXPECT_EQ(hopper_ranks(terms), 216);
@@ -294,10 +310,9 @@ TEST_F(HopperTakes, TermsOfOneXTogether) {
   terms[1].outer_products.emplace_back();
   EXPECT_EQ(hopper_takes_together(terms), 1u);
   terms[1].outer_products.clear();
-  terms[1].x =
-      ConstTensorView(memory_, DType::kBFloat16, {100, 72}, kDevice).transposed().transposed();
+  terms[1].x = matrix(100, 72).transposed().transposed();
   EXPECT_EQ(hopper_takes_together(terms), 2u);  // the same view
-  terms[1].w = ConstTensorView(memory_, DType::kBFloat16, {72, 72}, kDevice);
+  terms[1].w = matrix(72, 72);
   EXPECT_EQ(hopper_takes_together(terms), 1u);  // W the other way
 }
 
@@ -309,8 +324,8 @@ TEST_F(HopperTakes, OnlyHopper) {
 TEST_F(HopperTakes, Dropout) {
   const Dropout dropout{0.1f};
   const auto pair = [&](Term term, std::int64_t rank) {
-    term.pair.shrink = ConstTensorView(memory_, DType::kBFloat16, {term.w.dim(0), rank}, kDevice);
-    term.pair.expand = ConstTensorView(memory_, DType::kBFloat16, {rank, term.w.dim(1)}, kDevice);
+    term.pair.shrink = matrix(term.w.dim(0), rank);
+    term.pair.expand = matrix(rank, term.w.dim(1));
     return term;
   };
   const auto forward = [&](std::int64_t m, std::int64_t n, std::int64_t k, std::int64_t rank) {
@@ -320,7 +335,7 @@ TEST_F(HopperTakes, Dropout) {
   };
   const auto backward = [&](std::int64_t m, std::int64_t n, std::int64_t k, std::int64_t rank) {
     Term term = this->term(m, n, k);
-    term.w = ConstTensorView(memory_, DType::kBFloat16, {k, n}, kDevice);
+    term.w = matrix(k, n);
     term = pair(term, rank);
     term.pair.output_dropout = &dropout;
     return term;
@@ -358,22 +373,13 @@ TEST_F(HopperTakes, Dropout) {
   EXPECT_FALSE(hopper_takes(odd, kH200));
   // And a W that lies the other way.
   Term turned = forward(4096, 4096, 4096, 16);
-  turned.w = ConstTensorView(memory_, DType::kBFloat16, {4096, 4096}, kDevice);
+  turned.w = matrix(4096, 4096);
   EXPECT_FALSE(hopper_takes(turned, kH200));
 }
 
 TEST_F(HopperTakes, OuterProductsOfMaskedRowsBesideTiles) {
   const Dropout dropout{0.1f}, other{0.1f};
-  Term term = this->term(4096, 4096, 4096);
-  const auto matrix = [&](std::int64_t rows, std::int64_t cols) {
-    return ConstTensorView(memory_, DType::kBFloat16, {rows, cols}, kDevice);
-  };
-  term.w = matrix(4096, 4096);
-  term.pair.shrink = matrix(4096, 16), term.pair.expand = matrix(16, 4096);
-  term.pair.output_dropout = &dropout;
-  const TensorView out(memory_, DType::kFloat32, {16, 4096}, kDevice);
-  term.outer_products.push_back({{}, matrix(4096, 4096), &dropout, 1.0f, out});
-  term.outer_products.push_back({matrix(4096, 16), matrix(4096, 4096), nullptr, 1.0f, out});
+  Term term = gradients(4096, 16, &dropout);
   EXPECT_EQ(hopper_outer_way(term, kH200), OuterWay::kBeside);
   Term wide = term;
   wide.pair.shrink = matrix(4096, 17), wide.pair.expand = matrix(17, 4096);
@@ -397,15 +403,7 @@ TEST_F(HopperTakes, OuterProductsBesideTilesOrAfterThem) {
                                 {512, 16},
                                 {2048, 16},
                                 {1280, 16}}) {
-    Term term = this->term(m, 4096, 4096);
-    const auto matrix = [&](std::int64_t rows, std::int64_t cols) {
-      return ConstTensorView(memory_, DType::kBFloat16, {rows, cols}, kDevice);
-    };
-    term.w = matrix(4096, 4096);
-    term.pair.shrink = matrix(4096, rank), term.pair.expand = matrix(rank, 4096);
-    const TensorView out(memory_, DType::kFloat32, {rank, 4096}, kDevice);
-    term.outer_products.push_back({{}, matrix(m, 4096), nullptr, 1.0f, out});
-    term.outer_products.push_back({matrix(m, rank), matrix(m, 4096), nullptr, 1.0f, out});
+    Term term = gradients(m, rank);
     const bool beside = rank <= 16 && (m >= 3000 || m == 512);
     const OuterWay way = beside ? OuterWay::kBeside : OuterWay::kAfter;
     EXPECT_EQ(hopper_outer_way(term, kH200), way) << m << ' ' << rank;

@@ -5,12 +5,12 @@
 #include <cstdint>
 
 #include "product/cuda/hopper_rows.h"
+#include "support/gpus.h"
 
 namespace graft::cuda {
 namespace {
 
-constexpr DeviceFacts kH200{9, 0, 132, 232448, 52428800};
-constexpr DeviceFacts kH100Pcie{9, 0, 114, 232448, 52428800};
+using test::kH100Pcie, test::kH200;
 
 TEST(HopperRowsPlan, TilesGrowWithRows) {
   const auto tile = [](std::int64_t m) {
