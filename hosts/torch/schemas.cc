@@ -19,11 +19,14 @@ void forget(const Tensor& weight) { forget_weight(weight.const_data_ptr()); }
 
 STABLE_TORCH_LIBRARY(graft, m) {
   m.def(
-      "lora_linear_forward(Tensor x, Tensor weight, Tensor? bias, Tensor a, Tensor b, float scaling, "
+      "lora_linear_forward(Tensor x, Tensor weight, Tensor? bias, Tensor a, Tensor b, float "
+      "scaling, "
       "float dropout, Tensor? rng, bool save_h, bool pack) -> (Tensor y, Tensor h)");
   m.def(
-      "lora_linear_backward(Tensor dy, Tensor x, Tensor h, Tensor weight, Tensor a, Tensor b, float "
-      "scaling, float dropout, Tensor? rng, bool need_dx, bool need_da, bool need_db, bool pack) -> "
+      "lora_linear_backward(Tensor dy, Tensor x, Tensor h, Tensor weight, Tensor a, Tensor b, "
+      "float "
+      "scaling, float dropout, Tensor? rng, bool need_dx, bool need_da, bool need_db, bool pack) "
+      "-> "
       "(Tensor dx, Tensor da, Tensor db)");
   m.def(
       "lora_delta_forward(Tensor x, Tensor a, Tensor b, float scaling, float dropout, Tensor? rng, "
