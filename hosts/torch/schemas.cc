@@ -1,6 +1,8 @@
 #include <cstdint>
 #include <string>
 
+#include "graft/supports.h"
+#include "graft/version.h"
 #include "packed_weight.h"
 #include "place.h"
 
@@ -9,6 +11,12 @@
 
 namespace graft::pytorch {
 namespace {
+
+std::string version() { return kVersion; }
+
+std::string isa() {
+  return guarded([] { return std::string(cpu_isa()); });
+}
 
 std::string capabilities_cpu() { return capability_lines({}); }
 
@@ -44,6 +52,8 @@ STABLE_TORCH_LIBRARY(graft, m) {
       "Tensor db)");
   m.def("forget_weight(int address) -> ()");
   m.def("packed_bytes() -> int");
+  m.def("version() -> str");
+  m.def("cpu_isa() -> str");
   m.def("capabilities_cpu() -> str");
   m.def("capabilities_cuda(int index) -> str");
 }
@@ -51,6 +61,8 @@ STABLE_TORCH_LIBRARY(graft, m) {
 STABLE_TORCH_LIBRARY_IMPL(graft, CompositeExplicitAutograd, m) {
   m.impl("forget_weight", TORCH_BOX(&forget));
   m.impl("packed_bytes", TORCH_BOX(&bytes_packed));
+  m.impl("version", TORCH_BOX(&version));
+  m.impl("cpu_isa", TORCH_BOX(&isa));
   m.impl("capabilities_cpu", TORCH_BOX(&capabilities_cpu));
 }
 

@@ -20,7 +20,11 @@ class GraftError(RuntimeError):
         self.code = code
 
     def __reduce__(self):
-        return (GraftError, (self.code, str(self)))
+        return (type(self), (self.code, str(self)))
+
+
+class GraftImportError(GraftError, ImportError):
+    """The package can't be used here: torch is missing or too old, or the libraries are not its own."""
 
 
 def translated(error: RuntimeError) -> RuntimeError:
