@@ -5,37 +5,17 @@ from __future__ import annotations
 import functools
 import pathlib
 import platform
-import re
 import struct
 import sys
 
+import torch
+
 from .errors import GraftImportError
 
-_OLDEST_TORCH = (2, 10)
 _HOW_TO_INSTALL = (
     "in the environment that has torch, from a checkout of Graft: pip install --no-build-isolation ."
 )
 _MACHINES = {3: "i686", 40: "armv7l", 62: "x86_64", 183: "aarch64", 243: "riscv64"}  # e_machine of ELF
-
-try:
-    import torch
-except ModuleNotFoundError as error:
-    if error.name != "torch":
-        raise
-    raise GraftImportError(
-        "unsupported", "graft_lora needs torch 2.10 or later, and there is none here: pip install torch"
-    ) from None
-
-
-def _check_torch(version: str) -> None:
-    """Raises if the libraries can't run under this version of torch."""
-    numbers = tuple(int(number) for number in re.findall(r"\d+", version)[:2])
-    if numbers < _OLDEST_TORCH:
-        raise GraftImportError(
-            "unsupported",
-            f"graft_lora needs torch 2.10 or later, since older ones lack the stable interface that it is "
-            f"built on, and this is torch {version}: pip install --upgrade torch",
-        )
 
 
 def _find(name: str) -> pathlib.Path | None:
@@ -115,7 +95,6 @@ def _load_cuda() -> str:
     return ""
 
 
-_check_torch(torch.__version__)
 _load_cpu()
 _no_cuda = _load_cuda()
 

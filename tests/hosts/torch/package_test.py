@@ -17,7 +17,7 @@ import torch
 
 import graft_lora
 from graft_lora import library
-from graft_lora.errors import GraftImportError
+from graft_lora.errors import GraftImportError, check_torch
 
 PACKAGE = pathlib.Path(graft_lora.__file__).parent
 CPU, CUDA = "libgraft_torch_cpu.so", "libgraft_torch_cuda.so"
@@ -83,7 +83,7 @@ class Copied(unittest.TestCase):
             self.assertTrue(line.startswith("GraftImportError GraftError unsupported "), line)
             self.assertIn(f"this is torch {version}: pip install --upgrade torch", line)
         for version in ("2.10.0", "2.10.0a0+git1234", "2.11.0+cu130", "3.0"):
-            library._check_torch(version)
+            check_torch(version)
 
     def test_a_torch_that_is_broken_speaks_for_itself(self):
         (line,) = self.printed([self.copy(torch_module=b"import no_such_package")])
