@@ -83,7 +83,9 @@ def _state_reason(self: nn.Module, x: Tensor, args: tuple, kwargs: dict) -> str:
     for hooks in _global_hooks:
         if hooks:
             return "a global module hook listens to every call"
-    if torch._C._is_tracing() or torch._C._are_functorch_transforms_active():
+    if not is_dynamo_compiling() and (
+        torch._C._is_tracing() or torch._C._are_functorch_transforms_active()
+    ):
         return "inside torch.jit.trace or a transform of torch.func"
     return ""
 
