@@ -1,5 +1,6 @@
 #include <string>
 
+#include "graft/error.h"
 #include "place.h"
 
 namespace graft::pytorch {
@@ -36,6 +37,10 @@ std::string capabilities_cuda(std::int64_t index) {
 
 Context& context_of(const Tensor& x) {
   thread_local Last last;
+  if (!x.is_cuda()) {
+    throw Error(ErrorCode::kInvalidArgument,
+                "x: expected a tensor on a CUDA device, as another tensor of the call is");
+  }
   const int device = x.get_device_index();
   void* stream = nullptr;
   TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(device, &stream));

@@ -42,9 +42,11 @@ Tensor new_dense(const Tensor& like, std::span<const std::int64_t> shape, std::i
   TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_type(like.get(), &device_type));
   TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_index(like.get(), &device_index));
   AtenTensorHandle made = nullptr;
-  TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(static_cast<std::int64_t>(shape.size()),
-                                                  shape.data(), strides.data(), dtype, device_type,
-                                                  device_index, &made));
+  if (aoti_torch_empty_strided(static_cast<std::int64_t>(shape.size()), shape.data(),
+                               strides.data(), dtype, device_type, device_index,
+                               &made) != TORCH_SUCCESS) {
+    throw Error(ErrorCode::kOutOfMemory, "could not allocate an output");
+  }
   return Tensor(made);
 }
 
@@ -164,7 +166,10 @@ void rethrow() {
   try {
     throw;
   } catch (const Error& error) {
-    throw std::runtime_error(std::string("graft ") + word_of(error.code()) + ": " + error.what());
+    // By these words scripts know that a smaller batch may do.
+    const char* known = error.code() == ErrorCode::kOutOfMemory ? "Graft is out of memory. " : "";
+    throw std::runtime_error(std::string("graft ") + word_of(error.code()) + ": " + known +
+                             error.what());
   }
 }
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import re
 
+import torch
+
 _FROM_LIBRARY = re.compile(r"graft (invalid_argument|unsupported|out_of_memory|device): (.*)", re.DOTALL)
 
 
@@ -20,10 +22,17 @@ class GraftError(RuntimeError):
         self.code = code
 
     def __reduce__(self):
-        return (GraftError, (self.code, str(self)))
+        return (type(self), (self.code, str(self)))
+
+
+class OutOfMemory(GraftError, torch.OutOfMemoryError):
+    """A GraftError that scripts which catch torch's own catch too."""
 
 
 def translated(error: RuntimeError) -> RuntimeError:
     """The GraftError that the library meant, or `error` itself if it is torch's own."""
     found = _FROM_LIBRARY.match(str(error))
-    return GraftError(found[1], found[2]) if found else error
+    if not found:
+        return error
+    kind = OutOfMemory if found[1] == "out_of_memory" else GraftError
+    return kind(found[1], found[2])
