@@ -6,7 +6,6 @@ Graft. Its result is a fresh tensor that nobody else holds, so the delta is adde
 
 from __future__ import annotations
 
-from collections import Counter
 from dataclasses import dataclass
 
 import torch
@@ -42,9 +41,9 @@ _KINDS = {
 _FRESH = ("bitsandbytes", "gptqmodel", "torch")
 
 
-def kind_of(module: nn.Module) -> Kind | None:
-    """The kind of a LoRA layer over a quantized base; None for any other module. Imports nothing."""
-    return _KINDS.get((type(module).__module__, type(module).__qualname__))
+def kind_of(layer_class: type) -> Kind | None:
+    """The kind of PEFT's class of LoRA layers over a quantized base; None for any other. Imports nothing."""
+    return _KINDS.get((layer_class.__module__, layer_class.__qualname__))
 
 
 def why_not(module: nn.Module, kind: Kind, x: Tensor) -> str:
@@ -64,10 +63,9 @@ def why_not(module: nn.Module, kind: Kind, x: Tensor) -> str:
     return why_no_kernel("lora_delta", "forward", dtype, x.device)
 
 
-def forward(module: nn.Module, kind: Kind, x: Tensor, fused: Counter) -> Tensor:
+def forward(module: nn.Module, kind: Kind, x: Tensor, counts=None) -> Tensor:
     """What the class's own forward returns, to rounding: A and B are rounded to the type that x is multiplied
-    in, and the sum is rounded once. Counts in `fused`."""
-    fused["forward"] += 1
+    in, and the sum is rounded once. `counts.backward`, where there is one, goes up by one a backward pass."""
     base = getattr(module, kind.base)
     result = base(x)
     dtype = result.dtype
@@ -83,10 +81,10 @@ def forward(module: nn.Module, kind: Kind, x: Tensor, fused: Counter) -> Tensor:
         drop = module.lora_dropout[name]
         p = drop.p if type(drop) is nn.Dropout and drop.training else 0.0
         rng = draw_rng(x) if p > 0 else None
-        result = _add(result, x, module.lora_A[name].weight, b.weight, scaling, p, rng, dtype, in_place, fused)
+        result = _add(result, x, module.lora_A[name].weight, b.weight, scaling, p, rng, dtype, in_place, counts)
         if b.bias is not None:
             result = result + (b.bias * scaling).to(dtype)
-        fused = None  # Adapters beyond the first are of the same call.
+        counts = None  # Adapters beyond the first are of the same call.
     return result
 
 
@@ -116,18 +114,16 @@ class _DeltaAdd(torch.autograd.Function):
     with the sum."""
 
     @staticmethod
-    def forward(ctx, result, x, a, b, scaling, dropout, rng, dtype, in_place, fused):
+    def forward(ctx, result, x, a, b, scaling, dropout, rng, dtype, in_place, counts):
         total, h = _sum(result, x, a, b, scaling, dropout, rng, dtype, in_place, True)
         ctx.save_for_backward(x, a, b, h, rng)
-        ctx.scaling, ctx.dropout, ctx.fused = scaling, dropout, fused
+        ctx.scaling, ctx.dropout, ctx.counts = scaling, dropout, counts
         ctx.dtypes = result.dtype, x.dtype
         return total
 
     @staticmethod
     @once_differentiable
     def backward(ctx, dy):
-        if ctx.fused is not None:
-            ctx.fused["backward"] += 1
         delta = _delta_gradients(ctx, dy.to(ctx.dtypes[1]), ctx.needs_input_grad[1:4])
         return dy.to(ctx.dtypes[0]), *delta, None, None, None, None, None, None
 
