@@ -16,6 +16,7 @@ from torch.compiler import is_dynamo_compiling
 from torch.nn import Parameter
 from torch.nn.modules import module as nn_module
 
+from . import quantized
 from .errors import GraftError, translated
 from .library import ops, why_not
 from .lora import LoraDelta, LoraDeltaAdd, LoraLinear, draw_rng
@@ -90,7 +91,7 @@ def _state_reason(self: nn.Module, x: Tensor, args: tuple, kwargs: dict) -> str:
     return ""
 
 
-def _adapter_reason(self: nn.Module, name: str, x: Tensor, dtype: torch.dtype, autocast: bool) -> str:
+def _adapter_reason(self: nn.Module, name: str, dtype: torch.dtype) -> str:
     """Why the adapter `name`, which has a part in this layer, is not plain LoRA as PEFT makes it, or does not
     fit products in `dtype`."""
     if name in self.lora_variant:
@@ -113,8 +114,6 @@ def _adapter_reason(self: nn.Module, name: str, x: Tensor, dtype: torch.dtype, a
         return f"lora_A's weight is a {type(a).__name__} and lora_B's a {type(b).__name__}, not plain parameters"
     if a.dtype is not b.dtype or (a.dtype is not dtype and a.dtype is not torch.float32):
         return f"lora_A is {a.dtype} and lora_B {b.dtype}: expected both float32, or both {dtype} as x is"
-    if a.dtype is not x.dtype and not autocast and not self.cast_input_dtype_enabled:
-        return "x is not cast to lora_A's dtype (disable_input_dtype_casting)"
     if not 1 <= a.shape[0] <= _MAX_RANK:
         return f"rank {a.shape[0]}: the kernels take 1 to {_MAX_RANK}"
     if type(self.scaling[name]) is not float and type(self.scaling[name]) is not int:
@@ -159,9 +158,11 @@ def _dense(self: nn.Module, x: Tensor, args: tuple, kwargs: dict) -> Tensor | st
     for name in active:
         if name in a_layers:
             present = True
-            reason = _adapter_reason(self, name, x, dtype, autocast)
+            reason = _adapter_reason(self, name, dtype)
             if reason:
                 return reason
+            if not autocast and not self.cast_input_dtype_enabled and a_layers[name].weight.dtype is not dtype:
+                return "x is not cast to lora_A's dtype (disable_input_dtype_casting)"
             if self.lora_bias[name]:
                 bias = _plus_bias(bias, b_layers[name].bias, self.scaling[name])
     if not present:
@@ -204,6 +205,29 @@ def _dense(self: nn.Module, x: Tensor, args: tuple, kwargs: dict) -> Tensor | st
     return y
 
 
+def _quantized(self: nn.Module, x: Tensor, args: tuple, kwargs: dict) -> Tensor | str:
+    """What a layer over a quantized base gives, or why PEFT should give it."""
+    reason = _state_reason(self, x, args, kwargs)
+    if reason:
+        return reason
+    record = self._graft
+    reason = quantized.why_not(self, record.kind, x)
+    if reason:
+        return reason
+    device = x.device.type
+    dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
+    present = False
+    for name in self.active_adapters:
+        if name in self.lora_A:
+            present = True
+            reason = _adapter_reason(self, name, dtype)
+            if reason:
+                return reason
+    if not present:
+        return "no active adapter has a part in this layer"
+    return quantized.forward(self, record.kind, x, None if is_dynamo_compiling() else record)
+
+
 def _plus_bias(bias: Tensor | None, more: Tensor, scaling: float) -> Tensor:
     return more * scaling if bias is None else torch.add(bias, more, alpha=scaling)
 
@@ -227,11 +251,18 @@ def forward(self, x, *args, **kwargs):
     """What is bound to a layer in its class's place."""
     record = self._graft
     try:
-        y = _dense(self, x, args, kwargs) if type(record) is Record else "copied without its record"
+        if type(record) is not Record:
+            y = "copied without its record"
+        elif record.kind is None:
+            y = _dense(self, x, args, kwargs)
+        else:
+            y = _quantized(self, x, args, kwargs)
     except RuntimeError as error:
         raise translated(error) from None
     reason = y if type(y) is str else ""
-    if is_dynamo_compiling():
+    if type(record) is not Record:
+        pass
+    elif is_dynamo_compiling():
         record.traced(reason)
     elif reason:
         record.reasons[reason] += 1
@@ -278,15 +309,21 @@ def _is_ours(method: object) -> bool:
     return getattr(method, "__func__", None) is forward
 
 
+def _peft_class(module: nn.Module) -> type:
+    """The class that PEFT gave the module: FSDP2 puts one of its own over it."""
+    kind = type(module)
+    return kind.__bases__[-1] if kind.__name__.startswith("FSDP") and len(kind.__bases__) == 2 else kind
+
+
 def _bar(module: nn.Module) -> str:
     """Why no call of this LoRA layer can be fused; empty if some can."""
     from peft.tuners.lora import Linear
 
-    kind = type(module)
-    if kind is not Linear and not (kind.__name__ == f"FSDP{Linear.__name__}" and kind.__bases__[-1] is Linear):
-        return f"lora.{kind.__name__} has no fused kernel"
+    kind = _peft_class(module)
+    if kind is not Linear and quantized.kind_of(kind) is None:
+        return f"{kind.__name__} has no fused kernel"
     own = module.__dict__.get("forward")
-    if own is not None and getattr(own, "__func__", None) is not kind.forward and not _is_ours(own):
+    if own is not None and getattr(own, "__func__", None) is not type(module).forward:
         return "has a forward of its own; accelerate() has to come before what put it there"
     return ""
 
@@ -324,7 +361,7 @@ def accelerate(model: nn.Module, pack: bool = True) -> nn.Module:
                 record.forget()
             record.pack = pack
         elif not _bar(module):
-            module.__dict__["_graft"] = Record(module, pack)
+            module.__dict__["_graft"] = Record(module, pack, quantized.kind_of(_peft_class(module)))
             _bind(module)
     return model
 
@@ -362,6 +399,6 @@ def report(model: nn.Module, file: TextIO | None = None) -> list[Row]:
         else:
             fused = {"forward": 0, "backward": 0, "compiled": 0}
             reasons = {_bar(module) or "not accelerated: call graft_lora.accelerate(model)": 0}
-        rows.append(Row(name, f"lora.{type(module).__name__}", fused, reasons))
+        rows.append(Row(name, _peft_class(module).__name__, fused, reasons))
     print_table(rows, file)
     return rows
