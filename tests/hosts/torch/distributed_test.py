@@ -480,7 +480,7 @@ class Processes(unittest.TestCase):
         """Right with and without Graft; `forwards` and `backwards` of each layer a step."""
         for result in self.results(name, "never"):
             self.assert_right(result)
-            self.assertEqual(result["layers"], 0)
+            self.assertEqual((result["fused"], result["fell_back"]), (0, 0))
         for when in ("before", "after"):
             for result in self.results(name, when):
                 with self.subTest(when):
@@ -545,8 +545,10 @@ class FullyShard(Processes):
         self.assert_trains("fsdp_replicated_base")
 
     def test_checkpointing(self):
-        self.assert_trains("fsdp_checkpoint_inside", forwards=2)
-        self.assert_trains("fsdp_checkpoint_around", forwards=2)
+        """Each block's first projection is computed twice; the second stops early, as all is there that
+        its backward pass needs."""
+        self.assert_trains("fsdp_checkpoint_inside", forwards=1.5)
+        self.assert_trains("fsdp_checkpoint_around", forwards=1.5)
 
     def test_mixed_precision(self):
         """Held to what plain PEFT loses under the same policy: at most twice that and one rounding."""
