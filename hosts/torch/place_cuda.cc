@@ -59,7 +59,9 @@ Context& context_of(const Tensor& x) {
 }
 
 // These kernels read a weight as it lies.
-Weight weight_of(const Tensor& weight, DType, bool, bool) { return view_of(weight, "weight"); }
+Weight weight_of(const Tensor& weight, DType multiply, bool, bool) {
+  return plain_weight(weight, multiply);
+}
 
 Dropout dropout_of(double p, const std::optional<Tensor>& rng, const Tensor& x) {
   return {.p = static_cast<float>(p), .state = random_numbers(p, rng, x)};

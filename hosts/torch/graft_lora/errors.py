@@ -1,10 +1,8 @@
-"""The one exception that Graft raises."""
+"""The one exception that Graft raises, the first time where there is no torch for it."""
 
 from __future__ import annotations
 
 import re
-
-import torch
 
 _FROM_LIBRARY = re.compile(r"graft (invalid_argument|unsupported|out_of_memory|device): (.*)", re.DOTALL)
 
@@ -23,6 +21,33 @@ class GraftError(RuntimeError):
 
     def __reduce__(self):
         return (type(self), (self.code, str(self)))
+
+
+class GraftImportError(GraftError, ImportError):
+    """The package can't be used here: torch is missing or too old, or the libraries are not its own."""
+
+
+try:
+    import torch
+except ModuleNotFoundError as error:
+    if error.name != "torch":
+        raise
+    raise GraftImportError(
+        "unsupported", "graft_lora needs torch 2.10 or later, and there is none here: pip install torch"
+    ) from None
+
+
+def check_torch(version: str) -> None:
+    """Raises if the libraries can't run under this version of torch."""
+    if tuple(int(number) for number in re.findall(r"\d+", version)[:2]) < (2, 10):
+        raise GraftImportError(
+            "unsupported",
+            f"graft_lora needs torch 2.10 or later, since older ones lack the stable interface that it is "
+            f"built on, and this is torch {version}: pip install --upgrade torch",
+        )
+
+
+check_torch(torch.__version__)
 
 
 class OutOfMemory(GraftError, torch.OutOfMemoryError):
