@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import unittest
 import warnings
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 
 import torch
 from peft import LoraConfig
@@ -23,23 +23,24 @@ def bf16_autocast():
 
 class Calls(unittest.TestCase):
     def assert_as_good(self, plain: nn.Module, x: torch.Tensor, found: dict, inside=None, **kwargs) -> None:
-        """No further from float64 than twice what PEFT is (in bfloat16: PEFT under autocast), and a rounding."""
+        """No further from float64 than twice what PEFT is (in bfloat16: PEFT under autocast), and the
+        rounding that another order of summation brings."""
         judges = [call(plain, x, **({"inside": inside} if inside else {}), **kwargs)]
         if inside is None and x.dtype is torch.bfloat16:
             judges.append(call(plain, x, inside=bf16_autocast, **kwargs))
-        truth = call(copy.deepcopy(plain).double(), x.double(), **kwargs)
+        exact = inside if inside in (torch.no_grad, torch.inference_mode) else nullcontext
+        truth = call(copy.deepcopy(plain).double(), x.double(), inside=exact, **kwargs)
         self.assertEqual(found.keys(), judges[0].keys())
         self.assertEqual(found.keys(), truth.keys())
         for name, want in truth.items():
             with self.subTest(name=name):
                 got = found[name]
                 self.assertEqual((got.dtype, got.shape), (judges[0][name].dtype, judges[0][name].shape))
-                if not want.numel():
-                    continue
-                scale = want.abs().max()
-                error = (got.double() - want).abs().max() / scale
-                theirs = max((judge[name].double() - want).abs().max() / scale for judge in judges)
-                self.assertLessEqual(error, 2 * theirs + ROUNDING[got.dtype])
+                error = (got.double() - want).norm()
+                theirs = max((judge[name].double() - want).norm() for judge in judges)
+                # Sums of up to MIDDLE terms in float32; in bfloat16 the outputs of both layers are rounded.
+                roundings = MIDDLE**0.5 if got.dtype is torch.float32 else 2
+                self.assertLessEqual(error, 2 * theirs + roundings * ROUNDING[got.dtype] * want.norm())
 
     def assert_fused(self, plain: nn.Module, x: torch.Tensor | None = None, inside=None, **kwargs) -> nn.Module:
         """Both layers run fused, and are as good as PEFT."""
@@ -51,7 +52,7 @@ class Calls(unittest.TestCase):
         self.assert_as_good(plain, x, found, inside, **kwargs)
         return model
 
-    def assert_own(self, plain: nn.Module, why: str, x: torch.Tensor | None = None, both=True, **kwargs) -> None:
+    def assert_own(self, plain: nn.Module, why: str, x: torch.Tensor | None = None, **kwargs) -> None:
         """The layers run PEFT's own forward for that reason, so that each bit is PEFT's."""
         x = input_of(plain) if x is None else x
         model = accelerated(plain)
@@ -59,13 +60,11 @@ class Calls(unittest.TestCase):
         found = call(model, x, **kwargs)
         torch.manual_seed(11)
         want = call(plain, x, **kwargs)
-        (reason,) = reasons(model)
-        self.assertIn(why, reason)
-        self.assertEqual(fused(model), 0 if both else 1)
-        if both:
-            for name in want:
-                self.assertTrue(torch.equal(found[name], want[name]), name)
+        self.assertIn(why, ", ".join(reasons(model)))
+        self.assertEqual(fused(model), 0)
         self.assertEqual(found.keys(), want.keys())
+        for name in want:
+            self.assertTrue(torch.equal(found[name], want[name]), name)
 
 
 class Fused(Calls):
@@ -222,9 +221,6 @@ class Fused(Calls):
     def test_float32_base_product_apart(self):
         """What runs on a GPU in float32: torch's product, then the delta in place. The CPU can do it too."""
         from graft_lora import peft
-
-        class Cuda(torch.Tensor):
-            pass
 
         plain = build(adapters=2, lora_bias=True)
         plain.base_model.set_adapter(["default", "more1"])
@@ -394,7 +390,8 @@ class Own(Calls):
 
     def test_tensor_subclasses(self):
         class Mine(torch.Tensor):
-            pass
+            def __deepcopy__(self, memo):
+                return nn.Parameter(self.detach().as_subclass(torch.Tensor).clone().as_subclass(Mine), False)
 
         for part in ("base_layer", "lora_A", "lora_B"):
             plain = build()
@@ -425,8 +422,6 @@ class Own(Calls):
         self.assert_own(build(torch.float16), "float16")
 
     def test_types_that_differ(self):
-        plain = build()
-        self.assert_own(plain.bfloat16().float(), "", both=True) if False else None
         low = build()
         for layer in layers_of(low):
             layer.lora_A.bfloat16(), layer.lora_B.bfloat16()
@@ -520,9 +515,8 @@ class Own(Calls):
     def test_fake_tensors(self):
         from torch._subclasses.fake_tensor import FakeTensorMode
 
-        with FakeTensorMode():
-            plain = build()
-            model = graft_lora.accelerate(plain)
+        model = accelerated(build())
+        with FakeTensorMode(allow_non_fake_inputs=True):
             self.assertEqual(model(torch.zeros(3, IN)).shape, (3, 16))
             self.assertEqual(fused(model), 0)
 
@@ -558,8 +552,9 @@ class DoubledForward:
 class Dropout(unittest.TestCase):
     def test_eval_and_zero_draw_nothing(self):
         for model in (accelerated(build(lora_dropout=0.5)).eval(), accelerated(build())):
+            x = input_of(model)
             state = torch.get_rng_state()
-            model(input_of(model))
+            model(x)
             self.assertTrue(torch.equal(state, torch.get_rng_state()))
 
     def test_draws_are_torch_s(self):
