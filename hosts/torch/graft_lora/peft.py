@@ -20,12 +20,10 @@ from torch.nn.modules import module as nn_module
 from . import quantized
 from .errors import GraftError, translated
 from .library import ops, why_not
-from .lora import LoraDelta, LoraDeltaAdd, LoraLinear, draw_rng
+from .lora import LoraLinear, draw_rng, plus_delta
 from .report import Record, Row, print_table
 
 _forward = ops.lora_linear_forward.default
-_delta_forward = ops.lora_delta_forward.default
-_delta_add = ops.lora_delta_add_.default
 
 # Listeners of every module's call; torch never binds these names anew.
 _global_hooks = (
@@ -179,6 +177,7 @@ def _dense(self: nn.Module, x: Tensor, args: tuple, kwargs: dict) -> Tensor | st
     if x.dtype is not dtype:
         x = x.to(dtype)
     counts = None if compiling else record
+    in_place = not compiling and torch._C._len_torch_dispatch_stack() == 0
     # The product of float32 on a GPU stays torch's, for its setting of TF32 is the user's.
     y = nn.functional.linear(x, weight, bias) if dtype is torch.float32 and x.is_cuda else None
     for name in active:
@@ -190,7 +189,7 @@ def _dense(self: nn.Module, x: Tensor, args: tuple, kwargs: dict) -> Tensor | st
         rng = draw_rng(x) if p > 0 else None
         scaling = self.scaling[name]
         if y is not None:
-            y = _plus_delta(y, x, a, b, scaling, p, rng, counts, compiling)
+            y = plus_delta(y, x, a, b, scaling, p, rng, counts, in_place and y.is_contiguous())
         elif torch.is_grad_enabled() and (
             x.requires_grad
             or a.requires_grad
@@ -229,21 +228,6 @@ def _quantized(self: nn.Module, x: Tensor, args: tuple, kwargs: dict) -> Tensor 
 
 def _plus_bias(bias: Tensor | None, more: Tensor, scaling: float) -> Tensor:
     return more * scaling if bias is None else torch.add(bias, more, alpha=scaling)
-
-
-def _plus_delta(y, x, a, b, scaling, p, rng, counts, compiling):
-    """y + scaling·(drop(x)·Aᵀ)·Bᵀ; in place where nobody but autograd can have seen y."""
-    in_place = not compiling and torch._C._len_torch_dispatch_stack() == 0 and y.is_contiguous()
-    if torch.is_grad_enabled() and (
-        y.requires_grad or x.requires_grad or a.requires_grad or b.requires_grad
-    ):
-        if in_place:
-            return LoraDeltaAdd.apply(y, x, a, b, scaling, p, rng, counts)
-        return y + LoraDelta.apply(x, a, b, scaling, p, rng, counts)
-    if in_place:
-        _delta_add(y, x, a, b, scaling, p, rng, False)
-        return y
-    return y + _delta_forward(x, a, b, scaling, p, rng, False)[0]
 
 
 def forward(self, x, *args, **kwargs):
