@@ -145,10 +145,10 @@ class Fused(Calls):
 
     def test_an_adapter_of_one_layer(self):
         plain = build()
-        plain.add_adapter("half", LoraConfig(r=2, target_modules=["second"], init_lora_weights=False))
-        plain.base_model.set_adapter(["half", "default"])
+        plain.add_adapter("partial", LoraConfig(r=2, target_modules=["second"], init_lora_weights=False))
+        plain.base_model.set_adapter(["partial", "default"])
         self.assert_fused(plain)
-        plain.set_adapter("half")
+        plain.set_adapter("partial")
         model = accelerated(plain)
         found = call(model, input_of(plain))
         self.assertEqual((fused(model), reasons(model)), (1, ["no active adapter has a part in this layer"]))
@@ -220,7 +220,7 @@ class Fused(Calls):
 
     def test_float32_base_product_apart(self):
         """What runs on a GPU in float32: torch's product, then the delta in place. The CPU can do it too."""
-        from graft_lora import peft
+        from graft_lora import lora
 
         plain = build(adapters=2, lora_bias=True)
         plain.base_model.set_adapter(["default", "more1"])
@@ -232,7 +232,7 @@ class Fused(Calls):
             y = nn.functional.linear(x, base.weight, base.bias)
             for name in layer.active_adapters:
                 a, b = layer.lora_A[name], layer.lora_B[name]
-                y = peft._plus_delta(y, x, a.weight, b.weight, layer.scaling[name], 0.0, None, None, False)
+                y = lora.plus_delta(y, x, a.weight, b.weight, layer.scaling[name], 0.0, None, None, True)
                 y = y + layer.scaling[name] * b.bias
             want = layer(x)
             got = torch.autograd.grad(y.sum(), [x, *layer.lora_A.parameters()])
