@@ -239,7 +239,8 @@ def main():
     out = open(options.out, "w") if dist.get_rank() == 0 else io.StringIO()
     name = torch.cuda.get_device_name() if device.type == "cuda" else "CPU"
     what = graft_lora.info().replace("\n", " | ")
-    print(f"# {dist.get_world_size()} x {name}, torch {torch.__version__}, {what}", COLUMNS, sep="\n", file=out)
+    print(f"# {dist.get_world_size()} x {name}, torch {torch.__version__}, {what}", file=out)
+    print(COLUMNS, file=out)
     for size in options.sizes:
         for wrapper in options.wrappers:
             try:

@@ -12,6 +12,7 @@ from typing import TextIO
 
 import torch
 from torch import Tensor, nn
+from torch.autograd import forward_ad
 from torch.compiler import is_dynamo_compiling
 from torch.nn import Parameter
 from torch.nn.modules import module as nn_module
@@ -82,13 +83,17 @@ def _state_reason(self: nn.Module, x: Tensor, args: tuple, kwargs: dict) -> str:
             return "called with more than x"
     if type(x) is not Tensor and type(x) is not Parameter:
         return f"x is a {type(x).__name__}"
+    if not (x.is_cuda or x.is_cpu):
+        return f"no kernels for {x.device.type}"
     for hooks in _global_hooks:
         if hooks:
             return "a global module hook listens to every call"
     if not is_dynamo_compiling() and (
-        torch._C._is_tracing() or torch._C._are_functorch_transforms_active()
+        forward_ad._current_level >= 0
+        or torch._C._are_functorch_transforms_active()
+        or torch._C._is_tracing()
     ):
-        return "inside torch.jit.trace or a transform of torch.func"
+        return "inside torch.jit.trace, forward-mode differentiation or a transform of torch.func"
     return ""
 
 
@@ -178,14 +183,8 @@ def _dense(self: nn.Module, x: Tensor, args: tuple, kwargs: dict) -> Tensor | st
     # FSDP gathers weights anew for each pass into memory that others use in between, and does not count
     # that as a new version.
     pack = record.pack and x.is_cpu and "_is_fsdp_managed_module" not in base.__dict__
-    if not compiling:
-        address = weight.data_ptr() if pack else 0
-        if address != record.address:
-            record.moved(address)
     if x.dtype is not dtype:
         x = x.to(dtype)
-    if weight.dtype is not dtype and not pack:
-        weight = weight.to(dtype)
     counts = None if compiling else record
     in_place = not compiling and torch._C._len_torch_dispatch_stack() == 0
     # The product of float32 on a GPU stays torch's, for its setting of TF32 is the user's.
@@ -264,6 +263,13 @@ def forward(self, x, *args, **kwargs):
     return type(self).forward(self, x, *args, **kwargs) if reason else y
 
 
+def _forget(module: nn.Module) -> None:
+    """Drops the packed copy of the base weight, which may have been edited in ways that no one can see."""
+    weight = module.base_layer._parameters.get("weight")
+    if type(weight) is Parameter and weight.is_cpu:
+        ops.forget_weight(weight.data_ptr())
+
+
 def _change(name: str):
     """The class's method `name`, after which the base weight may be another."""
 
@@ -271,8 +277,7 @@ def _change(name: str):
         try:
             return getattr(type(self), name)(self, *args, **kwargs)
         finally:
-            if type(self._graft) is Record:
-                self._graft.forget()
+            _forget(self)
 
     change.__name__ = change.__qualname__ = name
     return change
@@ -356,10 +361,10 @@ def accelerate(model: nn.Module, pack: bool = True) -> nn.Module:
         record = module.__dict__.get("_graft")
         if type(record) is Record:
             if not pack:
-                record.forget()
+                _forget(module)
             record.pack = pack
         elif not _bar(module):
-            module.__dict__["_graft"] = Record(module, pack, quantized.kind_of(_peft_class(module)))
+            module.__dict__["_graft"] = Record(pack, quantized.kind_of(_peft_class(module)))
             _bind(module)
     return model
 
@@ -370,8 +375,7 @@ def restore(model: nn.Module) -> nn.Module:
         record = module.__dict__.get("_graft")
         if record is None:
             continue
-        if type(record) is Record:
-            record.close()
+        _forget(module)
         del module.__dict__["_graft"]
         for name, function in _BOUND.items():
             if getattr(module.__dict__.get(name), "__func__", None) is function:

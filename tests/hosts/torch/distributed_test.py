@@ -184,6 +184,10 @@ def ddp_accumulates(when):
     return result_of(model, losses)
 
 
+def is_linear(module, trained):
+    return type(module) is nn.Linear and module.weight.requires_grad == trained
+
+
 def fsdp(when, **options):
     model = wrapped(when, lambda model: shard(model, **options))
     return result_of(model, train(model, [mine()]))
@@ -355,8 +359,8 @@ CASES = {
     "fsdp_whole": lambda when: fsdp(when, units=lambda module: False),
     "fsdp_lora_units": lambda when: fsdp(when, units=LoraLinear),
     "fsdp_lora_and_blocks": lambda when: fsdp(when, units=lambda m: isinstance(m, (Block, LoraLinear))),
-    "fsdp_child_units": lambda when: fsdp(when, units=lambda m: type(m) is nn.Linear and m.weight.requires_grad),
-    "fsdp_base_units": lambda when: fsdp(when, units=lambda m: type(m) is nn.Linear and not m.weight.requires_grad),
+    "fsdp_child_units": lambda when: fsdp(when, units=lambda m: is_linear(m, trained=True)),
+    "fsdp_base_units": lambda when: fsdp(when, units=lambda m: is_linear(m, trained=False)),
     "fsdp_accumulates": fsdp_accumulates,
     "fsdp_replicated_adapters": fsdp_replicated_adapters,
     "fsdp_replicated_base": fsdp_replicated_base,
@@ -488,9 +492,6 @@ class Processes(unittest.TestCase):
                     self.assert_counts(result, PROJECTIONS * STEPS * forwards, fused)
                     if fused:
                         self.assertEqual(result["fused_backward"], PROJECTIONS * STEPS * backwards)
-
-    def reasons(self, name):
-        return {reason for when in ("before", "after") for r in self.results(name, when) for reason in r["reasons"]}
 
 
 class Ddp(Processes):

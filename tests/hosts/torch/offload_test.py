@@ -107,9 +107,11 @@ class Offload(Checks):
         blocks = [f"base_model.model.{number}" for number in range(LAYERS)]
         for names in (blocks, [f"{block}.{child}" for block in blocks for child in ("up", "down")]):
             device_map = dict.fromkeys(names, "cpu")
-            for _ in self.assert_falls_back(
-                lambda model: dispatch_model(model, device_map=device_map, main_device="cpu", force_hooks=True)
-            ):
+
+            def dispatch(model):
+                dispatch_model(model, device_map=device_map, main_device="cpu", force_hooks=True)
+
+            for _ in self.assert_falls_back(dispatch):
                 pass
 
     def test_restore_under_hooks(self):

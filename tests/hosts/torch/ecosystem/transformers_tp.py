@@ -97,7 +97,8 @@ def main():
         for when in ("plain", "accelerated"):
             run(when, folder)
         for rank in range(WORLD):
-            plain, result = (torch.load(os.path.join(folder, f"{w}.{rank}")) for w in ("plain", "accelerated"))
+            plain = torch.load(os.path.join(folder, f"plain.{rank}"))
+            result = torch.load(os.path.join(folder, f"accelerated.{rank}"))
             assert result["losses"] == plain["losses"] and len(set(plain["losses"])) == STEPS, result
             for name, value in plain["adapters"].items():
                 assert torch.equal(result["adapters"][name], value), name
