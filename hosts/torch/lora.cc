@@ -1,0 +1,164 @@
+#include "graft/lora.h"
+
+#include <tuple>
+
+#include "graft/error.h"
+#include "place.h"
+
+// The ops graft::lora_linear_* and graft::lora_delta_*. A is (rank, in) and B (out, rank), as PEFT
+// keeps them; the kernels read them transposed, without a copy.
+
+namespace graft::pytorch {
+namespace {
+
+using Maybe = std::optional<Tensor>;
+
+ConstTensorView matrix_of(const Tensor& tensor, const char* name) {
+  const ConstTensorView view = view_of(tensor, name);
+  if (view.rank() != 2) {
+    throw Error(ErrorCode::kInvalidArgument,
+                std::string(name) + ": expected a matrix, got " + view.shape_string());
+  }
+  return view;
+}
+
+Adapter adapter_of(const Tensor& a, const Tensor& b, double scaling) {
+  return {matrix_of(a, "a").transposed(), matrix_of(b, "b").transposed(),
+          static_cast<float>(scaling)};
+}
+
+TensorView hidden(const Tensor& h, std::int64_t rows, std::int64_t rank) {
+  return matrix(h, rows, rank);
+}
+
+// h as backward is given it: absent if forward did not save it.
+ConstTensorView saved(const Tensor& h) {
+  return h.numel() == 0 && h.dim() < 2 ? ConstTensorView() : view_of(h, "h");
+}
+
+std::tuple<Tensor, Tensor> lora_linear_forward(const Tensor& x, const Tensor& weight,
+                                               const Maybe& bias, const Tensor& a, const Tensor& b,
+                                               double scaling, double dropout, const Maybe& rng,
+                                               bool save_h, bool pack) {
+  return guarded([&] {
+    const Rows rows(x, "x");
+    LoraLinearForward params;
+    params.x = rows.view();
+    params.weight = weight_of(weight, rows.view().dtype(), pack, save_h);
+    params.bias = view_of(bias, "bias");
+    params.adapter = adapter_of(a, b, scaling);
+    params.dropout = dropout_of(dropout, rng);
+    const std::int64_t out_features = params.weight.out_features();
+    const Tensor y = new_rows(x, out_features);
+    params.y = matrix(y, rows.count(), out_features);
+    const Tensor h = save_h ? new_floats(x, {rows.count(), a.size(0)}) : no_tensor(x);
+    if (save_h) params.h = hidden(h, rows.count(), a.size(0));
+    lora_linear_forward(context_of(x), params);
+    return std::tuple(y, h);
+  });
+}
+
+std::tuple<Tensor, Tensor, Tensor> lora_linear_backward(
+    const Tensor& dy, const Tensor& x, const Tensor& h, const Tensor& weight, const Tensor& a,
+    const Tensor& b, double scaling, double dropout, const Maybe& rng, bool need_dx, bool need_da,
+    bool need_db, bool pack) {
+  return guarded([&] {
+    const Rows dy_rows(dy, "dy");
+    const Rows x_rows(x, "x");
+    LoraLinearBackward params;
+    params.dy = dy_rows.view();
+    params.x = x_rows.view();
+    params.h = saved(h);
+    if (need_dx) params.weight = weight_of(weight, x_rows.view().dtype(), pack, true);
+    params.adapter = adapter_of(a, b, scaling);
+    params.dropout = dropout_of(dropout, rng);
+    const Tensor dx = need_dx ? new_rows(x, x_rows.features()) : no_tensor(x);
+    const Tensor da = need_da ? new_floats(a, {a.size(0), a.size(1)}) : no_tensor(x);
+    const Tensor db = need_db ? new_floats(b, {b.size(0), b.size(1)}) : no_tensor(x);
+    if (need_dx) params.dx = matrix(dx, x_rows.count(), x_rows.features());
+    if (need_da) params.da = transposed(da);
+    if (need_db) params.db = transposed(db);
+    lora_linear_backward(context_of(x), params);
+    return std::tuple(dx, da, db);
+  });
+}
+
+void delta_into(const Tensor& y, const Tensor& h, bool accumulate, const Tensor& x, const Tensor& a,
+                const Tensor& b, double scaling, double dropout, const Maybe& rng, bool save_h) {
+  const Rows rows(x, "x");
+  LoraDeltaForward params;
+  params.x = rows.view();
+  params.adapter = adapter_of(a, b, scaling);
+  params.dropout = dropout_of(dropout, rng);
+  params.accumulate = accumulate;
+  params.y = matrix(y, rows.count(), b.size(0));
+  if (save_h) params.h = hidden(h, rows.count(), a.size(0));
+  lora_delta_forward(context_of(x), params);
+}
+
+Tensor new_hidden(const Tensor& x, const Tensor& a, bool save_h) {
+  if (!save_h) return no_tensor(x);
+  const std::int64_t features = x.size(x.dim() - 1);
+  return new_floats(x, {features == 0 ? Rows(x, "x").count() : x.numel() / features, a.size(0)});
+}
+
+std::tuple<Tensor, Tensor> lora_delta_forward(const Tensor& x, const Tensor& a, const Tensor& b,
+                                              double scaling, double dropout, const Maybe& rng,
+                                              bool save_h) {
+  return guarded([&] {
+    const Tensor y = new_rows(x, b.size(0));
+    const Tensor h = new_hidden(x, a, save_h);
+    delta_into(y, h, false, x, a, b, scaling, dropout, rng, save_h);
+    return std::tuple(y, h);
+  });
+}
+
+// y (..., out) dense: y += scaling·(drop(x)·A)·B in one pass.
+Tensor lora_delta_add(const Tensor& y, const Tensor& x, const Tensor& a, const Tensor& b,
+                      double scaling, double dropout, const Maybe& rng, bool save_h) {
+  return guarded([&] {
+    if (!y.is_contiguous()) {
+      throw Error(ErrorCode::kInvalidArgument, "[lora_delta] y: expected a contiguous tensor");
+    }
+    const Tensor h = new_hidden(x, a, save_h);
+    delta_into(y, h, true, x, a, b, scaling, dropout, rng, save_h);
+    return h;
+  });
+}
+
+std::tuple<Tensor, Tensor, Tensor> lora_delta_backward(const Tensor& dy, const Tensor& x,
+                                                       const Tensor& h, const Tensor& a,
+                                                       const Tensor& b, double scaling,
+                                                       double dropout, const Maybe& rng,
+                                                       bool need_dx, bool need_da, bool need_db) {
+  return guarded([&] {
+    const Rows dy_rows(dy, "dy");
+    const Rows x_rows(x, "x");
+    LoraDeltaBackward params;
+    params.dy = dy_rows.view();
+    params.x = x_rows.view();
+    params.h = saved(h);
+    params.adapter = adapter_of(a, b, scaling);
+    params.dropout = dropout_of(dropout, rng);
+    const Tensor dx = need_dx ? new_rows(x, x_rows.features()) : no_tensor(x);
+    const Tensor da = need_da ? new_floats(a, {a.size(0), a.size(1)}) : no_tensor(x);
+    const Tensor db = need_db ? new_floats(b, {b.size(0), b.size(1)}) : no_tensor(x);
+    if (need_dx) params.dx = matrix(dx, x_rows.count(), x_rows.features());
+    if (need_da) params.da = transposed(da);
+    if (need_db) params.db = transposed(db);
+    lora_delta_backward(context_of(x), params);
+    return std::tuple(dx, da, db);
+  });
+}
+
+}  // namespace
+
+STABLE_TORCH_LIBRARY_IMPL(graft, GRAFT_TORCH_DEVICE, m) {
+  m.impl("lora_linear_forward", TORCH_BOX(&lora_linear_forward));
+  m.impl("lora_linear_backward", TORCH_BOX(&lora_linear_backward));
+  m.impl("lora_delta_forward", TORCH_BOX(&lora_delta_forward));
+  m.impl("lora_delta_add_", TORCH_BOX(&lora_delta_add));
+  m.impl("lora_delta_backward", TORCH_BOX(&lora_delta_backward));
+}
+
+}  // namespace graft::pytorch

@@ -1,0 +1,72 @@
+#pragma once
+
+#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/ops.h>
+#include <torch/csrc/stable/tensor.h>
+
+#include <cstdint>
+#include <optional>
+
+#include "graft/tensor_view.h"
+
+// Torch's tensors as the kernels take them. Only torch's stable interface is used here, so that one
+// library serves every torch from 2.10 on.
+
+namespace graft::pytorch {
+
+using torch::stable::Tensor;
+
+/// Element type, or Error (kUnsupported) naming `name` for one that no kernel takes.
+DType dtype_of(const Tensor& tensor, const char* name);
+
+/// The tensor as it lies; `name` is what errors call it. Throws Error (kUnsupported).
+ConstTensorView view_of(const Tensor& tensor, const char* name);
+ConstTensorView view_of(const std::optional<Tensor>& tensor, const char* name);
+
+/// A dense matrix that was made here, to be written by the kernels as its transpose.
+TensorView transposed(const Tensor& tensor);
+
+/// A tensor (..., features) as a matrix (rows, features): a view of it wherever strides allow, else
+/// of a copy, which this keeps alive. A tensor of one dimension is one row.
+class Rows {
+ public:
+  Rows(const Tensor& tensor, const char* name);
+  const ConstTensorView& view() const { return view_; }
+  std::int64_t count() const { return view_.dim(0); }
+  std::int64_t features() const { return view_.dim(1); }
+
+ private:
+  Tensor owner_;
+  ConstTensorView view_;
+};
+
+/// A new dense tensor of `like`'s dimensions, but `features` in the last one, of its element type
+/// and on its device.
+Tensor new_rows(const Tensor& like, std::int64_t features);
+
+/// A new dense tensor of float32 on `like`'s device.
+Tensor new_floats(const Tensor& like, std::initializer_list<std::int64_t> shape);
+
+/// What stands for an output that was not asked for: a tensor of no elements.
+Tensor no_tensor(const Tensor& like);
+
+/// A dense tensor (..., features) that was made here, as a matrix to write.
+TensorView matrix(const Tensor& tensor, std::int64_t rows, std::int64_t features);
+
+/// Runs the body of an op: what it throws leaves as an exception whose text opens with
+/// "graft <code>: ", from which Python makes a GraftError.
+template <class F>
+auto guarded(const F& body) -> decltype(body());
+
+[[noreturn]] void rethrow();
+
+template <class F>
+auto guarded(const F& body) -> decltype(body()) {
+  try {
+    return body();
+  } catch (...) {
+    rethrow();
+  }
+}
+
+}  // namespace graft::pytorch
