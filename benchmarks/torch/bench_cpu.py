@@ -20,6 +20,7 @@ usage: bench_cpu.py [--parts step layer memory python] [--dtypes float32 bfloat1
 """
 
 import argparse
+import copy
 import gc
 import resource
 import subprocess
@@ -115,8 +116,7 @@ class Step:
         return end - begin
 
 
-def contender(name: str, arguments: argparse.Namespace, dtype: torch.dtype) -> Step:
-    model = llama(dtype, arguments.layers)
+def contender(name: str, arguments: argparse.Namespace, model: nn.Module) -> Step:
     if name == "floor":
         return Step(floor_of(model))
     model = peft_of(model, arguments.rank, arguments.dropout)
@@ -127,8 +127,9 @@ def measure_steps(results: Results, arguments: argparse.Namespace, name: str) ->
     case = f"step {BATCH}x{SEQUENCE} {arguments.layers} layers r{arguments.rank} {name}"
     if arguments.dropout:
         case += f" dropout{arguments.dropout:.2f}"
-    steps = {one: contender(one, arguments, DTYPES[name]) for one in arguments.contenders}
-    warm = 2
+    model = llama(DTYPES[name], arguments.layers)
+    steps = {one: contender(one, arguments, copy.deepcopy(model)) for one in arguments.contenders}
+    warm = 1
     times = take_turns(steps, arguments.rounds, warm)
     results.add_times(case, times, "ms")
     for one, step in steps.items():
@@ -207,7 +208,8 @@ def layer_contenders(arguments: argparse.Namespace) -> dict[str, Callable[[nn.Li
     makers: dict[str, Callable[[nn.Linear], nn.Module]] = {"linear": lambda base: base, "peft": peft}
     if "graft" in arguments.contenders:
         makers["graft"] = lambda base: accelerated(peft(base))
-        makers["graft_linear"] = GraftLinear
+        if hasattr(torch.ops.graft, "linear"):
+            makers["graft_linear"] = GraftLinear
     return makers
 
 
@@ -258,7 +260,7 @@ def resident_mb() -> float:
 
 def hold_memory(arguments: argparse.Namespace) -> None:
     """In a process of its own: prints what it holds after three steps, and at its highest."""
-    step = contender(arguments.hold, arguments, DTYPES[arguments.dtypes[0]])
+    step = contender(arguments.hold, arguments, llama(DTYPES[arguments.dtypes[0]], arguments.layers))
     for _ in range(3):
         step()
     gc.collect()
