@@ -1,5 +1,4 @@
 #include "graft/capabilities.h"
-
 #include "place.h"
 
 namespace graft::pytorch {

@@ -47,7 +47,7 @@ std::tuple<Tensor, Tensor> lora_linear_forward(const Tensor& x, const Tensor& we
     params.weight = weight_of(weight, rows.view().dtype(), pack, save_h);
     params.bias = view_of(bias, "bias");
     params.adapter = adapter_of(a, b, scaling);
-    params.dropout = dropout_of(dropout, rng);
+    params.dropout = dropout_of(dropout, rng, x);
     const std::int64_t out_features = params.weight.out_features();
     const Tensor y = new_rows(x, out_features);
     params.y = matrix(y, rows.count(), out_features);
@@ -58,10 +58,12 @@ std::tuple<Tensor, Tensor> lora_linear_forward(const Tensor& x, const Tensor& we
   });
 }
 
-std::tuple<Tensor, Tensor, Tensor> lora_linear_backward(
-    const Tensor& dy, const Tensor& x, const Tensor& h, const Tensor& weight, const Tensor& a,
-    const Tensor& b, double scaling, double dropout, const Maybe& rng, bool need_dx, bool need_da,
-    bool need_db, bool pack) {
+std::tuple<Tensor, Tensor, Tensor> lora_linear_backward(const Tensor& dy, const Tensor& x,
+                                                        const Tensor& h, const Tensor& weight,
+                                                        const Tensor& a, const Tensor& b,
+                                                        double scaling, double dropout,
+                                                        const Maybe& rng, bool need_dx,
+                                                        bool need_da, bool need_db, bool pack) {
   return guarded([&] {
     const Rows dy_rows(dy, "dy");
     const Rows x_rows(x, "x");
@@ -71,7 +73,7 @@ std::tuple<Tensor, Tensor, Tensor> lora_linear_backward(
     params.h = saved(h);
     if (need_dx) params.weight = weight_of(weight, x_rows.view().dtype(), pack, true);
     params.adapter = adapter_of(a, b, scaling);
-    params.dropout = dropout_of(dropout, rng);
+    params.dropout = dropout_of(dropout, rng, x);
     const Tensor dx = need_dx ? new_rows(x, x_rows.features()) : no_tensor(x);
     const Tensor da = need_da ? new_floats(a, {a.size(0), a.size(1)}) : no_tensor(x);
     const Tensor db = need_db ? new_floats(b, {b.size(0), b.size(1)}) : no_tensor(x);
@@ -89,7 +91,7 @@ void delta_into(const Tensor& y, const Tensor& h, bool accumulate, const Tensor&
   LoraDeltaForward params;
   params.x = rows.view();
   params.adapter = adapter_of(a, b, scaling);
-  params.dropout = dropout_of(dropout, rng);
+  params.dropout = dropout_of(dropout, rng, x);
   params.accumulate = accumulate;
   params.y = matrix(y, rows.count(), b.size(0));
   if (save_h) params.h = hidden(h, rows.count(), a.size(0));
@@ -139,7 +141,7 @@ std::tuple<Tensor, Tensor, Tensor> lora_delta_backward(const Tensor& dy, const T
     params.x = x_rows.view();
     params.h = saved(h);
     params.adapter = adapter_of(a, b, scaling);
-    params.dropout = dropout_of(dropout, rng);
+    params.dropout = dropout_of(dropout, rng, x);
     const Tensor dx = need_dx ? new_rows(x, x_rows.features()) : no_tensor(x);
     const Tensor da = need_da ? new_floats(a, {a.size(0), a.size(1)}) : no_tensor(x);
     const Tensor db = need_db ? new_floats(b, {b.size(0), b.size(1)}) : no_tensor(x);

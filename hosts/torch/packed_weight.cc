@@ -42,9 +42,9 @@ std::array<std::uint32_t, kSamples> samples_of(const ConstTensorView& view) {
   for (std::int64_t i = 0; i < kSamples; ++i) {
     const std::int64_t row = rows * i / kSamples;
     const std::int64_t column = static_cast<std::int64_t>(
-        static_cast<double>(columns) * (0.6180339887 * static_cast<double>(i + 1) -
-                                        static_cast<double>(static_cast<int>(
-                                            0.6180339887 * static_cast<double>(i + 1)))));
+        static_cast<double>(columns) *
+        (0.6180339887 * static_cast<double>(i + 1) -
+         static_cast<double>(static_cast<int>(0.6180339887 * static_cast<double>(i + 1)))));
     const std::int64_t at = row * view.stride(0) + column * view.stride(1);
     std::memcpy(&samples[static_cast<std::size_t>(i)],
                 view.data_as<std::byte>() + at * static_cast<std::int64_t>(bytes), bytes);

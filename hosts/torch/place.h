@@ -24,7 +24,7 @@ Weight weight_of(const Tensor& weight, DType multiply, bool pack, bool backward)
 std::string capability_lines(Device device);
 
 /// Dropout with the seed and the offset at `rng` (2) int64, which the CPU reads here and CUDA when
-/// the kernel runs. Throws Error if p is out of range or `rng` is not such a tensor.
-Dropout dropout_of(double p, const std::optional<Tensor>& rng);
+/// the kernel runs. Throws Error if `rng` is not such a tensor on x's device, or absent with p > 0.
+Dropout dropout_of(double p, const std::optional<Tensor>& rng, const Tensor& x);
 
 }  // namespace graft::pytorch

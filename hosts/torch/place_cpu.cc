@@ -36,12 +36,12 @@ Weight weight_of(const Tensor& weight, DType multiply, bool pack, bool backward)
   return view_of(weight, "weight");
 }
 
-Dropout dropout_of(double p, const std::optional<Tensor>& rng) {
+Dropout dropout_of(double p, const std::optional<Tensor>& rng, const Tensor& x) {
   Dropout dropout{.p = static_cast<float>(p)};
-  if (!rng) return dropout;
-  const auto* numbers = static_cast<const std::uint64_t*>(rng->const_data_ptr());
-  dropout.seed = numbers[0];
-  dropout.offset = numbers[1];
+  if (const std::uint64_t* numbers = random_numbers(p, rng, x)) {
+    dropout.seed = numbers[0];
+    dropout.offset = numbers[1];
+  }
   return dropout;
 }
 

@@ -13,10 +13,14 @@ namespace {
 
 const char* word_of(ErrorCode code) {
   switch (code) {
-    case ErrorCode::kInvalidArgument: return "invalid_argument";
-    case ErrorCode::kUnsupported: return "unsupported";
-    case ErrorCode::kOutOfMemory: return "out_of_memory";
-    case ErrorCode::kDevice: return "device";
+    case ErrorCode::kInvalidArgument:
+      return "invalid_argument";
+    case ErrorCode::kUnsupported:
+      return "unsupported";
+    case ErrorCode::kOutOfMemory:
+      return "out_of_memory";
+    case ErrorCode::kDevice:
+      return "device";
   }
   return "device";
 }
@@ -81,8 +85,11 @@ ConstTensorView view_of(const Tensor& tensor, const char* name) {
   if (sizes.size() > static_cast<std::size_t>(ConstTensorView::kMaxRank)) {
     throw Error(ErrorCode::kUnsupported, std::string(name) + ": has more than 8 dimensions");
   }
-  return {tensor.const_data_ptr(), dtype_of(tensor, name), {sizes.data(), sizes.size()},
-          {strides.data(), strides.size()}, device_of(tensor)};
+  return {tensor.const_data_ptr(),
+          dtype_of(tensor, name),
+          {sizes.data(), sizes.size()},
+          {strides.data(), strides.size()},
+          device_of(tensor)};
 }
 
 ConstTensorView view_of(const std::optional<Tensor>& tensor, const char* name) {
@@ -92,8 +99,7 @@ ConstTensorView view_of(const std::optional<Tensor>& tensor, const char* name) {
 TensorView transposed(const Tensor& tensor) {
   const std::array<std::int64_t, 2> shape{tensor.size(1), tensor.size(0)};
   const std::array<std::int64_t, 2> strides{1, std::max<std::int64_t>(tensor.size(1), 1)};
-  return {tensor.mutable_data_ptr(), dtype_of(tensor, "output"), shape, strides,
-          device_of(tensor)};
+  return {tensor.mutable_data_ptr(), dtype_of(tensor, "output"), shape, strides, device_of(tensor)};
 }
 
 Rows::Rows(const Tensor& tensor, const char* name) : owner_(tensor) {
@@ -107,13 +113,13 @@ Rows::Rows(const Tensor& tensor, const char* name) : owner_(tensor) {
     stride = row_stride(owner_);
   }
   const auto sizes = owner_.sizes();
-  const std::array<std::int64_t, 2> shape{
-      [&] {
-        std::int64_t rows = 1;
-        for (std::size_t i = 0; i + 1 < sizes.size(); ++i) rows *= sizes[i];
-        return rows;
-      }(),
-      sizes.back()};
+  const std::array<std::int64_t, 2> shape{[&] {
+                                            std::int64_t rows = 1;
+                                            for (std::size_t i = 0; i + 1 < sizes.size(); ++i)
+                                              rows *= sizes[i];
+                                            return rows;
+                                          }(),
+                                          sizes.back()};
   const std::array<std::int64_t, 2> strides{*stride, owner_.strides().back()};
   view_ = {owner_.const_data_ptr(), dtype_of(owner_, name), shape, strides, device_of(owner_)};
 }
@@ -138,8 +144,20 @@ Tensor new_floats(const Tensor& like, std::initializer_list<std::int64_t> shape)
 Tensor no_tensor(const Tensor& like) { return new_floats(like, {0}); }
 
 TensorView matrix(const Tensor& tensor, std::int64_t rows, std::int64_t features) {
-  return {tensor.mutable_data_ptr(), dtype_of(tensor, "output"), {rows, features},
-          device_of(tensor)};
+  return {
+      tensor.mutable_data_ptr(), dtype_of(tensor, "output"), {rows, features}, device_of(tensor)};
+}
+
+const std::uint64_t* random_numbers(double p, const std::optional<Tensor>& rng, const Tensor& x) {
+  if (p == 0) return nullptr;
+  std::int32_t dtype = 0;
+  if (rng) TORCH_ERROR_CODE_CHECK(aoti_torch_get_dtype(rng->get(), &dtype));
+  if (!rng || dtype != aoti_torch_dtype_int64() || rng->numel() != 2 || !rng->is_contiguous() ||
+      device_of(*rng) != device_of(x)) {
+    throw Error(ErrorCode::kInvalidArgument,
+                "rng: expected two int64 numbers, seed and offset, on x's device");
+  }
+  return static_cast<const std::uint64_t*>(rng->const_data_ptr());
 }
 
 void rethrow() {

@@ -53,6 +53,9 @@ Tensor no_tensor(const Tensor& like);
 /// A dense tensor (..., features) that was made here, as a matrix to write.
 TensorView matrix(const Tensor& tensor, std::int64_t rows, std::int64_t features);
 
+/// Where the two numbers of a dropout with chance `p` lie; null without dropout. Throws Error.
+const std::uint64_t* random_numbers(double p, const std::optional<Tensor>& rng, const Tensor& x);
+
 /// Runs the body of an op: what it throws leaves as an exception whose text opens with
 /// "graft <code>: ", from which Python makes a GraftError.
 template <class F>

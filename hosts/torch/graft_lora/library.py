@@ -9,7 +9,8 @@ import torch
 
 from .errors import GraftError
 
-_FOLDER = pathlib.Path(__file__).resolve().parent
+# Not resolved: in a build folder these files are links, and the libraries lie beside the links.
+_FOLDER = pathlib.Path(__file__).parent.absolute()
 _CPU = _FOLDER / "libgraft_torch_cpu.so"
 _CUDA = _FOLDER / "libgraft_torch_cuda.so"
 

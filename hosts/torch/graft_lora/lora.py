@@ -18,17 +18,20 @@ _delta_backward = ops.lora_delta_backward.default
 
 def draw_rng(x: Tensor) -> Tensor:
     """Seed and offset of one dropout mask, from torch's generator of x's device."""
-    return torch.randint(-(2**63), 2**63 - 1, (2,), dtype=torch.int64, device=x.device)
+    return torch.randint(2**62, (2,), dtype=torch.int64, device=x.device)
 
 
 class LoraLinear(torch.autograd.Function):
-    """y = x·Wᵀ + bias + scaling·(drop(x)·Aᵀ)·Bᵀ with the gradients of x, A, B and whatever else asks."""
+    """y = x·Wᵀ + bias + scaling·(drop(x)·Aᵀ)·Bᵀ with the gradients of x, A, B and whatever else asks.
+
+    `counts.backward`, where there is one, goes up by one a backward pass; so it does below.
+    """
 
     @staticmethod
-    def forward(ctx, x, weight, bias, a, b, scaling, dropout, rng, pack):
+    def forward(ctx, x, weight, bias, a, b, scaling, dropout, rng, pack, counts=None):
         y, h = _forward(x, weight, bias, a, b, scaling, dropout, rng, True, pack)
         ctx.save_for_backward(x, weight, a, b, h, rng)
-        ctx.scaling, ctx.dropout, ctx.pack = scaling, dropout, pack
+        ctx.scaling, ctx.dropout, ctx.pack, ctx.counts = scaling, dropout, pack, counts
         ctx.bias_dtype = None if bias is None else bias.dtype
         return y
 
@@ -36,6 +39,8 @@ class LoraLinear(torch.autograd.Function):
     @once_differentiable
     def backward(ctx, dy):
         x, weight, a, b, h, rng = ctx.saved_tensors
+        if ctx.counts is not None:
+            ctx.counts.backward += 1
         need_dx, need_dw, need_dbias, need_da, need_db = ctx.needs_input_grad[:5]
         dx = da = db = dw = dbias = None
         if need_dx or need_da or need_db:
@@ -56,6 +61,7 @@ class LoraLinear(torch.autograd.Function):
             None,
             None,
             None,
+            None,
         )
 
 
@@ -63,36 +69,38 @@ class LoraDelta(torch.autograd.Function):
     """y = scaling·(drop(x)·Aᵀ)·Bᵀ with the gradients of x, A and B."""
 
     @staticmethod
-    def forward(ctx, x, a, b, scaling, dropout, rng):
+    def forward(ctx, x, a, b, scaling, dropout, rng, counts=None):
         y, h = _delta_forward(x, a, b, scaling, dropout, rng, True)
         ctx.save_for_backward(x, a, b, h, rng)
-        ctx.scaling, ctx.dropout = scaling, dropout
+        ctx.scaling, ctx.dropout, ctx.counts = scaling, dropout, counts
         return y
 
     @staticmethod
     @once_differentiable
     def backward(ctx, dy):
-        return *_delta_gradients(ctx, dy, ctx.needs_input_grad[:3]), None, None, None
+        return *_delta_gradients(ctx, dy, ctx.needs_input_grad[:3]), None, None, None, None
 
 
 class LoraDeltaAdd(torch.autograd.Function):
     """y += scaling·(drop(x)·Aᵀ)·Bᵀ, in place, with the gradients of y, x, A and B."""
 
     @staticmethod
-    def forward(ctx, y, x, a, b, scaling, dropout, rng):
+    def forward(ctx, y, x, a, b, scaling, dropout, rng, counts=None):
         h = _delta_add(y, x, a, b, scaling, dropout, rng, True)
         ctx.mark_dirty(y)
         ctx.save_for_backward(x, a, b, h, rng)
-        ctx.scaling, ctx.dropout = scaling, dropout
+        ctx.scaling, ctx.dropout, ctx.counts = scaling, dropout, counts
         return y
 
     @staticmethod
     @once_differentiable
     def backward(ctx, dy):
-        return dy, *_delta_gradients(ctx, dy, ctx.needs_input_grad[1:4]), None, None, None
+        return dy, *_delta_gradients(ctx, dy, ctx.needs_input_grad[1:4]), None, None, None, None
 
 
 def _delta_gradients(ctx, dy, needs):
+    if ctx.counts is not None:
+        ctx.counts.backward += 1
     x, a, b, h, rng = ctx.saved_tensors
     need_dx, need_da, need_db = needs
     if not (need_dx or need_da or need_db):

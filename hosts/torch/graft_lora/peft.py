@@ -95,11 +95,11 @@ def _make_forward(layer: Layer):
 
 def _make_change(name: str):
     def change(self, *args, **kwargs):
-        ops.forget_weight(self.base_layer.weight)
+        ops.forget_weight(self.base_layer.weight.data_ptr())
         try:
             return getattr(type(self), name)(self, *args, **kwargs)
         finally:
-            ops.forget_weight(self.base_layer.weight)
+            ops.forget_weight(self.base_layer.weight.data_ptr())
 
     change.__name__ = change.__qualname__ = name
     return change
@@ -126,7 +126,7 @@ def restore(model: nn.Module) -> nn.Module:
     for module in model.modules():
         forward = module.__dict__.get("forward")
         if hasattr(getattr(forward, "__func__", None), "_graft_layer"):
-            ops.forget_weight(module.base_layer.weight)
+            ops.forget_weight(module.base_layer.weight.data_ptr())
             for name in ("forward", *_CHANGES):
                 module.__dict__.pop(name, None)
     return model
