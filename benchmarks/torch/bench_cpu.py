@@ -79,9 +79,7 @@ def peft_of(model: nn.Module, rank: int, dropout: float) -> nn.Module:
     from peft import LoraConfig, get_peft_model
 
     torch.manual_seed(1)
-    config = LoraConfig(
-        r=rank, lora_alpha=2 * rank, lora_dropout=dropout, target_modules=PROJECTIONS
-    )
+    config = LoraConfig(r=rank, lora_alpha=2 * rank, lora_dropout=dropout, target_modules=PROJECTIONS)
     model = get_peft_model(model, config)
     for name, parameter in model.named_parameters():
         if "lora_B" in name:  # of zeros, A has no gradient
@@ -173,15 +171,25 @@ class GraftLinear(nn.Module):
 class Layer:
     """Sets of tensors of one layer, together more than a cache holds, and one contender over them."""
 
-    def __init__(self, make: Callable[[nn.Linear], nn.Module], shape: tuple[int, int], rows: int,
-                 dtype: torch.dtype, backward: bool) -> None:
+    def __init__(
+        self,
+        make: Callable[[nn.Linear], nn.Module],
+        shape: tuple[int, int],
+        rows: int,
+        dtype: torch.dtype,
+        backward: bool,
+    ) -> None:
         inputs, outputs = shape
         size = dtype.itemsize * (inputs * outputs + 2 * rows * (inputs + outputs))
         self.sets = []
         for _ in range(min(64, max(2, 1 + ROTATED_BYTES // (size * 3)))):
             base = nn.Linear(inputs, outputs, bias=False).to(dtype).requires_grad_(False)
             layer = make(base)
-            x = torch.randn(4, rows // 4, inputs).to(dtype) if rows >= 4 else torch.randn(rows, inputs).to(dtype)
+            x = (
+                torch.randn(4, rows // 4, inputs).to(dtype)
+                if rows >= 4
+                else torch.randn(rows, inputs).to(dtype)
+            )
             dy = torch.randn(*x.shape[:-1], outputs).to(dtype)
             leaves = [p for p in layer.parameters() if p.requires_grad]
             self.sets.append((layer, x.requires_grad_(backward), dy, [x, *leaves]))
@@ -213,8 +221,9 @@ def layer_contenders(arguments: argparse.Namespace) -> dict[str, Callable[[nn.Li
     return makers
 
 
-def measure_layer(results: Results, arguments: argparse.Namespace, name: str,
-                  shape: tuple[int, int], backward: bool) -> None:
+def measure_layer(
+    results: Results, arguments: argparse.Namespace, name: str, shape: tuple[int, int], backward: bool
+) -> None:
     inputs, outputs = shape
     passes = "forward+backward" if backward else "forward"
     case = f"{passes} {ROWS}x{inputs}>{outputs} r{arguments.rank} {name}"
@@ -271,9 +280,23 @@ def measure_memory(results: Results, arguments: argparse.Namespace, name: str) -
     case = f"memory {BATCH}x{SEQUENCE} {arguments.layers} layers r{arguments.rank} {name}"
     for one in arguments.contenders:
         run = subprocess.run(
-            [sys.executable, __file__, "--hold", one, "--dtypes", name, "--rank", str(arguments.rank),
-             "--layers", str(arguments.layers), "--threads", str(arguments.threads)],
-            check=True, capture_output=True, text=True,
+            [
+                sys.executable,
+                __file__,
+                "--hold",
+                one,
+                "--dtypes",
+                name,
+                "--rank",
+                str(arguments.rank),
+                "--layers",
+                str(arguments.layers),
+                "--threads",
+                str(arguments.threads),
+            ],
+            check=True,
+            capture_output=True,
+            text=True,
         )
         resident, highest = map(float, run.stdout.split()[-2:])
         results.add(case, f"{one}_resident_mb", f"{resident:.0f}")
@@ -295,11 +318,16 @@ def versions() -> dict[str, str]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--parts", nargs="+", default=["step", "layer", "memory", "python"],
-                        choices=["step", "layer", "memory", "python"])
+    parser.add_argument(
+        "--parts",
+        nargs="+",
+        default=["step", "layer", "memory", "python"],
+        choices=["step", "layer", "memory", "python"],
+    )
     parser.add_argument("--dtypes", nargs="+", default=list(DTYPES), choices=DTYPES)
-    parser.add_argument("--contenders", nargs="+", default=["floor", "peft", "graft"],
-                        choices=["floor", "peft", "graft"])
+    parser.add_argument(
+        "--contenders", nargs="+", default=["floor", "peft", "graft"], choices=["floor", "peft", "graft"]
+    )
     parser.add_argument("--rank", type=int, default=8)
     parser.add_argument("--layers", type=int, default=30)
     parser.add_argument("--dropout", type=float, default=0.0)
