@@ -8,17 +8,20 @@ set(TORCH_ROOT "" CACHE PATH "torch: the folder of the Python package, with its 
 find_package(Python 3.10 REQUIRED COMPONENTS Interpreter)
 
 if(NOT TORCH_ROOT)
-  # Where pip builds a package apart from what is installed, only sys.path leaves that out: sysconfig
-  # still names the folders that the package is going to be installed in.
-  execute_process(
-    COMMAND ${Python_EXECUTABLE} -c "
-import site, sys, sysconfig
+  # Where pip builds a package apart from what is installed, it does so with PYTHONPATH: without that
+  # (-E) Python sees what it sees else. A virtual environment made for the build has nothing in it, and
+  # torch may be where it was made from.
+  set(folders "")
+  foreach(words -c "-E;-c")
+    execute_process(
+      COMMAND ${Python_EXECUTABLE} ${words} "
+import sys, sysconfig
 base = {'base': sys.base_prefix, 'platbase': sys.base_exec_prefix}
-folders = sys.path + [sysconfig.get_path(name) for name in ('purelib', 'platlib')]
-folders += [site.getusersitepackages()]
-folders += [sysconfig.get_path(name, vars=base) for name in ('purelib', 'platlib')]
-print(';'.join(dict.fromkeys(folders)))"
-    OUTPUT_VARIABLE folders OUTPUT_STRIP_TRAILING_WHITESPACE COMMAND_ERROR_IS_FATAL ANY)
+print(';'.join([*filter(None, sys.path), sysconfig.get_path('platlib', vars=base)]))"
+      OUTPUT_VARIABLE seen OUTPUT_STRIP_TRAILING_WHITESPACE COMMAND_ERROR_IS_FATAL ANY)
+    list(APPEND folders ${seen})
+  endforeach()
+  list(REMOVE_DUPLICATES folders)
   foreach(folder IN LISTS folders)
     if(EXISTS ${folder}/torch/include/torch/headeronly/version.h OR EXISTS ${folder}/torch/version.py)
       set(graft_torch_root ${folder}/torch)

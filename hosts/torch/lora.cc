@@ -85,32 +85,31 @@ std::tuple<Tensor, Tensor, Tensor> lora_linear_backward(const Tensor& dy, const 
   });
 }
 
-void delta_into(const Tensor& y, const Tensor& h, bool accumulate, const Tensor& x, const Tensor& a,
-                const Tensor& b, double scaling, double dropout, const Maybe& rng, bool save_h) {
-  const Rows rows(x, "x");
-  LoraDeltaForward params;
-  params.x = rows.view();
-  params.adapter = adapter_of(a, b, scaling);
-  params.dropout = dropout_of(dropout, rng, x);
-  params.accumulate = accumulate;
-  params.y = matrix(y, rows.count(), b.size(0));
-  if (save_h) params.h = hidden(h, rows.count(), a.size(0));
-  lora_delta_forward(context_of(x), params);
+Tensor new_hidden(const Rows& x, const Adapter& adapter, bool save_h, const Tensor& like) {
+  return save_h ? new_floats(like, {x.count(), adapter.a.dim(1)}) : no_tensor(like);
 }
 
-Tensor new_hidden(const Tensor& x, const Tensor& a, bool save_h) {
-  if (!save_h) return no_tensor(x);
-  const std::int64_t features = x.size(x.dim() - 1);
-  return new_floats(x, {features == 0 ? Rows(x, "x").count() : x.numel() / features, a.size(0)});
+void delta_into(const Tensor& y, const Tensor& h, bool accumulate, const Rows& x,
+                const Adapter& adapter, const Dropout& dropout, Context& context) {
+  LoraDeltaForward params;
+  params.x = x.view();
+  params.adapter = adapter;
+  params.dropout = dropout;
+  params.accumulate = accumulate;
+  params.y = matrix(y, x.count(), adapter.b.dim(1));
+  if (h.dim() == 2) params.h = hidden(h, x.count(), adapter.a.dim(1));
+  lora_delta_forward(context, params);
 }
 
 std::tuple<Tensor, Tensor> lora_delta_forward(const Tensor& x, const Tensor& a, const Tensor& b,
                                               double scaling, double dropout, const Maybe& rng,
                                               bool save_h) {
   return guarded([&] {
-    const Tensor y = new_rows(x, b.size(0));
-    const Tensor h = new_hidden(x, a, save_h);
-    delta_into(y, h, false, x, a, b, scaling, dropout, rng, save_h);
+    const Rows rows(x, "x");
+    const Adapter adapter = adapter_of(a, b, scaling);
+    const Tensor y = new_rows(x, adapter.b.dim(1));
+    const Tensor h = new_hidden(rows, adapter, save_h, x);
+    delta_into(y, h, false, rows, adapter, dropout_of(dropout, rng, x), context_of(x));
     return std::tuple(y, h);
   });
 }
@@ -119,11 +118,22 @@ std::tuple<Tensor, Tensor> lora_delta_forward(const Tensor& x, const Tensor& a, 
 Tensor lora_delta_add(const Tensor& y, const Tensor& x, const Tensor& a, const Tensor& b,
                       double scaling, double dropout, const Maybe& rng, bool save_h) {
   return guarded([&] {
+    const Rows rows(x, "x");
+    const Adapter adapter = adapter_of(a, b, scaling);
+    const Rows sum(y, "y");
     if (!y.is_contiguous()) {
-      throw Error(ErrorCode::kInvalidArgument, "[lora_delta] y: expected a contiguous tensor");
+      throw Error(ErrorCode::kInvalidArgument, "[lora_delta_add] y: expected a contiguous tensor");
     }
-    const Tensor h = new_hidden(x, a, save_h);
-    delta_into(y, h, true, x, a, b, scaling, dropout, rng, save_h);
+    if (sum.count() != rows.count() || sum.features() != adapter.b.dim(1)) {
+      throw Error(ErrorCode::kInvalidArgument,
+                  "[lora_delta_add] y: expected as many rows as x and as many features as b, got " +
+                      sum.view().shape_string());
+    }
+    require_apart(sum.view(), rows.view(), "x");
+    require_apart(sum.view(), adapter.a, "a");
+    require_apart(sum.view(), adapter.b, "b");
+    const Tensor h = new_hidden(rows, adapter, save_h, x);
+    delta_into(y, h, true, rows, adapter, dropout_of(dropout, rng, x), context_of(x));
     return h;
   });
 }

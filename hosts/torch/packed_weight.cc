@@ -1,9 +1,14 @@
 #include "packed_weight.h"
 
+#include <pthread.h>
+
 #include <array>
 #include <cstring>
 #include <mutex>
+#include <string>
 #include <unordered_map>
+
+#include "graft/error.h"
 
 namespace graft::pytorch {
 namespace {
@@ -17,8 +22,21 @@ struct Packed {
   Weight weight;
 };
 
-std::mutex mutex;
-std::unordered_map<const void*, Packed> copies;  // by the first element's address
+// Never destroyed: torch's threads may outlive static objects.
+std::mutex& mutex() {
+  static std::mutex* instance = [] {
+    // A child that is forked while another thread packs would wait for that thread for ever.
+    pthread_atfork([] { mutex().lock(); }, [] { mutex().unlock(); }, [] { mutex().unlock(); });
+    return new std::mutex;
+  }();
+  return *instance;
+}
+
+// By the first element's address.
+std::unordered_map<const void*, Packed>& copies() {
+  static auto* instance = new std::unordered_map<const void*, Packed>;
+  return *instance;
+}
 
 // How often the tensor was written through torch; 0 for a tensor that does not count.
 std::int64_t version_of(const Tensor& tensor) {
@@ -56,36 +74,47 @@ std::array<std::uint32_t, kSamples> samples_of(const ConstTensorView& view) {
 
 Weight packed_weight(const Tensor& weight, DType multiply, bool backward) {
   const ConstTensorView view = view_of(weight, "weight");
+  if (view.rank() != 2) {
+    throw Error(ErrorCode::kInvalidArgument,
+                "weight: expected (out_features, in_features), got " + view.shape_string());
+  }
   const std::int64_t version = version_of(weight);
-  const std::lock_guard lock(mutex);
-  Packed& packed = copies[view.data()];
-  const bool serves = packed.weight.present() && packed.weight.dtype() == multiply &&
-                      (!backward || packed.weight.serves(Direction::kBackward));
   const std::array<std::uint32_t, kSamples> samples = samples_of(view);
-  if (serves && packed.view == view && packed.version == version && packed.samples == samples) {
-    return packed.weight;
+  Weight made;
+  {
+    const std::lock_guard lock(mutex());
+    Packed& packed = copies()[view.data()];
+    const bool serves = packed.weight.present() && packed.weight.dtype() == multiply &&
+                        (!backward || packed.weight.serves(Direction::kBackward));
+    if (serves && packed.view == view && packed.version == version && packed.samples == samples) {
+      return packed.weight;
+    }
+    try {
+      packed.weight = {};  // first, so that there are never two
+      made = Weight::packed(view, multiply,
+                            backward ? Packing::kForwardAndBackward : Packing::kForward);
+      packed = {view, version, samples, made};
+    } catch (...) {
+      copies().erase(view.data());
+      throw;
+    }
   }
-  try {
-    packed.weight = {};
-    packed = {view, version, samples,
-              Weight::packed(view, multiply,
-                             backward ? Packing::kForwardAndBackward : Packing::kForward)};
-  } catch (...) {
-    copies.erase(view.data());
-    throw;
-  }
-  return packed.weight;
+  // Python's part, which sees the end of the memory. Not under the lock: it waits for Python's own.
+  std::array<StableIValue, 1> stack{torch::stable::detail::from(weight)};
+  TORCH_ERROR_CODE_CHECK(
+      torch_call_dispatcher("graft::watch_weight", "", stack.data(), TORCH_ABI_VERSION));
+  return made;
 }
 
 void forget_weight(const void* data) {
-  const std::lock_guard lock(mutex);
-  copies.erase(data);
+  const std::lock_guard lock(mutex());
+  copies().erase(data);
 }
 
 std::size_t packed_bytes() {
-  const std::lock_guard lock(mutex);
+  const std::lock_guard lock(mutex());
   std::size_t bytes = 0;
-  for (const auto& [data, packed] : copies) bytes += packed.weight.nbytes();
+  for (const auto& [data, packed] : copies()) bytes += packed.weight.nbytes();
   return bytes;
 }
 

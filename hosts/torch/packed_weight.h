@@ -9,7 +9,8 @@
 // says of changes: its version counter. An edit through `.data`, which is how PEFT merges, changes
 // none of these; so 32 of the values, spread over the tensor, are kept too and compared at each
 // call, which sees every dense edit. Whoever makes a sparse edit through `.data` says so
-// (`forget_weight`), or does without packing.
+// (`forget_weight`), or does without packing. A copy lives until it is forgotten: whenever one is
+// made the op graft::watch_weight is called, by which Python forgets it when the memory is freed.
 
 namespace graft::pytorch {
 

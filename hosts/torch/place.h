@@ -16,7 +16,8 @@ namespace graft::pytorch {
 Context& context_of(const Tensor& x);
 
 /// A weight for a call that multiplies in `multiply`: on the CPU and with `pack` its packed copy,
-/// made once (packed_weight.cc); else the tensor itself. `backward`: for dx too.
+/// made once (packed_weight.cc); else the tensor itself, or a copy of it in that type. `backward`:
+/// for dx too.
 Weight weight_of(const Tensor& weight, DType multiply, bool pack, bool backward);
 
 /// A line for each operation, direction and element type on such a device: "lora_linear forward

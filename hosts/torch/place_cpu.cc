@@ -33,7 +33,7 @@ Context& context_of(const Tensor&) {
 
 Weight weight_of(const Tensor& weight, DType multiply, bool pack, bool backward) {
   if (pack) return packed_weight(weight, multiply, backward);
-  return view_of(weight, "weight");
+  return plain_weight(weight, multiply);
 }
 
 Dropout dropout_of(double p, const std::optional<Tensor>& rng, const Tensor& x) {

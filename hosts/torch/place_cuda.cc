@@ -1,5 +1,6 @@
 #include <string>
 
+#include "graft/error.h"
 #include "place.h"
 
 namespace graft::pytorch {
@@ -36,6 +37,10 @@ std::string capabilities_cuda(std::int64_t index) {
 
 Context& context_of(const Tensor& x) {
   thread_local Last last;
+  if (!x.is_cuda()) {
+    throw Error(ErrorCode::kInvalidArgument,
+                "x: expected a tensor on a CUDA device, as another tensor of the call is");
+  }
   const int device = x.get_device_index();
   void* stream = nullptr;
   TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(device, &stream));
@@ -54,7 +59,9 @@ Context& context_of(const Tensor& x) {
 }
 
 // These kernels read a weight as it lies.
-Weight weight_of(const Tensor& weight, DType, bool, bool) { return view_of(weight, "weight"); }
+Weight weight_of(const Tensor& weight, DType multiply, bool, bool) {
+  return plain_weight(weight, multiply);
+}
 
 Dropout dropout_of(double p, const std::optional<Tensor>& rng, const Tensor& x) {
   return {.p = static_cast<float>(p), .state = random_numbers(p, rng, x)};

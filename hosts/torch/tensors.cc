@@ -2,6 +2,8 @@
 
 #include <algorithm>
 #include <array>
+#include <cstddef>
+#include <functional>
 #include <span>
 #include <stdexcept>
 #include <string>
@@ -25,6 +27,11 @@ const char* word_of(ErrorCode code) {
   return "device";
 }
 
+[[noreturn]] void throw_single_number(const char* name) {
+  throw Error(ErrorCode::kInvalidArgument,
+              std::string(name) + ": expected one dimension or more, got a single number");
+}
+
 Device device_of(const Tensor& tensor) {
   if (tensor.is_cpu()) return {};
   return {DeviceType::kCuda, tensor.get_device_index()};
@@ -42,16 +49,19 @@ Tensor new_dense(const Tensor& like, std::span<const std::int64_t> shape, std::i
   TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_type(like.get(), &device_type));
   TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_index(like.get(), &device_index));
   AtenTensorHandle made = nullptr;
-  TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(static_cast<std::int64_t>(shape.size()),
-                                                  shape.data(), strides.data(), dtype, device_type,
-                                                  device_index, &made));
+  if (aoti_torch_empty_strided(static_cast<std::int64_t>(shape.size()), shape.data(),
+                               strides.data(), dtype, device_type, device_index,
+                               &made) != TORCH_SUCCESS) {
+    throw Error(ErrorCode::kOutOfMemory, "could not allocate an output");
+  }
   return Tensor(made);
 }
 
-// Rows of all leading dimensions together, or none if no single stride leads from row to row.
+// From row to row of all leading dimensions together, or none if no single stride leads there.
 std::optional<std::int64_t> row_stride(const Tensor& tensor) {
   const auto sizes = tensor.sizes();
   const auto strides = tensor.strides();
+  if (tensor.numel() == 0) return sizes.back();
   std::optional<std::int64_t> stride;
   std::int64_t expected = 0;  // stride of the next dimension outwards
   for (std::size_t i = sizes.size() - 1; i-- > 0;) {
@@ -64,6 +74,20 @@ std::optional<std::int64_t> row_stride(const Tensor& tensor) {
     expected = strides[i] * sizes[i];
   }
   return stride ? stride : sizes.back();
+}
+
+torch::headeronly::ScalarType scalar_type_of(DType dtype) {
+  switch (dtype) {
+    case DType::kFloat32:
+      return torch::headeronly::ScalarType::Float;
+    case DType::kFloat16:
+      return torch::headeronly::ScalarType::Half;
+    case DType::kBFloat16:
+      return torch::headeronly::ScalarType::BFloat16;
+    case DType::kInt32:
+      return torch::headeronly::ScalarType::Int;
+  }
+  return torch::headeronly::ScalarType::Undefined;
 }
 
 }  // namespace
@@ -82,6 +106,7 @@ DType dtype_of(const Tensor& tensor, const char* name) {
 ConstTensorView view_of(const Tensor& tensor, const char* name) {
   const auto sizes = tensor.sizes();
   const auto strides = tensor.strides();
+  if (sizes.empty()) throw_single_number(name);
   if (sizes.size() > static_cast<std::size_t>(ConstTensorView::kMaxRank)) {
     throw Error(ErrorCode::kUnsupported, std::string(name) + ": has more than 8 dimensions");
   }
@@ -96,32 +121,54 @@ ConstTensorView view_of(const std::optional<Tensor>& tensor, const char* name) {
   return tensor ? view_of(*tensor, name) : ConstTensorView();
 }
 
+Weight plain_weight(const Tensor& weight, DType multiply) {
+  const ConstTensorView view = view_of(weight, "weight");
+  if (view.dtype() == multiply) return view;
+  const Tensor cast = torch::stable::to(weight, scalar_type_of(multiply));
+  return Weight::owning(view_of(cast, "weight"), cast);
+}
+
+void require_apart(const ConstTensorView& output, const ConstTensorView& input, const char* name) {
+  if (output.size() == 0 || input.size() == 0) return;
+  std::int64_t last = 0;  // torch's strides are never negative
+  for (int axis = 0; axis < input.rank(); ++axis)
+    last += (input.dim(axis) - 1) * input.stride(axis);
+  const auto bytes = [](std::int64_t elements, DType dtype) {
+    return elements * static_cast<std::int64_t>(size_of(dtype));
+  };
+  const auto* out = output.data_as<std::byte>();
+  const auto* in = input.data_as<std::byte>();
+  if (std::less()(out, in + bytes(last + 1, input.dtype())) &&
+      std::less()(in, out + bytes(output.size(), output.dtype()))) {
+    throw Error(ErrorCode::kInvalidArgument,
+                std::string("y: expected memory of its own, got some of ") + name + "'s");
+  }
+}
+
 TensorView transposed(const Tensor& tensor) {
   const std::array<std::int64_t, 2> shape{tensor.size(1), tensor.size(0)};
   const std::array<std::int64_t, 2> strides{1, std::max<std::int64_t>(tensor.size(1), 1)};
   return {tensor.mutable_data_ptr(), dtype_of(tensor, "output"), shape, strides, device_of(tensor)};
 }
 
-Rows::Rows(const Tensor& tensor, const char* name) : owner_(tensor) {
-  if (tensor.dim() < 1) {
-    throw Error(ErrorCode::kInvalidArgument,
-                std::string(name) + ": expected one dimension or more, got a single number");
-  }
+Rows::Rows(const Tensor& tensor, const char* name, bool dense) : owner_(tensor) {
+  if (tensor.dim() < 1) throw_single_number(name);
   std::optional<std::int64_t> stride = row_stride(tensor);
-  if (!stride) {
+  if (!stride || (dense && tensor.strides().back() != 1 && tensor.sizes().back() != 1)) {
     owner_ = torch::stable::contiguous(tensor);
     stride = row_stride(owner_);
   }
   const auto sizes = owner_.sizes();
-  const std::array<std::int64_t, 2> shape{[&] {
-                                            std::int64_t rows = 1;
-                                            for (std::size_t i = 0; i + 1 < sizes.size(); ++i)
-                                              rows *= sizes[i];
-                                            return rows;
-                                          }(),
-                                          sizes.back()};
+  std::int64_t rows = 1;
+  for (std::size_t i = 0; i + 1 < sizes.size(); ++i) rows *= sizes[i];
+  const std::array<std::int64_t, 2> shape{rows, sizes.back()};
   const std::array<std::int64_t, 2> strides{*stride, owner_.strides().back()};
   view_ = {owner_.const_data_ptr(), dtype_of(owner_, name), shape, strides, device_of(owner_)};
+}
+
+Dense::Dense(const std::optional<Tensor>& tensor, const char* name) : owner_(tensor) {
+  if (owner_ && !owner_->is_contiguous()) owner_ = torch::stable::contiguous(*owner_);
+  view_ = view_of(owner_, name);
 }
 
 Tensor new_rows(const Tensor& like, std::int64_t features) {
@@ -142,6 +189,11 @@ Tensor new_floats(const Tensor& like, std::initializer_list<std::int64_t> shape)
 }
 
 Tensor no_tensor(const Tensor& like) { return new_floats(like, {0}); }
+
+TensorView vector(const Tensor& tensor) {
+  return {
+      tensor.mutable_data_ptr(), dtype_of(tensor, "output"), {tensor.size(0)}, device_of(tensor)};
+}
 
 TensorView matrix(const Tensor& tensor, std::int64_t rows, std::int64_t features) {
   return {
@@ -164,7 +216,10 @@ void rethrow() {
   try {
     throw;
   } catch (const Error& error) {
-    throw std::runtime_error(std::string("graft ") + word_of(error.code()) + ": " + error.what());
+    // By these words scripts know that a smaller batch may do.
+    const char* known = error.code() == ErrorCode::kOutOfMemory ? "Graft is out of memory. " : "";
+    throw std::runtime_error(std::string("graft ") + word_of(error.code()) + ": " + known +
+                             error.what());
   }
 }
 

@@ -8,6 +8,7 @@
 #include <optional>
 
 #include "graft/tensor_view.h"
+#include "graft/weight.h"
 
 // Torch's tensors as the kernels take them. Only torch's stable interface is used here, so that one
 // library serves every torch from 2.10 on.
@@ -19,9 +20,16 @@ using torch::stable::Tensor;
 /// Element type, or Error (kUnsupported) naming `name` for one that no kernel takes.
 DType dtype_of(const Tensor& tensor, const char* name);
 
-/// The tensor as it lies; `name` is what errors call it. Throws Error (kUnsupported).
+/// The tensor as it lies, of one dimension or more; `name` is what errors call it. Throws Error.
 ConstTensorView view_of(const Tensor& tensor, const char* name);
 ConstTensorView view_of(const std::optional<Tensor>& tensor, const char* name);
+
+/// W (out_features, in_features) as it lies, to multiply in `multiply`: of a copy in that type,
+/// which the handle keeps alive, if it has another one.
+Weight plain_weight(const Tensor& weight, DType multiply);
+
+/// Throws Error unless `output`, which is dense, and `input` are apart from each other in memory.
+void require_apart(const ConstTensorView& output, const ConstTensorView& input, const char* name);
 
 /// A dense matrix that was made here, to be written by the kernels as its transpose.
 TensorView transposed(const Tensor& tensor);
@@ -30,13 +38,26 @@ TensorView transposed(const Tensor& tensor);
 /// of a copy, which this keeps alive. A tensor of one dimension is one row.
 class Rows {
  public:
-  Rows(const Tensor& tensor, const char* name);
+  /// `dense`: the elements of a row lie side by side, as the kernels of softmax and norms want
+  /// them.
+  Rows(const Tensor& tensor, const char* name, bool dense = false);
   const ConstTensorView& view() const { return view_; }
   std::int64_t count() const { return view_.dim(0); }
   std::int64_t features() const { return view_.dim(1); }
 
  private:
   Tensor owner_;
+  ConstTensorView view_;
+};
+
+/// A tensor without gaps: itself, or a copy, which this keeps alive; absent if there is none.
+class Dense {
+ public:
+  Dense(const std::optional<Tensor>& tensor, const char* name);
+  const ConstTensorView& view() const { return view_; }
+
+ private:
+  std::optional<Tensor> owner_;
   ConstTensorView view_;
 };
 
@@ -49,6 +70,9 @@ Tensor new_floats(const Tensor& like, std::initializer_list<std::int64_t> shape)
 
 /// What stands for an output that was not asked for: a tensor of no elements.
 Tensor no_tensor(const Tensor& like);
+
+/// A dense tensor of one dimension that was made here, to write.
+TensorView vector(const Tensor& tensor);
 
 /// A dense tensor (..., features) that was made here, as a matrix to write.
 TensorView matrix(const Tensor& tensor, std::int64_t rows, std::int64_t features);

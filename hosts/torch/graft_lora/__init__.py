@@ -5,8 +5,25 @@
 """
 
 from .errors import GraftError
+from .layer_norm import layer_norm
 from .library import info
+from .linear import linear
 from .lora import lora_delta, lora_linear
 from .peft import accelerate, report, restore
+from .rms_norm import add_rms_norm, rms_norm
+from .softmax import softmax
 
-__all__ = ["GraftError", "accelerate", "info", "lora_delta", "lora_linear", "report", "restore"]
+__all__ = [
+    "GraftError",
+    "accelerate",
+    "add_rms_norm",
+    "info",
+    "layer_norm",
+    "linear",
+    "lora_delta",
+    "lora_linear",
+    "report",
+    "restore",
+    "rms_norm",
+    "softmax",
+]

@@ -1,4 +1,4 @@
-"""The one exception that Graft raises."""
+"""The one exception that Graft raises, the first time where there is no torch for it."""
 
 from __future__ import annotations
 
@@ -20,10 +20,44 @@ class GraftError(RuntimeError):
         self.code = code
 
     def __reduce__(self):
-        return (GraftError, (self.code, str(self)))
+        return (type(self), (self.code, str(self)))
+
+
+class GraftImportError(GraftError, ImportError):
+    """The package can't be used here: torch is missing or too old, or the libraries are not its own."""
+
+
+try:
+    import torch
+except ModuleNotFoundError as error:
+    if error.name != "torch":
+        raise
+    raise GraftImportError(
+        "unsupported", "graft_lora needs torch 2.10 or later, and there is none here: pip install torch"
+    ) from None
+
+
+def check_torch(version: str) -> None:
+    """Raises if the libraries can't run under this version of torch."""
+    if tuple(int(number) for number in re.findall(r"\d+", version)[:2]) < (2, 10):
+        raise GraftImportError(
+            "unsupported",
+            f"graft_lora needs torch 2.10 or later, since older ones lack the stable interface that it is "
+            f"built on, and this is torch {version}: pip install --upgrade torch",
+        )
+
+
+check_torch(torch.__version__)
+
+
+class OutOfMemory(GraftError, torch.OutOfMemoryError):
+    """A GraftError that scripts which catch torch's own catch too."""
 
 
 def translated(error: RuntimeError) -> RuntimeError:
     """The GraftError that the library meant, or `error` itself if it is torch's own."""
     found = _FROM_LIBRARY.match(str(error))
-    return GraftError(found[1], found[2]) if found else error
+    if not found:
+        return error
+    kind = OutOfMemory if found[1] == "out_of_memory" else GraftError
+    return kind(found[1], found[2])

@@ -1,13 +1,24 @@
-"""lora_linear and lora_delta: registered ops, their fake kernels, and their gradients."""
+"""lora_linear and lora_delta: the registered ops, their fake kernels, and their gradients."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
+from torch.nn import functional
 
-from .errors import translated
+from .checks import check_adapter, check_dropout, check_linear, check_rows
+from .errors import GraftError
 from .library import ops
+from .registry import (
+    asks_for_graph,
+    autocast,
+    bias_gradient,
+    composed_gradients,
+    public_op,
+    run,
+    wants_gradient,
+    weight_gradient,
+)
 
 _forward = ops.lora_linear_forward.default
 _backward = ops.lora_linear_backward.default
@@ -29,28 +40,35 @@ class LoraLinear(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, x, weight, bias, a, b, scaling, dropout, rng, pack, counts=None):
-        y, h = _forward(x, weight, bias, a, b, scaling, dropout, rng, True, pack)
+        y, h = run(_forward, x, weight, bias, a, b, scaling, dropout, rng, True, pack)
         ctx.save_for_backward(x, weight, a, b, h, rng)
         ctx.scaling, ctx.dropout, ctx.pack, ctx.counts = scaling, dropout, pack, counts
         ctx.bias_dtype = None if bias is None else bias.dtype
         return y
 
     @staticmethod
-    @once_differentiable
     def backward(ctx, dy):
         x, weight, a, b, h, rng = ctx.saved_tensors
         if ctx.counts is not None:
             ctx.counts.backward += 1
         need_dx, need_dw, need_dbias, need_da, need_db = ctx.needs_input_grad[:5]
-        dx = da = db = dw = dbias = None
+        dx = da = db = dw = None
+        dbias = bias_gradient(dy, ctx.bias_dtype) if need_dbias else None
+        if asks_for_graph():
+            dx, dw, da, db, _ = composed_gradients(
+                _composed_for(ctx),
+                (x, weight, a, b, ctx.scaling),
+                (dy,),
+                (need_dx, need_dw, need_da, need_db, False),
+            )
+            return dx, dw, dbias, da, db, None, None, None, None, None
         if need_dx or need_da or need_db:
-            dx, da, db = _backward(
-                dy, x, h, weight, a, b, ctx.scaling, ctx.dropout, rng, need_dx, need_da, need_db, ctx.pack
+            dx, da, db = run(
+                _backward,
+                *(dy, x, h, weight, a, b, ctx.scaling, ctx.dropout, rng, need_dx, need_da, need_db, ctx.pack),
             )
         if need_dw:
-            dw = (dy.flatten(0, -2).t() @ x.flatten(0, -2)).to(weight.dtype)
-        if need_dbias:
-            dbias = dy.sum(dim=tuple(range(dy.dim() - 1)), dtype=torch.float32).to(ctx.bias_dtype)
+            dw = weight_gradient(dy, x, weight)
         return (
             dx if need_dx else None,
             dw,
@@ -70,13 +88,12 @@ class LoraDelta(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, x, a, b, scaling, dropout, rng, counts=None):
-        y, h = _delta_forward(x, a, b, scaling, dropout, rng, True)
+        y, h = run(_delta_forward, x, a, b, scaling, dropout, rng, True)
         ctx.save_for_backward(x, a, b, h, rng)
         ctx.scaling, ctx.dropout, ctx.counts = scaling, dropout, counts
         return y
 
     @staticmethod
-    @once_differentiable
     def backward(ctx, dy):
         return *_delta_gradients(ctx, dy, ctx.needs_input_grad[:3]), None, None, None, None
 
@@ -86,14 +103,13 @@ class LoraDeltaAdd(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, y, x, a, b, scaling, dropout, rng, counts=None):
-        h = _delta_add(y, x, a, b, scaling, dropout, rng, True)
+        h = run(_delta_add, y, x, a, b, scaling, dropout, rng, True)
         ctx.mark_dirty(y)
         ctx.save_for_backward(x, a, b, h, rng)
         ctx.scaling, ctx.dropout, ctx.counts = scaling, dropout, counts
         return y
 
     @staticmethod
-    @once_differentiable
     def backward(ctx, dy):
         return dy, *_delta_gradients(ctx, dy, ctx.needs_input_grad[1:4]), None, None, None, None
 
@@ -105,8 +121,14 @@ def _delta_gradients(ctx, dy, needs):
     need_dx, need_da, need_db = needs
     if not (need_dx or need_da or need_db):
         return None, None, None
-    dx, da, db = _delta_backward(
-        dy, x, h, a, b, ctx.scaling, ctx.dropout, rng, need_dx, need_da, need_db
+    if asks_for_graph():
+        inputs = (x, None, a, b, ctx.scaling)
+        found = composed_gradients(
+            _composed_for(ctx), inputs, (dy,), (need_dx, False, need_da, need_db, False)
+        )
+        return found[0], found[2], found[3]
+    dx, da, db = run(
+        _delta_backward, dy, x, h, a, b, ctx.scaling, ctx.dropout, rng, need_dx, need_da, need_db
     )
     return (
         dx if need_dx else None,
@@ -115,8 +137,25 @@ def _delta_gradients(ctx, dy, needs):
     )
 
 
+def _composed(x, weight, a, b, scaling):
+    delta = functional.linear(functional.linear(x, a.to(x.dtype)), b.to(x.dtype)) * scaling
+    return delta if weight is None else functional.linear(x, weight.to(x.dtype)) + delta
+
+
+def _composed_for(ctx):
+    if ctx.dropout > 0:
+        raise GraftError(
+            "unsupported",
+            "[lora] has no second derivatives with dropout, whose mask is not stored: set dropout to 0, or "
+            "leave create_graph out",
+        )
+    return _composed
+
+
 @torch.library.register_fake("graft::lora_linear_forward")
 def _(x, weight, bias, a, b, scaling, dropout, rng, save_h, pack):
+    check_linear("lora_linear", x, weight, bias)
+    check_adapter("lora_linear", x, a, b, weight.shape[0])
     return x.new_empty((*x.shape[:-1], weight.shape[0])), _fake_h(x, a, save_h)
 
 
@@ -127,11 +166,15 @@ def _(dy, x, h, weight, a, b, scaling, dropout, rng, need_dx, need_da, need_db, 
 
 @torch.library.register_fake("graft::lora_delta_forward")
 def _(x, a, b, scaling, dropout, rng, save_h):
+    check_rows("lora_delta", x)
+    check_adapter("lora_delta", x, a, b)
     return x.new_empty((*x.shape[:-1], b.shape[0])), _fake_h(x, a, save_h)
 
 
 @torch.library.register_fake("graft::lora_delta_add_")
 def _(y, x, a, b, scaling, dropout, rng, save_h):
+    check_rows("lora_delta_add", x)
+    check_adapter("lora_delta_add", x, a, b, y.shape[-1])
     return _fake_h(x, a, save_h)
 
 
@@ -141,10 +184,7 @@ def _(dy, x, h, a, b, scaling, dropout, rng, need_dx, need_da, need_db):
 
 
 def _fake_h(x, a, save_h):
-    rows = 1
-    for size in x.shape[:-1]:
-        rows = rows * size
-    return x.new_empty((rows, a.shape[0]) if save_h else (0,), dtype=torch.float32)
+    return x.new_empty((x.shape[:-1].numel(), a.shape[0]) if save_h else (0,), dtype=torch.float32)
 
 
 def _fake_gradients(x, a, b, need_dx, need_da, need_db):
@@ -156,10 +196,10 @@ def _fake_gradients(x, a, b, need_dx, need_da, need_db):
     )
 
 
-def _any_gradient(*tensors: Tensor | None) -> bool:
-    return torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
-
-
+@public_op(
+    "lora_linear(Tensor x, Tensor weight, Tensor? bias, Tensor a, Tensor b, float scaling=1.0, "
+    "float dropout=0.0, Tensor? rng=None, bool pack=False) -> Tensor"
+)
 def lora_linear(
     x: Tensor,
     weight: Tensor,
@@ -173,25 +213,34 @@ def lora_linear(
 ) -> Tensor:
     """y = x·Wᵀ + bias + scaling·(drop(x)·Aᵀ)·Bᵀ in one pass over y.
 
-    x (..., in_features), W (out_features, in_features), bias (out_features), A (rank, in_features), B
-    (out_features, rank), as PEFT keeps them; y (..., out_features) in x's dtype. x and W are float32,
-    bfloat16 or (CUDA) float16; A and B may be float32 beside any of them. `dropout` is the chance that an
-    element of x is dropped on its way to A; the mask is made of `rng`, two int64 numbers on x's device,
-    drawn from torch's generator if absent. `pack` keeps a packed copy of W on the CPU. Under autocast x is
-    cast as torch.nn.functional.linear casts it; A and B are not.
+    x (..., in_features), W (out_features, in_features), bias (out_features) or None, A (rank, in_features),
+    B (out_features, rank), as PEFT keeps them; y (..., out_features) in x's dtype. Ranks are 1 to 256. Each
+    of them is float32, bfloat16 or (CUDA) float16, and A and B may be float32 beside a half type; x is of
+    any strides and up to 8 dimensions. Products multiply in x's dtype, and are summed in float32.
 
+    `dropout` is the chance that an element of x is dropped on its way to A, and the rest is scaled up; the
+    mask is made of `rng`, two int64 numbers on x's device, seed and offset (graft/lora.h has the rule), which
+    are drawn from torch's generator if absent. `pack` keeps a packed copy of W on the CPU, for as long as W's
+    memory lives: an edit through `.data` of less than all of W needs torch.ops.graft.forget_weight(
+    W.data_ptr()). Under autocast x is cast as torch.nn.functional.linear casts it.
+
+    Differentiable in x, W, bias, A and B; twice too, without dropout (then by torch's own operations).
     Raises GraftError.
     """
+    x = autocast(x)
+    check_linear("lora_linear", x, weight, bias)
+    check_adapter("lora_linear", x, a, b, weight.shape[0])
+    check_dropout("lora_linear", dropout)
     if dropout > 0 and rng is None:
         rng = draw_rng(x)
-    try:
-        if _any_gradient(x, weight, bias, a, b):
-            return LoraLinear.apply(x, weight, bias, a, b, scaling, dropout, rng, pack)
-        return _forward(x, weight, bias, a, b, scaling, dropout, rng, False, pack)[0]
-    except RuntimeError as error:
-        raise translated(error) from None
+    if wants_gradient("lora_linear", x, weight, bias, a, b):
+        return LoraLinear.apply(x, weight, bias, a, b, scaling, dropout, rng, pack)
+    return run(_forward, x, weight, bias, a, b, scaling, dropout, rng, False, pack)[0]
 
 
+@public_op(
+    "lora_delta(Tensor x, Tensor a, Tensor b, float scaling=1.0, float dropout=0.0, Tensor? rng=None) -> Tensor"
+)
 def lora_delta(
     x: Tensor,
     a: Tensor,
@@ -200,12 +249,13 @@ def lora_delta(
     dropout: float = 0.0,
     rng: Tensor | None = None,
 ) -> Tensor:
-    """y = scaling·(drop(x)·Aᵀ)·Bᵀ, the adapter's part alone; arguments as of lora_linear."""
+    """y = scaling·(drop(x)·Aᵀ)·Bᵀ, the adapter's part alone; all else as of lora_linear."""
+    x = autocast(x)
+    check_rows("lora_delta", x)
+    check_adapter("lora_delta", x, a, b)
+    check_dropout("lora_delta", dropout)
     if dropout > 0 and rng is None:
         rng = draw_rng(x)
-    try:
-        if _any_gradient(x, a, b):
-            return LoraDelta.apply(x, a, b, scaling, dropout, rng)
-        return _delta_forward(x, a, b, scaling, dropout, rng, False)[0]
-    except RuntimeError as error:
-        raise translated(error) from None
+    if wants_gradient("lora_delta", x, a, b):
+        return LoraDelta.apply(x, a, b, scaling, dropout, rng)
+    return run(_delta_forward, x, a, b, scaling, dropout, rng, False)[0]

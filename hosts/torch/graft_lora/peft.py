@@ -1,145 +1,404 @@
-"""accelerate, restore and report: Graft's kernels under PEFT's LoRA layers."""
+"""accelerate, restore and report: Graft's kernels under PEFT's LoRA layers.
+
+Every call of a layer decides anew whether it can be fused, because anything may change between two
+calls; what it looks at is read so that torch.compile guards it. If anything is not as PEFT makes it, PEFT's
+own forward runs and the reason is counted.
+"""
 
 from __future__ import annotations
 
 import types
-import weakref
-from collections import Counter
-from dataclasses import dataclass, field
+from typing import TextIO
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.compiler import is_dynamo_compiling
+from torch.nn import Parameter
+from torch.nn.modules import module as nn_module
 
+from . import quantized
+from .errors import GraftError, translated
 from .library import ops, why_not
-from .lora import LoraLinear, draw_rng
+from .lora import LoraDelta, LoraDeltaAdd, LoraLinear, draw_rng
+from .report import Record, Row, print_table
 
 _forward = ops.lora_linear_forward.default
+_delta_forward = ops.lora_delta_forward.default
+_delta_add = ops.lora_delta_add_.default
 
-#: What of an instance is replaced, besides `forward`: each drops the packed weight, then calls the class's.
-_CHANGES = ("merge", "unmerge", "update_layer", "delete_adapter")
+# Listeners of every module's call; torch never binds these names anew.
+_global_hooks = (
+    nn_module._global_forward_hooks,
+    nn_module._global_forward_pre_hooks,
+    nn_module._global_backward_hooks,
+    nn_module._global_backward_pre_hooks,
+)
+
+_MAX_RANK = 256
+_no_kernel: dict[tuple[torch.device, torch.dtype], str] = {}
 
 
-@dataclass
-class Layer:
-    """What is known of one accelerated module."""
-
-    name: str
-    fused: Counter = field(default_factory=Counter)  # {"forward": n, "backward": n}
-    reasons: Counter = field(default_factory=Counter)  # {why PEFT's own forward ran: n}
+def _why_no_kernel(dtype: torch.dtype, device: torch.device) -> str:
+    """Why no kernel takes x in `dtype` on `device`; empty if one does."""
+    return why_not("lora_linear", "forward", dtype, device) or why_not("lora_linear", "backward", dtype, device)
 
 
-def _is_plain(module: nn.Module, kinds: tuple[type, ...]) -> bool:
-    """Exactly one of `kinds`, and nothing listens to it or stands in for it."""
-    return type(module) in kinds and not (
-        module._forward_hooks
-        or module._forward_pre_hooks
+def _kernel_reason(x: Tensor, dtype: torch.dtype) -> str:
+    if is_dynamo_compiling():
+        return _why_no_kernel(dtype, x.device)
+    key = (x.device, dtype)
+    reason = _no_kernel.get(key)
+    if reason is None:
+        reason = _no_kernel[key] = _why_no_kernel(dtype, x.device)
+    return reason
+
+
+def _stands_in(module: nn.Module) -> str:
+    """What listens to `module` or takes the place of its forward; empty if nothing does."""
+    if (
+        module._forward_pre_hooks
+        or module._forward_hooks
         or module._backward_hooks
         or module._backward_pre_hooks
-        or "forward" in module.__dict__
-    )
+    ):
+        return "has hooks (a wrapper's, or a parametrization's)"
+    if "forward" in module.__dict__:
+        return "has a forward of its own (offloaded or dispatched by accelerate's hooks?)"
+    return ""
 
 
-def _why_not(module: nn.Module, x: torch.Tensor, args: tuple, kwargs: dict) -> str:
-    """Why this call is PEFT's; empty if it can be fused."""
-    if args or kwargs:
-        return "unknown arguments"
-    if module.disable_adapters:
+def _state_reason(self: nn.Module, x: Tensor, args: tuple, kwargs: dict) -> str:
+    """Why the layer's state or the call's arguments leave it to PEFT."""
+    if self._disable_adapters:
         return "adapters are disabled"
-    if module.merged:
-        return "merged"
-    if len(module.active_adapters) != 1:
-        return "not one active adapter"
-    name = module.active_adapters[0]
-    if name not in module.lora_A:
-        return "the active adapter has no part in this layer"
-    if name in module.lora_variant:
-        return f"variant {type(module.lora_variant[name]).__name__}"
-    base = module.base_layer
-    if not _is_plain(base, (nn.Linear,)):
-        return "the base layer is not a plain torch.nn.Linear"
-    if base.weight.requires_grad:
-        return "the base weight is trained"
-    if not _is_plain(module.lora_A[name], (nn.Linear,)) or not _is_plain(module.lora_B[name], (nn.Linear,)):
-        return "lora_A or lora_B is not a plain torch.nn.Linear"
-    if not _is_plain(module.lora_dropout[name], (nn.Dropout, nn.Identity)):
-        return "the dropout is not torch.nn.Dropout"
-    if module.lora_bias[name]:
-        return "lora_bias"
-    if torch.is_autocast_enabled(x.device.type):
-        return "autocast"
-    if x.dtype != base.weight.dtype:
-        return "x and W differ in dtype"
-    return why_not("lora_linear", "forward", x.dtype, x.device)
+    if self.merged_adapters:
+        return "merged: unmerge_adapter() makes it fused again"
+    if args or kwargs:
+        for name, value in kwargs.items():
+            if value is not None or name not in ("adapter_names", "alora_offsets"):
+                return f"called with {name}"
+        if args:
+            return "called with more than x"
+    if type(x) is not Tensor and type(x) is not Parameter:
+        return f"x is a {type(x).__name__}"
+    for hooks in _global_hooks:
+        if hooks:
+            return "a global module hook listens to every call"
+    if not is_dynamo_compiling() and (
+        torch._C._is_tracing() or torch._C._are_functorch_transforms_active()
+    ):
+        return "inside torch.jit.trace or a transform of torch.func"
+    return ""
 
 
-def _make_forward(layer: Layer):
-    def forward(self, x, *args, **kwargs):
-        reason = _why_not(self, x, args, kwargs)
-        if reason:
-            layer.reasons[reason] += 1
-            return type(self).forward(self, x, *args, **kwargs)
-        name = self.active_adapters[0]
-        base = self.base_layer
-        a, b = self.lora_A[name].weight, self.lora_B[name].weight
-        drop = self.lora_dropout[name]
+def _adapter_reason(self: nn.Module, name: str, dtype: torch.dtype) -> str:
+    """Why the adapter `name`, which has a part in this layer, is not plain LoRA as PEFT makes it, or does not
+    fit products in `dtype`."""
+    if name in self.lora_variant:
+        return f"{type(self.lora_variant[name]).__name__} is not plain LoRA"
+    modules = self._modules
+    a_layer, b_layer = modules["lora_A"]._modules[name], modules["lora_B"]._modules[name]
+    drop = modules["lora_dropout"]._modules[name]
+    if type(a_layer) is not nn.Linear or type(b_layer) is not nn.Linear:
+        return f"lora_A is {type(a_layer).__name__} and lora_B {type(b_layer).__name__}, not torch.nn.Linear"
+    if type(drop) is nn.Dropout:
+        if drop.inplace or drop.p >= 1:
+            return "the dropout is in place, or drops all"
+    elif type(drop) is not nn.Identity:
+        return f"the dropout is {type(drop).__name__}, not torch.nn.Dropout"
+    stands_in = _stands_in(a_layer) or _stands_in(b_layer) or _stands_in(drop)
+    if stands_in:
+        return f"a part of the adapter {stands_in}"
+    a, b = a_layer._parameters.get("weight"), b_layer._parameters.get("weight")
+    if type(a) is not Parameter or type(b) is not Parameter:
+        return f"lora_A's weight is a {type(a).__name__} and lora_B's a {type(b).__name__}, not plain parameters"
+    if a.dtype is not b.dtype or (a.dtype is not dtype and a.dtype is not torch.float32):
+        return f"lora_A is {a.dtype} and lora_B {b.dtype}: expected both float32, or both {dtype} as x is"
+    if not 1 <= a.shape[0] <= _MAX_RANK:
+        return f"rank {a.shape[0]}: the kernels take 1 to {_MAX_RANK}"
+    if type(self.scaling[name]) is not float and type(self.scaling[name]) is not int:
+        return "its scaling is a tensor (prepared for hot swapping?)"
+    return ""
+
+
+def _dense(self: nn.Module, x: Tensor, args: tuple, kwargs: dict) -> Tensor | str:
+    """What a layer over torch.nn.Linear gives, or why PEFT should give it."""
+    reason = _state_reason(self, x, args, kwargs)
+    if reason:
+        return reason
+    base = self._modules["base_layer"]
+    if type(base) is not nn.Linear:
+        return f"the base layer is {type(base).__name__}, not torch.nn.Linear"
+    stands_in = _stands_in(base)
+    if stands_in:
+        return f"the base layer {stands_in}"
+    weight, bias = base._parameters.get("weight"), base._parameters.get("bias")
+    if weight is None:
+        return "the base weight is no parameter now (torch.nn.DataParallel? use DistributedDataParallel)"
+    if type(weight) is not Parameter:
+        return f"the base weight is a {type(weight).__name__}, not a plain parameter"
+    if weight.requires_grad:
+        return "the base weight is trained; only a frozen one is fused"
+    dtype = x.dtype
+    autocast = torch.is_autocast_enabled(x.device.type)
+    if autocast:
+        if dtype is torch.float64 or weight.dtype is torch.float64:
+            return "float64 under autocast"
+        dtype = torch.get_autocast_dtype(x.device.type)
+    elif dtype is not weight.dtype:
+        return f"x is {dtype} and the base weight {weight.dtype}"
+    reason = _kernel_reason(x, dtype)
+    if reason:
+        return reason
+    a_layers, b_layers = self._modules["lora_A"]._modules, self._modules["lora_B"]._modules
+    active = self._active_adapter
+    if type(active) is str:
+        active = [active]
+    present = False
+    for name in active:
+        if name in a_layers:
+            present = True
+            reason = _adapter_reason(self, name, dtype)
+            if reason:
+                return reason
+            if not autocast and not self.cast_input_dtype_enabled and a_layers[name].weight.dtype is not dtype:
+                return "x is not cast to lora_A's dtype (disable_input_dtype_casting)"
+            if self.lora_bias[name]:
+                bias = _plus_bias(bias, b_layers[name].bias, self.scaling[name])
+    if not present:
+        return "no active adapter has a part in this layer"
+
+    compiling = is_dynamo_compiling()
+    record = self._graft
+    pack = record.pack and x.is_cpu
+    if not compiling:
+        address = weight.data_ptr() if pack else 0
+        if address != record.address:
+            record.moved(address)
+    if x.dtype is not dtype:
+        x = x.to(dtype)
+    if weight.dtype is not dtype and not pack:
+        weight = weight.to(dtype)
+    counts = None if compiling else record
+    # The product of float32 on a GPU stays torch's, for its setting of TF32 is the user's.
+    y = nn.functional.linear(x, weight, bias) if dtype is torch.float32 and x.is_cuda else None
+    for name in active:
+        if name not in a_layers:
+            continue
+        a, b = a_layers[name]._parameters["weight"], b_layers[name]._parameters["weight"]
+        drop = self._modules["lora_dropout"]._modules[name]
         p = drop.p if type(drop) is nn.Dropout and drop.training else 0.0
         rng = draw_rng(x) if p > 0 else None
-        layer.fused["forward"] += 1
-        if torch.is_grad_enabled() and (x.requires_grad or a.requires_grad or b.requires_grad):
-            return LoraLinear.apply(x, base.weight, base.bias, a, b, self.scaling[name], p, rng, True)
-        return _forward(x, base.weight, base.bias, a, b, self.scaling[name], p, rng, False, True)[0]
+        scaling = self.scaling[name]
+        if y is not None:
+            y = _plus_delta(y, x, a, b, scaling, p, rng, counts, compiling)
+        elif torch.is_grad_enabled() and (
+            x.requires_grad
+            or a.requires_grad
+            or b.requires_grad
+            or (bias is not None and bias.requires_grad)
+        ):
+            y = LoraLinear.apply(x, weight, bias, a, b, scaling, p, rng, pack, counts)
+        else:
+            y = _forward(x, weight, bias, a, b, scaling, p, rng, False, pack)[0]
+        counts = None  # a call's one backward pass, however many adapters it has
+    return y
 
-    forward._graft_layer = layer
-    return forward
+
+def _quantized(self: nn.Module, x: Tensor, args: tuple, kwargs: dict) -> Tensor | str:
+    """What a layer over a quantized base gives, or why PEFT should give it."""
+    reason = _state_reason(self, x, args, kwargs)
+    if reason:
+        return reason
+    record = self._graft
+    reason = quantized.why_not(self, record.kind, x)
+    if reason:
+        return reason
+    device = x.device.type
+    dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
+    present = False
+    for name in self.active_adapters:
+        if name in self.lora_A:
+            present = True
+            reason = _adapter_reason(self, name, dtype)
+            if reason:
+                return reason
+    if not present:
+        return "no active adapter has a part in this layer"
+    return quantized.forward(self, record.kind, x, None if is_dynamo_compiling() else record)
 
 
-def _make_change(name: str):
+def _plus_bias(bias: Tensor | None, more: Tensor, scaling: float) -> Tensor:
+    return more * scaling if bias is None else torch.add(bias, more, alpha=scaling)
+
+
+def _plus_delta(y, x, a, b, scaling, p, rng, counts, compiling):
+    """y + scaling·(drop(x)·Aᵀ)·Bᵀ; in place where nobody but autograd can have seen y."""
+    in_place = not compiling and torch._C._len_torch_dispatch_stack() == 0 and y.is_contiguous()
+    if torch.is_grad_enabled() and (
+        y.requires_grad or x.requires_grad or a.requires_grad or b.requires_grad
+    ):
+        if in_place:
+            return LoraDeltaAdd.apply(y, x, a, b, scaling, p, rng, counts)
+        return y + LoraDelta.apply(x, a, b, scaling, p, rng, counts)
+    if in_place:
+        _delta_add(y, x, a, b, scaling, p, rng, False)
+        return y
+    return y + _delta_forward(x, a, b, scaling, p, rng, False)[0]
+
+
+def forward(self, x, *args, **kwargs):
+    """What is bound to a layer in its class's place."""
+    record = self._graft
+    try:
+        if type(record) is not Record:
+            y = "copied without its record"
+        elif record.kind is None:
+            y = _dense(self, x, args, kwargs)
+        else:
+            y = _quantized(self, x, args, kwargs)
+    except RuntimeError as error:
+        raise translated(error) from None
+    reason = y if type(y) is str else ""
+    if type(record) is not Record:
+        pass
+    elif is_dynamo_compiling():
+        record.traced(reason)
+    elif reason:
+        record.reasons[reason] += 1
+    else:
+        record.forward += 1
+    return type(self).forward(self, x, *args, **kwargs) if reason else y
+
+
+def _change(name: str):
+    """The class's method `name`, after which the base weight may be another."""
+
     def change(self, *args, **kwargs):
-        ops.forget_weight(self.base_layer.weight.data_ptr())
         try:
             return getattr(type(self), name)(self, *args, **kwargs)
         finally:
-            ops.forget_weight(self.base_layer.weight.data_ptr())
+            if type(self._graft) is Record:
+                self._graft.forget()
 
     change.__name__ = change.__qualname__ = name
     return change
 
 
-_CHANGE_FUNCTIONS = {name: _make_change(name) for name in _CHANGES}
+def _replicate_for_data_parallel(self):
+    """torch.nn.DataParallel copies __dict__: what is bound in there has to follow."""
+    replica = type(self)._replicate_for_data_parallel(self)
+    _bind(replica)
+    return replica
 
 
-def accelerate(model: nn.Module) -> nn.Module:
-    """Puts Graft's kernels under every eligible LoRA layer of a PEFT model; returns the model."""
+#: What an instance gets in the place of its class's, by name; a pickle finds the class's by these names.
+_BOUND = {
+    "forward": forward,
+    **{name: _change(name) for name in ("merge", "unmerge", "update_layer", "delete_adapter")},
+    "_replicate_for_data_parallel": _replicate_for_data_parallel,
+}
+
+
+def _bind(module: nn.Module) -> None:
+    for name, function in _BOUND.items():
+        module.__dict__[name] = types.MethodType(function, module)
+
+
+def _is_ours(method: object) -> bool:
+    return getattr(method, "__func__", None) is forward
+
+
+def _peft_class(module: nn.Module) -> type:
+    """The class that PEFT gave the module: FSDP2 puts one of its own over it."""
+    kind = type(module)
+    return kind.__bases__[-1] if kind.__name__.startswith("FSDP") and len(kind.__bases__) == 2 else kind
+
+
+def _bar(module: nn.Module) -> str:
+    """Why no call of this LoRA layer can be fused; empty if some can."""
     from peft.tuners.lora import Linear
 
-    for name, module in model.named_modules():
-        if isinstance(module, Linear) and "forward" not in module.__dict__:
-            module.forward = types.MethodType(_make_forward(Layer(name)), module)
-            for change, function in _CHANGE_FUNCTIONS.items():
-                module.__dict__[change] = types.MethodType(function, module)
-            weakref.finalize(module, lambda: None)
+    kind = _peft_class(module)
+    if kind is not Linear and quantized.kind_of(kind) is None:
+        return f"{kind.__name__} has no fused kernel"
+    own = module.__dict__.get("forward")
+    if own is not None and getattr(own, "__func__", None) is not type(module).forward:
+        return "has a forward of its own; accelerate() has to come before what put it there"
+    return ""
+
+
+def _lora_layers(model: nn.Module) -> list[tuple[str, nn.Module]]:
+    from peft.tuners.lora import LoraLayer
+
+    return [(name, module) for name, module in model.named_modules() if isinstance(module, LoraLayer)]
+
+
+def accelerate(model: nn.Module, pack: bool = True) -> nn.Module:
+    """Puts Graft's kernels under the LoRA layers of a PEFT model, in place.
+
+    `model` is any module with LoRA layers in it: a PeftModel, a model with injected adapters, or a wrapper of one.
+    Nothing but speed changes, and what cannot be fused runs as before: report() says what and why. Called again, it
+    covers layers that were added since. `pack` keeps a second, packed copy of each frozen weight on the CPU (twice
+    that if gradients flow through it); turn it off to save that memory, or if you edit single elements through
+    `weight.data`. It means nothing on a GPU.
+
+    Returns the model. Raises GraftError if there is no LoRA layer in it.
+    """
+    layers = _lora_layers(model)
+    if not layers:
+        raise GraftError(
+            "invalid_argument",
+            f"accelerate: {type(model).__name__} has no LoRA layers; "
+            "give it adapters first (peft.get_peft_model, load_adapter, add_adapter)",
+        )
+    torch.compiler.assume_constant_result(Record.traced)
+    torch.compiler.assume_constant_result(_why_no_kernel)
+    for _, module in layers:
+        record = module.__dict__.get("_graft")
+        if type(record) is Record:
+            if not pack:
+                record.forget()
+            record.pack = pack
+        elif not _bar(module):
+            module.__dict__["_graft"] = Record(module, pack, quantized.kind_of(_peft_class(module)))
+            _bind(module)
     return model
 
 
 def restore(model: nn.Module) -> nn.Module:
-    """Takes off what accelerate() put on; returns the model."""
+    """Takes off what accelerate() put on, and drops the packed weights; returns the model."""
     for module in model.modules():
-        forward = module.__dict__.get("forward")
-        if hasattr(getattr(forward, "__func__", None), "_graft_layer"):
-            ops.forget_weight(module.base_layer.weight.data_ptr())
-            for name in ("forward", *_CHANGES):
-                module.__dict__.pop(name, None)
+        record = module.__dict__.get("_graft")
+        if record is None:
+            continue
+        if type(record) is Record:
+            record.close()
+        del module.__dict__["_graft"]
+        for name, function in _BOUND.items():
+            if getattr(module.__dict__.get(name), "__func__", None) is function:
+                del module.__dict__[name]
+        if _is_ours(module.__dict__.get("_old_forward")):  # a hook of accelerate's was put over it
+            module.__dict__["_old_forward"] = types.MethodType(type(module).forward, module)
     return model
 
 
-def report(model: nn.Module, file=None) -> list[Layer]:
-    """Prints which layers ran fused, how often, and why the others did not; returns the rows."""
-    rows = [
-        module.__dict__["forward"].__func__._graft_layer
-        for module in model.modules()
-        if hasattr(getattr(module.__dict__.get("forward"), "__func__", None), "_graft_layer")
-    ]
-    for row in rows:
-        reasons = ", ".join(f"{reason}: {count}" for reason, count in row.reasons.items())
-        print(f"{row.name}  fused {row.fused['forward']}  {reasons}", file=file)
+def report(model: nn.Module, file: TextIO | None = None) -> list[Row]:
+    """Prints how often each LoRA layer ran fused since accelerate(), and why it did not; returns the rows.
+
+    Forward and backward passes are counted where they run; under torch.compile a graph is counted once, when it is
+    traced. Layers that differ in their numbers alone and have the same counts share a line of the table; the rows
+    are a layer's each.
+    """
+    rows = []
+    for name, module in _lora_layers(model):
+        record = module.__dict__.get("_graft")
+        if type(record) is Record:
+            fused = {"forward": record.forward, "backward": record.backward, "compiled": record.compiled}
+            reasons = dict(record.reasons)
+        else:
+            fused = {"forward": 0, "backward": 0, "compiled": 0}
+            reasons = {_bar(module) or "not accelerated: call graft_lora.accelerate(model)": 0}
+        rows.append(Row(name, _peft_class(module).__name__, fused, reasons))
+    print_table(rows, file)
     return rows

@@ -1,0 +1,142 @@
+"""PEFT's LoRA layers over a quantized base: the base computes as ever, and the delta is added onto its result.
+
+The base is called as a module, so what listens to it, offloads it or dequantizes it goes on as without
+Graft. Its result is a fresh tensor that nobody else holds, so the delta is added in place, in one pass.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+
+from .library import ops, why_not as why_no_kernel
+from .lora import _delta_gradients, draw_rng
+
+_delta_add = ops.lora_delta_add_.default
+_delta_forward = ops.lora_delta_forward.default
+
+
+@dataclass(frozen=True)
+class Kind:
+    """How the forward of one of PEFT's classes treats types."""
+
+    base: str  # the attribute that it calls for the base product
+    promotes: bool  # under autocast the sum has the wider type of result and delta, not the result's
+
+
+# PEFT 0.18 to 0.21. All convert x to A's type where autocast does not; the first three convert the delta to
+# the result's type only then, and leave the sum's type to torch under autocast.
+_KINDS = {
+    ("peft.tuners.lora.bnb", "Linear8bitLt"): Kind("base_layer", promotes=True),
+    ("peft.tuners.lora.bnb", "Linear4bit"): Kind("base_layer", promotes=True),
+    ("peft.tuners.lora.awq", "AwqLoraLinear"): Kind("quant_linear_module", promotes=True),
+    ("peft.tuners.lora.gptq", "GPTQLoraLinear"): Kind("quant_linear_module", promotes=False),
+    ("peft.tuners.lora.torchao", "TorchaoLoraLinear"): Kind("base_layer", promotes=False),
+}
+
+# Whose results are known to be fresh: another base might return a buffer that it keeps.
+_FRESH = ("bitsandbytes", "gptqmodel", "torch")
+
+
+def kind_of(layer_class: type) -> Kind | None:
+    """The kind of PEFT's class of LoRA layers over a quantized base; None for any other. Imports nothing."""
+    return _KINDS.get((layer_class.__module__, layer_class.__qualname__))
+
+
+def why_not(module: nn.Module, kind: Kind, x: Tensor) -> str:
+    """Why this call is PEFT's, beyond what holds for every LoRA layer; empty if it can be fused."""
+    if getattr(module, kind.base) is not module.base_layer:
+        return "the base layer was exchanged"
+    device = x.device.type
+    if torch.is_autocast_enabled(device):
+        dtype = torch.get_autocast_dtype(device)
+    elif torch.is_autocast_enabled():
+        return "autocast of another device"
+    else:
+        dtype = x.dtype
+        casts = getattr(module, "cast_input_dtype_enabled", True)
+        if not casts and any(module.lora_A[name].weight.dtype != dtype for name in _active(module)):
+            return "x and A differ in dtype and casting is disabled"
+    return why_no_kernel("lora_delta", "forward", dtype, x.device)
+
+
+def forward(module: nn.Module, kind: Kind, x: Tensor, counts=None) -> Tensor:
+    """What the class's own forward returns, to rounding: A and B are rounded to the type that x is multiplied
+    in, and the sum is rounded once. `counts.backward`, where there is one, goes up by one a backward pass."""
+    base = getattr(module, kind.base)
+    result = base(x)
+    dtype = result.dtype
+    device = x.device.type
+    if torch.is_autocast_enabled(device):
+        x = x.to(torch.get_autocast_dtype(device))
+        if kind.promotes and torch.is_autocast_enabled():
+            dtype = torch.promote_types(dtype, x.dtype)
+    in_place = result.dtype == dtype == x.dtype and _is_fresh(base, result, x)
+    for name in _active(module):
+        b = module.lora_B[name]
+        scaling = module.scaling[name]
+        drop = module.lora_dropout[name]
+        p = drop.p if type(drop) is nn.Dropout and drop.training else 0.0
+        rng = draw_rng(x) if p > 0 else None
+        result = _add(result, x, module.lora_A[name].weight, b.weight, scaling, p, rng, dtype, in_place, counts)
+        if b.bias is not None:
+            result = result + (b.bias * scaling).to(dtype)
+        counts = None  # Adapters beyond the first are of the same call.
+    return result
+
+
+def _active(module: nn.Module) -> list[str]:
+    return [name for name in module.active_adapters if name in module.lora_A]
+
+
+def _is_fresh(base: nn.Module, result: Tensor, x: Tensor) -> bool:
+    """Whether `result` may be written to: nobody but this call has it."""
+    return (
+        type(base).__module__.partition(".")[0] in _FRESH
+        and "forward" not in base.__dict__
+        and not base._forward_hooks
+        and not base._backward_hooks
+        and not torch.compiler.is_compiling()
+        and result.is_contiguous()
+        and result.data_ptr() != x.data_ptr()
+    )
+
+
+class _DeltaAdd(torch.autograd.Function):
+    """The result with the delta in it, as a tensor of its own.
+
+    In place it is written through a detached alias, and not marked dirty: bitsandbytes and GPTQ return views,
+    of which the first may not be marked, and the second would make backward copy dy twice. The alias shares
+    the result's version, so a base whose backward needs its result raises torch's error instead of computing
+    with the sum."""
+
+    @staticmethod
+    def forward(ctx, result, x, a, b, scaling, dropout, rng, dtype, in_place, counts):
+        total, h = _sum(result, x, a, b, scaling, dropout, rng, dtype, in_place, True)
+        ctx.save_for_backward(x, a, b, h, rng)
+        ctx.scaling, ctx.dropout, ctx.counts = scaling, dropout, counts
+        ctx.dtypes = result.dtype, x.dtype
+        return total
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, dy):
+        delta = _delta_gradients(ctx, dy.to(ctx.dtypes[1]), ctx.needs_input_grad[1:4])
+        return dy.to(ctx.dtypes[0]), *delta, None, None, None, None, None, None
+
+
+def _sum(result, x, a, b, scaling, dropout, rng, dtype, in_place, save_h) -> tuple[Tensor, Tensor]:
+    if in_place:
+        total = result.detach()
+        return total, _delta_add(total, x, a, b, scaling, dropout, rng, save_h)
+    delta, h = _delta_forward(x, a, b, scaling, dropout, rng, save_h)
+    return (result + delta).to(dtype), h
+
+
+def _add(result, x, a, b, *rest) -> Tensor:
+    if torch.is_grad_enabled() and any(t.requires_grad for t in (result, x, a, b)):
+        return _DeltaAdd.apply(result, x, a, b, *rest)
+    return _sum(result, x, a, b, *rest[:-1], False)[0]

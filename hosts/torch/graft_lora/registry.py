@@ -1,0 +1,128 @@
+"""What the modules of the ops share: registering them, running them, and their second derivatives."""
+
+from __future__ import annotations
+
+import atexit
+import functools
+import weakref
+from typing import Callable
+
+import torch
+from torch import Tensor
+from torch.autograd import forward_ad
+
+from .errors import GraftError, translated
+from .library import ops
+
+_library = torch.library.Library("graft", "FRAGMENT")
+
+
+def public_op(schema: str) -> Callable:
+    """Registers a function made of the library's ops as torch.ops.graft.<its name>: torch differentiates,
+    traces and compiles through it as through the function itself."""
+
+    def register(function):
+        name = schema.split("(")[0]
+        _library.define(schema)
+        _library.impl(name, function, "CompositeImplicitAutograd")
+        op = getattr(ops, name).default
+
+        # The op, not the function, is what a compiler is to see: handed an autograd.Function that is given
+        # one tensor twice, torch 2.11's loses a gradient.
+        @functools.wraps(function)
+        def public(*args, **kwargs):
+            return (op if torch.compiler.is_compiling() else function)(*args, **kwargs)
+
+        return public
+
+    return register
+
+
+def run(op, *arguments):
+    """Calls an op of the library; raises GraftError where the library meant one."""
+    try:
+        return op(*arguments)
+    except RuntimeError as error:
+        raise translated(error) from None
+
+
+def wants_gradient(op: str, *tensors: Tensor | None) -> bool:
+    """Whether the call has to go through its autograd.Function.
+
+    The ops themselves are opaque to torch's transforms: a tangent would be lost without a word. So under
+    forward-mode differentiation this raises, and under torch.func's transforms the Function refuses.
+    """
+    if forward_ad._current_level >= 0:
+        if any(t is not None and forward_ad.unpack_dual(t).tangent is not None for t in tensors):
+            raise GraftError(
+                "unsupported", f"[{op}] has no forward-mode derivative: use torch's own operations for it"
+            )
+    if torch._C._are_functorch_transforms_active():
+        return True
+    return torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
+
+
+def autocast(x: Tensor) -> Tensor:
+    """x as torch.nn.functional.linear sees it under autocast."""
+    kind = x.device.type
+    if torch.is_autocast_enabled(kind) and x.is_floating_point() and x.dtype != torch.float64:
+        return x.to(torch.get_autocast_dtype(kind))
+    return x
+
+
+def asks_for_graph() -> bool:
+    """Whether the gradients that are being computed will be differentiated themselves (create_graph)."""
+    return torch.is_grad_enabled() and not torch.compiler.is_compiling()
+
+
+def composed_gradients(composed: Callable, inputs: tuple, outputs_grads: tuple, needs: tuple) -> tuple:
+    """The gradients of `composed(*inputs)`, made of torch's own operations, so that they can be
+    differentiated again; None where one is not needed."""
+    # Aliases: one input may have been computed from another, whose share is not ours.
+    aliases = tuple(t.view_as(t) if isinstance(t, Tensor) else t for t in inputs)
+    results = composed(*aliases)
+    results = results if isinstance(results, tuple) else (results,)
+    pairs = [(y, dy) for y, dy in zip(results, outputs_grads) if dy is not None]
+    wanted = [t for t, need in zip(aliases, needs) if need]
+    found = iter(
+        torch.autograd.grad([y for y, _ in pairs], wanted, [dy for _, dy in pairs], create_graph=True)
+    )
+    return tuple(next(found) if need else None for need in needs)
+
+
+def as_rows(t: Tensor) -> Tensor:
+    """(..., features) as (rows, features)."""
+    return t.unsqueeze(0) if t.dim() == 1 else t.flatten(0, -2)
+
+
+def bias_gradient(dy: Tensor, bias: Tensor | torch.dtype) -> Tensor:
+    """The sum of dy's rows, in float32 and then of the bias's dtype."""
+    return as_rows(dy).sum(0, dtype=torch.float32).to(bias)
+
+
+def weight_gradient(dy: Tensor, x: Tensor, weight: Tensor) -> Tensor:
+    """dyᵀ·x over the rows, of the weight's dtype."""
+    return (as_rows(dy).t() @ as_rows(x)).to(weight.dtype)
+
+
+_watched: dict[int, weakref.ref] = {}  # the storages of the weights that have a packed copy, by address
+
+
+def _forget(address: int, _storage=None) -> None:
+    _watched.pop(address, None)
+    ops.forget_weight(address)
+
+
+def _watch(weight: Tensor) -> None:
+    """Called by the library when it has packed a weight: the copy goes when the memory does."""
+    storage = weight.untyped_storage()
+    memory = range(storage.data_ptr(), storage.data_ptr() + storage.nbytes())
+    for address, seen in list(_watched.items()):
+        if seen() is storage and address not in memory:  # it was resized, to other memory
+            _forget(address)
+    address = weight.data_ptr()
+    _watched[address] = weakref.ref(storage, functools.partial(_forget, address))
+
+
+_library.impl("watch_weight", _watch, "CPU")
+atexit.register(_watched.clear)
