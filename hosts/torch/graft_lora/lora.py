@@ -99,19 +99,39 @@ class LoraDelta(torch.autograd.Function):
 
 
 class LoraDeltaAdd(torch.autograd.Function):
-    """y += scaling·(drop(x)·Aᵀ)·Bᵀ, in place, with the gradients of y, x, A and B."""
+    """y + scaling·(drop(x)·Aᵀ)·Bᵀ in y's memory, with the gradients of y, x, A and B.
+
+    Nobody but the caller may hold y. It is written through an alias and not marked dirty, because y is often a
+    view: one made inside a Function (bitsandbytes) may not be marked, and any other (a linear layer with
+    bias) would make backward copy dy twice. The alias shares y's version, so a backward that needs y raises torch's
+    error instead of computing with the sum.
+    """
 
     @staticmethod
     def forward(ctx, y, x, a, b, scaling, dropout, rng, counts=None):
-        h = run(_delta_add, y, x, a, b, scaling, dropout, rng, True)
-        ctx.mark_dirty(y)
+        total = y.detach()
+        h = run(_delta_add, total, x, a, b, scaling, dropout, rng, True)
         ctx.save_for_backward(x, a, b, h, rng)
         ctx.scaling, ctx.dropout, ctx.counts = scaling, dropout, counts
-        return y
+        return total
 
     @staticmethod
     def backward(ctx, dy):
         return dy, *_delta_gradients(ctx, dy, ctx.needs_input_grad[1:4]), None, None, None, None
+
+
+def plus_delta(y, x, a, b, scaling, dropout, rng, counts, in_place) -> Tensor:
+    """y + scaling·(drop(x)·Aᵀ)·Bᵀ, in y's memory if `in_place`."""
+    if torch.is_grad_enabled() and (
+        y.requires_grad or x.requires_grad or a.requires_grad or b.requires_grad
+    ):
+        if in_place:
+            return LoraDeltaAdd.apply(y, x, a, b, scaling, dropout, rng, counts)
+        return y + LoraDelta.apply(x, a, b, scaling, dropout, rng, counts)
+    if in_place:
+        run(_delta_add, y, x, a, b, scaling, dropout, rng, False)
+        return y
+    return y + run(_delta_forward, x, a, b, scaling, dropout, rng, False)[0]
 
 
 def _delta_gradients(ctx, dy, needs):

@@ -12,6 +12,7 @@ from typing import TextIO
 
 import torch
 from torch import Tensor, nn
+from torch.autograd import forward_ad
 from torch.compiler import is_dynamo_compiling
 from torch.nn import Parameter
 from torch.nn.modules import module as nn_module
@@ -19,12 +20,10 @@ from torch.nn.modules import module as nn_module
 from . import quantized
 from .errors import GraftError, translated
 from .library import ops, why_not
-from .lora import LoraDelta, LoraDeltaAdd, LoraLinear, draw_rng
+from .lora import LoraLinear, draw_rng, plus_delta
 from .report import Record, Row, print_table
 
 _forward = ops.lora_linear_forward.default
-_delta_forward = ops.lora_delta_forward.default
-_delta_add = ops.lora_delta_add_.default
 
 # Listeners of every module's call; torch never binds these names anew.
 _global_hooks = (
@@ -81,13 +80,17 @@ def _state_reason(self: nn.Module, x: Tensor, args: tuple, kwargs: dict) -> str:
             return "called with more than x"
     if type(x) is not Tensor and type(x) is not Parameter:
         return f"x is a {type(x).__name__}"
+    if not (x.is_cuda or x.is_cpu):
+        return f"no kernels for {x.device.type}"
     for hooks in _global_hooks:
         if hooks:
             return "a global module hook listens to every call"
     if not is_dynamo_compiling() and (
-        torch._C._is_tracing() or torch._C._are_functorch_transforms_active()
+        forward_ad._current_level >= 0
+        or torch._C._are_functorch_transforms_active()
+        or torch._C._is_tracing()
     ):
-        return "inside torch.jit.trace or a transform of torch.func"
+        return "inside torch.jit.trace, forward-mode differentiation or a transform of torch.func"
     return ""
 
 
@@ -171,15 +174,10 @@ def _dense(self: nn.Module, x: Tensor, args: tuple, kwargs: dict) -> Tensor | st
     compiling = is_dynamo_compiling()
     record = self._graft
     pack = record.pack and x.is_cpu
-    if not compiling:
-        address = weight.data_ptr() if pack else 0
-        if address != record.address:
-            record.moved(address)
     if x.dtype is not dtype:
         x = x.to(dtype)
-    if weight.dtype is not dtype and not pack:
-        weight = weight.to(dtype)
     counts = None if compiling else record
+    in_place = not compiling and torch._C._len_torch_dispatch_stack() == 0
     # The product of float32 on a GPU stays torch's, for its setting of TF32 is the user's.
     y = nn.functional.linear(x, weight, bias) if dtype is torch.float32 and x.is_cuda else None
     for name in active:
@@ -191,7 +189,7 @@ def _dense(self: nn.Module, x: Tensor, args: tuple, kwargs: dict) -> Tensor | st
         rng = draw_rng(x) if p > 0 else None
         scaling = self.scaling[name]
         if y is not None:
-            y = _plus_delta(y, x, a, b, scaling, p, rng, counts, compiling)
+            y = plus_delta(y, x, a, b, scaling, p, rng, counts, in_place and y.is_contiguous())
         elif torch.is_grad_enabled() and (
             x.requires_grad
             or a.requires_grad
@@ -232,21 +230,6 @@ def _plus_bias(bias: Tensor | None, more: Tensor, scaling: float) -> Tensor:
     return more * scaling if bias is None else torch.add(bias, more, alpha=scaling)
 
 
-def _plus_delta(y, x, a, b, scaling, p, rng, counts, compiling):
-    """y + scaling·(drop(x)·Aᵀ)·Bᵀ; in place where nobody but autograd can have seen y."""
-    in_place = not compiling and torch._C._len_torch_dispatch_stack() == 0 and y.is_contiguous()
-    if torch.is_grad_enabled() and (
-        y.requires_grad or x.requires_grad or a.requires_grad or b.requires_grad
-    ):
-        if in_place:
-            return LoraDeltaAdd.apply(y, x, a, b, scaling, p, rng, counts)
-        return y + LoraDelta.apply(x, a, b, scaling, p, rng, counts)
-    if in_place:
-        _delta_add(y, x, a, b, scaling, p, rng, False)
-        return y
-    return y + _delta_forward(x, a, b, scaling, p, rng, False)[0]
-
-
 def forward(self, x, *args, **kwargs):
     """What is bound to a layer in its class's place."""
     record = self._graft
@@ -271,6 +254,13 @@ def forward(self, x, *args, **kwargs):
     return type(self).forward(self, x, *args, **kwargs) if reason else y
 
 
+def _forget(module: nn.Module) -> None:
+    """Drops the packed copy of the base weight, which may have been edited in ways that no one can see."""
+    weight = module.base_layer._parameters.get("weight")
+    if type(weight) is Parameter and weight.is_cpu:
+        ops.forget_weight(weight.data_ptr())
+
+
 def _change(name: str):
     """The class's method `name`, after which the base weight may be another."""
 
@@ -278,8 +268,7 @@ def _change(name: str):
         try:
             return getattr(type(self), name)(self, *args, **kwargs)
         finally:
-            if type(self._graft) is Record:
-                self._graft.forget()
+            _forget(self)
 
     change.__name__ = change.__qualname__ = name
     return change
@@ -358,10 +347,10 @@ def accelerate(model: nn.Module, pack: bool = True) -> nn.Module:
         record = module.__dict__.get("_graft")
         if type(record) is Record:
             if not pack:
-                record.forget()
+                _forget(module)
             record.pack = pack
         elif not _bar(module):
-            module.__dict__["_graft"] = Record(module, pack, quantized.kind_of(_peft_class(module)))
+            module.__dict__["_graft"] = Record(pack, quantized.kind_of(_peft_class(module)))
             _bind(module)
     return model
 
@@ -372,8 +361,7 @@ def restore(model: nn.Module) -> nn.Module:
         record = module.__dict__.get("_graft")
         if record is None:
             continue
-        if type(record) is Record:
-            record.close()
+        _forget(module)
         del module.__dict__["_graft"]
         for name, function in _BOUND.items():
             if getattr(module.__dict__.get(name), "__func__", None) is function:

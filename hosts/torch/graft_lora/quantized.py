@@ -10,13 +10,9 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 
-from .library import ops, why_not as why_no_kernel
-from .lora import _delta_gradients, draw_rng
-
-_delta_add = ops.lora_delta_add_.default
-_delta_forward = ops.lora_delta_forward.default
+from .library import why_not as why_no_kernel
+from .lora import draw_rng, plus_delta
 
 
 @dataclass(frozen=True)
@@ -81,7 +77,8 @@ def forward(module: nn.Module, kind: Kind, x: Tensor, counts=None) -> Tensor:
         drop = module.lora_dropout[name]
         p = drop.p if type(drop) is nn.Dropout and drop.training else 0.0
         rng = draw_rng(x) if p > 0 else None
-        result = _add(result, x, module.lora_A[name].weight, b.weight, scaling, p, rng, dtype, in_place, counts)
+        a = module.lora_A[name].weight
+        result = plus_delta(result, x, a, b.weight, scaling, p, rng, counts, in_place).to(dtype)
         if b.bias is not None:
             result = result + (b.bias * scaling).to(dtype)
         counts = None  # Adapters beyond the first are of the same call.
@@ -100,43 +97,7 @@ def _is_fresh(base: nn.Module, result: Tensor, x: Tensor) -> bool:
         and not base._forward_hooks
         and not base._backward_hooks
         and not torch.compiler.is_compiling()
+        and torch._C._len_torch_dispatch_stack() == 0  # selective checkpointing may keep it
         and result.is_contiguous()
         and result.data_ptr() != x.data_ptr()
     )
-
-
-class _DeltaAdd(torch.autograd.Function):
-    """The result with the delta in it, as a tensor of its own.
-
-    In place it is written through a detached alias, and not marked dirty: bitsandbytes and GPTQ return views,
-    of which the first may not be marked, and the second would make backward copy dy twice. The alias shares
-    the result's version, so a base whose backward needs its result raises torch's error instead of computing
-    with the sum."""
-
-    @staticmethod
-    def forward(ctx, result, x, a, b, scaling, dropout, rng, dtype, in_place, counts):
-        total, h = _sum(result, x, a, b, scaling, dropout, rng, dtype, in_place, True)
-        ctx.save_for_backward(x, a, b, h, rng)
-        ctx.scaling, ctx.dropout, ctx.counts = scaling, dropout, counts
-        ctx.dtypes = result.dtype, x.dtype
-        return total
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx, dy):
-        delta = _delta_gradients(ctx, dy.to(ctx.dtypes[1]), ctx.needs_input_grad[1:4])
-        return dy.to(ctx.dtypes[0]), *delta, None, None, None, None, None, None
-
-
-def _sum(result, x, a, b, scaling, dropout, rng, dtype, in_place, save_h) -> tuple[Tensor, Tensor]:
-    if in_place:
-        total = result.detach()
-        return total, _delta_add(total, x, a, b, scaling, dropout, rng, save_h)
-    delta, h = _delta_forward(x, a, b, scaling, dropout, rng, save_h)
-    return (result + delta).to(dtype), h
-
-
-def _add(result, x, a, b, *rest) -> Tensor:
-    if torch.is_grad_enabled() and any(t.requires_grad for t in (result, x, a, b)):
-        return _DeltaAdd.apply(result, x, a, b, *rest)
-    return _sum(result, x, a, b, *rest[:-1], False)[0]
