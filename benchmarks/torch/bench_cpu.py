@@ -10,12 +10,12 @@
             with the gradients of x, A and B; beside nn.Linear, whose product is the `linear` that
             this PyTorch links (see "versions"), and Graft's own linear
     memory  what a process holds after such steps, and at its highest; the packed weights are the rest
-    python  what a call costs before and after its kernels: a layer of 1 row and 64 features
+    call    what a call costs before and after its kernels: a layer of 1 row and 64 features
 
 Contenders take turns in one process; a ratio is the median of the rounds'. In bfloat16 the model is
 bfloat16 and the adapter float32, PEFT's default. The machine should do nothing else meanwhile.
 
-usage: bench_cpu.py [--parts step layer memory python] [--dtypes float32 bfloat16] [--rank 8]
+usage: bench_cpu.py [--parts step layer memory call] [--dtypes float32 bfloat16] [--rank 8]
                     [--rounds 5] [--threads 2] [--contenders ...] [--layers 30] [--csv results.csv]
 """
 
@@ -244,7 +244,7 @@ def measure_layer(
             results.add(case, f"{one}/linear", ratio(times[one], times["linear"]))
 
 
-def measure_python(results: Results, arguments: argparse.Namespace) -> None:
+def measure_calls(results: Results, arguments: argparse.Namespace) -> None:
     """What a call costs with next to no arithmetic: the least of 20 medians."""
     for backward in (False, True):
         contenders = {
@@ -254,10 +254,10 @@ def measure_python(results: Results, arguments: argparse.Namespace) -> None:
         for layer in contenders.values():
             del layer.sets[1:]
         rounds = [take_turns(contenders, 200, warm=20) for _ in range(20)]
-        case = f"python {'forward+backward' if backward else 'forward'} 1x64>64 r{arguments.rank} float32"
+        case = f"call {'forward+backward' if backward else 'forward'} 1x64>64 r{arguments.rank} float32"
         for one in contenders:
             least = min(sorted(times[one])[100] for times in rounds)
-            results.add(case, f"{one}_us", f"{least * 1e6:.2f}")
+            results.add(case, f"{one}_host_us", f"{least * 1e6:.2f}")
 
 
 def resident_mb() -> float:
@@ -321,8 +321,8 @@ def main() -> None:
     parser.add_argument(
         "--parts",
         nargs="+",
-        default=["step", "layer", "memory", "python"],
-        choices=["step", "layer", "memory", "python"],
+        default=["step", "layer", "memory", "call"],
+        choices=["step", "layer", "memory", "call"],
     )
     parser.add_argument("--dtypes", nargs="+", default=list(DTYPES), choices=DTYPES)
     parser.add_argument(
@@ -355,8 +355,8 @@ def main() -> None:
             measure_steps(results, arguments, name)
         if "memory" in arguments.parts:
             measure_memory(results, arguments, name)
-    if "python" in arguments.parts:
-        measure_python(results, arguments)
+    if "call" in arguments.parts:
+        measure_calls(results, arguments)
     results.write(arguments.csv, facts_of(arguments.threads, versions()))
 
 
