@@ -61,8 +61,11 @@ def _stands_in(module: nn.Module) -> str:
         or module._backward_pre_hooks
     ):
         return "has hooks (a wrapper's, or a parametrization's)"
-    if "forward" in module.__dict__:
+    own = module.__dict__.get("forward")  # the class's own stays there when accelerate's hooks have gone
+    if own is not None and getattr(own, "__func__", None) is not type(module).forward:
         return "has a forward of its own (offloaded or dispatched by accelerate's hooks?)"
+    if "_hf_tp_plan" in module.__dict__:
+        return "is split by Transformers' tensor parallelism"
     return ""
 
 
@@ -140,10 +143,14 @@ def _dense(self: nn.Module, x: Tensor, args: tuple, kwargs: dict) -> Tensor | st
         return "the base weight is no parameter now (torch.nn.DataParallel? use DistributedDataParallel)"
     if type(weight) is not Parameter:
         return f"the base weight is a {type(weight).__name__}, not a plain parameter"
+    if weight.dim() != 2 or hasattr(weight, "ds_id"):
+        return "the base weight comes and goes (DeepSpeed's ZeRO-3?)"
     if weight.requires_grad:
         return "the base weight is trained; only a frozen one is fused"
+    if x.device != weight.device:
+        return f"x is on {x.device} and the base weight on {weight.device}"
     dtype = x.dtype
-    autocast = torch.is_autocast_enabled(x.device.type)
+    autocast = not x.is_meta and torch.is_autocast_enabled(x.device.type)
     if autocast:
         if dtype is torch.float64 or weight.dtype is torch.float64:
             return "float64 under autocast"
@@ -173,7 +180,9 @@ def _dense(self: nn.Module, x: Tensor, args: tuple, kwargs: dict) -> Tensor | st
 
     compiling = is_dynamo_compiling()
     record = self._graft
-    pack = record.pack and x.is_cpu
+    # FSDP gathers weights anew for each pass into memory that others use in between, and does not count
+    # that as a new version.
+    pack = record.pack and x.is_cpu and "_is_fsdp_managed_module" not in base.__dict__
     if x.dtype is not dtype:
         x = x.to(dtype)
     counts = None if compiling else record
@@ -289,9 +298,14 @@ _BOUND = {
 }
 
 
+def _slot(module: nn.Module) -> str:
+    """Where a module keeps the forward that its call ends in: accelerate's hooks stand before it."""
+    return "_old_forward" if "_hf_hook" in module.__dict__ else "forward"
+
+
 def _bind(module: nn.Module) -> None:
     for name, function in _BOUND.items():
-        module.__dict__[name] = types.MethodType(function, module)
+        module.__dict__[_slot(module) if name == "forward" else name] = types.MethodType(function, module)
 
 
 def _is_ours(method: object) -> bool:
@@ -311,7 +325,7 @@ def _bar(module: nn.Module) -> str:
     kind = _peft_class(module)
     if kind is not Linear and quantized.kind_of(kind) is None:
         return f"{kind.__name__} has no fused kernel"
-    own = module.__dict__.get("forward")
+    own = module.__dict__.get(_slot(module))
     if own is not None and getattr(own, "__func__", None) is not type(module).forward:
         return "has a forward of its own; accelerate() has to come before what put it there"
     return ""

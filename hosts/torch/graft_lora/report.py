@@ -84,6 +84,9 @@ def _groups(rows: list[Row]) -> list[list[Row]]:
 def print_table(rows: list[Row], file: TextIO | None) -> None:
     """Prints `rows`, a line a group of layers, and what can be done about those that are not fused."""
     file = sys.stdout if file is None else file
+    if not rows:
+        print("Graft: no LoRA layers", file=file)
+        return
     ran = sum(any(row.fused.values()) for row in rows)
     fell = sum(bool(row.reasons) for row in rows)
     layers = "1 LoRA layer" if len(rows) == 1 else f"{len(rows)} LoRA layers"
@@ -95,9 +98,9 @@ def print_table(rows: list[Row], file: TextIO | None) -> None:
     lines = [head]
     for group in groups:
         row = group[0]
-        marks = [f"{count or ''}[{why.setdefault(reason, len(why) + 1)}]" for reason, count in row.reasons.items()]
+        marks = [f"{count or ''} [{why.setdefault(reason, len(why) + 1)}]" for reason, count in row.reasons.items()]
         counts = [str(count) for kind, count in row.fused.items() if compiled or kind != "compiled"]
-        lines.append([_group_name([r.name for r in group]), str(len(group)), *counts, " ".join(marks) or "0"])
+        lines.append([_group_name([r.name for r in group]), str(len(group)), *counts, " ".join(marks).strip() or "0"])
     widths = [max(len(line[i]) for line in lines) for i in range(len(head))]
     for line in lines:
         cells = [line[0].ljust(widths[0]), *(c.rjust(w) for c, w in zip(line[1:-1], widths[1:-1])), line[-1]]
