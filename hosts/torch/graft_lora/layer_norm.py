@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 from torch.nn import functional
@@ -56,7 +58,7 @@ def _check(x, weight=None, bias=None, eps=1e-5):
 @torch.library.register_fake("graft::layer_norm_forward")
 def _(x, weight, bias, eps):
     _check(x, weight, bias)
-    rows = x.shape[:-1].numel()
+    rows = math.prod(x.shape[:-1])
     return (
         x.new_empty(x.shape),
         x.new_empty((rows,), dtype=torch.float32),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 from torch.nn import functional
@@ -200,7 +202,7 @@ def _(dy, x, h, a, b, scaling, dropout, rng, need_dx, need_da, need_db):
 
 
 def _fake_h(x, a, save_h):
-    return x.new_empty((x.shape[:-1].numel(), a.shape[0]) if save_h else (0,), dtype=torch.float32)
+    return x.new_empty((math.prod(x.shape[:-1]), a.shape[0]) if save_h else (0,), dtype=torch.float32)
 
 
 def _fake_gradients(x, a, b, need_dx, need_da, need_db):

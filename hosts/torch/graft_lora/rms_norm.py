@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 from torch.nn import functional
@@ -84,7 +86,7 @@ def _(x, residual, weight, eps):
     _check("rms_norm", x, residual, weight)
     floats = torch.float32
     s = x.new_empty((0,), dtype=floats) if residual is None else x.new_empty(x.shape)
-    return x.new_empty(x.shape), s, x.new_empty((x.shape[:-1].numel(),), dtype=floats)
+    return x.new_empty(x.shape), s, x.new_empty((math.prod(x.shape[:-1]),), dtype=floats)
 
 
 @torch.library.register_fake("graft::rms_norm_backward")
