@@ -98,7 +98,6 @@ DType dtype_of(const Tensor& tensor, const char* name) {
   if (dtype == aoti_torch_dtype_float32()) return DType::kFloat32;
   if (dtype == aoti_torch_dtype_bfloat16()) return DType::kBFloat16;
   if (dtype == aoti_torch_dtype_float16()) return DType::kFloat16;
-  if (dtype == aoti_torch_dtype_int32()) return DType::kInt32;
   throw Error(ErrorCode::kUnsupported,
               std::string(name) + ": expected float32, bfloat16 or float16");
 }
