@@ -440,7 +440,7 @@ def run_processes(folder):
         said = []
         for process, log in workers:
             try:
-                process.wait(240)
+                process.wait(500)
             except subprocess.TimeoutExpired:
                 process.kill()
                 process.wait()

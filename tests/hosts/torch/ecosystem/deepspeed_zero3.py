@@ -132,7 +132,7 @@ def main():
                     fused = 0 if stage == "3" else CALLS
                     assert (result["fused"], result["others"]) == ([fused] * 2, CALLS - fused), result
                     print(f"ZeRO-{stage}, process {rank}, accelerate() {when}: right; fused {fused} of {CALLS}")
-                    print("  ", *result["reasons"])
+                    print("  ", *result["reasons"] or ["nothing fell back"])
     print(f"passed: deepspeed {deepspeed.__version__}, torch {torch.__version__}")
 
 
