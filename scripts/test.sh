@@ -81,6 +81,7 @@ run_stage release build_and_test build all -DGRAFT_MLX=ON -DGRAFT_UNITY=OFF
 run_stage install tools/check_install.sh build
 run_stage core-alone build_and_test build-core all -DGRAFT_MLX=OFF
 run_stage core-install tools/check_install.sh build-core
+run_stage torch tools/check_torch.sh build-torch ${launcher[@]+"${launcher[@]}"}
 # What release compiled is in the cache: these are the same commands, and only link anew.
 run_stage shared tools/check_shared.sh build-shared -DGRAFT_UNITY=OFF -DGRAFT_WERROR=ON ${launcher[@]+"${launcher[@]}"}
 run_stage cuda tools/check_cuda.sh build-cuda ${launcher[@]+"${launcher[@]}"} \

@@ -4,7 +4,8 @@ src: rooms -> product -> weight -> backend.
 
 Every quoted include of a file in one of these folders is looked up the way the compiler would, and
 must land in a folder that the arrows allow. The core (include, src) takes no framework's header; its
-rooms, the folders of src with an operation each, don't include each other.
+rooms, the folders of src with an operation each, don't include each other, and neither do hosts. Of
+torch only what is stable is included, so that one build serves many versions.
 Prints one line a fault and exits with 1.
 
 usage: check_includes.py [REPOSITORY]
@@ -35,6 +36,8 @@ SHARED = {
     "product": {"weight", "product", "backend"},
     "": {"backend"},
 }
+STABLE_TORCH = re.compile(r"^torch/(csrc/stable|headeronly|csrc/inductor/aoti_torch/c)/")
+TORCH = re.compile(r"^(torch|ATen|c10)/|^Python\.h$")
 FRAMEWORKS = re.compile(r"^(mlx|torch|ATen|c10|pybind11|nanobind|Python\.h)(/|$)")
 INCLUDE = re.compile(r'^\s*#\s*include\s*([<"])([^>"]+)[>"]')
 SOURCES = {".h", ".hpp", ".inc", ".cc", ".cpp", ".cu", ".cuh", ".metal", ".mm"}
@@ -52,7 +55,7 @@ def landing(root, file, name):
     if len(parts) > 2 and parts[:2] == ("graft", "llm"):
         return ("llm",)
     if len(parts) > 2 and parts[0] == "graft" and (root / "hosts" / parts[1]).is_dir():
-        return ("hosts",)
+        return ("hosts", parts[1])
     places = [file.parent, root, *(root / folder for folder in ARROWS)]
     for place in places:
         target = (place / name).resolve()
@@ -74,12 +77,19 @@ def faults(root):
                 if folder in ("include", "src") and FRAMEWORKS.match(name):
                     yield f"{where}: the core includes a framework's header, {name}"
                     continue
+                if TORCH.match(name) and not STABLE_TORCH.match(name):
+                    yield f"{where}: {name} is not of torch's stable interface"
+                    continue
                 found = landing(root, file, name)
                 if not found or found[0] not in ARROWS:
                     continue
                 inside = found[0] == "src" and file.relative_to(root).is_relative_to(INSIDE)
                 if found[0] not in allowed and not inside:
                     yield f"{where}: {folder}/ may not include {found[0]}/ ({name})"
+                elif folder == found[0] == "hosts":
+                    host = file.relative_to(root).parts[1]
+                    if len(found) > 1 and found[1] != host:
+                        yield f"{where}: hosts/{host} may not include hosts/{found[1]}/ ({name})"
                 elif folder == found[0] == "src":
                     room, other = room_of(file.relative_to(root).parts), room_of(found)
                     if other not in SHARED.get(room, {room, *SHARED}) | {""}:

@@ -98,7 +98,6 @@ DType dtype_of(const Tensor& tensor, const char* name) {
   if (dtype == aoti_torch_dtype_float32()) return DType::kFloat32;
   if (dtype == aoti_torch_dtype_bfloat16()) return DType::kBFloat16;
   if (dtype == aoti_torch_dtype_float16()) return DType::kFloat16;
-  if (dtype == aoti_torch_dtype_int32()) return DType::kInt32;
   throw Error(ErrorCode::kUnsupported,
               std::string(name) + ": expected float32, bfloat16 or float16");
 }
@@ -121,11 +120,16 @@ ConstTensorView view_of(const std::optional<Tensor>& tensor, const char* name) {
   return tensor ? view_of(*tensor, name) : ConstTensorView();
 }
 
+Tensor cast(const Tensor& tensor, DType dtype) {
+  if (dtype_of(tensor, "tensor") == dtype) return tensor;
+  return torch::stable::to(tensor, scalar_type_of(dtype));
+}
+
 Weight plain_weight(const Tensor& weight, DType multiply) {
   const ConstTensorView view = view_of(weight, "weight");
   if (view.dtype() == multiply) return view;
-  const Tensor cast = torch::stable::to(weight, scalar_type_of(multiply));
-  return Weight::owning(view_of(cast, "weight"), cast);
+  const Tensor copy = cast(weight, multiply);
+  return Weight::owning(view_of(copy, "weight"), copy);
 }
 
 void require_apart(const ConstTensorView& output, const ConstTensorView& input, const char* name) {

@@ -24,6 +24,9 @@ DType dtype_of(const Tensor& tensor, const char* name);
 ConstTensorView view_of(const Tensor& tensor, const char* name);
 ConstTensorView view_of(const std::optional<Tensor>& tensor, const char* name);
 
+/// The tensor itself, or a copy in that type if it has another one.
+Tensor cast(const Tensor& tensor, DType dtype);
+
 /// W (out_features, in_features) as it lies, to multiply in `multiply`: of a copy in that type,
 /// which the handle keeps alive, if it has another one.
 Weight plain_weight(const Tensor& weight, DType multiply);

@@ -41,6 +41,16 @@ class CheckIncludes(unittest.TestCase):
         faults = self.faults_of("hosts/mlx/lora.cc", '\n#include "lora/cpu.h"\n')
         self.assertEqual(["hosts/mlx/lora.cc:2: hosts/ may not include src/ (lora/cpu.h)"], faults)
 
+    def test_finds_a_host_that_includes_another(self):
+        self.assertEqual(1, len(self.faults_of("hosts/torch/lora.cc", '#include "graft/mlx/lora.h"\n')))
+        self.assertEqual(1, len(self.faults_of("hosts/torch/lora.cc", '#include "../mlx/lora.h"\n')))
+
+    def test_finds_what_is_not_of_torchs_stable_interface(self):
+        for header in ("ATen/ATen.h", "torch/extension.h", "c10/util/Half.h", "Python.h"):
+            self.assertEqual(1, len(self.faults_of("hosts/torch/lora.cc", f"#include <{header}>\n")))
+        self.assertEqual([], self.faults_of("hosts/torch/lora.cc",
+                                            "#include <torch/csrc/stable/tensor.h>\n"))
+
     def test_finds_a_relative_way_around(self):
         self.assertEqual(1, len(self.faults_of("apps/graft/main.cc",
                                                '#  include "../../src/lora/cpu.h"\n')))

@@ -12,6 +12,7 @@ from typing import TextIO
 
 import torch
 from torch import Tensor, nn
+from torch.autograd import forward_ad
 from torch.compiler import is_dynamo_compiling
 from torch.nn import Parameter
 from torch.nn.modules import module as nn_module
@@ -60,8 +61,13 @@ def _stands_in(module: nn.Module) -> str:
         or module._backward_pre_hooks
     ):
         return "has hooks (a wrapper's, or a parametrization's)"
-    if "forward" in module.__dict__:
+    if is_dynamo_compiling():
+        module.forward  # has torch guard that the instance gets none; a look into __dict__ has not
+    own = module.__dict__.get("forward")  # the class's own stays there when accelerate's hooks have gone
+    if own is not None and getattr(own, "__func__", None) is not type(module).forward:
         return "has a forward of its own (offloaded or dispatched by accelerate's hooks?)"
+    if "_hf_tp_plan" in module.__dict__:
+        return "is split by Transformers' tensor parallelism"
     return ""
 
 
@@ -79,13 +85,17 @@ def _state_reason(self: nn.Module, x: Tensor, args: tuple, kwargs: dict) -> str:
             return "called with more than x"
     if type(x) is not Tensor and type(x) is not Parameter:
         return f"x is a {type(x).__name__}"
+    if not (x.is_cuda or x.is_cpu):
+        return f"no kernels for {x.device.type}"
     for hooks in _global_hooks:
         if hooks:
             return "a global module hook listens to every call"
     if not is_dynamo_compiling() and (
-        torch._C._is_tracing() or torch._C._are_functorch_transforms_active()
+        forward_ad._current_level >= 0
+        or torch._C._are_functorch_transforms_active()
+        or torch._C._is_tracing()
     ):
-        return "inside torch.jit.trace or a transform of torch.func"
+        return "inside torch.jit.trace, forward-mode differentiation or a transform of torch.func"
     return ""
 
 
@@ -135,10 +145,14 @@ def _dense(self: nn.Module, x: Tensor, args: tuple, kwargs: dict) -> Tensor | st
         return "the base weight is no parameter now (torch.nn.DataParallel? use DistributedDataParallel)"
     if type(weight) is not Parameter:
         return f"the base weight is a {type(weight).__name__}, not a plain parameter"
+    if weight.dim() != 2 or hasattr(weight, "ds_id"):
+        return "the base weight comes and goes (DeepSpeed's ZeRO-3?)"
     if weight.requires_grad:
         return "the base weight is trained; only a frozen one is fused"
+    if x.device != weight.device:
+        return f"x is on {x.device} and the base weight on {weight.device}"
     dtype = x.dtype
-    autocast = torch.is_autocast_enabled(x.device.type)
+    autocast = not x.is_meta and torch.is_autocast_enabled(x.device.type)
     if autocast:
         if dtype is torch.float64 or weight.dtype is torch.float64:
             return "float64 under autocast"
@@ -168,15 +182,11 @@ def _dense(self: nn.Module, x: Tensor, args: tuple, kwargs: dict) -> Tensor | st
 
     compiling = is_dynamo_compiling()
     record = self._graft
-    pack = record.pack and x.is_cpu
-    if not compiling:
-        address = weight.data_ptr() if pack else 0
-        if address != record.address:
-            record.moved(address)
+    # FSDP gathers weights anew for each pass into memory that others use in between, and does not count
+    # that as a new version.
+    pack = record.pack and x.is_cpu and "_is_fsdp_managed_module" not in base.__dict__
     if x.dtype is not dtype:
         x = x.to(dtype)
-    if weight.dtype is not dtype and not pack:
-        weight = weight.to(dtype)
     counts = None if compiling else record
     in_place = not compiling and torch._C._len_torch_dispatch_stack() == 0
     # The product of float32 on a GPU stays torch's, for its setting of TF32 is the user's.
@@ -255,6 +265,13 @@ def forward(self, x, *args, **kwargs):
     return type(self).forward(self, x, *args, **kwargs) if reason else y
 
 
+def _forget(module: nn.Module) -> None:
+    """Drops the packed copy of the base weight, which may have been edited in ways that no one can see."""
+    weight = module.base_layer._parameters.get("weight")
+    if type(weight) is Parameter and weight.is_cpu:
+        ops.forget_weight(weight.data_ptr())
+
+
 def _change(name: str):
     """The class's method `name`, after which the base weight may be another."""
 
@@ -262,8 +279,7 @@ def _change(name: str):
         try:
             return getattr(type(self), name)(self, *args, **kwargs)
         finally:
-            if type(self._graft) is Record:
-                self._graft.forget()
+            _forget(self)
 
     change.__name__ = change.__qualname__ = name
     return change
@@ -284,9 +300,14 @@ _BOUND = {
 }
 
 
+def _slot(module: nn.Module) -> str:
+    """Where a module keeps the forward that its call ends in: accelerate's hooks stand before it."""
+    return "_old_forward" if "_hf_hook" in module.__dict__ else "forward"
+
+
 def _bind(module: nn.Module) -> None:
     for name, function in _BOUND.items():
-        module.__dict__[name] = types.MethodType(function, module)
+        module.__dict__[_slot(module) if name == "forward" else name] = types.MethodType(function, module)
 
 
 def _is_ours(method: object) -> bool:
@@ -306,7 +327,7 @@ def _bar(module: nn.Module) -> str:
     kind = _peft_class(module)
     if kind is not Linear and quantized.kind_of(kind) is None:
         return f"{kind.__name__} has no fused kernel"
-    own = module.__dict__.get("forward")
+    own = module.__dict__.get(_slot(module))
     if own is not None and getattr(own, "__func__", None) is not type(module).forward:
         return "has a forward of its own; accelerate() has to come before what put it there"
     return ""
@@ -342,10 +363,10 @@ def accelerate(model: nn.Module, pack: bool = True) -> nn.Module:
         record = module.__dict__.get("_graft")
         if type(record) is Record:
             if not pack:
-                record.forget()
+                _forget(module)
             record.pack = pack
         elif not _bar(module):
-            module.__dict__["_graft"] = Record(module, pack, quantized.kind_of(_peft_class(module)))
+            module.__dict__["_graft"] = Record(pack, quantized.kind_of(_peft_class(module)))
             _bind(module)
     return model
 
@@ -356,8 +377,7 @@ def restore(model: nn.Module) -> nn.Module:
         record = module.__dict__.get("_graft")
         if record is None:
             continue
-        if type(record) is Record:
-            record.close()
+        _forget(module)
         del module.__dict__["_graft"]
         for name, function in _BOUND.items():
             if getattr(module.__dict__.get(name), "__func__", None) is function:

@@ -4,77 +4,40 @@ from __future__ import annotations
 
 import re
 import sys
-import weakref
 from collections import Counter
 from dataclasses import dataclass
 from typing import TextIO
 
-import torch
-from torch import nn
-
-from .library import ops
 from .quantized import Kind
 
 
-def forget_weight(address: int) -> None:
-    """Drops the packed copy of the weight at `address`, whatever mode the caller is in."""
-    if address:
-        with torch._C._DisableTorchDispatch():
-            ops.forget_weight(address)
-
-
 class Record:
-    """How often one module ran fused, why it did not, and where its packed weight is.
+    """How often one module ran fused, and why it did not.
 
     It is the module's attribute `_graft`. Pickled it becomes an empty dict, so that a saved model loads
-    without Graft; a deep copy starts at zero and belongs to the copied module.
+    without Graft; a deep copy starts at zero.
     """
 
-    def __init__(self, module: nn.Module, pack: bool, kind: Kind | None):
+    def __init__(self, pack: bool, kind: Kind | None):
         self.pack = pack
         self.kind = kind  # of a quantized layer
         self.forward = 0
         self.backward = 0
         self.compiled = 0
         self.reasons: Counter[str] = Counter()
-        self.address = 0
-        self._module = weakref.ref(module)
-        self._finalizer = weakref.finalize(module, Record.forget, self)
-        self._finalizer.atexit = False
 
     def __reduce__(self):
         return (dict, ())
 
     def __deepcopy__(self, memo):
-        module = memo.get(id(self._module()))
-        return {} if module is None else Record(module, self.pack, self.kind)
-
-    def moved(self, address: int) -> None:
-        """The base weight is at `address` now, or nowhere that is packed (0)."""
-        forget_weight(self.address)
-        self.address = address
-
-    def forget(self) -> None:
-        """Drops the packed copy of the base weight."""
-        self.moved(0)
-
-    def close(self) -> None:
-        """Ends it: the module runs PEFT's own forward again."""
-        self._finalizer.detach()
-        self.forget()
+        return Record(self.pack, self.kind)
 
     def traced(self, reason: str) -> None:
         """Counts a graph that holds the module; called while it is traced, not when it runs."""
         if reason:
             self.reasons[reason] += 1
-            return
-        self.compiled += 1
-        module = self._module()
-        if module is not None and self.kind is None:
-            weight = module._modules["base_layer"]._parameters["weight"]
-            address = weight.data_ptr() if self.pack and weight.is_cpu else 0
-            if address != self.address:
-                self.moved(address)
+        else:
+            self.compiled += 1
 
 
 @dataclass(frozen=True)
@@ -121,6 +84,9 @@ def _groups(rows: list[Row]) -> list[list[Row]]:
 def print_table(rows: list[Row], file: TextIO | None) -> None:
     """Prints `rows`, a line a group of layers, and what can be done about those that are not fused."""
     file = sys.stdout if file is None else file
+    if not rows:
+        print("Graft: no LoRA layers", file=file)
+        return
     ran = sum(any(row.fused.values()) for row in rows)
     fell = sum(bool(row.reasons) for row in rows)
     layers = "1 LoRA layer" if len(rows) == 1 else f"{len(rows)} LoRA layers"
@@ -132,9 +98,9 @@ def print_table(rows: list[Row], file: TextIO | None) -> None:
     lines = [head]
     for group in groups:
         row = group[0]
-        marks = [f"{count or ''}[{why.setdefault(reason, len(why) + 1)}]" for reason, count in row.reasons.items()]
+        marks = [f"{count or ''} [{why.setdefault(reason, len(why) + 1)}]" for reason, count in row.reasons.items()]
         counts = [str(count) for kind, count in row.fused.items() if compiled or kind != "compiled"]
-        lines.append([_group_name([r.name for r in group]), str(len(group)), *counts, " ".join(marks) or "0"])
+        lines.append([_group_name([r.name for r in group]), str(len(group)), *counts, " ".join(marks).strip() or "0"])
     widths = [max(len(line[i]) for line in lines) for i in range(len(head))]
     for line in lines:
         cells = [line[0].ljust(widths[0]), *(c.rjust(w) for c, w in zip(line[1:-1], widths[1:-1])), line[-1]]

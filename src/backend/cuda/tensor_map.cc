@@ -34,6 +34,12 @@ Encode encode() {
   return found;
 }
 
+// Makes the context of the thread's current device the thread's, as setting the device does.
+bool bind_context() {
+  int device = 0;
+  return cudaGetDevice(&device) == cudaSuccess && cudaSetDevice(device) == cudaSuccess;
+}
+
 [[noreturn]] void fail(const char* op, const std::string& message) {
   throw Error(ErrorCode::kDevice, "[" + std::string(op) + "] cuTensorMapEncodeTiled: " + message);
 }
@@ -76,10 +82,14 @@ CUtensorMap tensor_map(const char* op, const void* data, DType dtype, std::int64
   const CUtensorMapSwizzle swizzle = box_bytes == 128  ? CU_TENSOR_MAP_SWIZZLE_128B
                                      : box_bytes == 64 ? CU_TENSOR_MAP_SWIZZLE_64B
                                                        : CU_TENSOR_MAP_SWIZZLE_32B;
-  const CUresult result =
-      encode()(&map, type, 2, const_cast<void*>(data), sizes, strides, box, steps,
-               CU_TENSOR_MAP_INTERLEAVE_NONE, swizzle, CU_TENSOR_MAP_L2_PROMOTION_L2_256B,
-               CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
+  const auto make = [&] {
+    return encode()(&map, type, 2, const_cast<void*>(data), sizes, strides, box, steps,
+                    CU_TENSOR_MAP_INTERLEAVE_NONE, swizzle, CU_TENSOR_MAP_L2_PROMOTION_L2_256B,
+                    CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
+  };
+  CUresult result = make();
+  // The runtime gives a thread its context when the thread first needs it; the driver does not.
+  if (result == CUDA_ERROR_INVALID_CONTEXT && bind_context()) result = make();
   if (result != CUDA_SUCCESS) fail(op, "error " + std::to_string(result));
   return map;
 }

@@ -42,14 +42,18 @@ def distance(a, b):
     return ((a.double() - b.double()).norm() / b.double().norm()).item()
 
 
-def composed(x, w, bias, a, b, scaling):
-    return F.linear(x, w, bias) + F.linear(F.linear(x.to(a.dtype), a), b).to(x.dtype) * scaling
-
-
 def gradients(forward, dy, *tensors):
     leaves = [t.detach().clone().requires_grad_() for t in tensors]
     y = forward(*leaves)
     return y.detach(), *torch.autograd.grad(y, leaves, dy)
+
+
+def run_alone(script: str) -> str:
+    """What it prints in a process of its own."""
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(script)], capture_output=True, text=True, timeout=120
+    )
+    return done.stdout.strip() or done.stderr
 
 
 def drop_all(p=0.5, width=64, rows=256):
@@ -75,8 +79,9 @@ class Numbers(unittest.TestCase):
         def fused(x, a, b):
             return graft_lora.lora_linear(x, w, bias, a, b, 0.5)
 
-        def plain(x, a, b):
-            return composed(x, w.to(x.dtype), bias.to(x.dtype), a, b, 0.5)
+        def plain(x, a, b):  # in x's dtype, as PEFT under autocast
+            a, b = a.to(x.dtype), b.to(x.dtype)
+            return F.linear(x, w.to(x.dtype), bias.to(x.dtype)) + F.linear(F.linear(x, a), b) * 0.5
 
         got = gradients(fused, dy, x, a, b)
         low = gradients(plain, dy, x, a, b)
@@ -195,6 +200,21 @@ class Streams(unittest.TestCase):
                 for mine, true in zip(one, other):
                     self.assertTrue(torch.equal(mine, true))
 
+    def test_first_call_of_a_thread(self):
+        script = """
+            import threading, torch, graft_lora
+            x = torch.randn(512, 1024, device="cuda", dtype=torch.bfloat16)
+            w = torch.randn(1024, 1024, device="cuda", dtype=torch.bfloat16)
+            a, b = torch.randn(16, 1024, device="cuda"), torch.randn(1024, 16, device="cuda")
+            want = graft_lora.lora_linear(x, w, None, a, b)
+            got = []
+            thread = threading.Thread(target=lambda: got.append(graft_lora.lora_linear(x, w, None, a, b)))
+            thread.start()
+            thread.join()
+            print("right" if torch.equal(want, got[0]) else "wrong")
+        """
+        self.assertEqual(run_alone(script), "right")
+
     def test_many_threads(self):
         runs = [self.layer(seed) for seed in range(4)]
         want = [run() for run in runs]
@@ -310,10 +330,7 @@ class Graphs(unittest.TestCase):
             assert torch.equal(z, graft_lora.lora_delta(x, a, b))
             print("right")
         """
-        done = subprocess.run(
-            [sys.executable, "-c", textwrap.dedent(script)], capture_output=True, text=True, timeout=120
-        )
-        self.assertEqual(done.stdout.strip(), "right", done.stderr)
+        self.assertEqual(run_alone(script), "right")
 
 
 @unittest.skipUnless(CUDA, "no CUDA device")
