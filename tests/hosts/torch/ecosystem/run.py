@@ -157,10 +157,11 @@ def quantized(name: str, steps: int = 10) -> dict:
 
     kind, _, dtype = name.rpartition("_")
     dtype = getattr(torch, dtype)
+    targets = [f"{part}_proj" for part in ("q", "k", "v", "o", "gate", "up", "down")]
 
     def train(accelerated: bool, autocast: bool = False):
         torch.manual_seed(0)
-        model = get_peft_model(quantized_model(kind, dtype), LoraConfig(r=8, lora_alpha=8, target_modules="all-linear"))
+        model = get_peft_model(quantized_model(kind, dtype), LoraConfig(r=8, lora_alpha=8, target_modules=targets))
         for parameter_name, parameter in model.named_parameters():
             if "lora_B" in parameter_name:
                 torch.nn.init.normal_(parameter, std=0.02)
