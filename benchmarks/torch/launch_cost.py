@@ -135,7 +135,9 @@ def measure(arguments, dtype: torch.dtype) -> None:
         for _ in range(20):
             run()
     torch.cuda.synchronize()
-    graphs = {name: capture(run, 100) for name, run in runs.items() if "no rows" not in name and "empty" not in name}
+    graphs = {
+        name: capture(run, 100) for name, run in runs.items() if "no rows" not in name and "empty" not in name
+    }
     eager = {name: [] for name in runs}
     graph = {name: [] for name in graphs}
     for _ in range(arguments.turns):
@@ -154,7 +156,9 @@ def measure(arguments, dtype: torch.dtype) -> None:
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--rows", type=int, default=128)
     parser.add_argument("--features", type=int, default=512)
     parser.add_argument("--rank", type=int, default=8)

@@ -98,7 +98,6 @@ DType dtype_of(const Tensor& tensor, const char* name) {
   if (dtype == aoti_torch_dtype_float32()) return DType::kFloat32;
   if (dtype == aoti_torch_dtype_bfloat16()) return DType::kBFloat16;
   if (dtype == aoti_torch_dtype_float16()) return DType::kFloat16;
-  if (dtype == aoti_torch_dtype_int32()) return DType::kInt32;
   throw Error(ErrorCode::kUnsupported,
               std::string(name) + ": expected float32, bfloat16 or float16");
 }
@@ -192,8 +191,6 @@ Tensor new_rows(const Tensor& like, std::int64_t features) {
 Tensor new_floats(const Tensor& like, std::initializer_list<std::int64_t> shape) {
   return new_dense(like, {shape.begin(), shape.size()}, aoti_torch_dtype_float32());
 }
-
-Tensor no_tensor(const Tensor& like) { return new_floats(like, {0}); }
 
 TensorView vector(const Tensor& tensor) {
   return {

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 from torch.nn import functional
@@ -47,7 +49,7 @@ class LayerNorm(torch.autograd.Function):
         )
 
 
-def _check(x, weight, bias):
+def _check(x, weight=None, bias=None, eps=1e-5):
     check_rows("layer_norm", x)
     check_vector("layer_norm", "weight", weight, x, x.shape[-1])
     check_vector("layer_norm", "bias", bias, x, x.shape[-1])
@@ -56,7 +58,7 @@ def _check(x, weight, bias):
 @torch.library.register_fake("graft::layer_norm_forward")
 def _(x, weight, bias, eps):
     _check(x, weight, bias)
-    rows = x.shape[:-1].numel()
+    rows = math.prod(x.shape[:-1])
     return (
         x.new_empty(x.shape),
         x.new_empty((rows,), dtype=torch.float32),
@@ -68,13 +70,13 @@ def _(x, weight, bias, eps):
 def _(dy, x, weight, mean, rstd, eps, need_dx, need_dweight, need_dbias):
     floats = torch.float32
     return (
-        x.new_empty(x.shape) if need_dx else x.new_empty((0,), dtype=floats),
-        x.new_empty(x.shape[-1:] if need_dweight else (0,), dtype=floats),
-        x.new_empty(x.shape[-1:] if need_dbias else (0,), dtype=floats),
+        x.new_empty(x.shape) if need_dx else None,
+        x.new_empty(x.shape[-1:], dtype=floats) if need_dweight else None,
+        x.new_empty(x.shape[-1:], dtype=floats) if need_dbias else None,
     )
 
 
-@public_op("layer_norm(Tensor x, Tensor? weight=None, Tensor? bias=None, float eps=1e-5) -> Tensor")
+@public_op("layer_norm(Tensor x, Tensor? weight=None, Tensor? bias=None, float eps=1e-5) -> Tensor", _check)
 def layer_norm(
     x: Tensor, weight: Tensor | None = None, bias: Tensor | None = None, eps: float = 1e-5
 ) -> Tensor:
@@ -86,7 +88,6 @@ def layer_norm(
 
     Differentiable in x, weight and bias, twice too (then by torch's own operations). Raises GraftError.
     """
-    _check(x, weight, bias)
     if wants_gradient("layer_norm", x, weight, bias):
         return LayerNorm.apply(x, weight, bias, eps)
     return run(_forward, x, weight, bias, eps)[0]

@@ -50,7 +50,7 @@ class Linear(torch.autograd.Function):
 
 @torch.library.register_fake("graft::linear_forward")
 def _(x, weight, bias, pack):
-    check_linear("linear", x, weight, bias)
+    _check(x, weight, bias)
     return x.new_empty((*x.shape[:-1], weight.shape[0]))
 
 
@@ -59,7 +59,11 @@ def _(dy, weight, pack):
     return dy.new_empty((*dy.shape[:-1], weight.shape[1]))
 
 
-@public_op("linear(Tensor x, Tensor weight, Tensor? bias=None, bool pack=False) -> Tensor")
+def _check(x, weight, bias=None, pack=False):
+    check_linear("linear", x, weight, bias)
+
+
+@public_op("linear(Tensor x, Tensor weight, Tensor? bias=None, bool pack=False) -> Tensor", _check)
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, pack: bool = False) -> Tensor:
     """y = x·Wᵀ + bias, as torch.nn.functional.linear, on the kernels that lora_linear runs on.
 
@@ -72,7 +76,6 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, pack: bool = F
     Differentiable in x, W and bias, twice too (then by torch's own operations). Raises GraftError.
     """
     x = autocast(x)
-    check_linear("linear", x, weight, bias)
     if wants_gradient("linear", x, weight, bias):
         return Linear.apply(x, weight, bias, pack)
     return run(_forward, x, weight, bias, pack)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 from torch.nn import functional
@@ -70,11 +72,11 @@ class LoraLinear(torch.autograd.Function):
         if need_dw:
             dw = weight_gradient(dy, x, weight)
         return (
-            dx if need_dx else None,
+            dx,
             dw,
             dbias,
-            da.to(a.dtype) if need_da else None,
-            db.to(b.dtype) if need_db else None,
+            _cast(da, a),
+            _cast(db, b),
             None,
             None,
             None,
@@ -122,9 +124,7 @@ class LoraDeltaAdd(torch.autograd.Function):
 
 def plus_delta(y, x, a, b, scaling, dropout, rng, counts, in_place) -> Tensor:
     """y + scaling·(drop(x)·Aᵀ)·Bᵀ, in y's memory if `in_place`."""
-    if torch.is_grad_enabled() and (
-        y.requires_grad or x.requires_grad or a.requires_grad or b.requires_grad
-    ):
+    if torch.is_grad_enabled() and (y.requires_grad or x.requires_grad or a.requires_grad or b.requires_grad):
         if in_place:
             return LoraDeltaAdd.apply(y, x, a, b, scaling, dropout, rng, counts)
         return y + LoraDelta.apply(x, a, b, scaling, dropout, rng, counts)
@@ -150,11 +150,12 @@ def _delta_gradients(ctx, dy, needs):
     dx, da, db = run(
         _delta_backward, dy, x, h, a, b, ctx.scaling, ctx.dropout, rng, need_dx, need_da, need_db
     )
-    return (
-        dx if need_dx else None,
-        da.to(a.dtype) if need_da else None,
-        db.to(b.dtype) if need_db else None,
-    )
+    return dx, _cast(da, a), _cast(db, b)
+
+
+def _cast(gradient, like):
+    """A gradient of float32 in the dtype of what it is of. `to` takes a microsecond where there is nothing to do."""
+    return gradient if gradient is None or gradient.dtype is like.dtype else gradient.to(like.dtype)
 
 
 def _composed(x, weight, a, b, scaling):
@@ -174,8 +175,7 @@ def _composed_for(ctx):
 
 @torch.library.register_fake("graft::lora_linear_forward")
 def _(x, weight, bias, a, b, scaling, dropout, rng, save_h, pack):
-    check_linear("lora_linear", x, weight, bias)
-    check_adapter("lora_linear", x, a, b, weight.shape[0])
+    _check_linear(x, weight, bias, a, b)
     return x.new_empty((*x.shape[:-1], weight.shape[0])), _fake_h(x, a, save_h)
 
 
@@ -186,8 +186,7 @@ def _(dy, x, h, weight, a, b, scaling, dropout, rng, need_dx, need_da, need_db, 
 
 @torch.library.register_fake("graft::lora_delta_forward")
 def _(x, a, b, scaling, dropout, rng, save_h):
-    check_rows("lora_delta", x)
-    check_adapter("lora_delta", x, a, b)
+    _check_delta(x, a, b)
     return x.new_empty((*x.shape[:-1], b.shape[0])), _fake_h(x, a, save_h)
 
 
@@ -204,21 +203,33 @@ def _(dy, x, h, a, b, scaling, dropout, rng, need_dx, need_da, need_db):
 
 
 def _fake_h(x, a, save_h):
-    return x.new_empty((x.shape[:-1].numel(), a.shape[0]) if save_h else (0,), dtype=torch.float32)
+    return x.new_empty((math.prod(x.shape[:-1]), a.shape[0]), dtype=torch.float32) if save_h else None
 
 
 def _fake_gradients(x, a, b, need_dx, need_da, need_db):
-    floats = torch.float32
     return (
-        x.new_empty(x.shape) if need_dx else x.new_empty((0,), dtype=floats),
-        a.new_empty(a.shape, dtype=floats) if need_da else x.new_empty((0,), dtype=floats),
-        b.new_empty(b.shape, dtype=floats) if need_db else x.new_empty((0,), dtype=floats),
+        x.new_empty(x.shape) if need_dx else None,
+        a.new_empty(a.shape, dtype=torch.float32) if need_da else None,
+        b.new_empty(b.shape, dtype=torch.float32) if need_db else None,
     )
+
+
+def _check_linear(x, weight, bias, a, b, scaling=1.0, dropout=0.0, rng=None, pack=False):
+    check_linear("lora_linear", x, weight, bias)
+    check_adapter("lora_linear", x, a, b, weight.shape[0])
+    check_dropout("lora_linear", dropout)
+
+
+def _check_delta(x, a, b, scaling=1.0, dropout=0.0, rng=None):
+    check_rows("lora_delta", x)
+    check_adapter("lora_delta", x, a, b)
+    check_dropout("lora_delta", dropout)
 
 
 @public_op(
     "lora_linear(Tensor x, Tensor weight, Tensor? bias, Tensor a, Tensor b, float scaling=1.0, "
-    "float dropout=0.0, Tensor? rng=None, bool pack=False) -> Tensor"
+    "float dropout=0.0, Tensor? rng=None, bool pack=False) -> Tensor",
+    _check_linear,
 )
 def lora_linear(
     x: Tensor,
@@ -248,9 +259,6 @@ def lora_linear(
     Raises GraftError.
     """
     x = autocast(x)
-    check_linear("lora_linear", x, weight, bias)
-    check_adapter("lora_linear", x, a, b, weight.shape[0])
-    check_dropout("lora_linear", dropout)
     if dropout > 0 and rng is None:
         rng = draw_rng(x)
     if wants_gradient("lora_linear", x, weight, bias, a, b):
@@ -259,7 +267,8 @@ def lora_linear(
 
 
 @public_op(
-    "lora_delta(Tensor x, Tensor a, Tensor b, float scaling=1.0, float dropout=0.0, Tensor? rng=None) -> Tensor"
+    "lora_delta(Tensor x, Tensor a, Tensor b, float scaling=1.0, float dropout=0.0, Tensor? rng=None) -> Tensor",
+    _check_delta,
 )
 def lora_delta(
     x: Tensor,
@@ -271,9 +280,6 @@ def lora_delta(
 ) -> Tensor:
     """y = scaling·(drop(x)·Aᵀ)·Bᵀ, the adapter's part alone; all else as of lora_linear."""
     x = autocast(x)
-    check_rows("lora_delta", x)
-    check_adapter("lora_delta", x, a, b)
-    check_dropout("lora_delta", dropout)
     if dropout > 0 and rng is None:
         rng = draw_rng(x)
     if wants_gradient("lora_delta", x, a, b):

@@ -10,6 +10,7 @@ from typing import Callable
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad
+from torch.compiler import is_compiling
 
 from .errors import GraftError, translated
 from .library import ops
@@ -17,21 +18,37 @@ from .library import ops
 _library = torch.library.Library("graft", "FRAGMENT")
 
 
-def public_op(schema: str) -> Callable:
+def public_op(schema: str, check: Callable) -> Callable:
     """Registers a function made of the library's ops as torch.ops.graft.<its name>: torch differentiates,
-    traces and compiles through it as through the function itself."""
+    traces and compiles through it as through the function itself.
+
+    `check` takes the same arguments and raises what is wrong with them. It runs when the function has
+    failed: the library refuses all that it refuses, and asking first costs as much host time as a kernel's
+    launch, but only `check` says it in torch's orientation.
+    """
 
     def register(function):
+        @functools.wraps(function)
+        def explained(*args, **kwargs):
+            try:
+                return function(*args, **kwargs)
+            except Exception:
+                try:
+                    check(*args, **kwargs)
+                except GraftError as error:
+                    raise error from None
+                raise
+
         name = schema.split("(")[0]
         _library.define(schema)
-        _library.impl(name, function, "CompositeImplicitAutograd")
+        _library.impl(name, explained, "CompositeImplicitAutograd")
         op = getattr(ops, name).default
 
         # The op, not the function, is what a compiler is to see: handed an autograd.Function that is given
         # one tensor twice, torch 2.11's loses a gradient.
         @functools.wraps(function)
         def public(*args, **kwargs):
-            return (op if torch.compiler.is_compiling() else function)(*args, **kwargs)
+            return (op if is_compiling() else explained)(*args, **kwargs)
 
         return public
 
@@ -64,6 +81,8 @@ def wants_gradient(op: str, *tensors: Tensor | None) -> bool:
 
 def autocast(x: Tensor) -> Tensor:
     """x as torch.nn.functional.linear sees it under autocast."""
+    if not torch._C._is_any_autocast_enabled():
+        return x
     kind = x.device.type
     if torch.is_autocast_enabled(kind) and x.is_floating_point() and x.dtype != torch.float64:
         return x.to(torch.get_autocast_dtype(kind))
@@ -72,7 +91,7 @@ def autocast(x: Tensor) -> Tensor:
 
 def asks_for_graph() -> bool:
     """Whether the gradients that are being computed will be differentiated themselves (create_graph)."""
-    return torch.is_grad_enabled() and not torch.compiler.is_compiling()
+    return torch.is_grad_enabled() and not is_compiling()
 
 
 def composed_gradients(composed: Callable, inputs: tuple, outputs_grads: tuple, needs: tuple) -> tuple:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 from torch.nn import functional
@@ -83,20 +85,27 @@ def _check(op, x, residual, weight):
 def _(x, residual, weight, eps):
     _check("rms_norm", x, residual, weight)
     floats = torch.float32
-    s = x.new_empty((0,), dtype=floats) if residual is None else x.new_empty(x.shape)
-    return x.new_empty(x.shape), s, x.new_empty((x.shape[:-1].numel(),), dtype=floats)
+    s = None if residual is None else x.new_empty(x.shape)
+    return x.new_empty(x.shape), s, x.new_empty((math.prod(x.shape[:-1]),), dtype=floats)
 
 
 @torch.library.register_fake("graft::rms_norm_backward")
 def _(dy, s, weight, rstd, dsum, eps, need_ds, need_dweight):
-    floats = torch.float32
     return (
-        s.new_empty(s.shape) if need_ds else s.new_empty((0,), dtype=floats),
-        s.new_empty(s.shape[-1:] if need_dweight else (0,), dtype=floats),
+        s.new_empty(s.shape) if need_ds else None,
+        s.new_empty(s.shape[-1:], dtype=torch.float32) if need_dweight else None,
     )
 
 
-@public_op("rms_norm(Tensor x, Tensor? weight=None, float eps=1e-5) -> Tensor")
+def _check_norm(x, weight=None, eps=1e-5):
+    _check("rms_norm", x, None, weight)
+
+
+def _check_add(x, residual, weight=None, eps=1e-5):
+    _check("add_rms_norm", x, residual, weight)
+
+
+@public_op("rms_norm(Tensor x, Tensor? weight=None, float eps=1e-5) -> Tensor", _check_norm)
 def rms_norm(x: Tensor, weight: Tensor | None = None, eps: float = 1e-5) -> Tensor:
     """y = x ∘ weight / √(mean(x²) + eps) over the last dimension.
 
@@ -106,14 +115,14 @@ def rms_norm(x: Tensor, weight: Tensor | None = None, eps: float = 1e-5) -> Tens
 
     Differentiable in x and weight, twice too (then by torch's own operations). Raises GraftError.
     """
-    _check("rms_norm", x, None, weight)
     if wants_gradient("rms_norm", x, weight):
         return RmsNorm.apply(x, weight, eps)
     return run(_forward, x, None, weight, eps)[0]
 
 
 @public_op(
-    "add_rms_norm(Tensor x, Tensor residual, Tensor? weight=None, float eps=1e-5) -> (Tensor y, Tensor sum)"
+    "add_rms_norm(Tensor x, Tensor residual, Tensor? weight=None, float eps=1e-5) -> (Tensor y, Tensor sum)",
+    _check_add,
 )
 def add_rms_norm(
     x: Tensor, residual: Tensor, weight: Tensor | None = None, eps: float = 1e-5
@@ -122,7 +131,8 @@ def add_rms_norm(
 
     As rms_norm; residual and s are like x. The norm is that of s before it is rounded to x's dtype.
     """
-    _check("add_rms_norm", x, residual, weight)
+    # The library sees rows: (2, 3, 8) and (6, 8) are alike to it.
+    _check_add(x, residual, weight)
     if wants_gradient("add_rms_norm", x, residual, weight):
         return AddRmsNorm.apply(x, residual, weight, eps)
     return run(_forward, x, residual, weight, eps)[:2]

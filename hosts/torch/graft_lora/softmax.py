@@ -34,7 +34,7 @@ class Softmax(torch.autograd.Function):
 
 @torch.library.register_fake("graft::softmax_forward")
 def _(x, scale):
-    check_rows("softmax", x)
+    _check(x)
     return x.new_empty(x.shape)
 
 
@@ -43,7 +43,11 @@ def _(dy, y, scale):
     return y.new_empty(y.shape)
 
 
-@public_op("softmax(Tensor x, float scale=1.0) -> Tensor")
+def _check(x, scale=1.0):
+    check_rows("softmax", x)
+
+
+@public_op("softmax(Tensor x, float scale=1.0) -> Tensor", _check)
 def softmax(x: Tensor, scale: float = 1.0) -> Tensor:
     """y = softmax(scale·x) over the last dimension; `scale` is positive (attention's 1 / √d).
 
@@ -53,7 +57,6 @@ def softmax(x: Tensor, scale: float = 1.0) -> Tensor:
 
     Differentiable, twice too (then by torch's own operations). Raises GraftError.
     """
-    check_rows("softmax", x)
     if wants_gradient("softmax", x):
         return Softmax.apply(x, scale)
     return run(_forward, x, scale)
