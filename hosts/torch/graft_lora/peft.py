@@ -20,7 +20,7 @@ from torch.nn.modules import module as nn_module
 from . import quantized
 from .errors import GraftError, translated
 from .library import ops, why_not
-from .lora import LoraLinear, draw_rng, plus_delta
+from .lora import LoraLinear, draw_rng, linear_in_eager, plus_delta
 from .report import Record, Row, print_table
 
 _forward = ops.lora_linear_forward.default
@@ -210,7 +210,8 @@ def _dense(self: nn.Module, x: Tensor, args: tuple, kwargs: dict) -> Tensor | st
             or b.requires_grad
             or (bias is not None and bias.requires_grad)
         ):
-            y = LoraLinear.apply(x, weight, bias, a, b, scaling, p, rng, pack, counts)
+            apply = LoraLinear.apply if compiling else linear_in_eager
+            y = apply(x, weight, bias, a, b, scaling, p, rng, pack, counts)
         else:
             y = _forward(x, weight, bias, a, b, scaling, p, rng, False, pack)[0]
         counts = None  # a call's one backward pass, however many adapters it has
