@@ -48,9 +48,9 @@ std::tuple<Tensor, Tensor, Tensor> layer_norm_backward(const Tensor& dy, const T
     params.eps = static_cast<float>(eps);
     params.mean = saved_mean.view();
     params.rstd = saved_rstd.view();
-    const Tensor dx = need_dx ? new_rows(x, x_rows.features()) : no_tensor(x);
-    const Tensor dweight = need_dweight ? new_floats(x, {x_rows.features()}) : no_tensor(x);
-    const Tensor dbias = need_dbias ? new_floats(x, {x_rows.features()}) : no_tensor(x);
+    const Tensor dx = need_dx ? new_rows(x, x_rows.features()) : no_tensor();
+    const Tensor dweight = need_dweight ? new_floats(x, {x_rows.features()}) : no_tensor();
+    const Tensor dbias = need_dbias ? new_floats(x, {x_rows.features()}) : no_tensor();
     if (need_dx) params.dx = matrix(dx, x_rows.count(), x_rows.features());
     if (need_dweight) params.dweight = vector(dweight);
     if (need_dbias) params.dbias = vector(dbias);

@@ -51,7 +51,7 @@ std::tuple<Tensor, Tensor> lora_linear_forward(const Tensor& x, const Tensor& we
     const std::int64_t out_features = params.weight.out_features();
     const Tensor y = new_rows(x, out_features);
     params.y = matrix(y, rows.count(), out_features);
-    const Tensor h = save_h ? new_floats(x, {rows.count(), a.size(0)}) : no_tensor(x);
+    const Tensor h = save_h ? new_floats(x, {rows.count(), a.size(0)}) : no_tensor();
     if (save_h) params.h = hidden(h, rows.count(), a.size(0));
     lora_linear_forward(context_of(x), params);
     return std::tuple(y, h);
@@ -74,9 +74,9 @@ std::tuple<Tensor, Tensor, Tensor> lora_linear_backward(const Tensor& dy, const 
     if (need_dx) params.weight = weight_of(weight, x_rows.view().dtype(), pack, true);
     params.adapter = adapter_of(a, b, scaling);
     params.dropout = dropout_of(dropout, rng, x);
-    const Tensor dx = need_dx ? new_rows(x, x_rows.features()) : no_tensor(x);
-    const Tensor da = need_da ? new_floats(a, {a.size(0), a.size(1)}) : no_tensor(x);
-    const Tensor db = need_db ? new_floats(b, {b.size(0), b.size(1)}) : no_tensor(x);
+    const Tensor dx = need_dx ? new_rows(x, x_rows.features()) : no_tensor();
+    const Tensor da = need_da ? new_floats(a, {a.size(0), a.size(1)}) : no_tensor();
+    const Tensor db = need_db ? new_floats(b, {b.size(0), b.size(1)}) : no_tensor();
     if (need_dx) params.dx = matrix(dx, x_rows.count(), x_rows.features());
     if (need_da) params.da = transposed(da);
     if (need_db) params.db = transposed(db);
@@ -86,7 +86,7 @@ std::tuple<Tensor, Tensor, Tensor> lora_linear_backward(const Tensor& dy, const 
 }
 
 Tensor new_hidden(const Rows& x, const Adapter& adapter, bool save_h, const Tensor& like) {
-  return save_h ? new_floats(like, {x.count(), adapter.a.dim(1)}) : no_tensor(like);
+  return save_h ? new_floats(like, {x.count(), adapter.a.dim(1)}) : no_tensor();
 }
 
 void delta_into(const Tensor& y, const Tensor& h, bool accumulate, const Rows& x,
@@ -154,9 +154,9 @@ std::tuple<Tensor, Tensor, Tensor> lora_delta_backward(const Tensor& dy, const T
     params.h = saved(h);
     params.adapter = adapter_of(a, b, scaling);
     params.dropout = dropout_of(dropout, rng, x);
-    const Tensor dx = need_dx ? new_rows(x, x_rows.features()) : no_tensor(x);
-    const Tensor da = need_da ? new_floats(a, {a.size(0), a.size(1)}) : no_tensor(x);
-    const Tensor db = need_db ? new_floats(b, {b.size(0), b.size(1)}) : no_tensor(x);
+    const Tensor dx = need_dx ? new_rows(x, x_rows.features()) : no_tensor();
+    const Tensor da = need_da ? new_floats(a, {a.size(0), a.size(1)}) : no_tensor();
+    const Tensor db = need_db ? new_floats(b, {b.size(0), b.size(1)}) : no_tensor();
     if (need_dx) params.dx = matrix(dx, x_rows.count(), x_rows.features());
     if (need_da) params.da = transposed(da);
     if (need_db) params.db = transposed(db);

@@ -29,7 +29,7 @@ std::tuple<Tensor, Tensor, Tensor> rms_norm_forward(const Tensor& x, const Maybe
     params.eps = static_cast<float>(eps);
     const Tensor y = new_rows(x, rows.features());
     params.y = matrix(y, rows.count(), rows.features());
-    const Tensor sum = residual ? new_rows(x, rows.features()) : no_tensor(x);
+    const Tensor sum = residual ? new_rows(x, rows.features()) : no_tensor();
     std::optional<Rows> residual_rows;
     if (residual) {
       residual_rows.emplace(*residual, "residual", true);
@@ -59,8 +59,8 @@ std::tuple<Tensor, Tensor> rms_norm_backward(const Tensor& dy, const Tensor& s, 
     params.rstd = saved.view();
     std::optional<Rows> dsum_rows;
     if (dsum) params.dsum = dsum_rows.emplace(*dsum, "dsum", true).view();
-    const Tensor ds = need_ds ? new_rows(s, s_rows.features()) : no_tensor(s);
-    const Tensor dweight = need_dweight ? new_floats(s, {s_rows.features()}) : no_tensor(s);
+    const Tensor ds = need_ds ? new_rows(s, s_rows.features()) : no_tensor();
+    const Tensor dweight = need_dweight ? new_floats(s, {s_rows.features()}) : no_tensor();
     if (need_ds) params.ds = matrix(ds, s_rows.count(), s_rows.features());
     if (need_dweight) params.dweight = vector(dweight);
     rms_norm_backward(context_of(s), params);

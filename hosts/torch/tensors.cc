@@ -192,8 +192,6 @@ Tensor new_floats(const Tensor& like, std::initializer_list<std::int64_t> shape)
   return new_dense(like, {shape.begin(), shape.size()}, aoti_torch_dtype_float32());
 }
 
-Tensor no_tensor(const Tensor& like) { return new_floats(like, {0}); }
-
 TensorView vector(const Tensor& tensor) {
   return {
       tensor.mutable_data_ptr(), dtype_of(tensor, "output"), {tensor.size(0)}, device_of(tensor)};

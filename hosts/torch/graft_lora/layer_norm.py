@@ -70,9 +70,9 @@ def _(x, weight, bias, eps):
 def _(dy, x, weight, mean, rstd, eps, need_dx, need_dweight, need_dbias):
     floats = torch.float32
     return (
-        x.new_empty(x.shape) if need_dx else x.new_empty((0,), dtype=floats),
-        x.new_empty(x.shape[-1:] if need_dweight else (0,), dtype=floats),
-        x.new_empty(x.shape[-1:] if need_dbias else (0,), dtype=floats),
+        x.new_empty(x.shape) if need_dx else None,
+        x.new_empty(x.shape[-1:], dtype=floats) if need_dweight else None,
+        x.new_empty(x.shape[-1:], dtype=floats) if need_dbias else None,
     )
 
 

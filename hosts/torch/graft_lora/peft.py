@@ -61,6 +61,8 @@ def _stands_in(module: nn.Module) -> str:
         or module._backward_pre_hooks
     ):
         return "has hooks (a wrapper's, or a parametrization's)"
+    if is_dynamo_compiling():
+        module.forward  # has torch guard that the instance gets none; a look into __dict__ has not
     own = module.__dict__.get("forward")  # the class's own stays there when accelerate's hooks have gone
     if own is not None and getattr(own, "__func__", None) is not type(module).forward:
         return "has a forward of its own (offloaded or dispatched by accelerate's hooks?)"

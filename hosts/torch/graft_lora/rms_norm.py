@@ -85,16 +85,15 @@ def _check(op, x, residual, weight):
 def _(x, residual, weight, eps):
     _check("rms_norm", x, residual, weight)
     floats = torch.float32
-    s = x.new_empty((0,), dtype=floats) if residual is None else x.new_empty(x.shape)
+    s = None if residual is None else x.new_empty(x.shape)
     return x.new_empty(x.shape), s, x.new_empty((math.prod(x.shape[:-1]),), dtype=floats)
 
 
 @torch.library.register_fake("graft::rms_norm_backward")
 def _(dy, s, weight, rstd, dsum, eps, need_ds, need_dweight):
-    floats = torch.float32
     return (
-        s.new_empty(s.shape) if need_ds else s.new_empty((0,), dtype=floats),
-        s.new_empty(s.shape[-1:] if need_dweight else (0,), dtype=floats),
+        s.new_empty(s.shape) if need_ds else None,
+        s.new_empty(s.shape[-1:], dtype=torch.float32) if need_dweight else None,
     )
 
 
