@@ -28,6 +28,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from statistics import median
 
 import torch
 from torch import nn
@@ -208,19 +209,19 @@ class Layer:
             leaves = [p for p in layer.parameters() if p.requires_grad]
             self.sets.append((layer, x.requires_grad_(backward), dy, [x, *leaves]))
         self.backward = backward
-        self.turn = 0
 
     def __call__(self) -> float:
-        layer, x, dy, leaves = self.sets[self.turn % len(self.sets)]
-        self.turn += 1
-        if not self.backward:
-            with torch.no_grad():
-                begin = time.perf_counter()
-                layer(x)
-                return time.perf_counter() - begin
+        """Seconds of a call, one after the other on each set: as in a model, where a layer's code is at
+        hand and its data is not."""
         begin = time.perf_counter()
-        torch.autograd.grad(layer(x), leaves, dy)
-        return time.perf_counter() - begin
+        if self.backward:
+            for layer, x, dy, leaves in self.sets:
+                torch.autograd.grad(layer(x), leaves, dy)
+        else:
+            with torch.no_grad():
+                for layer, x, _, _ in self.sets:
+                    layer(x)
+        return (time.perf_counter() - begin) / len(self.sets)
 
 
 def layer_contenders(arguments: argparse.Namespace) -> dict[str, Callable[[nn.Linear], nn.Module]]:
@@ -247,7 +248,7 @@ def measure_layer(
         for one, make in layer_contenders(arguments).items()
     }
     rounds = arguments.layer_rounds
-    times = take_turns(contenders, rounds, warm=len(next(iter(contenders.values())).sets))
+    times = take_turns(contenders, rounds, warm=2)
     results.add_times(case, times, "us")
     # Forward 2·M·r·(K+N) operations over 2·M·K·N; with backward three times as many over twice.
     floor = arguments.rank * (inputs + outputs) / (inputs * outputs) * (1.5 if backward else 1)
@@ -267,11 +268,11 @@ def measure_calls(results: Results, arguments: argparse.Namespace) -> None:
             for one, make in layer_contenders(arguments).items()
         }
         for layer in contenders.values():
-            del layer.sets[1:]
-        rounds = [take_turns(contenders, 200, warm=20) for _ in range(20)]
+            layer.sets = layer.sets[:1] * 50
+        rounds = [take_turns(contenders, 9) for _ in range(20)]
         case = f"call {'forward+backward' if backward else 'forward'} 1x64>64 r{arguments.rank} float32"
         for one in contenders:
-            least = min(sorted(times[one])[100] for times in rounds)
+            least = min(median(times[one]) for times in rounds)
             results.add(case, f"{one}_host_us", f"{least * 1e6:.2f}")
 
 
@@ -350,7 +351,7 @@ def main() -> None:
     parser.add_argument("--layers", type=int, default=30)
     parser.add_argument("--dropout", type=float, default=0.0)
     parser.add_argument("--rounds", type=int, default=5, help="of steps")
-    parser.add_argument("--layer-rounds", type=int, default=101)
+    parser.add_argument("--layer-rounds", type=int, default=21)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--csv", help="also write the lines there")
     parser.add_argument("--hold", help=argparse.SUPPRESS)
