@@ -17,6 +17,7 @@ from .registry import (
     bias_gradient,
     composed_gradients,
     public_op,
+    quick_apply,
     run,
     wants_gradient,
     weight_gradient,
@@ -122,11 +123,16 @@ class LoraDeltaAdd(torch.autograd.Function):
         return dy, *_delta_gradients(ctx, dy, ctx.needs_input_grad[1:4]), None, None, None, None
 
 
+linear_in_eager = quick_apply(LoraLinear)
+_add_in_eager = quick_apply(LoraDeltaAdd)
+
+
 def plus_delta(y, x, a, b, scaling, dropout, rng, counts, in_place) -> Tensor:
-    """y + scaling·(drop(x)·Aᵀ)·Bᵀ, in y's memory if `in_place`."""
+    """y + scaling·(drop(x)·Aᵀ)·Bᵀ, in y's memory if `in_place`, which is for eager code
+    outside torch.func's transforms."""
     if torch.is_grad_enabled() and (y.requires_grad or x.requires_grad or a.requires_grad or b.requires_grad):
         if in_place:
-            return LoraDeltaAdd.apply(y, x, a, b, scaling, dropout, rng, counts)
+            return _add_in_eager(y, x, a, b, scaling, dropout, rng, counts)
         return y + LoraDelta.apply(x, a, b, scaling, dropout, rng, counts)
     if in_place:
         run(_delta_add, y, x, a, b, scaling, dropout, rng, False)

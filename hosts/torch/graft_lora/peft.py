@@ -20,18 +20,10 @@ from torch.nn.modules import module as nn_module
 from . import quantized
 from .errors import GraftError, translated
 from .library import ops, why_not
-from .lora import LoraLinear, draw_rng, plus_delta
+from .lora import LoraLinear, draw_rng, linear_in_eager, plus_delta
 from .report import Record, Row, print_table
 
 _forward = ops.lora_linear_forward.default
-
-# Listeners of every module's call; torch never binds these names anew.
-_global_hooks = (
-    nn_module._global_forward_hooks,
-    nn_module._global_forward_pre_hooks,
-    nn_module._global_backward_hooks,
-    nn_module._global_backward_pre_hooks,
-)
 
 _MAX_RANK = 256
 _no_kernel: dict[tuple[torch.device, torch.dtype], str] = {}
@@ -63,10 +55,11 @@ def _stands_in(module: nn.Module) -> str:
         return "has hooks (a wrapper's, or a parametrization's)"
     if is_dynamo_compiling():
         module.forward  # has torch guard that the instance gets none; a look into __dict__ has not
-    own = module.__dict__.get("forward")  # the class's own stays there when accelerate's hooks have gone
-    if own is not None and getattr(own, "__func__", None) is not type(module).forward:
+    own = module.__dict__
+    if "forward" in own and getattr(own["forward"], "__func__", None) is not type(module).forward:
+        # The class's own stays there when accelerate's hooks have gone.
         return "has a forward of its own (offloaded or dispatched by accelerate's hooks?)"
-    if "_hf_tp_plan" in module.__dict__:
+    if "_hf_tp_plan" in own:
         return "is split by Transformers' tensor parallelism"
     return ""
 
@@ -87,9 +80,13 @@ def _state_reason(self: nn.Module, x: Tensor, args: tuple, kwargs: dict) -> str:
         return f"x is a {type(x).__name__}"
     if not (x.is_cuda or x.is_cpu):
         return f"no kernels for {x.device.type}"
-    for hooks in _global_hooks:
-        if hooks:
-            return "a global module hook listens to every call"
+    if (
+        nn_module._global_forward_hooks
+        or nn_module._global_forward_pre_hooks
+        or nn_module._global_backward_hooks
+        or nn_module._global_backward_pre_hooks
+    ):
+        return "a global module hook listens to every call"
     if not is_dynamo_compiling() and (
         forward_ad._current_level >= 0
         or torch._C._are_functorch_transforms_active()
@@ -120,6 +117,8 @@ def _adapter_reason(self: nn.Module, name: str, dtype: torch.dtype) -> str:
     a, b = a_layer._parameters.get("weight"), b_layer._parameters.get("weight")
     if type(a) is not Parameter or type(b) is not Parameter:
         return f"lora_A's weight is a {type(a).__name__} and lora_B's a {type(b).__name__}, not plain parameters"
+    if a_layer._parameters.get("bias") is not None:
+        return "lora_A has a bias"
     if a.dtype is not b.dtype or (a.dtype is not dtype and a.dtype is not torch.float32):
         return f"lora_A is {a.dtype} and lora_B {b.dtype}: expected both float32, or both {dtype} as x is"
     if not 1 <= a.shape[0] <= _MAX_RANK:
@@ -145,18 +144,21 @@ def _dense(self: nn.Module, x: Tensor, args: tuple, kwargs: dict) -> Tensor | st
         return "the base weight is no parameter now (torch.nn.DataParallel? use DistributedDataParallel)"
     if type(weight) is not Parameter:
         return f"the base weight is a {type(weight).__name__}, not a plain parameter"
+    if bias is not None and type(bias) is not Parameter:
+        return f"the base bias is a {type(bias).__name__}, not a plain parameter"
     if weight.dim() != 2 or hasattr(weight, "ds_id"):
         return "the base weight comes and goes (DeepSpeed's ZeRO-3?)"
     if weight.requires_grad:
         return "the base weight is trained; only a frozen one is fused"
-    if x.device != weight.device:
+    on_gpu = x.is_cuda
+    if not (weight.is_cuda if on_gpu else weight.is_cpu):
         return f"x is on {x.device} and the base weight on {weight.device}"
     dtype = x.dtype
-    autocast = not x.is_meta and torch.is_autocast_enabled(x.device.type)
+    autocast = torch.is_autocast_enabled("cuda" if on_gpu else "cpu")
     if autocast:
         if dtype is torch.float64 or weight.dtype is torch.float64:
             return "float64 under autocast"
-        dtype = torch.get_autocast_dtype(x.device.type)
+        dtype = torch.get_autocast_dtype("cuda" if on_gpu else "cpu")
     elif dtype is not weight.dtype:
         return f"x is {dtype} and the base weight {weight.dtype}"
     reason = _kernel_reason(x, dtype)
@@ -175,8 +177,9 @@ def _dense(self: nn.Module, x: Tensor, args: tuple, kwargs: dict) -> Tensor | st
                 return reason
             if not autocast and not self.cast_input_dtype_enabled and a_layers[name].weight.dtype is not dtype:
                 return "x is not cast to lora_A's dtype (disable_input_dtype_casting)"
-            if self.lora_bias[name]:
-                bias = _plus_bias(bias, b_layers[name].bias, self.scaling[name])
+            b_bias = b_layers[name]._parameters.get("bias")
+            if b_bias is not None:
+                bias = _plus_bias(bias, b_bias, self.scaling[name])
     if not present:
         return "no active adapter has a part in this layer"
 
@@ -184,13 +187,13 @@ def _dense(self: nn.Module, x: Tensor, args: tuple, kwargs: dict) -> Tensor | st
     record = self._graft
     # FSDP gathers weights anew for each pass into memory that others use in between, and does not count
     # that as a new version.
-    pack = record.pack and x.is_cpu and "_is_fsdp_managed_module" not in base.__dict__
+    pack = record.pack and not on_gpu and "_is_fsdp_managed_module" not in base.__dict__
     if x.dtype is not dtype:
         x = x.to(dtype)
     counts = None if compiling else record
     in_place = not compiling and torch._C._len_torch_dispatch_stack() == 0
     # The product of float32 on a GPU stays torch's, for its setting of TF32 is the user's.
-    y = nn.functional.linear(x, weight, bias) if dtype is torch.float32 and x.is_cuda else None
+    y = nn.functional.linear(x, weight, bias) if dtype is torch.float32 and on_gpu else None
     for name in active:
         if name not in a_layers:
             continue
@@ -207,7 +210,8 @@ def _dense(self: nn.Module, x: Tensor, args: tuple, kwargs: dict) -> Tensor | st
             or b.requires_grad
             or (bias is not None and bias.requires_grad)
         ):
-            y = LoraLinear.apply(x, weight, bias, a, b, scaling, p, rng, pack, counts)
+            apply = LoraLinear.apply if compiling else linear_in_eager
+            y = apply(x, weight, bias, a, b, scaling, p, rng, pack, counts)
         else:
             y = _forward(x, weight, bias, a, b, scaling, p, rng, False, pack)[0]
         counts = None  # a call's one backward pass, however many adapters it has

@@ -12,7 +12,7 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 import graft_lora
-from layers import Two, accelerated, build, input_of, layers_of, rows_of
+from layers import DEVICE, Two, accelerated, build, input_of, layers_of, rows_of
 
 
 class Block(nn.Module):
@@ -92,7 +92,7 @@ class Counts(unittest.TestCase):
     def test_a_call_that_raises_is_not_counted(self):
         model = accelerated(build())
         with self.assertRaises(RuntimeError):
-            model(torch.zeros(2, 5))
+            model(torch.zeros(2, 5, device=DEVICE))
         self.assertEqual(rows_of(model)[0].fused["forward"], 0)
 
     def test_rows(self):
