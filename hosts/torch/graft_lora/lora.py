@@ -269,7 +269,7 @@ def lora_linear(
         rng = draw_rng(x)
     if wants_gradient("lora_linear", x, weight, bias, a, b):
         return LoraLinear.apply(x, weight, bias, a, b, scaling, dropout, rng, pack)
-    return run(_forward, x, weight, bias, a, b, scaling, dropout, rng, False, pack)[0]
+    return _forward(x, weight, bias, a, b, scaling, dropout, rng, False, pack)[0]
 
 
 @public_op(
@@ -290,4 +290,4 @@ def lora_delta(
         rng = draw_rng(x)
     if wants_gradient("lora_delta", x, a, b):
         return LoraDelta.apply(x, a, b, scaling, dropout, rng)
-    return run(_delta_forward, x, a, b, scaling, dropout, rng, False)[0]
+    return _delta_forward(x, a, b, scaling, dropout, rng, False)[0]
