@@ -502,7 +502,7 @@ class Models(unittest.TestCase):
 
         def step():
             optimizer.zero_grad(set_to_none=True)
-            loss = model(input_ids=ids, labels=ids).loss
+            loss = F.cross_entropy(model(input_ids=ids).logits[0, :-1].float(), ids[0, 1:])
             loss.backward()
             optimizer.step()
             return loss
