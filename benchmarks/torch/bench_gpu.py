@@ -244,7 +244,11 @@ def measure_calls(results: Results, arguments: argparse.Namespace) -> None:
         return lambda: torch.autograd.grad(layer(leaf), leaves, dy)
 
     parts = [
-        ("call delta 1x128x512 r8 float32", {"composed": composed, "graft": fused}, False),
+        (
+            "call delta 1x128x512 r8 float32",
+            {"torch_add": lambda: x + x, "composed": composed, "graft": fused},
+            False,
+        ),
         (
             "call forward 1x128x512 r8 bfloat16 float32",
             {name: forward(layer) for name, layer in layers.items()},
