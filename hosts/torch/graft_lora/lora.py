@@ -181,7 +181,7 @@ def _composed_for(ctx):
 
 @torch.library.register_fake("graft::lora_linear_forward")
 def _(x, weight, bias, a, b, scaling, dropout, rng, save_h, pack):
-    _check_linear(x, weight, bias, a, b)
+    _check_linear(x, weight, bias, a, b, scaling, dropout, rng)
     return x.new_empty((*x.shape[:-1], weight.shape[0])), _fake_h(x, a, save_h)
 
 
@@ -192,7 +192,7 @@ def _(dy, x, h, weight, a, b, scaling, dropout, rng, need_dx, need_da, need_db, 
 
 @torch.library.register_fake("graft::lora_delta_forward")
 def _(x, a, b, scaling, dropout, rng, save_h):
-    _check_delta(x, a, b)
+    _check_delta(x, a, b, scaling, dropout, rng)
     return x.new_empty((*x.shape[:-1], b.shape[0])), _fake_h(x, a, save_h)
 
 
@@ -200,6 +200,7 @@ def _(x, a, b, scaling, dropout, rng, save_h):
 def _(y, x, a, b, scaling, dropout, rng, save_h):
     check_rows("lora_delta_add", x)
     check_adapter("lora_delta_add", x, a, b, y.shape[-1])
+    check_dropout("lora_delta_add", x, dropout, rng)
     return _fake_h(x, a, save_h)
 
 
@@ -223,13 +224,13 @@ def _fake_gradients(x, a, b, need_dx, need_da, need_db):
 def _check_linear(x, weight, bias, a, b, scaling=1.0, dropout=0.0, rng=None, pack=False):
     check_linear("lora_linear", x, weight, bias)
     check_adapter("lora_linear", x, a, b, weight.shape[0])
-    check_dropout("lora_linear", dropout)
+    check_dropout("lora_linear", x, dropout, rng)
 
 
 def _check_delta(x, a, b, scaling=1.0, dropout=0.0, rng=None):
     check_rows("lora_delta", x)
     check_adapter("lora_delta", x, a, b)
-    check_dropout("lora_delta", dropout)
+    check_dropout("lora_delta", x, dropout, rng)
 
 
 @public_op(

@@ -78,6 +78,8 @@ def _state_reason(self: nn.Module, x: Tensor, args: tuple, kwargs: dict) -> str:
             return "called with more than x"
     if type(x) is not Tensor and type(x) is not Parameter:
         return f"x is a {type(x).__name__}"
+    if not 1 <= x.dim() <= 8:
+        return f"x has {x.dim()} dimensions: the kernels take 1 to 8"
     if not (x.is_cuda or x.is_cpu):
         return f"no kernels for {x.device.type}"
     if (
@@ -337,9 +339,15 @@ def _bar(module: nn.Module) -> str:
     return ""
 
 
+def _check_model(model: object) -> None:
+    if not isinstance(model, nn.Module):
+        raise GraftError("invalid_argument", f"model: expected a torch.nn.Module, got {type(model).__name__}")
+
+
 def _lora_layers(model: nn.Module) -> list[tuple[str, nn.Module]]:
     from peft.tuners.lora import LoraLayer
 
+    _check_model(model)
     return [(name, module) for name, module in model.named_modules() if isinstance(module, LoraLayer)]
 
 
@@ -377,6 +385,7 @@ def accelerate(model: nn.Module, pack: bool = True) -> nn.Module:
 
 def restore(model: nn.Module) -> nn.Module:
     """Takes off what accelerate() put on, and drops the packed weights; returns the model."""
+    _check_model(model)
     for module in model.modules():
         record = module.__dict__.get("_graft")
         if record is None:

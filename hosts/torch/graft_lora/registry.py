@@ -100,6 +100,8 @@ def autocast(x: Tensor) -> Tensor:
     if not torch._C._is_any_autocast_enabled():
         return x
     kind = x.device.type
+    if not torch.amp.is_autocast_available(kind):
+        return x
     if torch.is_autocast_enabled(kind) and x.is_floating_point() and x.dtype != torch.float64:
         return x.to(torch.get_autocast_dtype(kind))
     return x
