@@ -365,7 +365,8 @@ class Step:
             query = decoder.layers[0].self_attn.q_proj
             query.bias = nn.Parameter(query.weight.new_zeros(query.out_features))
         else:
-            model = peft_of(model, RANK, dropout)
+            with torch.device("cuda"):  # where PEFT is to draw A
+                model = peft_of(model, RANK, dropout)
             if contender == "graft":
                 accelerated(model)
             elif contender == "axolotl":
