@@ -4,9 +4,10 @@
 
 Two models from the same seed, a bfloat16 base with float32 adapters on all linear layers, train on the same
 tokens under the same wrapper, one of them accelerated; they take turns in blocks of steps. For each wrapper
-a line: the largest relative difference of the two runs' losses, how much the losses fell, fused and other
-calls of all processes (forward and backward), the median step of each, their ratio with its spread over the
-turns, and peak memory of each. A step's time is the slowest process's.
+a line: the largest relative difference of the two runs' losses, and for the small shapes that of plain PEFT
+under bfloat16 autocast, which rounds where Graft does; first and last loss; fused and other calls of all
+processes; the median step of each, their ratio with its spread over the turns, and peak memory of each. A
+step's time is the slowest process's.
 """
 
 from __future__ import annotations
@@ -47,7 +48,7 @@ def make_model(size, device):
     with torch.device(device):
         model = LlamaForCausalLM(config).to(torch.bfloat16)
         torch.manual_seed(1)
-        lora = LoraConfig(r=16, lora_alpha=32, target_modules="all-linear", init_lora_weights="gaussian")
+        lora = LoraConfig(r=16, lora_alpha=32, target_modules="all-linear", init_lora_weights=False)
         return get_peft_model(model, lora)
 
 
@@ -110,7 +111,7 @@ WRAPPERS = {  # name: (how, accelerate() before it, adapters' gradients are aver
 class Run:
     """One model in training."""
 
-    def __init__(self, size, wrapper, device, accelerated):
+    def __init__(self, size, wrapper, device, accelerated=False, autocast=False):
         import graft_lora
 
         how, before, self.average = WRAPPERS[wrapper]
@@ -121,7 +122,7 @@ class Run:
         if accelerated and not before:
             graft_lora.accelerate(self.model)
         self.optimizer = torch.optim.AdamW(trained(self.model), lr=RATE)
-        self.device = device
+        self.device, self.autocast = device, autocast
         self.losses, self.times, self.peak = [], [], 0
         _, _, _, _, _, self.batch, self.tokens = SIZES[size]
 
@@ -131,7 +132,8 @@ class Run:
         synchronize(self.device)
         dist.barrier()
         start = time.perf_counter()
-        loss = self.model(input_ids=ids, labels=ids).loss
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.autocast):
+            loss = self.model(input_ids=ids, labels=ids).loss
         loss.backward()
         if self.average:
             for parameter in trained(self.model):
@@ -184,6 +186,10 @@ def measure(size, wrapper, device, turns, steps):
         statistics.median(graft[i : i + steps]) / statistics.median(plain[i : i + steps])
         for i in range(0, turns * steps, steps)
     ]
+    cast = Run(size, wrapper, device, autocast=True) if size == "tiny" else None
+    if cast:
+        cast.block(len(runs[0].losses))
+        runs.append(cast)
     losses = [total(torch.stack(run.losses), device) / dist.get_world_size() for run in runs]
     rows = graft_lora.report(runs[1].model, file=io.StringIO())
     forward = int(total(sum(row.fused["forward"] for row in rows), device))
@@ -194,7 +200,8 @@ def measure(size, wrapper, device, turns, steps):
         size,
         f'"{wrapper}"',
         len(losses[0]),
-        f"{((losses[0] - losses[1]).abs() / losses[0]).max().item():.1e}",
+        *(f"{((losses[0] - other).abs() / losses[0]).max().item():.1e}" for other in losses[1:]),
+        *([] if cast else [""]),
         f"{losses[0][0].item():.4f}",
         f"{losses[0][-1].item():.4f}",
         f"{losses[1][-1].item():.4f}",
@@ -212,14 +219,35 @@ def measure(size, wrapper, device, turns, steps):
 
 
 COLUMNS = (
-    "size,wrapper,steps,largest_loss_difference,first_loss,last_loss_peft,last_loss_graft,fused_forward,"
-    "fused_backward,fell_back,peft_ms,graft_ms,ratio,ratio_spread,peft_peak_mib,graft_peak_mib,reasons"
+    "size,wrapper,steps,loss_difference,loss_difference_autocast,first_loss,last_loss_peft,last_loss_graft,"
+    "fused_forward,fused_backward,fell_back,peft_ms,graft_ms,ratio,ratio_spread,peft_peak_mib,graft_peak_mib,"
+    "reasons"
 )
+
+
+def facts(device, kernels):
+    """What the numbers depend on, as result files have it."""
+    import accelerate
+    import peft
+    import transformers
+
+    name = torch.cuda.get_device_name() if device.type == "cuda" else "CPU"
+    modules = (torch, transformers, peft, accelerate)
+    versions = ", ".join(f"{module.__name__} {module.__version__}" for module in modules)
+    now = datetime.datetime.now(datetime.timezone.utc)
+    return [
+        ("device", f"{dist.get_world_size()} x {name}"),
+        ("versions", versions),
+        *([("kernels", kernels)] if kernels else []),
+        ("date", f"{now:%Y-%m-%d %H:%M} UTC"),
+        ("command", f"torchrun --nproc-per-node {dist.get_world_size()} benchmarks/torch/two_gpus.py"),
+    ]
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--out", default="/dev/stdout")
+    parser.add_argument("--kernels", default="", help="digest of the kernels' sources, for the record")
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--sizes", nargs="+", default=list(SIZES))
     parser.add_argument("--wrappers", nargs="+", default=list(WRAPPERS))
@@ -237,9 +265,8 @@ def main():
     import graft_lora
 
     out = open(options.out, "w") if dist.get_rank() == 0 else io.StringIO()
-    name = torch.cuda.get_device_name() if device.type == "cuda" else "CPU"
-    what = graft_lora.info().replace("\n", " | ")
-    print(f"# {dist.get_world_size()} x {name}, torch {torch.__version__}, {what}", file=out)
+    for fact, value in facts(device, options.kernels):
+        print(f"# {fact}: {value}", file=out)
     print(COLUMNS, file=out)
     for size in options.sizes:
         for wrapper in options.wrappers:

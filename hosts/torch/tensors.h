@@ -71,8 +71,8 @@ Tensor new_rows(const Tensor& like, std::int64_t features);
 /// A new dense tensor of float32 on `like`'s device.
 Tensor new_floats(const Tensor& like, std::initializer_list<std::int64_t> shape);
 
-/// What stands for an output that was not asked for: in Python, None. Making a tensor of no elements
-/// takes as long as making any other.
+/// What stands for an output that was not asked for: in Python, None. Making a tensor of no
+/// elements takes as long as making any other.
 inline Tensor no_tensor() { return Tensor(); }
 
 /// A dense tensor of one dimension that was made here, to write.

@@ -17,6 +17,7 @@ from .registry import (
     bias_gradient,
     composed_gradients,
     public_op,
+    quick_apply,
     run,
     wants_gradient,
     weight_gradient,
@@ -122,11 +123,16 @@ class LoraDeltaAdd(torch.autograd.Function):
         return dy, *_delta_gradients(ctx, dy, ctx.needs_input_grad[1:4]), None, None, None, None
 
 
+linear_in_eager = quick_apply(LoraLinear)
+_add_in_eager = quick_apply(LoraDeltaAdd)
+
+
 def plus_delta(y, x, a, b, scaling, dropout, rng, counts, in_place) -> Tensor:
-    """y + scaling·(drop(x)·Aᵀ)·Bᵀ, in y's memory if `in_place`."""
+    """y + scaling·(drop(x)·Aᵀ)·Bᵀ, in y's memory if `in_place`, which is for eager code
+    outside torch.func's transforms."""
     if torch.is_grad_enabled() and (y.requires_grad or x.requires_grad or a.requires_grad or b.requires_grad):
         if in_place:
-            return LoraDeltaAdd.apply(y, x, a, b, scaling, dropout, rng, counts)
+            return _add_in_eager(y, x, a, b, scaling, dropout, rng, counts)
         return y + LoraDelta.apply(x, a, b, scaling, dropout, rng, counts)
     if in_place:
         run(_delta_add, y, x, a, b, scaling, dropout, rng, False)
@@ -175,7 +181,7 @@ def _composed_for(ctx):
 
 @torch.library.register_fake("graft::lora_linear_forward")
 def _(x, weight, bias, a, b, scaling, dropout, rng, save_h, pack):
-    _check_linear(x, weight, bias, a, b)
+    _check_linear(x, weight, bias, a, b, scaling, dropout, rng)
     return x.new_empty((*x.shape[:-1], weight.shape[0])), _fake_h(x, a, save_h)
 
 
@@ -186,7 +192,7 @@ def _(dy, x, h, weight, a, b, scaling, dropout, rng, need_dx, need_da, need_db, 
 
 @torch.library.register_fake("graft::lora_delta_forward")
 def _(x, a, b, scaling, dropout, rng, save_h):
-    _check_delta(x, a, b)
+    _check_delta(x, a, b, scaling, dropout, rng)
     return x.new_empty((*x.shape[:-1], b.shape[0])), _fake_h(x, a, save_h)
 
 
@@ -194,6 +200,7 @@ def _(x, a, b, scaling, dropout, rng, save_h):
 def _(y, x, a, b, scaling, dropout, rng, save_h):
     check_rows("lora_delta_add", x)
     check_adapter("lora_delta_add", x, a, b, y.shape[-1])
+    check_dropout("lora_delta_add", x, dropout, rng)
     return _fake_h(x, a, save_h)
 
 
@@ -217,13 +224,13 @@ def _fake_gradients(x, a, b, need_dx, need_da, need_db):
 def _check_linear(x, weight, bias, a, b, scaling=1.0, dropout=0.0, rng=None, pack=False):
     check_linear("lora_linear", x, weight, bias)
     check_adapter("lora_linear", x, a, b, weight.shape[0])
-    check_dropout("lora_linear", dropout)
+    check_dropout("lora_linear", x, dropout, rng)
 
 
 def _check_delta(x, a, b, scaling=1.0, dropout=0.0, rng=None):
     check_rows("lora_delta", x)
     check_adapter("lora_delta", x, a, b)
-    check_dropout("lora_delta", dropout)
+    check_dropout("lora_delta", x, dropout, rng)
 
 
 @public_op(
@@ -263,7 +270,7 @@ def lora_linear(
         rng = draw_rng(x)
     if wants_gradient("lora_linear", x, weight, bias, a, b):
         return LoraLinear.apply(x, weight, bias, a, b, scaling, dropout, rng, pack)
-    return run(_forward, x, weight, bias, a, b, scaling, dropout, rng, False, pack)[0]
+    return _forward(x, weight, bias, a, b, scaling, dropout, rng, False, pack)[0]
 
 
 @public_op(
@@ -284,4 +291,4 @@ def lora_delta(
         rng = draw_rng(x)
     if wants_gradient("lora_delta", x, a, b):
         return LoraDelta.apply(x, a, b, scaling, dropout, rng)
-    return run(_delta_forward, x, a, b, scaling, dropout, rng, False)[0]
+    return _delta_forward(x, a, b, scaling, dropout, rng, False)[0]

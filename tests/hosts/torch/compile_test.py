@@ -11,7 +11,7 @@ from peft import LoraConfig
 from torch import nn
 
 import graft_lora
-from layers import Two, accelerated, build, call, input_of, layers_of, reasons, rows_of
+from layers import DEVICE, Two, accelerated, build, call, input_of, layers_of, reasons, rows_of
 
 
 class Compiled(unittest.TestCase):
@@ -120,7 +120,7 @@ class Compiled(unittest.TestCase):
         function = self.compiled(model)
         x = input_of(plain)
         self.assertTrue(torch.allclose(function(x), plain(x), atol=1e-5))
-        with torch.autocast("cpu", torch.bfloat16):
+        with torch.autocast(DEVICE, torch.bfloat16):
             y, want = function(x), plain(x)
         self.assertEqual((y.dtype, want.dtype), (torch.bfloat16, torch.bfloat16))
         self.assertLess((y - want).abs().max(), 0.05 * want.abs().max())
@@ -132,7 +132,7 @@ class Compiled(unittest.TestCase):
         plain = graft_lora.restore(copy.deepcopy(model))
         for block in model.get_base_model().blocks:
             block.compile(backend="aot_eager", fullgraph=True)
-        x = torch.randn(3, 24)
+        x = torch.randn(3, 24, device=DEVICE)
         for _ in range(2):
             self.assertTrue(torch.allclose(model(x), plain(x), atol=1e-4))
         # The first block's x has no gradient.
@@ -208,7 +208,7 @@ def stack(blocks: int) -> nn.Module:
 
     torch.manual_seed(4)
     config = LoraConfig(r=4, target_modules=["first", "second"], init_lora_weights=False)
-    return get_peft_model(Stack(), config)
+    return get_peft_model(Stack(), config).to(DEVICE)
 
 
 class Wrapped(Two):

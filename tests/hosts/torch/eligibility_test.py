@@ -6,6 +6,7 @@ import copy
 import unittest
 import warnings
 from contextlib import contextmanager, nullcontext
+from functools import partial
 
 import torch
 from peft import LoraConfig
@@ -14,11 +15,14 @@ from torch import nn
 from torch.nn.utils import parametrize, prune
 
 import graft_lora
-from layers import IN, MIDDLE, ROUNDING, Two, accelerated, build, call, fused, input_of, layers_of, reasons
+from layers import DEVICE, IN, MIDDLE, ROUNDING, Two, accelerated, build, call, fused, input_of, layers_of, reasons
 
 
-def bf16_autocast():
-    return torch.autocast("cpu", torch.bfloat16)
+LOW = (torch.bfloat16, torch.float16) if DEVICE == "cuda" else (torch.bfloat16,)
+
+
+def autocast_to(dtype: torch.dtype):
+    return partial(torch.autocast, DEVICE, dtype)
 
 
 class Calls(unittest.TestCase):
@@ -26,8 +30,8 @@ class Calls(unittest.TestCase):
         """No further from float64 than twice what PEFT is (in bfloat16: PEFT under autocast), and the
         rounding that another order of summation brings."""
         judges = [call(plain, x, **({"inside": inside} if inside else {}), **kwargs)]
-        if inside is None and x.dtype is torch.bfloat16:
-            judges.append(call(plain, x, inside=bf16_autocast, **kwargs))
+        if inside is None and x.dtype in LOW:
+            judges.append(call(plain, x, inside=autocast_to(x.dtype), **kwargs))
         exact = inside if inside in (torch.no_grad, torch.inference_mode) else nullcontext
         truth = call(copy.deepcopy(plain).double(), x.double(), inside=exact, **kwargs)
         self.assertEqual(found.keys(), judges[0].keys())
@@ -38,8 +42,8 @@ class Calls(unittest.TestCase):
                 self.assertEqual((got.dtype, got.shape), (judges[0][name].dtype, judges[0][name].shape))
                 error = (got.double() - want).norm()
                 theirs = max((judge[name].double() - want).norm() for judge in judges)
-                # Sums of up to MIDDLE terms in float32; in bfloat16 the outputs of both layers are rounded.
-                roundings = MIDDLE**0.5 if got.dtype is torch.float32 else 2
+                # In float32 sums of IN and then of MIDDLE terms; else the outputs of both layers are rounded.
+                roundings = (IN + MIDDLE) ** 0.5 if got.dtype is torch.float32 else 2
                 self.assertLessEqual(error, 2 * theirs + roundings * ROUNDING[got.dtype] * want.norm())
 
     def assert_fused(self, plain: nn.Module, x: torch.Tensor | None = None, inside=None, **kwargs) -> nn.Module:
@@ -98,17 +102,19 @@ class Fused(Calls):
         self.assert_fused(plain)
 
     def test_types(self):
-        for options in ({}, {"autocast_adapter_dtype": False}, {"lora_bias": True}, {"bias": "all"}):
-            with self.subTest(**options):
-                self.assert_fused(build(torch.bfloat16, **options))
+        for dtype in LOW:
+            for options in ({}, {"autocast_adapter_dtype": False}, {"lora_bias": True}, {"bias": "all"}):
+                with self.subTest(dtype=dtype, **options):
+                    self.assert_fused(build(dtype, **options))
 
     def test_autocast(self):
-        for dtype in (torch.float32, torch.bfloat16):
-            for x_dtype in (torch.float32, torch.bfloat16):
-                for options in ({}, {"autocast_adapter_dtype": False}, {"lora_bias": True}, {"adapters": 2}):
-                    with self.subTest(dtype=dtype, x=x_dtype, **options):
-                        plain = build(dtype, **options)
-                        self.assert_fused(plain, input_of(plain).to(x_dtype), inside=bf16_autocast)
+        for low in LOW:
+            for dtype in (torch.float32, low):
+                for x_dtype in (torch.float32, low):
+                    for options in ({}, {"autocast_adapter_dtype": False}, {"lora_bias": True}, {"adapters": 2}):
+                        with self.subTest(dtype=dtype, x=x_dtype, autocast=low, **options):
+                            plain = build(dtype, **options)
+                            self.assert_fused(plain, input_of(plain).to(x_dtype), inside=autocast_to(low))
 
     def test_casting_disabled(self):
         @contextmanager
@@ -419,7 +425,8 @@ class Own(Calls):
 
     def test_types_without_a_kernel(self):
         self.assert_own(build(torch.float64), "no kernel")
-        self.assert_own(build(torch.float16), "float16")
+        if DEVICE == "cpu":
+            self.assert_own(build(torch.float16), "float16")
 
     def test_types_that_differ(self):
         low = build()
@@ -454,7 +461,7 @@ class Own(Calls):
         model = accelerated(build())
         for shape in ((2, IN + 1), (), (0,), (3, 0)):
             with self.assertRaises(RuntimeError):
-                model(torch.zeros(shape))
+                model(torch.zeros(shape, device=DEVICE))
 
     def test_dropouts_that_are_not_the_kernel_s(self):
         for drop in (nn.Dropout(0.5, inplace=True), nn.Dropout(1.0)):
@@ -517,7 +524,7 @@ class Own(Calls):
 
         model = accelerated(build())
         with FakeTensorMode(allow_non_fake_inputs=True):
-            self.assertEqual(model(torch.zeros(3, IN)).shape, (3, 16))
+            self.assertEqual(model(torch.zeros(3, IN, device=DEVICE)).shape, (3, 16))
             self.assertEqual(fused(model), 0)
 
     def test_gpt2_s_layer(self):
@@ -530,8 +537,9 @@ class Own(Calls):
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             config = LoraConfig(r=2, target_modules=["first", "second"], fan_in_fan_out=True, init_lora_weights=False)
-            plain = get_peft_model(plain, config)
-        self.assert_own(plain, "Conv1D")
+            plain = get_peft_model(plain, config).to(DEVICE)
+        x = torch.randn(3, IN, device=DEVICE)
+        self.assert_own(plain, "Conv1D", x)
 
 
 def with_casting_disabled(model: nn.Module, x: torch.Tensor):
@@ -553,9 +561,10 @@ class Dropout(unittest.TestCase):
     def test_eval_and_zero_draw_nothing(self):
         for model in (accelerated(build(lora_dropout=0.5)).eval(), accelerated(build())):
             x = input_of(model)
-            state = torch.get_rng_state()
+            get_state = torch.cuda.get_rng_state if DEVICE == "cuda" else torch.get_rng_state
+            state = get_state()
             model(x)
-            self.assertTrue(torch.equal(state, torch.get_rng_state()))
+            self.assertTrue(torch.equal(state, get_state()))
 
     def test_draws_are_torch_s(self):
         model = accelerated(build(lora_dropout=0.5))
@@ -583,15 +592,13 @@ class Dropout(unittest.TestCase):
             torch.manual_seed(1)
             again = checkpoint(model, x, use_reentrant=reentrant)
             self.assertTrue(torch.equal(again, y))
-            torch.randn(100)  # the generator goes on before backward
+            torch.randn(100, device=DEVICE)  # the generator goes on before backward
             again.square().sum().backward()
             found = [x.grad] + [p.grad for p in model.parameters() if p.grad is not None]
             self.assertTrue(all(torch.equal(one, other) for one, other in zip(found, want, strict=True)))
         self.assertEqual(reasons(model), [])
 
     def test_selective_checkpointing(self):
-        from functools import partial
-
         from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
 
         def save_all(context, op, *args, **kwargs):
@@ -607,11 +614,86 @@ class Dropout(unittest.TestCase):
         x = x.requires_grad_()
         y = checkpoint(model, x, use_reentrant=False, context_fn=contexts)
         torch.manual_seed(7)
-        y.backward(torch.randn(y.shape))
+        y.backward(torch.randn(y.shape).to(DEVICE))
         found = {"y": y.detach(), "dx": x.grad}
         for name in found:
             self.assertTrue(torch.allclose(found[name], want[name], atol=1e-5), name)
         self.assertEqual(reasons(model), [])
+
+
+@unittest.skipUnless(DEVICE == "cuda", "needs a GPU: GRAFT_TEST_DEVICE=cuda")
+class Gpu(Calls):
+    def test_the_base_product_of_float32_is_torch_s(self):
+        """Bit for bit, whatever the setting of TF32 is: B is zero here, and the product wide enough to differ."""
+        torch.manual_seed(0)
+        layer = nn.Linear(512, 512, device="cuda")
+        from peft import get_peft_model
+
+        model = get_peft_model(nn.Sequential(layer), LoraConfig(target_modules=["0"]))
+        x = torch.randn(64, 512, device="cuda")
+        graft_lora.accelerate(model)
+        results = []
+        for allowed in (False, True):
+            torch.backends.cuda.matmul.allow_tf32 = allowed
+            try:
+                results.append(model(x))
+                self.assertTrue(torch.equal(results[-1], layer(x)))
+            finally:
+                torch.backends.cuda.matmul.allow_tf32 = False
+        self.assertFalse(torch.equal(*results))
+        self.assertEqual(fused(model), 2)
+
+    def test_replayed_graphs_draw_new_masks(self):
+        for dtype in (torch.float32, torch.bfloat16):
+            model = accelerated(build(dtype, lora_dropout=0.5))
+            x = input_of(model).requires_grad_()
+            stream = torch.cuda.Stream()
+            with torch.cuda.stream(stream):
+                for _ in range(3):
+                    model(x).square().sum().backward()
+            torch.cuda.synchronize()
+            model.zero_grad(set_to_none=True)
+            x.grad = None
+            graph = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(graph):
+                y = model(x)
+                y.square().sum().backward()
+            seen = []
+            for _ in range(2):
+                graph.replay()
+                seen.append((y.clone(), x.grad.clone()))
+            self.assertFalse(torch.equal(seen[0][0], seen[1][0]))
+            self.assertFalse(torch.equal(seen[0][1], seen[1][1]))
+            self.assertTrue(seen[0][0].isfinite().all())
+
+    def test_data_parallel(self):
+        plain = build()
+        model = accelerated(plain)
+        x = input_of(plain)
+        devices = list(range(torch.cuda.device_count()))
+        y = nn.DataParallel(model, devices)(x)
+        self.assertTrue(torch.allclose(y, plain(x), atol=1e-5))
+        if len(devices) > 1:
+            y.sum().backward()
+            self.assertEqual(fused(model), 0)
+
+    def test_weights_elsewhere(self):
+        plain = build()
+        plain.get_base_model().first.base_layer.cpu()
+        model = accelerated(plain)
+        for one in (plain, model):
+            with self.assertRaises(RuntimeError):
+                one(input_of(build()))
+        self.assertEqual(fused(model), 0)
+
+    def test_moves_between_devices(self):
+        plain = build()
+        model = accelerated(plain)
+        for device in ("cpu", "cuda", "cpu"):
+            plain.to(device), model.to(device)
+            x = input_of(plain).to(device)
+            self.assertTrue(torch.allclose(model(x), plain(x), atol=1e-5))
+        self.assertEqual((fused(model), reasons(model)), (6, []))
 
 
 if __name__ == "__main__":

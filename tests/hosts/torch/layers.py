@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import io
+import os
 import warnings
 from collections.abc import Callable
 from contextlib import nullcontext
@@ -15,7 +16,8 @@ from torch import nn
 import graft_lora
 
 IN, MIDDLE, OUT = 24, 40, 16
-ROUNDING = {torch.float32: 2.0**-24, torch.bfloat16: 2.0**-9}
+DEVICE = os.environ.get("GRAFT_TEST_DEVICE", "cpu")  # "cuda" runs these tests there
+ROUNDING = {torch.float32: 2.0**-24, torch.bfloat16: 2.0**-9, torch.float16: 2.0**-12}
 
 
 class Two(nn.Module):
@@ -44,7 +46,7 @@ def build(dtype: torch.dtype = torch.float32, base_bias: bool = True, adapters: 
         for name, parameter in model.named_parameters():
             if "lora_" in name and name.endswith("bias"):
                 parameter.normal_()
-    return model
+    return model.to(DEVICE)
 
 
 def layers_of(model: nn.Module) -> tuple[nn.Module, nn.Module]:
@@ -56,7 +58,7 @@ def layers_of(model: nn.Module) -> tuple[nn.Module, nn.Module]:
 def input_of(model: nn.Module, *shape: int) -> torch.Tensor:
     torch.manual_seed(5)
     dtype = layers_of(model)[0].get_base_layer().weight.dtype
-    return torch.randn(*(shape or (2, 7, IN))).to(dtype)
+    return torch.randn(*(shape or (2, 7, IN))).to(DEVICE, dtype)
 
 
 def call(model: nn.Module, x: torch.Tensor, inside: Callable = nullcontext, **kwargs) -> dict[str, torch.Tensor]:
@@ -70,7 +72,7 @@ def call(model: nn.Module, x: torch.Tensor, inside: Callable = nullcontext, **kw
     found = {"y": y.detach()}
     if y.requires_grad:
         torch.manual_seed(7)
-        y.backward(torch.randn(y.shape).to(y.dtype))
+        y.backward(torch.randn(y.shape).to(y.device, y.dtype))
         found["dx"] = x.grad
         found |= {f"d {name}": p.grad for name, p in model.named_parameters() if p.grad is not None}
     return found
