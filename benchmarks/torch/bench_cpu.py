@@ -4,8 +4,8 @@
     step    a training step (forward, backward, AdamW) of a Llama with SmolLM2-135M's shapes and random
             weights, 4 x 128 tokens, an adapter on all seven projections: `peft`; `graft`, the same
             accelerated; `floor`, the model with frozen linears and one trainable vector, which needs
-            the same gradients of its activations. "removed" is the share of what PEFT adds to the
-            floor that acceleration takes away.
+            the same gradients of its activations; `graft_floor`, the floor on Graft's own linear.
+            "graft_added/peft_added" is how much of what PEFT adds to the floor is still added
     layer   one lora.Linear of each of its shapes, 512 rows: forward without gradients, and forward
             with the gradients of x, A and B; beside nn.Linear, whose product is the `linear` that
             this PyTorch links (see "versions"), and Graft's own linear
@@ -28,6 +28,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from statistics import median
 
 import torch
 from torch import nn
@@ -114,15 +115,29 @@ class Step:
         return end - begin
 
 
+def on_graft_linear(model: nn.Module) -> nn.Module:
+    """Frozen linears on Graft's own product: what is left of the time is LoRA's."""
+    for name, module in model.named_modules():
+        if name.rpartition(".")[2] in PROJECTIONS:
+            module.forward = GraftLinear(module).forward
+    return model
+
+
 def contender(name: str, arguments: argparse.Namespace, model: nn.Module) -> Step:
     if name == "floor":
         return Step(floor_of(model))
+    if name == "graft_floor":
+        return Step(on_graft_linear(floor_of(model)))
     model = peft_of(model, arguments.rank, arguments.dropout)
     return Step(accelerated(model) if name == "graft" else model)
 
 
+def of_model(arguments: argparse.Namespace) -> str:
+    return f"SmolLM2-135M {arguments.layers} layers {BATCH * SEQUENCE} tokens r{arguments.rank}"
+
+
 def measure_steps(results: Results, arguments: argparse.Namespace, name: str) -> None:
-    case = f"step {BATCH}x{SEQUENCE} {arguments.layers} layers r{arguments.rank} {name}"
+    case = f"step {of_model(arguments)} {name}"
     if arguments.dropout:
         case += f" dropout{arguments.dropout:.2f}"
     model = llama(DTYPES[name], arguments.layers)
@@ -139,7 +154,9 @@ def measure_steps(results: Results, arguments: argparse.Namespace, name: str) ->
         if "graft" in times:
             results.add(case, "graft/floor", ratio(times["graft"], times["floor"]))
             results.add(case, "graft/peft", ratio(times["graft"], times["peft"]))
-            results.add(case, "removed", 1 - added_share(times, "graft"))
+            results.add(case, "graft_added/peft_added", added_share(times, "graft"))
+        if "graft" in times and "graft_floor" in times:
+            results.add(case, "graft/graft_floor", ratio(times["graft"], times["graft_floor"]))
 
 
 def lora_layer(base: nn.Linear, rank: int, dropout: float) -> nn.Module:
@@ -165,7 +182,9 @@ class GraftLinear(nn.Module):
         self.base = base
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return torch.ops.graft.linear(x, self.base.weight, self.base.bias, True)
+        import graft_lora
+
+        return graft_lora.linear(x, self.base.weight, self.base.bias, True)
 
 
 class Layer:
@@ -194,19 +213,19 @@ class Layer:
             leaves = [p for p in layer.parameters() if p.requires_grad]
             self.sets.append((layer, x.requires_grad_(backward), dy, [x, *leaves]))
         self.backward = backward
-        self.turn = 0
 
     def __call__(self) -> float:
-        layer, x, dy, leaves = self.sets[self.turn % len(self.sets)]
-        self.turn += 1
-        if not self.backward:
-            with torch.no_grad():
-                begin = time.perf_counter()
-                layer(x)
-                return time.perf_counter() - begin
+        """Seconds of a call, one after the other on each set: as in a model, where a layer's code is at
+        hand and its data is not."""
         begin = time.perf_counter()
-        torch.autograd.grad(layer(x), leaves, dy)
-        return time.perf_counter() - begin
+        if self.backward:
+            for layer, x, dy, leaves in self.sets:
+                torch.autograd.grad(layer(x), leaves, dy)
+        else:
+            with torch.no_grad():
+                for layer, x, _, _ in self.sets:
+                    layer(x)
+        return (time.perf_counter() - begin) / len(self.sets)
 
 
 def layer_contenders(arguments: argparse.Namespace) -> dict[str, Callable[[nn.Linear], nn.Module]]:
@@ -216,8 +235,7 @@ def layer_contenders(arguments: argparse.Namespace) -> dict[str, Callable[[nn.Li
     makers: dict[str, Callable[[nn.Linear], nn.Module]] = {"linear": lambda base: base, "peft": peft}
     if "graft" in arguments.contenders:
         makers["graft"] = lambda base: accelerated(peft(base))
-        if hasattr(torch.ops.graft, "linear"):
-            makers["graft_linear"] = GraftLinear
+        makers["graft_linear"] = GraftLinear
     return makers
 
 
@@ -234,7 +252,7 @@ def measure_layer(
         for one, make in layer_contenders(arguments).items()
     }
     rounds = arguments.layer_rounds
-    times = take_turns(contenders, rounds, warm=len(next(iter(contenders.values())).sets))
+    times = take_turns(contenders, rounds, warm=2)
     results.add_times(case, times, "us")
     # Forward 2·M·r·(K+N) operations over 2·M·K·N; with backward three times as many over twice.
     floor = arguments.rank * (inputs + outputs) / (inputs * outputs) * (1.5 if backward else 1)
@@ -242,6 +260,8 @@ def measure_layer(
     for one in times:
         if one != "linear":
             results.add(case, f"{one}/linear", ratio(times[one], times["linear"]))
+    if "graft" in times:
+        results.add(case, "graft/graft_linear", ratio(times["graft"], times["graft_linear"]))
 
 
 def measure_calls(results: Results, arguments: argparse.Namespace) -> None:
@@ -252,11 +272,11 @@ def measure_calls(results: Results, arguments: argparse.Namespace) -> None:
             for one, make in layer_contenders(arguments).items()
         }
         for layer in contenders.values():
-            del layer.sets[1:]
-        rounds = [take_turns(contenders, 200, warm=20) for _ in range(20)]
+            layer.sets = layer.sets[:1] * 50
+        rounds = [take_turns(contenders, 9) for _ in range(20)]
         case = f"call {'forward+backward' if backward else 'forward'} 1x64>64 r{arguments.rank} float32"
         for one in contenders:
-            least = min(sorted(times[one])[100] for times in rounds)
+            least = min(median(times[one]) for times in rounds)
             results.add(case, f"{one}_host_us", f"{least * 1e6:.2f}")
 
 
@@ -277,8 +297,8 @@ def hold_memory(arguments: argparse.Namespace) -> None:
 
 
 def measure_memory(results: Results, arguments: argparse.Namespace, name: str) -> None:
-    case = f"memory {BATCH}x{SEQUENCE} {arguments.layers} layers r{arguments.rank} {name}"
-    for one in arguments.contenders:
+    case = f"memory {of_model(arguments)} {name}"
+    for one in ("floor", "peft", "graft"):
         run = subprocess.run(
             [
                 sys.executable,
@@ -326,13 +346,16 @@ def main() -> None:
     )
     parser.add_argument("--dtypes", nargs="+", default=list(DTYPES), choices=DTYPES)
     parser.add_argument(
-        "--contenders", nargs="+", default=["floor", "peft", "graft"], choices=["floor", "peft", "graft"]
+        "--contenders",
+        nargs="+",
+        default=["floor", "graft_floor", "peft", "graft"],
+        choices=["floor", "graft_floor", "peft", "graft"],
     )
     parser.add_argument("--rank", type=int, default=8)
     parser.add_argument("--layers", type=int, default=30)
     parser.add_argument("--dropout", type=float, default=0.0)
     parser.add_argument("--rounds", type=int, default=5, help="of steps")
-    parser.add_argument("--layer-rounds", type=int, default=101)
+    parser.add_argument("--layer-rounds", type=int, default=21)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--csv", help="also write the lines there")
     parser.add_argument("--hold", help=argparse.SUPPRESS)

@@ -17,6 +17,7 @@ import torch.nn.functional as F
 
 import graft_lora
 from graft_lora.library import ops
+from graft_lora.lora import draw_rng
 
 
 def eager_us(run, calls: int) -> float:
@@ -76,6 +77,7 @@ def cases(rows: int, features: int, rank: int, dtype: torch.dtype) -> dict:
         "torch.empty(rows, features)": lambda: torch.empty(1, rows, features, device="cuda", dtype=dtype),
         "torch.add": frozen(lambda: x + x),
         "linear, torch": frozen(lambda: F.linear(x, w, bias)),
+        "dropout's two numbers": lambda: draw_rng(x),
         "delta op, no rows": lambda: delta(empty, a, b, 2.0, 0.0, None, False),
         "delta op": lambda: delta(x, a, b, 2.0, 0.0, None, False),
         "delta op, h kept": lambda: delta(x, a, b, 2.0, 0.0, None, True),

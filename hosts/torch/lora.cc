@@ -97,7 +97,7 @@ void delta_into(const Tensor& y, const Tensor& h, bool accumulate, const Rows& x
   params.dropout = dropout;
   params.accumulate = accumulate;
   params.y = matrix(y, x.count(), adapter.b.dim(1));
-  if (h.dim() == 2) params.h = hidden(h, x.count(), adapter.a.dim(1));
+  if (h.defined()) params.h = hidden(h, x.count(), adapter.a.dim(1));
   lora_delta_forward(context, params);
 }
 

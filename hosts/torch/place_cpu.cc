@@ -32,7 +32,8 @@ Context& context_of(const Tensor&) {
 }
 
 Weight weight_of(const Tensor& weight, DType multiply, bool pack, bool backward) {
-  if (pack) return packed_weight(weight, multiply, backward);
+  const bool packs = pack && (multiply == DType::kFloat32 || multiply == DType::kBFloat16);
+  if (packs) return packed_weight(weight, multiply, backward);
   return plain_weight(weight, multiply);
 }
 

@@ -1,4 +1,4 @@
-"""What the ops ask of their tensors, in torch's orientation: A is (rank, in_features), B (out_features, rank).
+"""What the ops ask of their tensors, in torch's orientation: A (rank, in_features), B (out_features, rank).
 
 Each failure is a GraftError that names the op and the tensor, what was expected and what came. Numbers
 (scaling, dropout, eps) are checked by the library.
@@ -84,6 +84,12 @@ def check_adapter(op: str, x: Tensor, a: Tensor, b: Tensor, out_features=None) -
     _shape(op, "b", b, ("out_features" if out_features is None else out_features, a.shape[0]))
 
 
-def check_dropout(op: str, dropout: float) -> None:
+def check_dropout(op: str, x: Tensor, dropout: float, rng: Tensor | None) -> None:
     if not 0 <= dropout < 1:
         raise GraftError("invalid_argument", f"[{op}] dropout: expected a chance in [0, 1), got {dropout}")
+    if rng is not None and (rng.dtype != torch.int64 or tuple(rng.shape) != (2,) or rng.device != x.device):
+        raise GraftError(
+            "invalid_argument",
+            f"[{op}] rng: expected two int64 numbers on {x.device}, as x, got {_name(rng.dtype)} "
+            f"{tuple(rng.shape)} on {rng.device}",
+        )

@@ -90,4 +90,4 @@ def layer_norm(
     """
     if wants_gradient("layer_norm", x, weight, bias):
         return LayerNorm.apply(x, weight, bias, eps)
-    return run(_forward, x, weight, bias, eps)[0]
+    return _forward(x, weight, bias, eps)[0]

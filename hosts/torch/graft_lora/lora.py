@@ -104,10 +104,10 @@ class LoraDelta(torch.autograd.Function):
 class LoraDeltaAdd(torch.autograd.Function):
     """y + scaling·(drop(x)·Aᵀ)·Bᵀ in y's memory, with the gradients of y, x, A and B.
 
-    Nobody but the caller may hold y. It is written through an alias and not marked dirty, because y is often a
-    view: one made inside a Function (bitsandbytes) may not be marked, and any other (a linear layer with
-    bias) would make backward copy dy twice. The alias shares y's version, so a backward that needs y raises torch's
-    error instead of computing with the sum.
+    Nobody but the caller may hold y. It is written through an alias and not marked dirty, because y is often
+    a view: one made inside a Function (bitsandbytes) may not be marked, and any other (a linear layer with
+    bias) would make backward copy dy twice. The alias shares y's version, so a backward that needs y raises
+    torch's error instead of computing with the sum.
     """
 
     @staticmethod
@@ -160,7 +160,7 @@ def _delta_gradients(ctx, dy, needs):
 
 
 def _cast(gradient, like):
-    """A gradient of float32 in the dtype of what it is of. `to` takes a microsecond where there is nothing to do."""
+    """A gradient of float32 in the dtype of what it is of. `to` takes a microsecond to do nothing."""
     return gradient if gradient is None or gradient.dtype is like.dtype else gradient.to(like.dtype)
 
 
@@ -181,7 +181,7 @@ def _composed_for(ctx):
 
 @torch.library.register_fake("graft::lora_linear_forward")
 def _(x, weight, bias, a, b, scaling, dropout, rng, save_h, pack):
-    _check_linear(x, weight, bias, a, b)
+    _check_linear(x, weight, bias, a, b, scaling, dropout, rng)
     return x.new_empty((*x.shape[:-1], weight.shape[0])), _fake_h(x, a, save_h)
 
 
@@ -192,7 +192,7 @@ def _(dy, x, h, weight, a, b, scaling, dropout, rng, need_dx, need_da, need_db, 
 
 @torch.library.register_fake("graft::lora_delta_forward")
 def _(x, a, b, scaling, dropout, rng, save_h):
-    _check_delta(x, a, b)
+    _check_delta(x, a, b, scaling, dropout, rng)
     return x.new_empty((*x.shape[:-1], b.shape[0])), _fake_h(x, a, save_h)
 
 
@@ -200,6 +200,7 @@ def _(x, a, b, scaling, dropout, rng, save_h):
 def _(y, x, a, b, scaling, dropout, rng, save_h):
     check_rows("lora_delta_add", x)
     check_adapter("lora_delta_add", x, a, b, y.shape[-1])
+    check_dropout("lora_delta_add", x, dropout, rng)
     return _fake_h(x, a, save_h)
 
 
@@ -223,13 +224,13 @@ def _fake_gradients(x, a, b, need_dx, need_da, need_db):
 def _check_linear(x, weight, bias, a, b, scaling=1.0, dropout=0.0, rng=None, pack=False):
     check_linear("lora_linear", x, weight, bias)
     check_adapter("lora_linear", x, a, b, weight.shape[0])
-    check_dropout("lora_linear", dropout)
+    check_dropout("lora_linear", x, dropout, rng)
 
 
 def _check_delta(x, a, b, scaling=1.0, dropout=0.0, rng=None):
     check_rows("lora_delta", x)
     check_adapter("lora_delta", x, a, b)
-    check_dropout("lora_delta", dropout)
+    check_dropout("lora_delta", x, dropout, rng)
 
 
 @public_op(
@@ -269,11 +270,12 @@ def lora_linear(
         rng = draw_rng(x)
     if wants_gradient("lora_linear", x, weight, bias, a, b):
         return LoraLinear.apply(x, weight, bias, a, b, scaling, dropout, rng, pack)
-    return run(_forward, x, weight, bias, a, b, scaling, dropout, rng, False, pack)[0]
+    return _forward(x, weight, bias, a, b, scaling, dropout, rng, False, pack)[0]
 
 
 @public_op(
-    "lora_delta(Tensor x, Tensor a, Tensor b, float scaling=1.0, float dropout=0.0, Tensor? rng=None) -> Tensor",
+    "lora_delta(Tensor x, Tensor a, Tensor b, float scaling=1.0, float dropout=0.0, Tensor? rng=None) -> "
+    "Tensor",
     _check_delta,
 )
 def lora_delta(
@@ -290,4 +292,4 @@ def lora_delta(
         rng = draw_rng(x)
     if wants_gradient("lora_delta", x, a, b):
         return LoraDelta.apply(x, a, b, scaling, dropout, rng)
-    return run(_delta_forward, x, a, b, scaling, dropout, rng, False)[0]
+    return _delta_forward(x, a, b, scaling, dropout, rng, False)[0]

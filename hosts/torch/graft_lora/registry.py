@@ -32,27 +32,37 @@ def public_op(schema: str, check: Callable) -> Callable:
         def explained(*args, **kwargs):
             try:
                 return function(*args, **kwargs)
-            except Exception:
-                try:
-                    check(*args, **kwargs)
-                except GraftError as error:
-                    raise error from None
-                raise
+            except Exception as error:
+                raise _explanation(error, check, args, kwargs) from None
 
         name = schema.split("(")[0]
         _library.define(schema)
         _library.impl(name, explained, "CompositeImplicitAutograd")
         op = getattr(ops, name).default
 
-        # The op, not the function, is what a compiler is to see: handed an autograd.Function that is given
-        # one tensor twice, torch 2.11's loses a gradient.
         @functools.wraps(function)
         def public(*args, **kwargs):
-            return (op if is_compiling() else explained)(*args, **kwargs)
+            # The op, not the function, is what a compiler is to see: handed an autograd.Function that is
+            # given one tensor twice, torch 2.11's loses a gradient.
+            if is_compiling():
+                return op(*args, **kwargs)
+            try:  # `explained` again, for the call that it saves
+                return function(*args, **kwargs)
+            except Exception as error:
+                raise _explanation(error, check, args, kwargs) from None
 
         return public
 
     return register
+
+
+def _explanation(error: Exception, check: Callable, args: tuple, kwargs: dict) -> Exception:
+    """What a public function raises that has failed with `error`."""
+    try:
+        check(*args, **kwargs)
+    except GraftError as better:
+        return better
+    return translated(error) if isinstance(error, RuntimeError) else error
 
 
 def run(op, *arguments):
@@ -64,7 +74,7 @@ def run(op, *arguments):
 
 
 def quick_apply(function: type[torch.autograd.Function]) -> Callable:
-    """`function.apply` for calls that no compiler and no transform of torch.func sees: torch's own looks after
+    """`function.apply` for calls that no compiler and no transform of torch.func sees: torch's own looks for
     these first, which takes the host half as long as a kernel's launch."""
     return super(torch.autograd.Function, function).apply
 
@@ -90,6 +100,8 @@ def autocast(x: Tensor) -> Tensor:
     if not torch._C._is_any_autocast_enabled():
         return x
     kind = x.device.type
+    if not torch.amp.is_autocast_available(kind):
+        return x
     if torch.is_autocast_enabled(kind) and x.is_floating_point() and x.dtype != torch.float64:
         return x.to(torch.get_autocast_dtype(kind))
     return x

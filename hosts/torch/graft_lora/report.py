@@ -73,12 +73,28 @@ def _group_name(names: list[str]) -> str:
 
 
 def _groups(rows: list[Row]) -> list[list[Row]]:
-    """Rows that say the same of layers of the same place, together."""
-    groups: dict[tuple, list[Row]] = {}
+    """Rows that say the same of layers of the same place, together; those of one place side by side."""
+    places: dict[str, dict[tuple, list[Row]]] = {}
     for row in rows:
-        key = (_NUMBER.sub("#", row.name), row.layer, *row.fused.values(), *row.reasons.items())
-        groups.setdefault(key, []).append(row)
-    return list(groups.values())
+        place = places.setdefault(_NUMBER.sub("#", row.name), {})
+        place.setdefault((row.layer, *row.fused.values(), *row.reasons.items()), []).append(row)
+    return [group for place in places.values() for group in place.values()]
+
+
+def _summary(rows: list[Row]) -> str:
+    states = Counter(
+        (any(row.fused.values()), bool(row.reasons)) for row in rows
+    )  # (ran fused, ran as PEFT's own)
+    words = {
+        (True, False): "always fused",
+        (True, True): "fused at times",
+        (False, True): "not fused",
+        (False, False): "not called",
+    }
+    layers = "1 LoRA layer" if len(rows) == 1 else f"{len(rows)} LoRA layers"
+    return f"Graft: {layers}: " + ", ".join(
+        f"{states[state]} {word}" for state, word in words.items() if states[state]
+    )
 
 
 def print_table(rows: list[Row], file: TextIO | None) -> None:
@@ -87,10 +103,7 @@ def print_table(rows: list[Row], file: TextIO | None) -> None:
     if not rows:
         print("Graft: no LoRA layers", file=file)
         return
-    ran = sum(any(row.fused.values()) for row in rows)
-    fell = sum(bool(row.reasons) for row in rows)
-    layers = "1 LoRA layer" if len(rows) == 1 else f"{len(rows)} LoRA layers"
-    print(f"Graft: {layers}, {ran} ran fused, {fell} ran as PEFT's own", file=file)
+    print(_summary(rows), file=file)
     groups = _groups(rows)
     compiled = any(row.fused["compiled"] for row in rows)
     head = ["module", "layers", "forward", "backward", *(["compiled"] if compiled else []), "PEFT's own"]
@@ -98,15 +111,22 @@ def print_table(rows: list[Row], file: TextIO | None) -> None:
     lines = [head]
     for group in groups:
         row = group[0]
-        marks = [f"{count or ''} [{why.setdefault(reason, len(why) + 1)}]" for reason, count in row.reasons.items()]
+        marks = [
+            (f"{count} " if count else "") + f"[{why.setdefault(reason, len(why) + 1)}]"
+            for reason, count in row.reasons.items()
+        ]
         counts = [str(count) for kind, count in row.fused.items() if compiled or kind != "compiled"]
-        lines.append([_group_name([r.name for r in group]), str(len(group)), *counts, " ".join(marks).strip() or "0"])
+        lines.append(
+            [_group_name([r.name for r in group]), str(len(group)), *counts, ", ".join(marks) or "0"]
+        )
     widths = [max(len(line[i]) for line in lines) for i in range(len(head))]
     for line in lines:
         cells = [line[0].ljust(widths[0]), *(c.rjust(w) for c, w in zip(line[1:-1], widths[1:-1])), line[-1]]
         print("  ".join(cells).rstrip(), file=file)
     if compiled and any(not any(row.fused.values()) and not row.reasons for row in rows):
-        print("A layer without counts was not called, or runs a graph compiled for a layer like it.", file=file)
+        print(
+            "A layer without counts was not called, or runs a graph compiled for a layer like it.", file=file
+        )
     if len(rows) > len(groups):
         print("Counts are a layer's; layers that differ in number alone share a line.", file=file)
     for reason, number in why.items():

@@ -66,7 +66,9 @@ class Counts(unittest.TestCase):
         model = accelerated(build(adapters=3))
         model.base_model.set_adapter(["default", "more1", "more2"])
         model(input_of(model)).sum().backward()
-        self.assertEqual([(r.fused["forward"], r.fused["backward"]) for r in rows_of(model)], [(1, 1), (1, 1)])
+        self.assertEqual(
+            [(r.fused["forward"], r.fused["backward"]) for r in rows_of(model)], [(1, 1), (1, 1)]
+        )
 
     def test_checkpointing_runs_forward_twice(self):
         for reentrant in (True, False):
@@ -116,7 +118,7 @@ class Table(unittest.TestCase):
         self.assertEqual(
             table(model),
             [
-                "Graft: 61 LoRA layers, 60 ran fused, 1 ran as PEFT's own",
+                "Graft: 61 LoRA layers: 60 always fused, 1 not fused",
                 "module                             layers  forward  backward  PEFT's own",
                 "base_model.model.embed                  1        0         0  [1]",
                 "base_model.model.blocks.0-29.up        30       20        20  0",
@@ -134,7 +136,7 @@ class Table(unittest.TestCase):
         self.assertEqual(
             table(model),
             [
-                "Graft: 12 LoRA layers, 9 ran fused, 3 ran as PEFT's own",
+                "Graft: 12 LoRA layers: 9 always fused, 3 not fused",
                 "module                                   layers  forward  backward  PEFT's own",
                 "base_model.model.blocks.0-2,4-6,9-11.up       9        1         0  0",
                 "base_model.model.blocks.3,7-8.up              3        0         0  1 [1]",
@@ -143,10 +145,33 @@ class Table(unittest.TestCase):
             ],
         )
 
+    def test_layers_with_several_reasons(self):
+        model = graft_lora.accelerate(stack(3, ["up"]))
+        tokens = torch.arange(5)
+        model(tokens)
+        with model.disable_adapter():
+            model(tokens), model(tokens)
+        model.get_base_model().blocks[1].up.base_layer.weight.requires_grad_(True)
+        model(tokens)
+        graft_lora.accelerate(model)
+        self.assertEqual(
+            table(model),
+            [
+                "Graft: 3 LoRA layers: 3 fused at times",
+                "module                          layers  forward  backward  PEFT's own",
+                "base_model.model.blocks.0,2.up       2        2         0  2 [1]",
+                "base_model.model.blocks.1.up         1        1         0  2 [1], 1 [2]",
+                "Counts are a layer's; layers that differ in number alone share a line.",
+                "[1] adapters are disabled",
+                "[2] the base weight is trained; only a frozen one is fused",
+            ],
+        )
+        self.assertEqual(table(accelerated(build()))[0], "Graft: 2 LoRA layers: 2 not called")
+
     def test_before_accelerate(self):
         model = build()
         lines = table(model)
-        self.assertEqual(lines[0], "Graft: 2 LoRA layers, 0 ran fused, 2 ran as PEFT's own")
+        self.assertEqual(lines[0], "Graft: 2 LoRA layers: 2 not fused")
         self.assertEqual(lines[-1], "[1] not accelerated: call graft_lora.accelerate(model)")
 
     def test_without_lora(self):
