@@ -47,7 +47,9 @@ def cpu_name():
 def facts_of(threads, versions):
     """What the numbers of the program that runs depend on; the command as it can be typed in a
     checkout, whatever this one's path is, without the file that the numbers go to."""
-    script = f"scripts/{Path(sys.argv[0]).name}"
+    script = Path(sys.argv[0]).resolve()
+    root = Path(__file__).resolve().parent.parent
+    script = script.relative_to(root) if script.is_relative_to(root) else f"scripts/{script.name}"
     words = sys.argv[1:]
     if "--csv" in words:
         del words[words.index("--csv"):words.index("--csv") + 2]
@@ -55,7 +57,7 @@ def facts_of(threads, versions):
         ("device", f"{cpu_name()}, {threads} threads of {os.cpu_count()} cores"),
         ("versions", ", ".join(f"{name} {number}" for name, number in versions.items())),
         ("date", f"{datetime.datetime.now(datetime.timezone.utc):%Y-%m-%d %H:%M} UTC"),
-        ("command", " ".join([script, shlex.join(words)]).strip()),
+        ("command", " ".join([str(script), shlex.join(words)]).strip()),
     ]
 
 

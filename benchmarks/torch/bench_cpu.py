@@ -132,8 +132,12 @@ def contender(name: str, arguments: argparse.Namespace, model: nn.Module) -> Ste
     return Step(accelerated(model) if name == "graft" else model)
 
 
+def of_model(arguments: argparse.Namespace) -> str:
+    return f"SmolLM2-135M {arguments.layers} layers {BATCH * SEQUENCE} tokens r{arguments.rank}"
+
+
 def measure_steps(results: Results, arguments: argparse.Namespace, name: str) -> None:
-    case = f"step {BATCH}x{SEQUENCE} {arguments.layers} layers r{arguments.rank} {name}"
+    case = f"step {of_model(arguments)} {name}"
     if arguments.dropout:
         case += f" dropout{arguments.dropout:.2f}"
     model = llama(DTYPES[name], arguments.layers)
@@ -293,7 +297,7 @@ def hold_memory(arguments: argparse.Namespace) -> None:
 
 
 def measure_memory(results: Results, arguments: argparse.Namespace, name: str) -> None:
-    case = f"memory {BATCH}x{SEQUENCE} {arguments.layers} layers r{arguments.rank} {name}"
+    case = f"memory {of_model(arguments)} {name}"
     for one in ("floor", "peft", "graft"):
         run = subprocess.run(
             [

@@ -244,7 +244,11 @@ def measure_calls(results: Results, arguments: argparse.Namespace) -> None:
         return lambda: torch.autograd.grad(layer(leaf), leaves, dy)
 
     parts = [
-        ("call delta 1x128x512 r8 float32", {"composed": composed, "graft": fused}, False),
+        (
+            "call delta 1x128x512 r8 float32",
+            {"torch_add": lambda: x + x, "composed": composed, "graft": fused},
+            False,
+        ),
         (
             "call forward 1x128x512 r8 bfloat16 float32",
             {name: forward(layer) for name, layer in layers.items()},
@@ -361,7 +365,8 @@ class Step:
             query = decoder.layers[0].self_attn.q_proj
             query.bias = nn.Parameter(query.weight.new_zeros(query.out_features))
         else:
-            model = peft_of(model, RANK, dropout)
+            with torch.device("cuda"):  # where PEFT is to draw A
+                model = peft_of(model, RANK, dropout)
             if contender == "graft":
                 accelerated(model)
             elif contender == "axolotl":

@@ -220,13 +220,34 @@ def measure(size, wrapper, device, turns, steps):
 
 COLUMNS = (
     "size,wrapper,steps,loss_difference,loss_difference_autocast,first_loss,last_loss_peft,last_loss_graft,"
-    "fused_forward,fused_backward,fell_back,peft_ms,graft_ms,ratio,ratio_spread,peft_peak_mib,graft_peak_mib,reasons"
+    "fused_forward,fused_backward,fell_back,peft_ms,graft_ms,ratio,ratio_spread,peft_peak_mib,graft_peak_mib,"
+    "reasons"
 )
+
+
+def facts(device, kernels):
+    """What the numbers depend on, as result files have it."""
+    import accelerate
+    import peft
+    import transformers
+
+    name = torch.cuda.get_device_name() if device.type == "cuda" else "CPU"
+    modules = (torch, transformers, peft, accelerate)
+    versions = ", ".join(f"{module.__name__} {module.__version__}" for module in modules)
+    now = datetime.datetime.now(datetime.timezone.utc)
+    return [
+        ("device", f"{dist.get_world_size()} x {name}"),
+        ("versions", versions),
+        *([("kernels", kernels)] if kernels else []),
+        ("date", f"{now:%Y-%m-%d %H:%M} UTC"),
+        ("command", f"torchrun --nproc-per-node {dist.get_world_size()} benchmarks/torch/two_gpus.py"),
+    ]
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--out", default="/dev/stdout")
+    parser.add_argument("--kernels", default="", help="digest of the kernels' sources, for the record")
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--sizes", nargs="+", default=list(SIZES))
     parser.add_argument("--wrappers", nargs="+", default=list(WRAPPERS))
@@ -244,9 +265,8 @@ def main():
     import graft_lora
 
     out = open(options.out, "w") if dist.get_rank() == 0 else io.StringIO()
-    name = torch.cuda.get_device_name() if device.type == "cuda" else "CPU"
-    what = graft_lora.info().split("\n")[0]
-    print(f"# {dist.get_world_size()} x {name}, torch {torch.__version__}, {what}", file=out)
+    for fact, value in facts(device, options.kernels):
+        print(f"# {fact}: {value}", file=out)
     print(COLUMNS, file=out)
     for size in options.sizes:
         for wrapper in options.wrappers:

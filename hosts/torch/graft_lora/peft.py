@@ -44,15 +44,28 @@ def _kernel_reason(x: Tensor, dtype: torch.dtype) -> str:
     return reason
 
 
+def _any_stands_in(children: tuple[nn.Module, ...]) -> str:
+    """What _stands_in() says of the first of `children` that it says something of."""
+    compiling = is_dynamo_compiling()
+    for child in children:
+        own = child.__dict__  # modules have a __getattr__, which makes every attribute slow
+        if (
+            compiling
+            or own["_forward_pre_hooks"]
+            or own["_forward_hooks"]
+            or own["_backward_hooks"]
+            or own["_backward_pre_hooks"]
+            or "forward" in own
+            or "_hf_tp_plan" in own
+        ):
+            reason = _stands_in(child)
+            if reason:
+                return reason
+    return ""
+
+
 def _stands_in(module: nn.Module) -> str:
     """What listens to `module` or takes the place of its forward; empty if nothing does."""
-    if (
-        module._forward_pre_hooks
-        or module._forward_hooks
-        or module._backward_hooks
-        or module._backward_pre_hooks
-    ):
-        return "has hooks (a wrapper's, or a parametrization's)"
     if is_dynamo_compiling():
         module.forward  # has torch guard that the instance gets none; a look into __dict__ has not
     own = module.__dict__
@@ -61,6 +74,13 @@ def _stands_in(module: nn.Module) -> str:
         return "has a forward of its own (offloaded or dispatched by accelerate's hooks?)"
     if "_hf_tp_plan" in own:
         return "is split by Transformers' tensor parallelism"
+    if (
+        module._forward_pre_hooks
+        or module._forward_hooks
+        or module._backward_hooks
+        or module._backward_pre_hooks
+    ):
+        return "has hooks (a wrapper's, or a parametrization's)"
     return ""
 
 
@@ -78,6 +98,8 @@ def _state_reason(self: nn.Module, x: Tensor, args: tuple, kwargs: dict) -> str:
             return "called with more than x"
     if type(x) is not Tensor and type(x) is not Parameter:
         return f"x is a {type(x).__name__}"
+    if not 1 <= x.dim() <= 8:
+        return f"x has {x.dim()} dimensions: the kernels take 1 to 8"
     if not (x.is_cuda or x.is_cpu):
         return f"no kernels for {x.device.type}"
     if (
@@ -96,9 +118,9 @@ def _state_reason(self: nn.Module, x: Tensor, args: tuple, kwargs: dict) -> str:
     return ""
 
 
-def _adapter_reason(self: nn.Module, name: str, dtype: torch.dtype) -> str:
-    """Why the adapter `name`, which has a part in this layer, is not plain LoRA as PEFT makes it, or does not
-    fit products in `dtype`."""
+def _part(self: nn.Module, name: str, dtype: torch.dtype, casts: bool) -> tuple | str:
+    """(A, B, B's bias, scaling, dropout) of the adapter `name`, which has a part in this layer; or why it is not
+    plain LoRA as PEFT makes it, or does not fit products in `dtype`. `casts`: x may be cast to A's dtype."""
     if name in self.lora_variant:
         return f"{type(self.lora_variant[name]).__name__} is not plain LoRA"
     modules = self._modules
@@ -106,26 +128,48 @@ def _adapter_reason(self: nn.Module, name: str, dtype: torch.dtype) -> str:
     drop = modules["lora_dropout"]._modules[name]
     if type(a_layer) is not nn.Linear or type(b_layer) is not nn.Linear:
         return f"lora_A is {type(a_layer).__name__} and lora_B {type(b_layer).__name__}, not torch.nn.Linear"
+    p = 0.0
     if type(drop) is nn.Dropout:
-        if drop.inplace or drop.p >= 1:
-            return "the dropout is in place, or drops all"
+        if drop.training:
+            p = drop.p
+            if drop.inplace or p >= 1:
+                return "the dropout is in place, or drops all"
     elif type(drop) is not nn.Identity:
         return f"the dropout is {type(drop).__name__}, not torch.nn.Dropout"
-    stands_in = _stands_in(a_layer) or _stands_in(b_layer) or _stands_in(drop)
-    if stands_in:
-        return f"a part of the adapter {stands_in}"
-    a, b = a_layer._parameters.get("weight"), b_layer._parameters.get("weight")
+    reason = _any_stands_in((a_layer, b_layer, drop))
+    if reason:
+        return f"a part of the adapter {reason}"
+    a_own, b_own = a_layer._parameters, b_layer._parameters
+    a, b = a_own.get("weight"), b_own.get("weight")
     if type(a) is not Parameter or type(b) is not Parameter:
         return f"lora_A's weight is a {type(a).__name__} and lora_B's a {type(b).__name__}, not plain parameters"
-    if a_layer._parameters.get("bias") is not None:
+    if a_own.get("bias") is not None:
         return "lora_A has a bias"
-    if a.dtype is not b.dtype or (a.dtype is not dtype and a.dtype is not torch.float32):
-        return f"lora_A is {a.dtype} and lora_B {b.dtype}: expected both float32, or both {dtype} as x is"
+    a_dtype = a.dtype
+    if a_dtype is not b.dtype or (a_dtype is not dtype and a_dtype is not torch.float32):
+        return f"lora_A is {a_dtype} and lora_B {b.dtype}: expected both float32, or both {dtype} as x is"
+    if a_dtype is not dtype and not casts:
+        return "x is not cast to lora_A's dtype (disable_input_dtype_casting)"
     if not 1 <= a.shape[0] <= _MAX_RANK:
         return f"rank {a.shape[0]}: the kernels take 1 to {_MAX_RANK}"
-    if type(self.scaling[name]) is not float and type(self.scaling[name]) is not int:
+    scaling = self.scaling[name]
+    if type(scaling) is not float and type(scaling) is not int:
         return "its scaling is a tensor (prepared for hot swapping?)"
-    return ""
+    return a, b, b_own.get("bias"), scaling, p
+
+
+def _parts(self: nn.Module, dtype: torch.dtype, casts: bool) -> list[tuple] | str:
+    """The parts of the active adapters, in their order; or why one of them is not to be fused."""
+    active = self._active_adapter
+    a_layers = self._modules["lora_A"]._modules
+    parts = []
+    for name in (active,) if type(active) is str else active:
+        if name in a_layers:
+            part = _part(self, name, dtype, casts)
+            if type(part) is str:
+                return part
+            parts.append(part)
+    return parts or "no active adapter has a part in this layer"
 
 
 def _dense(self: nn.Module, x: Tensor, args: tuple, kwargs: dict) -> Tensor | str:
@@ -136,9 +180,9 @@ def _dense(self: nn.Module, x: Tensor, args: tuple, kwargs: dict) -> Tensor | st
     base = self._modules["base_layer"]
     if type(base) is not nn.Linear:
         return f"the base layer is {type(base).__name__}, not torch.nn.Linear"
-    stands_in = _stands_in(base)
-    if stands_in:
-        return f"the base layer {stands_in}"
+    reason = _any_stands_in((base,))
+    if reason:
+        return f"the base layer {reason}"
     weight, bias = base._parameters.get("weight"), base._parameters.get("bias")
     if weight is None:
         return "the base weight is no parameter now (torch.nn.DataParallel? use DistributedDataParallel)"
@@ -164,54 +208,35 @@ def _dense(self: nn.Module, x: Tensor, args: tuple, kwargs: dict) -> Tensor | st
     reason = _kernel_reason(x, dtype)
     if reason:
         return reason
-    a_layers, b_layers = self._modules["lora_A"]._modules, self._modules["lora_B"]._modules
-    active = self._active_adapter
-    if type(active) is str:
-        active = [active]
-    present = False
-    for name in active:
-        if name in a_layers:
-            present = True
-            reason = _adapter_reason(self, name, dtype)
-            if reason:
-                return reason
-            if not autocast and not self.cast_input_dtype_enabled and a_layers[name].weight.dtype is not dtype:
-                return "x is not cast to lora_A's dtype (disable_input_dtype_casting)"
-            b_bias = b_layers[name]._parameters.get("bias")
-            if b_bias is not None:
-                bias = _plus_bias(bias, b_bias, self.scaling[name])
-    if not present:
-        return "no active adapter has a part in this layer"
+    parts = _parts(self, dtype, autocast or self.cast_input_dtype_enabled)
+    if type(parts) is str:
+        return parts
 
     compiling = is_dynamo_compiling()
     record = self._graft
     # FSDP gathers weights anew for each pass into memory that others use in between, and does not count
     # that as a new version.
     pack = record.pack and not on_gpu and "_is_fsdp_managed_module" not in base.__dict__
+    counts = None if compiling else record
+    for _, _, b_bias, scaling, _ in parts:
+        if b_bias is not None:
+            bias = b_bias * scaling if bias is None else torch.add(bias, b_bias, alpha=scaling)
     if x.dtype is not dtype:
         x = x.to(dtype)
-    counts = None if compiling else record
-    in_place = not compiling and torch._C._len_torch_dispatch_stack() == 0
     # The product of float32 on a GPU stays torch's, for its setting of TF32 is the user's.
-    y = nn.functional.linear(x, weight, bias) if dtype is torch.float32 and on_gpu else None
-    for name in active:
-        if name not in a_layers:
-            continue
-        a, b = a_layers[name]._parameters["weight"], b_layers[name]._parameters["weight"]
-        drop = self._modules["lora_dropout"]._modules[name]
-        p = drop.p if type(drop) is nn.Dropout and drop.training else 0.0
+    y = nn.functional.linear(x, weight, bias) if on_gpu and dtype is torch.float32 else None
+    for a, b, _, scaling, p in parts:
         rng = draw_rng(x) if p > 0 else None
-        scaling = self.scaling[name]
         if y is not None:
-            y = plus_delta(y, x, a, b, scaling, p, rng, counts, in_place and y.is_contiguous())
+            in_place = not compiling and torch._C._len_torch_dispatch_stack() == 0 and y.is_contiguous()
+            y = plus_delta(y, x, a, b, scaling, p, rng, counts, in_place)
         elif torch.is_grad_enabled() and (
-            x.requires_grad
-            or a.requires_grad
+            a.requires_grad
             or b.requires_grad
+            or x.requires_grad
             or (bias is not None and bias.requires_grad)
         ):
-            apply = LoraLinear.apply if compiling else linear_in_eager
-            y = apply(x, weight, bias, a, b, scaling, p, rng, pack, counts)
+            y = LoraLinear.apply(x, weight, bias, a, b, scaling, p, rng, pack, counts)
         else:
             y = _forward(x, weight, bias, a, b, scaling, p, rng, False, pack)[0]
         counts = None  # a call's one backward pass, however many adapters it has
@@ -229,20 +254,10 @@ def _quantized(self: nn.Module, x: Tensor, args: tuple, kwargs: dict) -> Tensor 
         return reason
     device = x.device.type
     dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
-    present = False
-    for name in self.active_adapters:
-        if name in self.lora_A:
-            present = True
-            reason = _adapter_reason(self, name, dtype)
-            if reason:
-                return reason
-    if not present:
-        return "no active adapter has a part in this layer"
+    parts = _parts(self, dtype, True)
+    if type(parts) is str:
+        return parts
     return quantized.forward(self, record.kind, x, None if is_dynamo_compiling() else record)
-
-
-def _plus_bias(bias: Tensor | None, more: Tensor, scaling: float) -> Tensor:
-    return more * scaling if bias is None else torch.add(bias, more, alpha=scaling)
 
 
 def forward(self, x, *args, **kwargs):
@@ -337,9 +352,15 @@ def _bar(module: nn.Module) -> str:
     return ""
 
 
+def _check_model(model: object) -> None:
+    if not isinstance(model, nn.Module):
+        raise GraftError("invalid_argument", f"model: expected a torch.nn.Module, got {type(model).__name__}")
+
+
 def _lora_layers(model: nn.Module) -> list[tuple[str, nn.Module]]:
     from peft.tuners.lora import LoraLayer
 
+    _check_model(model)
     return [(name, module) for name, module in model.named_modules() if isinstance(module, LoraLayer)]
 
 
@@ -377,6 +398,7 @@ def accelerate(model: nn.Module, pack: bool = True) -> nn.Module:
 
 def restore(model: nn.Module) -> nn.Module:
     """Takes off what accelerate() put on, and drops the packed weights; returns the model."""
+    _check_model(model)
     for module in model.modules():
         record = module.__dict__.get("_graft")
         if record is None:

@@ -245,7 +245,7 @@ __global__ void __launch_bounds__(kSumThreads) sum_kernel(const __grid_constant_
     }
     const std::int64_t at = row * args.out.row_stride + col * args.out.col_stride;
     if (args.out.accumulate) sum += load_as_float(args.out.data, args.out.dtype, at);
-    store_as(args.out.data, args.out.dtype, at, sum);
+    store_from_float(args.out.data, args.out.dtype, at, sum);
   }
 }
 

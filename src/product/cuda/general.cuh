@@ -72,19 +72,6 @@ struct TileArgs {
   TileOutput out;
 };
 
-__device__ inline void store_as(void* data, DType dtype, std::int64_t offset, float value) {
-  switch (dtype) {
-    case DType::kFloat16:
-      static_cast<__half*>(data)[offset] = from_float<__half>(value);
-      break;
-    case DType::kBFloat16:
-      static_cast<__nv_bfloat16*>(data)[offset] = from_float<__nv_bfloat16>(value);
-      break;
-    default:
-      static_cast<float*>(data)[offset] = value;
-  }
-}
-
 __device__ inline float rounded_to(DType dtype, float value) {
   switch (dtype) {
     case DType::kFloat16:
@@ -488,7 +475,7 @@ __device__ void store_sums(const TileArgs& args, std::int64_t row, std::int64_t 
         if (first + j >= args.cols) continue;
         const std::int64_t offset = at + j * out.col_stride;
         if (out.accumulate) values[j] += load_as_float(out.data, out.dtype, offset);
-        store_as(out.data, out.dtype, offset, values[j]);
+        store_from_float(out.data, out.dtype, offset, values[j]);
       }
     }
   }

@@ -162,7 +162,7 @@ struct OuterArguments {
   int of_first_tile, of_tile;  // units that go between a tile's steps, at most
   bool late;                   // those of h are at the end of that tile
   int apart, ahead;            // steps between them; that are left then
-  bool in_cluster;             // each cluster makes all of a column block: see `add_in_cluster`
+  bool in_cluster;             // each cluster makes all of a column block: see `make_in_cluster`
   int segments;                // sums of one column block that go through memory, at most
   float* partial;              // [column block][segment][half] of kBesidePartial
   std::uint32_t* arrived;      // [column block][half]
@@ -474,17 +474,6 @@ __device__ inline void store_outer(const Arguments& args, const OuterPart& part,
   put(r + 1, col + 8, total.w);
 }
 
-template <class T>
-__device__ std::uint32_t packed(float low, float high) {
-  if constexpr (std::is_same_v<T, __half>) {
-    const __half2 both = __floats2half2_rn(low, high);
-    return reinterpret_cast<const std::uint32_t&>(both);
-  } else {
-    const __nv_bfloat162 both = __floats2bfloat162_rn(low, high);
-    return reinterpret_cast<const std::uint32_t&>(both);
-  }
-}
-
 // Eight of a row of given coefficients, as TMA would put them into shared memory.
 template <class T>
 __device__ void put_coefficients(const Arguments& args, std::uint32_t to, int row, int eight) {
@@ -499,8 +488,8 @@ __device__ void put_coefficients(const Arguments& args, std::uint32_t to, int ro
   const int at_row = row % kTileM;
   asm volatile("st.shared.v4.u32 [%0], {%1, %2, %3, %4};" ::"r"(to + at_row * kNarrowRowBytes +
                                                                 ((eight ^ at_row / 4 % 2) << 4)),
-               "r"(packed<T>(values[0], values[1])), "r"(packed<T>(values[2], values[3])),
-               "r"(packed<T>(values[4], values[5])), "r"(packed<T>(values[6], values[7]))
+               "r"(pack2<T>(values[0], values[1])), "r"(pack2<T>(values[2], values[3])),
+               "r"(pack2<T>(values[4], values[5])), "r"(pack2<T>(values[6], values[7]))
                : "memory");
 }
 
@@ -527,7 +516,7 @@ __device__ void store_h(const Arguments& args, int row, int column, float low, f
   const int rank = column - layer.first_rank;
   if (row >= args.m || rank >= layer.rank) return;
   T* const to = static_cast<T*>(args.h) + std::int64_t{row} * args.h_stride + column;
-  *reinterpret_cast<std::uint32_t*>(to) = packed<T>(low * layer.scaling, high * layer.scaling);
+  *reinterpret_cast<std::uint32_t*>(to) = pack2<T>(low * layer.scaling, high * layer.scaling);
   if (layer.h_out == nullptr) return;
   float* const out = layer.h_out + std::int64_t{row} * layer.rank + rank;
   out[0] = low * args.h_scale;

@@ -232,8 +232,8 @@ struct Multiplier {
     const int group = thread % 32 / 4, quad = thread % 4;
     const auto of_h = [&](int i) {
       const int r = i / 4 * 8 + quad * 2;
-      return packed<T>(r < layer.rank ? sum[i] * layer.scaling : 0.0f,
-                       r + 1 < layer.rank ? sum[i + 1] * layer.scaling : 0.0f);
+      return pack2<T>(r < layer.rank ? sum[i] * layer.scaling : 0.0f,
+                      r + 1 < layer.rank ? sum[i + 1] * layer.scaling : 0.0f);
     };
     const std::uint32_t h[4] = {of_h(0), of_h(2), of_h(4), of_h(6)};
     const auto of_e = [&](int r, int column) {
@@ -250,8 +250,8 @@ struct Multiplier {
       if (layer.rank > 0) {
         const int column = first + group;
         const std::uint32_t e[2] = {
-            packed<T>(of_e(quad * 2, column), of_e(quad * 2 + 1, column)),
-            packed<T>(of_e(quad * 2 + 8, column), of_e(quad * 2 + 9, column))};
+            pack2<T>(of_e(quad * 2, column), of_e(quad * 2 + 1, column)),
+            pack2<T>(of_e(quad * 2 + 8, column), of_e(quad * 2 + 9, column))};
         mma<T>(y, h, e);
       }
       const int column = first + quad * 2;
@@ -267,7 +267,7 @@ struct Multiplier {
         const int row = at + lower * 8;
         if (row >= args.m) continue;
         T* const to = static_cast<T*>(ragged.y) + row * ragged.y_stride + column;
-        *reinterpret_cast<std::uint32_t*>(to) = packed<T>(y[lower * 2], y[lower * 2 + 1]);
+        *reinterpret_cast<std::uint32_t*>(to) = pack2<T>(y[lower * 2], y[lower * 2 + 1]);
       }
     }
   }
@@ -683,8 +683,8 @@ struct Multiplier {
         const float* const from = sum + i * 32 + j * 8;
         const int piece = j * 2 + lane / 16;
         store_matrices(buffer + row * kRowBytes + ((piece ^ row % 8) << 4),
-                       packed<T>(from[0], from[1]), packed<T>(from[2], from[3]),
-                       packed<T>(from[4], from[5]), packed<T>(from[6], from[7]));
+                       pack2<T>(from[0], from[1]), pack2<T>(from[2], from[3]),
+                       pack2<T>(from[4], from[5]), pack2<T>(from[6], from[7]));
       }
       fence_async_shared();
       sync();

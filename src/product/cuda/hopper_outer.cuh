@@ -179,12 +179,6 @@ struct Block {
     wgmma_wait<0>();
   }
 
-  __device__ static std::uint32_t load_word(std::uint32_t at) {
-    std::uint32_t word;
-    asm volatile("ld.shared.u32 %0, [%1];" : "=r"(word) : "r"(at) : "memory");
-    return word;
-  }
-
   // Eight ranks of a thread's two features.
   __device__ void store(int half, int thread, int eight, const float4& value) const {
     const int feature = first_feature + half * 64 + thread / 32 * 16 + thread % 32 / 4;

@@ -11,12 +11,6 @@
 
 namespace graft::cuda::hopper_rows {
 
-__device__ inline std::uint32_t load_word(std::uint32_t from) {
-  std::uint32_t word;
-  asm volatile("ld.shared.b32 %0, [%1];" : "=r"(word) : "r"(from) : "memory");
-  return word;
-}
-
 // y of this block's own rows, in eights: a warp has 16 columns, of all eights or of every other.
 template <class T, int Rows, int Columns>
 struct Adder {

@@ -324,15 +324,6 @@ struct Shrinker {
     }
   }
 
-  __device__ static float4 load_here(std::uint32_t at) {
-    float4 value;
-    asm volatile("ld.shared.v4.f32 {%0, %1, %2, %3}, [%4];"
-                 : "=f"(value.x), "=f"(value.y), "=f"(value.z), "=f"(value.w)
-                 : "r"(at)
-                 : "memory");
-    return value;
-  }
-
   // This block's share of the rows, a warp a row (or two, or half of one), some at a time, so that
   // loads hide each other's time. Four columns a thread.
   template <int Parts>
@@ -372,8 +363,8 @@ struct Shrinker {
         // Scaled in float32 before it is rounded, so that it overflows no sooner than itself.
         T* const h = static_cast<T*>(args.h) + m * args.h_stride + column;
         *reinterpret_cast<uint2*>(h) =
-            make_uint2(packed<T>(total.x * layer.scaling, total.y * layer.scaling),
-                       packed<T>(total.z * layer.scaling, total.w * layer.scaling));
+            make_uint2(pack2<T>(total.x * layer.scaling, total.y * layer.scaling),
+                       pack2<T>(total.z * layer.scaling, total.w * layer.scaling));
         if (layer.h_out == nullptr) continue;
         float* const out = layer.h_out + m * layer.rank + rank;
         total.x *= args.h_scale, total.y *= args.h_scale;

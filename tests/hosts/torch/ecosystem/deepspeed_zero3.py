@@ -1,6 +1,6 @@
 """DeepSpeed's ZeRO-3 and ZeRO-2 with and without accelerate(), two processes over gloo on the CPU. Under
-ZeRO-3, which takes the weights apart, every call is PEFT's own: the same losses and adapters to the bit. Under
-ZeRO-2 every call is fused: the same to rounding.
+ZeRO-3, which takes the weights apart, every call is PEFT's own: the same losses and adapters to the bit.
+Under ZeRO-2 every call is fused: the same to rounding.
 
 Needs deepspeed (0.19 or so; DS_BUILD_OPS=0 pip install --no-build-isolation deepspeed). Exits with 77 and
 says why where that is absent. The first run compiles DeepSpeed's own CPU collectives, about a minute.
@@ -125,13 +125,13 @@ def main():
                 for when in ("before", "after"):
                     result = torch.load(os.path.join(folder, f"{stage}.{when}.{rank}"))
                     for loss, expected in zip(result["losses"], plain["losses"], strict=True):
-                        assert abs(loss - expected) <= tolerance, (stage, when, result["losses"], plain["losses"])
+                        assert abs(loss - expected) <= tolerance, (stage, when, loss, expected)
                     for name, value in plain["adapters"].items():
                         error = (result["adapters"][name] - value).abs().max().item()
                         assert value.numel() > 0 and error <= tolerance, (stage, when, name, error)
                     fused = 0 if stage == "3" else CALLS
                     assert (result["fused"], result["others"]) == ([fused] * 2, CALLS - fused), result
-                    print(f"ZeRO-{stage}, process {rank}, accelerate() {when}: right; fused {fused} of {CALLS}")
+                    print(f"ZeRO-{stage}, process {rank}, {when}: right; fused {fused} of {CALLS}")
                     print("  ", *result["reasons"] or ["nothing fell back"])
     print(f"passed: deepspeed {deepspeed.__version__}, torch {torch.__version__}")
 
