@@ -251,11 +251,11 @@ def _quantized(self: nn.Module, x: Tensor, args: tuple, kwargs: dict) -> Tensor 
     if reason:
         return reason
     record = self._graft
-    reason = quantized.why_not(self, record.kind, x)
-    if reason:
-        return reason
     device = x.device.type
     dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
+    reason = quantized.why_not(self, record.kind, x) or _kernel_reason(x, dtype)
+    if reason:
+        return reason
     parts = _parts(self, dtype, True)
     if type(parts) is str:
         return parts
