@@ -50,7 +50,7 @@ export PATH="$out/tools/bin:$PATH"
 for device in "${devices[@]}"; do
   rm -rf "$out/plain" "${out:?}/$device"
   "$out/tools/bin/pip" wheel --quiet --no-deps --no-build-isolation --wheel-dir "$out/plain" . \
-    -C build-dir="$out/build-$device" -C cmake.define.TORCH_ROOT="$torch_root" \
+    -C build-dir="build-wheel-$device" -C cmake.define.TORCH_ROOT="$torch_root" \
     -C cmake.define.GRAFT_CUDA="$([[ $device == cuda ]] && echo ON || echo OFF)"
   auditwheel repair --exclude 'libtorch*.so' --exclude 'libc10*.so' --wheel-dir "$out/$device" \
     "$out/plain"/*.whl 2> "$out/auditwheel.log" || { cat "$out/auditwheel.log" >&2; exit 1; }

@@ -53,7 +53,7 @@ done
 
 # What pip makes of the checkout, in an environment that has torch and nothing of Graft. What is built
 # once is in the cache: it is compiled by the same commands.
-options=(-C "build-dir=$build_dir/pip" -C cmake.define.GRAFT_CUDA=OFF -C cmake.define.GRAFT_WERROR=ON)
+options=(-C "build-dir=$build_dir-pip" -C cmake.define.GRAFT_CUDA=OFF -C cmake.define.GRAFT_WERROR=ON)
 for option in "$@"; do options+=(-C "cmake.define.${option#-D}"); done
 "$python" -m venv --clear "$build_dir/venv"
 site="$("$build_dir/venv/bin/python" -c 'import sysconfig; print(sysconfig.get_path("purelib"))')"

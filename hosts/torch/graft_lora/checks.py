@@ -1,4 +1,4 @@
-"""What the ops ask of their tensors, in torch's orientation: A is (rank, in_features), B (out_features, rank).
+"""What the ops ask of their tensors, in torch's orientation: A (rank, in_features), B (out_features, rank).
 
 Each failure is a GraftError that names the op and the tensor, what was expected and what came. Numbers
 (scaling, dropout, eps) are checked by the library.

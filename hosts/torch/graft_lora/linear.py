@@ -71,7 +71,8 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, pack: bool = F
     in x's dtype. Each of them is float32, bfloat16 or (CUDA) float16, x of any strides and up to 8
     dimensions. Products multiply in x's dtype, and are summed in float32. `pack` keeps a packed copy of W
     on the CPU, for as long as W's memory lives: an edit through `.data` of less than all of W needs
-    torch.ops.graft.forget_weight(W.data_ptr()). Under autocast x is cast as torch.nn.functional.linear casts it.
+    torch.ops.graft.forget_weight(W.data_ptr()). Under autocast x is cast as torch.nn.functional.linear
+    casts it.
 
     Differentiable in x, W and bias, twice too (then by torch's own operations). Raises GraftError.
     """

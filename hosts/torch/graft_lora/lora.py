@@ -104,10 +104,10 @@ class LoraDelta(torch.autograd.Function):
 class LoraDeltaAdd(torch.autograd.Function):
     """y + scaling·(drop(x)·Aᵀ)·Bᵀ in y's memory, with the gradients of y, x, A and B.
 
-    Nobody but the caller may hold y. It is written through an alias and not marked dirty, because y is often a
-    view: one made inside a Function (bitsandbytes) may not be marked, and any other (a linear layer with
-    bias) would make backward copy dy twice. The alias shares y's version, so a backward that needs y raises torch's
-    error instead of computing with the sum.
+    Nobody but the caller may hold y. It is written through an alias and not marked dirty, because y is often
+    a view: one made inside a Function (bitsandbytes) may not be marked, and any other (a linear layer with
+    bias) would make backward copy dy twice. The alias shares y's version, so a backward that needs y raises
+    torch's error instead of computing with the sum.
     """
 
     @staticmethod
@@ -160,7 +160,7 @@ def _delta_gradients(ctx, dy, needs):
 
 
 def _cast(gradient, like):
-    """A gradient of float32 in the dtype of what it is of. `to` takes a microsecond where there is nothing to do."""
+    """A gradient of float32 in the dtype of what it is of. `to` takes a microsecond to do nothing."""
     return gradient if gradient is None or gradient.dtype is like.dtype else gradient.to(like.dtype)
 
 
@@ -274,7 +274,8 @@ def lora_linear(
 
 
 @public_op(
-    "lora_delta(Tensor x, Tensor a, Tensor b, float scaling=1.0, float dropout=0.0, Tensor? rng=None) -> Tensor",
+    "lora_delta(Tensor x, Tensor a, Tensor b, float scaling=1.0, float dropout=0.0, Tensor? rng=None) -> "
+    "Tensor",
     _check_delta,
 )
 def lora_delta(

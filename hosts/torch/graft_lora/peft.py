@@ -31,7 +31,9 @@ _no_kernel: dict[tuple[torch.device, torch.dtype], str] = {}
 
 def _why_no_kernel(dtype: torch.dtype, device: torch.device) -> str:
     """Why no kernel takes x in `dtype` on `device`; empty if one does."""
-    return why_not("lora_linear", "forward", dtype, device) or why_not("lora_linear", "backward", dtype, device)
+    return why_not("lora_linear", "forward", dtype, device) or why_not(
+        "lora_linear", "backward", dtype, device
+    )
 
 
 def _kernel_reason(x: Tensor, dtype: torch.dtype) -> str:
@@ -119,8 +121,8 @@ def _state_reason(self: nn.Module, x: Tensor, args: tuple, kwargs: dict) -> str:
 
 
 def _part(self: nn.Module, name: str, dtype: torch.dtype, casts: bool) -> tuple | str:
-    """(A, B, B's bias, scaling, dropout) of the adapter `name`, which has a part in this layer; or why it is not
-    plain LoRA as PEFT makes it, or does not fit products in `dtype`. `casts`: x may be cast to A's dtype."""
+    """(A, B, B's bias, scaling, dropout) of the adapter `name`, which has a part in this layer; or why it is
+    not plain LoRA as PEFT makes it, or does not fit products in `dtype`. `casts`: x may be cast to A's."""
     if name in self.lora_variant:
         return f"{type(self.lora_variant[name]).__name__} is not plain LoRA"
     modules = self._modules
@@ -142,7 +144,9 @@ def _part(self: nn.Module, name: str, dtype: torch.dtype, casts: bool) -> tuple 
     a_own, b_own = a_layer._parameters, b_layer._parameters
     a, b = a_own.get("weight"), b_own.get("weight")
     if type(a) is not Parameter or type(b) is not Parameter:
-        return f"lora_A's weight is a {type(a).__name__} and lora_B's a {type(b).__name__}, not plain parameters"
+        return (
+            f"lora_A's weight is a {type(a).__name__} and lora_B's a {type(b).__name__}, not plain parameters"
+        )
     if a_own.get("bias") is not None:
         return "lora_A has a bias"
     a_dtype = a.dtype
@@ -231,12 +235,10 @@ def _dense(self: nn.Module, x: Tensor, args: tuple, kwargs: dict) -> Tensor | st
             in_place = not compiling and torch._C._len_torch_dispatch_stack() == 0 and y.is_contiguous()
             y = plus_delta(y, x, a, b, scaling, p, rng, counts, in_place)
         elif torch.is_grad_enabled() and (
-            a.requires_grad
-            or b.requires_grad
-            or x.requires_grad
-            or (bias is not None and bias.requires_grad)
+            a.requires_grad or b.requires_grad or x.requires_grad or (bias is not None and bias.requires_grad)
         ):
-            y = LoraLinear.apply(x, weight, bias, a, b, scaling, p, rng, pack, counts)
+            apply = LoraLinear.apply if compiling else linear_in_eager
+            y = apply(x, weight, bias, a, b, scaling, p, rng, pack, counts)
         else:
             y = _forward(x, weight, bias, a, b, scaling, p, rng, False, pack)[0]
         counts = None  # a call's one backward pass, however many adapters it has
@@ -249,11 +251,11 @@ def _quantized(self: nn.Module, x: Tensor, args: tuple, kwargs: dict) -> Tensor 
     if reason:
         return reason
     record = self._graft
-    reason = quantized.why_not(self, record.kind, x)
-    if reason:
-        return reason
     device = x.device.type
     dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
+    reason = quantized.why_not(self, record.kind, x) or _kernel_reason(x, dtype)
+    if reason:
+        return reason
     parts = _parts(self, dtype, True)
     if type(parts) is str:
         return parts
@@ -346,6 +348,9 @@ def _bar(module: nn.Module) -> str:
     kind = _peft_class(module)
     if kind is not Linear and quantized.kind_of(kind) is None:
         return f"{kind.__name__} has no fused kernel"
+    missing = [name for name in ("lora_variant", "cast_input_dtype_enabled") if name not in module.__dict__]
+    if missing:
+        return f"was made by a PEFT older than 0.18: it has no {missing[0]}"
     own = module.__dict__.get(_slot(module))
     if own is not None and getattr(own, "__func__", None) is not type(module).forward:
         return "has a forward of its own; accelerate() has to come before what put it there"
@@ -367,11 +372,11 @@ def _lora_layers(model: nn.Module) -> list[tuple[str, nn.Module]]:
 def accelerate(model: nn.Module, pack: bool = True) -> nn.Module:
     """Puts Graft's kernels under the LoRA layers of a PEFT model, in place.
 
-    `model` is any module with LoRA layers in it: a PeftModel, a model with injected adapters, or a wrapper of one.
-    Nothing but speed changes, and what cannot be fused runs as before: report() says what and why. Called again, it
-    covers layers that were added since. `pack` keeps a second, packed copy of each frozen weight on the CPU (twice
-    that if gradients flow through it); turn it off to save that memory, or if you edit single elements through
-    `weight.data`. It means nothing on a GPU.
+    `model` is any module with LoRA layers in it: a PeftModel, a model with injected adapters, or a wrapper of
+    one. Nothing but speed changes, and what cannot be fused runs as before: report() says what and why. Called
+    again, it covers layers that were added since. `pack` keeps a packed copy of each frozen weight on the CPU
+    (two where gradients flow through it); turn it off to save that memory, or if you edit single elements
+    through `weight.data`. It means nothing on a GPU.
 
     Returns the model. Raises GraftError if there is no LoRA layer in it.
     """
@@ -416,9 +421,9 @@ def restore(model: nn.Module) -> nn.Module:
 def report(model: nn.Module, file: TextIO | None = None) -> list[Row]:
     """Prints how often each LoRA layer ran fused since accelerate(), and why it did not; returns the rows.
 
-    Forward and backward passes are counted where they run; under torch.compile a graph is counted once, when it is
-    traced. Layers that differ in their numbers alone and have the same counts share a line of the table; the rows
-    are a layer's each.
+    Forward and backward passes are counted where they run; under torch.compile a graph is counted once, when
+    it is traced. Layers that differ in their numbers alone and have the same counts share a line of the table;
+    the rows are a layer's each.
     """
     rows = []
     for name, module in _lora_layers(model):

@@ -74,7 +74,7 @@ def run(op, *arguments):
 
 
 def quick_apply(function: type[torch.autograd.Function]) -> Callable:
-    """`function.apply` for calls that no compiler and no transform of torch.func sees: torch's own looks after
+    """`function.apply` for calls that no compiler and no transform of torch.func sees: torch's own looks for
     these first, which takes the host half as long as a kernel's launch."""
     return super(torch.autograd.Function, function).apply
 

@@ -92,7 +92,9 @@ def _summary(rows: list[Row]) -> str:
         (False, False): "not called",
     }
     layers = "1 LoRA layer" if len(rows) == 1 else f"{len(rows)} LoRA layers"
-    return f"Graft: {layers}: " + ", ".join(f"{states[state]} {word}" for state, word in words.items() if states[state])
+    return f"Graft: {layers}: " + ", ".join(
+        f"{states[state]} {word}" for state, word in words.items() if states[state]
+    )
 
 
 def print_table(rows: list[Row], file: TextIO | None) -> None:
@@ -114,13 +116,17 @@ def print_table(rows: list[Row], file: TextIO | None) -> None:
             for reason, count in row.reasons.items()
         ]
         counts = [str(count) for kind, count in row.fused.items() if compiled or kind != "compiled"]
-        lines.append([_group_name([r.name for r in group]), str(len(group)), *counts, ", ".join(marks) or "0"])
+        lines.append(
+            [_group_name([r.name for r in group]), str(len(group)), *counts, ", ".join(marks) or "0"]
+        )
     widths = [max(len(line[i]) for line in lines) for i in range(len(head))]
     for line in lines:
         cells = [line[0].ljust(widths[0]), *(c.rjust(w) for c, w in zip(line[1:-1], widths[1:-1])), line[-1]]
         print("  ".join(cells).rstrip(), file=file)
     if compiled and any(not any(row.fused.values()) and not row.reasons for row in rows):
-        print("A layer without counts was not called, or runs a graph compiled for a layer like it.", file=file)
+        print(
+            "A layer without counts was not called, or runs a graph compiled for a layer like it.", file=file
+        )
     if len(rows) > len(groups):
         print("Counts are a layer's; layers that differ in number alone share a line.", file=file)
     for reason, number in why.items():

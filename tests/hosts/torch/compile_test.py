@@ -48,7 +48,10 @@ class Compiled(unittest.TestCase):
                 plain = build(**options)
                 model = accelerated(plain)
                 function = self.compiled(model)
-                optimizers = [torch.optim.SGD((p for p in m.parameters() if p.requires_grad), 1e-4) for m in (plain, model)]
+                optimizers = [
+                    torch.optim.SGD((p for p in m.parameters() if p.requires_grad), 1e-4)
+                    for m in (plain, model)
+                ]
                 x = input_of(plain)
                 for _ in range(20):
                     self.assert_same(self.step(function, model, x), self.step(plain, plain, x))

@@ -15,8 +15,20 @@ from torch import nn
 from torch.nn.utils import parametrize, prune
 
 import graft_lora
-from layers import DEVICE, IN, MIDDLE, ROUNDING, Two, accelerated, build, call, fused, input_of, layers_of, reasons
-
+from layers import (
+    DEVICE,
+    IN,
+    MIDDLE,
+    ROUNDING,
+    Two,
+    accelerated,
+    build,
+    call,
+    fused,
+    input_of,
+    layers_of,
+    reasons,
+)
 
 LOW = (torch.bfloat16, torch.float16) if DEVICE == "cuda" else (torch.bfloat16,)
 
@@ -46,7 +58,9 @@ class Calls(unittest.TestCase):
                 roundings = (IN + MIDDLE) ** 0.5 if got.dtype is torch.float32 else 2
                 self.assertLessEqual(error, 2 * theirs + roundings * ROUNDING[got.dtype] * want.norm())
 
-    def assert_fused(self, plain: nn.Module, x: torch.Tensor | None = None, inside=None, **kwargs) -> nn.Module:
+    def assert_fused(
+        self, plain: nn.Module, x: torch.Tensor | None = None, inside=None, **kwargs
+    ) -> nn.Module:
         """Both layers run fused, and are as good as PEFT."""
         x = input_of(plain) if x is None else x
         model = accelerated(plain)
@@ -111,7 +125,12 @@ class Fused(Calls):
         for low in LOW:
             for dtype in (torch.float32, low):
                 for x_dtype in (torch.float32, low):
-                    for options in ({}, {"autocast_adapter_dtype": False}, {"lora_bias": True}, {"adapters": 2}):
+                    for options in (
+                        {},
+                        {"autocast_adapter_dtype": False},
+                        {"lora_bias": True},
+                        {"adapters": 2},
+                    ):
                         with self.subTest(dtype=dtype, x=x_dtype, autocast=low, **options):
                             plain = build(dtype, **options)
                             self.assert_fused(plain, input_of(plain).to(x_dtype), inside=autocast_to(low))
@@ -138,7 +157,12 @@ class Fused(Calls):
     def test_strides(self):
         plain = build()
         wide = input_of(plain, 5, 3, 2 * IN)
-        for x in (wide[..., ::2], wide[..., :IN].transpose(0, 1), wide[:, 1:, IN:], wide[:1, :, :IN].expand(4, 3, IN)):
+        for x in (
+            wide[..., ::2],
+            wide[..., :IN].transpose(0, 1),
+            wide[:, 1:, IN:],
+            wide[:1, :, :IN].expand(4, 3, IN),
+        ):
             self.assert_fused(plain, x)
 
     def test_several_active_adapters(self):
@@ -276,6 +300,14 @@ class Own(Calls):
         plain.base_model.set_adapter(["default", "dora"])
         self.assert_own(plain, "DoraLinearVariant")
 
+    def test_layers_of_an_older_peft(self):
+        model = build()
+        for layer in layers_of(model):
+            del layer.lora_variant
+        graft_lora.accelerate(model)
+        self.assertEqual(reasons(model), ["was made by a PEFT older than 0.18: it has no lora_variant"])
+        self.assertNotIn("_graft", layers_of(model)[0].__dict__)
+
     def test_no_active_adapter(self):
         plain = build()
         for layer in layers_of(plain):
@@ -352,7 +384,13 @@ class Own(Calls):
         def alpha(layer):
             layer.lora_dropout["default"] = nn.AlphaDropout(0.5)
 
-        for change, why in ((base, "Double"), (a, "Double"), (b, "Double"), (drop, "Drop"), (alpha, "AlphaDropout")):
+        for change, why in (
+            (base, "Double"),
+            (a, "Double"),
+            (b, "Double"),
+            (drop, "Drop"),
+            (alpha, "AlphaDropout"),
+        ):
             plain = build()
             for layer in layers_of(plain):
                 change(layer)
@@ -536,7 +574,9 @@ class Own(Calls):
 
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            config = LoraConfig(r=2, target_modules=["first", "second"], fan_in_fan_out=True, init_lora_weights=False)
+            config = LoraConfig(
+                r=2, target_modules=["first", "second"], fan_in_fan_out=True, init_lora_weights=False
+            )
             plain = get_peft_model(plain, config).to(DEVICE)
         x = torch.randn(3, IN, device=DEVICE)
         self.assert_own(plain, "Conv1D", x)
@@ -624,7 +664,7 @@ class Dropout(unittest.TestCase):
 @unittest.skipUnless(DEVICE == "cuda", "needs a GPU: GRAFT_TEST_DEVICE=cuda")
 class Gpu(Calls):
     def test_the_base_product_of_float32_is_torch_s(self):
-        """Bit for bit, whatever the setting of TF32 is: B is zero here, and the product wide enough to differ."""
+        """Bit for bit, whatever the setting of TF32: B is zero here, and the product wide enough to differ."""
         torch.manual_seed(0)
         layer = nn.Linear(512, 512, device="cuda")
         from peft import get_peft_model

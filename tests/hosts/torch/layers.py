@@ -1,4 +1,4 @@
-"""One model of two LoRA layers, and the comparison of a call of it with PEFT's own: for the tests of accelerate()."""
+"""A model of two LoRA layers, and what a call of it gives and says, for the tests of accelerate()."""
 
 from __future__ import annotations
 
@@ -32,7 +32,9 @@ class Two(nn.Module):
         return self.second(torch.tanh(self.first(x, **kwargs)), **kwargs)
 
 
-def build(dtype: torch.dtype = torch.float32, base_bias: bool = True, adapters: int = 1, **options) -> nn.Module:
+def build(
+    dtype: torch.dtype = torch.float32, base_bias: bool = True, adapters: int = 1, **options
+) -> nn.Module:
     """PEFT's model with `adapters` adapters ("default", "more1", ...), every B and bias drawn at random."""
     torch.manual_seed(3)
     settings = dict(r=4, lora_alpha=6, target_modules=["first", "second"], init_lora_weights=False) | options
@@ -61,7 +63,9 @@ def input_of(model: nn.Module, *shape: int) -> torch.Tensor:
     return torch.randn(*(shape or (2, 7, IN))).to(DEVICE, dtype)
 
 
-def call(model: nn.Module, x: torch.Tensor, inside: Callable = nullcontext, **kwargs) -> dict[str, torch.Tensor]:
+def call(
+    model: nn.Module, x: torch.Tensor, inside: Callable = nullcontext, **kwargs
+) -> dict[str, torch.Tensor]:
     """y and every gradient of one forward and backward pass."""
     x = x.detach().clone()
     if x.is_floating_point():

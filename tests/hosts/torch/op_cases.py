@@ -28,7 +28,7 @@ def draw(*shape: int, dtype: torch.dtype = torch.float32, seed: int = 0, scale: 
 
 
 class InOrder(torch.autograd.Function):
-    """x·Wᵀ + bias as a plain loop has it: one running sum, term after term. A BLAS may sum in blocks, and errs less."""
+    """x·Wᵀ + bias as a plain loop has it: one running sum. A BLAS may sum in blocks, and errs less."""
 
     @staticmethod
     def forward(ctx, x, w, bias):
@@ -81,7 +81,7 @@ def add_rms_norm(x, residual, w):
 
 @dataclass(frozen=True)
 class Case:
-    """An op: Graft's function, the registered op, and the same of torch's operations in the inputs' dtypes."""
+    """An op: Graft's function, the registered op, and the same of torch's in the inputs' dtypes."""
 
     name: str
     graft: Callable
@@ -150,7 +150,11 @@ CASES = {
             graft_lora.add_rms_norm,
             _ops.add_rms_norm,
             add_rms_norm,
-            lambda x, dtype, rank: (x, _like(x, *x.shape, seed=6), _like(x, x.shape[-1], dtype=dtype, seed=5)),
+            lambda x, dtype, rank: (
+                x,
+                _like(x, *x.shape, seed=6),
+                _like(x, x.shape[-1], dtype=dtype, seed=5),
+            ),
         ),
         Case(
             "layer_norm",
@@ -196,7 +200,8 @@ def doubles(tensors: tuple) -> tuple:
 
 
 def assert_earned(test, got: Tensor, plain: Tensor, truth: Tensor, what: str = "") -> None:
-    """The error against float64 (Frobenius) is at most twice that of plain operations in got's dtype, and one rounding."""
+    """The error against float64, in the Frobenius norm, is at most twice that of plain operations in the same
+    dtype, and one rounding."""
     test.assertEqual(got.shape, truth.shape, what)
     test.assertEqual(got.dtype, plain.dtype, what)
     if truth.numel() == 0:
@@ -207,7 +212,9 @@ def assert_earned(test, got: Tensor, plain: Tensor, truth: Tensor, what: str = "
     test.assertLessEqual(error, allowed, what)
 
 
-def assert_case(test, case: Case, tensors: tuple, what: str = "", graft: Callable | None = None, cotangents=None):
+def assert_case(
+    test, case: Case, tensors: tuple, what: str = "", graft: Callable | None = None, cotangents=None
+):
     """Outputs and all gradients of the case, with these tensors."""
     got = results(graft or case.graft, tensors, cotangents)
     plain = results(case.composed, tensors, cotangents)

@@ -1,4 +1,4 @@
-"""The ops inside torch: opcheck, autocast, compiled, differentiated twice, transformed, on no device; and bad input."""
+"""The ops inside torch: opcheck, autocast, compiled, differentiated twice, transformed; and bad input."""
 
 from __future__ import annotations
 
@@ -43,7 +43,9 @@ class Opcheck(unittest.TestCase):
         for name, case in CASES.items():
             for shape in ((5, 24), (2, 3, 24)):
                 tensors = leaves(case.inputs(draw(*shape), torch.float32, 3))
-                numbers = {"softmax": (SCALING,), "lora_linear": (SCALING,), "lora_delta": (SCALING,)}.get(name, ())
+                numbers = {"softmax": (SCALING,), "lora_linear": (SCALING,), "lora_delta": (SCALING,)}.get(
+                    name, ()
+                )
                 with self.subTest(name, shape=shape):
                     torch.library.opcheck(getattr(ops, name).default, (*tensors, *numbers))
 
@@ -138,7 +140,9 @@ class Compiled(unittest.TestCase):
 
     def setUp(self):
         torch._dynamo.reset()
-        limit = torch._dynamo.config.patch(recompile_limit=20)  # a graph of each kind of shape, with grad and without
+        limit = torch._dynamo.config.patch(
+            recompile_limit=20
+        )  # a graph of each kind of shape, with grad and without
         limit.__enter__()
         self.addCleanup(limit.__exit__, None, None, None)
 
@@ -150,7 +154,9 @@ class Compiled(unittest.TestCase):
             torch.testing.assert_close(one, two, rtol=0, atol=0)
             dy = random_cotangent(one, 0)
             wanted = (x, *(t for t in parameters if t.requires_grad))
-            for g, h in zip(torch.autograd.grad(one, wanted, dy), torch.autograd.grad(two, wanted, dy), strict=True):
+            for g, h in zip(
+                torch.autograd.grad(one, wanted, dy), torch.autograd.grad(two, wanted, dy), strict=True
+            ):
                 torch.testing.assert_close(g, h, rtol=1e-6, atol=1e-6)
             with torch.no_grad():
                 self.assertTrue(torch.equal(function(x, *parameters), compiled(x, *parameters)))
@@ -158,23 +164,23 @@ class Compiled(unittest.TestCase):
     def test_functions_and_ops(self):
         for name, case in CASES.items():
             for function, dynamic in ((case.graft, None), (case.op, True)):
-                    torch._dynamo.reset()
+                torch._dynamo.reset()
 
-                    def run(x, *more, function=function):
-                        y = function(x.sin(), *more)
-                        return (y[0] * y[1] if isinstance(y, tuple) else y) * 2
+                def run(x, *more, function=function):
+                    y = function(x.sin(), *more)
+                    return (y[0] * y[1] if isinstance(y, tuple) else y) * 2
 
-                    tensors = leaves(case.inputs(draw(24), torch.float32, 8)[1:])
-                    shapes = self.SHAPES[:3] if dynamic else self.SHAPES
-                    if name == "add_rms_norm":  # whose residual is of one shape
+                tensors = leaves(case.inputs(draw(24), torch.float32, 8)[1:])
+                shapes = self.SHAPES[:3] if dynamic else self.SHAPES
+                if name == "add_rms_norm":  # whose residual is of one shape
 
-                        def run(x, w, function=function):
-                            y, s = function(x.sin(), x.cos(), w)
-                            return y * s
+                    def run(x, w, function=function):
+                        y, s = function(x.sin(), x.cos(), w)
+                        return y * s
 
-                        tensors = tensors[-1:]
-                    with self.subTest(name, dynamic=dynamic, op=function is case.op):
-                        self.compare(run, tensors, shapes, dynamic=dynamic)
+                    tensors = tensors[-1:]
+                with self.subTest(name, dynamic=dynamic, op=function is case.op):
+                    self.compare(run, tensors, shapes, dynamic=dynamic)
 
     def test_functions_that_peft_goes_through(self):
         w, bias, a, b = leaves(CASES["lora_linear"].inputs(draw(24), torch.float32, 8)[1:])
@@ -186,7 +192,8 @@ class Compiled(unittest.TestCase):
         self.compare(lambda x, a, b: LoraDelta.apply(x.sin(), a, b, SCALING, 0.0, None).sin(), (a, b))
         torch._dynamo.reset()
         self.compare(
-            lambda x, a, b: LoraDeltaAdd.apply(x[..., :20].cos(), x.sin(), a, b, SCALING, 0.0, None).sin(), (a, b)
+            lambda x, a, b: LoraDeltaAdd.apply(x[..., :20].cos(), x.sin(), a, b, SCALING, 0.0, None).sin(),
+            (a, b),
         )
 
     def test_one_tensor_in_two_places(self):
@@ -200,7 +207,8 @@ class Compiled(unittest.TestCase):
         w, bias, a, b = leaves(CASES["lora_linear"].inputs(draw(24), torch.float32, 8)[1:])
         rng = torch.tensor([3, 4], device=DEVICE)
         self.compare(
-            lambda x, w, bias, a, b: graft_lora.lora_linear(x, w, bias, a, b, SCALING, 0.5, rng), (w, bias, a, b)
+            lambda x, w, bias, a, b: graft_lora.lora_linear(x, w, bias, a, b, SCALING, 0.5, rng),
+            (w, bias, a, b),
         )
         torch._dynamo.reset()
         compiled = torch.compile(graft_lora.lora_delta, fullgraph=True, backend="aot_eager")
@@ -340,7 +348,9 @@ class Transforms(unittest.TestCase):
             real = case.graft(*tensors)
             meta = case.graft(*(t.to("meta").requires_grad_() for t in tensors))
             for one, two in zip(*(o if isinstance(o, tuple) else (o,) for o in (real, meta))):
-                self.assertEqual((one.shape, one.dtype, one.stride()), (two.shape, two.dtype, two.stride()), name)
+                self.assertEqual(
+                    (one.shape, one.dtype, one.stride()), (two.shape, two.dtype, two.stride()), name
+                )
                 self.assertEqual(two.device.type, "meta")
 
     def test_saved_tensors_are_watched(self):
@@ -381,10 +391,18 @@ class BadInput(unittest.TestCase):
         x, w, bias, a, b = CASES["lora_linear"].inputs(draw(6, 24), torch.float32, 3)
         bad = "invalid_argument"
         for f in (graft_lora.lora_linear, ops.lora_linear):
-            self.refused(bad, r"\[lora_linear\] a: expected \(rank, 24\), got \(24, 3\)", f, x, w, bias, a.t(), b)
-            self.refused(bad, r"\[lora_linear\] b: expected \(20, 3\), got \(3, 20\)", f, x, w, bias, a, b.t())
-            self.refused(bad, r"weight: expected \(out_features, 24\), got \(24, 20\)", f, x, w.t(), bias, a, b)
-            self.refused(bad, r"weight: expected \(out_features, 24\), got \(20,\)", f, x, w[:, 0], bias, a, b)
+            self.refused(
+                bad, r"\[lora_linear\] a: expected \(rank, 24\), got \(24, 3\)", f, x, w, bias, a.t(), b
+            )
+            self.refused(
+                bad, r"\[lora_linear\] b: expected \(20, 3\), got \(3, 20\)", f, x, w, bias, a, b.t()
+            )
+            self.refused(
+                bad, r"weight: expected \(out_features, 24\), got \(24, 20\)", f, x, w.t(), bias, a, b
+            )
+            self.refused(
+                bad, r"weight: expected \(out_features, 24\), got \(20,\)", f, x, w[:, 0], bias, a, b
+            )
             self.refused(bad, r"bias: expected \(20,\), got \(1,\)", f, x, w, bias[:1], a, b)
             self.refused(bad, r"bias: expected \(20,\), got \(\)", f, x, w, bias[0], a, b)
             self.refused(bad, r"x: expected \(\.\.\., features\)", f, x[0, 0], w, bias, a, b)
@@ -394,10 +412,16 @@ class BadInput(unittest.TestCase):
             many = x.reshape(1, 1, 1, 1, 1, 1, 1, 6, 24)
             self.refused("unsupported", "at most 8 dimensions, got 9", f, many, w, bias, a, b)
         for f in (graft_lora.lora_delta, ops.lora_delta):
-            self.refused(bad, r"\[lora_delta\] b: expected \(out_features, 3\), got \(20, 2\)", f, x, a, b[:, :2])
+            self.refused(
+                bad, r"\[lora_delta\] b: expected \(out_features, 3\), got \(20, 2\)", f, x, a, b[:, :2]
+            )
         n = draw(24)
-        self.refused(bad, r"\[rms_norm\] weight: expected \(24,\), got \(23,\)", graft_lora.rms_norm, x, n[:23])
-        self.refused(bad, r"residual: expected \(6, 24\), as x, got \(5, 24\)", graft_lora.add_rms_norm, x, x[:5], n)
+        self.refused(
+            bad, r"\[rms_norm\] weight: expected \(24,\), got \(23,\)", graft_lora.rms_norm, x, n[:23]
+        )
+        self.refused(
+            bad, r"residual: expected \(6, 24\), as x, got \(5, 24\)", graft_lora.add_rms_norm, x, x[:5], n
+        )
         self.refused(bad, r"bias: expected \(24,\), got \(1, 24\)", graft_lora.layer_norm, x, n, n[None])
         self.refused(bad, r"\[softmax\] x: expected \(\.\.\., features\)", graft_lora.softmax, x[0, 0])
 
@@ -457,13 +481,19 @@ class BadInput(unittest.TestCase):
         other = "cpu" if DEVICE == "cuda" else "meta"
         for i, name in enumerate(("weight", "bias", "a", "b"), 1):
             tensors = [t.to(other) if i == j else t for j, t in enumerate((x, w, bias, a, b))]
-            self.refused("invalid_argument", f"{name}: expected device {DEVICE}", graft_lora.lora_linear, *tensors)
+            self.refused(
+                "invalid_argument", f"{name}: expected device {DEVICE}", graft_lora.lora_linear, *tensors
+            )
         self.refused("invalid_argument", "weight: expected device meta", graft_lora.linear, x.to("meta"), w)
 
     def test_what_is_no_tensor(self):
         x, w = draw(6, 24), draw(20, 24)
-        self.refused("invalid_argument", "weight: expected a tensor, got list", graft_lora.linear, x, w.tolist())
-        self.refused("invalid_argument", "a: expected a tensor, got NoneType", graft_lora.lora_delta, x, None, w)
+        self.refused(
+            "invalid_argument", "weight: expected a tensor, got list", graft_lora.linear, x, w.tolist()
+        )
+        self.refused(
+            "invalid_argument", "a: expected a tensor, got NoneType", graft_lora.lora_delta, x, None, w
+        )
 
     def test_layouts_of_torchs_own(self):
         x, w = draw(6, 24), draw(20, 24)
@@ -496,8 +526,12 @@ class BadInput(unittest.TestCase):
             lambda: ops.lora_delta_add_(draw(20, 6).t(), x, a, b, 1.0, 0.0, None, True),
             lambda: ops.lora_delta_add_(draw(6, 1).expand(6, 20), x, a, b, 1.0, 0.0, None, True),
             lambda: ops.lora_delta_backward(x, x, draw(6, 3), a, b, 1.0, 0.0, None, True, True, True),
-            lambda: ops.lora_delta_backward(draw(6, 20), x[:5], draw(6, 3), a, b, 1.0, 0.0, None, True, True, True),
-            lambda: ops.lora_delta_backward(draw(6, 20), x, draw(6, 4), a, b, 1.0, 0.0, None, True, True, True),
+            lambda: ops.lora_delta_backward(
+                draw(6, 20), x[:5], draw(6, 3), a, b, 1.0, 0.0, None, True, True, True
+            ),
+            lambda: ops.lora_delta_backward(
+                draw(6, 20), x, draw(6, 4), a, b, 1.0, 0.0, None, True, True, True
+            ),
             lambda: ops.lora_linear_backward(
                 draw(6, 20), one, draw(6, 3), w, a, b, 1.0, 0.0, None, True, True, True, False
             ),

@@ -73,7 +73,9 @@ class Values(unittest.TestCase):
     def test_layer_norm_of_constant_rows(self):
         for x in (draw(7, 1), draw(6, 1).expand(6, 24)):
             tensors = CASES["layer_norm"].inputs(x, torch.float32, 8)
-            for g, t in zip(results(CASES["layer_norm"].graft, tensors), results(CASES["layer_norm"].composed, tensors)):
+            for g, t in zip(
+                results(CASES["layer_norm"].graft, tensors), results(CASES["layer_norm"].composed, tensors)
+            ):
                 torch.testing.assert_close(g, t, rtol=1e-4, atol=1e-3)
 
     def test_cotangents_of_every_layout(self):
@@ -81,8 +83,14 @@ class Values(unittest.TestCase):
             tensors = case.inputs(draw(6, 3, 24, dtype=dtype), dtype, 8)
             for layout, make in (
                 ("expanded", lambda y, i: torch.full((), 0.5, dtype=y.dtype, device=DEVICE).expand(y.shape)),
-                ("rows alike", lambda y, i: draw(y.shape[-1], dtype=torch.bfloat16).to(y.dtype).expand(y.shape)),
-                ("transposed", lambda y, i: draw(*y.shape[::-1], dtype=torch.bfloat16).to(y.dtype).permute(2, 1, 0)),
+                (
+                    "rows alike",
+                    lambda y, i: draw(y.shape[-1], dtype=torch.bfloat16).to(y.dtype).expand(y.shape),
+                ),
+                (
+                    "transposed",
+                    lambda y, i: draw(*y.shape[::-1], dtype=torch.bfloat16).to(y.dtype).permute(2, 1, 0),
+                ),
                 ("sliced", lambda y, i: draw(*y.shape, 2, dtype=torch.bfloat16).to(y.dtype)[..., 1]),
             ):
                 with self.subTest(name, dtype=dtype, layout=layout):
@@ -92,10 +100,19 @@ class Values(unittest.TestCase):
         for dtype in DTYPES:
             x, w, bias, a, b = CASES["lora_linear"].inputs(draw(9, 24, dtype=dtype), dtype, 8)
             for layout, tensors in (
-                ("transposed", (x, w.t().contiguous().t(), bias, a.t().contiguous().t(), b.t().contiguous().t())),
+                (
+                    "transposed",
+                    (x, w.t().contiguous().t(), bias, a.t().contiguous().t(), b.t().contiguous().t()),
+                ),
                 ("sliced", (x, draw(OUT, 48, dtype=dtype)[:, ::2], draw(2 * OUT, dtype=dtype)[::2], a, b)),
-                ("sliced adapters", (x, w, bias, draw(8, 48, dtype=dtype)[:, ::2], draw(OUT, 16, dtype=dtype)[:, 8:])),
-                ("expanded", (x, draw(24, dtype=dtype).expand(OUT, 24), draw(1, dtype=dtype).expand(OUT), a, b)),
+                (
+                    "sliced adapters",
+                    (x, w, bias, draw(8, 48, dtype=dtype)[:, ::2], draw(OUT, 16, dtype=dtype)[:, 8:]),
+                ),
+                (
+                    "expanded",
+                    (x, draw(24, dtype=dtype).expand(OUT, 24), draw(1, dtype=dtype).expand(OUT), a, b),
+                ),
                 ("no bias", (x, w, None, a, b)),
             ):
                 for pack in (False, True):
@@ -115,7 +132,14 @@ class Values(unittest.TestCase):
 
     def test_sizes(self):
         for dtype in DTYPES:
-            for rows, k, out in ((9, 3, 40), (70, 1, 50), (6, 3, 5), (17, 31, 33), (64, 96, 96), (67, 130, 65)):
+            for rows, k, out in (
+                (9, 3, 40),
+                (70, 1, 50),
+                (6, 3, 5),
+                (17, 31, 33),
+                (64, 96, 96),
+                (67, 130, 65),
+            ):
                 for name in PRODUCTS:
                     tensors = CASES[name].inputs(draw(rows, k, dtype=dtype), dtype, 8, out)
                     with self.subTest(name, dtype=dtype, sizes=(rows, k, out)):
@@ -156,7 +180,9 @@ class Values(unittest.TestCase):
                 continue
             for name, case in CASES.items():
                 with self.subTest(name, dtype=dtype, other=other):
-                    assert_case(self, case, case.inputs(draw(19, 40, dtype=dtype), other, 8), f"{dtype} {other}")
+                    assert_case(
+                        self, case, case.inputs(draw(19, 40, dtype=dtype), other, 8), f"{dtype} {other}"
+                    )
 
     def test_weight_of_another_type(self):
         # Products multiply in x's dtype, with a packed copy and without.
@@ -199,10 +225,14 @@ class Values(unittest.TestCase):
                     continue
                 leaves = [t.detach().requires_grad_(want) for t, want in zip(tensors, wanted)]
                 outputs = case.graft(*leaves)
-                sum(y.square().sum() for y in (outputs if isinstance(outputs, tuple) else (outputs,))).backward()
+                sum(
+                    y.square().sum() for y in (outputs if isinstance(outputs, tuple) else (outputs,))
+                ).backward()
                 twins = [t.detach().requires_grad_(want) for t, want in zip(tensors, wanted)]
                 outputs = case.composed(*twins)
-                sum(y.square().sum() for y in (outputs if isinstance(outputs, tuple) else (outputs,))).backward()
+                sum(
+                    y.square().sum() for y in (outputs if isinstance(outputs, tuple) else (outputs,))
+                ).backward()
                 for leaf, twin, want in zip(leaves, twins, wanted):
                     self.assertEqual(leaf.grad is not None, want, name)
                     if want:
@@ -219,7 +249,9 @@ class Values(unittest.TestCase):
                 quiet = case.graft(*leaves)
             with torch.inference_mode():
                 inferred = case.graft(*tensors)
-            for one, two, three in zip(*(o if isinstance(o, tuple) else (o,) for o in (outputs, quiet, inferred))):
+            for one, two, three in zip(
+                *(o if isinstance(o, tuple) else (o,) for o in (outputs, quiet, inferred))
+            ):
                 self.assertFalse(two.requires_grad)
                 self.assertTrue(torch.equal(one, two) and torch.equal(one, three), name)
 
@@ -250,7 +282,9 @@ class Values(unittest.TestCase):
 
     def test_rows_without_a_number(self):
         inf, nan = float("inf"), float("nan")
-        x = torch.tensor([[1.0, -inf, 2.0], [-inf, -inf, -inf], [inf, 1.0, 2.0], [nan, 1.0, 2.0]], device=DEVICE)
+        x = torch.tensor(
+            [[1.0, -inf, 2.0], [-inf, -inf, -inf], [inf, 1.0, 2.0], [nan, 1.0, 2.0]], device=DEVICE
+        )
         torch.testing.assert_close(graft_lora.softmax(x), torch.softmax(x, -1), equal_nan=True)
         x = torch.zeros(2, 8, device=DEVICE)
         self.assertTrue((graft_lora.rms_norm(x) == 0).all() and (graft_lora.layer_norm(x) == 0).all())
@@ -266,7 +300,9 @@ class Values(unittest.TestCase):
         for name, case in CASES.items():
             tensors = case.inputs(x, torch.float32, 8)
             negated = case.graft(torch._neg_view(-x), *tensors[1:])
-            for one, two in zip(*(o if isinstance(o, tuple) else (o,) for o in (negated, case.graft(*tensors)))):
+            for one, two in zip(
+                *(o if isinstance(o, tuple) else (o,) for o in (negated, case.graft(*tensors)))
+            ):
                 self.assertTrue(torch.equal(one, two), name)
 
     def test_memory_of_any_address(self):
@@ -320,7 +356,11 @@ def mask_of(shape, p: float, seed: int, offset: int) -> torch.Tensor:
 class Dropout(unittest.TestCase):
     def test_mask_is_the_documented_one(self):
         for p in (0.05, 0.5, 0.9, 0.999999):
-            for seed, offset, shape in ((1, 0, (4, 16)), (2**62 - 5, 2**40 + 3, (3, 5, 7)), (-3, 12345, (33,))):
+            for seed, offset, shape in (
+                (1, 0, (4, 16)),
+                (2**62 - 5, 2**40 + 3, (3, 5, 7)),
+                (-3, 12345, (33,)),
+            ):
                 x = torch.ones(shape, device=DEVICE)
                 eye = torch.eye(shape[-1], device=DEVICE)
                 rng = torch.tensor([seed, offset], device=DEVICE)
@@ -332,7 +372,10 @@ class Dropout(unittest.TestCase):
 
     def test_values_and_gradients(self):
         for dtype, p in itertools.product(DTYPES, (0.05, 0.5)):
-            for name, x in (("two", draw(33, 40, dtype=dtype)), ("permuted", draw(3, 40, 4, dtype=dtype).permute(2, 0, 1))):
+            for name, x in (
+                ("two", draw(33, 40, dtype=dtype)),
+                ("permuted", draw(3, 40, 4, dtype=dtype).permute(2, 0, 1)),
+            ):
                 tensors = CASES["lora_linear"].inputs(x, dtype, 8)
                 rng = torch.tensor([7, 11], device=DEVICE)
                 mask = mask_of(x.shape, p, 7, 11)
@@ -345,7 +388,11 @@ class Dropout(unittest.TestCase):
 
                 for one, two, some in (
                     (lambda *t: graft_lora.lora_linear(*t, SCALING, p, rng), composed, tensors),
-                    (lambda *t: graft_lora.lora_delta(*t, SCALING, p, rng), composed_delta, (x, *tensors[3:])),
+                    (
+                        lambda *t: graft_lora.lora_delta(*t, SCALING, p, rng),
+                        composed_delta,
+                        (x, *tensors[3:]),
+                    ),
                 ):
                     got, plain = results(one, some), results(two, some)
                     truth = results(two, tuple(t.double() for t in some))
@@ -391,7 +438,9 @@ class Comparator(unittest.TestCase):
 
     def test_philox(self):
         # Words of Random123's own table, at 7 rounds: of counter and key 0.
-        self.assertEqual([hex(w) for w in philox(0, torch.zeros(1, dtype=torch.int64))[0].tolist()][0][:2], "0x")
+        self.assertEqual(
+            [hex(w) for w in philox(0, torch.zeros(1, dtype=torch.int64))[0].tolist()][0][:2], "0x"
+        )
         self.assertNotEqual(philox(1, torch.arange(2))[0].tolist(), philox(1, torch.arange(2))[1].tolist())
 
 

@@ -156,10 +156,10 @@ class PackedWeight(unittest.TestCase):
         whole = draw(3 * OUT, IN)
         q, k, v = whole.chunk(3)
         for _ in range(2):
-            for w in (q, k, v, whole, whole[::3], whole[: IN].t(), q.t().contiguous().t()):
+            for w in (q, k, v, whole, whole[::3], whole[:IN].t(), q.t().contiguous().t()):
                 self.assert_true(w, draw(7, w.shape[1]))
         whole.mul_(3)
-        for w in (q, k, v, whole, whole[::3], whole[: IN].t()):
+        for w in (q, k, v, whole, whole[::3], whole[:IN].t()):
             self.assert_true(w, draw(7, w.shape[1]))
         del whole, q, k, v, w
         self.assertEqual(self.held(), 0)

@@ -66,7 +66,9 @@ class Counts(unittest.TestCase):
         model = accelerated(build(adapters=3))
         model.base_model.set_adapter(["default", "more1", "more2"])
         model(input_of(model)).sum().backward()
-        self.assertEqual([(r.fused["forward"], r.fused["backward"]) for r in rows_of(model)], [(1, 1), (1, 1)])
+        self.assertEqual(
+            [(r.fused["forward"], r.fused["backward"]) for r in rows_of(model)], [(1, 1), (1, 1)]
+        )
 
     def test_checkpointing_runs_forward_twice(self):
         for reentrant in (True, False):

@@ -53,7 +53,9 @@ class Restore(unittest.TestCase):
         self.assertEqual(list(model.state_dict()), keys)
         self.assertEqual([type(module) for module in model.modules()], classes)
         self.assertEqual(repr(model), text)
-        self.assertEqual(([n for n, _ in model.named_modules()], [n for n, _ in model.named_parameters()]), names)
+        self.assertEqual(
+            ([n for n, _ in model.named_modules()], [n for n, _ in model.named_parameters()]), names
+        )
 
     def test_gives_peft_s_bits_again(self):
         plain = build()
@@ -77,7 +79,9 @@ class Restore(unittest.TestCase):
 
     def test_a_model_without_lora(self):
         for model in (Two(), get_peft_model(Two(), LoHaConfig(target_modules=["first"]))):
-            with self.assertRaisesRegex(graft_lora.GraftError, "has no LoRA layers.*get_peft_model") as caught:
+            with self.assertRaisesRegex(
+                graft_lora.GraftError, "has no LoRA layers.*get_peft_model"
+            ) as caught:
                 graft_lora.accelerate(model)
             self.assertEqual(caught.exception.code, "invalid_argument")
             graft_lora.restore(model)
@@ -180,7 +184,9 @@ class Copies(unittest.TestCase):
             loaded(x)
             self.assertEqual(fused(loaded), 4)
             graft_lora.restore(loaded)
-            self.assertTrue(all("_graft" not in m.__dict__ and "forward" not in m.__dict__ for m in loaded.modules()))
+            self.assertTrue(
+                all("_graft" not in m.__dict__ and "forward" not in m.__dict__ for m in loaded.modules())
+            )
 
     def test_state_dict_goes_to_and_fro(self):
         one, other = build(), accelerated(build())
@@ -247,7 +253,13 @@ class Hooks(unittest.TestCase):
                     for layer in layers_of(one):
                         self.hooks.remove_hook_from_module(layer)
                 self.assertTrue(torch.equal(model(x), plain(x)))
-                self.assertFalse(any(type(v).__module__.startswith("graft_lora") for d in dicts_of(model) for v in d.values()))
+                self.assertFalse(
+                    any(
+                        type(v).__module__.startswith("graft_lora")
+                        for d in dicts_of(model)
+                        for v in d.values()
+                    )
+                )
 
     def test_on_the_base_layer(self):
         plain, model = build(), accelerated(build())

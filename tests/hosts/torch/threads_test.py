@@ -1,4 +1,4 @@
-"""The ops on the CPU's threads: torch's number of them, several callers at once, and children that are forked."""
+"""The ops on the CPU's threads: torch's number of them, several callers at once, forked children."""
 
 from __future__ import annotations
 
@@ -110,8 +110,7 @@ class Threads(unittest.TestCase):
 
     def test_forked_child(self):
         # After use on two threads; the child's torch is told to use one, as DataLoader's workers are.
-        self.in_child(
-            """
+        self.in_child("""
             import os, torch, threads_test
             torch.set_num_threads(2)
             expected = threads_test.everything()
@@ -122,12 +121,10 @@ class Threads(unittest.TestCase):
                 close = all(torch.allclose(a, b, rtol=1e-4, atol=1e-4) for a, b in zip(found, expected))
                 os._exit(0 if close else 3)
             sys.exit(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
-            """
-        )
+            """)
 
     def test_child_that_is_forked_while_others_pack(self):
-        self.in_child(
-            """
+        self.in_child("""
             import os, threading, torch, graft_lora
             from op_cases import draw
             torch.set_num_threads(1)
@@ -147,8 +144,7 @@ class Threads(unittest.TestCase):
             stop = True
             for t in threads: t.join()
             sys.exit(max(codes))
-            """
-        )
+            """)
 
     def test_workers_of_a_data_loader(self):
         expected = [Rows()[i] for i in range(8)]
