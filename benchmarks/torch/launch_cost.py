@@ -19,6 +19,8 @@ import graft_lora
 from graft_lora.library import ops
 from graft_lora.lora import draw_rng
 
+CAPTURED = 50  # calls in a graph
+
 
 def eager_us(run, calls: int) -> float:
     torch.cuda.synchronize()
@@ -139,7 +141,9 @@ def measure(arguments, dtype: torch.dtype) -> None:
             run()
     torch.cuda.synchronize()
     graphs = {
-        name: capture(run, 100) for name, run in runs.items() if "no rows" not in name and "empty" not in name
+        name: capture(run, CAPTURED)
+        for name, run in runs.items()
+        if "no rows" not in name and "empty" not in name
     }
     eager = {name: [] for name in runs}
     graph = {name: [] for name in graphs}
@@ -147,7 +151,7 @@ def measure(arguments, dtype: torch.dtype) -> None:
         for name, run in runs.items():
             eager[name].append(eager_us(run, arguments.calls))
         for name, captured in graphs.items():
-            graph[name].append(graph_us(captured, 5, 50))
+            graph[name].append(graph_us(captured, 5, CAPTURED))
     print(f"(1, {arguments.rows}, {arguments.features}) rank {arguments.rank} {str(dtype)[6:]}, ", end="")
     print(f"{torch.cuda.get_device_name()}, torch {torch.__version__}; microseconds, median (least)")
     print(f"{'':34}{'eager':>16}{'in a graph':>16}")
