@@ -11,7 +11,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from .library import why_not as why_no_kernel
 from .lora import draw_rng, plus_delta
 
 
@@ -46,17 +45,14 @@ def why_not(module: nn.Module, kind: Kind, x: Tensor) -> str:
     """Why this call is PEFT's, beyond what holds for every LoRA layer; empty if it can be fused."""
     if getattr(module, kind.base) is not module.base_layer:
         return "the base layer was exchanged"
-    device = x.device.type
-    if torch.is_autocast_enabled(device):
-        dtype = torch.get_autocast_dtype(device)
-    elif torch.is_autocast_enabled():
+    if torch.is_autocast_enabled(x.device.type):
+        return ""
+    if torch.is_autocast_enabled():
         return "autocast of another device"
-    else:
-        dtype = x.dtype
-        casts = getattr(module, "cast_input_dtype_enabled", True)
-        if not casts and any(module.lora_A[name].weight.dtype != dtype for name in _active(module)):
-            return "x and A differ in dtype and casting is disabled"
-    return why_no_kernel("lora_delta", "forward", dtype, x.device)
+    casts = getattr(module, "cast_input_dtype_enabled", True)
+    if not casts and any(module.lora_A[name].weight.dtype != x.dtype for name in _active(module)):
+        return "x is not cast to lora_A's dtype (disable_input_dtype_casting)"
+    return ""
 
 
 def forward(module: nn.Module, kind: Kind, x: Tensor, counts=None) -> Tensor:

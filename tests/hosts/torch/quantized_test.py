@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import copy
+import functools
+import io
 import unittest
 import warnings
 
 import torch
+import torch._dynamo
 from peft import LoraConfig
 from torch import nn
-from torch.utils.checkpoint import checkpoint
+from torch.utils.checkpoint import checkpoint, create_selective_checkpoint_contexts
 
 import graft_lora
 from quantized_layers import KINDS, StandIn, randomize, wrap
@@ -62,7 +65,7 @@ def exact(layer: nn.Module, x: torch.Tensor, dy: torch.Tensor) -> dict[str, torc
 
 
 def rows_of(layer: nn.Module):
-    return graft_lora.report(layer, file=open("/dev/null", "w"))
+    return graft_lora.report(layer, file=io.StringIO())
 
 
 class Quantized(unittest.TestCase):
@@ -225,6 +228,23 @@ class Quantized(unittest.TestCase):
                     fused.eval()
                     self.assertTrue(torch.equal(fused(x), fused(x)))
 
+    def test_selective_checkpointing(self):
+        # It keeps results, and refuses what writes into them.
+        keep = functools.partial(create_selective_checkpoint_contexts, [torch.ops.aten.mm.default])
+        for kind in KINDS:
+            with self.subTest(kind=kind):
+                plain, fused = pair(kind)
+                x = torch.randn(6, IN)
+                found = []
+                for call in (plain, lambda x: checkpoint(fused, x, use_reentrant=False, context_fn=keep)):
+                    leaf = x.clone().requires_grad_()
+                    y = call(leaf)
+                    y.sum().backward()
+                    found.append((y.detach(), leaf.grad))
+                for one, other in zip(*found, strict=True):
+                    torch.testing.assert_close(other, one, rtol=1e-5, atol=1e-5)
+                self.assertFalse(rows_of(fused)[0].reasons)
+
     def test_dropout_mean(self):
         plain, fused = pair("bnb_4bit", lora_dropout=0.25)
         x = torch.randn(2, IN)
@@ -233,6 +253,29 @@ class Quantized(unittest.TestCase):
             plain.eval()
             error = (draws.mean(0) - plain(x)).abs() / (draws.std(0) / len(draws) ** 0.5)
         self.assertLess(error.max(), 5.0)
+
+    def test_compiled(self):
+        for kind in KINDS:
+            with self.subTest(kind=kind):
+                torch._dynamo.reset()
+                torch._dynamo.utils.counters.clear()
+                plain, fused = pair(kind)
+                function = torch.compile(fused, backend="aot_eager", fullgraph=True)
+                for _ in range(3):
+                    x, dy = torch.randn(6, IN), torch.randn(6, OUT)
+                    found = []
+                    for call, layer in ((plain, plain), (function, fused)):
+                        layer.zero_grad(set_to_none=True)
+                        leaf = x.clone().requires_grad_()
+                        y = call(leaf)
+                        y.backward(dy)
+                        grads = [p.grad for p in layer.parameters() if p.requires_grad]
+                        found.append((y.detach(), leaf.grad, *grads))
+                    for one, other in zip(*found, strict=True):
+                        torch.testing.assert_close(other, one, rtol=1e-5, atol=1e-5)
+                self.assertEqual(torch._dynamo.utils.counters["stats"]["unique_graphs"], 1)
+                (row,) = rows_of(fused)
+                self.assertEqual((row.fused["forward"], row.fused["compiled"], row.reasons), (0, 1, {}))
 
     def test_state_and_restore(self):
         for kind in KINDS:
