@@ -34,7 +34,7 @@ endif()
 
 string(CONCAT advice
   "Install torch ${GRAFT_TORCH_OLDEST} or later for ${Python_EXECUTABLE}, or say where it is with "
-  "TORCH_ROOT, the folder of the Python package (for pip: -C cmake.define.TORCH_ROOT=FOLDER). A "
+  "TORCH_ROOT, the folder of the Python package (for pip: --config-settings=cmake.define.TORCH_ROOT=FOLDER). A "
   "program that builds in an environment of its own, as uv does, needs to be told not to: install "
   "scikit-build-core, then --no-build-isolation. Without the PyTorch host: -DGRAFT_TORCH=OFF")
 if(NOT graft_torch_root)

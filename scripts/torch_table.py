@@ -52,6 +52,11 @@ def cpu_table(cases):
 
 
 def layers_table(mode):
+    titles = ["kernels alone µs"] if mode == "graph" else []
+
+    def kernels(columns):
+        return [columns.get("kernels_graph_us", "") for _ in titles]
+
     def make(cases):
         lines = []
         for case, columns in cases.items():
@@ -59,11 +64,11 @@ def layers_table(mode):
                 work, shape, *kind = words(case)
                 lines.append([work, shape, short(", ".join(kind)), columns[f"linear_{mode}_us"],
                               columns.get(f"peft_{mode}_us", ""),
-                              columns.get(f"graft_{mode}_us", ""),
+                              columns.get(f"graft_{mode}_us", ""), *kernels(columns),
                               added(columns, f"peft/linear_{mode}"),
                               added(columns, f"graft/linear_{mode}")])
         return table(["work", "rows × in → out", "rank, x, A", "`nn.Linear` µs", "PEFT µs",
-                      "accelerated µs", "PEFT adds", "accelerated adds"], lines)
+                      "accelerated µs", *titles, "PEFT adds", "accelerated adds"], lines)
     return make
 
 
