@@ -10,6 +10,7 @@ from these files alone. KIND is one of
     peaks     the memory of those on a GPU
     memory    the memory of those on the CPU
     calls     what the host takes for a call
+    ecosystem trainers and quantizers: what ran fused, and how far from PEFT they end
 
 Without --fix, exits with 1 if a document does not agree with its file.
 
@@ -52,6 +53,11 @@ def cpu_table(cases):
 
 
 def layers_table(mode):
+    titles = ["kernels alone µs"] if mode == "graph" else []
+
+    def kernels(columns):
+        return [columns.get("kernels_graph_us", "") for _ in titles]
+
     def make(cases):
         lines = []
         for case, columns in cases.items():
@@ -59,11 +65,11 @@ def layers_table(mode):
                 work, shape, *kind = words(case)
                 lines.append([work, shape, short(", ".join(kind)), columns[f"linear_{mode}_us"],
                               columns.get(f"peft_{mode}_us", ""),
-                              columns.get(f"graft_{mode}_us", ""),
+                              columns.get(f"graft_{mode}_us", ""), *kernels(columns),
                               added(columns, f"peft/linear_{mode}"),
                               added(columns, f"graft/linear_{mode}")])
         return table(["work", "rows × in → out", "rank, x, A", "`nn.Linear` µs", "PEFT µs",
-                      "accelerated µs", "PEFT adds", "accelerated adds"], lines)
+                      "accelerated µs", *titles, "PEFT adds", "accelerated adds"], lines)
     return make
 
 
@@ -121,6 +127,14 @@ def calls_table(cases):
                   "PEFT µs", "accelerated µs"], lines)
 
 
+def ecosystem_table(rows):
+    return table(["case", "result", "steps", "calls fused", "by PEFT", "losses apart by",
+                  "adapters apart by", "limit"],
+                 [[short(row["case"].replace("_", " ")), row["result"].split(":")[0],
+                   *(row[name] for name in ("steps", "fused", "by_peft", "loss", "adapter", "limit"))]
+                  for row in rows])
+
+
 TABLES = {"cpu": cpu_table, "steps": steps_table, "peaks": peaks_table, "memory": memory_table,
           "calls": calls_table, **{mode: layers_table(mode) for mode in ("graph", "eager", "compiled")}}
 
@@ -129,6 +143,8 @@ def make(words_of_table):
     kind, *paths = words_of_table.split()
     if kind == "facts":
         return facts_table([read_results(ROOT / path) for path in paths])
+    if kind == "ecosystem":
+        return ecosystem_table([row for path in paths for row in read_results(ROOT / path)[1]])
     return TABLES[kind](*(read_cases(ROOT / path) for path in paths))
 
 

@@ -324,12 +324,14 @@ def measure_memory(results: Results, arguments: argparse.Namespace, name: str) -
 
 
 def versions() -> dict[str, str]:
+    import graft_lora  # noqa: F401  loads the library that says its version
     import peft
     import transformers
 
     settings = torch.__config__.show()
     blas = "MKL" if "BLAS_INFO=mkl" in settings else "OpenBLAS" if "open" in settings else "its own"
     return {
+        "Graft": torch.ops.graft.version(),
         "torch": f"{torch.__version__} (float32 linear by {blas}, bfloat16 by oneDNN)",
         "peft": peft.__version__,
         "transformers": transformers.__version__,

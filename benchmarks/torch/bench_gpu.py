@@ -111,9 +111,24 @@ class Layer:
         self.x = torch.randn(rows, inputs, device="cuda").bfloat16().requires_grad_(self.backward)
         self.dy = torch.randn(rows, outputs, device="cuda").bfloat16()
         self.layer = torch.compile(layer, fullgraph=True, dynamic=False) if compiled else layer
+        self.dropout = dropout
+        self.kernels = contender == "kernels"
+        self.rng = torch.zeros(2, dtype=torch.int64, device="cuda") if dropout else None
+
+    def run_kernels(self) -> None:
+        """What the accelerated layer launches, and nothing else."""
+        ops = torch.ops.graft
+        a, b = self.layer.lora_A["default"].weight, self.layer.lora_B["default"].weight
+        weight, rest = self.layer.base_layer.weight, (2.0, self.dropout, self.rng)
+        _, h = ops.lora_linear_forward(self.x, weight, None, a, b, *rest, self.backward, False)
+        if self.backward:
+            ops.lora_linear_backward(self.dy, self.x, h, weight, a, b, *rest, True, True, True, False)
 
     def __call__(self) -> None:
-        if self.backward:
+        if self.kernels:
+            with torch.no_grad():
+                self.run_kernels()
+        elif self.backward:
             torch.autograd.grad(self.layer(self.x), [self.x, *self.leaves], self.dy)
         else:
             with torch.no_grad():
@@ -170,9 +185,10 @@ def add_layer_ratios(results: Results, case: str, times: Times, mode: str) -> No
 
 
 def measure_layers(results: Results, arguments: argparse.Namespace) -> None:
-    names = ["linear", *(name for name in arguments.contenders if name in ("peft", "graft"))]
+    wanted = ["linear", *(name for name in arguments.contenders if name in ("peft", "graft"))]
     stream = torch.cuda.Stream()
     for mode in arguments.modes:
+        names = [*wanted, "kernels"] if mode == "graph" and "graft" in wanted else wanted
         for case in COMPILED if mode == "compiled" else LAYERS:
             name = name_of(case)
             if not all(word in name for word in arguments.only):
@@ -461,6 +477,8 @@ def kernels_digest() -> str:
 
 def facts(arguments: argparse.Namespace) -> list[tuple[str, str]]:
     versions = [f"{name} {metadata.version(name)}" for name in ("torch", "peft", "transformers", "triton")]
+    if hasattr(torch.ops.graft, "version"):  # accelerate() has loaded it
+        versions.insert(0, f"Graft {torch.ops.graft.version()}")
     words = sys.argv[1:]
     for option in ("--csv", "--path", "--kernels"):  # where a user has these is no part of the figures
         if option in words:

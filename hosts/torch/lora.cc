@@ -145,9 +145,10 @@ std::tuple<Tensor, Tensor, Tensor> lora_delta_backward(const Tensor& dy, const T
                                                        bool need_dx, bool need_da, bool need_db) {
   return guarded([&] {
     const Rows x_rows(x, "x");
-    // The kernels multiply in dy's type: not in a half one where forward had float32.
-    const bool widen = x_rows.view().dtype() == DType::kFloat32;
-    const Rows dy_rows(widen ? cast(dy, DType::kFloat32) : dy, "dy");
+    // The kernels multiply in dy's type, which a delta onto a sum of another type than x's must not
+    // round x to.
+    const bool mixed = dtype_of(dy, "dy") != x_rows.view().dtype();
+    const Rows dy_rows(mixed ? cast(dy, DType::kFloat32) : dy, "dy");
     LoraDeltaBackward params;
     params.dy = dy_rows.view();
     params.x = x_rows.view();

@@ -1,5 +1,6 @@
 """The tables of docs/pytorch.md say what the files of figures say."""
 
+import subprocess
 import sys
 import tempfile
 import unittest
@@ -21,6 +22,7 @@ forward 512x576>192 r8 bfloat16,graft/graft_linear,1.171
 forward 1x4096>4096 r16 bfloat16 float32,linear_graph_us,12.68
 forward 1x4096>4096 r16 bfloat16 float32,peft_graph_us,22.89
 forward 1x4096>4096 r16 bfloat16 float32,graft_graph_us,12.43
+forward 1x4096>4096 r16 bfloat16 float32,kernels_graph_us,12.40
 forward 1x4096>4096 r16 bfloat16 float32,peft/linear_graph,1.8053
 forward 1x4096>4096 r16 bfloat16 float32,graft/linear_graph,0.98
 step Llama-3.2-1B 16 layers 4096 tokens r16 eager dropout0.05,floor_ms,69.00
@@ -49,7 +51,7 @@ class Tables(unittest.TestCase):
                           "| -19.0 % | +17.1 % |"], self.rows("cpu"))
 
     def test_a_layer_on_a_gpu_stands_in_the_table_of_its_mode_alone(self):
-        self.assertEqual(["| forward | 1 × 4096 → 4096 | r16, bf16, f32 | 12.68 | 22.89 | 12.43 "
+        self.assertEqual(["| forward | 1 × 4096 → 4096 | r16, bf16, f32 | 12.68 | 22.89 | 12.43 | 12.40 "
                           "| +80.5 % | -2.0 % |"], self.rows("graph"))
         self.assertEqual([], self.rows("eager"))
 
@@ -64,6 +66,11 @@ class Tables(unittest.TestCase):
                          self.rows("memory"))
         self.assertEqual(["| delta | 1 × 128 × 512 | r8, f32 | 9.00 | 62.00 |  | 12.00 |"],
                          self.rows("calls"))
+
+    def test_the_document_agrees_with_its_files(self):
+        run = subprocess.run([sys.executable, ROOT / "scripts" / "torch_table.py",
+                              ROOT / "docs" / "pytorch.md"], check=False, capture_output=True, text=True)
+        self.assertEqual((0, ""), (run.returncode, run.stdout + run.stderr))
 
 
 if __name__ == "__main__":

@@ -12,9 +12,7 @@ import torch
 
 from .errors import GraftImportError
 
-_HOW_TO_INSTALL = (
-    "in the environment that has torch, from a checkout of Graft: pip install --no-build-isolation ."
-)
+_HOW_TO_INSTALL = "in the environment that has torch, from a checkout of Graft: pip install ."
 _MACHINES = {3: "i686", 40: "armv7l", 62: "x86_64", 183: "aarch64", 243: "riscv64"}  # e_machine of ELF
 
 
@@ -39,7 +37,7 @@ def _machine_of(library: pathlib.Path) -> str:
 
 def _load(library: pathlib.Path) -> None:
     """Loads the library into torch. Raises OSError, whose text says why it can't be and what to do."""
-    machine = _machine_of(library)
+    machine = _machine_of(library) if sys.platform == "linux" else platform.machine()
     if not machine:
         raise OSError(f"{library} is damaged. Install the package again, {_HOW_TO_INSTALL}")
     if machine != platform.machine():

@@ -348,6 +348,9 @@ def _bar(module: nn.Module) -> str:
     kind = _peft_class(module)
     if kind is not Linear and quantized.kind_of(kind) is None:
         return f"{kind.__name__} has no fused kernel"
+    missing = [name for name in ("lora_variant", "cast_input_dtype_enabled") if name not in module.__dict__]
+    if missing:
+        return f"was made by a PEFT older than 0.18: it has no {missing[0]}"
     own = module.__dict__.get(_slot(module))
     if own is not None and getattr(own, "__func__", None) is not type(module).forward:
         return "has a forward of its own; accelerate() has to come before what put it there"

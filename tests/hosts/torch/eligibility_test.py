@@ -300,6 +300,14 @@ class Own(Calls):
         plain.base_model.set_adapter(["default", "dora"])
         self.assert_own(plain, "DoraLinearVariant")
 
+    def test_layers_of_an_older_peft(self):
+        model = build()
+        for layer in layers_of(model):
+            del layer.lora_variant
+        graft_lora.accelerate(model)
+        self.assertEqual(reasons(model), ["was made by a PEFT older than 0.18: it has no lora_variant"])
+        self.assertNotIn("_graft", layers_of(model)[0].__dict__)
+
     def test_no_active_adapter(self):
         plain = build()
         for layer in layers_of(plain):

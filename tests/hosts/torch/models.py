@@ -200,7 +200,13 @@ def gradients(model: nn.Module) -> dict[str, torch.Tensor]:
     return taken
 
 
-def train(model: nn.Module, family: str, steps: int = 20, learning_rate: float = 2e-3) -> list[float]:
+def train(
+    model: nn.Module,
+    family: str,
+    steps: int = 20,
+    learning_rate: float = 2e-3,
+    autocast: torch.dtype | None = None,
+) -> list[float]:
     """The losses of so many steps of AdamW over two batches, taken in turns."""
     optimizer = torch.optim.AdamW(
         [parameter for parameter in model.parameters() if parameter.requires_grad], lr=learning_rate
@@ -212,7 +218,8 @@ def train(model: nn.Module, family: str, steps: int = 20, learning_rate: float =
             key: value.to(dtype) if value.is_floating_point() else value
             for key, value in batch(family, step % 2).items()
         }
-        loss = model(**inputs).loss
+        with torch.autocast("cpu", autocast, enabled=autocast is not None):
+            loss = model(**inputs).loss
         loss.backward()
         optimizer.step()
         optimizer.zero_grad()

@@ -12,16 +12,16 @@ STEPS = 20
 
 
 class Training(unittest.TestCase):
-    def trained(self, family: str, **options):
+    def trained(self, family: str, autocast: torch.dtype | None = None, **options):
         """What ran fused, then (losses, final adapters) with Graft, by PEFT alone, and by PEFT in float64."""
         model = models.build(family, **options)
         plain = copy.deepcopy(model)
         truth = models.double(model)
         graft_lora.accelerate(model)
         with models.Counted(model) as counted:
-            losses = models.train(model, family, STEPS)
+            losses = models.train(model, family, STEPS, autocast=autocast)
         ours = losses, models.trainable(model)
-        peft = models.train(plain, family, STEPS), models.trainable(plain)
+        peft = models.train(plain, family, STEPS, autocast=autocast), models.trainable(plain)
         exact = models.train(truth, family, STEPS), models.trainable(truth)
         return counted, ours, peft, exact
 
@@ -63,6 +63,22 @@ class Training(unittest.TestCase):
 
     def test_trainable_biases_of_the_base(self):
         self.check("qwen2", bias="lora_only", targets=["q_proj", "v_proj", "up_proj"])
+
+    def check_low_precision(self, family: str, autocast: torch.dtype | None):
+        """A model in bf16, of which PEFT keeps the adapters in f32."""
+        counted, *runs = self.trained(family, autocast, dtype=torch.bfloat16)
+        models.assert_fused(self, counted, forward=STEPS, backward=STEPS)
+        losses = [torch.tensor(losses) for losses, _ in runs]
+        models.assert_as_good(self, *losses, torch.bfloat16, "losses")
+        models.assert_as_good(self, *(adapters for _, adapters in runs), torch.bfloat16, "adapters")
+
+    def test_low_precision_under_autocast(self):
+        for family in ("llama", "qwen2", "gemma", "vit"):
+            with self.subTest(family):
+                self.check_low_precision(family, torch.bfloat16)
+
+    def test_low_precision_without_autocast(self):
+        self.check_low_precision("llama", None)
 
     def test_gpt2_falls_back_and_says_why(self):
         counted, ours, peft, _ = self.trained("gpt2")
