@@ -128,10 +128,10 @@ def calls_table(cases):
 
 
 def ecosystem_table(rows):
+    names = ("result", "steps", "fused", "by_peft", "loss", "adapter", "limit")
     return table(["case", "result", "steps", "calls fused", "by PEFT", "losses apart by",
                   "adapters apart by", "limit"],
-                 [[short(row["case"].replace("_", " ")), row["result"].split(":")[0],
-                   *(row[name] for name in ("steps", "fused", "by_peft", "loss", "adapter", "limit"))]
+                 [[short(row["case"].replace("_", " ")), *(row[name] for name in names)]
                   for row in rows])
 
 
