@@ -186,7 +186,9 @@ class Quantized(unittest.TestCase):
         for kind in KINDS:
             with self.subTest(kind=kind):
                 _, fused = pair(kind)
-                fused.base_layer.forward = None  # Set below; an instance's forward is not trusted to be fresh.
+                fused.base_layer.forward = (
+                    None  # Set below; an instance's forward is not trusted to be fresh.
+                )
                 product = type(fused.base_layer).forward
                 layer = fused.base_layer
                 layer.forward = lambda x: SavesItsResult.apply(product(layer, x))
