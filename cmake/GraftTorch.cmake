@@ -34,9 +34,10 @@ endif()
 
 string(CONCAT advice
   "Install torch ${GRAFT_TORCH_OLDEST} or later for ${Python_EXECUTABLE}, or say where it is with "
-  "TORCH_ROOT, the folder of the Python package (for pip: -C cmake.define.TORCH_ROOT=FOLDER). A "
-  "program that builds in an environment of its own, as uv does, needs to be told not to: install "
-  "scikit-build-core, then --no-build-isolation. Without the PyTorch host: -DGRAFT_TORCH=OFF")
+  "TORCH_ROOT, the folder of the Python package (for pip: "
+  "--config-settings=cmake.define.TORCH_ROOT=FOLDER). A program that builds in an environment of its "
+  "own, as uv does, needs to be told not to: install scikit-build-core, then --no-build-isolation. "
+  "Without the PyTorch host: -DGRAFT_TORCH=OFF")
 if(NOT graft_torch_root)
   list(JOIN folders ", " folders)
   message(FATAL_ERROR "GRAFT_TORCH: there is no torch in ${folders}. ${advice}")

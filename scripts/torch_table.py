@@ -10,6 +10,7 @@ from these files alone. KIND is one of
     peaks     the memory of those on a GPU
     memory    the memory of those on the CPU
     calls     what the host takes for a call
+    ecosystem trainers and quantizers: what ran fused, and how far from PEFT they end
 
 Without --fix, exits with 1 if a document does not agree with its file.
 
@@ -126,6 +127,14 @@ def calls_table(cases):
                   "PEFT µs", "accelerated µs"], lines)
 
 
+def ecosystem_table(rows):
+    names = ("result", "steps", "fused", "by_peft", "loss", "adapter", "limit")
+    return table(["case", "result", "steps", "calls fused", "by PEFT", "losses apart by",
+                  "adapters apart by", "limit"],
+                 [[short(row["case"].replace("_", " ")), *(row[name] for name in names)]
+                  for row in rows])
+
+
 TABLES = {"cpu": cpu_table, "steps": steps_table, "peaks": peaks_table, "memory": memory_table,
           "calls": calls_table, **{mode: layers_table(mode) for mode in ("graph", "eager", "compiled")}}
 
@@ -134,6 +143,8 @@ def make(words_of_table):
     kind, *paths = words_of_table.split()
     if kind == "facts":
         return facts_table([read_results(ROOT / path) for path in paths])
+    if kind == "ecosystem":
+        return ecosystem_table([row for path in paths for row in read_results(ROOT / path)[1]])
     return TABLES[kind](*(read_cases(ROOT / path) for path in paths))
 
 

@@ -53,13 +53,14 @@ done
 
 # What pip makes of the checkout, in an environment that has torch and nothing of Graft. What is built
 # once is in the cache: it is compiled by the same commands.
-options=(-C "build-dir=$build_dir-pip" -C cmake.define.GRAFT_CUDA=OFF -C cmake.define.GRAFT_WERROR=ON)
-for option in "$@"; do options+=(-C "cmake.define.${option#-D}"); done
+options=("build-dir=$build_dir-pip" cmake.define.GRAFT_CUDA=OFF cmake.define.GRAFT_WERROR=ON)
+for option in "$@"; do options+=("cmake.define.${option#-D}"); done
 "$python" -m venv --clear "$build_dir/venv"
 site="$("$build_dir/venv/bin/python" -c 'import sysconfig; print(sysconfig.get_path("purelib"))')"
 "$python" -c 'import sysconfig; print(sysconfig.get_path("purelib"))' > "$site/torch.pth"
 begin="$SECONDS"
-"$build_dir/venv/bin/pip" install --disable-pip-version-check . "${options[@]}" > "$build_dir/pip.log" 2>&1 ||
+"$build_dir/venv/bin/pip" install --disable-pip-version-check . "${options[@]/#/--config-settings=}" \
+  > "$build_dir/pip.log" 2>&1 ||
   { cat "$build_dir/pip.log"; exit 1; }
 echo "check_torch: pip install . took $((SECONDS - begin)) s"
 (cd / && "$OLDPWD/$build_dir/venv/bin/python" -m graft_lora)

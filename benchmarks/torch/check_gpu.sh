@@ -15,6 +15,7 @@ cd "$root/tests/hosts/torch" || exit
 
 jobs=(ops_test eligibility_test)
 # What compiles, or starts processes, takes longest: each part has a process to itself.
+for part in Opcheck Autocast Compiled Transforms BadInput; do jobs+=("ops_in_torch_test.$part"); done
 for part in Numbers Refusals Streams Dropout Graphs Memory Compiled Models; do jobs+=("cuda_test.$part"); done
 for job in "${jobs[@]}"; do
   { timeout 120 "$python" -m unittest "$job" > "$logs/$job" 2>&1 || echo "FAILED with status $?" >> "$logs/$job"; } &

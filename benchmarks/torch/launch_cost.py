@@ -1,7 +1,7 @@
 """Where a call's microseconds go: calls of Graft's ops under PyTorch, eager and in CUDA graphs.
 
 Eager: calls one after the other, nobody waits for the device; of a shape so small that the host is what
-takes the time. Graph: 100 calls captured, a replay's time over 100. Medians of turns taken.
+takes the time. Graph: 50 calls captured, a replay's time over 50. Medians of turns taken.
 
     python benchmarks/torch/launch_cost.py [--rows 128] [--dtype bfloat16 float32] [--peft]
 """
@@ -18,6 +18,8 @@ import torch.nn.functional as F
 import graft_lora
 from graft_lora.library import ops
 from graft_lora.lora import draw_rng
+
+CAPTURED = 50  # calls in a graph
 
 
 def eager_us(run, calls: int) -> float:
@@ -84,6 +86,7 @@ def cases(rows: int, features: int, rank: int, dtype: torch.dtype) -> dict:
         "delta op, dropout": lambda: delta(x, a, b, 2.0, 0.1, rng, False),
         "delta backward op": lambda: backward(dy, x, h, a, b, 2.0, 0.0, None, True, True, True),
         "lora_linear op": lambda: linear(x, w, bias, a, b, 2.0, 0.0, None, False, False),
+        "lora_linear op, dropout": lambda: linear(x, w, bias, a, b, 2.0, 0.1, rng, False, False),
         "delta forward": frozen(lambda: graft_lora.lora_delta(x, a, b, 2.0)),
         "delta forward, composed": frozen(lambda: composed_delta(x, a, b)),
         "delta forward, grad": lambda: graft_lora.lora_delta(xg, ag, bg, 2.0),
@@ -138,7 +141,9 @@ def measure(arguments, dtype: torch.dtype) -> None:
             run()
     torch.cuda.synchronize()
     graphs = {
-        name: capture(run, 100) for name, run in runs.items() if "no rows" not in name and "empty" not in name
+        name: capture(run, CAPTURED)
+        for name, run in runs.items()
+        if "no rows" not in name and "empty" not in name
     }
     eager = {name: [] for name in runs}
     graph = {name: [] for name in graphs}
@@ -146,7 +151,7 @@ def measure(arguments, dtype: torch.dtype) -> None:
         for name, run in runs.items():
             eager[name].append(eager_us(run, arguments.calls))
         for name, captured in graphs.items():
-            graph[name].append(graph_us(captured, 5, 100))
+            graph[name].append(graph_us(captured, 5, CAPTURED))
     print(f"(1, {arguments.rows}, {arguments.features}) rank {arguments.rank} {str(dtype)[6:]}, ", end="")
     print(f"{torch.cuda.get_device_name()}, torch {torch.__version__}; microseconds, median (least)")
     print(f"{'':34}{'eager':>16}{'in a graph':>16}")

@@ -10,7 +10,7 @@ from torch.nn import functional
 import graft_lora
 
 
-def train(accelerated: bool = True, steps: int = 20, dropout: float = 0.0) -> tuple[list[float], torch.nn.Module]:
+def train(accelerated: bool = True, steps: int = 20) -> tuple[list[float], torch.nn.Module]:
     """The losses of each step, and the model."""
     set_seed(0)
     accelerator = Accelerator()
@@ -27,7 +27,7 @@ def train(accelerated: bool = True, steps: int = 20, dropout: float = 0.0) -> tu
         norm_num_groups=8,
     ).requires_grad_(False)
     projections = ["to_k", "to_q", "to_v", "to_out.0"]
-    unet.add_adapter(LoraConfig(r=8, lora_alpha=8, lora_dropout=dropout, target_modules=projections))
+    unet.add_adapter(LoraConfig(r=8, lora_alpha=8, target_modules=projections))
     if accelerated:
         graft_lora.accelerate(unet)  # The one line.
     noiser = DDPMScheduler(num_train_timesteps=100)

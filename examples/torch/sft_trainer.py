@@ -21,7 +21,7 @@ def tokenizer() -> transformers.PreTrainedTokenizerFast:
     return transformers.PreTrainedTokenizerFast(tokenizer_object=made, pad_token="<pad>", eos_token="<eos>")
 
 
-def train(accelerated: bool = True, steps: int = 20, dropout: float = 0.0) -> tuple[list[float], torch.nn.Module]:
+def train(accelerated: bool = True, steps: int = 20) -> tuple[list[float], torch.nn.Module]:
     """The losses of each step, and the model."""
     transformers.set_seed(0)
     words = tokenizer()
@@ -44,7 +44,7 @@ def train(accelerated: bool = True, steps: int = 20, dropout: float = 0.0) -> tu
             ),
             train_dataset=Dataset.from_list(data),
             processing_class=words,
-            peft_config=LoraConfig(r=8, lora_alpha=16, lora_dropout=dropout, target_modules="all-linear"),
+            peft_config=LoraConfig(r=8, lora_alpha=16, target_modules="all-linear"),
         )
         if accelerated:
             graft_lora.accelerate(trainer.model)  # The one line; the trainer itself adds the adapters.

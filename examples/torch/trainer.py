@@ -16,7 +16,7 @@ def samples(count: int = 64, length: int = 24, vocabulary: int = 50) -> list[dic
     return [{"input_ids": row, "labels": row} for row in ids]
 
 
-def train(accelerated: bool = True, steps: int = 20, dropout: float = 0.0) -> tuple[list[float], torch.nn.Module]:
+def train(accelerated: bool = True, steps: int = 20) -> tuple[list[float], torch.nn.Module]:
     """The losses of each step, and the model."""
     transformers.set_seed(0)
     config = transformers.LlamaConfig(
@@ -28,7 +28,7 @@ def train(accelerated: bool = True, steps: int = 20, dropout: float = 0.0) -> tu
         num_key_value_heads=2,
     )
     model = transformers.LlamaForCausalLM(config)
-    lora = LoraConfig(r=8, lora_alpha=16, lora_dropout=dropout, target_modules="all-linear", task_type="CAUSAL_LM")
+    lora = LoraConfig(r=8, lora_alpha=16, target_modules="all-linear", task_type="CAUSAL_LM")
     model = get_peft_model(model, lora)
     if accelerated:
         graft_lora.accelerate(model)  # The one line.

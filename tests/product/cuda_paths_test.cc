@@ -99,8 +99,57 @@ TEST(CudaPaths, SmallDeltasFitSharedMemory) {
   EXPECT_EQ(path(delta(kBF16, kF32, 8192, 512, 512, 32), kLittleShared), "small");
   for (const std::int64_t rows : {1, 133, 529, 4225, 16384}) {
     for (const DType dtype : {kF32, kBF16}) {
-      EXPECT_EQ(path(delta(dtype, kF32, rows, 4096, 4096, 32)), "small");
+      EXPECT_EQ(path(delta(dtype, kF32, rows, 4096, 512, 32)), "small");
     }
+  }
+}
+
+// Both sides of where reading x and A from L2 again and again costs more than launches.
+TEST(CudaPaths, LargeDeltasTakeTheNextPath) {
+  struct Side {
+    DType dtype, adapter;
+    std::int64_t k, n, rank, from;  // the first row count that is not small; 0: all are
+  };
+  for (const Side& side : {Side{kBF16, kBF16, 4096, 4096, 16, 1280},
+                           {kF16, kF16, 4096, 4096, 8, 1280},
+                           {kBF16, kBF16, 4096, 4096, 4, 0},  // A of 32 KB
+                           {kBF16, kBF16, 2048, 4096, 16, 2560},
+                           {kBF16, kBF16, 4096, 2048, 32, 2560},
+                           {kBF16, kBF16, 2048, 4088, 32, 0},
+                           {kBF16, kBF16, 4096, 1024, 32, 0},
+                           {kBF16, kF32, 4096, 4096, 16, 512},
+                           {kF16, kF32, 2048, 2048, 8, 2048},
+                           {kBF16, kF32, 1024, 4096, 16, 2048},
+                           {kBF16, kF32, 1024, 4096, 12, 0},
+                           {kF32, kF32, 4096, 4096, 8, 1280},
+                           {kF32, kF32, 4096, 4096, 4, 0},
+                           {kF32, kF32, 4096, 4088, 32, 0}}) {
+    const auto of = [&](std::int64_t rows) {
+      return delta(side.dtype, side.adapter, rows, side.k, side.n, side.rank);
+    };
+    const std::string next = side.dtype == kF32 ? "general" : "ampere";
+    const auto with_outer = [&](std::int64_t rows) {
+      Term term = of(rows);
+      term.outer_products.resize(2);
+      term.outer_products[0].matrix = matrix(side.dtype, rows, side.n);
+      term.outer_products[0].out = matrix(kF32, side.rank, side.n);
+      term.outer_products[1].matrix = term.x;
+      term.outer_products[1].out = matrix(kF32, side.rank, side.k);
+      return term;
+    };
+    if (side.from == 0) {
+      EXPECT_EQ(path(of(16384)), "small") << side.k << ' ' << side.n << ' ' << side.rank;
+      EXPECT_EQ(path(with_outer(16384)), "small") << side.k << ' ' << side.n << ' ' << side.rank;
+      continue;
+    }
+    EXPECT_EQ(path(of(side.from - 1)), "small") << side.k << ' ' << side.n << ' ' << side.rank;
+    EXPECT_EQ(path(of(side.from)), next) << side.k << ' ' << side.n << ' ' << side.rank;
+    Term adds = of(side.from);
+    adds.accumulate = true;
+    EXPECT_EQ(path(adds), side.dtype == kF32 ? "small" : "ampere");
+    // dA and dB beside dx: at twice as many; in float32 never.
+    EXPECT_EQ(path(with_outer(2 * side.from - 1)), "small") << side.k << ' ' << side.n;
+    EXPECT_EQ(path(with_outer(2 * side.from)), side.dtype == kF32 ? "small" : "ampere");
   }
 }
 

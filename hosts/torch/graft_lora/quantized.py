@@ -22,7 +22,7 @@ class Kind:
     promotes: bool  # under autocast the sum has the wider type of result and delta, not the result's
 
 
-# PEFT 0.18 to 0.21. All convert x to A's type where autocast does not; the first three convert the delta to
+# As of PEFT 0.21. All convert x to A's type where autocast does not; the first three convert the delta to
 # the result's type only then, and leave the sum's type to torch under autocast.
 _KINDS = {
     ("peft.tuners.lora.bnb", "Linear8bitLt"): Kind("base_layer", promotes=True),

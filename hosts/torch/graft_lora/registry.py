@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 from torch.compiler import is_compiling
+from torch.utils._python_dispatch import _disable_current_modes
 
 from .errors import GraftError, translated
 from .library import ops
@@ -147,7 +148,8 @@ _watched: dict[int, weakref.ref] = {}  # the storages of the weights that have a
 
 def _forget(address: int, _storage=None) -> None:
     _watched.pop(address, None)
-    ops.forget_weight(address)
+    with _disable_current_modes():  # memory may be freed while a graph is traced, which this is no part of
+        ops.forget_weight(address)
 
 
 def _watch(weight: Tensor) -> None:

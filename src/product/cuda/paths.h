@@ -29,7 +29,9 @@ enum class Path : std::uint8_t {
 ///
 /// kSmall: no base and no dropout; x, y and what is summed over rows of the type that is
 /// multiplied, A and B too or float32; up to 16384 rows and 4096 features, in vectors of 16 bytes
-/// and eights; rank 4, 8, ... 32; and what several rows need fits in shared memory.
+/// and eights; rank 4, 8, ... 32; what several rows need fits in shared memory; and x and A are not
+/// read so often that kAmpere or kGeneral is faster: 1280 rows of 4096 by 4096 are, 4096 rows of
+/// 4096 by 2048 with outer products are not (small.cu, reads_too_often).
 ///
 /// kFewRows: 1 to 16 rows by a W whose rows lie along K, in half types and vectors of 16 bytes; no
 /// outer products. Where kHopperRows takes it too, 1 row with a pair, up to 4 without.

@@ -191,6 +191,31 @@ bool outer_fits(const OuterProduct& outer, const Term& term) {
          is_vectors(outer.matrix, 16);
 }
 
+// Whether so much is read over and over that the path after this one is faster, for all its
+// launches: a block for each 512 columns reads its rows of x, and of more than 512 features A too
+// for every 16 rows. All of that comes from L2, which bounds the time.
+//
+// Where both paths were measured on an H200, the other one won by a tenth or more from here on: at
+// 40M elements of x that are read, with 8M (features by features), and an A of 64 KB. An A of
+// float32, which half types round by way of registers, costs more: less than half of each is
+// enough. True float32 is slower on its way elsewhere, above all where y is read; the launch for dA
+// and dB is good at any size, so that with it the rest has to lose twice as much.
+bool reads_too_often(const Term& term) {
+  constexpr std::int64_t kMillion = std::int64_t{1} << 20;
+  const std::int64_t depth = term.x.dim(1), cols = term.y.dim(1);
+  const std::int64_t reads = term.x.dim(0) * depth * divide_up(cols, kAtOnce);
+  const std::int64_t weight = depth * cols, of_a = depth * term.pair.rank();
+  const bool outer = !term.outer_products.empty();
+  if (term.multiply == DType::kFloat32) {
+    return !outer && !term.accumulate && reads >= 40 * kMillion && weight >= 16 * kMillion &&
+           of_a >= 32 * 1024;
+  }
+  if (term.pair.shrink.dtype() == DType::kFloat32) {
+    return reads >= (outer ? 32 : 16) * kMillion && weight >= 4 * kMillion && of_a >= 16 * 1024;
+  }
+  return reads >= (outer ? 80 : 40) * kMillion && weight >= 8 * kMillion && of_a >= 32 * 1024;
+}
+
 bool asks_for_h(const OuterProduct& outer) { return !outer.coefficients.present(); }
 
 // An h that only outer products ask for.
@@ -258,7 +283,8 @@ bool fits_small(const Term& term, const DeviceFacts& facts) {
   const DType type = term.x.dtype(), adapter = pair.shrink.dtype();
   return term.multiply == type && term.y.dtype() == type && pair.expand.dtype() == adapter &&
          (adapter == type || adapter == DType::kFloat32) && is_vectors(term.x, 16) &&
-         is_vectors(term.y, 16) && plan_of(term, facts).shared_bytes <= facts.shared_bytes &&
+         is_vectors(term.y, 16) && !reads_too_often(term) &&
+         plan_of(term, facts).shared_bytes <= facts.shared_bytes &&
          std::all_of(term.outer_products.begin(), term.outer_products.end(),
                      [&](const OuterProduct& outer) { return outer_fits(outer, term); });
 }

@@ -136,12 +136,16 @@ class Refusals(unittest.TestCase):
     def test_random_numbers_of_another_device(self):
         x, w, bias, a, b, _ = make(4, 64, 64, 8, torch.float32)
         rng = torch.zeros(2, dtype=torch.int64)
-        self.refused("invalid_argument", "rng", lambda: graft_lora.lora_linear(x, w, bias, a, b, 1.0, 0.5, rng))
+        self.refused(
+            "invalid_argument", "rng", lambda: graft_lora.lora_linear(x, w, bias, a, b, 1.0, 0.5, rng)
+        )
 
     def test_what_no_kernel_takes(self):
         x, w, bias, a, b, _ = make(4, 64, 64, 8, torch.float64)
         self.refused("unsupported", "float32", lambda: graft_lora.lora_linear(x, w, bias, a, b))
-        self.refused("invalid_argument", "a", lambda: graft_lora.lora_delta(x.float(), a.float()[:0], b.float()[:, :0]))
+        self.refused(
+            "invalid_argument", "a", lambda: graft_lora.lora_delta(x.float(), a.float()[:0], b.float()[:, :0])
+        )
 
     def test_the_next_call_works(self):
         x, w, bias, a, b, _ = make(4, 64, 64, 8, torch.float32)

@@ -47,7 +47,10 @@ class Misuse(unittest.TestCase):
     def test_no_model(self):
         for wrong in (None, {}, [nn.Linear(2, 2)], "model"):
             for function in (graft_lora.accelerate, graft_lora.restore, graft_lora.report):
-                with self.subTest(wrong=wrong, function=function), self.assertRaises(graft_lora.GraftError) as caught:
+                with (
+                    self.subTest(wrong=wrong, function=function),
+                    self.assertRaises(graft_lora.GraftError) as caught,
+                ):
                     function(wrong)
                 self.assertEqual(caught.exception.code, "invalid_argument")
                 self.assertIn(type(wrong).__name__, str(caught.exception))

@@ -44,7 +44,9 @@ def run(model: nn.Module, x: torch.Tensor) -> dict[str, torch.Tensor]:
     x = x.clone().requires_grad_()
     y = model(x)
     y.float().square().sum().backward()
-    return {"y": y.detach(), "x": x.grad} | {n: p.grad for n, p in model.named_parameters() if p.grad is not None}
+    return {"y": y.detach(), "x": x.grad} | {
+        n: p.grad for n, p in model.named_parameters() if p.grad is not None
+    }
 
 
 class Options(unittest.TestCase):

@@ -12,6 +12,8 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.fx.experimental.proxy_tensor import make_fx
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 from op_cases import DEVICE, draw  # noqa: E402
@@ -241,6 +243,19 @@ class PackedWeight(unittest.TestCase):
         del compiled, layer
         torch._dynamo.reset()
         self.assertEqual(self.held(), 0)
+
+    def test_dies_while_a_graph_is_traced(self):
+        box = [draw(OUT, IN)]
+        self.assert_true(box[0])
+
+        def traced(x):
+            box.clear()
+            return x + 1
+
+        with FakeTensorMode(allow_non_fake_inputs=True):
+            graph = make_fx(traced, pre_dispatch=True)(self.x).graph
+        self.assertEqual(self.held(), 0)
+        self.assertNotIn("graft", str(graph))
 
     def test_models_are_copied_and_saved_as_ever(self):
         layer = nn.Linear(IN, OUT)

@@ -38,7 +38,9 @@ class StandIn(nn.Module):
     def __init__(self, in_features: int, out_features: int, bias: bool = False):
         super().__init__()
         self.in_features, self.out_features = in_features, out_features
-        self.register_buffer("qweight", torch.randint(-127, 128, (out_features, in_features), dtype=torch.int8))
+        self.register_buffer(
+            "qweight", torch.randint(-127, 128, (out_features, in_features), dtype=torch.int8)
+        )
         self.register_buffer("scale", torch.rand(out_features, 1) / 127)
         self.register_buffer("bias", torch.randn(out_features) if bias else None)
         self.last = None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import functools
 import io
+import os
 import unittest
 import warnings
 
@@ -17,6 +18,7 @@ from torch.utils.checkpoint import checkpoint, create_selective_checkpoint_conte
 import graft_lora
 from quantized_layers import KINDS, StandIn, randomize, wrap
 
+DEVICE = os.environ.get("GRAFT_TEST_DEVICE", "cpu")  # "cuda" runs these tests there
 IN, OUT = 48, 40
 ROUNDING = {torch.float32: 2.0**-24, torch.bfloat16: 2.0**-9}
 
@@ -39,7 +41,7 @@ def run(layer: nn.Module, x: torch.Tensor, dy: torch.Tensor, autocast: bool) -> 
     """y and every gradient of one forward and backward pass."""
     x = x.clone().requires_grad_()
     layer.zero_grad(set_to_none=True)
-    with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+    with torch.autocast(DEVICE, torch.bfloat16, enabled=autocast):
         y = layer(x)
     y.backward(dy.to(y.dtype))
     found = {"y": y.detach(), "dx": x.grad}
@@ -70,6 +72,7 @@ def rows_of(layer: nn.Module):
 
 class Quantized(unittest.TestCase):
     def setUp(self):
+        self.enterContext(torch.device(DEVICE))
         torch.manual_seed(1)
 
     def assert_as_good(self, layer, x, dy, autocast, peft, graft):
@@ -183,7 +186,9 @@ class Quantized(unittest.TestCase):
         for kind in KINDS:
             with self.subTest(kind=kind):
                 _, fused = pair(kind)
-                fused.base_layer.forward = None  # Set below; an instance's forward is not trusted to be fresh.
+                fused.base_layer.forward = (
+                    None  # Set below; an instance's forward is not trusted to be fresh.
+                )
                 product = type(fused.base_layer).forward
                 layer = fused.base_layer
                 layer.forward = lambda x: SavesItsResult.apply(product(layer, x))
