@@ -54,10 +54,15 @@ class OutOfMemory(GraftError, torch.OutOfMemoryError):
     """A GraftError that scripts which catch torch's own catch too."""
 
 
-def translated(error: RuntimeError) -> RuntimeError:
-    """The GraftError that the library meant, or `error` itself if it is torch's own."""
+#: Exceptions raised in Python that the library called, of which it can only say that there was one.
+lost: list[BaseException] = []
+
+
+def translated(error: RuntimeError) -> BaseException:
+    """The GraftError that the library meant, what Python raised under it, or `error` itself if it is torch's
+    own."""
     found = _FROM_LIBRARY.match(str(error))
     if not found:
-        return error
+        return lost.pop() if lost and "graft::watch_weight" in str(error) else error
     kind = OutOfMemory if found[1] == "out_of_memory" else GraftError
     return kind(found[1], found[2])

@@ -44,14 +44,18 @@ class LoraLinear(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x, weight, bias, a, b, scaling, dropout, rng, pack, counts=None):
         y, h = run(_forward, x, weight, bias, a, b, scaling, dropout, rng, True, pack)
-        ctx.save_for_backward(x, weight, a, b, h, rng)
+        needs = ctx.needs_input_grad
+        ctx.save_for_backward(x if needs[1] or needs[3] or needs[4] else None, weight, a, b, h, rng)
         ctx.scaling, ctx.dropout, ctx.pack, ctx.counts = scaling, dropout, pack, counts
+        ctx.x_dtype = x.dtype
         ctx.bias_dtype = None if bias is None else bias.dtype
         return y
 
     @staticmethod
     def backward(ctx, dy):
         x, weight, a, b, h, rng = ctx.saved_tensors
+        if x is None:
+            x = _any_x(dy, a, ctx.x_dtype)
         if ctx.counts is not None:
             ctx.counts.backward += 1
         need_dx, need_dw, need_dbias, need_da, need_db = ctx.needs_input_grad[:5]
@@ -92,8 +96,9 @@ class LoraDelta(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x, a, b, scaling, dropout, rng, counts=None):
         y, h = run(_delta_forward, x, a, b, scaling, dropout, rng, True)
-        ctx.save_for_backward(x, a, b, h, rng)
-        ctx.scaling, ctx.dropout, ctx.counts = scaling, dropout, counts
+        needs = ctx.needs_input_grad
+        ctx.save_for_backward(x if needs[1] or needs[2] else None, a, b, h, rng)
+        ctx.scaling, ctx.dropout, ctx.counts, ctx.x_dtype = scaling, dropout, counts, x.dtype
         return y
 
     @staticmethod
@@ -114,8 +119,9 @@ class LoraDeltaAdd(torch.autograd.Function):
     def forward(ctx, y, x, a, b, scaling, dropout, rng, counts=None):
         total = y.detach()
         h = run(_delta_add, total, x, a, b, scaling, dropout, rng, True)
-        ctx.save_for_backward(x, a, b, h, rng)
-        ctx.scaling, ctx.dropout, ctx.counts = scaling, dropout, counts
+        needs = ctx.needs_input_grad
+        ctx.save_for_backward(x if needs[2] or needs[3] else None, a, b, h, rng)
+        ctx.scaling, ctx.dropout, ctx.counts, ctx.x_dtype = scaling, dropout, counts, x.dtype
         return total
 
     @staticmethod
@@ -147,6 +153,8 @@ def _delta_gradients(ctx, dy, needs):
     need_dx, need_da, need_db = needs
     if not (need_dx or need_da or need_db):
         return None, None, None
+    if x is None:
+        x = _any_x(dy, a, ctx.x_dtype)
     if asks_for_graph():
         inputs = (x, None, a, b, ctx.scaling)
         found = composed_gradients(
@@ -157,6 +165,12 @@ def _delta_gradients(ctx, dy, needs):
         _delta_backward, dy, x, h, a, b, ctx.scaling, ctx.dropout, rng, need_dx, need_da, need_db
     )
     return dx, _cast(da, a), _cast(db, b)
+
+
+def _any_x(dy, a, dtype):
+    """What stands for an x that was not kept, since dx alone is wanted, which does not depend on it."""
+    x = dy.new_empty((*dy.shape[:-1], a.shape[1]), dtype=dtype)
+    return x.requires_grad_() if asks_for_graph() else x
 
 
 def _cast(gradient, like):

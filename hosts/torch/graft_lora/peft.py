@@ -158,7 +158,9 @@ def _part(self: nn.Module, name: str, dtype: torch.dtype, casts: bool) -> tuple 
         return f"rank {a.shape[0]}: the kernels take 1 to {_MAX_RANK}"
     scaling = self.scaling[name]
     if type(scaling) is not float and type(scaling) is not int:
-        return "its scaling is a tensor (prepared for hot swapping?)"
+        if is_dynamo_compiling() or not isinstance(scaling, float):
+            return "its scaling is a tensor (prepared for hot swapping?)"
+        scaling = float(scaling)  # NumPy's, of an alpha that NumPy made
     return a, b, b_own.get("bias"), scaling, p
 
 

@@ -13,7 +13,7 @@ from torch.autograd import forward_ad
 from torch.compiler import is_compiling
 from torch.utils._python_dispatch import _disable_current_modes
 
-from .errors import GraftError, translated
+from .errors import GraftError, lost, translated
 from .library import ops
 
 _library = torch.library.Library("graft", "FRAGMENT")
@@ -154,6 +154,15 @@ def _forget(address: int, _storage=None) -> None:
 
 def _watch(weight: Tensor) -> None:
     """Called by the library when it has packed a weight: the copy goes when the memory does."""
+    try:
+        _watch_storage(weight)
+    except BaseException as error:  # Ctrl-C, say
+        _forget(weight.data_ptr())
+        lost.append(error)  # The library can't hand it on.
+        raise
+
+
+def _watch_storage(weight: Tensor) -> None:
     storage = weight.untyped_storage()
     memory = range(storage.data_ptr(), storage.data_ptr() + storage.nbytes())
     for address, seen in list(_watched.items()):

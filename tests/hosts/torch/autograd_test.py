@@ -7,6 +7,7 @@ import torch
 
 import graft_lora
 import models
+from graft_lora.lora import plus_delta
 
 
 class Asked(unittest.TestCase):
@@ -64,6 +65,47 @@ class Asked(unittest.TestCase):
             return models.gradients(model)
 
         self.right(ask)
+
+    def test_frozen_adapters(self):
+        """What x is does not matter to dx, so as with PEFT x may be written to afterwards."""
+
+        def first(model, x):
+            x = x.clone().requires_grad_()
+            inner = x * 2
+            y = model(inner)
+            inner.add_(1)
+            return torch.autograd.grad(y.square().sum(), x)
+
+        def second(model, x):
+            x = x.clone().requires_grad_()
+            (dx,) = torch.autograd.grad(model(x).square().sum(), x, create_graph=True)
+            return torch.autograd.grad(dx.square().sum(), x)
+
+        for model in (self.model, self.plain, self.truth):
+            model.requires_grad_(False)
+        self.right(first)
+        self.right(second)
+
+    def test_frozen_adapters_keep_no_x(self):
+        a, b = torch.randn(4, 40), torch.randn(24, 4)
+        x = torch.randn(3, 40, requires_grad=True)
+        calls = {
+            "lora_linear": lambda a: graft_lora.lora_linear(x, torch.ones(24, 40), None, a, b),
+            "lora_delta": lambda a: graft_lora.lora_delta(x, a, b),
+            "lora_delta_add": lambda a: plus_delta(torch.zeros(3, 24), x, a, b, 1.0, 0.0, None, None, True),
+        }
+        for name, call in calls.items():
+            for frozen in (True, False):
+                with self.subTest(name, frozen=frozen):
+                    kept = []
+                    with torch.autograd.graph.saved_tensors_hooks(
+                        lambda t: kept.append(t.data_ptr()) or t, lambda t: t
+                    ):
+                        y = call(a if frozen else a.clone().requires_grad_())
+                    self.assertEqual(x.data_ptr() not in kept, frozen)
+                    (dx,) = torch.autograd.grad(y.sum(), x)
+                    want = (b @ a).sum(0) + (24 if name == "lora_linear" else 0)
+                    self.assertLess((dx - want).norm(), 1e-5 * want.norm() * 3**0.5)
 
     def test_gradients_accumulate(self):
         def ask(model, x):

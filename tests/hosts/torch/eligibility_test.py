@@ -8,6 +8,7 @@ import warnings
 from contextlib import contextmanager, nullcontext
 from functools import partial
 
+import numpy
 import torch
 from peft import LoraConfig
 from peft.helpers import disable_input_dtype_casting
@@ -213,6 +214,12 @@ class Fused(Calls):
         for layer in layers_of(plain):
             layer.scale_layer(3)
             layer.set_scale("default", 2)
+        self.assert_fused(plain)
+
+    def test_scaling_of_an_alpha_that_numpy_made(self):
+        plain = build()
+        for layer in layers_of(plain):
+            layer.scaling["default"] = numpy.float64(8) / 4
         self.assert_fused(plain)
 
     def test_arguments_that_say_nothing(self):

@@ -8,6 +8,7 @@ import pickle
 import sys
 import unittest
 from pathlib import Path
+from unittest import mock
 
 import torch
 import torch.nn.functional as F
@@ -19,6 +20,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 from op_cases import DEVICE, draw  # noqa: E402
 
 import graft_lora  # noqa: E402
+from graft_lora import registry  # noqa: E402
 
 ops = torch.ops.graft
 OUT, IN = 48, 40
@@ -269,6 +271,15 @@ class PackedWeight(unittest.TestCase):
         self.assert_true(layer.weight)
         twin.load_state_dict(layer.state_dict())
         self.assert_true(twin.weight)
+
+    def test_interrupted_while_a_copy_is_made(self):
+        x, w = torch.randn(3, IN, requires_grad=True), torch.randn(OUT, IN)
+        before = ops.packed_bytes()
+        for mode in (torch.enable_grad, torch.no_grad):
+            with mode(), mock.patch.object(registry.weakref, "ref", side_effect=KeyboardInterrupt):
+                self.assertRaises(KeyboardInterrupt, graft_lora.linear, x, w, pack=True)
+            self.assertEqual(ops.packed_bytes(), before)
+        self.assertTrue(torch.allclose(graft_lora.linear(x, w, pack=True), F.linear(x, w), atol=1e-5))
 
     def test_a_weight_that_cannot_be_packed_leaves_nothing(self):
         with self.assertRaises(graft_lora.GraftError):
