@@ -93,7 +93,9 @@ def wrap_prepare(model, device):
         transformer_cls_names_to_wrap=["LlamaDecoderLayer"],
         cpu_ram_efficient_loading=False,
     )
-    return Accelerator(fsdp_plugin=plugin).prepare(model)
+    # It replaces the parameters, and takes an optimizer of them to do so.
+    optimizer = torch.optim.AdamW(trained(model), lr=RATE)
+    return Accelerator(fsdp_plugin=plugin).prepare(model, optimizer)[0]
 
 
 WRAPPERS = {  # name: (how, accelerate() before it, adapters' gradients are averaged by hand)

@@ -1,7 +1,7 @@
 """Graft under PyTorch: fused LoRA kernels for PEFT's layers, without a change to a script.
 
-    import graft_lora
-    graft_lora.accelerate(model)      # a PEFT model
+import graft_lora
+graft_lora.accelerate(model)      # a PEFT model
 """
 
 from .errors import GraftError

@@ -7,6 +7,7 @@ own forward runs and the reason is counted.
 
 from __future__ import annotations
 
+import math
 import types
 from typing import TextIO
 
@@ -161,6 +162,8 @@ def _part(self: nn.Module, name: str, dtype: torch.dtype, casts: bool) -> tuple 
         if is_dynamo_compiling() or not isinstance(scaling, float):
             return "its scaling is a tensor (prepared for hot swapping?)"
         scaling = float(scaling)  # NumPy's, of an alpha that NumPy made
+    if not math.isfinite(scaling):
+        return f"its scaling is {scaling}"
     return a, b, b_own.get("bias"), scaling, p
 
 
@@ -198,6 +201,8 @@ def _dense(self: nn.Module, x: Tensor, args: tuple, kwargs: dict) -> Tensor | st
         return f"the base bias is a {type(bias).__name__}, not a plain parameter"
     if weight.dim() != 2 or hasattr(weight, "ds_id"):
         return "the base weight comes and goes (DeepSpeed's ZeRO-3?)"
+    if bias is not None and (bias.dim() != 1 or bias.shape[0] != weight.shape[0]):
+        return f"the base bias is {tuple(bias.shape)}, not a number an output"
     if weight.requires_grad:
         return "the base weight is trained; only a frozen one is fused"
     on_gpu = x.is_cuda
@@ -365,7 +370,12 @@ def _check_model(model: object) -> None:
 
 
 def _lora_layers(model: nn.Module) -> list[tuple[str, nn.Module]]:
-    from peft.tuners.lora import LoraLayer
+    try:
+        from peft.tuners.lora import LoraLayer
+    except ModuleNotFoundError as error:
+        raise GraftError(
+            "unsupported", f"{error}: what is accelerated are PEFT's layers (pip install peft)"
+        ) from None
 
     _check_model(model)
     return [(name, module) for name, module in model.named_modules() if isinstance(module, LoraLayer)]

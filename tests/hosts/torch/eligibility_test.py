@@ -296,6 +296,21 @@ class Own(Calls):
         plain.base_model.disable_adapter_layers()
         self.assert_own(plain, "disabled")
 
+    def test_bias_that_is_broadcast(self):
+        plain = build()
+        for layer in layers_of(plain):
+            layer.base_layer.bias = nn.Parameter(torch.tensor([0.5], device=DEVICE), requires_grad=False)
+        self.assert_own(plain, "the base bias is (1,)")
+
+    def test_scaling_without_a_value(self):
+        plain = build()
+        model = accelerated(plain)
+        for one in (plain, model):
+            for layer in layers_of(one):
+                layer.scaling["default"] = float("nan")
+        self.assertTrue(model(input_of(plain)).isnan().all())
+        self.assertIn("its scaling is nan", ", ".join(reasons(model)))
+
     def test_variants(self):
         self.assert_own(build(use_dora=True), "DoraLinearVariant is not plain LoRA")
 
