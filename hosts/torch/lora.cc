@@ -36,6 +36,21 @@ ConstTensorView saved(const Tensor& h) {
   return h.numel() == 0 && h.dim() < 2 ? ConstTensorView() : view_of(h, "h");
 }
 
+// dx, da and db that are asked for, and their places in `params`.
+template <class Params>
+std::tuple<Tensor, Tensor, Tensor> new_gradients(Params& params, const Tensor& x,
+                                                 const Rows& x_rows, const Tensor& a,
+                                                 const Tensor& b, bool need_dx, bool need_da,
+                                                 bool need_db) {
+  Tensor dx = need_dx ? new_rows(x, x_rows.features()) : no_tensor();
+  Tensor da = need_da ? new_floats(a, {a.size(0), a.size(1)}) : no_tensor();
+  Tensor db = need_db ? new_floats(b, {b.size(0), b.size(1)}) : no_tensor();
+  if (need_dx) params.dx = matrix(dx, x_rows.count(), x_rows.features());
+  if (need_da) params.da = transposed(da);
+  if (need_db) params.db = transposed(db);
+  return {dx, da, db};
+}
+
 std::tuple<Tensor, Tensor> lora_linear_forward(const Tensor& x, const Tensor& weight,
                                                const Maybe& bias, const Tensor& a, const Tensor& b,
                                                double scaling, double dropout, const Maybe& rng,
@@ -74,14 +89,9 @@ std::tuple<Tensor, Tensor, Tensor> lora_linear_backward(const Tensor& dy, const 
     if (need_dx) params.weight = weight_of(weight, x_rows.view().dtype(), pack, true);
     params.adapter = adapter_of(a, b, scaling);
     params.dropout = dropout_of(dropout, rng, x);
-    const Tensor dx = need_dx ? new_rows(x, x_rows.features()) : no_tensor();
-    const Tensor da = need_da ? new_floats(a, {a.size(0), a.size(1)}) : no_tensor();
-    const Tensor db = need_db ? new_floats(b, {b.size(0), b.size(1)}) : no_tensor();
-    if (need_dx) params.dx = matrix(dx, x_rows.count(), x_rows.features());
-    if (need_da) params.da = transposed(da);
-    if (need_db) params.db = transposed(db);
+    auto gradients = new_gradients(params, x, x_rows, a, b, need_dx, need_da, need_db);
     lora_linear_backward(context_of(x), params);
-    return std::tuple(dx, da, db);
+    return gradients;
   });
 }
 
@@ -155,14 +165,9 @@ std::tuple<Tensor, Tensor, Tensor> lora_delta_backward(const Tensor& dy, const T
     params.h = saved(h);
     params.adapter = adapter_of(a, b, scaling);
     params.dropout = dropout_of(dropout, rng, x);
-    const Tensor dx = need_dx ? new_rows(x, x_rows.features()) : no_tensor();
-    const Tensor da = need_da ? new_floats(a, {a.size(0), a.size(1)}) : no_tensor();
-    const Tensor db = need_db ? new_floats(b, {b.size(0), b.size(1)}) : no_tensor();
-    if (need_dx) params.dx = matrix(dx, x_rows.count(), x_rows.features());
-    if (need_da) params.da = transposed(da);
-    if (need_db) params.db = transposed(db);
+    auto gradients = new_gradients(params, x, x_rows, a, b, need_dx, need_da, need_db);
     lora_delta_backward(context_of(x), params);
-    return std::tuple(dx, da, db);
+    return gradients;
   });
 }
 
