@@ -162,7 +162,8 @@ def _part(self: nn.Module, name: str, dtype: torch.dtype, casts: bool) -> tuple 
         if is_dynamo_compiling() or not isinstance(scaling, float):
             return "its scaling is a tensor (prepared for hot swapping?)"
         scaling = float(scaling)  # NumPy's, of an alpha that NumPy made
-    if not math.isfinite(scaling):
+    # While torch traces, a scaling that has changed before has no value to look at.
+    if not is_dynamo_compiling() and not math.isfinite(scaling):
         return f"its scaling is {scaling}"
     return a, b, b_own.get("bias"), scaling, p
 
