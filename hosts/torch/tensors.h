@@ -44,9 +44,9 @@ class Rows {
   /// `dense`: the elements of a row lie side by side, as the kernels of softmax and norms want
   /// them.
   Rows(const Tensor& tensor, const char* name, bool dense = false);
-  const ConstTensorView& view() const { return view_; }
-  std::int64_t count() const { return view_.dim(0); }
-  std::int64_t features() const { return view_.dim(1); }
+  const ConstTensorView& view() const { return view_; }   ///< (rows, features).
+  std::int64_t count() const { return view_.dim(0); }     ///< Rows.
+  std::int64_t features() const { return view_.dim(1); }  ///< Elements of a row.
 
  private:
   Tensor owner_;
@@ -56,8 +56,8 @@ class Rows {
 /// A tensor without gaps: itself, or a copy, which this keeps alive; absent if there is none.
 class Dense {
  public:
-  Dense(const std::optional<Tensor>& tensor, const char* name);
-  const ConstTensorView& view() const { return view_; }
+  Dense(const std::optional<Tensor>& tensor, const char* name);  ///< `name` is for errors.
+  const ConstTensorView& view() const { return view_; }          ///< Of it, or absent.
 
  private:
   std::optional<Tensor> owner_;
