@@ -27,15 +27,6 @@ Adapter adapter_of(const Tensor& a, const Tensor& b, double scaling) {
           static_cast<float>(scaling)};
 }
 
-TensorView hidden(const Tensor& h, std::int64_t rows, std::int64_t rank) {
-  return matrix(h, rows, rank);
-}
-
-// h as backward is given it: absent if forward did not save it.
-ConstTensorView saved(const Tensor& h) {
-  return h.numel() == 0 && h.dim() < 2 ? ConstTensorView() : view_of(h, "h");
-}
-
 // dx, da and db that are asked for, and their places in `params`.
 template <class Params>
 std::tuple<Tensor, Tensor, Tensor> new_gradients(Params& params, const Tensor& x,
@@ -67,7 +58,7 @@ std::tuple<Tensor, Tensor> lora_linear_forward(const Tensor& x, const Tensor& we
     const Tensor y = new_rows(x, out_features);
     params.y = matrix(y, rows.count(), out_features);
     const Tensor h = save_h ? new_floats(x, {rows.count(), a.size(0)}) : no_tensor();
-    if (save_h) params.h = hidden(h, rows.count(), a.size(0));
+    if (save_h) params.h = matrix(h, rows.count(), a.size(0));
     lora_linear_forward(context_of(x), params);
     return std::tuple(y, h);
   });
@@ -85,7 +76,7 @@ std::tuple<Tensor, Tensor, Tensor> lora_linear_backward(const Tensor& dy, const 
     LoraLinearBackward params;
     params.dy = dy_rows.view();
     params.x = x_rows.view();
-    params.h = saved(h);
+    params.h = view_of(h, "h");
     if (need_dx) params.weight = weight_of(weight, x_rows.view().dtype(), pack, true);
     params.adapter = adapter_of(a, b, scaling);
     params.dropout = dropout_of(dropout, rng, x);
@@ -107,7 +98,7 @@ void delta_into(const Tensor& y, const Tensor& h, bool accumulate, const Rows& x
   params.dropout = dropout;
   params.accumulate = accumulate;
   params.y = matrix(y, x.count(), adapter.b.dim(1));
-  if (h.defined()) params.h = hidden(h, x.count(), adapter.a.dim(1));
+  if (h.defined()) params.h = matrix(h, x.count(), adapter.a.dim(1));
   lora_delta_forward(context, params);
 }
 
@@ -162,7 +153,7 @@ std::tuple<Tensor, Tensor, Tensor> lora_delta_backward(const Tensor& dy, const T
     LoraDeltaBackward params;
     params.dy = dy_rows.view();
     params.x = x_rows.view();
-    params.h = saved(h);
+    params.h = view_of(h, "h");
     params.adapter = adapter_of(a, b, scaling);
     params.dropout = dropout_of(dropout, rng, x);
     auto gradients = new_gradients(params, x, x_rows, a, b, need_dx, need_da, need_db);

@@ -84,13 +84,10 @@ TensorView matrix(const Tensor& tensor, std::int64_t rows, std::int64_t features
 /// Where the two numbers of a dropout with chance `p` lie; null without dropout. Throws Error.
 const std::uint64_t* random_numbers(double p, const std::optional<Tensor>& rng, const Tensor& x);
 
-/// Runs the body of an op: what it throws leaves as an exception whose text opens with
-/// "graft <code>: ", from which Python makes a GraftError.
-template <class F>
-auto guarded(const F& body) -> decltype(body());
-
+/// Throws on what was caught, an Error as an exception whose text opens with "graft <code>: ".
 [[noreturn]] void rethrow();
 
+/// Runs the body of an op: from what it throws Python makes a GraftError.
 template <class F>
 auto guarded(const F& body) -> decltype(body()) {
   try {

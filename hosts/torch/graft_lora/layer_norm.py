@@ -10,7 +10,7 @@ from torch.nn import functional
 
 from .checks import check_rows, check_vector
 from .library import ops
-from .registry import asks_for_graph, composed_gradients, public_op, run, wants_gradient
+from .registry import asks_for_graph, cast_like, composed_gradients, public_op, run, wants_gradient
 
 _forward = ops.layer_norm_forward.default
 _backward = ops.layer_norm_backward.default
@@ -41,12 +41,7 @@ class LayerNorm(torch.autograd.Function):
         dx, dweight, dbias = run(
             _backward, dy, x, weight, mean, rstd, ctx.eps, need_dx, need_dweight, need_dbias
         )
-        return (
-            dx if need_dx else None,
-            dweight.to(weight.dtype) if need_dweight else None,
-            dbias.to(bias.dtype) if need_dbias else None,
-            None,
-        )
+        return dx, cast_like(dweight, weight), cast_like(dbias, bias), None
 
 
 def _check(x, weight=None, bias=None, eps=1e-5):

@@ -15,6 +15,7 @@ from .registry import (
     asks_for_graph,
     autocast,
     bias_gradient,
+    cast_like,
     composed_gradients,
     public_op,
     quick_apply,
@@ -80,8 +81,8 @@ class LoraLinear(torch.autograd.Function):
             dx,
             dw,
             dbias,
-            _cast(da, a),
-            _cast(db, b),
+            cast_like(da, a),
+            cast_like(db, b),
             None,
             None,
             None,
@@ -164,18 +165,13 @@ def _delta_gradients(ctx, dy, needs):
     dx, da, db = run(
         _delta_backward, dy, x, h, a, b, ctx.scaling, ctx.dropout, rng, need_dx, need_da, need_db
     )
-    return dx, _cast(da, a), _cast(db, b)
+    return dx, cast_like(da, a), cast_like(db, b)
 
 
 def _any_x(dy, a, dtype):
     """What stands for an x that was not kept, since dx alone is wanted, which does not depend on it."""
     x = dy.new_empty((*dy.shape[:-1], a.shape[1]), dtype=dtype)
     return x.requires_grad_() if asks_for_graph() else x
-
-
-def _cast(gradient, like):
-    """A gradient of float32 in the dtype of what it is of. `to` takes a microsecond to do nothing."""
-    return gradient if gradient is None or gradient.dtype is like.dtype else gradient.to(like.dtype)
 
 
 def _composed(x, weight, a, b, scaling):

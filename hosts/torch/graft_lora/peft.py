@@ -19,6 +19,7 @@ from torch.nn import Parameter
 from torch.nn.modules import module as nn_module
 
 from . import quantized
+from .checks import MAX_RANK
 from .errors import GraftError, translated
 from .library import ops, why_not
 from .lora import LoraLinear, draw_rng, linear_in_eager, plus_delta
@@ -26,7 +27,6 @@ from .report import Record, Row, print_table
 
 _forward = ops.lora_linear_forward.default
 
-_MAX_RANK = 256
 _no_kernel: dict[tuple[torch.device, torch.dtype], str] = {}
 
 
@@ -155,8 +155,8 @@ def _part(self: nn.Module, name: str, dtype: torch.dtype, casts: bool) -> tuple 
         return f"lora_A is {a_dtype} and lora_B {b.dtype}: expected both float32, or both {dtype} as x is"
     if a_dtype is not dtype and not casts:
         return "x is not cast to lora_A's dtype (disable_input_dtype_casting)"
-    if not 1 <= a.shape[0] <= _MAX_RANK:
-        return f"rank {a.shape[0]}: the kernels take 1 to {_MAX_RANK}"
+    if not 1 <= a.shape[0] <= MAX_RANK:
+        return f"rank {a.shape[0]}: the kernels take 1 to {MAX_RANK}"
     scaling = self.scaling[name]
     if type(scaling) is not float and type(scaling) is not int:
         if is_dynamo_compiling() or not isinstance(scaling, float):
@@ -260,14 +260,15 @@ def _quantized(self: nn.Module, x: Tensor, args: tuple, kwargs: dict) -> Tensor 
         return reason
     record = self._graft
     device = x.device.type
-    dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
+    autocast = torch.is_autocast_enabled(device)
+    dtype = torch.get_autocast_dtype(device) if autocast else x.dtype
     reason = quantized.why_not(self, record.kind, x) or _kernel_reason(x, dtype)
     if reason:
         return reason
-    parts = _parts(self, dtype, True)
+    parts = _parts(self, dtype, autocast or self.cast_input_dtype_enabled)
     if type(parts) is str:
         return parts
-    return quantized.forward(self, record.kind, x, None if is_dynamo_compiling() else record)
+    return quantized.forward(self, record.kind, x, parts, None if is_dynamo_compiling() else record)
 
 
 def forward(self, x, *args, **kwargs):

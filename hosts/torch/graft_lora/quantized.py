@@ -45,19 +45,15 @@ def why_not(module: nn.Module, kind: Kind, x: Tensor) -> str:
     """Why this call is PEFT's, beyond what holds for every LoRA layer; empty if it can be fused."""
     if getattr(module, kind.base) is not module.base_layer:
         return "the base layer was exchanged"
-    if torch.is_autocast_enabled(x.device.type):
-        return ""
-    if torch.is_autocast_enabled():
+    if torch.is_autocast_enabled() and not torch.is_autocast_enabled(x.device.type):
         return "autocast of another device"
-    casts = getattr(module, "cast_input_dtype_enabled", True)
-    if not casts and any(module.lora_A[name].weight.dtype != x.dtype for name in _active(module)):
-        return "x is not cast to lora_A's dtype (disable_input_dtype_casting)"
     return ""
 
 
-def forward(module: nn.Module, kind: Kind, x: Tensor, counts=None) -> Tensor:
+def forward(module: nn.Module, kind: Kind, x: Tensor, parts: list[tuple], counts=None) -> Tensor:
     """What the class's own forward returns, to rounding: A and B are rounded to the type that x is multiplied
-    in, and the sum is rounded once. `counts.backward`, where there is one, goes up by one a backward pass."""
+    in, and the sum is rounded once. `parts` has (A, B, B's bias, scaling, dropout) of each active adapter.
+    `counts.backward`, where there is one, goes up by one a backward pass."""
     base = getattr(module, kind.base)
     result = base(x)
     dtype = result.dtype
@@ -67,22 +63,13 @@ def forward(module: nn.Module, kind: Kind, x: Tensor, counts=None) -> Tensor:
         if kind.promotes and torch.is_autocast_enabled():
             dtype = torch.promote_types(dtype, x.dtype)
     in_place = result.dtype == dtype == x.dtype and _is_fresh(base, result, x)
-    for name in _active(module):
-        b = module.lora_B[name]
-        scaling = module.scaling[name]
-        drop = module.lora_dropout[name]
-        p = drop.p if type(drop) is nn.Dropout and drop.training else 0.0
+    for a, b, b_bias, scaling, p in parts:
         rng = draw_rng(x) if p > 0 else None
-        a = module.lora_A[name].weight
-        result = plus_delta(result, x, a, b.weight, scaling, p, rng, counts, in_place).to(dtype)
-        if b.bias is not None:
-            result = result + (b.bias * scaling).to(dtype)
+        result = plus_delta(result, x, a, b, scaling, p, rng, counts, in_place).to(dtype)
+        if b_bias is not None:
+            result = result + (b_bias * scaling).to(dtype)
         counts = None  # Adapters beyond the first are of the same call.
     return result
-
-
-def _active(module: nn.Module) -> list[str]:
-    return [name for name in module.active_adapters if name in module.lora_A]
 
 
 def _is_fresh(base: nn.Module, result: Tensor, x: Tensor) -> bool:

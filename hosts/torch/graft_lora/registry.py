@@ -133,6 +133,12 @@ def as_rows(t: Tensor) -> Tensor:
     return t.unsqueeze(0) if t.dim() == 1 else t.flatten(0, -2)
 
 
+def cast_like(gradient: Tensor | None, like: Tensor | None) -> Tensor | None:
+    """A gradient of float32 in the dtype of what it is of; None where it was not asked for. `to` takes a
+    microsecond where there is nothing to do."""
+    return gradient if gradient is None or gradient.dtype is like.dtype else gradient.to(like.dtype)
+
+
 def bias_gradient(dy: Tensor, bias: Tensor | torch.dtype) -> Tensor:
     """The sum of dy's rows, in float32 and then of the bias's dtype."""
     return as_rows(dy).sum(0, dtype=torch.float32).to(bias)

@@ -10,7 +10,7 @@ from torch.nn import functional
 
 from .checks import check_like, check_rows, check_vector
 from .library import ops
-from .registry import asks_for_graph, composed_gradients, public_op, run, wants_gradient
+from .registry import asks_for_graph, cast_like, composed_gradients, public_op, run, wants_gradient
 
 _forward = ops.rms_norm_forward.default
 _backward = ops.rms_norm_backward.default
@@ -44,7 +44,7 @@ class RmsNorm(torch.autograd.Function):
             needs = (need_dx, need_dweight, False)
             return composed_gradients(_composed, (x, weight, ctx.eps), (dy,), needs)
         dx, dweight = run(_backward, dy, x, weight, rstd, None, ctx.eps, need_dx, need_dweight)
-        return dx if need_dx else None, dweight.to(weight.dtype) if need_dweight else None, None
+        return dx, cast_like(dweight, weight), None
 
 
 class AddRmsNorm(torch.autograd.Function):
@@ -69,7 +69,7 @@ class AddRmsNorm(torch.autograd.Function):
         return (
             ds if need_dx else None,
             ds if need_dresidual else None,
-            dweight.to(weight.dtype) if need_dweight else None,
+            cast_like(dweight, weight),
             None,
         )
 

@@ -24,6 +24,7 @@ import torch.distributed as dist
 from torch import nn
 
 import graft_lora
+from layers import IN, Block
 from peft import LoraConfig, get_peft_model
 from peft.tuners.lora import Linear as LoraLinear
 
@@ -31,22 +32,12 @@ WORLD = 2
 STEPS = 4
 LAYERS = 3
 PROJECTIONS = 2 * LAYERS
-ROWS, WIDTH, HIDDEN = 8, 24, 40
+ROWS = 8
 RATE = 0.05
 TOLERANCE = 1e-5  # of float32 against float64, in losses and adapters
 
 
 # ---- what is trained ----
-
-
-class Block(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.up = nn.Linear(WIDTH, HIDDEN)
-        self.down = nn.Linear(HIDDEN, WIDTH, bias=False)
-
-    def forward(self, x):
-        return x + self.down(nn.functional.silu(self.up(x)))
 
 
 class Net(nn.Module):
@@ -74,7 +65,7 @@ def lora_layers(model):
 
 def example(step):
     generator = torch.Generator().manual_seed(step + 1)
-    return torch.randn(2, ROWS, WIDTH, generator=generator, dtype=torch.float64).unbind()
+    return torch.randn(2, ROWS, IN, generator=generator, dtype=torch.float64).unbind()
 
 
 def adapters_of(model):

@@ -20,6 +20,18 @@ DEVICE = os.environ.get("GRAFT_TEST_DEVICE", "cpu")  # "cuda" runs these tests t
 ROUNDING = {torch.float32: 2.0**-24, torch.bfloat16: 2.0**-9, torch.float16: 2.0**-12}
 
 
+class Block(nn.Module):
+    """Two layers beside a residual path: as many of them as wanted, one behind the other."""
+
+    def __init__(self):
+        super().__init__()
+        self.up = nn.Linear(IN, MIDDLE)
+        self.down = nn.Linear(MIDDLE, IN, bias=False)
+
+    def forward(self, x):
+        return x + self.down(nn.functional.silu(self.up(x)))
+
+
 class Two(nn.Module):
     """first, a nonlinearity, second: so that a layer's dx reaches another's parameters."""
 

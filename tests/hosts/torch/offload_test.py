@@ -12,22 +12,13 @@ import torch
 from torch import nn
 
 import graft_lora
+from layers import IN, Block
 from peft import LoraConfig, get_peft_model
 from peft.tuners.lora import Linear as LoraLinear
 
-WIDTH, HIDDEN, LAYERS, ROWS = 24, 40, 2, 5
+LAYERS, ROWS = 2, 5
 CALLS = 2 * LAYERS  # of LoRA layers in one forward pass
 CHILDREN = ("base_layer", "lora_A.default", "lora_B.default")
-
-
-class Block(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.up = nn.Linear(WIDTH, HIDDEN)
-        self.down = nn.Linear(HIDDEN, WIDTH, bias=False)
-
-    def forward(self, x):
-        return x + self.down(nn.functional.silu(self.up(x)))
 
 
 def make_model():
@@ -41,7 +32,7 @@ def lora_layers(model):
 
 
 def make_input():
-    return torch.randn(ROWS, WIDTH, generator=torch.Generator().manual_seed(1))
+    return torch.randn(ROWS, IN, generator=torch.Generator().manual_seed(1))
 
 
 class Checks(unittest.TestCase):
@@ -144,7 +135,7 @@ class Offload(Checks):
     def test_meta(self):
         model = graft_lora.accelerate(make_model().to("meta"))
         output = model(make_input().to("meta"))
-        self.assertEqual((output.device.type, output.shape), ("meta", (ROWS, WIDTH)))
+        self.assertEqual((output.device.type, output.shape), ("meta", (ROWS, IN)))
 
     def test_meta_then_loaded(self):
         state = make_model().state_dict()
